@@ -1,0 +1,200 @@
+"""One frozen, keyword-only config a step. Forms, `--help`, fingerprints and manifests are made from these classes.
+
+Every field says what it is (`help`), whether another value changes the result (`result`), and which values are allowed (`choices`).
+Values the paper does not give are our choice: METHOD.md marks them [C].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from core.errors import ConfigError
+
+
+def option(default: Any, help: str, *, result: bool = True, choices: tuple[Any, ...] = (), minimum: float | None = None) -> Any:
+    """A config field. `result=False`: the value may change speed or memory, never the result, so it stays out of fingerprints."""
+    meta = {"help": help, "result": result, "choices": choices, "minimum": minimum}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=meta)
+    return dataclasses.field(default=default, metadata=meta)
+
+
+class Config:
+    """Shared behaviour of all configs: checked when made, printable, comparable, part of a fingerprint."""
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):  # type: ignore[arg-type]
+            value, choices, minimum = getattr(self, spec.name), spec.metadata.get("choices"), spec.metadata.get("minimum")
+            name = f"{type(self).__name__}.{spec.name}"
+            if choices and value not in choices:
+                raise ConfigError(f"{name} has an unknown value", expected=" | ".join(map(str, choices)), found=repr(value))
+            if minimum is not None and value is not None and not value >= minimum:
+                raise ConfigError(f"{name} is too small", expected=f">= {minimum}", found=repr(value))
+
+    def result_fields(self) -> dict[str, Any]:
+        """The fields that change the result, as JSON values: what a fingerprint is made of."""
+        return {s.name: _plain(getattr(self, s.name)) for s in fields(self) if s.metadata.get("result", True)}  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return {s.name: _plain(getattr(self, s.name), all_fields=True) for s in fields(self)}  # type: ignore[arg-type]
+
+
+def _plain(value: Any, *, all_fields: bool = False) -> Any:
+    if is_dataclass(value) and isinstance(value, Config):
+        return value.to_dict() if all_fields else value.result_fields()
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v, all_fields=all_fields) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v, all_fields=all_fields) for v in value]
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """Which preference pairs, how they are read, and how they are split."""
+
+    pairs: str = option("", "file (.jsonl .json .csv .parquet, also .gz) or Hub id of the preference pairs; empty: the embedded demo pairs")
+    format: str = option(
+        "auto",
+        "format of the rows; auto detects it",
+        choices=("auto", "trl", "hh-rlhf", "safe-rlhf", "truthfulqa", "rewardbench", "ultrafeedback"),
+    )
+    columns: Mapping[str, str] = option({}, "our field = your column, for files with other column names (prompt=question,...)")
+    preference: str = option("safer", "SafeRLHF: which judgement decides", choices=("safer", "better"))
+    hub_split: str = option("train", "split of a Hub data set")
+    hub_config: str = option("", "configuration name of a Hub data set")
+    hub_revision: str = option("", "revision (commit) of a Hub data set")
+    max_pairs_per_prompt: int = option(4, "TruthfulQA and score lists: at most this many pairs a prompt", minimum=1)
+    limit: int = option(0, "use only the first N prompts (0: all)", minimum=0)
+    protocol: str = option(
+        "", "named split of the paper; sets ratios (truthfulqa 4:1:5, safe-rlhf, red-teaming)", choices=("", "truthfulqa", "safe-rlhf", "red-teaming")
+    )
+    ratios: tuple[float, ...] = option((0.4, 0.1, 0.5), "shares of train, validation and test")
+    split_by: str = option("prompt", "prompt: no prompt on two sides; pair: to show the leak", choices=("prompt", "pair"))
+    seed: int = option(0, "seed of the split")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.ratios) != 3 or min(self.ratios) < 0 or not 0 < sum(self.ratios) <= 1 + 1e-9 or self.ratios[0] <= 0:
+            raise ConfigError(
+                "DataConfig.ratios is impossible", expected="train > 0, validation and test >= 0, together at most 1", found=str(self.ratios)
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig(Config):
+    """Which language model, where it is read, and with what arithmetic (METHOD.md section 2)."""
+
+    model: str = option("smollm2-135m", "Hub id, local folder, .gguf file, or `smollm2-135m` (the embedded default)")
+    revision: str = option("", "Hub revision (commit)")
+    layer: int = option(16, "0-based decoder layer L whose output is read (hidden_states[L+1])", minimum=0)
+    position: str = option("response_end", "token that is read", choices=("response_end", "turn_end"))
+    dtype: str = option("auto", "arithmetic; auto: bfloat16 where the device is fast at it, else float32", choices=("auto", "bfloat16", "float16", "float32"))
+    quantization: str = option("none", "bitsandbytes weights", choices=("none", "8bit", "4bit"))
+    max_length: int = option(2048, "longest sequence in tokens", minimum=8)
+    over_length: str = option("drop_turns", "a longer prompt: drop its leading turns, or refuse the row", choices=("drop_turns", "refuse"))
+    template_date: str = option("26 Jul 2024", "date given to templates that print today's date")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", result=False)
+    device_map: str = option("", "accelerate's device map (auto spreads a large model)", result=False)
+    attention: str = option("sdpa", "attention implementation, recorded", choices=("sdpa", "eager", "flash_attention_2"))
+    tokens_per_batch: int = option(4096, "token budget of a batch", result=False, minimum=128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEConfig(Config):
+    """Which sparse autoencoder. Either a sae-lens release with its id, or a folder or file on this machine."""
+
+    release: str = option("", "sae-lens release, e.g. gemma-scope-9b-it-res-canonical")
+    sae_id: str = option("", "id in that release, e.g. layer_31/width_16k/canonical")
+    path: str = option("", "sae-lens folder, Gemma Scope params.npz, or Llama Scope folder")
+    format: str = option("auto", "format on disk; auto detects it", choices=("auto", "sae-lens", "gemma-scope", "llama-scope"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig(Config):
+    """Which latents become directions, and the statistics shown about them."""
+
+    k: int = option(128, "latents a side (the paper: 128)", minimum=1)
+    min_active: int = option(10, "a latent active in fewer training responses is not live", minimum=1)
+    resamples: int = option(200, "bootstrap resamples of the prompts for intervals and stability", minimum=10)
+    seed: int = option(0, "seed of the bootstrap")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig(Config):
+    """The MLP head and its training (METHOD.md section 3, step 3)."""
+
+    hidden: int = option(512, "hidden units", minimum=1)
+    gamma: float = option(1.0, "margin of the margin loss", minimum=0)
+    loss: str = option("margin", "training loss", choices=("margin", "bradley-terry", "bce"))
+    lr: float = option(1e-3, "AdamW learning rate", minimum=0)
+    weight_decay: float = option(1e-2, "AdamW weight decay", minimum=0)
+    batch_size: int = option(64, "pairs a batch", minimum=1)
+    epochs: int = option(100, "at most", minimum=1)
+    patience: int = option(20, "stop after so many epochs without a better validation accuracy", minimum=1)
+    seeds: int = option(5, "heads trained; the one of best validation accuracy is shipped", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(Config):
+    """Everything `sparserm fit` needs."""
+
+    data: DataConfig = DataConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    sae: SAEConfig = SAEConfig()
+    selection: SelectionConfig = SelectionConfig()
+    head: HeadConfig = HeadConfig()
+    random_draws: int = option(5, "draws of each kind of random directions", minimum=1)
+    curve: tuple[int, ...] = option((8, 16, 32, 64, 128, 256), "values of K on the accuracy-against-K curve")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(Config):
+    """Layers x K from one extraction, judged on validation."""
+
+    fit: FitConfig = FitConfig()
+    layers: tuple[int, ...] = option((), "layers to compare; an SAE is needed for each")
+    saes: tuple[str, ...] = option((), "the SAE of each layer: a path, or release:id")
+    ks: tuple[int, ...] = option((8, 16, 32, 64, 128, 256), "values of K")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAETrainConfig(Config):
+    """`sparserm sae train`: an SAE on streamed activations of a backbone, by sae-lens' trainer."""
+
+    backbone: BackboneConfig = BackboneConfig()
+    architecture: str = option("batchtopk", "activation rule", choices=("batchtopk", "topk"))
+    width: int = option(4608, "latents (d_sae)", minimum=8)
+    k: int = option(32, "active latents a token", minimum=1)
+    tokens: int = option(1_200_000, "training tokens", minimum=1024)
+    corpus: str = option("chitchat", "`chitchat` (PyPI), or files of dialogues or preference pairs, comma-separated")
+    response_end_share: float = option(0.125, "share of each batch drawn from response-final positions", minimum=0)
+    context: int = option(256, "longest dialogue in tokens", minimum=16)
+    batch_size: int = option(1024, "tokens a training step", minimum=16)
+    lr: float = option(4e-4, "Adam learning rate", minimum=0)
+    held_out: float = option(0.03, "share of the dialogues kept out of training, for the card", minimum=0)
+    seed: int = option(0, "seed of weights, order and splits")
+    checkpoint_every: int = option(200_000, "tokens between resumable states", result=False, minimum=1024)
+    out: str = option("", "folder to save the SAE in; empty: the cache", result=False)
+
+
+def from_dict(cls: type[Any], values: Mapping[str, Any]) -> Any:
+    """A config of class `cls` from (nested) plain values. Raises ConfigError on an unknown field."""
+    known = {spec.name: spec for spec in fields(cls)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}", expected=", ".join(known))
+    return cls(**{name: _restore(known[name], value) for name, value in values.items()})
+
+
+def _restore(spec: dataclasses.Field[Any], value: Any) -> Any:
+    default = spec.default
+    if is_dataclass(default) and isinstance(value, Mapping):
+        return from_dict(type(default), value)
+    if isinstance(default, tuple) and isinstance(value, list):
+        return tuple(value)
+    return value

@@ -1,0 +1,65 @@
+"""Errors with a way out: what was expected, what was found, what to do. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+
+class SparseRMError(Exception):
+    """Base of every error a person can mend. `str()` gives problem, expected, found and remedy, a line each.
+
+    `exit_code` is what the `sparserm` command ends with.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, *, expected: str = "", found: str = "", remedy: str = "") -> None:
+        self.problem, self.expected, self.found, self.remedy = problem, expected, found, remedy
+        parts = (("expected", expected), ("found", found), ("to do", remedy))
+        super().__init__("\n".join([problem, *(f"  {name}: {text}" for name, text in parts if text)]))
+
+
+class ConfigError(SparseRMError):
+    """An option has an impossible value."""
+
+    exit_code = 2
+
+
+class DataError(SparseRMError):
+    """Preference pairs can't be read, or none of them is usable."""
+
+    exit_code = 3
+
+
+class BackboneError(SparseRMError):
+    """The language model can't be had, loaded or run."""
+
+    exit_code = 4
+
+
+class SAEError(SparseRMError):
+    """The sparse autoencoder can't be had, loaded or used."""
+
+    exit_code = 5
+
+
+class MismatchError(SparseRMError):
+    """Two things were made for each other's strangers: another backbone, layer, template or width. Both are named."""
+
+    exit_code = 6
+
+
+class StoreError(SparseRMError):
+    """An artefact in the cache is missing, incomplete or corrupt."""
+
+    exit_code = 7
+
+
+class MissingError(SparseRMError):
+    """Something must be supplied first; the remedy names the command that supplies it."""
+
+    exit_code = 8
+
+
+class Cancelled(Exception):
+    """Raised by a progress callable to stop a step; nothing half-done is kept as whole."""
+
+    exit_code = 130

@@ -1,0 +1,248 @@
+"""The store: content-addressed artefacts that are whole or absent.
+
+An artefact is a folder `<root>/artefacts/<step>/<2 hex>/<fingerprint>/` with `manifest.json` and data files. Its fingerprint is the
+sha256 over step, step version, the config fields that change the result, and the fingerprints of its inputs: a chain.
+
+1. Publish: write into a temporary folder, the manifest last, fsync, `os.rename`. So the folder exists if and only if it is complete.
+2. Read: the manifest's schema, and each file's size and (on `verify`) sha256. Corrupt folders are moved aside and computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from core.errors import StoreError
+from core.types import sha256_of
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+# A kill test holds a step open here: the name of the step whose publication waits for ever (tests only).
+HOLD = "SPARSERM_TEST_HOLD"
+
+
+def cache_root() -> Path:
+    """`SPARSERM_CACHE`, else `cache/` of the checkout."""
+    given = os.environ.get("SPARSERM_CACHE")
+    return Path(given).expanduser() if given else Path(__file__).resolve().parents[2] / "cache"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artefact:
+    """A published artefact: where it is and what its manifest says."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def step(self) -> str:
+        return str(self.manifest["step"])
+
+    def file(self, name: str) -> Path:
+        """Path of one of its files. Raises StoreError if the manifest does not list it."""
+        if name not in self.manifest["files"]:
+            raise StoreError(f"artefact {self.path} holds no {name}", found=", ".join(self.manifest["files"]))
+        return self.path / name
+
+
+class Store:
+    """Artefacts under one root folder."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or cache_root()
+
+    def fingerprint(self, step: str, version: int, config: Mapping[str, Any], inputs: Sequence[str]) -> str:
+        """The chained fingerprint of a step's result. Raises StoreError where a value can't be hashed."""
+        try:
+            return sha256_of({"step": step, "version": version, "config": dict(config), "inputs": list(inputs)})
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"the configuration of step {step} can't be fingerprinted", found=str(error)) from error
+
+    def folder(self, step: str, fingerprint: str) -> Path:
+        return self.root / "artefacts" / step / fingerprint[:2] / fingerprint
+
+    def find(self, step: str, fingerprint: str) -> Artefact | None:
+        """The artefact if it stands and is whole; a corrupt one is moved aside and None is returned."""
+        path = self.folder(step, fingerprint)
+        if not path.exists():
+            return None
+        try:
+            return read_artefact(path)
+        except StoreError:
+            self._set_aside(path)
+            return None
+
+    def scratch(self, step: str, fingerprint: str) -> Path:
+        """A folder that survives a kill, where a step keeps finished shards until it publishes."""
+        path = self.root / "scratch" / step / fingerprint
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @contextlib.contextmanager
+    def lock(self, step: str, fingerprint: str) -> Iterator[None]:
+        """Held while an artefact is computed: two processes never compute one twice. Freed by the system when its holder dies."""
+        path = self.root / "locks" / f"{step}-{fingerprint[:32]}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path):
+            yield
+
+    def get_or_make(
+        self, step: str, version: int, config: Mapping[str, Any], inputs: Sequence[str], make: Callable[[Path, Path], Mapping[str, Any]]
+    ) -> Artefact:
+        """The artefact of a step, computed by `make(folder, scratch)` if it does not stand yet.
+
+        `make` writes its files into `folder`, may keep shards in `scratch`, and returns what the manifest shall say beside.
+        """
+        fingerprint = self.fingerprint(step, version, config, inputs)
+        found = self.find(step, fingerprint)
+        if found:
+            return found
+        with self.lock(step, fingerprint):
+            found = self.find(step, fingerprint)
+            if found:
+                return found
+            return self._make(step, fingerprint, {"version": version, "config": dict(config), "inputs": list(inputs)}, make)
+
+    def _make(self, step: str, fingerprint: str, head: Mapping[str, Any], make: Callable[[Path, Path], Mapping[str, Any]]) -> Artefact:
+        scratch = self.scratch(step, fingerprint)
+        folder = self.root / "tmp" / f"{step}-{uuid.uuid4().hex}"
+        folder.mkdir(parents=True)
+        started = time.time()
+        try:
+            said = make(folder, scratch)
+            if os.environ.get(HOLD) == step:
+                (self.root / f"held-{step}").touch()
+                while True:
+                    time.sleep(0.05)
+            times = {"time_created": started, "time_seconds": time.time() - started}
+            manifest = {"schema": SCHEMA, "step": step, "fingerprint": fingerprint, **head, **times, "said": dict(said), "files": _listing(folder)}
+            _write_synced(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False))
+            target = self.folder(step, fingerprint)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(folder, target)
+            _sync_folder(target.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+        return Artefact(path=target, manifest=manifest)
+
+    def _set_aside(self, path: Path) -> None:
+        aside = self.root / "corrupt" / f"{path.parent.parent.name}-{path.name[:16]}-{uuid.uuid4().hex[:6]}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, aside)
+
+    def all(self) -> Iterator[tuple[Path, Artefact | StoreError]]:
+        """Every artefact folder, with its content or what is wrong with it."""
+        for path in sorted((self.root / "artefacts").glob("*/*/*")):
+            try:
+                yield path, read_artefact(path)
+            except StoreError as error:
+                yield path, error
+
+    def verify(self) -> Iterator[tuple[Path, StoreError | None]]:
+        """Each artefact with None, or with the error that reading every byte of it gave."""
+        for path, found in self.all():
+            yield path, found if isinstance(found, StoreError) else _hash_error(path, found)
+
+    def clean(self, *, everything: bool = False) -> int:
+        """Removes what was left half-done and what was set aside (and with `everything` all artefacts); returns the bytes freed."""
+        folders = ["tmp", "corrupt", "scratch", *(["artefacts"] if everything else [])]
+        freed = 0
+        for folder in (self.root / name for name in folders):
+            freed += sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+            shutil.rmtree(folder, ignore_errors=True)
+        return freed
+
+
+def read_artefact(path: Path) -> Artefact:
+    """Reads and checks a folder: manifest, schema, name, and the size of each file. Raises StoreError."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"artefact {path} has no readable manifest", found=str(error)) from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or manifest.get("fingerprint") != path.name:
+        raise StoreError(f"the manifest of {path} is not this artefact's", expected=f"schema {SCHEMA}, fingerprint {path.name}")
+    for name, entry in manifest["files"].items():
+        size = (path / name).stat().st_size if (path / name).is_file() else -1
+        if size != entry["bytes"]:
+            raise StoreError(f"{path / name} is damaged", expected=f"{entry['bytes']} bytes", found=f"{size} bytes", remedy="sparserm cache verify")
+    return Artefact(path=path, manifest=manifest)
+
+
+def publish_folder(target: Path, make: Callable[[Path], None]) -> Path:
+    """Fills a folder by `make` and gives it its name only when it is whole. For things that are not artefacts: models, saved SAEs."""
+    folder = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
+    folder.mkdir(parents=True)
+    try:
+        make(folder)
+        for file in folder.rglob("*"):
+            _sync_file(file)
+        os.rename(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return target
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old or the new text, never a part: temporary file, fsync, replace."""
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    _write_synced(temporary, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False))
+    os.replace(temporary, path)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file, read in blocks."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _hash_error(path: Path, found: Artefact) -> StoreError | None:
+    for name, entry in found.manifest["files"].items():
+        if file_sha256(path / name) != entry["sha256"]:
+            return StoreError(f"{path / name} is damaged", expected=f"sha256 {entry['sha256'][:12]}", remedy="sparserm cache clean")
+    return None
+
+
+def _listing(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    for file in files:
+        _sync_file(file)
+    return {str(f.relative_to(folder)): {"bytes": f.stat().st_size, "sha256": file_sha256(f)} for f in files}
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _sync_file(path: Path) -> None:
+    if path.is_file():
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,243 @@
+"""Values that flow between the rooms: text pairs, hidden states, latent frequencies, directions, projections, evaluations.
+
+Only numpy is imported. Shapes are given by jaxtyping and checked under pytest. The symbols are those of METHOD.md section 1:
+z hidden state, f SAE latents, mu share of responses in which a latent is active, v projections, s reward.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+SPLITS = ("train", "validation", "test")
+
+
+class Progress(Protocol):
+    """Called now and then by every long step; may raise `core.errors.Cancelled` to stop it."""
+
+    def __call__(self, step: str, done: float, total: float, **figures: Any) -> None:
+        """`done` of `total` units of `step` are finished; `figures` are what a person may want to see beside it."""
+
+
+def no_progress(step: str, done: float, total: float, **figures: Any) -> None:
+    """The progress callable of someone who does not watch."""
+
+
+def canonical_json(value: Any) -> str:
+    """JSON text that is the same for equal values: sorted keys, no spaces, no NaN. Raises TypeError on what JSON lacks."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def sha256_of(value: Any) -> str:
+    """Hex sha256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Message(TypedDict):
+    """One turn of a dialogue; role is `system`, `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferencePair:
+    """One comparison: a prompt (messages) and two next assistant messages, the chosen one preferred to the rejected one.
+
+    `meta` holds what the source said beside it (`subset`, `row`, scores ...), JSON values only.
+    """
+
+    pair_id: str
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def prompt_id(self) -> str:
+        """16 hex digits that name the prompt: equal prompts, equal ids."""
+        return sha256_of(list(self.prompt))[:16]
+
+    def to_row(self) -> dict[str, Any]:
+        """The pair in TRL's preference format (message lists), with `id` and `meta` beside it."""
+        answer = [[{"role": "assistant", "content": text}] for text in (self.chosen, self.rejected)]
+        return {"id": self.pair_id, "prompt": list(self.prompt), "chosen": answer[0], "rejected": answer[1], "meta": dict(self.meta)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferencePairs:
+    """Pairs in a fixed order, and which split each belongs to (`train`, `validation`, `test`, `unused`; empty before splitting)."""
+
+    pairs: tuple[PreferencePair, ...]
+    split: tuple[str, ...] = ()
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.split and len(self.split) != len(self.pairs):
+            raise ValueError(f"{len(self.split)} split names for {len(self.pairs)} pairs")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[PreferencePair]:
+        return iter(self.pairs)
+
+    def __getitem__(self, index: int) -> PreferencePair:
+        return self.pairs[index]
+
+    @cached_property
+    def content_hash(self) -> str:
+        """sha256 over every pair's text, id and split, in order: the data's fingerprint."""
+        digest = hashlib.sha256()
+        for number, pair in enumerate(self.pairs):
+            row = [pair.to_row(), self.split[number] if self.split else ""]
+            digest.update(canonical_json(row).encode("utf-8", "surrogatepass") + b"\n")
+        return digest.hexdigest()
+
+    def rows_of(self, split: str) -> Int[np.ndarray, " n"]:
+        """Indices of the pairs of one split."""
+        return np.array([i for i, name in enumerate(self.split) if name == split], dtype=np.int64)
+
+    def take(self, rows: Sequence[int] | Int[np.ndarray, " n"]) -> PreferencePairs:
+        """The pairs at these indices, with their splits."""
+        split = tuple(self.split[int(i)] for i in rows) if self.split else ()
+        return PreferencePairs(pairs=tuple(self.pairs[int(i)] for i in rows), split=split, source=self.source)
+
+    def prompt_groups(self) -> Int[np.ndarray, " n_pairs"]:
+        """For each pair the number of its prompt, counted in order of first appearance: the unit of every statistic."""
+        numbers: dict[str, int] = {}
+        return np.array([numbers.setdefault(pair.prompt_id, len(numbers)) for pair in self.pairs], dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusedRow:
+    """A row that was read and not used, and why. Kept in the report, never lost silently."""
+
+    row: int
+    field: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenStates:
+    """Hidden states z after one decoder layer, each distinct (prompt, response) once (METHOD.md section 2).
+
+    `states` may be a read-only memory map, so slice it; `chosen_rows[i]` and `rejected_rows[i]` are the rows of pair i's
+    responses, and `pair_rows[i]` is the pair's index in the `PreferencePairs` it came from (over-long pairs can be refused).
+    `n_tokens` counts each response's own tokens.
+    """
+
+    states: Float[np.ndarray, "n_responses d_model"]
+    chosen_rows: Int[np.ndarray, " n_pairs"]
+    rejected_rows: Int[np.ndarray, " n_pairs"]
+    pair_rows: Int[np.ndarray, " n_pairs"]
+    n_tokens: Int[np.ndarray, " n_responses"]
+    layer: int
+    position: str
+
+    @property
+    def n_pairs(self) -> int:
+        return len(self.pair_rows)
+
+    @property
+    def d_model(self) -> int:
+        return int(self.states.shape[1])
+
+    @property
+    def chosen(self) -> Float[np.ndarray, "n_pairs d_model"]:
+        """z_w of every pair. Copies: for 100,000 pairs use `states` in slices."""
+        return np.asarray(self.states[self.chosen_rows], dtype=np.float32)
+
+    @property
+    def rejected(self) -> Float[np.ndarray, "n_pairs d_model"]:
+        """z_l of every pair."""
+        return np.asarray(self.states[self.rejected_rows], dtype=np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentFrequencies:
+    """How often each latent is active in chosen and in rejected training responses (METHOD.md section 3, step 1 and statistics).
+
+    `chosen`, `rejected` are mu_w and mu_l. `n_active` counts active responses, chosen and rejected together. `prompts_for` and
+    `prompts_against` count prompts whose summed activity difference is positive or negative; `p_value` is the exact two-sided sign
+    test over those votes, `q_value` Benjamini-Hochberg over live latents (NaN for the others). `held_out` is the separation nabla on
+    validation pairs (the winner's curse shows there). `low`, `high`: 95 % bootstrap interval of nabla over prompts, for the latents that
+    were asked for (NaN for the others).
+    """
+
+    chosen: Float[np.ndarray, " d_sae"]
+    rejected: Float[np.ndarray, " d_sae"]
+    n_active: Int[np.ndarray, " d_sae"]
+    prompts_for: Int[np.ndarray, " d_sae"]
+    prompts_against: Int[np.ndarray, " d_sae"]
+    p_value: Float[np.ndarray, " d_sae"]
+    q_value: Float[np.ndarray, " d_sae"]
+    held_out: Float[np.ndarray, " d_sae"]
+    low: Float[np.ndarray, " d_sae"]
+    high: Float[np.ndarray, " d_sae"]
+    n_pairs: int
+    n_prompts: int
+    n_pairs_held_out: int
+
+    @property
+    def separation(self) -> Float[np.ndarray, " d_sae"]:
+        """nabla = mu_w - mu_l."""
+        return self.chosen - self.rejected
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectedDirections:
+    """The K + K latents whose decoder rows make up v: first I_w by falling nabla, then I_l by falling Delta (METHOD.md section 3).
+
+    `side` is +1 for I_w and -1 for I_l; `separation` is mu_w - mu_l (negative in I_l); `stability` is the share of bootstrap resamples of the prompts
+    in which the latent is selected again; `sae` is the SAE's identity.
+    """
+
+    latent_ids: Int[np.ndarray, " k"]
+    side: Int[np.ndarray, " k"]
+    separation: Float[np.ndarray, " k"]
+    stability: Float[np.ndarray, " k"]
+    directions: Float[np.ndarray, "k d_model"]
+    sae: Mapping[str, Any]
+
+    @property
+    def k_chosen(self) -> int:
+        return int((self.side > 0).sum())
+
+    @property
+    def k_rejected(self) -> int:
+        return int((self.side < 0).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadInputs:
+    """What a head sees of each pair: projections v for SparseRM and the random controls, activations or z for the others."""
+
+    chosen: Float[np.ndarray, "n_pairs k"]
+    rejected: Float[np.ndarray, "n_pairs k"]
+
+    def take(self, rows: Int[np.ndarray, " n"]) -> HeadInputs:
+        return HeadInputs(chosen=self.chosen[rows], rejected=self.rejected[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Share of pairs with strict s_w > s_l (ties are wrong), with its 95 % interval and the number of pairs: they travel together."""
+
+    accuracy: float
+    low: float
+    high: float
+    n: int
+
+    def to_json(self) -> dict[str, float | int]:
+        return {"accuracy": self.accuracy, "low": self.low, "high": self.high, "n": self.n}
+
+
+Activity = Bool[np.ndarray, "n_responses n_latents"]
