@@ -1,0 +1,29 @@
+"""Shared by all tests: shapes checked at run time, a cache of their own, no network, one thread."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Set before anything imports torch or transformers. Subprocesses (the command line under test) inherit it.
+_CACHE = tempfile.TemporaryDirectory(prefix="sparserm-tests-")
+os.environ["SPARSERM_CACHE"] = _CACHE.name
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+install_import_hook("core", "beartype.beartype")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_folder() -> object:
+    """Keeps the session's cache folder alive, and removes it at the end."""
+    yield
+    _CACHE.cleanup()
