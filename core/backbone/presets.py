@@ -1,0 +1,74 @@
+"""Named configurations for `sparserm fit --preset NAME`.
+
+From the paper (METHOD.md sections 2 and 3): models, layers and K = 128 of `gemma-2-2b`, `gemma-2-9b` and `llama-3.1-8b`, and which
+family their SAEs are of. The paper does not state the SAEs' width: 16k (Gemma) and 8x = 32k (Llama) are our choice. So are layer 16
+and K = 32 of `smollm2-135m`, and all of `tiny`. `gemma-*` ask for eager attention because Gemma 2 caps its attention logits, which
+transformers' sdpa kernel can't do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from core.backbone.tiny import LAYER as TINY_LAYER
+from core.backbone.tiny import make_tiny
+from core.config import BackboneConfig, DataConfig, FitConfig, SAEConfig, SelectionConfig
+from core.errors import ConfigError
+from core.runs.store import cache_root
+
+TINY = "tiny"
+
+PRESETS: Mapping[str, FitConfig] = {
+    # The SAE is the embedded one: an empty path stands for it.
+    "smollm2-135m": FitConfig(backbone=BackboneConfig(model="smollm2-135m", layer=16), selection=SelectionConfig(k=32)),
+    # Paths are filled in by `preset`, which makes the parts.
+    TINY: FitConfig(
+        backbone=BackboneConfig(model=TINY, layer=TINY_LAYER, dtype="float32"),
+        selection=SelectionConfig(k=16, resamples=50),
+        curve=(4, 8, 16, 32),
+    ),
+    "gemma-2-2b": FitConfig(
+        backbone=BackboneConfig(model="google/gemma-2-2b-it", layer=13, attention="eager"),
+        sae=SAEConfig(release="gemma-scope-2b-pt-res-canonical", sae_id="layer_13/width_16k/canonical"),
+        selection=SelectionConfig(k=128),
+    ),
+    "gemma-2-9b": FitConfig(
+        backbone=BackboneConfig(model="google/gemma-2-9b-it", layer=31, attention="eager"),
+        sae=SAEConfig(release="gemma-scope-9b-it-res-canonical", sae_id="layer_31/width_16k/canonical"),
+        selection=SelectionConfig(k=128),
+    ),
+    "llama-3.1-8b": FitConfig(
+        backbone=BackboneConfig(model="meta-llama/Llama-3.1-8B-Instruct", layer=15),
+        sae=SAEConfig(release="llama_scope_lxr_8x", sae_id="l15r_8x"),
+        selection=SelectionConfig(k=128),
+    ),
+}
+
+# Mean number of active latents a token, as the releases give it (METHOD.md's trap table): a measured L0 far off means a wrong load.
+EXPECTED_L0: Mapping[tuple[str, str], float] = {
+    ("gemma-scope-2b-pt-res-canonical", "layer_13/width_16k/canonical"): 84.0,
+    ("gemma-scope-9b-it-res-canonical", "layer_31/width_16k/canonical"): 76.0,
+    ("llama_scope_lxr_8x", "l15r_8x"): 50.0,
+}
+
+
+def preset(name: str, *, root: Path | None = None) -> FitConfig:
+    """The preset of this name. `tiny` makes its model, SAE and pairs under `root` (the cache's `models` folder) if they do not stand yet.
+
+    Raises ConfigError on an unknown name.
+    """
+    if name not in PRESETS:
+        raise ConfigError("there is no such preset", expected=" | ".join(PRESETS), found=repr(name))
+    return _with_tiny_parts(PRESETS[name], root or cache_root() / "models") if name == TINY else PRESETS[name]
+
+
+def _with_tiny_parts(config: FitConfig, root: Path) -> FitConfig:
+    parts = make_tiny(root)
+    return replace(
+        config,
+        data=DataConfig(pairs=str(parts.pairs)),
+        backbone=replace(config.backbone, model=str(parts.model)),
+        sae=SAEConfig(path=str(parts.sae)),
+    )
