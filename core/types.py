@@ -188,8 +188,8 @@ class LatentFrequencies:
 
     @property
     def separation(self) -> Float[np.ndarray, " d_sae"]:
-        """nabla = mu_w - mu_l."""
-        return self.chosen - self.rejected
+        """nabla = mu_w - mu_l. Taken from counts, so that equal separations are equal numbers and ties can be seen."""
+        return np.rint((self.chosen - self.rejected) * self.n_pairs) / self.n_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,13 +218,24 @@ class SelectedDirections:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadInputs:
-    """What a head sees of each pair: projections v for SparseRM and the random controls, activations or z for the others."""
+    """What a head sees of each response: projections v (SparseRM, random controls), activations f or all of z. Each distinct response once.
 
-    chosen: Float[np.ndarray, "n_pairs k"]
-    rejected: Float[np.ndarray, "n_pairs k"]
+    `values` may be a memory map (the dense control reads z itself), so slice it; pairs name their responses by row, as in `HiddenStates`.
+    """
 
-    def take(self, rows: Int[np.ndarray, " n"]) -> HeadInputs:
-        return HeadInputs(chosen=self.chosen[rows], rejected=self.rejected[rows])
+    values: Float[np.ndarray, "n_responses k"]
+    chosen_rows: Int[np.ndarray, " n_pairs"]
+    rejected_rows: Int[np.ndarray, " n_pairs"]
+
+    @property
+    def chosen(self) -> Float[np.ndarray, "n_pairs k"]:
+        """v of every chosen response. A copy."""
+        return np.asarray(self.values[self.chosen_rows], dtype=np.float32)
+
+    @property
+    def rejected(self) -> Float[np.ndarray, "n_pairs k"]:
+        """v of every rejected response. A copy."""
+        return np.asarray(self.values[self.rejected_rows], dtype=np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,8 +247,9 @@ class Accuracy:
     high: float
     n: int
 
-    def to_json(self) -> dict[str, float | int]:
-        return {"accuracy": self.accuracy, "low": self.low, "high": self.high, "n": self.n}
+    def to_json(self) -> dict[str, float | int | None]:
+        """The four numbers. Without pairs (n = 0) there is no accuracy: NaN here, null in JSON."""
+        return {"accuracy": self.accuracy if self.n else None, "low": self.low, "high": self.high, "n": self.n}
 
 
 Activity = Bool[np.ndarray, "n_responses n_latents"]
