@@ -4,7 +4,8 @@ An artefact is a folder `<root>/artefacts/<step>/<2 hex>/<fingerprint>/` with `m
 sha256 over step, step version, the config fields that change the result, and the fingerprints of its inputs: a chain.
 
 1. Publish: write into a temporary folder, the manifest last, fsync, `os.rename`. So the folder exists if and only if it is complete.
-2. Read: the manifest's schema, and each file's size and (on `verify`) sha256. Corrupt folders are moved aside and computed again.
+2. Read: the manifest's schema and own hash, and each file's size and (on `verify`) sha256. Corrupt folders are moved aside, which is
+   logged, and computed again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -21,15 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from core.errors import StoreError
-from core.types import sha256_of
+from core.types import canonical_json, sha256_of
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
 # A kill test holds a step open here: the name of the step whose publication waits for ever (tests only).
 HOLD = "SPARSERM_TEST_HOLD"
+log = logging.getLogger(__name__)
 
 
 def cache_root() -> Path:
@@ -69,7 +72,7 @@ class Store:
     def fingerprint(self, step: str, version: int, config: Mapping[str, Any], inputs: Sequence[str]) -> str:
         """The chained fingerprint of a step's result. Raises StoreError where a value can't be hashed."""
         try:
-            return sha256_of({"step": step, "version": version, "config": dict(config), "inputs": list(inputs)})
+            return _fingerprint({"step": step, "version": version, "config": dict(config), "inputs": list(inputs)})
         except (TypeError, ValueError) as error:
             raise StoreError(f"the configuration of step {step} can't be fingerprinted", found=str(error)) from error
 
@@ -83,23 +86,27 @@ class Store:
             return None
         try:
             return read_artefact(path)
-        except StoreError:
+        except StoreError as error:
+            log.warning("%s\n  moved aside, and computed again", error)
             self._set_aside(path)
             return None
 
     def scratch(self, step: str, fingerprint: str) -> Path:
         """A folder that survives a kill, where a step keeps finished shards until it publishes."""
-        path = self.root / "scratch" / step / fingerprint
+        path = self.root / "scratch" / _short(step, fingerprint)
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     @contextlib.contextmanager
     def lock(self, step: str, fingerprint: str) -> Iterator[None]:
         """Held while an artefact is computed: two processes never compute one twice. Freed by the system when its holder dies."""
-        path = self.root / "locks" / f"{step}-{fingerprint[:32]}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path):
+        with FileLock(self._lock_path(_short(step, fingerprint))):
             yield
+
+    def _lock_path(self, short: str) -> Path:
+        path = self.root / "locks" / f"{short}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     def get_or_make(
         self, step: str, version: int, config: Mapping[str, Any], inputs: Sequence[str], make: Callable[[Path, Path], Mapping[str, Any]]
@@ -120,18 +127,18 @@ class Store:
 
     def _make(self, step: str, fingerprint: str, head: Mapping[str, Any], make: Callable[[Path, Path], Mapping[str, Any]]) -> Artefact:
         scratch = self.scratch(step, fingerprint)
-        folder = self.root / "tmp" / f"{step}-{uuid.uuid4().hex}"
+        folder = self.root / "tmp" / _short(step, fingerprint)
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed process left; the lock is ours
         folder.mkdir(parents=True)
         started = time.time()
         try:
             said = make(folder, scratch)
-            if os.environ.get(HOLD) == step:
-                (self.root / f"held-{step}").touch()
-                while True:
-                    time.sleep(0.05)
+            _hold_for_tests(self.root, step)
             times = {"time_created": started, "time_seconds": time.time() - started}
             manifest = {"schema": SCHEMA, "step": step, "fingerprint": fingerprint, **head, **times, "said": dict(said), "files": _listing(folder)}
+            manifest["check"] = _check(manifest)
             _write_synced(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False))
+            _sync_folder(folder)
             target = self.folder(step, fingerprint)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.rename(folder, target)
@@ -156,32 +163,40 @@ class Store:
                 yield path, error
 
     def verify(self) -> Iterator[tuple[Path, StoreError | None]]:
-        """Each artefact with None, or with the error that reading every byte of it gave."""
-        for path, found in self.all():
-            yield path, found if isinstance(found, StoreError) else _hash_error(path, found)
+        """Each artefact with None, or with the error that reading every byte of it gave; such a one is moved aside."""
+        for path, found in list(self.all()):
+            error = found if isinstance(found, StoreError) else _hash_error(path, found)
+            if error:
+                self._set_aside(path)
+            yield path, error
 
     def clean(self, *, everything: bool = False) -> int:
-        """Removes what was left half-done and what was set aside (and with `everything` all artefacts); returns the bytes freed."""
-        folders = ["tmp", "corrupt", "scratch", *(["artefacts"] if everything else [])]
-        freed = 0
-        for folder in (self.root / name for name in folders):
-            freed += sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-            shutil.rmtree(folder, ignore_errors=True)
+        """Removes what was left half-done and what was set aside (and with `everything` all artefacts); returns the bytes freed.
+
+        What a living process works on stays.
+        """
+        freed = sum(_remove(path) for path in [self.root / "corrupt", *([self.root / "artefacts"] if everything else [])])
+        for path in [*(self.root / "tmp").glob("*"), *(self.root / "scratch").glob("*")]:
+            with contextlib.suppress(Timeout), FileLock(self._lock_path(path.name), timeout=0):
+                freed += _remove(path)
         return freed
 
 
 def read_artefact(path: Path) -> Artefact:
     """Reads and checks a folder: manifest, schema, name, and the size of each file. Raises StoreError."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(f"artefact {path} has no readable manifest", found=str(error)) from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or manifest.get("fingerprint") != path.name:
         raise StoreError(f"the manifest of {path} is not this artefact's", expected=f"schema {SCHEMA}, fingerprint {path.name}")
+    if manifest.get("check") != _check(manifest):
+        raise StoreError(f"{path / MANIFEST} is damaged", expected=f"content hash {manifest.get('check')}", found=_check(manifest))
     for name, entry in manifest["files"].items():
         size = (path / name).stat().st_size if (path / name).is_file() else -1
         if size != entry["bytes"]:
-            raise StoreError(f"{path / name} is damaged", expected=f"{entry['bytes']} bytes", found=f"{size} bytes", remedy="sparserm cache verify")
+            found = f"{size} bytes" if size >= 0 else "no such file"
+            raise StoreError(f"{path / name} is damaged", expected=f"{entry['bytes']} bytes", found=found)
     return Artefact(path=path, manifest=manifest)
 
 
@@ -212,10 +227,47 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def _short(step: str, fingerprint: str) -> str:
+    return f"{step}-{fingerprint[:32]}"
+
+
+def _fingerprint(value: dict[str, Any]) -> str:
+    """sha256 of the canonical JSON, which must read back as the same value: JSON would make the keys 1 and "1" one."""
+    if json.loads(canonical_json(value)) != _listed(value):
+        raise TypeError("the keys of a mapping must be strings")
+    return sha256_of(value)
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them back."""
+    if isinstance(value, dict):
+        return {key: _listed(entry) for key, entry in value.items()}
+    return [_listed(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def _check(manifest: Mapping[str, Any]) -> str:
+    """Hash of what a manifest says, times left out, so that the same work gives the same."""
+    return sha256_of({name: value for name, value in manifest.items() if name != "check" and not name.startswith("time")})
+
+
+def _hold_for_tests(root: Path, step: str) -> None:
+    if os.environ.get(HOLD) == step:
+        (root / f"held-{step}").touch()
+        while True:
+            time.sleep(0.05)
+
+
+def _remove(path: Path) -> int:
+    """Removes a folder; returns how many bytes its files had."""
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    shutil.rmtree(path, ignore_errors=True)
+    return size
+
+
 def _hash_error(path: Path, found: Artefact) -> StoreError | None:
     for name, entry in found.manifest["files"].items():
         if file_sha256(path / name) != entry["sha256"]:
-            return StoreError(f"{path / name} is damaged", expected=f"sha256 {entry['sha256'][:12]}", remedy="sparserm cache clean")
+            return StoreError(f"{path / name} is damaged", expected=f"sha256 {entry['sha256'][:12]}")
     return None
 
 
@@ -223,7 +275,7 @@ def _listing(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(f for f in folder.rglob("*") if f.is_file())
     for file in files:
         _sync_file(file)
-    return {str(f.relative_to(folder)): {"bytes": f.stat().st_size, "sha256": file_sha256(f)} for f in files}
+    return {f.relative_to(folder).as_posix(): {"bytes": f.stat().st_size, "sha256": file_sha256(f)} for f in files}
 
 
 def _write_synced(path: Path, text: str) -> None:
