@@ -1,0 +1,416 @@
+"""Hidden states of responses: the only slow step, so each distinct (prompt, response) and each shared prefix is computed once.
+
+1. Render every distinct (prompt, response) and note the position to read (METHOD.md section 2).
+2. Plan trees, rows, batches and shards (`core/reward/packing.py`).
+3. Forward through the deepest layer asked for, no further; read all layers and positions in that one pass.
+4. Save shard after shard; a killed extraction goes on behind its last whole shard. Memory does not grow with the number of pairs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from core.backbone.model import Backbone
+from core.errors import BackboneError, DataError, StoreError
+from core.reward.packing import PackedBatch, Plan, Sequences, Tree, pack, plan_batches, row_size
+from core.runs.store import HOLD, write_json
+from core.types import HiddenStates, Message, PreferencePairs, Progress, RefusedRow, no_progress, sha256_of
+
+Item = tuple[Sequence[Message], str]
+RENDER_CHUNK = 2048  # dialogues tokenised at a time
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """Rendered responses that can be read: their tokens, and for each item its row among them or why it has none."""
+
+    sequences: Sequences
+    row_of_item: Int[np.ndarray, " n_items"]
+    n_tokens: Int[np.ndarray, " n_sequences"]
+    refused: dict[int, str]
+    n_shortened: int
+
+
+def extract(
+    pairs: PreferencePairs,
+    backbone: Backbone,
+    *,
+    layers: Sequence[int],
+    positions: Sequence[str],
+    folder: Path,
+    scratch: Path,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Hidden states of all pairs' responses into `folder`, resuming from the whole shards in `scratch`. Returns a report for the manifest.
+
+    `load_hidden_states(folder, layer, position)` reads them. Raises DataError if no pair fits, BackboneError if the model can't run.
+    """
+    items, chosen, rejected = _distinct(pairs)
+    read = read_items(backbone, items, positions, progress)
+    keep = [i for i in range(len(pairs)) if read.row_of_item[chosen[i]] >= 0 and read.row_of_item[rejected[i]] >= 0]
+    if not keep:
+        raise DataError("no pair can be read by this model", found=next(iter(read.refused.values()), "no pair at all"), remedy="raise --max-length")
+    plan = plan_batches(read.sequences, tokens_per_batch=backbone.config.tokens_per_batch, share=shares(backbone, read.sequences))
+    layers = sorted(set(layers))
+    _run_shards(backbone, read.sequences, plan, layers, positions, scratch, progress)
+    _merge(scratch, folder, plan, layers, positions, len(read.sequences), backbone.d_model)
+    rows = np.array(keep, dtype=np.int64)
+    index = {"chosen_rows": read.row_of_item[chosen[rows]], "rejected_rows": read.row_of_item[rejected[rows]], "pair_rows": rows, "n_tokens": read.n_tokens}
+    _save_arrays(folder / "index.safetensors", index)
+    refused = [RefusedRow(row=i, field=_refused_side(read, chosen[i]), reason=_reason(read, chosen[i], rejected[i])) for i in sorted(set(range(len(pairs))) - set(keep))]
+    naive = int((np.diff(read.sequences.starts)).sum())
+    return {
+        "n_responses": len(read.sequences),
+        "n_pairs": len(keep),
+        "n_tokens_computed": plan.n_tokens,
+        "n_tokens_without_sharing": naive,
+        "common_prefix": plan.prefix,
+        "dialogues_shortened": read.n_shortened,
+        "refused": [vars(row) for row in refused],
+    }
+
+
+def load_hidden_states(folder: Path, layer: int, position: str) -> HiddenStates:
+    """What `extract` saved for one layer and position; `states` is a read-only memory map. Raises StoreError where it is not there."""
+    from safetensors.numpy import load_file
+
+    path = folder / _states_name(layer, position)
+    if not path.is_file():
+        raise StoreError(f"{folder} holds no states of layer {layer} at {position}", found=", ".join(sorted(p.name for p in folder.glob("*.safetensors"))))
+    index = load_file(folder / "index.safetensors")
+    return HiddenStates(
+        states=map_tensor(path),
+        chosen_rows=index["chosen_rows"],
+        rejected_rows=index["rejected_rows"],
+        pair_rows=index["pair_rows"],
+        n_tokens=index["n_tokens"],
+        layer=layer,
+        position=position,
+    )
+
+
+def response_states(backbone: Backbone, items: Sequence[Item], *, layer: int, position: str) -> Float[np.ndarray, "n d_model"]:
+    """z of each (prompt, response), float32, in the order given; equal items are computed once.
+
+    Raises DataError naming the first item that can't be read (empty, or longer than the model's limit).
+    """
+    numbers: dict[str, int] = {}
+    where = [numbers.setdefault(_item_key(item), len(numbers)) for item in items]
+    first = {number: i for i, number in reversed(list(enumerate(where)))}
+    read = read_items(backbone, [items[first[n]] for n in range(len(numbers))], [position], no_progress)
+    if read.refused:
+        worst = min(read.refused)
+        raise DataError(f"response {first[worst]} can't be read", found=read.refused[worst], remedy="shorten it or raise --max-length")
+    plan = plan_batches(read.sequences, tokens_per_batch=backbone.config.tokens_per_batch, share=shares(backbone, read.sequences))
+    runner = BatchRunner(backbone, read.sequences, plan.prefix, [layer])
+    out = np.zeros((len(read.sequences), backbone.d_model), dtype=np.float32)
+    for batch in plan.batches:
+        for members, states in runner.run(batch):
+            out[members] = states[layer][:, 0]
+    result: np.ndarray = out[read.row_of_item[np.array(where, dtype=np.int64)]]
+    return result
+
+
+def read_items(backbone: Backbone, items: Sequence[Item], positions: Sequence[str], progress: Progress = no_progress) -> Read:
+    """Renders items and finds the tokens to read. Over-long prompts lose their leading turns or are refused (config `over_length`); responses are never cut."""
+    prompts: dict[str, int] = {}
+    flat, lengths, reads, prompt_of, n_tokens = [], [0], [], [], []
+    rows, refused, shortened = np.full(len(items), -1, dtype=np.int64), {}, 0
+    for at in range(0, len(items), RENDER_CHUNK):
+        chunk = items[at : at + RENDER_CHUNK]
+        progress("tokenise", at, len(items))
+        for offset, found in enumerate(_render_chunk(backbone, chunk, positions)):
+            if isinstance(found, str):
+                refused[at + offset] = found
+                continue
+            ids, read, count, cut = found
+            shortened += cut
+            rows[at + offset] = len(reads)
+            flat.append(ids[: int(read.max()) + 1])
+            lengths.append(lengths[-1] + len(flat[-1]))
+            reads.append(read)
+            n_tokens.append(count)
+            prompt_of.append(prompts.setdefault(sha256_of(list(chunk[offset][0])), len(prompts)))
+    sequences = Sequences(
+        flat=np.concatenate(flat) if flat else np.zeros(0, dtype=np.int32),
+        starts=np.array(lengths, dtype=np.int64),
+        prompts=np.array(prompt_of, dtype=np.int64),
+        reads=np.array(reads, dtype=np.int64).reshape(len(reads), len(positions)),
+    )
+    return Read(sequences=sequences, row_of_item=rows, n_tokens=np.array(n_tokens, dtype=np.int64), refused=refused, n_shortened=shortened)
+
+
+def _render_chunk(backbone: Backbone, chunk: Sequence[Item], positions: Sequence[str]) -> Iterable[Any]:
+    """For each item (ids, positions to read, own tokens, turns dropped?) or the reason for refusing it."""
+    limit = backbone.config.max_length
+    dialogues: list[list[Message]] = [[*prompt, {"role": "assistant", "content": response}] for prompt, response in chunk]
+    for messages, rendered in zip(dialogues, backbone.render_all(dialogues), strict=True):
+        cut = False
+        while len(rendered.ids) > limit and backbone.config.over_length == "drop_turns" and (shorter := _without_first_turn(messages)):
+            messages, cut = shorter, True
+            rendered = backbone.render(messages)
+        if len(rendered.ids) > limit:
+            yield f"{len(rendered.ids)} tokens, at most {limit} are read"
+        elif not rendered.response_ends or not messages[-1]["content"].strip():
+            yield "the response has no token of its own"
+        elif "turn_end" in positions and rendered.turn_ends[-1] < 0:
+            raise BackboneError("this model's template has no end-of-turn token", expected="position response_end", found="position turn_end")
+        else:
+            place = {"response_end": rendered.response_ends[-1], "turn_end": rendered.turn_ends[-1]}
+            own = rendered.response_ends[-1] - rendered.response_starts[-1] + 1
+            yield rendered.ids, np.array([place[p] for p in positions], dtype=np.int64), own, cut
+
+
+def _without_first_turn(messages: list[Message]) -> list[Message]:
+    """The dialogue without its first exchange, a system message kept; empty where only the last user turn is left."""
+    head = messages[:1] if messages[0]["role"] == "system" else []
+    rest = messages[len(head) :]
+    following = next((i for i in range(1, len(rest)) if rest[i]["role"] == "user"), None)
+    return [] if following is None else [*head, *rest[following:]]
+
+
+class BatchRunner:
+    """Runs planned rows through a backbone; keeps the common prefix's keys and values; halves a batch that does not fit into memory."""
+
+    def __init__(self, backbone: Backbone, sequences: Sequences, prefix: int, layers: Sequence[int], *, shared: bool = True) -> None:
+        self.backbone, self.sequences, self.prefix, self.layers = backbone, sequences, prefix, list(layers)
+        self._prefix_cache = self._compute_prefix() if prefix else None
+
+    def run(self, rows: Sequence[Sequence[Tree]]) -> Iterable[tuple[Int[np.ndarray, " m"], dict[int, Float[np.ndarray, "m n_positions d_model"]]]]:
+        """Yields (members, {layer: states}) for a batch, in two halves if memory runs out. Raises BackboneError where a single row does not fit."""
+        import torch
+
+        try:
+            batch = pack(self.sequences, rows, self.prefix)
+            yield batch.members, self._forward(batch)
+            return
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            if len(rows) == 1:
+                raise BackboneError(
+                    f"one row of {row_size(rows[0])} tokens does not fit into memory",
+                    found=str(error).splitlines()[0] if str(error) else "out of memory",
+                    remedy="--dtype bfloat16, --quantization 8bit, or a smaller --max-length",
+                ) from error
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        middle = len(rows) // 2
+        yield from self.run(rows[:middle])
+        yield from self.run(rows[middle:])
+
+    def _forward(self, batch: PackedBatch) -> dict[int, Float[np.ndarray, "m n_positions d_model"]]:
+        import torch
+
+        tensors = [torch.from_numpy(array) for array in (batch.ids, batch.positions, batch.tree, batch.branch)]
+        ids, positions, tree, branch = (t.to(self.backbone.device) for t in tensors)
+        mask = tree_mask(tree, branch, self.prefix, self.backbone.dtype)
+        past = self._expanded_prefix(len(ids))
+        found = self.backbone.states(ids, mask, self.layers, position_ids=positions, past=past)
+        row = torch.from_numpy(batch.row)[:, None].to(self.backbone.device)
+        column = torch.from_numpy(batch.column).to(self.backbone.device)
+        return {layer: states.to(row.device)[row, column].float().cpu().numpy() for layer, states in found.items()}
+
+    def _compute_prefix(self) -> list[tuple[Any, Any]]:
+        import torch
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        ids = torch.from_numpy(self.sequences.ids(0)[: self.prefix].astype(np.int64))[None]
+        self.backbone.states(ids, torch.ones_like(ids), self.layers, past=cache)
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _expanded_prefix(self, rows: int) -> Any:
+        """A fresh cache that holds the prefix for each row; expanding copies nothing."""
+        if self._prefix_cache is None:
+            return None
+        from transformers import DynamicCache
+
+        return DynamicCache([(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in self._prefix_cache])
+
+
+def tree_mask(tree: Any, branch: Any, prefix: int, dtype: Any) -> Any:
+    """Additive attention mask [b, 1, t, prefix + t]: a token sees the prefix, its trunk and its own branch, up to itself.
+
+    Padding sees itself, so that no softmax runs over nothing.
+    """
+    import torch
+
+    t = tree.shape[1]
+    same = (tree[:, :, None] == tree[:, None, :]) & ((branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :]))
+    visible = same & torch.ones(t, t, dtype=torch.bool, device=tree.device).tril()
+    visible = torch.cat([visible.new_ones(len(tree), t, prefix), visible], dim=-1)
+    mask = torch.zeros(visible.shape, dtype=dtype, device=tree.device).masked_fill_(~visible, torch.finfo(dtype).min)
+    return mask[:, None]
+
+
+def shares(backbone: Backbone, sequences: Sequences) -> bool:
+    """Whether this model takes our attention masks: tried once on a small tree against plain forwards, since no flag tells.
+
+    Models with a sliding window shorter than a sequence are run plainly, too: our mask would open the window.
+    """
+    window = getattr(backbone.model.config.get_text_config(), "sliding_window", None)
+    longest = int(np.diff(sequences.starts).max()) if len(sequences) else 0
+    if window and longest > window:
+        return False
+    if not hasattr(backbone, "takes_tree_masks"):
+        backbone.takes_tree_masks = _probe(backbone)  # type: ignore[attr-defined]
+    return bool(backbone.takes_tree_masks)  # type: ignore[attr-defined]
+
+
+def _probe(backbone: Backbone) -> bool:
+    import torch
+
+    vocabulary = backbone.model.config.get_text_config().vocab_size
+    ids = np.random.default_rng(0).integers(3, vocabulary, size=16).astype(np.int32)
+    flat = np.concatenate([ids[:12], ids[:8], ids[12:]])  # two sequences of 12 tokens with 8 in common
+    sequences = Sequences(flat=flat, starts=np.array([0, 12, 24]), prompts=np.zeros(2, dtype=np.int64), reads=np.full((2, 1), 11))
+    layer = len(backbone.layers) - 1
+    rows = ((Tree(members=(0, 1), trunk=8, size=12),),)
+    try:
+        (_, packed), = BatchRunner(backbone, sequences, 4, [layer]).run(rows)
+    except (TypeError, ValueError, RuntimeError, IndexError, BackboneError):
+        return False
+    both = torch.from_numpy(np.stack([sequences.ids(0), sequences.ids(1)]).astype(np.int64))
+    plain = backbone.states(both, torch.ones_like(both), [layer])[layer][:, 11].float().cpu().numpy()
+    error = np.abs(packed[layer][:, 0] - plain).max() / max(float(np.abs(plain).max()), 1e-30)
+    return bool(error < (1e-3 if backbone.dtype == torch.float32 else 5e-2))
+
+
+def _distinct(pairs: PreferencePairs) -> tuple[list[Item], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Distinct (prompt, response) items, and each pair's item numbers."""
+    numbers: dict[tuple[str, str], int] = {}
+    items: list[Item] = []
+    sides: tuple[list[int], list[int]] = ([], [])
+    for pair in pairs:
+        for side, response in zip(sides, (pair.chosen, pair.rejected), strict=True):
+            key = (pair.prompt_id, response)
+            if key not in numbers:
+                numbers[key] = len(items)
+                items.append((pair.prompt, response))
+            side.append(numbers[key])
+    return items, np.array(sides[0], dtype=np.int64), np.array(sides[1], dtype=np.int64)
+
+
+def _item_key(item: Item) -> str:
+    return sha256_of([list(item[0]), item[1]])
+
+
+def _refused_side(read: Read, chosen: int) -> str:
+    return "chosen" if int(chosen) in read.refused else "rejected"
+
+
+def _reason(read: Read, chosen: int, rejected: int) -> str:
+    return read.refused.get(int(chosen)) or read.refused[int(rejected)]
+
+
+# ---- shards
+
+
+def _run_shards(
+    backbone: Backbone, sequences: Sequences, plan: Plan, layers: Sequence[int], positions: Sequence[str], scratch: Path, progress: Progress
+) -> None:
+    _open_scratch(scratch, sequences, plan, layers, positions)
+    runner: BatchRunner | None = None
+    total, done, fresh, started = plan.n_tokens, plan.prefix, 0, time.monotonic()
+    for number, (begin, end) in enumerate(plan.shards):
+        path = scratch / f"shard-{number:05d}.safetensors"
+        size = sum(row_size(row) for batch in plan.batches[begin:end] for row in batch)
+        if not path.exists():
+            runner = runner or BatchRunner(backbone, sequences, plan.prefix, layers)
+            members, parts = [], []
+            for batch in plan.batches[begin:end]:
+                for who, states in runner.run(batch):
+                    members.append(who)
+                    parts.append(np.stack([states[layer] for layer in layers], axis=1))
+                at = done + fresh
+                fresh += sum(row_size(row) for row in batch)
+                progress("extraction", at, total, tokens_per_s=fresh / max(time.monotonic() - started, 1e-9))
+            fresh -= size
+            _save_arrays(path, {"members": np.concatenate(members), "states": np.concatenate(parts)})
+        done += size
+        progress("extraction", done, total)
+        _hold_here(scratch, number)
+
+
+def _open_scratch(scratch: Path, sequences: Sequences, plan: Plan, layers: Sequence[int], positions: Sequence[str]) -> None:
+    """Keeps the shards of an earlier, killed run only if they were cut from the very same plan."""
+    import hashlib
+
+    cut = [[[[t.members, t.trunk] for t in row] for row in batch] for batch in plan.batches]
+    key = sha256_of([VERSION, cut, plan.prefix, list(layers), list(positions), hashlib.sha256(sequences.flat.tobytes()).hexdigest()])
+    note = scratch / "plan.json"
+    if note.is_file() and json.loads(note.read_text()) == key:
+        return
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    write_json(note, key)
+
+
+def _hold_here(scratch: Path, number: int) -> None:
+    """Where a kill test holds the extraction open: behind a shard it names."""
+    if os.environ.get(HOLD) == f"extraction:{number}":
+        (scratch / "held").touch()
+        while True:
+            time.sleep(0.05)
+
+
+def _merge(scratch: Path, folder: Path, plan: Plan, layers: Sequence[int], positions: Sequence[str], n: int, d_model: int) -> None:
+    """Writes the shards' rows at their places in one file a layer and position, shard by shard, so that memory stays flat."""
+    from safetensors.numpy import load_file
+
+    files = {(i, j): (folder / _states_name(layer, position)).open("wb") for i, layer in enumerate(layers) for j, position in enumerate(positions)}
+    try:
+        begin = {key: _write_header(handle, n, d_model) for key, handle in files.items()}
+        for number in range(len(plan.shards)):
+            shard = load_file(scratch / f"shard-{number:05d}.safetensors")
+            for key, handle in files.items():
+                for member, row in zip(shard["members"].tolist(), shard["states"][:, key[0], key[1]], strict=True):
+                    handle.seek(begin[key] + member * d_model * 4)
+                    handle.write(row.tobytes())
+    finally:
+        for handle in files.values():
+            handle.close()
+
+
+def _states_name(layer: int, position: str) -> str:
+    return f"L{layer:02d}-{position}.safetensors"
+
+
+def _write_header(handle: Any, n: int, d_model: int) -> int:
+    """A safetensors header for one float32 tensor `states` [n, d_model]; returns where its data begin."""
+    header = json.dumps({"states": {"dtype": "F32", "shape": [n, d_model], "data_offsets": [0, n * d_model * 4]}}).encode()
+    header += b" " * (-len(header) % 8)
+    handle.write(len(header).to_bytes(8, "little") + header)
+    handle.truncate(8 + len(header) + n * d_model * 4)
+    return 8 + len(header)
+
+
+def map_tensor(path: Path) -> Float[np.ndarray, "n d"]:
+    """The tensor `states` of such a file as a read-only memory map. Raises StoreError where the file is not as long as it says."""
+    with path.open("rb") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        entry = json.loads(handle.read(size))["states"]
+    if path.stat().st_size != 8 + size + entry["data_offsets"][1]:
+        raise StoreError(f"{path} is cut off", expected=f"{8 + size + entry['data_offsets'][1]} bytes", found=f"{path.stat().st_size}")
+    return np.memmap(path, dtype="<f4", mode="r", offset=8 + size, shape=tuple(entry["shape"]))
+
+
+def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Saves arrays under their final name only when they are whole."""
+    from safetensors.numpy import save_file
+
+    temporary = path.with_suffix(".part")
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+    with temporary.open("rb") as handle:
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
