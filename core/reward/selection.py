@@ -1,0 +1,274 @@
+"""Step 1 of SparseRM: which latents tell chosen from rejected responses (METHOD.md section 3, step 1 and "Statistics of the frequency view").
+
+Everything is read from the training split; validation pairs only say how much of a separation was luck (the winner's curse).
+
+1. Encode each distinct response once per chunk of latents and keep only "active or not".
+2. Count: mu_w, mu_l, each prompt's summed activity difference, the prompts' votes, and the same sums under bootstrap resamples of the prompts.
+3. Test: exact sign test over prompts, Benjamini-Hochberg over live latents.
+4. Select: I_w by falling nabla, I_l by falling Delta; strictly positive, ties to the lower index.
+
+Memory: R resamples of G prompts cost 4 R (G + d_sae) bytes all along (200, 100,000 and 131,072: 185 MB). A chunk of latents costs at most BYTES_PER_PAIR bytes
+per pair and latent; its width is chosen so that this stays under CHUNK_BYTES (512 MB). Hidden states are read in batches of BATCH_BYTES, so a memory map
+stays on disk. Together under 1 GB beside the SAE itself, whatever the number of pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from core.config import SelectionConfig
+from core.errors import DataError
+from core.reward.statistics import benjamini_hochberg, prompt_sums, resample_weights, sign_test
+from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, no_progress
+
+CHUNK_BYTES = 2**29
+BATCH_BYTES = 2**26
+# While a chunk is counted, a pair costs per latent: activity of two responses (2), their rows gathered (2), difference (1) and its sorted copy (1),
+# the prompt's sum as int32 and float32 (8).
+BYTES_PER_PAIR = 16
+DISCOVERY = 0.05
+
+
+class Encoder(Protocol):
+    """What selection and projection need of a sparse autoencoder; `core.backbone.sae.SparseAutoencoder` has it."""
+
+    @property
+    def d_sae(self) -> int: ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+
+    @property
+    def device(self) -> Any: ...
+
+    def kth_value(self, z: Tensor) -> Tensor | None: ...
+
+    def encode_chunk(self, z: Tensor, latents: slice, kth: Tensor | None = None) -> Tensor: ...
+
+    def directions(self, latent_ids: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resamples:
+    """The latents that each bootstrap resample of the prompts would select, best first, -1 where a side runs out.
+
+    The first K columns are the resample's top K, for every K up to the number kept.
+    """
+
+    chosen: Int[np.ndarray, "resamples keep"]
+    rejected: Int[np.ndarray, "resamples keep"]
+
+
+def select(separation: Shaped[np.ndarray, " d_sae"], k: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Latents and sides (+1, -1) of the top K: I_w by falling nabla, then I_l by falling Delta = -nabla.
+
+    `separation` is nabla, or any positive multiple. A latent needs a strictly positive separation on its side, so n can be below 2K; ties go to the
+    lower index.
+    """
+    ids, sides = [], []
+    for side in (1, -1):
+        falling = np.argsort(-side * separation, kind="stable")[:k]
+        taken = falling[side * separation[falling] > 0]
+        ids.append(taken)
+        sides.append(np.full(len(taken), side))
+    return np.concatenate(ids).astype(np.int64), np.concatenate(sides).astype(np.int64)
+
+
+def latent_frequencies(
+    hidden: HiddenStates, pairs: PreferencePairs, sae: Encoder, config: SelectionConfig, keep: int, progress: Progress = no_progress
+) -> tuple[LatentFrequencies, Resamples]:
+    """Frequencies, votes, p- and q-values, held-out separations and bootstrap results of every latent.
+
+    `pairs[i]` is the pair of `hidden.chosen_rows[i]`, with its split. `keep`: the largest K anyone will ask for (intervals and resamples reach that far).
+    Raises DataError without training pairs.
+    """
+    train, held_out = pairs.rows_of("train"), pairs.rows_of("validation")
+    if not len(train):
+        raise DataError("there are no training pairs to select directions on", remedy="change the split ratios")
+    used = np.concatenate([train, held_out])
+    rows = np.unique(np.concatenate([hidden.chosen_rows[used], hidden.rejected_rows[used]]))
+    sides = [(np.searchsorted(rows, hidden.chosen_rows[part]), np.searchsorted(rows, hidden.rejected_rows[part])) for part in (train, held_out)]
+    tally = _Tally(sae.d_sae, pairs.take(train).prompt_groups(), config)
+    width = max(1, min(sae.d_sae, CHUNK_BYTES // (BYTES_PER_PAIR * max(len(used), len(rows) // 2))))
+    for latents, active in _active_chunks(hidden.states, rows, sae, width, progress):
+        tally.count(latents, active, *sides)
+    return tally.frequencies(keep, len(held_out)), tally.resamples(keep)
+
+
+def _active_chunks(
+    states: np.ndarray, rows: np.ndarray, sae: Encoder, width: int, progress: Progress
+) -> Iterator[tuple[slice, Bool[np.ndarray, "n_rows c"]]]:
+    """For each chunk of latents, which are active (f_j > 0) in each of these responses. TopK's k-th values are found first, over all latents."""
+    kth = kth_values(states, rows, sae)
+    n_rows = max(1, BATCH_BYTES // (4 * max(states.shape[1], width)))
+    for first in range(0, sae.d_sae, width):
+        latents = slice(first, min(first + width, sae.d_sae))
+        active = np.empty((len(rows), latents.stop - first), dtype=np.bool_)
+        for start in range(0, len(rows), n_rows):
+            part = slice(start, start + n_rows)
+            f = sae.encode_chunk(states_on_device(states, rows[part], sae), latents, None if kth is None else kth[part].to(sae.device))
+            active[part] = (f > 0).cpu().numpy()
+            progress("selection", first + active.shape[1] * min(1.0, (start + n_rows) / len(rows)), sae.d_sae)
+        yield latents, active
+
+
+def kth_values(states: np.ndarray, rows: np.ndarray, sae: Encoder) -> Tensor | None:
+    """Each response's k-th largest pre-activation over all latents, on the CPU; None for architectures that need none."""
+    n_rows = max(1, BATCH_BYTES // (4 * max(states.shape[1], sae.d_sae)))
+    found = []
+    for start in range(0, len(rows), n_rows):
+        kth = sae.kth_value(states_on_device(states, rows[start : start + n_rows], sae))
+        if kth is None:
+            return None
+        found.append(kth.cpu())
+    return torch.cat(found) if found else None
+
+
+def states_on_device(states: np.ndarray, rows: np.ndarray, sae: Encoder) -> Tensor:
+    """These rows as float32 on the SAE's device: float16 states are never multiplied as float16."""
+    return torch.from_numpy(states[rows].astype(np.float32)).to(sae.device)
+
+
+class _Tally:
+    """Counts per latent, filled chunk by chunk. Sums are whole numbers, so chunks and their order change nothing."""
+
+    def __init__(self, d_sae: int, groups: Int[np.ndarray, " n_pairs"], config: SelectionConfig) -> None:
+        self.groups, self.config = groups, config
+        per_prompt = np.bincount(groups)
+        self.weights = np.concatenate(list(resample_weights(len(per_prompt), config.resamples, config.seed)))
+        self.drawn_pairs = self.weights @ per_prompt.astype(np.float32)
+        self.chosen, self.rejected, self.n_active, self.votes_for, self.votes_against = (np.zeros(d_sae, dtype=np.int64) for _ in range(5))
+        self.held_out = np.zeros(d_sae, dtype=np.int64)
+        self.resampled = np.zeros((config.resamples, d_sae), dtype=np.float32)
+
+    def count(
+        self, latents: slice, active: Bool[np.ndarray, "n_rows c"], train: tuple[np.ndarray, np.ndarray], held_out: tuple[np.ndarray, np.ndarray]
+    ) -> None:
+        """Adds a chunk. `train` and `held_out`: the rows of `active` of each pair's chosen and rejected response."""
+        self.chosen[latents], self.rejected[latents] = (active[side].sum(axis=0) for side in train)
+        self.n_active[latents] = active[np.unique(np.concatenate(train))].sum(axis=0)
+        self.held_out[latents] = active[held_out[0]].sum(axis=0) - active[held_out[1]].sum(axis=0)
+        by_prompt = prompt_sums(active[train[0]].astype(np.int8) - active[train[1]], self.groups)
+        self.votes_for[latents], self.votes_against[latents] = (by_prompt > 0).sum(axis=0), (by_prompt < 0).sum(axis=0)
+        # Whole numbers below 2^24 in float32: exact in any order of summation.
+        self.resampled[:, latents] = self.weights @ by_prompt.astype(np.float32)
+
+    def frequencies(self, keep: int, n_held_out: int) -> LatentFrequencies:
+        n_pairs = len(self.groups)
+        p_value = sign_test(self.votes_for, self.votes_against)
+        low, high = self._intervals(select(self.chosen - self.rejected, keep)[0])
+        return LatentFrequencies(
+            chosen=self.chosen / n_pairs,
+            rejected=self.rejected / n_pairs,
+            n_active=self.n_active,
+            prompts_for=self.votes_for,
+            prompts_against=self.votes_against,
+            p_value=p_value,
+            q_value=benjamini_hochberg(p_value, self.n_active >= self.config.min_active),
+            held_out=self.held_out / n_held_out if n_held_out else np.full(len(p_value), np.nan),
+            low=low,
+            high=high,
+            n_pairs=n_pairs,
+            n_prompts=self.weights.shape[1],
+            n_pairs_held_out=n_held_out,
+        )
+
+    def _intervals(self, ids: Int[np.ndarray, " n"]) -> Float[np.ndarray, "2 d_sae"]:
+        """Percentile intervals of nabla for these latents. A resample of prompts with several pairs changes the number of pairs too."""
+        ends = np.full((2, self.resampled.shape[1]), np.nan)
+        ends[:, ids] = np.quantile(self.resampled[:, ids] / self.drawn_pairs[:, None].astype(np.float64), [0.025, 0.975], axis=0)
+        return ends
+
+    def resamples(self, keep: int) -> Resamples:
+        ranked = np.full((2, len(self.resampled), keep), -1, dtype=np.int32)
+        for number, separation in enumerate(self.resampled):
+            ids, side = select(separation, keep)
+            for place, sign in enumerate((1, -1)):
+                ranked[place, number, : (side == sign).sum()] = ids[side == sign]
+        return Resamples(chosen=ranked[0], rejected=ranked[1])
+
+
+def selected_directions(frequencies: LatentFrequencies, resamples: Resamples, sae: Encoder, k: int) -> SelectedDirections:
+    """The top K of each side with their decoder rows and their stability. Raises DataError where no latent separates the sides at all."""
+    ids, side = select(frequencies.separation, k)
+    if not len(ids):
+        raise DataError(
+            "no latent is more often active on one side than on the other: there is nothing to select",
+            found=f"{frequencies.n_pairs} training pairs, {int((frequencies.n_active > 0).sum())} latents ever active",
+            remedy="use more pairs, another layer, or an SAE trained on this backbone and layer",
+        )
+    return SelectedDirections(
+        latent_ids=ids,
+        side=side,
+        separation=frequencies.separation[ids],
+        stability=stability(resamples, ids, side, k),
+        directions=np.asarray(sae.directions(ids), dtype=np.float32),
+        sae=dict(sae.identity),
+    )
+
+
+def stability(
+    resamples: Resamples, latent_ids: Int[np.ndarray, " n"], side: Int[np.ndarray, " n"], k: int
+) -> Float[np.ndarray, " n"]:
+    """Share of resamples of the prompts in whose top K of its side each latent is again."""
+    shares = np.zeros(len(latent_ids))
+    for sign, ranked in ((1, resamples.chosen), (-1, resamples.rejected)):
+        again, counts = np.unique(ranked[:, :k], return_counts=True)
+        seen = dict(zip(again.tolist(), counts.tolist(), strict=True))
+        mine = side == sign
+        shares[mine] = [seen.get(int(latent), 0) / len(ranked) for latent in latent_ids[mine]]
+    return shares
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionSummary:
+    """The selection in a few figures.
+
+    `overlap`: mean share of the selected latents that a bootstrap resample of the prompts selects again (top-K overlap). `separation` against
+    `separation_held_out`: mean over the selected latents, each on its own side, on training and on validation pairs; the fall is the winner's curse.
+    `n_live` latents were tested, `n_discoveries` of them have q < 0.05.
+    """
+
+    k: int
+    k_chosen: int
+    k_rejected: int
+    n_live: int
+    n_discoveries: int
+    overlap: float
+    separation: float
+    separation_held_out: float | None
+    n_pairs: int
+    n_prompts: int
+
+    @property
+    def note(self) -> str:
+        """Says that a side has fewer than K latents; empty where both are full."""
+        short = [f"{n} on the {side} side" for side, n in (("chosen", self.k_chosen), ("rejected", self.k_rejected)) if n < self.k]
+        return f"fewer than K = {self.k} latents separate the sides: {' and '.join(short)}" if short else ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "note": self.note}
+
+
+def selection_summary(frequencies: LatentFrequencies, selected: SelectedDirections, k: int) -> SelectionSummary:
+    """What a selection of K amounts to."""
+    held_out = frequencies.held_out[selected.latent_ids]
+    return SelectionSummary(
+        k=k,
+        k_chosen=selected.k_chosen,
+        k_rejected=selected.k_rejected,
+        n_live=int(np.isfinite(frequencies.q_value).sum()),
+        n_discoveries=int((frequencies.q_value < DISCOVERY).sum()),
+        overlap=float(selected.stability.mean()),
+        separation=float((selected.side * selected.separation).mean()),
+        separation_held_out=float((selected.side * held_out).mean()) if frequencies.n_pairs_held_out else None,
+        n_pairs=frequencies.n_pairs,
+        n_prompts=frequencies.n_prompts,
+    )
