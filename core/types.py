@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 SPLITS = ("train", "validation", "test")
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Called now and then by every long step; may raise `core.errors.Cancelled` to stop it."""
 
