@@ -1,0 +1,271 @@
+"""The reward model as an artefact: one folder, one object that scores, and the same object as a TRL reward function and a Hub model.
+
+    from core.reward.model import SparseRM
+    reward_model = SparseRM.load("path/of/a/folder")
+    rewards = reward_model.score(["Is the Earth flat?"], ["No, it is round."])
+
+A prompt is a string (one user message) or a list of messages; a response is a string or the list of messages that answers. `score_pairs(pairs)` gives
+the rewards of chosen and rejected responses; `GRPOTrainer(reward_funcs=reward_model, ...)` takes the object as it is. The language model named in the
+folder is loaded at the first score, up to its layer L only; `SparseRM.load(path, backbone=...)` gives it a loaded one, or another place to read.
+A backbone, layer, position or template other than those the model was made for is a MismatchError that names both.
+
+The folder (format `sparserm-reward-model`, schema 1; public: anyone may write and read it)
+
+config.json, written last
+    format, schema, kind            see below for the kinds
+    k, hidden                       inputs and hidden units of the head
+    backbone                        identity of the language model: name, revision, sha256, d_model, n_layers, dtype, ...
+    template_sha256                 of its chat template
+    layer, position                 0-based: the output of decoder layer L = hidden_states[L+1]; response_end or turn_end (METHOD.md section 2)
+    reading                         the other fields of BackboneConfig: where and how the language model was read
+    sae, sae_config                 identity of the SAE and where it is read; null without one
+    seeds                           one a head in heads.safetensors
+    method, evaluation              how it was fitted; split -> accuracy, low, high, n. For people
+model.safetensors, float32, row-major
+    directions [k, d_model]         rows d_j: first the latents that mark chosen responses, then those that mark rejected ones
+    head.0.weight [hidden, k], head.0.bias [hidden], head.2.weight [1, hidden], head.2.bias [1]
+    projection_mean, projection_std [k]   of the head's inputs over training responses, for explaining: the head takes them raw
+    reward_quantiles [101]          0th to 100th percentile of the reward over held-out responses
+    margin_scale [1]                a of P(chosen wins) = sigmoid(a * (s_w - s_l))
+    latent_ids [k], int64           the SAE's latents that the inputs belong to
+heads.safetensors
+    seed.<seed>.head.0.weight, ...  the heads of all seeds, the shipped one among them
+selection.jsonl
+    one row a latent, in the order of the directions: latent_id, side (chosen, rejected), separation with its interval low and high, held_out,
+    q_value, stability, detection figures ...; null where a figure does not exist
+
+With z [d_model] the hidden state at the position after layer L, reward = head(directions @ z), head(v) = W2 relu(W1 v + b1) + b2: no SAE is needed.
+Kinds: `sparserm`; the controls `random-rows` and `random-isotropic` (the latter without latent_ids, its table empty); `dense` (without directions
+and latent_ids: reward = head(z)); `activations` (without directions: reward = head(f(z)[latent_ids]), so the SAE is read from `sae_config`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from jaxtyping import Float
+
+from core.backbone.model import Backbone, load_backbone
+from core.backbone.sae import SparseAutoencoder, load_sae
+from core.backbone.source import backbone_identity, find_model
+from core.config import BackboneConfig
+from core.errors import DataError, MismatchError, StoreError
+from core.reward.card import model_card
+from core.reward.extraction import read_items, response_states
+from core.reward.folder import CONFIG, HEADS, SELECTION, TENSORS, read_parts, save_parts, write_parts
+from core.reward.parts import RewardParts
+from core.types import Message, PreferencePair
+
+Dialogue = str | Sequence[Message]
+Item = tuple[tuple[Message, ...], str]
+Read = tuple[np.ndarray, dict[int, str]]
+
+CHUNK = 2048  # distinct responses whose hidden states are held at once
+SAE_ROWS = 256  # responses encoded at once: 256 rows of 131,072 latents are 134 MB
+log = logging.getLogger(__name__)
+
+
+class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
+    """A reward model: z of a (prompt, response), projected on directions, through a small head. Also each of its controls (`parts.kind`).
+
+    `parts` is what the folder holds; `reader` takes (messages, response) items to the hidden states, float32 [n, d_model], of those it can read, and
+    a reason under the number of each other one. Rewards are float64, from the saved float32 tensors. No `nn.Module`: TRL would look for `.logits`.
+    """
+
+    # Not None: otherwise the mixin would copy every tensor into a config of its own making.
+    _hub_mixin_config: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, parts: RewardParts, reader: Callable[[Sequence[Item]], Read]) -> None:
+        self.parts, self.reader = parts, reader
+        self.__name__ = parts.kind  # TRL logs rewards under it
+
+    @classmethod
+    def from_parts(cls, parts: RewardParts, *, backbone: Backbone | BackboneConfig | None = None, device: str = "auto") -> SparseRM:
+        """A reward model on its backbone: a loaded one, one to be read as a config says, or (None) as `parts` say. It is loaded at the first score.
+
+        Raises MismatchError if a given backbone is not the one the model was made for.
+        """
+        return cls(parts, BackboneReader(parts, backbone, device))
+
+    @classmethod
+    def load(cls, path: str | Path, *, backbone: Backbone | BackboneConfig | None = None, device: str = "auto") -> SparseRM:
+        """A reward model or control from its folder. Raises StoreError for a missing, damaged or newer one, MismatchError as `from_parts`."""
+        return cls.from_parts(read_parts(Path(path)), backbone=backbone, device=device)
+
+    def save(self, path: str | Path) -> Path:
+        """Saves the folder, whole or not at all. Raises StoreError if `path` exists."""
+        return save_parts(self.parts, Path(path))
+
+    def score(self, prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> Float[np.ndarray, " n"]:
+        """The reward s of each response to the prompt at its place. Each distinct (prompt, response) is computed once.
+
+        Raises DataError where the lists differ in length, or one item can't be read: empty, or longer than the model reads.
+        """
+        rewards, refused = self.try_score(prompts, responses)
+        if refused:
+            number = min(refused)
+            found = f"item {number}, counted from 0: {refused[number]}"
+            raise DataError(f"{len(refused)} of {len(rewards)} responses can't be scored", found=found, remedy="leave them out, or use try_score")
+        return rewards
+
+    def try_score(self, prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> tuple[Float[np.ndarray, " n"], dict[int, str]]:
+        """As `score`, but items that can't be read get NaN, and a reason under their number."""
+        items = _items(prompts, responses)
+        places: dict[Any, int] = {}
+        rows = [places.setdefault((tuple((m["role"], m["content"]) for m in prompt), text), len(places)) for prompt, text in items]
+        first = {row: number for number, row in reversed(list(enumerate(rows)))}
+        rewards, refused = np.full(len(places), np.nan), dict[int, str]()
+        for at in range(0, len(places), CHUNK):
+            chunk = range(at, min(at + CHUNK, len(places)))
+            z, reasons = self.reader([items[first[row]] for row in chunk])
+            rewards[[row for row in chunk if row - at not in reasons]] = self.rewards_of(z)
+            refused |= {at + row: reason for row, reason in reasons.items()}
+        return rewards[rows], {number: refused[row] for number, row in enumerate(rows) if row in refused}
+
+    def score_pairs(self, pairs: Iterable[PreferencePair]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """Rewards s_w of the chosen and s_l of the rejected responses. Raises DataError as `score`."""
+        pairs = list(pairs)
+        sides = [(pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
+        rewards = self.score([prompt for prompt, _ in sides], [text for _, text in sides])
+        return rewards[0::2], rewards[1::2]
+
+    def __call__(self, prompts: Sequence[Dialogue], completions: Sequence[Dialogue], **_columns: Any) -> list[float]:
+        """TRL's reward function: one reward a completion. One that can't be read gets NaN, which TRL leaves out: a policy may well answer nothing."""
+        rewards, refused = self.try_score(prompts, completions)
+        for number, reason in refused.items():
+            log.warning("completion %d gets no reward: %s", number, reason)
+        return [float(reward) for reward in rewards]
+
+    def rewards_of(self, z: Float[np.ndarray, "n d_model"]) -> Float[np.ndarray, " n"]:
+        """Rewards of hidden states: head(inputs_of(z)), in float64."""
+        return self.parts.head.reward(self.inputs_of(z))
+
+    def inputs_of(self, z: Float[np.ndarray, "n d_model"]) -> Float[np.ndarray, "n k"]:
+        """What the head sees of hidden states, in float64: projections, the latents' activations, or z itself."""
+        if self.parts.kind == "activations":
+            return self._activations(z)
+        return z.astype(np.float64) if self.parts.directions is None else z.astype(np.float64) @ self.parts.directions.astype(np.float64).T
+
+    @cached_property
+    def sae(self) -> SparseAutoencoder:
+        """The SAE named in the folder. Raises MismatchError if what is found there is another one, SAEError if nothing is."""
+        if self.parts.sae_config is None:
+            raise StoreError(f"this reward model ({self.parts.kind}) names no SAE")
+        sae = load_sae(self.parts.sae_config)
+        check_same("SAE", self.parts.sae or {}, sae.identity, ("sha256", "architecture", "d_model", "d_sae"))
+        return sae
+
+    def _activations(self, z: np.ndarray) -> np.ndarray:
+        import torch
+
+        ids = torch.as_tensor(self.parts.latent_ids)
+        found = [self.sae.encode(torch.from_numpy(z[at : at + SAE_ROWS]))[:, ids] for at in range(0, len(z), SAE_ROWS)]
+        return torch.cat(found).double().numpy() if found else np.zeros((0, self.parts.k))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_parts(self.parts, save_directory)
+
+    def generate_model_card(self, *_args: Any, **_kwargs: Any) -> ModelCard:
+        """The card of this very model: what it reads, how it was fitted, how well it did, how to use it."""
+        return model_card(self.parts)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, backbone: Backbone | BackboneConfig | None = None, device: str = "auto", **hub: Any) -> SparseRM:
+        if Path(model_id).is_dir():
+            return cls.load(model_id, backbone=backbone, device=device)
+        hub.pop("config", None)
+        try:
+            folder = snapshot_download(model_id, allow_patterns=[CONFIG, TENSORS, HEADS, SELECTION], **hub)
+        except (HfHubHTTPError, EntryNotFoundError) as error:
+            said = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            remedy = "check the name and the revision; for a private one `hf auth login`; without a network give a folder"
+            raise StoreError(f"there is no reward model {model_id} here or on the Hub", found=said, remedy=remedy) from error
+        return cls.load(folder, backbone=backbone, device=device)
+
+
+def load_reward_model(path: str | Path, *, backbone: Backbone | BackboneConfig | None = None, device: str = "auto") -> SparseRM:
+    """The one loader of every kind: a SparseRM, or a control behind the same methods. As `SparseRM.load`."""
+    return SparseRM.load(path, backbone=backbone, device=device)
+
+
+class BackboneReader:
+    """Hidden states from the backbone that a reward model was made for: checked before it is used, loaded when it is."""
+
+    def __init__(self, parts: RewardParts, backbone: Backbone | BackboneConfig | None, device: str) -> None:
+        self.parts = parts
+        self._config = replace(parts.backbone_config, dtype=parts.backbone.get("dtype", "auto"), device=device)
+        if isinstance(backbone, BackboneConfig):
+            check_backbone(parts, backbone_identity(backbone, find_model(backbone)), layer=backbone.layer, position=backbone.position)
+            self._config = backbone
+        elif backbone is not None:
+            check_backbone(parts, backbone.identity, layer=backbone.config.layer, position=backbone.config.position)
+            self.backbone = backbone
+
+    def __call__(self, items: Sequence[Item]) -> tuple[Float[np.ndarray, "n d_model"], dict[int, str]]:
+        layer, position = self.parts.layer, self.parts.position
+        try:
+            return response_states(self.backbone, items, layer=layer, position=position), {}
+        except DataError:
+            refused = read_items(self.backbone, items, [position]).refused
+            kept = [item for number, item in enumerate(items) if number not in refused]
+            nothing = np.zeros((0, self.parts.d_model), dtype=np.float32)
+            return response_states(self.backbone, kept, layer=layer, position=position) if kept else nothing, refused
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The language model up to layer L. Raises BackboneError if it can't be had, MismatchError if it is another one by now."""
+        backbone = load_backbone(self._config, depth=self.parts.layer + 1)
+        check_backbone(self.parts, backbone.identity, layer=self._config.layer, position=self._config.position)
+        return backbone
+
+
+def check_backbone(parts: RewardParts, identity: Mapping[str, Any], *, layer: int, position: str) -> None:
+    """Raises MismatchError, naming both, if a backbone, layer, position or template is not what the reward model was made for.
+
+    Other arithmetic (dtype, quantisation) is logged only: rewards then agree to METHOD.md section 2's tolerance, not exactly.
+    """
+    hashed = bool(parts.backbone.get("sha256") or identity.get("sha256"))
+    check_same("backbone", parts.backbone, identity, ("sha256", "d_model", "n_layers") if hashed else ("name", "revision", "d_model", "n_layers"))
+    check_same("chat template", parts.backbone, identity, ("template_sha256",))
+    check_same("layer", {"layer": parts.layer}, {"layer": layer}, ("layer",))
+    check_same("position", {"position": parts.position}, {"position": position}, ("position",))
+    for name in ("dtype", "quantization"):
+        fitted, scores = parts.backbone.get(name), identity.get(name)
+        if fitted != scores:
+            log.warning("the reward model was fitted with %s %s and scores with %s: rewards may differ a little", name, fitted, scores)
+
+
+def check_same(what: str, made_for: Mapping[str, Any], found: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raises MismatchError, with both, unless the two identities agree in every one of these fields."""
+    if any(made_for.get(name) != found.get(name) for name in names):
+        shown = dict.fromkeys(("name", *names))
+        said = [", ".join(f"{name} {side[name]}" for name in shown if side.get(name) not in (None, "")) for side in (made_for, found)]
+        problem = f"this reward model was made for another {what}"
+        raise MismatchError(problem, expected=said[0], found=said[1], remedy=f"give the {what} it was made for")
+
+
+def _items(prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> list[Item]:
+    if isinstance(prompts, str) or isinstance(responses, str) or len(prompts) != len(responses):
+        found = " and ".join("one text" if isinstance(given, str) else str(len(given)) for given in (prompts, responses))
+        raise DataError("prompts and responses must be lists of equal length", found=found, remedy='score(["a prompt"], ["a response"])')
+    return [_item(prompt, response, number) for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True))]
+
+
+def _item(prompt: Dialogue, response: Dialogue, number: int) -> Item:
+    """The messages before the response's own text, and that text. Of several response messages (tool calls) the last one is scored."""
+    before: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    after: list[Any] = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
+    messages = before + after
+    sound = all(isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages)
+    if not sound or not before or not after or after[-1]["role"] != "assistant":
+        expected = "a text or messages with role and content (texts), the last one the assistant's"
+        raise DataError(f"item {number} is no prompt with a response", expected=expected, found=f"{prompt!r:.60} | {response!r:.60}")
+    return tuple({"role": m["role"], "content": m["content"]} for m in messages[:-1]), messages[-1]["content"]
