@@ -19,7 +19,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-install_import_hook("core", "beartype.beartype")
+install_import_hook("core", "typechecker.typed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,6 +7,7 @@ stripped, as Gemma's and Llama's templates do) in between, which is checked. So 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,9 +46,10 @@ class ChatTemplate:
             raise BackboneError("this model's tokenizer gives no character offsets", expected="a tokenizer.json (fast tokenizer)", found=type(tokenizer).__name__)
         self.tokenizer = tokenizer
         self.has_template = bool(tokenizer.chat_template)
-        self._variables: dict[str, Any] = {"date_string": date}
-        if self.has_template and "strftime_now" in str(tokenizer.chat_template):
-            self._variables["strftime_now"] = lambda _format: date
+        self._date = date
+        # A template that asks for today's date gets the fixed one, or equal texts would have other tokens tomorrow.
+        clock = "{%- macro strftime_now(format) -%}{{ " + json.dumps(date) + " }}{%- endmacro -%}"
+        self._source = clock + str(tokenizer.chat_template) if "strftime_now" in str(tokenizer.chat_template) else tokenizer.chat_template
         self._pieces: dict[tuple[str, ...], list[str]] = {}
         first = tokenizer("a")["input_ids"][:1]
         # A real BOS is one that the tokenizer itself puts first. SmolLM2 names <|im_start|> its BOS and never adds it.
@@ -111,7 +113,7 @@ class ChatTemplate:
         from jinja2.exceptions import TemplateError
 
         try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **self._variables))
+            return str(self.tokenizer.apply_chat_template(messages, chat_template=self._source, tokenize=False, date_string=self._date))
         except TemplateError as error:
             raise BackboneError("the chat template refuses this dialogue", found=f"{error} (roles: {', '.join(m['role'] for m in messages)})") from error
 
