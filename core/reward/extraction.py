@@ -68,16 +68,14 @@ def extract(
     rows = np.array(keep, dtype=np.int64)
     index = {"chosen_rows": read.row_of_item[chosen[rows]], "rejected_rows": read.row_of_item[rejected[rows]], "pair_rows": rows, "n_tokens": read.n_tokens}
     _save_arrays(folder / "index.safetensors", index)
-    refused = [RefusedRow(row=i, field=_refused_side(read, chosen[i]), reason=_reason(read, chosen[i], rejected[i])) for i in sorted(set(range(len(pairs))) - set(keep))]
-    naive = int((np.diff(read.sequences.starts)).sum())
     return {
         "n_responses": len(read.sequences),
         "n_pairs": len(keep),
         "n_tokens_computed": plan.n_tokens,
-        "n_tokens_without_sharing": naive,
+        "n_tokens_without_sharing": len(read.sequences.flat),
         "common_prefix": plan.prefix,
         "dialogues_shortened": read.n_shortened,
-        "refused": [vars(row) for row in refused],
+        "refused": [vars(row) for row in _refused_pairs(read, chosen, rejected)],
     }
 
 
@@ -113,7 +111,7 @@ def response_states(backbone: Backbone, items: Sequence[Item], *, layer: int, po
         worst = min(read.refused)
         raise DataError(f"response {first[worst]} can't be read", found=read.refused[worst], remedy="shorten it or raise --max-length")
     plan = plan_batches(read.sequences, tokens_per_batch=backbone.config.tokens_per_batch, share=shares(backbone, read.sequences))
-    runner = BatchRunner(backbone, read.sequences, plan.prefix, [layer])
+    runner = BatchRunner(backbone, read.sequences, [layer], prefix=plan.prefix, share=plan.share)
     out = np.zeros((len(read.sequences), backbone.d_model), dtype=np.float32)
     for batch in plan.batches:
         for members, states in runner.run(batch):
@@ -183,9 +181,9 @@ def _without_first_turn(messages: list[Message]) -> list[Message]:
 class BatchRunner:
     """Runs planned rows through a backbone; keeps the common prefix's keys and values; halves a batch that does not fit into memory."""
 
-    def __init__(self, backbone: Backbone, sequences: Sequences, prefix: int, layers: Sequence[int], *, shared: bool = True) -> None:
-        self.backbone, self.sequences, self.prefix, self.layers = backbone, sequences, prefix, list(layers)
-        self._prefix_cache = self._compute_prefix() if prefix else None
+    def __init__(self, backbone: Backbone, sequences: Sequences, layers: Sequence[int], *, prefix: int, share: bool) -> None:
+        self.backbone, self.sequences, self.layers, self.prefix, self.share = backbone, sequences, list(layers), prefix, share
+        self._prefix_cache: list[tuple[Any, Any]] | None = None
 
     def run(self, rows: Sequence[Sequence[Tree]]) -> Iterable[tuple[Int[np.ndarray, " m"], dict[int, Float[np.ndarray, "m n_positions d_model"]]]]:
         """Yields (members, {layer: states}) for a batch, in two halves if memory runs out. Raises BackboneError where a single row does not fit."""
@@ -213,7 +211,7 @@ class BatchRunner:
 
         tensors = [torch.from_numpy(array) for array in (batch.ids, batch.positions, batch.tree, batch.branch)]
         ids, positions, tree, branch = (t.to(self.backbone.device) for t in tensors)
-        mask = tree_mask(tree, branch, self.prefix, self.backbone.dtype)
+        mask = tree_mask(tree, branch, self.prefix, self.backbone.dtype) if self.share else (tree >= 0).long()
         past = self._expanded_prefix(len(ids))
         found = self.backbone.states(ids, mask, self.layers, position_ids=positions, past=past)
         row = torch.from_numpy(batch.row)[:, None].to(self.backbone.device)
@@ -231,10 +229,11 @@ class BatchRunner:
 
     def _expanded_prefix(self, rows: int) -> Any:
         """A fresh cache that holds the prefix for each row; expanding copies nothing."""
-        if self._prefix_cache is None:
+        if not self.prefix:
             return None
         from transformers import DynamicCache
 
+        self._prefix_cache = self._prefix_cache or self._compute_prefix()
         return DynamicCache([(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in self._prefix_cache])
 
 
@@ -277,7 +276,7 @@ def _probe(backbone: Backbone) -> bool:
     layer = len(backbone.layers) - 1
     rows = ((Tree(members=(0, 1), trunk=8, size=12),),)
     try:
-        (_, packed), = BatchRunner(backbone, sequences, 4, [layer]).run(rows)
+        (_, packed), = BatchRunner(backbone, sequences, [layer], prefix=4, share=True).run(rows)
     except (TypeError, ValueError, RuntimeError, IndexError, BackboneError):
         return False
     both = torch.from_numpy(np.stack([sequences.ids(0), sequences.ids(1)]).astype(np.int64))
@@ -305,12 +304,11 @@ def _item_key(item: Item) -> str:
     return sha256_of([list(item[0]), item[1]])
 
 
-def _refused_side(read: Read, chosen: int) -> str:
-    return "chosen" if int(chosen) in read.refused else "rejected"
-
-
-def _reason(read: Read, chosen: int, rejected: int) -> str:
-    return read.refused.get(int(chosen)) or read.refused[int(rejected)]
+def _refused_pairs(read: Read, chosen: Int[np.ndarray, " n"], rejected: Int[np.ndarray, " n"]) -> list[RefusedRow]:
+    """The pairs one of whose responses can't be read; `row` is the pair's index."""
+    sides = [("chosen", chosen.tolist()), ("rejected", rejected.tolist())]
+    found = {row: (side, read.refused[item]) for side, items in reversed(sides) for row, item in enumerate(items) if item in read.refused}
+    return [RefusedRow(row=row, field=side, reason=reason) for row, (side, reason) in sorted(found.items())]
 
 
 # ---- shards
@@ -326,7 +324,7 @@ def _run_shards(
         path = scratch / f"shard-{number:05d}.safetensors"
         size = sum(row_size(row) for batch in plan.batches[begin:end] for row in batch)
         if not path.exists():
-            runner = runner or BatchRunner(backbone, sequences, plan.prefix, layers)
+            runner = runner or BatchRunner(backbone, sequences, layers, prefix=plan.prefix, share=plan.share)
             members, parts = [], []
             for batch in plan.batches[begin:end]:
                 for who, states in runner.run(batch):

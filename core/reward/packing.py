@@ -51,8 +51,12 @@ class Tree:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Batches of rows of trees. `prefix` tokens are common to all sequences. `n_tokens` are computed, padding not counted."""
+    """Batches of rows of trees. `prefix` tokens are common to all sequences. `n_tokens` are computed, padding not counted.
 
+    `share` is False where the model takes no attention mask of ours: then each row is one whole sequence.
+    """
+
+    share: bool
     prefix: int
     batches: tuple[tuple[tuple[Tree, ...], ...], ...]
     n_tokens: int
@@ -70,7 +74,7 @@ def plan_batches(sequences: Sequences, *, tokens_per_batch: int, share: bool = T
     trees = [tree for members in _by_prompt(sequences, share) for tree in _trees(sequences, members, prefix)]
     rows = _fill_rows(trees, ROW_TOKENS if share else 0)
     n_tokens = prefix + sum(tree.size for tree in trees)
-    return Plan(prefix=prefix, batches=tuple(_batches(rows, tokens_per_batch)), n_tokens=n_tokens)
+    return Plan(share=share, prefix=prefix, batches=tuple(_batches(rows, tokens_per_batch)), n_tokens=n_tokens)
 
 
 def _by_prompt(sequences: Sequences, share: bool) -> list[list[int]]:
