@@ -7,9 +7,9 @@ Everything is read from the training split; validation pairs only say how much o
 3. Test: exact sign test over prompts, Benjamini-Hochberg over live latents.
 4. Select: I_w by falling nabla, I_l by falling Delta; strictly positive, ties to the lower index.
 
-Memory: R resamples of G prompts cost 4 R (G + d_sae) bytes all along (200, 100,000 and 131,072: 185 MB). A chunk of latents costs at most BYTES_PER_PAIR bytes
-per pair and latent; its width is chosen so that this stays under CHUNK_BYTES (512 MB). Hidden states are read in batches of BATCH_BYTES, so a memory map
-stays on disk. Together under 1 GB beside the SAE itself, whatever the number of pairs.
+Memory: R resamples of G prompts cost 4 R (G + d_sae) bytes all along (200, 100,000 and 131,072: 185 MB). A chunk of latents costs at most
+BYTES_PER_PAIR bytes per pair and latent; its width is chosen so that this stays under CHUNK_BYTES (512 MB). Hidden states are read in batches of
+BATCH_BYTES, so a memory map stays on disk. Together under 1 GB beside the SAE itself for 100,000 pairs.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def latent_frequencies(
 ) -> tuple[LatentFrequencies, Resamples]:
     """Frequencies, votes, p- and q-values, held-out separations and bootstrap results of every latent.
 
-    `pairs[i]` is the pair of `hidden.chosen_rows[i]`, with its split. `keep`: the largest K anyone will ask for (intervals and resamples reach that far).
+    `pairs[i]` is the pair of `hidden.chosen_rows[i]`, with its split. `keep`: the largest K anyone will ask for.
     Raises DataError without training pairs.
     """
     train, held_out = pairs.rows_of("train"), pairs.rows_of("validation")
@@ -214,10 +214,10 @@ def selected_directions(frequencies: LatentFrequencies, resamples: Resamples, sa
     )
 
 
-def stability(
-    resamples: Resamples, latent_ids: Int[np.ndarray, " n"], side: Int[np.ndarray, " n"], k: int
-) -> Float[np.ndarray, " n"]:
-    """Share of resamples of the prompts in whose top K of its side each latent is again."""
+def stability(resamples: Resamples, latent_ids: Int[np.ndarray, " n"], side: Int[np.ndarray, " n"], k: int) -> Float[np.ndarray, " n"]:
+    """Share of resamples of the prompts in whose top K of its side each latent is again. Raises ValueError where they were not kept up to K."""
+    if k > resamples.chosen.shape[1]:
+        raise ValueError(f"resamples were kept up to K = {resamples.chosen.shape[1]}, and K = {k} is asked for")
     shares = np.zeros(len(latent_ids))
     for sign, ranked in ((1, resamples.chosen), (-1, resamples.rejected)):
         again, counts = np.unique(ranked[:, :k], return_counts=True)

@@ -55,7 +55,8 @@ def resample_weights(n_prompts: int, resamples: int, seed: int) -> Iterator[Floa
     The draws depend on the seed and the number of prompts only, never on the block size.
     """
     rng = np.random.default_rng(seed)
-    block = max(1, WEIGHT_BYTES // (4 * max(1, n_prompts)))
+    block = max(1, WEIGHT_BYTES // (8 * n_prompts))
     for start in range(0, resamples, block):
-        rows = range(start, min(start + block, resamples))
-        yield np.stack([np.bincount(rng.integers(n_prompts, size=n_prompts), minlength=n_prompts) for _ in rows]).astype(np.float32)
+        size = min(block, resamples - start)
+        drawn = rng.integers(n_prompts, size=(size, n_prompts)) + np.arange(size)[:, None] * n_prompts
+        yield np.bincount(drawn.ravel(), minlength=size * n_prompts).reshape(size, n_prompts).astype(np.float32)

@@ -88,9 +88,7 @@ def train_heads(
     """
     for name, rows in (("training", train), ("validation", validation)):
         if not len(rows):
-            raise DataError(
-                f"there are no {name} pairs to fit a head on", expected="at least one pair in train and in validation", remedy="change the split ratios"
-            )
+            raise DataError(f"there are no {name} pairs to fit a head on", expected="at least one pair in each", remedy="change the split ratios")
     trained: dict[int, TrainedHead] = {}
     by_width = sorted(range(len(jobs)), key=lambda i: jobs[i].inputs.values.shape[1])
     for _, group in groupby(by_width, key=lambda i: jobs[i].inputs.values.shape[1]):
@@ -130,7 +128,7 @@ class _Ensemble:
                 return
 
     def _epoch(self) -> None:
-        orders = np.stack([torch.randperm(len(self.train), generator=self.streams[i]).numpy() for i in self.alive])
+        orders = np.stack([torch.randperm(len(self.train), generator=self.streams[i]).numpy() for i in self.alive.tolist()])
         for start in range(0, len(self.train), self.config.batch_size):
             chosen, rejected = self._scores(self.train[orders[:, start : start + self.config.batch_size]])
             self.optimizer.zero_grad()
@@ -150,12 +148,13 @@ class _Ensemble:
 
     def _by_inputs(self) -> Iterator[tuple[HeadInputs, list[int]]]:
         """Each distinct input among the living heads, with the places of the heads that see it."""
-        for inputs in _distinct([self.jobs[i] for i in self.alive]):
-            yield inputs, [place for place, i in enumerate(self.alive) if self.jobs[i].inputs is inputs]
+        living = [self.jobs[i] for i in self.alive.tolist()]
+        for inputs in _distinct(living):
+            yield inputs, [place for place, job in enumerate(living) if job.inputs is inputs]
 
     def _losses(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Loss of each pair [heads, batch], by each head's own rule (METHOD.md section 3, losses compared)."""
-        rule = torch.tensor([LOSSES.index(self.jobs[i].loss) for i in self.alive])[:, None]
+        rule = torch.tensor([LOSSES.index(self.jobs[i].loss) for i in self.alive.tolist()])[:, None]
         margin = torch.relu(self.config.gamma - (chosen - rejected))
         bradley_terry = functional.softplus(rejected - chosen)
         absolute = (functional.softplus(-chosen) + functional.softplus(rejected)) / 2

@@ -1,0 +1,180 @@
+"""How good the rewards are: accuracies that never travel without their interval, and differences over the same prompts (METHOD.md section 3).
+
+Accuracy is the share of pairs with strict s_w > s_l; ties are wrong. Interval: Wilson where each prompt has one pair, else a bootstrap over prompts,
+which can't move off 0 or 1 where all pairs fail or succeed, so there Wilson with one trial a prompt takes its place (our choice). Differences: paired
+bootstrap over prompts. Choices are made on validation; the test split is read here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from core.reward.statistics import prompt_sums, resample_weights, wilson
+from core.types import Accuracy, PreferencePairs
+
+RESAMPLES = 2000
+SEED = 0
+# Names under which the formats keep a pair's kind, in order of preference.
+SUBSET_FIELDS = ("subset", "category", "Category")
+# A table of more kinds than this is a list of rows, not of kinds.
+MOST_SUBSETS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """One way to score pairs: the margins s_w - s_l of each of its heads (one a seed or a draw) on every pair, and which head is shipped."""
+
+    kind: str
+    margins: Float[np.ndarray, "n_heads n_pairs"]
+    shipped: int
+    n_parameters: int
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Mean accuracy of SparseRM less that of another, over the same `n` pairs, with the 95 % interval of a paired bootstrap over prompts."""
+
+    difference: float
+    low: float
+    high: float
+    n: int
+
+    def to_json(self) -> dict[str, float | int]:
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A line of the table. `accuracy` is that of the shipped head, `mean` and `deviation` are over all heads (seeds or draws), all on test pairs.
+
+    `validation` is what the shipped head was chosen by. `lead` is SparseRM's mean less this one's.
+    """
+
+    kind: str
+    accuracy: Accuracy
+    mean: Accuracy
+    deviation: float | None
+    heads: tuple[Accuracy, ...]
+    shipped: int
+    validation: Accuracy
+    lead: Difference | None
+    n_parameters: int
+    note: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The shipped head's four numbers, and the rest beside them."""
+        return {
+            **self.accuracy.to_json(),
+            "mean": self.mean.to_json(),
+            "deviation": self.deviation,
+            "heads": [head.to_json() for head in self.heads],
+            "shipped": self.shipped,
+            "validation": self.validation.to_json(),
+            "sparserm_minus_this": self.lead.to_json() if self.lead else None,
+            "n_parameters": self.n_parameters,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The table: SparseRM, its controls, the three losses, and SparseRM's accuracy by kind of pair where the data names kinds."""
+
+    sparserm: Entry
+    controls: Mapping[str, Entry]
+    losses: Mapping[str, Entry]
+    subsets: Mapping[str, Accuracy]
+    n_prompts: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Every object with `accuracy` carries `low`, `high` and `n`."""
+        return {
+            "sparserm": self.sparserm.to_json(),
+            "controls": {name: entry.to_json() for name, entry in self.controls.items()},
+            "losses": {name: entry.to_json() for name, entry in self.losses.items()},
+            "subsets": {name: accuracy.to_json() for name, accuracy in self.subsets.items()},
+            "n_prompts": self.n_prompts,
+        }
+
+
+def accuracy_of(margins: Float[np.ndarray, "n_heads n_pairs"], groups: Int[np.ndarray, " n_pairs"]) -> Accuracy:
+    """Accuracy of one head, or the mean accuracy of several, with its interval. `groups` numbers each pair's prompt."""
+    n = len(groups)
+    if n == 0:
+        return Accuracy(accuracy=float("nan"), low=0.0, high=1.0, n=0)
+    right = (margins > 0).mean(axis=0)
+    share, n_prompts = float(right.mean()), len(np.unique(groups))
+    if n_prompts == n or share in (0.0, 1.0):
+        low, high = wilson(share * n_prompts, n_prompts)
+    else:
+        low, high = np.quantile(_resampled_means(right[:, None], groups)[:, 0], [0.025, 0.975])
+    return Accuracy(accuracy=share, low=float(low), high=float(high), n=n)
+
+
+def accuracy_difference(
+    first: Float[np.ndarray, "n_first n_pairs"], second: Float[np.ndarray, "n_second n_pairs"], groups: Int[np.ndarray, " n_pairs"]
+) -> Difference | None:
+    """Mean accuracy of the first heads less that of the second, paired by prompt; None without pairs."""
+    if not len(groups):
+        return None
+    gain = (first > 0).mean(axis=0) - (second > 0).mean(axis=0)
+    low, high = np.quantile(_resampled_means(gain[:, None], groups)[:, 0], [0.025, 0.975])
+    return Difference(difference=float(gain.mean()), low=float(low), high=float(high), n=len(groups))
+
+
+def evaluate(pairs: PreferencePairs, sparserm: Contestant, controls: Sequence[Contestant], losses: Mapping[str, Contestant]) -> Evaluation:
+    """The table on the test pairs. The margins are of all pairs, in order."""
+    groups = pairs.prompt_groups()
+    test, validation = pairs.rows_of("test"), pairs.rows_of("validation")
+
+    def entry(one: Contestant) -> Entry:
+        return _entry(one, sparserm, test, validation, groups)
+
+    return Evaluation(
+        sparserm=entry(sparserm),
+        controls={one.kind: entry(one) for one in controls},
+        losses={name: entry(one) for name, one in losses.items()},
+        subsets=accuracy_by_subset(sparserm.margins[sparserm.shipped], pairs, test),
+        n_prompts=len(np.unique(groups[test])),
+    )
+
+
+def _entry(one: Contestant, sparserm: Contestant, test: np.ndarray, validation: np.ndarray, groups: np.ndarray) -> Entry:
+    margins = one.margins[:, test]
+    heads = tuple(accuracy_of(head[None], groups[test]) for head in margins)
+    return Entry(
+        kind=one.kind,
+        accuracy=heads[one.shipped],
+        mean=accuracy_of(margins, groups[test]),
+        deviation=float(np.std([head.accuracy for head in heads], ddof=1)) if len(heads) > 1 and len(test) else None,
+        heads=heads,
+        shipped=one.shipped,
+        validation=accuracy_of(one.margins[[one.shipped]][:, validation], groups[validation]),
+        lead=None if one is sparserm else accuracy_difference(sparserm.margins[:, test], margins, groups[test]),
+        n_parameters=one.n_parameters,
+        note=one.note,
+    )
+
+
+def accuracy_by_subset(margins: Float[np.ndarray, " n_pairs"], pairs: PreferencePairs, rows: Int[np.ndarray, " n"]) -> dict[str, Accuracy]:
+    """Accuracy for each kind of pair that the data's meta names (`subset`, else `category`); empty where it names none, or too many to be kinds."""
+    field = next((name for name in SUBSET_FIELDS if any(name in pairs[int(i)].meta for i in rows)), None)
+    names = np.array([str(pairs[int(i)].meta.get(field, "")) for i in rows]) if field else np.array([])
+    kinds = sorted(set(names.tolist()) - {""})
+    if len(kinds) > MOST_SUBSETS:
+        return {}
+    groups = pairs.prompt_groups()
+    return {kind: accuracy_of(margins[None, rows[names == kind]], groups[rows[names == kind]]) for kind in kinds}
+
+
+def _resampled_means(values: Float[np.ndarray, "n m"], groups: Int[np.ndarray, " n"]) -> Float[np.ndarray, "resamples m"]:
+    """Means of the columns over bootstrap resamples of the prompts; prompts with more pairs weigh more, as in the accuracy itself."""
+    sums = prompt_sums(np.column_stack([values, np.ones(len(values))]), groups)
+    drawn = np.concatenate([weights @ sums for weights in resample_weights(len(sums), RESAMPLES, SEED)])
+    return drawn[:, :-1] / drawn[:, -1:]

@@ -1,0 +1,91 @@
+"""What each kind of head sees of the responses: all that SparseRM and its controls differ in (METHOD.md section 3, controls)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from core.config import HeadConfig
+from core.reward.head import TrainedHead
+from core.reward.projection import activations, isotropic_directions, project, random_live_latents
+from core.reward.selection import Encoder
+from core.reward.training import HeadJob, train_heads
+from core.types import HeadInputs, HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A head to be: its kind, its seed (of its weights, its order of pairs and, for random directions, its draw) and what it sees.
+
+    `directions` and `latent_ids` name the columns where the kind has them.
+    """
+
+    kind: str
+    seed: int
+    inputs: HeadInputs
+    directions: Float[np.ndarray, "k d_model"] | None = None
+    latent_ids: Int[np.ndarray, " k"] | None = None
+
+    def seeds(self, n: int) -> list[View]:
+        """The same view for n seeds."""
+        return [replace(self, seed=seed) for seed in range(n)]
+
+    def columns(self, which: Int[np.ndarray, " n"]) -> View:
+        """The view through some of its columns only."""
+        inputs = replace(self.inputs, values=np.ascontiguousarray(self.inputs.values[:, which]))
+        directions = None if self.directions is None else self.directions[which]
+        return replace(self, inputs=inputs, directions=directions, latent_ids=None if self.latent_ids is None else self.latent_ids[which])
+
+
+def sparse_view(hidden: HiddenStates, selected: SelectedDirections) -> View:
+    """SparseRM: projections on the selected directions."""
+    inputs = _inputs(hidden, project(hidden.states, selected.directions))
+    return View(kind="sparserm", seed=0, inputs=inputs, directions=selected.directions, latent_ids=selected.latent_ids)
+
+
+def activation_view(hidden: HiddenStates, selected: SelectedDirections, sae: Encoder) -> View:
+    """SAE activations f_j of the selected latents."""
+    return View(
+        kind="activations", seed=0, inputs=_inputs(hidden, activations(hidden.states, selected.latent_ids, sae)), latent_ids=selected.latent_ids
+    )
+
+
+def dense_view(hidden: HiddenStates) -> View:
+    """All of z (DenseRM)."""
+    return View(kind="dense", seed=0, inputs=_inputs(hidden, hidden.states))
+
+
+def random_views(hidden: HiddenStates, sae: Encoder, frequencies: LatentFrequencies, n: int, draws: int) -> list[View]:
+    """Draws of n random directions of both kinds, draw i with seed i. Where fewer than n latents live, their rows are all of them."""
+    views = []
+    for seed in range(draws):
+        isotropic = isotropic_directions(n, hidden.d_model, seed)
+        views.append(View(kind="random-isotropic", seed=seed, inputs=_inputs(hidden, project(hidden.states, isotropic)), directions=isotropic))
+        ids = random_live_latents(frequencies, n, seed)
+        rows = np.asarray(sae.directions(ids), dtype=np.float32)
+        views.append(View(kind="random-rows", seed=seed, inputs=_inputs(hidden, project(hidden.states, rows)), directions=rows, latent_ids=ids))
+    return views
+
+
+def _inputs(hidden: HiddenStates, values: np.ndarray) -> HeadInputs:
+    return HeadInputs(values=values, chosen_rows=hidden.chosen_rows, rejected_rows=hidden.rejected_rows)
+
+
+def train_views(
+    views: Sequence[View], pairs: PreferencePairs, config: HeadConfig, losses: Sequence[str], progress: Progress, step: str
+) -> list[TrainedHead]:
+    """A head for each view with the loss beside it, trained on the pairs of `train`, judged on those of `validation`."""
+    jobs = [HeadJob(inputs=view.inputs, seed=view.seed, loss=loss) for view, loss in zip(views, losses, strict=True)]
+    train, validation = pairs.rows_of("train"), pairs.rows_of("validation")
+    return train_heads(jobs, train=train, validation=validation, config=config, progress=progress, step=step)
+
+
+def margins_of(head: TrainedHead, inputs: HeadInputs, rows: Int[np.ndarray, " n"] | None = None) -> Float[np.ndarray, " n"]:
+    """s_w - s_l of these pairs (all, without `rows`), in float64."""
+    if rows is None:
+        rewards = head.head.reward(inputs.values)
+        return rewards[inputs.chosen_rows] - rewards[inputs.rejected_rows]
+    return head.head.reward(inputs.values[inputs.chosen_rows[rows]]) - head.head.reward(inputs.values[inputs.rejected_rows[rows]])
