@@ -1,0 +1,94 @@
+"""sae-lens' trainer as we set it up, and its result as we save it. The choices are listed in sae_training.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.backbone.activations import Round, Stream
+from core.config import SAETrainConfig
+from core.errors import SAEError
+from core.runs.store import write_json
+
+WEIGHTS, SETTINGS = "sae_weights.safetensors", "cfg.json"
+MATRICES = ("W_enc", "W_dec")  # float16 on disk; vectors hold large numbers and cost little
+THRESHOLD_BATCHES = 16
+
+
+def make_trainer(config: SAETrainConfig, d_model: int, device: str) -> Any:
+    """sae-lens' trainer around a new SAE whose weights are a function of the seed alone; the caller's random state is left as it was."""
+    import torch
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    shared: dict[str, Any] = {"d_in": d_model, "d_sae": config.width, "k": config.k, "normalize_activations": "expected_average_only_in"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        batchtopk = config.architecture == "batchtopk"
+        sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**shared)) if batchtopk else TopKTrainingSAE(TopKTrainingSAEConfig(**shared))
+    sae.to(device)
+    steps = config.tokens // config.batch_size
+    settings = SAETrainerConfig(
+        total_training_samples=steps * config.batch_size,
+        train_batch_size_samples=config.batch_size,
+        lr=config.lr,
+        lr_end=config.lr,
+        lr_warm_up_steps=max(2, min(1000, steps // 20)),
+        lr_decay_steps=max(1, steps // 5),
+        device=device,
+        # Steps without firing after which a latent counts as dead: a tenth of the training, so that reviving has time to work.
+        dead_feature_window=max(10, min(1000, steps // 10)),
+    )
+    return SAETrainer(cfg=settings, sae=sae, data_provider=iter(()))
+
+
+def set_up_inputs(trainer: Any, first: Round) -> None:
+    """Scales inputs to a centred norm of sqrt(d_model) on average, and starts the decoder bias at their mean, both measured on the first round."""
+    import torch
+
+    states = first.content.float()
+    mean = states.mean(0)
+    spread = float((states - mean).norm(dim=1).mean())
+    factor = len(mean) ** 0.5 / spread if spread > 0 else 1.0
+    trainer.activation_scaler.scaling_factor = factor
+    with torch.no_grad():
+        trainer.sae.b_dec.copy_(mean * factor)
+
+
+def measure_threshold(trainer: Any, stream: Stream, current: Round) -> None:
+    """BatchTopK's threshold: the mean over the last round's batches of the smallest activation that is kept."""
+    import torch
+
+    if not hasattr(trainer.sae, "topk_threshold"):
+        return
+    smallest = []
+    with torch.no_grad():
+        for number in range(min(THRESHOLD_BATCHES, stream.n_batches(current))):
+            batch = trainer.activation_scaler(stream.batch(current, number).to(trainer.sae.device))
+            acts = trainer.sae.encode(batch)
+            smallest.append(float(acts[acts > 0].min()))
+        trainer.sae.topk_threshold.fill_(sum(smallest) / len(smallest))
+
+
+def save_inference(trainer: Any, folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Folds the input scale into the weights and saves the inference form in sae-lens' format. Raises SAEError on weights float16 can't hold."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    sae = trainer.sae
+    if trainer.activation_scaler.scaling_factor is not None:
+        sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+        trainer.activation_scaler.scaling_factor = None
+    for name, value in metadata.items():
+        sae.cfg.metadata[name] = value
+    sae.save_inference_model(folder)
+    tensors = {name: t.to(torch.float16 if name in MATRICES else torch.float32, copy=True) for name, t in load_file(folder / WEIGHTS).items()}
+    if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
+        raise SAEError("the trained SAE has weights that are not finite or too large for float16", remedy="train with a lower --lr or another --seed")
+    save_file({name: t.contiguous() for name, t in tensors.items()}, folder / WEIGHTS)
+    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    write_json(folder / SETTINGS, {**settings, "dtype": "float32", "device": "cpu"})
