@@ -1,0 +1,178 @@
+"""Exact and near-duplicate pairs, and what stands in two splits.
+
+- **Exact**: prompt and both answers are equal but for case and white space, chosen and rejected in either order. If the order differs within a
+  group, its labels contradict each other.
+- **Near**: the Jaccard similarity of the prompts and that of the answers (chosen and rejected together) are both at least 0.8 [C], over the
+  sets of 5-byte sequences of the folded text. Found without comparing all with all:
+  1. MinHash by one permutation (Li, Owen, Zhang 2012; empty bins filled from the next one, Shrivastava and Li 2014) of prompt and answer shingles
+     together. Their joint similarity is never below the smaller of the two, so no near pair is lost by joining them.
+  2. Pairs that agree in a whole band of the signature are candidates (at 0.8, missed with probability 0.002); each is compared exactly, with the
+     leaders of its bucket only, so that a bucket of thousands stays cheap.
+  Near groups are connected components of exact-group representatives: a is near b, b near c puts all three together.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt
+
+from core.types import PreferencePair, PreferencePairs
+
+THRESHOLD = 0.8
+BANDS, ROWS = 16, 5  # 80 bins; a pair of similarity s agrees in some band with probability 1 - (1 - s^5)^16
+SHINGLE = 5  # bytes
+LEADERS = 8  # members of a bucket that a further member is compared with, at most
+BATCH_CHARACTERS = 2**20
+EMPTY = np.uint32(2**32 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicates:
+    """Groups of pair ids, each of two or more. `contradictory` are the exact groups in which one answer is chosen here and rejected there."""
+
+    exact: tuple[tuple[str, ...], ...] = ()
+    contradictory: tuple[tuple[str, ...], ...] = ()
+    near: tuple[tuple[str, ...], ...] = ()
+    threshold: float = THRESHOLD
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts (groups, and pairs beyond the first of each group) and the groups."""
+        kinds = {"exact": self.exact, "contradictory": self.contradictory, "near": self.near}
+        counts: dict[str, Any] = {f"n_{name}_groups": len(groups) for name, groups in kinds.items()}
+        counts |= {f"n_{name}_extra": sum(len(g) - 1 for g in groups) for name, groups in kinds.items()}
+        return {**counts, "threshold": self.threshold, **{name: [list(g) for g in groups] for name, groups in kinds.items()}}
+
+
+def fold(text: str) -> str:
+    """Text without case, and with single spaces for any white space."""
+    return " ".join(text.casefold().split())
+
+
+def fold_prompt(pair: PreferencePair) -> str:
+    """The prompt's messages as one folded text."""
+    return "\n".join(f"{message['role']}: {fold(message['content'])}" for message in pair.prompt)
+
+
+def find_duplicates(pairs: PreferencePairs) -> Duplicates:
+    """Groups of duplicate pairs, each group and the list of groups in the pairs' order. 100,000 pairs of 1,000 characters: about a minute."""
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for number, pair in enumerate(pairs):
+        groups[(fold_prompt(pair), *sorted((fold(pair.chosen), fold(pair.rejected))))].append(number)
+    exact = [rows for rows in groups.values() if len(rows) > 1]
+    contradictory = [rows for rows in exact if len({fold(pairs[i].chosen) for i in rows}) > 1]
+    heads = [rows[0] for rows in groups.values()]
+    near = [[heads[i] for i in group] for group in _near_groups([(key[0], "\n".join(key[1:])) for key in groups])]
+    ids = [tuple(tuple(pairs[i].pair_id for i in rows) for rows in kind) for kind in (exact, contradictory, near)]
+    return Duplicates(exact=ids[0], contradictory=ids[1], near=ids[2])
+
+
+def _near_groups(texts: Sequence[tuple[str, str]]) -> list[list[int]]:
+    """Groups of indices of (prompt, answers) texts that are near one another."""
+    parent = list(range(len(texts)))
+    sets = lru_cache(maxsize=4096)(lambda i: _shingle_sets(texts[i]))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for bucket in _buckets(signatures(texts)):
+        leaders: list[int] = []
+        for i in bucket:
+            if any(root(i) == root(leader) for leader in leaders):
+                continue
+            match = next((leader for leader in leaders if _similarity(sets(leader), sets(i)) >= THRESHOLD), None)
+            if match is not None:
+                parent[root(i)] = root(match)
+            elif len(leaders) < LEADERS:
+                leaders.append(i)
+    found: dict[int, list[int]] = defaultdict(list)
+    for i in range(len(texts)):
+        found[root(i)].append(i)
+    return [group for group in sorted(found.values()) if len(group) > 1]
+
+
+def _shingles(data: bytes) -> UInt[np.ndarray, " n_bytes"]:
+    """At each byte the 5 bytes from there on as one number; the last four are padded with zeros."""
+    padded = np.frombuffer(data + bytes(SHINGLE - 1), dtype=np.uint8).astype(np.uint64)
+    found = padded[: len(data)].copy()
+    for i in range(1, SHINGLE):
+        found |= padded[i : len(data) + i] << np.uint64(8 * i)
+    return found
+
+
+def _shingle_sets(text: tuple[str, str]) -> tuple[UInt[np.ndarray, " n"], UInt[np.ndarray, " m"]]:
+    prompt, answers = (np.unique(_shingles(part.encode("utf-8", "surrogatepass"))) for part in text)
+    return prompt, answers
+
+
+def _similarity(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
+    """The smaller of the prompts' and the answers' Jaccard similarity."""
+    return min(_jaccard(a[0], b[0]), _jaccard(a[1], b[1]))
+
+
+def _jaccard(a: UInt[np.ndarray, " n"], b: UInt[np.ndarray, " m"]) -> float:
+    both = len(np.intersect1d(a, b, assume_unique=True))
+    return both / max(1, len(a) + len(b) - both)
+
+
+def signatures(texts: Sequence[tuple[str, str]]) -> UInt[np.ndarray, "n bins"]:
+    """MinHash signatures by one permutation: each shingle falls into a bin by its hash, the bin keeps its smallest hash."""
+    bins = BANDS * ROWS
+    signature = np.full((len(texts), bins), EMPTY, dtype=np.uint32)
+    for first, parts in _batches(texts):
+        for side in (0, 1):
+            data = [part[side].encode("utf-8", "surrogatepass") + bytes(SHINGLE - 1) for part in parts]
+            owner = np.repeat(np.arange(first, first + len(parts)), [len(d) for d in data])
+            shingles = _shingles(b"".join(data))
+            real = (shingles & np.uint64(0xFF)) != 0  # those that start in the padding are none
+            mixed = _mix(shingles[real] | np.uint64(side + 1 << 8 * SHINGLE))
+            bin_of = ((mixed >> np.uint64(32)) * np.uint64(bins)) >> np.uint64(32)
+            np.minimum.at(signature.reshape(-1), owner[real] * bins + bin_of.astype(np.int64), mixed.astype(np.uint32))
+    return _filled(signature)
+
+
+def _batches(texts: Sequence[tuple[str, str]]) -> Iterator[tuple[int, Sequence[tuple[str, str]]]]:
+    """Runs of texts of some BATCH_CHARACTERS together, each with the index of its first."""
+    first, size = 0, 0
+    for number, text in enumerate(texts, 1):
+        size += len(text[0]) + len(text[1])
+        if size >= BATCH_CHARACTERS or number == len(texts):
+            yield first, texts[first:number]
+            first, size = number, 0
+
+
+def _mix(values: UInt[np.ndarray, " n"]) -> UInt[np.ndarray, " n"]:
+    """A 64-bit hash (the finaliser of splitmix64)."""
+    mixed: UInt[np.ndarray, " n"] = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+def _filled(signature: UInt[np.ndarray, "n bins"]) -> UInt[np.ndarray, "n bins"]:
+    """Each empty bin takes the next full one's value, changed once a step, round the end."""
+    bins = signature.shape[1]
+    for column in [*reversed(range(bins))] * 2:
+        following = signature[:, (column + 1) % bins]
+        empty = (signature[:, column] == EMPTY) & (following != EMPTY)
+        signature[empty, column] = following[empty] + np.uint32(0x9E3779B1)
+    return signature
+
+
+def _buckets(signature: UInt[np.ndarray, "n bins"]) -> Iterator[list[int]]:
+    """Indices of texts that agree in one whole band, for every band."""
+    for band in range(BANDS):
+        key = np.full(len(signature), band, dtype=np.uint64)
+        for column in range(band * ROWS, (band + 1) * ROWS):
+            key = _mix(key ^ signature[:, column])
+        order = np.argsort(key, kind="stable")
+        edges = np.flatnonzero(np.diff(key[order])) + 1
+        yield from (group.tolist() for group in np.split(order, edges) if len(group) > 1)
