@@ -2,8 +2,7 @@
 
 From the paper (METHOD.md sections 2 and 3): models, layers and K = 128 of `gemma-2-2b`, `gemma-2-9b` and `llama-3.1-8b`, and which
 family their SAEs are of. The paper does not state the SAEs' width: 16k (Gemma) and 8x = 32k (Llama) are our choice. So are layer 16
-and K = 32 of `smollm2-135m`, and all of `tiny`. `gemma-*` ask for eager attention because Gemma 2 caps its attention logits, which
-transformers' sdpa kernel can't do.
+and K = 32 of `smollm2-135m`, and all of `tiny`.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ PRESETS: Mapping[str, FitConfig] = {
         curve=(4, 8, 16, 32),
     ),
     "gemma-2-2b": FitConfig(
-        backbone=BackboneConfig(model="google/gemma-2-2b-it", layer=13, attention="eager"),
+        backbone=BackboneConfig(model="google/gemma-2-2b-it", layer=13),
         sae=SAEConfig(release="gemma-scope-2b-pt-res-canonical", sae_id="layer_13/width_16k/canonical"),
         selection=SelectionConfig(k=128),
     ),
     "gemma-2-9b": FitConfig(
-        backbone=BackboneConfig(model="google/gemma-2-9b-it", layer=31, attention="eager"),
+        backbone=BackboneConfig(model="google/gemma-2-9b-it", layer=31),
         sae=SAEConfig(release="gemma-scope-9b-it-res-canonical", sae_id="layer_31/width_16k/canonical"),
         selection=SelectionConfig(k=128),
     ),

@@ -32,6 +32,7 @@ from core.types import Progress, no_progress
 
 # Pre-activations are always computed for whole blocks of latents at these boundaries, so a latent's value has the same bits in every chunk.
 BLOCK = 1024
+ACTIVATIONS = 2**25  # numbers held at a time by the statistics below: 128 MiB
 FAMILIES = r"gemma|llama|mistral|mixtral|qwen|phi|gpt|pythia|smollm|olmo|falcon"
 
 
@@ -173,8 +174,7 @@ def fvu(sae: SparseAutoencoder, z: Float[Tensor, "n d_model"]) -> float:
 
 
 def _row_chunks(sae: SparseAutoencoder, z: Tensor) -> Iterator[Tensor]:
-    """Rows of z on the SAE's device, few enough that their activations take about 128 MiB."""
-    for rows in z.split(max(1, 2**25 // sae.d_sae)):
+    for rows in z.split(max(1, ACTIVATIONS // sae.d_sae)):
         yield rows.to(sae.device)
 
 

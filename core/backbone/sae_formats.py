@@ -126,9 +126,9 @@ def _from_sae_lens_folder(path: Path) -> StoredSAE:
 def _from_gemma_scope(path: Path) -> StoredSAE:
     file = path / "params.npz" if path.is_dir() else path
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
             tensors = {name: torch.from_numpy(np.asarray(arrays[name], dtype=np.float32)) for name in arrays}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:  # TypeError: a single array, no archive
         raise SAEError(f"{file} can't be read as a numpy archive", expected=", ".join(sorted(TENSORS["jumprelu"])), found=str(error)[:200]) from error
     where = str(file.absolute())
     # Only the folders say what the file is for: .../gemma-scope-2b-pt-res/.../layer_13/width_16k/average_l0_84/params.npz
