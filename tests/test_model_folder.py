@@ -162,7 +162,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut heads": (lambda f: cut(f / "heads.safetensors"), r"heads\.safetensors is damaged"),
     "missing tensor": (lambda f: edit_tensors(f, lambda t: t.pop("directions")), r"found: no directions"),
     "strange tensor": (lambda f: edit_tensors(f, lambda t: t.update(extra=np.zeros(1, np.float32))), r"found: also extra"),
-    "shape": (lambda f: edit_tensors(f, lambda t: t.update(margin_scale=np.zeros((1, 1), np.float32))), r"margin_scale F32 \[1\]\n  found: F32 \[1, 1\]"),
+    "shape": (lambda f: edit_tensors(f, lambda t: t.update(margin_scale=np.zeros(2, np.float32))), r"margin_scale F32 \[1\]\n  found: F32 \[2\]"),
     "dtype": (lambda f: edit_tensors(f, lambda t: t.update(directions=t["directions"].astype(np.float16))), r"directions F32 \[4, 6\]\n  found: F16"),
     "infinite": (lambda f: edit_tensors(f, lambda t: t["directions"].__setitem__((0, 0), np.inf)), r"directions with finite values\n  found: 1 that"),
     "head NaN": (
@@ -204,7 +204,8 @@ def test_selection_table_by_hand() -> None:
     rows = selection_table(selected, frequencies, detection_auroc=np.array([0.95, np.nan]))
     assert rows[0] == {
         "latent_id": 3, "side": "chosen", "separation": 0.2, "low": 0.3, "high": 0.3, "held_out": 0.3,
-        "frequency_chosen": 0.4, "frequency_rejected": 0.2, "n_active": 3, "prompts_for": 4, "prompts_against": 5, "p_value": 0.3, "q_value": None, "stability": 0.9, "detection_auroc": 0.95,
+        "frequency_chosen": 0.4, "frequency_rejected": 0.2, "n_active": 3,
+        "prompts_for": 4, "prompts_against": 5, "p_value": 0.3, "q_value": None, "stability": 0.9, "detection_auroc": 0.95,
     }  # fmt: skip
     assert (rows[1]["latent_id"], rows[1]["side"], rows[1]["n_active"], rows[1]["q_value"], rows[1]["detection_auroc"]) == (
         0,

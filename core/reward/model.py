@@ -50,13 +50,14 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from jaxtyping import Float
 
 from core.backbone.model import Backbone, load_backbone
 from core.backbone.sae import SparseAutoencoder, load_sae
 from core.backbone.source import backbone_identity, find_model
 from core.config import BackboneConfig
+from core.data.texts import Refused, messages_of, text_of, user_prompt
 from core.errors import DataError, MismatchError, StoreError
 from core.reward.card import model_card
 from core.reward.extraction import read_items, response_states
@@ -69,7 +70,6 @@ Item = tuple[tuple[Message, ...], str]
 Read = tuple[np.ndarray, dict[int, str]]
 
 CHUNK = 2048  # distinct responses whose hidden states are held at once
-SAE_ROWS = 256  # responses encoded at once: 256 rows of 131,072 latents are 134 MB
 log = logging.getLogger(__name__)
 
 
@@ -107,7 +107,7 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
     def score(self, prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> Float[np.ndarray, " n"]:
         """The reward s of each response to the prompt at its place. Each distinct (prompt, response) is computed once.
 
-        Raises DataError where the lists differ in length, or one item can't be read: empty, or longer than the model reads.
+        Raises DataError where the lists differ in length, or one can't be read: empty, or longer than the model reads.
         """
         rewards, refused = self.try_score(prompts, responses)
         if refused:
@@ -117,18 +117,17 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         return rewards
 
     def try_score(self, prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> tuple[Float[np.ndarray, " n"], dict[int, str]]:
-        """As `score`, but items that can't be read get NaN, and a reason under their number."""
-        items = _items(prompts, responses)
-        places: dict[Any, int] = {}
-        rows = [places.setdefault((tuple((m["role"], m["content"]) for m in prompt), text), len(places)) for prompt, text in items]
-        first = {row: number for number, row in reversed(list(enumerate(rows)))}
-        rewards, refused = np.full(len(places), np.nan), dict[int, str]()
-        for at in range(0, len(places), CHUNK):
-            chunk = range(at, min(at + CHUNK, len(places)))
-            z, reasons = self.reader([items[first[row]] for row in chunk])
-            rewards[[row for row in chunk if row - at not in reasons]] = self.rewards_of(z)
-            refused |= {at + row: reason for row, reason in reasons.items()}
-        return rewards[rows], {number: refused[row] for number, row in enumerate(rows) if row in refused}
+        """As `score`, but a response that can't be read gets NaN, and the reason under its number. Raises DataError for an unusable prompt."""
+        items, refused = _items(prompts, responses)
+        found = self._rewards({_key(item): item for item in items.values()})
+        rewards = np.full(len(prompts), np.nan)
+        for number, item in items.items():
+            value = found[_key(item)]
+            if isinstance(value, str):
+                refused[number] = value
+            else:
+                rewards[number] = value
+        return rewards, refused
 
     def score_pairs(self, pairs: Iterable[PreferencePair]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """Rewards s_w of the chosen and s_l of the rejected responses. Raises DataError as `score`."""
@@ -140,8 +139,8 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
     def __call__(self, prompts: Sequence[Dialogue], completions: Sequence[Dialogue], **_columns: Any) -> list[float]:
         """TRL's reward function: one reward a completion. One that can't be read gets NaN, which TRL leaves out: a policy may well answer nothing."""
         rewards, refused = self.try_score(prompts, completions)
-        for number, reason in refused.items():
-            log.warning("completion %d gets no reward: %s", number, reason)
+        if refused:
+            log.warning("%d of %d completions get no reward; the first: %s", len(refused), len(rewards), refused[min(refused)])
         return [float(reward) for reward in rewards]
 
     def rewards_of(self, z: Float[np.ndarray, "n d_model"]) -> Float[np.ndarray, " n"]:
@@ -150,8 +149,10 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
 
     def inputs_of(self, z: Float[np.ndarray, "n d_model"]) -> Float[np.ndarray, "n k"]:
         """What the head sees of hidden states, in float64: projections, the latents' activations, or z itself."""
-        if self.parts.kind == "activations":
-            return self._activations(z)
+        if self.parts.kind == "activations" and self.parts.latent_ids is not None:
+            from core.reward.projection import activations  # this kind alone needs it
+
+            return activations(z, self.parts.latent_ids, self.sae).astype(np.float64)
         return z.astype(np.float64) if self.parts.directions is None else z.astype(np.float64) @ self.parts.directions.astype(np.float64).T
 
     @cached_property
@@ -163,12 +164,15 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         check_same("SAE", self.parts.sae or {}, sae.identity, ("sha256", "architecture", "d_model", "d_sae"))
         return sae
 
-    def _activations(self, z: np.ndarray) -> np.ndarray:
-        import torch
-
-        ids = torch.as_tensor(self.parts.latent_ids)
-        found = [self.sae.encode(torch.from_numpy(z[at : at + SAE_ROWS]))[:, ids] for at in range(0, len(z), SAE_ROWS)]
-        return torch.cat(found).double().numpy() if found else np.zeros((0, self.parts.k))
+    def _rewards(self, items: Mapping[Any, Item]) -> dict[Any, float | str]:
+        """The reward of each item, or why it can't be read."""
+        found: dict[Any, float | str] = {}
+        keys = list(items)
+        for chunk in (keys[at : at + CHUNK] for at in range(0, len(keys), CHUNK)):
+            z, reasons = self.reader([items[key] for key in chunk])
+            rewards = iter(self.rewards_of(z).tolist())
+            found |= {key: reasons[number] if number in reasons else next(rewards) for number, key in enumerate(chunk)}
+        return found
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_parts(self.parts, save_directory)
@@ -178,16 +182,24 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         return model_card(self.parts)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, backbone: Backbone | BackboneConfig | None = None, device: str = "auto", **hub: Any) -> SparseRM:
-        if Path(model_id).is_dir():
-            return cls.load(model_id, backbone=backbone, device=device)
-        hub.pop("config", None)
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> SparseRM:
+        """From a folder, or from the Hub (`revision`, `token`, `cache_dir`, ... as the mixin's), with `backbone` and `device` as `load`.
+
+        Raises StoreError where there is none, or the Hub can't be reached.
+        """
+        if Path(pretrained_model_name_or_path).is_dir():
+            local = {name: value for name, value in options.items() if name in ("backbone", "device")}
+            return cls.load(pretrained_model_name_or_path, **local)
         try:
-            folder = snapshot_download(model_id, allow_patterns=[CONFIG, TENSORS, HEADS, SELECTION], **hub)
-        except (HfHubHTTPError, EntryNotFoundError) as error:
+            return super().from_pretrained(pretrained_model_name_or_path, **options)
+        except (HfHubHTTPError, EntryNotFoundError, HFValidationError) as error:
             said = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             remedy = "check the name and the revision; for a private one `hf auth login`; without a network give a folder"
-            raise StoreError(f"there is no reward model {model_id} here or on the Hub", found=said, remedy=remedy) from error
+            raise StoreError(f"there is no reward model {pretrained_model_name_or_path}, here or on the Hub", found=said, remedy=remedy) from error
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, backbone: Backbone | BackboneConfig | None = None, device: str = "auto", **hub: Any) -> SparseRM:
+        folder = snapshot_download(model_id, allow_patterns=[CONFIG, TENSORS, HEADS, SELECTION], **hub)
         return cls.load(folder, backbone=backbone, device=device)
 
 
@@ -252,20 +264,35 @@ def check_same(what: str, made_for: Mapping[str, Any], found: Mapping[str, Any],
         raise MismatchError(problem, expected=said[0], found=said[1], remedy=f"give the {what} it was made for")
 
 
-def _items(prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> list[Item]:
+def _items(prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> tuple[dict[int, Item], dict[int, str]]:
+    """Items by number, and the reasons why there is none. Texts are read as `core.data` reads pairs: outer white space is cut, nothing is mended."""
     if isinstance(prompts, str) or isinstance(responses, str) or len(prompts) != len(responses):
         found = " and ".join("one text" if isinstance(given, str) else str(len(given)) for given in (prompts, responses))
         raise DataError("prompts and responses must be lists of equal length", found=found, remedy='score(["a prompt"], ["a response"])')
-    return [_item(prompt, response, number) for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True))]
+    items, refused = dict[int, Item](), dict[int, str]()
+    for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        try:
+            before = user_prompt(prompt if isinstance(prompt, str) else list(prompt))
+        except Refused as error:
+            raise DataError(
+                f"prompt {number}, counted from 0, can't be read", found=error.reason, expected="a text, or messages {role, content}"
+            ) from error
+        try:
+            items[number] = _item(before, response)
+        except Refused as error:
+            refused[number] = str(error)
+    return items, refused
 
 
-def _item(prompt: Dialogue, response: Dialogue, number: int) -> Item:
-    """The messages before the response's own text, and that text. Of several response messages (tool calls) the last one is scored."""
-    before: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    after: list[Any] = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
-    messages = before + after
-    sound = all(isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages)
-    if not sound or not before or not after or after[-1]["role"] != "assistant":
-        expected = "a text or messages with role and content (texts), the last one the assistant's"
-        raise DataError(f"item {number} is no prompt with a response", expected=expected, found=f"{prompt!r:.60} | {response!r:.60}")
-    return tuple({"role": m["role"], "content": m["content"]} for m in messages[:-1]), messages[-1]["content"]
+def _item(prompt: tuple[Message, ...], response: Dialogue) -> Item:
+    """What stands before the response's own text, and that text. Of several response messages the last one is scored. Raises Refused."""
+    if isinstance(response, str):
+        return prompt, text_of(response, "response")
+    messages = messages_of(list(response), "response")
+    if messages[-1]["role"] != "assistant":
+        raise Refused("response", "the last message is not the assistant's")
+    return (*prompt, *messages[:-1]), messages[-1]["content"]
+
+
+def _key(item: Item) -> Any:
+    return tuple((message["role"], message["content"]) for message in item[0]), item[1]
