@@ -101,6 +101,30 @@ def stored_topk(w: dict[str, np.ndarray], k: int) -> Any:
     return StoredSAE(config={"architecture": "topk", "k": k}, tensors=tensors, source=source)
 
 
+def test_single_latents_in_any_order(kind: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    architecture, config = kind
+    sae, z = loaded(write_folder(tmp_path / "sae", arrays(architecture), architecture, **config)), torch.from_numpy(states())
+    whole, ids = sae.encode(z), [31, 2, 17, 2]
+    for given_ids, kth in ((ids, None), (np.array(ids), sae.kth_value(z))):
+        f = sae.encode_latents(z, given_ids, kth)
+        assert torch.equal(f > 0, whole[:, ids] > 0)
+        torch.testing.assert_close(f, whole[:, ids], atol=1e-5, rtol=1e-6)
+    assert sae.encode_latents(z, []).shape == (len(z), 0)
+
+
+def test_the_kth_value_lies_between_the_kth_and_the_next(tmp_path: Path) -> None:
+    """So it serves rows that are encoded again in other batches, where products can differ in their last bit."""
+    w, z = arrays("topk", d_sae=2500, d_model=96), states(n=64, d_model=96)
+    sae = SparseAutoencoder(stored_topk(w, 20))
+    kth = sae.kth_value(torch.from_numpy(z))
+    pre = np.sort((z - w["b_dec"]).astype(np.float64) @ w["W_enc"] + w["b_enc"], axis=1)[:, ::-1]
+    assert kth is not None
+    np.testing.assert_allclose(kth.numpy(), (pre[:, 19] + pre[:, 20]) / 2, rtol=1e-5)
+    for row in range(64):  # one row a batch takes another kernel
+        f = sae.encode_chunk(torch.from_numpy(z[row : row + 1]), slice(0, 2500), kth[row : row + 1])
+        assert (f > 0).sum() == 20
+
+
 def test_topk_alone_on_a_chunk_would_be_wrong(tmp_path: Path) -> None:
     """The trap: the k largest of a chunk are not the k largest of all."""
     sae, z = loaded(write_folder(tmp_path / "sae", arrays("topk"), "topk")), torch.from_numpy(states())

@@ -64,7 +64,7 @@ class SparseAutoencoder:
         return self.encode_chunk(z, slice(0, self.d_sae))
 
     def encode_chunk(self, z: Float[Tensor, "n d_model"], latents: slice, kth: Float[Tensor, " n"] | None = None) -> Float[Tensor, "n c"]:
-        """f(z) for latents start to stop, bit for bit the columns of `encode(z)`; cheapest at multiples of `BLOCK`.
+        """f(z) for latents start to stop, bit for bit the columns of `encode(z)`. Costs whole blocks of `BLOCK` latents: not for single ones.
 
         A TopK SAE needs the k-th value over all latents: give `kth_value(z)` to find it once for many chunks. Values equal to the k-th are all kept
         (sae-lens keeps an arbitrary k of them), so that no latent's activity depends on its place in the dictionary.
@@ -73,21 +73,32 @@ class SparseAutoencoder:
         if step != 1:
             raise ValueError(f"latents must be a slice of step 1, not {step}")
         x = self._input(z)
-        blocks = [self._products(x, at)[:, max(start - at, 0) : stop - at] for at in range(start - start % BLOCK, stop, BLOCK)]
+        blocks = [self._products(x, slice(at, at + BLOCK))[:, max(start - at, 0) : stop - at] for at in range(start - start % BLOCK, stop, BLOCK)]
         products = torch.cat(blocks, dim=1) if blocks else x.new_zeros(len(x), 0)
-        if self.k is not None and kth is None:
-            kth = products.topk(self.k, dim=1).values[:, -1] if stop - start == self.d_sae else self.kth_value(z)
+        if kth is None and self.k is not None:
+            kth = self._cut(products) if stop - start == self.d_sae else self.kth_value(z)
         return self._activate(products, slice(start, stop), kth)
 
+    def encode_latents(
+        self, z: Float[Tensor, "n d_model"], latent_ids: Sequence[int] | Int[np.ndarray, " k"], kth: Float[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "n k"]:
+        """f(z) for these latents alone, in this order: the columns of `encode(z)` up to rounding, at the price of these columns."""
+        index = torch.as_tensor(np.asarray(latent_ids, dtype=np.int64), device=self.device)
+        return self._activate(self._products(self._input(z), index), index, self.kth_value(z) if kth is None else kth)
+
     def kth_value(self, z: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"] | None:
-        """The k-th largest pre-activation of each row, found block by block; None for architectures that need none."""
+        """Where a TopK SAE cuts each row: halfway between its k-th and its next largest pre-activation, found block by block. None for other
+        architectures.
+
+        Halfway, because the same pre-activation can differ in its last bit when it is computed again in another batch of rows.
+        """
         if self.k is None:
             return None
         x, best = self._input(z), z.new_zeros(len(z), 0).to(self.device, torch.float32)
         for at in range(0, self.d_sae, BLOCK):
-            best = torch.cat([best, self._products(x, at)], dim=1)
-            best = best.topk(min(self.k, best.shape[1]), dim=1).values
-        return best[:, -1]
+            best = torch.cat([best, self._products(x, slice(at, at + BLOCK))], dim=1)
+            best = best.topk(min(self.k + 1, best.shape[1]), dim=1).values
+        return self._cut(best)
 
     def decode(self, f: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_model"]:
         """The reconstruction z^ = f W_dec + b_dec, float32."""
@@ -106,17 +117,23 @@ class SparseAutoencoder:
         x = z.to(self.device, torch.float32)
         return x - self.tensors["b_dec"] if self.centred else x
 
-    def _products(self, x: Tensor, at: int) -> Tensor:
-        products = x @ self.tensors["W_enc"][:, at : at + BLOCK]
-        return products if self.architecture == "gated" else products + self.tensors["b_enc"][at : at + BLOCK]
+    def _products(self, x: Tensor, latents: slice | Tensor) -> Tensor:
+        products = x @ self.tensors["W_enc"][:, latents]
+        return products if self.architecture == "gated" else products + self.tensors["b_enc"][latents]
 
-    def _activate(self, pre: Tensor, latents: slice, kth: Tensor | None) -> Tensor:
+    def _activate(self, pre: Tensor, latents: slice | Tensor, kth: Tensor | None) -> Tensor:
         if self.architecture == "gated":
             gate, magnitude = pre + self.tensors["b_gate"][latents], pre * self.tensors["r_mag"][latents].exp() + self.tensors["b_mag"][latents]
             return magnitude.relu() * (gate > 0)
         if self.architecture == "jumprelu":
             return pre.relu() * (pre > self.tensors["threshold"][latents])
         return pre.relu() if kth is None else pre.relu() * (pre >= kth[:, None])
+
+    def _cut(self, pre: Tensor) -> Tensor:
+        if self.k is None or self.k == self.d_sae:
+            return pre.new_full((len(pre),), -torch.inf)
+        best = pre.topk(self.k + 1, dim=1).values
+        return best[:, -1] + (best[:, -2] - best[:, -1]) / 2
 
     def _fold_decoder_norms(self) -> None:
         """TopK trained with activations measured in units of the decoder's norms: the same SAE with unit rows, so decode needs no rescaling."""
