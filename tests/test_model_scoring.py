@@ -103,6 +103,8 @@ def test_score_pairs() -> None:
         (["a"], [[{"role": "user", "content": "x"}]], r"1 of 1 .*\n  found: item 0, .*: response: the last message is not the assistant's"),
         (["a"], ["x\0"], r"response: holds a null character"),
         (["a"], [[]], r"response: empty"),
+        (["a"], [[{"role": "system", "content": ""}]], r"response: the last message is not the assistant's"),
+        ([[{"role": "system", "content": ""}]], ["a"], r"prompt 0, .*\n.*\n  found: no message with text"),
     ],
 )
 def test_what_cannot_be_scored(prompts: Any, responses: Any, said: str) -> None:

@@ -57,16 +57,14 @@ from core.backbone.model import Backbone, load_backbone
 from core.backbone.sae import SparseAutoencoder, load_sae
 from core.backbone.source import backbone_identity, find_model
 from core.config import BackboneConfig
-from core.data.texts import Refused, messages_of, text_of, user_prompt
 from core.errors import DataError, MismatchError, StoreError
 from core.reward.card import model_card
+from core.reward.dialogues import Dialogue, Item, items_of, key_of
 from core.reward.extraction import read_items, response_states
 from core.reward.folder import CONFIG, HEADS, SELECTION, TENSORS, read_parts, save_parts, write_parts
 from core.reward.parts import RewardParts
-from core.types import Message, PreferencePair
+from core.types import PreferencePair
 
-Dialogue = str | Sequence[Message]
-Item = tuple[tuple[Message, ...], str]
 Read = tuple[np.ndarray, dict[int, str]]
 
 CHUNK = 2048  # distinct responses whose hidden states are held at once
@@ -118,11 +116,11 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
 
     def try_score(self, prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> tuple[Float[np.ndarray, " n"], dict[int, str]]:
         """As `score`, but a response that can't be read gets NaN, and the reason under its number. Raises DataError for an unusable prompt."""
-        items, refused = _items(prompts, responses)
-        found = self._rewards({_key(item): item for item in items.values()})
+        items, refused = items_of(prompts, responses)
+        found = self._rewards({key_of(item): item for item in items.values()})
         rewards = np.full(len(prompts), np.nan)
         for number, item in items.items():
-            value = found[_key(item)]
+            value = found[key_of(item)]
             if isinstance(value, str):
                 refused[number] = value
             else:
@@ -262,37 +260,3 @@ def check_same(what: str, made_for: Mapping[str, Any], found: Mapping[str, Any],
         said = [", ".join(f"{name} {side[name]}" for name in shown if side.get(name) not in (None, "")) for side in (made_for, found)]
         problem = f"this reward model was made for another {what}"
         raise MismatchError(problem, expected=said[0], found=said[1], remedy=f"give the {what} it was made for")
-
-
-def _items(prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> tuple[dict[int, Item], dict[int, str]]:
-    """Items by number, and the reasons why there is none. Texts are read as `core.data` reads pairs: outer white space is cut, nothing is mended."""
-    if isinstance(prompts, str) or isinstance(responses, str) or len(prompts) != len(responses):
-        found = " and ".join("one text" if isinstance(given, str) else str(len(given)) for given in (prompts, responses))
-        raise DataError("prompts and responses must be lists of equal length", found=found, remedy='score(["a prompt"], ["a response"])')
-    items, refused = dict[int, Item](), dict[int, str]()
-    for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        try:
-            before = user_prompt(prompt if isinstance(prompt, str) else list(prompt))
-        except Refused as error:
-            raise DataError(
-                f"prompt {number}, counted from 0, can't be read", found=error.reason, expected="a text, or messages {role, content}"
-            ) from error
-        try:
-            items[number] = _item(before, response)
-        except Refused as error:
-            refused[number] = str(error)
-    return items, refused
-
-
-def _item(prompt: tuple[Message, ...], response: Dialogue) -> Item:
-    """What stands before the response's own text, and that text. Of several response messages the last one is scored. Raises Refused."""
-    if isinstance(response, str):
-        return prompt, text_of(response, "response")
-    messages = messages_of(list(response), "response")
-    if messages[-1]["role"] != "assistant":
-        raise Refused("response", "the last message is not the assistant's")
-    return (*prompt, *messages[:-1]), messages[-1]["content"]
-
-
-def _key(item: Item) -> Any:
-    return tuple((message["role"], message["content"]) for message in item[0]), item[1]

@@ -1,0 +1,208 @@
+"""`sparserm score`: rows of a file in, rows with rewards out, in the shape of RewardBench's output files.
+
+Pairs (every format that `core.data` reads): `prompt`, `text_chosen`, `text_rejected`, `scores_chosen`, `scores_rejected`, `results` (1 if s_w > s_l,
+else 0: a tie is wrong), then the columns of the data: `id`, `subset` where there is one, other short ones, and `row`, the row's number in the source.
+Single responses (`prompt` with `response`, or with a list `responses`): a row each with `prompt`, `text`, `results` (there, as in RewardBench, the
+reward), the same as `score`, `id` and `row`. Unlike RewardBench's, texts are the responses' own, not rendered by a chat template.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.config import DataConfig
+from core.data.pairs import load_pairs
+from core.data.readers import open_source
+from core.data.rows import Row
+from core.data.texts import Refused, keeps, messages_of, text_of, user_prompt
+from core.errors import ConfigError, DataError
+from core.reward.evaluation import accuracy_by_subset, accuracy_of
+from core.reward.model import SparseRM
+from core.types import Accuracy, Message, PreferencePair, Progress, RefusedRow, no_progress
+
+CHUNK = 1024  # responses scored between two words to `progress`
+SAMPLE = 100  # rows looked at to tell pairs from single responses
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreReport:
+    """What came of scoring a file: `n_rows` rows were read, `n_scored` written; `refused` says which were not, and why. Accuracy for pairs only."""
+
+    source: str
+    kind: str
+    n_rows: int
+    n_scored: int
+    refused: tuple[RefusedRow, ...]
+    accuracy: Accuracy | None = None
+    subsets: Mapping[str, Accuracy] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values; an object with `accuracy` carries low, high and n."""
+        figures = {} if self.accuracy is None else {"pairs": self.accuracy.to_json()}
+        return {
+            **{name: getattr(self, name) for name in ("source", "kind", "n_rows", "n_scored")},
+            **figures,
+            "subsets": {name: accuracy.to_json() for name, accuracy in self.subsets.items()},
+            "refused": [vars(row) for row in self.refused],
+        }
+
+
+def score_file(model: str | Path, source: Path, target: Path | None, *, device: str = "auto", progress: Progress = no_progress) -> dict[str, Any]:
+    """Scores a file with the reward model in a folder and returns the report. Rows go to `target`, whole or not at all, or (None) to standard output.
+
+    Raises DataError where no row can be scored, ConfigError where `target` can't be written, and what loading the model raises.
+    """
+    if target is not None:
+        _check_target(target)
+    rows, report = score_rows(SparseRM.load(model, device=device), source, progress)
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    if target is None:
+        sys.stdout.writelines(lines)
+    else:
+        _write(lines, target)
+    return report.to_json()
+
+
+def score_rows(model: SparseRM, source: Path, progress: Progress = no_progress) -> tuple[list[dict[str, Any]], ScoreReport]:
+    """The rows of a file with their rewards, in order, and the report. Raises DataError where none can be scored."""
+    rows, report = (_score_responses if _holds_responses(source) else _score_pairs)(model, source, progress)
+    if not rows:
+        first = report.refused[0]
+        raise DataError(f"no row of {source} can be scored", found=f"{len(report.refused)} refused; row {first.row}: {first.field}: {first.reason}")
+    return rows, report
+
+
+def _holds_responses(source: Path) -> bool:
+    """Whether the first rows that say it hold single responses, not pairs."""
+    first = (row.values for row in itertools.islice(open_source(DataConfig(pairs=str(source))).rows, SAMPLE) if isinstance(row, Row))
+    return next(("chosen" not in row for row in first if {"chosen", "response", "responses"} & set(row)), False)
+
+
+def _score_pairs(model: SparseRM, source: Path, progress: Progress) -> tuple[list[dict[str, Any]], ScoreReport]:
+    pairs, read = load_pairs(DataConfig(pairs=str(source)), progress)
+    items = [(pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
+    rewards, reasons = _rewards(model, items, progress)
+    late = [RefusedRow(row=pairs[n // 2].meta["row"], field=("chosen", "rejected")[n % 2], reason=reason) for n, reason in reasons.items()]
+    kept = [i for i in range(len(pairs)) if not {2 * i, 2 * i + 1} & set(reasons)]
+    scored, margins = pairs.take(kept), rewards[0::2][kept] - rewards[1::2][kept]
+    prompts = _prompts([pair.prompt for pair in scored])
+    rows = [_pair_row(pair, prompt, rewards[2 * i], rewards[2 * i + 1]) for i, pair, prompt in zip(kept, scored, prompts, strict=True)]
+    report = ScoreReport(
+        source=read.source,
+        kind="pairs",
+        n_rows=read.n_rows,
+        n_scored=len(rows),
+        refused=tuple(sorted([*read.refused, *late], key=lambda refused: refused.row)),
+        accuracy=accuracy_of(margins[None], scored.prompt_groups()) if rows else None,
+        subsets=accuracy_by_subset(margins, scored, np.arange(len(rows))) if rows else {},
+    )
+    return rows, report
+
+
+def _pair_row(pair: PreferencePair, prompt: Any, chosen: float, rejected: float) -> dict[str, Any]:
+    rewards = {"scores_chosen": float(chosen), "scores_rejected": float(rejected), "results": int(chosen > rejected)}
+    return {**pair.meta, "id": pair.pair_id, "prompt": prompt, "text_chosen": pair.chosen, "text_rejected": pair.rejected, **rewards}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Single:
+    row: int
+    id: Any
+    prompt: tuple[Message, ...]
+    text: str
+
+
+def _score_responses(model: SparseRM, source: Path, progress: Progress) -> tuple[list[dict[str, Any]], ScoreReport]:
+    opened = open_source(DataConfig(pairs=str(source)))
+    singles: list[_Single] = []
+    refused: list[RefusedRow] = []
+    n_rows = 0
+    for row in opened.rows:
+        n_rows += 1
+        for found in _singles(row) if isinstance(row, Row) else [row]:
+            (refused if isinstance(found, RefusedRow) else singles).append(found)  # type: ignore[arg-type]
+    rewards, reasons = _rewards(model, [(single.prompt, single.text) for single in singles], progress)
+    refused += [RefusedRow(row=singles[n].row, field="response", reason=reason) for n, reason in reasons.items()]
+    prompts = _prompts([single.prompt for single in singles])
+    rows = [
+        {"id": single.id, "row": single.row, "prompt": prompt, "text": single.text, "results": float(reward), "score": float(reward)}
+        for n, (single, prompt, reward) in enumerate(zip(singles, prompts, rewards, strict=True))
+        if n not in reasons
+    ]
+    ordered = tuple(sorted(refused, key=lambda refusal: refusal.row))
+    return rows, ScoreReport(source=opened.name, kind="responses", n_rows=n_rows, n_scored=len(rows), refused=ordered)
+
+
+def _singles(row: Row) -> Iterator[_Single | RefusedRow]:
+    """The responses of a row, each with the prompt, or why it can't be used."""
+    given = row.values.get("responses", [row.values.get("response")])
+    name = "responses" if "responses" in row.values else "response"
+    own = row.values.get("id")
+    try:
+        prompt = user_prompt(row.values.get("prompt"))
+        if not prompt or prompt[-1]["role"] != "user":
+            raise Refused("prompt", "does not end with a message of the user")
+        if not isinstance(given, list) or not given:
+            raise Refused(name, "not a list of responses, or an empty one")
+    except Refused as error:
+        yield RefusedRow(row=row.number, field=error.field, reason=error.reason)
+        return
+    for response in given:
+        try:
+            yield _Single(row=row.number, id=own if keeps(own) else str(row.number), prompt=prompt, text=_text(response, name))
+        except Refused as error:
+            yield RefusedRow(row=row.number, field=error.field, reason=error.reason)
+
+
+def _text(response: Any, name: str) -> str:
+    if not isinstance(response, list):
+        return text_of(response, name)
+    messages = messages_of(response, name)
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        raise Refused(name, "not one message of the assistant")
+    return messages[0]["content"]
+
+
+def _rewards(model: SparseRM, items: Sequence[tuple[tuple[Message, ...], str]], progress: Progress) -> tuple[np.ndarray, dict[int, str]]:
+    rewards, reasons = np.full(len(items), np.nan), dict[int, str]()
+    for at in range(0, len(items), CHUNK):
+        progress("score", at, len(items))
+        chunk = items[at : at + CHUNK]
+        rewards[at : at + CHUNK], refused = model.try_score([prompt for prompt, _ in chunk], [text for _, text in chunk])
+        reasons |= {at + number: reason for number, reason in refused.items()}
+    progress("score", len(items), len(items))
+    return rewards, reasons
+
+
+def _prompts(prompts: Sequence[tuple[Message, ...]]) -> list[Any]:
+    """Texts where every prompt is one user message, else message lists: a column has one type, or table readers refuse the file."""
+    plain = all(len(prompt) == 1 and prompt[0]["role"] == "user" for prompt in prompts)
+    return [prompt[0]["content"] if plain else list(prompt) for prompt in prompts]
+
+
+def _check_target(target: Path) -> None:
+    if target.is_dir() or not target.parent.is_dir():
+        found = "a folder" if target.is_dir() else f"no folder {target.parent}"
+        raise ConfigError(f"{target} can't be written", expected="a file in a folder that stands", found=found)
+
+
+def _write(lines: Iterator[str], target: Path) -> None:
+    temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("w", encoding="utf-8") as handle:
+            handle.writelines(lines)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ConfigError(f"{target} can't be written", found=str(error)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
