@@ -21,8 +21,11 @@ RANK = {
     "core.reward": 3,
     **dict.fromkeys(("core.explain", "core.baselines"), 4),
     "core.align": 5,
-    "core.pipeline": 6,
-    **dict.fromkeys(("core.cli", "core.console", "core.serving", "core.runs.worker"), 7),
+    "core.options": 5,
+    **dict.fromkeys(("core.steps", "core.scoring"), 5.5),
+    **dict.fromkeys(("core.pipeline", "core.defaults"), 6),
+    "core.console": 6.5,
+    **dict.fromkeys(("core.cli", "core.serving", "core.runs.worker"), 7),
     "workbench": 8,
     "pages": 9,
 }

@@ -154,9 +154,9 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             os.rename(path, aside)
 
-    def all(self) -> Iterator[tuple[Path, Artefact | StoreError]]:
-        """Every artefact folder, with its content or what is wrong with it."""
-        for path in sorted((self.root / "artefacts").glob("*/*/*")):
+    def all(self, step: str = "*") -> Iterator[tuple[Path, Artefact | StoreError]]:
+        """Every artefact folder (of one step), with its content or what is wrong with it."""
+        for path in sorted((self.root / "artefacts").glob(f"{step}/*/*")):
             try:
                 yield path, read_artefact(path)
             except StoreError as error:

@@ -1,0 +1,192 @@
+"""What the `sparserm` command shows to a person: progress with an estimate on standard error, tables on standard output.
+
+Machines get one JSON line on standard output instead of tables; progress never mixes with it. rich is imported on first use.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from core.pipeline import FitOutcome
+
+# Where standard error is no terminal (a log file), a running step says something this often, in seconds.
+LOG_EVERY = 30.0
+
+
+class Display:
+    """A progress callable: bars with the time left on a terminal, a line a step in a log, nothing if `quiet` and no terminal looks on."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.live = sys.stderr.isatty()
+        self.quiet = quiet and not self.live
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._started: dict[str, float] = {}
+        self._said: dict[str, float] = {}
+
+    def __enter__(self) -> Display:
+        if self.live:
+            self._bars = _bars()
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def __call__(self, step: str, done: float, total: float, **figures: Any) -> None:
+        if self._bars:
+            self._bar(step, done, total, figures)
+        elif not self.quiet:
+            self._line(step, done, total, figures)
+
+    def _bar(self, step: str, done: float, total: float, figures: Mapping[str, Any]) -> None:
+        if step not in self._tasks:
+            self._tasks[step] = self._bars.add_task(step, total=total, figures="")
+        self._bars.update(self._tasks[step], completed=done, total=total, figures=figures_text(figures))
+
+    def _line(self, step: str, done: float, total: float, figures: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        started = self._started.setdefault(step, now)
+        finished = done >= total
+        if step in self._said and self._said[step] == float("inf"):
+            return
+        if finished or now - self._said.get(step, started) >= LOG_EVERY:
+            self._said[step] = float("inf") if finished else now
+            left = "" if finished or not done else f", about {duration((now - started) * (total - done) / done)} left"
+            state = f"done in {duration(now - started)}" if finished else f"{done / max(total, 1e-12):.0%}{left}"
+            self.say("  ".join(filter(None, (f"{step}: {state}", figures_text(figures)))))
+
+    def say(self, text: str) -> None:
+        """A line for the person, above the bars."""
+        if self._bars:
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        elif not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _bars() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}", markup=False),
+    ]
+    return Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+
+
+def figures_text(figures: Mapping[str, Any]) -> str:
+    """`tokens_per_s=1234.5, dead=3` becomes `1,234 tokens/s  dead 3`."""
+    shown = ((name, _number(value)) for name, value in figures.items() if name != "unit")
+    return "  ".join(f"{text} {name.replace('_per_', '/')}" if "_per_" in name else f"{name.replace('_', ' ')} {text}" for name, text in shown)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(n_bytes: float) -> str:
+    """`512 B`, `1.5 MB`, `2.0 GB`."""
+    for unit in ("B", "kB", "MB"):
+        if abs(n_bytes) < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} GB"
+
+
+def date(seconds: float) -> str:
+    """A point in time, to the minute, in this machine's zone."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def accuracy_cells(value: Mapping[str, Any]) -> tuple[str, str, str]:
+    """An accuracy with its interval and number of pairs, as three cells."""
+    if value["accuracy"] is None:
+        return "none", "", "0"
+    return f"{value['accuracy']:.3f}", f"{value['low']:.3f} to {value['high']:.3f}", f"{value['n']:,}"
+
+
+def print_fit(outcome: FitOutcome, path: Path) -> None:
+    """The table of a fit, the curve, the seconds, and where the reward model lies."""
+    about, table_ = outcome.about, outcome.evaluation
+    what = f"{about['backbone']}, layer {about['layer']}, {about['selection']['k']} latents a side, {Path(about['data']).name}"
+    lines = [("SparseRM", table_["sparserm"])]
+    lines += [(name, entry) for name, entry in table_["controls"].items()]
+    lines += [(f"loss: {name}", entry) for name, entry in table_["losses"].items()]
+    lines += [(f"subset: {name}", entry) for name, entry in table_["subsets"].items()]
+    columns = ("test pairs", "accuracy", "95 % interval", "pairs", "mean of heads", "deviation", "SparseRM's lead")
+    table(what, columns, [(name, *accuracy_cells(entry), *_spread_cells(entry)) for name, entry in lines])
+    print_curve("Validation accuracy by K", outcome.curve)
+    if about["selection"]["note"]:
+        print(about["selection"]["note"])
+    print("seconds: " + ", ".join(f"{step} {seconds:.1f}" for step, seconds in outcome.seconds.items()))
+    print(f"reward model: {path}")
+
+
+def _spread_cells(entry: Mapping[str, Any]) -> tuple[str, str, str]:
+    if not entry.get("mean") or entry["mean"]["accuracy"] is None:
+        return "", "", ""
+    lead, deviation = entry["sparserm_minus_this"], entry["deviation"]
+    said = "" if lead is None else f"{lead['difference']:+.3f} ({lead['low']:+.3f} to {lead['high']:+.3f})"
+    return f"{entry['mean']['accuracy']:.3f}", "" if deviation is None else f"{deviation:.3f}", said
+
+
+def print_curve(title: str, points: Sequence[Mapping[str, Any]]) -> None:
+    """Accuracy against K: a line for each kind of direction (and layer), a column for each K."""
+    ks = sorted({point["k"] for point in points})
+    cells: dict[tuple[str, ...], dict[int, str]] = {}
+    for point in points:
+        name = (point["kind"], *((str(point["layer"]),) if "layer" in point else ()))
+        cells.setdefault(name, {})[point["k"]] = "{} ({})".format(*accuracy_cells(point)[:2])
+    named = ("directions", "layer")[: max(map(len, cells), default=1)]
+    pairs = f"{points[0]['n']:,} pairs" if points else "no pairs"
+    table(f"{title}, {pairs}", (*named, *(f"K = {k}" for k in ks)), [(*name, *(row.get(k, "") for k in ks)) for name, row in cells.items()])
+
+
+def figures_of(card: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
+    """A nested card as lines of name and value."""
+    lines: list[tuple[str, str]] = []
+    for name, value in card.items():
+        inner = f"{path}.{name}" if path else name
+        lines += figures_of(value, inner) if isinstance(value, Mapping) else [(inner, f"{value:.4g}" if isinstance(value, float) else str(value))]
+    return lines
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table to standard output; the first column to the left, the others to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        shown.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    # In a pipe or a file rich would guess 80 columns and fold.
+    Console(width=None if sys.stdout.isatty() else 160).print(shown)

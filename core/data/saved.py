@@ -1,0 +1,36 @@
+"""Preference pairs on disk between steps: one JSON object a line, TRL's preference format with `id`, `meta` and `split` beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from core.errors import StoreError
+from core.types import PreferencePair, PreferencePairs
+
+HEAD = "source"
+
+
+def write_pairs(pairs: PreferencePairs, path: Path) -> None:
+    """Writes pairs with their splits. The same pairs give the same bytes."""
+    with path.open("w", encoding="utf-8", errors="surrogatepass", newline="\n") as handle:
+        for number, pair in enumerate(pairs):
+            row = {**pair.to_row(), "split": pairs.split[number] if pairs.split else "", HEAD: pairs.source}
+            handle.write(json.dumps(row, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_pairs(path: Path) -> PreferencePairs:
+    """What `write_pairs` wrote, equal to what was given to it. Raises StoreError on a file of another kind."""
+    pairs, split, source = [], [], ""
+    try:
+        with path.open(encoding="utf-8", errors="surrogatepass") as handle:
+            for row in map(json.loads, handle):
+                answers = {side: row[side][0]["content"] for side in ("chosen", "rejected")}
+                pairs.append(PreferencePair(pair_id=row["id"], prompt=tuple(row["prompt"]), meta=row["meta"], **answers))
+                split.append(row["split"])
+                source = row[HEAD]
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise StoreError(
+            f"{path} can't be read", expected="pairs as core.data.saved writes them", found=f"{type(error).__name__}: {error}"
+        ) from error
+    return PreferencePairs(pairs=tuple(pairs), split=tuple(split) if any(split) else (), source=source)

@@ -1,0 +1,91 @@
+"""What a person may leave out: the embedded pairs, and the SAE that was trained last for the same model and layer.
+
+Nothing is guessed silently: whatever is filled in is said, and what can't be filled in is a MissingError with the command that supplies it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from core.backbone.source import backbone_identity, find_model
+from core.config import BackboneConfig, FitConfig, SAEConfig, SweepConfig
+from core.errors import ConfigError, MissingError
+from core.options import sae_config
+from core.runs.store import Store
+
+DEMO = Path(__file__).resolve().parent / "data" / "demo"
+DEMO_PAIRS = DEMO / "pairs.jsonl"
+SAME = ("name", "revision", "sha256", "d_model")  # of two backbones' identities
+
+
+def complete(config: FitConfig, store: Store, say: Callable[[str], None]) -> FitConfig:
+    """`config` with pairs and SAE filled in where it names none, and paths made absolute. Raises MissingError where there is nothing to fill in."""
+    pairs = config.data.pairs or (str(DEMO_PAIRS) if DEMO_PAIRS.is_file() else "")
+    sae = config.sae if _named(config.sae) else newest_sae(config.backbone, store)
+    if not pairs or sae is None:
+        raise _missing(config, pairs, sae)
+    if sae is not config.sae:
+        say(f"SAE: {sae.path}, the newest trained for this model and layer")
+    return replace(
+        config,
+        data=replace(config.data, pairs=_absolute(pairs)),
+        backbone=replace(config.backbone, model=_absolute(config.backbone.model)),
+        sae=replace(sae, path=_absolute(sae.path)),
+    )
+
+
+def complete_sweep(config: SweepConfig, store: Store, say: Callable[[str], None]) -> tuple[FitConfig, ...]:
+    """One completed fit config a layer, `curve` being the values of K. Layers left out: the fit's own; SAEs left out: as in `complete`."""
+    layers = config.layers or (config.fit.backbone.layer,)
+    given = [sae_config(text) for text in config.saes] or [config.fit.sae] * len(layers)
+    if len(given) != len(layers):
+        raise ConfigError("a sweep needs one SAE for each layer", expected=f"{len(layers)} SAEs: --saes A,B,...", found=str(len(given)))
+    at = [replace(config.fit.backbone, layer=layer) for layer in layers]
+    each = [replace(config.fit, backbone=backbone, sae=sae, curve=config.ks) for backbone, sae in zip(at, given, strict=True)]
+    return tuple(complete(fit, store, say) for fit in each)
+
+
+def newest_sae(backbone: BackboneConfig, store: Store) -> SAEConfig | None:
+    """The SAE that `sparserm sae train` made last for this model and layer, by the cards in the cache; None if there is none."""
+    cards = sorted(_cards(store.root / "saes", backbone.layer), key=lambda found: found[1].get("time_created", 0.0), reverse=True)
+    if not cards:
+        return None
+    ours = backbone_identity(backbone, find_model(backbone))
+    fits = (folder for folder, card in cards if all(card["backbone"].get(name) == ours.get(name) for name in SAME))
+    found = next(fits, None)
+    return None if found is None else SAEConfig(path=str(found))
+
+
+def _cards(folder: Path, layer: int) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    for path in folder.glob("*/card.json"):
+        card = json.loads(path.read_text(encoding="utf-8"))
+        if card["training"]["layer"] == layer:
+            yield path.parent, card
+
+
+def _named(sae: SAEConfig) -> bool:
+    return bool(sae.path or sae.release)
+
+
+def _absolute(text: str) -> str:
+    """A path that exists, from the root on, so that what is saved can be found from anywhere; any other name as it is."""
+    path = Path(text).expanduser()
+    return str(path.resolve()) if text and path.exists() else text
+
+
+def _missing(config: FitConfig, pairs: str, sae: SAEConfig | None) -> MissingError:
+    layer, model = config.backbone.layer, config.backbone.model
+    what = [] if pairs else ["preference pairs"]
+    what += [] if sae else [f"an SAE for layer {layer} of {model}"]
+    train = "sparserm sae train" + ("" if model == BackboneConfig().model else f" --model {model}") + f" --layer {layer}"
+    fit = f"sparserm fit --pairs {pairs or 'FILE'}" + (f" --sae {sae.path or f'{sae.release}:{sae.sae_id}'}" if sae else "")
+    return MissingError(
+        f"missing: {' and '.join(what)}",
+        expected="pairs in --pairs and an SAE in --sae, trained for this model and layer; none are shipped yet",
+        found="--pairs " + (pairs or "not given") + ", --sae " + ("given" if sae else "not given, and none in the cache"),
+        remedy=" ; then ".join(([] if sae else [train]) + [fit]) + "   (the trained SAE is found by itself)" * (sae is None),
+    )

@@ -1,0 +1,118 @@
+"""Command-line options made from the config dataclasses: a field is an option, its `help` the help, its default the default.
+
+`add_options` adds them to a parser without defaults, so that what the person typed can be told from what they did not: `given` picks the
+former out of the parsed arguments, and `override` lays it over a preset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from core.config import Config, SAEConfig
+from core.errors import ConfigError
+
+# Fields whose plain name says too little, or that two configs share.
+NAMES = {
+    "SAEConfig.format": "sae_format",
+    "SelectionConfig.seed": "bootstrap_seed",
+    "DataConfig.seed": "split_seed",
+    "BackboneConfig.revision": "model_revision",
+}
+# One option, --sae, stands for these three.
+SAE_FIELDS = ("release", "sae_id", "path")
+SAE_HELP = "sparse autoencoder: RELEASE:ID of sae-lens, a folder, or a params.npz (the newest that `sparserm sae train` made for model and layer)"
+
+
+def add_options(parser: argparse.ArgumentParser, config: Config, title: str) -> None:
+    """Adds a group of options for the fields of `config`, whose values are shown as defaults. Nested configs get groups of their own."""
+    group = parser.add_argument_group(title)
+    if isinstance(config, SAEConfig):
+        group.add_argument("--sae", metavar="SAE", default=argparse.SUPPRESS, help=SAE_HELP)
+    hints = typing.get_type_hints(type(config))
+    for spec in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, spec.name)
+        if is_dataclass(value) or (isinstance(config, SAEConfig) and spec.name in SAE_FIELDS):
+            continue
+        choices = spec.metadata.get("choices") or None
+        group.add_argument(
+            "--" + option_name(config, spec.name).replace("_", "-"),
+            dest=option_name(config, spec.name),
+            type=reader(hints[spec.name]),
+            choices=choices,
+            metavar=None if choices else _metavar(hints[spec.name]),
+            default=argparse.SUPPRESS,
+            help=f"{spec.metadata['help']} ({_shown(value)})".replace("%", "%%"),
+        )
+
+
+def option_name(config: Config, field: str) -> str:
+    """The name of a field's option, as an attribute of the parsed arguments."""
+    return NAMES.get(f"{type(config).__name__}.{field}", field)
+
+
+def override(config: Any, arguments: Mapping[str, Any]) -> Any:
+    """`config` with the options that were given in place of its values, nested configs included. Raises ConfigError on impossible values."""
+    changes: dict[str, Any] = {}
+    for spec in fields(config):
+        value, name = getattr(config, spec.name), option_name(config, spec.name)
+        if isinstance(value, SAEConfig):
+            changes[spec.name] = override(sae_config(arguments["sae"]) if "sae" in arguments else value, arguments)
+        elif is_dataclass(value):
+            changes[spec.name] = override(value, arguments)
+        elif name in arguments and not (isinstance(config, SAEConfig) and spec.name in SAE_FIELDS):
+            changes[spec.name] = arguments[name]
+    return replace(config, **changes)
+
+
+def sae_config(text: str) -> SAEConfig:
+    """`release:id` or a path. A path that exists is a path, whatever colons it holds."""
+    from pathlib import Path
+
+    release, colon, sae_id = text.partition(":")
+    if colon and release and sae_id and "/" not in release and "\\" not in sae_id and not Path(text).expanduser().exists():
+        return SAEConfig(release=release, sae_id=sae_id)
+    return SAEConfig(path=text)
+
+
+def reader(kind: Any) -> Callable[[str], Any]:
+    """Turns an option's text into a value of a field's type. Raises argparse's error, which names the option, on a wrong text."""
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        return _named("comma-separated list", lambda text: tuple(item(part.strip()) for part in text.split(",") if part.strip()))
+    if typing.get_origin(kind) in (Mapping, typing.get_origin(Mapping[str, str])):
+        return _named("OUR=YOURS,... list", _mapping)
+    if kind is int:
+        return _named("whole number", lambda text: int(text.replace("_", "")))
+    return kind if kind in (float, str) else _refuse(kind)
+
+
+def _mapping(text: str) -> dict[str, str]:
+    parts = [part.partition("=") for part in text.split(",") if part.strip()]
+    if any(not equals or not key.strip() or not value.strip() for key, equals, value in parts):
+        raise ValueError(text)
+    return {key.strip(): value.strip() for key, _, value in parts}
+
+
+def _named(name: str, read: Callable[[str], Any]) -> Callable[[str], Any]:
+    read.__name__ = name  # argparse says "invalid <name> value: ..."
+    return read
+
+
+def _refuse(kind: Any) -> Callable[[str], Any]:
+    raise ConfigError(f"no option can be made from a field of type {kind}")
+
+
+def _metavar(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        return "N,N,..." if typing.get_args(kind)[0] is not str else "A,B,..."
+    return {int: "N", float: "X"}.get(kind, "A=B,..." if kind is not str else "TEXT")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value)) or "none"
+    return str(value) if value not in ("", {}) else "none"

@@ -1,0 +1,113 @@
+"""From preference pairs to an evaluated reward model: the steps in order. A newcomer reads this file first.
+
+    pairs          the rows are read, checked and split by prompt                                     core.data
+    extraction     z of every distinct response after layer L: the only slow step                     core.reward.extraction
+    frequencies    how often each latent is active on either side; sign tests; bootstrap              core.reward.selection
+    heads          the K + K latents, their projections, five heads with each of three losses         core.reward.fitting
+    controls       random directions, activations, dense, probes, wording, length                     core.reward.fitting
+    curve          validation accuracy against K                                                      core.reward.curve
+    evaluation     the test split, read once                                                          core.reward.evaluation
+    reward_model   the folder that scores, and each control beside it                                 core.reward.folder
+
+The steps are pure functions of inputs, config and progress. `core.steps` wraps each with the store: what stands is found, what does not is computed,
+and a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.config import FitConfig
+from core.errors import ConfigError
+from core.reward.fitting import largest_k
+from core.runs.store import MANIFEST, Store, publish_folder
+from core.steps import Steps, read_json
+from core.types import Progress, no_progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOutcome:
+    """A finished fit: the reward model's folder, the table (`Evaluation.to_json`, NaN as None), the curve, and the seconds each step took now."""
+
+    artefact: Path
+    evaluation: Mapping[str, Any]
+    curve: tuple[Mapping[str, Any], ...]
+    about: Mapping[str, Any]
+    seconds: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """One object for machines; wherever `accuracy` stands, `low`, `high` and `n` stand beside it."""
+        head = {"artefact": str(self.artefact), "seconds": dict(self.seconds), "about": dict(self.about)}
+        return {**head, **self.evaluation, "curve": list(self.curve)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOutcome:
+    """Validation accuracy of every layer, K and kind of direction (`CurvePoint.to_json` and `layer`), and the best SparseRM among them."""
+
+    points: tuple[Mapping[str, Any], ...]
+    best: Mapping[str, Any]
+    seconds: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"best": dict(self.best), "points": list(self.points), "seconds": dict(self.seconds)}
+
+
+def fit(config: FitConfig, store: Store, progress: Progress = no_progress) -> FitOutcome:
+    """Everything from pairs to reward model. Raises the errors of core.errors, and what `progress` raises to cancel.
+
+    `config` names its pairs, backbone and SAE (core.defaults fills in what may be left out).
+    """
+    work = Steps(config=config, store=store, progress=progress)
+    pairs = work.pairs()
+    work.check_sae()
+    states = work.extraction(pairs, [config.backbone.layer])[config.backbone.layer]
+    frequencies = work.frequencies(pairs, states, largest_k(config))
+    heads = work.heads(pairs, states, frequencies)
+    controls = work.controls(pairs, states, frequencies, heads)
+    curve = work.curve(pairs, states, frequencies, (heads, controls))
+    evaluation = work.evaluation(pairs, states, heads, controls)
+    reward_model = work.reward_model(pairs, states, frequencies, heads, controls, curve, evaluation)
+    return FitOutcome(
+        artefact=reward_model.path,
+        evaluation=read_json(evaluation.file("evaluation.json")),
+        curve=tuple(read_json(curve.file("curve.json"))),
+        about=reward_model.manifest["said"],
+        seconds=work.seconds,
+    )
+
+
+def sweep(configs: Sequence[FitConfig], store: Store, progress: Progress = no_progress) -> SweepOutcome:
+    """Layers x K (`curve`) from one extraction, judged on validation with all seeds and draws; the test split is not read.
+
+    `configs`: one a layer, otherwise alike but for the SAE.
+    """
+    works = [Steps(config=config, store=store, progress=progress) for config in configs]
+    pairs = works[0].pairs()
+    for work in works:
+        work.check_sae()
+    states = works[0].extraction(pairs, [config.backbone.layer for config in configs])
+    points: list[dict[str, Any]] = []
+    for work in works:
+        layer = work.config.backbone.layer
+        frequencies = work.frequencies(pairs, states[layer], max(work.config.curve))
+        curve = work.curve(pairs, states[layer], frequencies)
+        points += [{"layer": layer, **point} for point in read_json(curve.file("curve.json"))]
+    best = max((point for point in points if point["kind"] == "sparserm"), key=lambda point: (point["accuracy"], -point["k"]))
+    seconds = {step: sum(work.seconds.get(step, 0.0) for work in works) for step in ("pairs", "extraction", "frequencies", "curve")}
+    return SweepOutcome(points=tuple(points), best=best, seconds=seconds)
+
+
+def copy_out(artefact: Path, target: Path) -> Path:
+    """A copy of a reward model's folder for keeps, outside the cache; it appears whole or not at all. Raises ConfigError if `target` exists."""
+    if target.exists():
+        raise ConfigError(f"{target} exists already", remedy="give a new folder, or remove this one")
+
+    def copy(folder: Path) -> None:
+        shutil.copytree(artefact, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+
+    return publish_folder(target, copy)

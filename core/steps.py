@@ -1,0 +1,282 @@
+"""Each step of the pipeline wrapped by the store: what stands is found, what does not is computed (core.pipeline has them in order).
+
+A step's fingerprint is made of its name, VERSIONS, the config fields that change its result, and the fingerprints of its inputs. None of these needs
+a loaded language model, so a run that finds everything loads none. Between steps values go over the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from core.backbone.model import load_backbone
+from core.backbone.sae import SparseAutoencoder, check_sae_fits, load_sae
+from core.backbone.source import backbone_identity, find_model, resolve_device
+from core.config import FitConfig
+from core.data.pairs import load_pairs
+from core.data.saved import read_pairs, write_pairs
+from core.data.splits import split_pairs, split_report
+from core.reward.controls import Probe
+from core.reward.curve import accuracy_curve
+from core.reward.extraction import extract, load_hidden_states
+from core.reward.fitting import Controls, Family, SparseFit, evaluate_fit, fit_controls, fit_sparserm
+from core.reward.folder import write_parts
+from core.reward.head import Head, TrainedHead
+from core.reward.selection import Resamples, SelectionSummary, latent_frequencies
+from core.reward.shipping import PartsMaker
+from core.runs.store import Artefact, Store, file_sha256, write_json
+from core.runs.values import load_value, save_value
+from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, sha256_of
+
+# Bumped by hand when a step computes something else from the same inputs; golden numbers in the tests catch a forgotten bump.
+VERSIONS = {"pairs": 1, "extraction": 1, "frequencies": 1, "heads": 1, "controls": 1, "curve": 1, "evaluation": 1, "reward_model": 1}
+CLASSES = (LatentFrequencies, Resamples, SparseFit, SelectedDirections, SelectionSummary, Family, TrainedHead, Head, Controls, Probe)
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class States:
+    """Where the hidden states of one layer lie. `fingerprint` is that of an extraction of this layer alone, whichever pass computed it."""
+
+    folder: Path
+    layer: int
+    position: str
+    fingerprint: str
+    backbone: Mapping[str, Any]
+
+    def load(self, pairs: PreferencePairs) -> tuple[HiddenStates, PreferencePairs]:
+        """The states (a memory map) and the pairs in the same order; pairs too long to be read are left out of both."""
+        hidden = load_hidden_states(self.folder, self.layer, self.position)
+        return hidden, pairs.take(hidden.pair_rows)
+
+
+@dataclass(kw_only=True)
+class Steps:
+    """One run over the steps: what was asked, and what is loaded only if a step has to be computed."""
+
+    config: FitConfig
+    store: Store
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def sae(self) -> SparseAutoencoder:
+        return load_sae(self.config.sae, device=resolve_device(self.config.backbone), progress=self.progress)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The backbone's identity, from its files alone."""
+        return backbone_identity(self.config.backbone, find_model(self.config.backbone, progress=self.progress))
+
+    def check_sae(self) -> None:
+        """Before anything slow: the SAE fits the backbone, and was trained where it will be read."""
+        check_sae_fits(self.sae, self.identity, self.config.backbone.layer)
+        if self.config.backbone.position == "turn_end" and "turn_end" not in self.sae.identity["trained_positions"]:
+            log.warning("The SAE's card does not say that it was trained on end-of-turn tokens; position response_end is safer.")
+
+    # --- the steps ---
+
+    def step(self, step: str, config: Mapping[str, Any], inputs: Sequence[str], make: Callable[[Path, Path], Mapping[str, Any]]) -> Artefact:
+        """The step's artefact, found or made."""
+        with self._timed(step):
+            return self.store.get_or_make(step, VERSIONS[step], config, inputs, make)
+
+    @contextlib.contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[step] = self.seconds.get(step, 0.0) + time.monotonic() - started
+
+    def pairs(self) -> Artefact:
+        """`pairs.jsonl` with each pair's split, `report.json`. A file is named by its content, a Hub data set by the pairs that it gave."""
+        data, path = self.config.data, Path(self.config.data.pairs).expanduser()
+        loaded = None if path.is_file() else load_pairs(data, self.progress)
+        source = file_sha256(path) if loaded is None else loaded[0].content_hash
+        asked = {**data.result_fields(), "pairs": path.name if loaded is None else data.pairs}
+
+        def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+            pairs, report = loaded or load_pairs(data, self.progress)
+            split = split_pairs(pairs, data)
+            write_pairs(split, folder / "pairs.jsonl")
+            described = split_report(split, data, report.duplicates)
+            write_json(folder / "report.json", {"data": report.to_json(), "split": described.to_json()})
+            counts = {"n_pairs": len(split), "splits": dict(described.n_pairs), "n_prompts": report.n_prompts, "n_refused": len(report.refused)}
+            return {"source": split.source, "format": report.format, **counts, "texts": pairs.content_hash, "content": split.content_hash}
+
+        return self.step("pairs", asked, [source], make)
+
+    def extraction(self, pairs: Artefact, layers: Sequence[int]) -> dict[int, States]:
+        """Hidden states of these layers. Layers that no earlier pass read are read together, in one pass."""
+        with self._timed("extraction"):
+            missing = [layer for layer in layers if self._holding(pairs, layer) is None]
+            if missing:
+                reading, inputs = self._reading(missing), self._read_from(pairs)
+                self.store.get_or_make("extraction", VERSIONS["extraction"], reading, inputs, self._extract(pairs, missing))
+            return {layer: self._states(pairs, layer) for layer in layers}
+
+    def _extract(self, pairs: Artefact, layers: Sequence[int]) -> Callable[[Path, Path], Mapping[str, Any]]:
+        def make(folder: Path, scratch: Path) -> dict[str, Any]:
+            backbone = load_backbone(self.config.backbone, depth=max(layers) + 1, progress=self.progress)
+            texts, position = pairs_of(pairs.path), self.config.backbone.position
+            said = extract(texts, backbone, layers=layers, positions=[position], folder=folder, scratch=scratch, progress=self.progress)
+            return {"backbone": backbone.identity, **said}
+
+        return make
+
+    def _reading(self, layers: Sequence[int]) -> dict[str, Any]:
+        reading = self.config.backbone
+        return {"layers": sorted(layers), "position": reading.position, "max_length": reading.max_length, "over_length": reading.over_length}
+
+    def _read_from(self, pairs: Artefact) -> list[str]:
+        return [pairs.manifest["said"]["texts"], sha256_of(self.identity)]
+
+    def _holding(self, pairs: Artefact, layer: int) -> Artefact | None:
+        """An extraction that holds this layer, whatever else it holds."""
+        wanted = (VERSIONS["extraction"], self._read_from(pairs), self._reading([layer]))
+        for _, found in self.store.all("extraction"):
+            if isinstance(found, Artefact):
+                held = found.manifest["config"]
+                alone = (found.manifest["version"], found.manifest["inputs"], {**held, "layers": [layer]})
+                if layer in held["layers"] and alone == wanted:
+                    return found
+        return None
+
+    def _states(self, pairs: Artefact, layer: int) -> States:
+        held = self._holding(pairs, layer)
+        assert held is not None  # just found or made
+        alone = self.store.fingerprint("extraction", VERSIONS["extraction"], self._reading([layer]), self._read_from(pairs))
+        position, backbone = self.config.backbone.position, held.manifest["said"]["backbone"]
+        return States(folder=held.path, layer=layer, position=position, fingerprint=alone, backbone=backbone)
+
+    def frequencies(self, pairs: Artefact, states: States, keep: int) -> Artefact:
+        """`frequencies.*` (LatentFrequencies) and `resamples.*`, for every K up to `keep`."""
+        asked = {**self.config.selection.result_fields(), "k": keep}
+
+        def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+            hidden, aligned = states.load(pairs_of(pairs.path))
+            frequencies, resamples = latent_frequencies(hidden, aligned, self.sae, self.config.selection, keep, self.progress)
+            save_value(folder, "frequencies", frequencies)
+            save_value(folder, "resamples", resamples)
+            return {"sae": dict(self.sae.identity), "n_live": int((frequencies.n_active >= self.config.selection.min_active).sum())}
+
+        return self.step("frequencies", asked, [states.fingerprint, pairs.manifest["said"]["content"], sha256_of(dict(self.sae.identity))], make)
+
+    def heads(self, pairs: Artefact, states: States, frequencies: Artefact) -> Artefact:
+        """`heads.*` (SparseFit): the selected directions, and a family of heads for each loss."""
+
+        def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+            hidden, aligned = states.load(pairs_of(pairs.path))
+            measured, resamples = value_of(frequencies.path, "frequencies"), value_of(frequencies.path, "resamples")
+            sparse = fit_sparserm(hidden, aligned, self.sae, measured, resamples, self.config, self.progress)
+            save_value(folder, "heads", sparse)
+            return {"selection": sparse.summary.to_json()}
+
+        asked = {"k": self.config.selection.k, "head": self.config.head.result_fields()}
+        return self.step("heads", asked, [frequencies.fingerprint], make)
+
+    def controls(self, pairs: Artefact, states: States, frequencies: Artefact, heads: Artefact) -> Artefact:
+        """`controls.*` (Controls): every control, on the same split with the same rule of choice."""
+
+        def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+            hidden, aligned = states.load(pairs_of(pairs.path))
+            selected, measured = value_of(heads.path, "heads").selected, value_of(frequencies.path, "frequencies")
+            save_value(folder, "controls", fit_controls(hidden, aligned, self.sae, selected, measured, self.config, self.progress))
+            return {}
+
+        return self.step("controls", {"random_draws": self.config.random_draws}, [heads.fingerprint], make)
+
+    def curve(self, pairs: Artefact, states: States, frequencies: Artefact, fitted: tuple[Artefact, Artefact] | None = None) -> Artefact:
+        """`curve.json`: validation accuracy against K. In a fit (`fitted`: its heads and controls) one seed and one draw, in a sweep all of them."""
+        config = self.config
+        seeds, draws = (1, 1) if fitted else (config.head.seeds, config.random_draws)
+
+        def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+            hidden, aligned = states.load(pairs_of(pairs.path))
+            measured, resamples = value_of(frequencies.path, "frequencies"), value_of(frequencies.path, "resamples")
+            known = _known_margins(*fitted) if fitted else None
+            points = accuracy_curve(
+                hidden, aligned, self.sae, measured, resamples, config, seeds=seeds, draws=draws, known=known, progress=self.progress
+            )
+            write_json(folder / "curve.json", _finite([point.to_json() for point in points]))
+            return {}
+
+        asked = {"curve": list(config.curve), "k": config.selection.k, "head": config.head.result_fields(), "seeds": seeds, "draws": draws}
+        return self.step("curve", asked, [a.fingerprint for a in (frequencies, *(fitted or ()))], make)
+
+    def evaluation(self, pairs: Artefact, states: States, heads: Artefact, controls: Artefact) -> Artefact:
+        """`evaluation.json`: the table on the test pairs."""
+
+        def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+            _, aligned = states.load(pairs_of(pairs.path))
+            table = evaluate_fit(aligned, value_of(heads.path, "heads"), value_of(controls.path, "controls"))
+            write_json(folder / "evaluation.json", _finite(table.to_json()))
+            return {}
+
+        return self.step("evaluation", {}, [heads.fingerprint, controls.fingerprint], make)
+
+    def reward_model(
+        self, pairs: Artefact, states: States, frequencies: Artefact, heads: Artefact, controls: Artefact, curve: Artefact, evaluation: Artefact
+    ) -> Artefact:
+        """The folder of core.reward.model, each control in `controls/<kind>`, and the tables as JSON."""
+        config, before = self.config, (pairs, frequencies, heads, controls, curve, evaluation)
+        asked = {"backbone": config.backbone.result_fields(), "sae": config.sae.result_fields()}
+
+        def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+            sparse, measured = value_of(heads.path, "heads"), value_of(frequencies.path, "frequencies")
+            table = read_json(evaluation.file("evaluation.json"))
+            method = {
+                "data": dict(pairs.manifest["said"]),
+                "config": {"selection": config.selection.result_fields(), "head": config.head.result_fields()},
+                "selection": sparse.summary.to_json(),
+                "fingerprints": {artefact.step: artefact.fingerprint for artefact in before} | {"extraction": states.fingerprint},
+            }
+            maker = PartsMaker(config=config, backbone=states.backbone, sae=self.sae, frequencies=measured, method=method)
+            write_parts(maker.sparserm(sparse, table["sparserm"]), folder)
+            for kind, family in value_of(controls.path, "controls").families.items():
+                (folder / "controls" / kind).mkdir(parents=True)
+                write_parts(maker.control(family, table["controls"][kind]), folder / "controls" / kind)
+            shutil.copyfile(evaluation.file("evaluation.json"), folder / "evaluation.json")
+            shutil.copyfile(curve.file("curve.json"), folder / "curve.json")
+            about = {"data": pairs.manifest["said"]["source"], "backbone": states.backbone["name"], "sae": self.sae.identity["name"]}
+            place = {"layer": states.layer, "position": states.position}
+            return {**about, **place, "selection": sparse.summary.to_json(), "n_prompts": table["n_prompts"]}
+
+        return self.step("reward_model", asked, [artefact.fingerprint for artefact in before], make)
+
+
+# Values are read back from disk even in the run that made them: so a resumed run and an undisturbed one go the same way.
+@lru_cache(maxsize=8)
+def value_of(folder: Path, name: str) -> Any:
+    return load_value(folder, name, *CLASSES)
+
+
+@lru_cache(maxsize=2)
+def pairs_of(folder: Path) -> PreferencePairs:
+    return read_pairs(folder / "pairs.jsonl")
+
+
+def _known_margins(heads: Artefact, controls: Artefact) -> dict[str, Any]:
+    families = {**value_of(controls.path, "controls").families, "sparserm": value_of(heads.path, "heads").sparserm}
+    return {kind: family.margins for kind, family in families.items()}
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: an accuracy over no pairs becomes null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
