@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ BYTES_PER_PAIR = 16
 DISCOVERY = 0.05
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """What selection and projection need of a sparse autoencoder; `core.backbone.sae.SparseAutoencoder` has it."""
 
