@@ -8,10 +8,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import time
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,30 +125,25 @@ def response_states(backbone: Backbone, items: Sequence[Item], *, layer: int, po
 def read_items(backbone: Backbone, items: Sequence[Item], positions: Sequence[str], progress: Progress = no_progress) -> Read:
     """Renders items and finds the tokens to read. Over-long prompts lose their leading turns or are refused (config `over_length`); responses are never cut."""
     prompts: dict[str, int] = {}
-    flat, lengths, reads, prompt_of, n_tokens = [], [0], [], [], []
-    rows, refused, shortened = np.full(len(items), -1, dtype=np.int64), {}, 0
+    flat, facts, refused, shortened = [np.zeros(0, dtype=np.int32)], array("q"), dict[int, str](), 0
+    rows = np.full(len(items), -1, dtype=np.int64)
+    width = 3 + len(positions)  # of each sequence: length, prompt, own tokens, positions to read
     for at in range(0, len(items), RENDER_CHUNK):
-        chunk = items[at : at + RENDER_CHUNK]
+        chunk, parts = items[at : at + RENDER_CHUNK], [np.zeros(0, dtype=np.int32)]
         progress("tokenise", at, len(items))
         for offset, found in enumerate(_render_chunk(backbone, chunk, positions)):
             if isinstance(found, str):
                 refused[at + offset] = found
                 continue
-            ids, read, count, cut = found
+            ids, reads, own, cut = found
             shortened += cut
-            rows[at + offset] = len(reads)
-            flat.append(ids[: int(read.max()) + 1])
-            lengths.append(lengths[-1] + len(flat[-1]))
-            reads.append(read)
-            n_tokens.append(count)
-            prompt_of.append(prompts.setdefault(sha256_of(list(chunk[offset][0])), len(prompts)))
-    sequences = Sequences(
-        flat=np.concatenate(flat) if flat else np.zeros(0, dtype=np.int32),
-        starts=np.array(lengths, dtype=np.int64),
-        prompts=np.array(prompt_of, dtype=np.int64),
-        reads=np.array(reads, dtype=np.int64).reshape(len(reads), len(positions)),
-    )
-    return Read(sequences=sequences, row_of_item=rows, n_tokens=np.array(n_tokens, dtype=np.int64), refused=refused, n_shortened=shortened)
+            rows[at + offset] = len(facts) // width
+            parts.append(ids[: max(reads) + 1])
+            facts.extend([len(parts[-1]), prompts.setdefault(sha256_of(list(chunk[offset][0])), len(prompts)), own, *reads])
+        flat.append(np.concatenate(parts))
+    table = np.array(facts, dtype=np.int64).reshape(-1, width)
+    sequences = Sequences(flat=np.concatenate(flat), starts=np.concatenate([[0], np.cumsum(table[:, 0])]), prompts=table[:, 1], reads=table[:, 3:])
+    return Read(sequences=sequences, row_of_item=rows, n_tokens=table[:, 2], refused=refused, n_shortened=shortened)
 
 
 def _render_chunk(backbone: Backbone, chunk: Sequence[Item], positions: Sequence[str]) -> Iterable[Any]:
@@ -167,7 +164,7 @@ def _render_chunk(backbone: Backbone, chunk: Sequence[Item], positions: Sequence
         else:
             place = {"response_end": rendered.response_ends[-1], "turn_end": rendered.turn_ends[-1]}
             own = rendered.response_ends[-1] - rendered.response_starts[-1] + 1
-            yield rendered.ids, np.array([place[p] for p in positions], dtype=np.int64), own, cut
+            yield rendered.ids, [place[p] for p in positions], own, cut
 
 
 def _without_first_turn(messages: list[Message]) -> list[Message]:
@@ -342,10 +339,10 @@ def _run_shards(
 
 def _open_scratch(scratch: Path, sequences: Sequences, plan: Plan, layers: Sequence[int], positions: Sequence[str]) -> None:
     """Keeps the shards of an earlier, killed run only if they were cut from the very same plan."""
-    import hashlib
-
-    cut = [[[[t.members, t.trunk] for t in row] for row in batch] for batch in plan.batches]
-    key = sha256_of([VERSION, cut, plan.prefix, list(layers), list(positions), hashlib.sha256(sequences.flat.tobytes()).hexdigest()])
+    digest = hashlib.sha256(memoryview(sequences.flat))
+    for batch in plan.batches:
+        digest.update(repr([[(tree.members, tree.trunk) for tree in row] for row in batch]).encode())
+    key = sha256_of([VERSION, digest.hexdigest(), plan.prefix, list(layers), list(positions)])
     note = scratch / "plan.json"
     if note.is_file() and json.loads(note.read_text()) == key:
         return

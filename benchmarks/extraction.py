@@ -1,0 +1,186 @@
+"""Extraction against the loop people write and against the hardware's limit; and its memory against the number of pairs.
+
+Wall-clock for the same pairs, three interleaved repetitions in one run, medians:
+  ours    tokenise, plan, packed forward up to layer L
+  plain   dataset order, padded batches of 8, `output_hidden_states=True`, the whole model
+  limit   the truncated forward alone on full rows of 128 tokens, 16 a batch, as many tokens as there are when each prompt
+          counts once and each response once
+Ends with one JSON line: vs_plain (plain / ours), of_limit (limit / ours), and the arms' disagreement.
+
+  python benchmarks/extraction.py --pairs ../shared/data/truthfulqa/TruthfulQA.csv
+  python benchmarks/extraction.py --memory
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LAYER = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", default="../shared/data/truthfulqa/TruthfulQA.csv")
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--memory", action="store_true", help="peak memory at 1,000, 10,000 and 50,000 pairs")
+    parser.add_argument("--memory-of", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print(json.dumps(peak_memory(options.memory_of)))
+    elif options.memory:
+        memory()
+    else:
+        speed(options.pairs, options.prompts, options.repetitions)
+
+
+def speed(path: str, prompts: int, repetitions: int) -> None:
+    import torch
+
+    from core.backbone.model import load_backbone
+    from core.config import BackboneConfig, DataConfig
+    from core.data.pairs import load_pairs
+    from core.reward.extraction import Item
+
+    pairs, _ = load_pairs(DataConfig(pairs=path, limit=prompts))
+    items: list[Item] = list(dict.fromkeys((_Prompt(pair.prompt), text) for pair in pairs for text in (pair.chosen, pair.rejected)))  # type: ignore[arg-type]
+    config = BackboneConfig(layer=LAYER, dtype="bfloat16")
+    cut, whole = load_backbone(config, depth=LAYER + 1), load_backbone(config)
+    print(f"{len(pairs)} pairs, {len(items)} responses, layer {LAYER}, {cut.identity['dtype']}, {torch.get_num_threads()} threads")
+    n_tokens = ideal_tokens(cut, items)
+    arms: dict[str, Callable[[], Any]] = {"ours": lambda: ours(cut, items), "plain": lambda: plain(whole, items), "limit": lambda: limit(cut, n_tokens)}
+    for arm in (arms["limit"], arms["ours"]):
+        arm()  # warm-up
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    results: dict[str, Any] = {}
+    for _ in range(repetitions):
+        for name, arm in arms.items():
+            started = time.perf_counter()
+            results[name] = arm()
+            times[name].append(time.perf_counter() - started)
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    gap = np.sqrt(np.mean((results["ours"] - results["plain"]) ** 2)) / results["plain"].std(0).mean()
+    for name in arms:
+        print(f"{name:6} {seconds[name]:8.2f} s   ({', '.join(f'{t:.2f}' for t in times[name])})")
+    print(
+        json.dumps(
+            {
+                "vs_plain": round(seconds["plain"] / seconds["ours"], 2),
+                "of_limit": round(seconds["limit"] / seconds["ours"], 3),
+                "disagreement_rms_of_std": round(float(gap), 4),
+                "n_responses": len(items),
+                "limit_tokens": n_tokens,
+            }
+        )
+    )
+
+
+class _Prompt(tuple):  # type: ignore[type-arg]
+    """Messages that can be a dictionary key."""
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self))
+
+
+def ours(backbone: Any, items: list[Any]) -> Any:
+    from core.reward.extraction import response_states
+
+    return response_states(backbone, items, layer=LAYER, position="response_end")
+
+
+def plain(backbone: Any, items: list[Any]) -> Any:
+    """Dataset order, batches of 8, padded, the whole model with all hidden states; then the same position is read."""
+    import torch
+
+    out = []
+    for at in range(0, len(items), 8):
+        rendered = [backbone.render([*prompt, {"role": "assistant", "content": text}]) for prompt, text in items[at : at + 8]]
+        width = max(len(r.ids) for r in rendered)
+        ids, mask = torch.zeros(len(rendered), width, dtype=torch.long), torch.zeros(len(rendered), width, dtype=torch.long)
+        for i, r in enumerate(rendered):
+            ids[i, : len(r.ids)], mask[i, : len(r.ids)] = torch.from_numpy(r.ids.astype(np.int64)), 1
+        with torch.inference_mode():
+            states = backbone.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[LAYER + 1]
+        out.extend(states[i, r.response_ends[-1]].float().numpy() for i, r in enumerate(rendered))
+    return np.stack(out)
+
+
+def limit(backbone: Any, n_tokens: int) -> None:
+    """The truncated forward alone, on as many tokens as there are, in full rows of 128, 16 a batch (the last batch has the rows that are left)."""
+    import torch
+
+    ids = torch.randint(100, 40_000, (16, 128), generator=torch.Generator().manual_seed(0))
+    rows = -(-n_tokens // 128)
+    with torch.inference_mode():
+        for at in range(0, rows, 16):
+            backbone.model(input_ids=ids[: min(16, rows - at)], use_cache=False)
+
+
+def ideal_tokens(backbone: Any, items: list[Any]) -> int:
+    """Tokens when each question's whole prompt (system block included) counts once and each response once."""
+    prompts, total = set[Any](), 0
+    for prompt, text in items:
+        rendered = backbone.render([*prompt, {"role": "assistant", "content": text}])
+        total += rendered.response_ends[-1] - rendered.response_starts[-1] + 1
+        if prompt not in prompts:
+            prompts.add(prompt)
+            total += rendered.response_starts[-1]
+    return int(total)
+
+
+def memory() -> None:
+    """Peak resident memory of an extraction in a process of its own: 1,000 pairs on the embedded model's size class, then 10,000 and 50,000 (tiny backbone)."""
+    peaks = {}
+    for n in (1_000, 10_000, 50_000):
+        result = subprocess.run([sys.executable, __file__, "--memory-of", str(n)], check=True, capture_output=True, text=True)
+        peaks[n] = json.loads(result.stdout.splitlines()[-1])
+        print(f"{n:>6} pairs: before {peaks[n]['before_mb']:.0f} MB (models and texts loaded), peak {peaks[n]['peak_mb']:.0f} MB, states {peaks[n]['states_mb']:.0f} MB on disk")
+    growth = {n: p["peak_mb"] - p["before_mb"] for n, p in peaks.items()}
+    print(json.dumps({"peak_mb": {str(n): p["peak_mb"] for n, p in peaks.items()}, "growth_mb": growth, "growth_50k_vs_1k": round(growth[50_000] / growth[1_000], 2)}))
+
+
+def peak_memory(n: int) -> dict[str, float]:
+    import resource
+
+    import psutil
+
+    from core.backbone.model import load_backbone
+    from core.backbone.tiny import make_tiny
+    from core.config import BackboneConfig
+    from core.reward.extraction import extract
+    from core.types import PreferencePair, PreferencePairs
+
+    rng = np.random.default_rng(0)
+    words = "egg sock pear tune boat knife wall swim bread tyre friend yes no table light patience".split()
+    texts = [" ".join(rng.choice(words, size=int(k))) for k in rng.integers(4, 30, size=3 * n)]
+    pairs = PreferencePairs(
+        pairs=tuple(
+            PreferencePair(pair_id=str(i), prompt=({"role": "user", "content": texts[3 * i]},), chosen=f"{texts[3 * i + 1]} a", rejected=f"{texts[3 * i + 2]} b")
+            for i in range(n)
+        )
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        parts = make_tiny(Path(folder))
+        backbone = load_backbone(BackboneConfig(model=str(parts.model), layer=1, dtype="float32", device="cpu"), depth=2)
+        out = Path(folder) / "out"
+        out.mkdir()
+        before = psutil.Process().memory_info().rss / 2**20
+        report = extract(pairs, backbone, layers=[1], positions=["response_end"], folder=out, scratch=out / "scratch")
+        states = (out / "L01-response_end.safetensors").stat().st_size / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return {"before_mb": round(before), "peak_mb": round(peak), "states_mb": round(states), "n_responses": report["n_responses"]}
+
+
+if __name__ == "__main__":
+    main()
