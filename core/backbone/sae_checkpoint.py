@@ -55,6 +55,7 @@ def save_checkpoint(folder: Path, state: TrainingState) -> None:
 
 def load_checkpoint(folder: Path, state: TrainingState) -> bool:
     """Brings the newest checkpoint's values into `state`; False where there is none. Raises SAEError if it does not fit."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     found = sorted(folder.glob("step-*"))
@@ -62,8 +63,9 @@ def load_checkpoint(folder: Path, state: TrainingState) -> bool:
         return False
     try:
         values = json.loads((found[-1] / STATE).read_text(encoding="utf-8"))
-        _restore(state, values, load_file(found[-1] / TENSORS))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        # Copied out of the file, which is removed when the next checkpoint stands.
+        _restore(state, values, {name: tensor.clone() for name, tensor in load_file(found[-1] / TENSORS).items()})
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         remedy = "delete that folder: the training begins again"
         raise SAEError(f"the checkpoint {found[-1]} can't be read", found=str(error), remedy=remedy) from error
     return True

@@ -1,0 +1,238 @@
+"""The whole of `sparserm sae train` on the toy model: the saved file, its card, resuming to the same bytes, and refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sae_training_helpers import LAYER, StopAt, pairs_file, slow_states, train_config, whole_backbone
+from safetensors import safe_open
+
+from core.backbone import sae_training
+from core.backbone.corpus import documents, load_corpus, split_corpus
+from core.backbone.sae import load_sae
+from core.backbone.sae_trainer import make_trainer, save_inference
+from core.backbone.sae_training import command_line, train_sae
+from core.config import DataConfig, SAEConfig, SAETrainConfig
+from core.data.pairs import load_pairs
+from core.errors import Cancelled, ConfigError, SAEError
+from core.runs.store import file_sha256
+
+CONFIG = train_config()
+
+
+@pytest.fixture(scope="module")
+def reports() -> StopAt:
+    return StopAt()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, reports: StopAt) -> Path:
+    """The undisturbed training."""
+    return train_sae(CONFIG, root=tmp_path_factory.mktemp("undisturbed"), progress=reports)
+
+
+def card_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "card.json").read_text())
+
+
+def timeless(folder: Path) -> dict[str, Any]:
+    """Every file's bytes, the card without its times."""
+    card = {name: value for name, value in card_of(folder).items() if not name.startswith("time_")}
+    return {"card": card, **{f.name: file_sha256(f) for f in folder.iterdir() if f.name != "card.json"}}
+
+
+def test_sae_lens_loads_what_was_saved_and_computes_in_float32(trained: Path) -> None:
+    from sae_lens import SAE
+
+    theirs = SAE.load_from_disk(trained)
+    assert theirs.cfg.architecture() == "jumprelu" and theirs.W_dec.dtype == torch.float32 and theirs.cfg.normalize_activations == "none"
+    assert theirs.cfg.metadata.hook_name == f"blocks.{LAYER}.hook_resid_post" and theirs.cfg.metadata.trained_positions == ["content", "response_end"]
+    assert theirs.W_dec.norm(dim=1).sub(1).abs().max() < 1e-3
+    z = torch.randn(50, 64)
+    ours = load_sae(SAEConfig(path=str(trained)))
+    assert ours.layer == LAYER and torch.allclose(ours.decode(ours.encode(z)), theirs(z), atol=1e-5)
+    with safe_open(trained / "sae_weights.safetensors", "pt") as file:
+        stored = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
+    assert {n for n, dtype in stored.items() if dtype == torch.float16} == {"W_enc", "W_dec"}
+    assert sorted(f.name for f in trained.iterdir()) == ["card.json", "cfg.json", "sae_weights.safetensors"]
+
+
+def test_l0_and_fvu_of_the_reloaded_file_on_dialogues_it_never_saw(trained: Path) -> None:
+    """Measured here from the file's tensors alone, with numpy."""
+    with safe_open(trained / "sae_weights.safetensors", "np") as file:
+        w = {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}  # noqa: SIM118
+    corpus = load_corpus(pairs_file(), root=trained)
+    _, held_out = split_corpus(corpus.dialogues, CONFIG.held_out, CONFIG.seed)
+    parts = [part for several in documents(held_out, whole_backbone(), CONFIG.context) for part in several]
+    z = np.concatenate([slow_states(whole_backbone(), part)[part.content] for part in parts])
+    pre = (z - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    f = np.where(pre > w["threshold"], np.maximum(pre, 0), 0)
+    fvu = ((z - f @ w["W_dec"] - w["b_dec"]) ** 2).sum() / ((z - z.mean(0)) ** 2).sum()
+    measured = card_of(trained)["measured"]
+    assert (f > 0).sum(1).mean() == pytest.approx(measured["l0"]["value"], rel=1e-3) == pytest.approx(CONFIG.k, rel=0.1)
+    assert fvu == pytest.approx(measured["fvu"]["value"], rel=1e-3) and fvu < 0.6
+
+
+def test_folding_the_input_scale_moves_threshold_and_norms_together(tmp_path: Path) -> None:
+    """In training units and after folding, saving in float16 and loading, the same latents are active and z^ is the same."""
+    trainer = make_trainer(CONFIG, 64, "cpu")
+    torch.manual_seed(0)
+    z = 40 * torch.randn(400, 64) + 100
+    trainer.activation_scaler.scaling_factor = 0.02
+    with torch.no_grad():
+        trainer.sae.b_dec.copy_(z.mean(0) * 0.02)
+        trainer.sae.W_dec.mul_(torch.rand(64, 1) * 5 + 0.5)  # rows of unlike norms, as training leaves them
+        acts, pre = trainer.sae.encode_with_hidden_pre(z * 0.02)
+        trainer.sae.topk_threshold.fill_(float(acts[acts > 0].min()))
+        expected = trainer.sae.decode(acts) / 0.02
+    save_inference(trainer, tmp_path, {"hook_name": "blocks.0.hook_resid_post"})
+    loaded = load_sae(SAEConfig(path=str(tmp_path)))
+    found = loaded.encode(z)
+    assert (acts > 0).float().sum(1).mean() == pytest.approx(6, rel=0.01)
+    assert ((found > 0) != (acts > 0)).float().sum(1).mean() < 0.06  # only what float16 moves across the threshold
+    assert (loaded.decode(found) - expected).norm() < 0.02 * expected.norm()
+    assert float(pre.max()) > 0
+
+
+def test_the_card_says_how_it_was_made(trained: Path, reports: StopAt) -> None:
+    card = card_of(trained)
+    assert card["sae"]["sha256"] == file_sha256(trained / "sae_weights.safetensors")
+    assert card["backbone"] == json.loads(json.dumps(whole_backbone().identity))
+    training = card["training"]
+    assert training["tokens"] == 3840 and training["steps"] == 60 and training["response_ends_drawn"] == 60 * 8
+    assert training["content_tokens_distinct"] < training["content_tokens_read"] and training["epochs"] > 1
+    assert training["response_ends_times_used"] == pytest.approx(480 / training["response_ends_distinct"], abs=0.01)
+    assert card["corpus"]["sources"] == {"pairs.jsonl": {"read": 200, "kept": 200}}
+    for name in ("fvu", "fvu_response_end", "fvu_median_dimension", "l0", "l0_response_end"):
+        assert card["measured"][name]["low"] <= card["measured"][name]["value"] <= card["measured"][name]["high"]
+    assert {"dead_share", "loss_recovered"} < set(card["measured"])
+    done, total, figures = reports.seen[-1]
+    assert (done, total) == (3840, 3840) and {"loss", "fvu", "l0", "dead", "tokens_per_s"} == set(figures)
+    assert figures["fvu"] < 0.5 * reports.seen[0][2]["fvu"] and figures["l0"] == pytest.approx(6)
+
+
+def test_the_card_s_command_is_understood_and_says_the_same(trained: Path) -> None:
+    cli = pytest.importorskip("core.cli")
+    words = shlex.split(card_of(trained)["command"])
+    assert words[0] == "sparserm"
+    from core.options import override
+
+    read = override(SAETrainConfig(), vars(cli.build_parser().parse_args(words[1:])))
+    assert read.result_fields() == CONFIG.result_fields()
+    assert "--context" not in command_line(SAETrainConfig()) and "--layer 16" in command_line(SAETrainConfig())
+
+
+def test_a_second_call_finds_it(trained: Path) -> None:
+    before = timeless(trained)
+    reports = StopAt()
+    assert train_sae(CONFIG, root=trained.parents[1], progress=reports) == trained
+    assert not reports.seen and timeless(trained) == before
+    assert not list((trained.parents[1] / "scratch").iterdir())
+
+
+@pytest.mark.parametrize("stops", [(64, 1500), (1024, 2048, 3840)])
+def test_stopped_and_resumed_gives_the_same_bytes(trained: Path, tmp_path: Path, stops: tuple[int, ...]) -> None:
+    """Stopped before the first checkpoint, between two, on one, and after the last step."""
+    begins = []
+    for tokens in (*stops, float("inf")):
+        reports = StopAt(tokens)
+        try:
+            folder = train_sae(CONFIG, root=tmp_path, progress=reports)
+        except Cancelled:
+            assert not list(tmp_path.glob("saes/*"))
+        if reports.seen:
+            begins.append(reports.seen[0][0])
+    assert timeless(folder) == timeless(trained)
+    assert begins == {(64, 1500): [64, 64, 1088], (1024, 2048, 3840): [64, 64, 1088, 3136]}[stops]
+
+
+def test_killed_and_resumed_gives_the_same_bytes(trained: Path, tmp_path: Path) -> None:
+    program = (
+        "import json, sys; from pathlib import Path\n"
+        "from core.config import SAETrainConfig, from_dict; from core.backbone.sae_training import train_sae\n"
+        "train_sae(from_dict(SAETrainConfig, json.loads(sys.argv[1])), root=Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", program, json.dumps(CONFIG.to_dict()), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("scratch/*/step-*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the training ended before it could be killed"
+    reports = StopAt()
+    folder = train_sae(CONFIG, root=tmp_path, progress=reports)
+    assert reports.seen[0][0] > 64 and timeless(folder) == timeless(trained)
+    assert [f.name for f in folder.parent.iterdir()] == [folder.name]
+
+
+def test_checkpoints_are_tensors_and_json_and_a_damaged_one_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(Cancelled):
+        train_sae(CONFIG, root=tmp_path, progress=StopAt(1200))
+    (scratch,) = (tmp_path / "scratch").iterdir()
+    (step,) = scratch.iterdir()
+    assert step.name == "step-000000016" and sorted(f.name for f in step.iterdir()) == ["state.json", "state.safetensors"]
+    state = json.loads((step / "state.json").read_text())
+    assert state["n_training_samples"] == 1024 and state["scaling_factor"] > 0 and state["cursor"]["batch"] == 16
+    (step / "state.safetensors").write_bytes(b"cut")
+    with pytest.raises(SAEError, match="step-000000016 can't be read") as caught:
+        train_sae(CONFIG, root=tmp_path)
+    assert "delete that folder" in str(caught.value)
+
+
+def test_topk_is_trained_too_and_prompts_can_be_kept_out(tmp_path: Path) -> None:
+    prompts = [pair.prompt_id for pair in load_pairs(DataConfig(pairs=pairs_file()))[0]]
+    hidden = frozenset(prompts[:10])
+    config = train_config(architecture="topk", tokens=1280, out=str(tmp_path / "mine"), response_end_share=0.0)
+    folder = train_sae(config, root=tmp_path, exclude_prompts=hidden)
+    assert folder == tmp_path / "mine"
+    card, sae = card_of(folder), load_sae(SAEConfig(path=str(folder)))
+    assert sae.architecture == "topk" and sae.k == 6 and card["measured"]["l0"]["value"] == pytest.approx(6, rel=0.1)
+    assert card["sae"]["trained_positions"] == ["content"] and card["training"]["response_ends_drawn"] == 0
+    assert card["training"]["excluded_prompts"] == len(hidden) and card["corpus"]["sources"]["pairs.jsonl"]["excluded"] == 2 * sum(
+        p in hidden for p in prompts
+    )
+    with pytest.raises(ConfigError, match="holds something else"):
+        train_sae(config, root=tmp_path)  # without the exclusion it is another SAE
+
+
+def test_an_sae_of_the_wrong_sparsity_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(trainer: Any, _stream: object, _round: object) -> None:
+        trainer.sae.topk_threshold.mul_(0.1)
+
+    monkeypatch.setattr(sae_training, "measure_threshold", forgetful)
+    with pytest.raises(SAEError, match="not as sparse as it was trained to be") as caught:
+        train_sae(train_config(tokens=1280), root=tmp_path)
+    assert "L0 within 10% of k = 6" in str(caught.value) and not list((tmp_path / "saes").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"k": 64}, "SAETrainConfig.k is too large"),
+        ({"response_end_share": 1.0}, "response_end_share is impossible"),
+        ({"held_out": 0.0}, "held_out is impossible"),
+        ({"batch_size": 512}, "too few tokens to train on"),
+        ({"architecture": "standard"}, "unknown value"),
+    ],
+)
+def test_impossible_settings_are_refused_before_anything_is_loaded(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        train_sae(train_config(**changes), root=Path("/nowhere"))
+
+
+def test_batch_size_of_the_backbone_and_folders_stay_out_of_the_fingerprint(trained: Path) -> None:
+    other = replace(CONFIG, checkpoint_every=2048, backbone=replace(CONFIG.backbone, tokens_per_batch=1024))
+    assert train_sae(other, root=trained.parents[1]) == trained
