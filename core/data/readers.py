@@ -24,7 +24,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from core.config import DataConfig
 from core.data import hub
@@ -104,13 +104,13 @@ def _open_file(path: Path) -> Source:
     return Source(name=str(path), rows=read(path, handle), position=lambda: (raw.tell(), size), close=raw.close)
 
 
-def _plain(raw: IO[bytes]) -> IO[bytes]:
+def _plain(raw: io.BufferedReader) -> io.BufferedIOBase:
     gzipped = raw.read(2) == b"\x1f\x8b"
     raw.seek(0)
-    return cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if gzipped else raw
+    return gzip.GzipFile(fileobj=raw) if gzipped else raw
 
 
-def _check_encoding(path: Path, kind: str, handle: IO[bytes]) -> None:
+def _check_encoding(path: Path, kind: str, handle: io.BufferedIOBase) -> None:
     """Steps over a UTF-8 byte order mark; refuses an empty file and UTF-16 or UTF-32."""
     head = handle.read(4)
     if not head:
@@ -121,7 +121,7 @@ def _check_encoding(path: Path, kind: str, handle: IO[bytes]) -> None:
     handle.seek(3 if head.startswith(b"\xef\xbb\xbf") else 0)
 
 
-def _jsonl_rows(path: Path, handle: IO[bytes]) -> Rows:
+def _jsonl_rows(path: Path, handle: io.BufferedIOBase) -> Rows:
     for number, line in enumerate(lines(handle), 1):
         if isinstance(line, Exception):
             yield cut(number, line)
@@ -133,7 +133,7 @@ def _json_line(number: int, line: bytes) -> Row | RefusedRow:
     if len(line) == MAX_LINE:
         return RefusedRow(row=number, field="row", reason=f"longer than {MAX_LINE} bytes")
     try:
-        return _json_row(number, parse_json(line.decode("utf-8")))
+        return _json_row(number, parse_json(line.strip().decode("utf-8")))
     except UnicodeDecodeError:
         return RefusedRow(row=number, field="row", reason="bytes that are not UTF-8")
     except RecursionError:
@@ -150,7 +150,7 @@ def _json_row(number: int, value: Any) -> Row | RefusedRow:
     return Row(number, value)
 
 
-def _json_rows(path: Path, handle: IO[bytes]) -> Rows:
+def _json_rows(path: Path, handle: io.BufferedIOBase) -> Rows:
     try:
         data = handle.read()
         # Bytes that are not UTF-8 become lone surrogates, so that only the texts that hold them are refused (formats.text_of).

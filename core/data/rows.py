@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from core.types import RefusedRow
 
@@ -33,7 +34,7 @@ def printable(text: object, limit: int = 80) -> str:
     return shown.encode("utf-8", "backslashreplace").decode() + ("..." if len(str(text)) > limit else "")
 
 
-def lines(handle: IO[bytes]) -> Iterator[bytes | Exception]:
+def lines(handle: io.BufferedIOBase) -> Iterator[bytes | Exception]:
     """The lines, each cut to MAX_LINE bytes; where the data breaks off, the error, and nothing after it."""
     try:
         while line := handle.readline(MAX_LINE):

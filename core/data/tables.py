@@ -8,7 +8,7 @@ import io
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from core.data.rows import STREAM_ERRORS, Row, Rows, cut, lines, parse_json, printable
 from core.errors import DataError
@@ -17,7 +17,7 @@ from core.types import RefusedRow
 MAX_CELL = 16 * 2**20  # characters; also where the search for a closing quote in a csv ends
 
 
-def csv_rows(path: Path, handle: IO[bytes]) -> Rows:
+def csv_rows(path: Path, handle: io.BufferedIOBase) -> Rows:
     """Records under the header. Raises DataError on a header that can't be read or has a name twice."""
     csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))
     records = _csv_records(lines(handle))
@@ -93,7 +93,7 @@ def _cell(text: str) -> Any:
     return items if all(isinstance(item, dict) and ("role" in item or "response" in item) for item in items) else text
 
 
-def parquet_rows(path: Path, handle: IO[bytes]) -> Rows:
+def parquet_rows(path: Path, handle: io.BufferedIOBase) -> Rows:
     """Rows of a parquet file. Raises DataError where it is none, or has a column name twice."""
     import pyarrow as pa
     import pyarrow.parquet as pq
