@@ -69,9 +69,9 @@ def _fail(text: str, code: int, arguments: argparse.Namespace) -> int:
 
 
 def _log_to(display: console.Display) -> None:
-    """Warnings of the engine go where the progress goes, without file names and line numbers."""
+    """What the engine says and warns of goes where the progress goes, without file names and line numbers."""
 
-    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_rest: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
         ours = Path(filename).is_relative_to(Path(__file__).parent)
         display.say(f"warning: {message}" if ours else warnings.formatwarning(message, category, filename, lineno))
 
@@ -83,6 +83,7 @@ def _log_to(display: console.Display) -> None:
 
     logger = logging.getLogger("core")
     logger.handlers[:] = [Handler()]
+    logger.setLevel(logging.INFO)
     logger.propagate = False
 
 
@@ -208,13 +209,16 @@ def train_command(arguments: argparse.Namespace, display: console.Display) -> No
 
 
 def score_command(arguments: argparse.Namespace, display: console.Display) -> None:
-    from core.scoring import score_file
+    from core.reward.scoring import score_file
 
-    summary = score_file(arguments.model, arguments.input, arguments.out, device=arguments.device, progress=display)
+    report = score_file(arguments.model, arguments.input, arguments.out, device=arguments.device, progress=display)
     if arguments.json and arguments.out:
-        _print_json(summary)
-    else:
-        display.say(", ".join(f"{name} {value}" for name, value in console.figures_of(summary)))
+        _print_json(report)
+        return
+    for row in report["refused"]:
+        display.say(f"row {row['row']} is left out: {row['field']}: {row['reason']}")
+    accuracy = f", accuracy {' '.join(console.accuracy_cells(report['pairs']))} pairs" if "pairs" in report else ""
+    display.say(f"{report['n_scored']} {report['kind']} scored{accuracy}")
 
 
 def list_command(arguments: argparse.Namespace, display: console.Display) -> None:

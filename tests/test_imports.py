@@ -22,7 +22,7 @@ RANK = {
     **dict.fromkeys(("core.explain", "core.baselines"), 4),
     "core.align": 5,
     "core.options": 5,
-    **dict.fromkeys(("core.steps", "core.scoring"), 5.5),
+    "core.steps": 5.5,
     **dict.fromkeys(("core.pipeline", "core.defaults"), 6),
     "core.console": 6.5,
     **dict.fromkeys(("core.cli", "core.serving", "core.runs.worker"), 7),

@@ -1,0 +1,530 @@
+"""The `sparserm` command: options from configs, one JSON line for machines, errors with a way out, steps found again in the store."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core import console, defaults, steps
+from core.backbone.presets import PRESETS, preset
+from core.cli import build_parser, main
+from core.config import BackboneConfig, FitConfig, SAEConfig, SAETrainConfig, SweepConfig
+from core.data.saved import read_pairs
+from core.errors import ConfigError, MissingError
+from core.options import NAMES, SAE_FIELDS, option_name, override, sae_config
+from core.reward.model import SparseRM
+from core.runs.store import HOLD, Store, cache_root
+from core.steps import VERSIONS
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {"torch", "transformers", "sklearn", "sae_lens", "datasets", "pandas", "scipy", "huggingface_hub"}
+Run = tuple[int, str, str]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command in this process: exit code, standard output, standard error."""
+
+    def run(*words: object) -> Run:
+        capsys.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as left:
+            code = int(left.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def tiny() -> FitConfig:
+    return preset("tiny")
+
+
+@pytest.fixture(scope="module")
+def fitted() -> dict[str, Any]:
+    """The tiny preset fitted through the command line, once for all tests of this file."""
+    done = command("fit", "--preset", "tiny", "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def command(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "core.cli", *map(str, words)]
+    return subprocess.run(line, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=120)
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Every command's parser."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield child
+                yield from parsers(child)
+
+
+def options_of(name: str) -> dict[str, argparse.Action]:
+    found = next(p for p in parsers(build_parser()) if p.prog == f"sparserm {name}")
+    return {text: action for action in found._actions for text in action.option_strings}
+
+
+def objects_with_accuracy(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        if "accuracy" in value and not isinstance(value["accuracy"], dict):
+            yield value
+        for part in value.values():
+            yield from objects_with_accuracy(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from objects_with_accuracy(part)
+
+
+# --- help and options ----------------------------------------------------------------------------------------------
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        f"import sys\nfrom core.cli import main\ntry: main(['fit', '--help'])\nexcept SystemExit: pass\nprint(sorted(set(sys.modules) & {HEAVY!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_command_has_an_example_that_parses() -> None:
+    seen = 0
+    for parser in [build_parser(), *parsers(build_parser())]:
+        assert parser.epilog and parser.description, parser.prog
+        for line in parser.epilog.splitlines()[1:]:
+            words = shlex.split(line)
+            assert words[0] == "sparserm"
+            arguments = build_parser().parse_args(words[1:])
+            assert callable(arguments.run)
+            seen += 1
+    assert seen >= 10
+
+
+@pytest.mark.parametrize(
+    ("name", "configs"),
+    [
+        ("fit", [FitConfig()]),
+        ("sweep", [SweepConfig()]),
+        ("sae train", [SAETrainConfig(), BackboneConfig()]),
+    ],
+)
+def test_every_config_field_is_an_option_with_its_help(name: str, configs: list[Any]) -> None:
+    options = options_of(name)
+    checked = 0
+    while configs:
+        config = configs.pop()
+        for spec in fields(config):
+            value = getattr(config, spec.name)
+            if is_dataclass(value):
+                configs.append(value) if type(value) not in map(type, configs) else None
+            elif not (isinstance(config, SAEConfig) and spec.name in SAE_FIELDS):
+                action = options["--" + option_name(config, spec.name).replace("_", "-")]
+                assert action.help and spec.metadata["help"].replace("%", "%%") in action.help
+                assert list(action.choices or []) == list(spec.metadata["choices"])
+                checked += 1
+    assert checked >= (15 if name == "sae train" else 30)
+
+
+def test_renamed_options_still_name_fields() -> None:
+    known = {f"{type(c).__name__}.{spec.name}" for c in (FitConfig(), *vars(FitConfig()).values()) if is_dataclass(c) for spec in fields(c)}
+    assert set(NAMES) <= known
+
+
+def test_options_override_the_preset(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from core import pipeline
+
+    asked: list[FitConfig] = []
+
+    def fake(config: FitConfig, *_: Any) -> None:
+        asked.append(config)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(pipeline, "fit", fake)
+    words = ["--k", "7", "--split-seed", "3", "--ratios", "0.5,0.2,0.3", "--columns", "prompt=question,chosen=good", "--curve", "2,4", "--lr", "1e-4"]
+    assert cli("fit", "--preset", "tiny", *words)[0] == 2
+    config, base = asked[0], preset("tiny")
+    assert (config.selection.k, config.data.seed, config.selection.seed) == (7, 3, base.selection.seed)
+    assert (config.data.ratios, config.data.columns) == ((0.5, 0.2, 0.3), {"prompt": "question", "chosen": "good"})
+    assert (config.curve, config.head.lr) == ((2, 4), 1e-4)
+    assert (config.backbone, config.sae, config.selection.resamples) == (base.backbone, base.sae, base.selection.resamples)
+
+
+def test_without_a_preset_the_embedded_models_values_hold_only_for_it() -> None:
+    from core.cli import fit_config
+
+    parse = build_parser().parse_args
+    assert fit_config(parse(["fit"])) == PRESETS["smollm2-135m"]
+    assert fit_config(parse(["fit", "--model", "org/other"])) == override(FitConfig(), {"model": "org/other"})
+    assert fit_config(parse(["fit", "--model", "org/other"])).selection.k == 128
+    assert fit_config(parse(["fit", "--preset", "gemma-2-9b"])).sae.release == "gemma-scope-9b-it-res-canonical"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--k", "three"], "--k: invalid whole number value: 'three'"),
+        (["--ratios", "0.4,x"], "--ratios: invalid comma-separated list value"),
+        (["--columns", "prompt"], "--columns: invalid OUR=YOURS,... list value"),
+        (["--dtype", "float8"], "invalid choice: 'float8'"),
+        (["--preset", "nope"], "invalid choice: 'nope'"),
+        (["--lay", "3"], "unrecognized arguments: --lay"),
+        (["--k", "0"], "SelectionConfig.k is too small"),
+        (["--ratios", "0.9,0.9,0.9"], "DataConfig.ratios is impossible"),
+    ],
+)
+def test_a_wrong_option_is_named(cli: Any, words: list[str], said: str) -> None:
+    code, out, err = cli("fit", *words)
+    assert code == 2 and out == ""
+    assert said in err and "Traceback" not in err
+
+
+def test_an_sae_is_a_release_with_an_id_or_a_path(tmp_path: Path) -> None:
+    assert sae_config("gemma-scope-2b:layer_13/width_16k") == SAEConfig(release="gemma-scope-2b", sae_id="layer_13/width_16k")
+    for path in ("folder/sae", "params.npz", "C:\\saes\\one", "./a:b/c"):
+        assert sae_config(path) == SAEConfig(path=path)
+    (tmp_path / "a:b").mkdir()
+    assert sae_config(str(tmp_path / "a:b")) == SAEConfig(path=str(tmp_path / "a:b"))
+
+
+# --- fit -----------------------------------------------------------------------------------------------------------
+
+
+def test_fit_json_is_one_line_with_everything(fitted: dict[str, Any]) -> None:
+    assert Path(fitted["artefact"]).is_dir()
+    assert set(fitted["seconds"]) == set(VERSIONS)
+    assert all(value >= 0 for value in fitted["seconds"].values())
+    assert set(fitted["losses"]) == {"margin", "bradley-terry", "bce"}
+    families = {"random-isotropic", "random-rows", "activations", "dense"}
+    assert set(fitted["controls"]) == families | {"difference-of-means", "linear-probe", "wording-only", "length-only"}
+    found = list(objects_with_accuracy(fitted))
+    assert len(found) > 50
+    for entry in found:
+        assert {"accuracy", "low", "high", "n"} <= set(entry)
+        assert entry["low"] <= entry["accuracy"] <= entry["high"] and entry["n"] > 0
+    assert fitted["sparserm"]["accuracy"] == fitted["losses"]["margin"]["accuracy"]
+    assert fitted["sparserm"]["accuracy"] > 0.9 > fitted["controls"]["length-only"]["accuracy"]
+
+
+def test_the_saved_models_score_what_the_table_says(fitted: dict[str, Any]) -> None:
+    """The accuracies again, from the folders and the texts alone."""
+    store = Store()
+    fingerprints = SparseRM.load(fitted["artefact"]).parts.method["fingerprints"]
+    pairs_artefact = store.find("pairs", fingerprints["pairs"])
+    assert pairs_artefact
+    pairs = read_pairs(pairs_artefact.file("pairs.jsonl"))
+    test = pairs.take(pairs.rows_of("test"))
+    kinds = {"sparserm": Path(fitted["artefact"])}
+    kinds |= {kind: Path(fitted["artefact"]) / "controls" / kind for kind in ("random-isotropic", "random-rows", "activations", "dense")}
+    for kind, folder in kinds.items():
+        model = SparseRM.load(folder)
+        assert model.parts.kind == kind
+        chosen, rejected = model.score_pairs(test)
+        entry = fitted["sparserm"] if kind == "sparserm" else fitted["controls"][kind]
+        assert np.mean(chosen > rejected) == pytest.approx(entry["accuracy"]), kind
+        assert len(test) == entry["n"] == model.parts.evaluation["test"]["n"]
+
+
+def test_a_second_fit_loads_no_language_model(fitted: dict[str, Any], cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the language model was loaded")
+
+    monkeypatch.setattr(steps, "load_backbone", refuse)
+    code, out, err = cli("fit", "--preset", "tiny", "--json")
+    assert code == 0, err
+    again = json.loads(out)
+    assert out.count("\n") == 1
+    assert {name: value for name, value in again.items() if name != "seconds"} == {name: value for name, value in fitted.items() if name != "seconds"}
+    assert sum(again["seconds"].values()) < 2
+
+
+def _counts() -> dict[str, int]:
+    root = cache_root() / "artefacts"
+    return {step: len(list((root / step).glob("*/*"))) for step in VERSIONS}
+
+
+def test_only_what_an_option_changes_is_computed_again(fitted: dict[str, Any], cli: Any) -> None:
+    chain = list(VERSIONS)
+
+    def changed(*words: str) -> list[str]:
+        before = _counts()
+        code, _, err = cli("fit", "--preset", "tiny", "--json", *words)
+        assert code == 0, err
+        after = _counts()
+        assert all(after[step] - before[step] in (0, 1) for step in chain)
+        return [step for step in chain if after[step] > before[step]]
+
+    assert changed("--tokens-per-batch", "512", "--device", "cpu") == []
+    assert changed("--epochs", "3") == ["heads", "controls", "curve", "evaluation", "reward_model"]
+    assert changed("--epochs", "3", "--curve", "4,8,32") == ["curve", "reward_model"]
+    assert changed("--epochs", "3", "--random-draws", "2") == ["controls", "curve", "evaluation", "reward_model"]
+    assert changed("--epochs", "3", "--split-seed", "5") == [step for step in chain if step != "extraction"]
+    assert changed("--epochs", "3", "--max-length", "512") == [step for step in chain if step != "pairs"]
+
+
+def test_fit_for_a_person_prints_the_table(fitted: dict[str, Any], cli: Any) -> None:
+    code, out, _ = cli("fit", "--preset", "tiny")
+    assert code == 0
+    for name in ("SparseRM", "random-isotropic", "wording-only", "loss: bce", "K = 16", "95 % interval", "seconds: pairs"):
+        assert name in out
+    four = fitted["controls"]["length-only"]
+    line = next(line for line in out.splitlines() if "length-only" in line)
+    assert f"{four['accuracy']:.3f}" in line and f"{four['low']:.3f} to {four['high']:.3f}" in line and str(four["n"]) in line
+    assert out.rstrip().endswith(fitted["artefact"])
+
+
+def test_out_copies_a_folder_that_stands_alone(fitted: dict[str, Any], cli: Any, tmp_path: Path) -> None:
+    code, out, _ = cli("fit", "--preset", "tiny", "--out", tmp_path / "mine", "--json")
+    assert code == 0 and json.loads(out)["artefact"] == str(tmp_path / "mine")
+    assert not (tmp_path / "mine/manifest.json").exists() and (tmp_path / "mine/evaluation.json").is_file()
+    assert SparseRM.load(tmp_path / "mine").parts.kind == "sparserm"
+    code, _, err = cli("fit", "--preset", "tiny", "--out", tmp_path / "mine")
+    assert code == 2 and "exists already" in err
+
+
+def test_fit_alone_says_what_is_missing_and_the_two_commands(cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path))
+    monkeypatch.setattr(defaults, "DEMO_PAIRS", tmp_path / "absent.jsonl")
+    code, out, err = cli("fit")
+    assert code == 8 and out == "" and "Traceback" not in err
+    assert err.startswith("missing: preference pairs and an SAE for layer 16 of smollm2-135m\n")
+    assert "sparserm sae train --layer 16" in err and "sparserm fit --pairs FILE" in err
+    commands = [part.strip() for part in err.split("to do:")[1].split("(")[0].split(";")]
+    assert len(commands) == 2
+    for text in commands:
+        text = text.removeprefix("then ").strip()
+        assert build_parser().parse_args(shlex.split(text)[1:]).run
+
+
+def test_the_newest_trained_sae_of_model_and_layer_is_taken(tiny: FitConfig, tmp_path: Path) -> None:
+    from core.backbone.source import backbone_identity, find_model
+
+    store, asked = Store(tmp_path), override(tiny, {"sae": ""})
+    identity = backbone_identity(tiny.backbone, find_model(tiny.backbone))
+    with pytest.raises(MissingError, match="an SAE for layer 1"):
+        defaults.complete(asked, store, print)
+
+    def card(name: str, created: float, layer: int = 1, **other: Any) -> None:
+        shutil.copytree(tiny.sae.path, tmp_path / "saes" / name)
+        text = json.dumps({"backbone": {**identity, **other}, "training": {"layer": layer}, "time_created": created})
+        (tmp_path / "saes" / name / "card.json").write_text(text)
+
+    card("old", 10.0)
+    card("new", 20.0)
+    card("other-layer", 30.0, layer=0)
+    card("other-model", 40.0, sha256="0" * 64)
+    said: list[str] = []
+    assert defaults.complete(asked, store, said.append).sae.path == str(tmp_path / "saes/new")
+    assert said and "newest trained" in said[0]
+    assert defaults.complete(tiny, store, said.append).sae.path == tiny.sae.path and len(said) == 1
+
+
+# --- errors --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--pairs", "/nowhere/pairs.jsonl"], 3, "there is no file"),
+        (["--model", "/nowhere/model"], 4, "there is no model"),
+        (["--sae", "/nowhere/sae"], 5, "/nowhere/sae"),
+        (["--layer", "0"], 6, "SAE and backbone differ in layer"),
+        (["--ratios", "1,0,0"], 3, "validation"),
+    ],
+)
+def test_errors_have_their_exit_code_and_no_traceback(cli: Any, words: list[str], code: int, said: str) -> None:
+    found, out, err = cli("fit", "--preset", "tiny", *words)
+    assert found == code, err
+    assert said in err and "Traceback" not in err and out == ""
+    assert "Traceback" in cli("fit", "--preset", "tiny", "--debug", *words)[2]
+
+
+def test_a_bug_is_told_from_an_error(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from core import pipeline
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(pipeline, "fit", broken)
+    code, _, err = cli("fit", "--preset", "tiny")
+    assert code == 1 and "unexpected RuntimeError" in err and "boom" in err and "this is a bug" in err and "Traceback" not in err
+    assert "Traceback" in cli("fit", "--preset", "tiny", "--debug")[2]
+
+
+def test_a_full_disk_is_no_bug(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from core import pipeline
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "/cache/x")
+
+    monkeypatch.setattr(pipeline, "fit", full)
+    code, _, err = cli("fit", "--preset", "tiny")
+    assert code == 1 and err.startswith("No space left on device") and "bug" not in err
+
+
+def test_ctrl_c_ends_with_130_and_leaves_nothing_half_done(tiny: FitConfig, tmp_path: Path) -> None:
+    env = {**os.environ, "SPARSERM_CACHE": str(tmp_path), HOLD: "frequencies"}
+    line = [
+        sys.executable,
+        "-m",
+        "core.cli",
+        "fit",
+        "--pairs",
+        tiny.data.pairs,
+        "--model",
+        tiny.backbone.model,
+        "--layer",
+        "1",
+        "--sae",
+        tiny.sae.path,
+    ]
+    running = subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not (tmp_path / "held-frequencies").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert out == "" and "Traceback" not in err
+    assert "stopped; finished steps are kept" in err.splitlines()[-1]
+    assert [path for path in (tmp_path / "tmp").iterdir()] == []
+    assert {path.parent.parent.parent.name for path, _ in Store(tmp_path).all()} == {"artefacts"}
+    assert {artefact.step for _, artefact in Store(tmp_path).all()} == {"pairs", "extraction"}
+
+
+# --- score, sweep, cache -------------------------------------------------------------------------------------------
+
+
+def test_score_writes_rewardbench_rows(fitted: dict[str, Any], tiny: FitConfig, cli: Any, tmp_path: Path) -> None:
+    code, out, err = cli("score", fitted["artefact"], tiny.data.pairs, "--out", tmp_path / "out.jsonl", "--json")
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert {"id", "subset", "text_chosen", "text_rejected", "scores_chosen", "scores_rejected", "results"} <= set(rows[0])
+    assert all(row["results"] == int(row["scores_chosen"] > row["scores_rejected"]) for row in rows)
+    report = json.loads(out)
+    assert report["n_scored"] == len(rows) == sum(1 for _ in Path(tiny.data.pairs).open())
+    assert report["pairs"]["accuracy"] == pytest.approx(np.mean([row["results"] for row in rows]))
+    code, out, err = cli("score", fitted["artefact"], tiny.data.pairs)
+    assert code == 0 and [json.loads(line) for line in out.splitlines()] == rows
+    assert f"{len(rows)} pairs scored, accuracy" in err
+
+
+def test_score_names_what_is_wrong(fitted: dict[str, Any], tiny: FitConfig, cli: Any, tmp_path: Path) -> None:
+    assert cli("score", tmp_path, tiny.data.pairs)[0] == 7
+    assert cli("score", fitted["artefact"], tmp_path / "absent.jsonl")[0] == 3
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n')
+    code, _, err = cli("score", fitted["artefact"], tmp_path / "bad.jsonl", "--out", tmp_path / "out.jsonl")
+    assert code == 3 and "Traceback" not in err and not (tmp_path / "out.jsonl").exists()
+
+
+def test_sweep_reads_all_layers_in_one_pass_and_a_fit_reuses_it(tiny: FitConfig, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(tiny.sae.path, tmp_path / "sae0")
+    config = json.loads((tmp_path / "sae0/cfg.json").read_text())
+    config["metadata"]["hook_name"] = "blocks.0.hook_resid_post"
+    (tmp_path / "sae0/cfg.json").write_text(json.dumps(config))
+    base = ["--pairs", tiny.data.pairs, "--model", tiny.backbone.model, "--dtype", "float32", "--epochs", "3", "--seeds", "2", "--random-draws", "2"]
+    layers = ["--layers", "0,1", "--saes", f"{tmp_path / 'sae0'},{tiny.sae.path}", "--ks", "4,8"]
+    code, out, err = cli("sweep", *base, *layers, "--json")
+    assert code == 0, err
+    outcome = json.loads(out)
+    assert len(outcome["points"]) == 2 * 2 * 4
+    assert {(p["layer"], p["k"]) for p in outcome["points"] if p["kind"] == "sparserm"} == {(0, 4), (0, 8), (1, 4), (1, 8)}
+    assert all(point["n_heads"] == 2 and {"low", "high", "n"} <= set(point) for point in outcome["points"])
+    best = max(p["accuracy"] for p in outcome["points"] if p["kind"] == "sparserm")
+    assert outcome["best"]["accuracy"] == best
+    assert _counts()["extraction"] == 1
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(steps, "load_backbone", refuse)
+    assert cli("fit", *base, "--layer", "0", "--sae", tmp_path / "sae0", "--k", "4", "--curve", "4", "--json")[0] == 0
+    assert _counts()["extraction"] == 1
+    code, out, _ = cli("sweep", *base, *layers)
+    assert code == 0 and "best on validation: layer" in out
+    code, _, err = cli("sweep", *base, "--layers", "0,1", "--saes", tiny.sae.path)
+    assert code == 2 and "one SAE for each layer" in err
+
+
+def test_cache_list_verify_clean(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path))
+
+    def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+        (folder / "a.bin").write_bytes(b"x" * 2000)
+        return {}
+
+    made = [Store().get_or_make("step", 1, {"n": n}, [], make) for n in range(3)]
+    listed = json.loads(cli("cache", "list", "--json")[1])
+    assert {row["path"] for row in listed["artefacts"]} == {str(artefact.path) for artefact in made}
+    assert listed["bytes"] >= 6000 and all(row["step"] == "step" for row in listed["artefacts"])
+    assert "3 artefacts" in cli("cache", "list")[1]
+    assert cli("cache", "verify") == (0, "3 artefacts read, 0 damaged\n", "")
+    made[1].file("a.bin").write_bytes(b"y" + b"x" * 1999)
+    code, out, err = cli("cache", "verify", "--json")
+    assert code == 7 and json.loads(out) == {"artefacts": 3, "damaged": [str(made[1].path)]}
+    assert "the next run computes them again" in err
+    assert cli("cache", "verify")[0] == 0
+    assert json.loads(cli("cache", "clean", "--json")[1])["bytes"] >= 2000
+    assert len(list(Store().all())) == 2
+    assert cli("cache", "clean", "--everything")[1].endswith("kB freed\n")
+    assert list(Store().all()) == []
+
+
+@pytest.mark.slow
+def test_sae_train_then_fit_finds_it(tiny: FitConfig, tmp_path: Path) -> None:
+    model = ["--model", tiny.backbone.model, "--layer", "1", "--dtype", "float32"]
+    train = ["--width", "64", "--k", "8", "--tokens", "20000", "--batch-size", "128", "--context", "64", "--corpus", tiny.data.pairs]
+    done = command("sae", "train", *model, *train, "--json", SPARSERM_CACHE=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    trained = json.loads(done.stdout)
+    assert {"fvu", "l0"} <= set(trained["card"]["measured"])
+    done = command("fit", "--pairs", tiny.data.pairs, *model, "--k", "8", "--curve", "4,8", "--json", SPARSERM_CACHE=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["about"]["sae"] == Path(trained["artefact"]).name
+
+
+# --- what is shown -------------------------------------------------------------------------------------------------
+
+
+def test_progress_in_a_log_is_a_line_a_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.Display() as display:
+        for done in range(0, 101, 10):
+            display("extraction", done, 100, tokens_per_s=1234.5)
+            now[0] += 7.0
+        display("extraction", 100, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "extraction: 50%, about 35 s left  1,234 tokens/s"
+    assert lines[-1] == "extraction: done in 1 min 10 s  1,234 tokens/s"
+    assert len(lines) == 2
+    with console.Display(quiet=True) as quiet:
+        quiet("extraction", 1, 1)
+        quiet.say("not for machines")
+    assert capsys.readouterr().err == ""
+
+
+def test_numbers_for_people() -> None:
+    assert [console.duration(s) for s in (0.44, 9.96, 59.6, 60, 185, 7800)] == ["0.4 s", "10.0 s", "60 s", "1 min 00 s", "3 min 05 s", "2 h 10 min"]
+    assert [console.size(n) for n in (0, 999, 1500, 2.5e6, 1e9, 5e12)] == ["0 B", "999 B", "1.5 kB", "2.5 MB", "1.0 GB", "5000.0 GB"]
+    assert console.figures_text({"loss": 0.12345, "dead": 1234, "tokens_per_s": 99.4, "unit": "bytes"}) == "loss 0.123  dead 1,234  99.4 tokens/s"
+    assert console.accuracy_cells({"accuracy": None, "low": 0.0, "high": 1.0, "n": 0}) == ("none", "", "0")
+    assert console.figures_of({"a": {"b": 0.123456, "c": [1]}, "d": 2}) == [("a.b", "0.1235"), ("a.c", "[1]"), ("d", "2")]
