@@ -36,11 +36,18 @@ class FakeSAE:
         return "cpu"
 
     def kth_value(self, z: Tensor) -> Tensor | None:
-        return ((z - self.offset) @ torch.from_numpy(self.rows.T)).topk(self.k, dim=1).values[:, -1] if self.k else None
+        """Halfway between the k-th and the next, as the real one: the same product can differ in its last bit in another batch."""
+        return ((z - self.offset) @ torch.from_numpy(self.rows.T)).topk(self.k + 1, dim=1).values[:, -2:].mean(dim=1) if self.k else None
 
     def encode_chunk(self, z: Tensor, latents: slice, kth: Tensor | None = None) -> Tensor:
         assert z.dtype == torch.float32
         self.seen.append((len(z), latents))
+        return self._encode(z, latents, kth)
+
+    def encode_latents(self, z: Tensor, latent_ids: np.ndarray, kth: Tensor | None = None) -> Tensor:
+        return self._encode(z, latent_ids, kth)
+
+    def _encode(self, z: Tensor, latents: slice | np.ndarray, kth: Tensor | None) -> Tensor:
         pre = (z - self.offset) @ torch.from_numpy(self.rows[latents].T)
         if self.k:
             assert kth is not None and len(kth) == len(z)

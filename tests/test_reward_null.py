@@ -9,7 +9,7 @@ from reward_helpers import noise_world, swap_labels
 from scipy.stats import binom
 
 from core.config import HeadConfig, SelectionConfig
-from core.reward.selection import latent_frequencies, selected_directions
+from core.reward.selection import latent_frequencies, select, selected_directions
 from core.reward.views import View, margins_of, sparse_view, train_views
 from core.types import LatentFrequencies, no_progress
 
@@ -33,6 +33,17 @@ def test_swapped_labels_discover_hardly_anything() -> None:
     frequencies, _ = shuffled_fits()
     assert min(int(np.isfinite(f.q_value).sum()) for f in frequencies) > 50, "the null must have latents to test"
     assert sum(bool((f.q_value < 0.05).any()) for f in frequencies) <= 10
+
+
+def test_what_was_selected_by_luck_vanishes_on_held_out_pairs() -> None:
+    frequencies, _ = shuffled_fits()
+    on_train, held_out = [], []
+    for found in frequencies:
+        ids, side = select(found.separation, CONFIG.k)
+        on_train.append((side * found.separation[ids]).mean())
+        held_out.append((side * found.held_out[ids]).mean())
+    assert np.mean(on_train) > 0.08
+    assert abs(np.mean(held_out)) < 3 * np.std(held_out, ddof=1) / np.sqrt(SHUFFLES)
 
 
 def test_prompts_are_the_unit_because_pairs_of_one_prompt_agree() -> None:

@@ -14,8 +14,7 @@ from scipy.stats import rankdata
 from core.reward.selection import Encoder, kth_values, states_on_device
 from core.types import LatentFrequencies, SelectedDirections
 
-# Rows that stay in the processor's cache while latent after latent is read off them.
-ROWS_AT_ONCE = 512
+ROWS_AT_ONCE = 4096
 # Under so many active responses an AUROC says nothing (METHOD.md section 1).
 TOO_RARE = 10
 
@@ -34,15 +33,14 @@ def project(states: Float[np.ndarray, "n_responses d_model"], directions: Float[
 def activations(
     states: Float[np.ndarray, "n_responses d_model"], latent_ids: Int[np.ndarray, " k"], sae: Encoder
 ) -> Float[np.ndarray, "n_responses k"]:
-    """f_j of every response for these latents, float32. Latents are encoded one by one, so a wide SAE is not encoded whole for a few of them."""
+    """f_j of every response for these latents, float32; only these are encoded."""
     rows = np.arange(len(states))
     kth = kth_values(states, rows, sae)
     found = np.empty((len(states), len(latent_ids)), dtype=np.float32)
     for start in range(0, len(states), ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
         z, own_kth = states_on_device(states, rows[part], sae), None if kth is None else kth[part].to(sae.device)
-        columns = [sae.encode_chunk(z, slice(j, j + 1), own_kth) for j in latent_ids.tolist()]
-        found[part] = torch.cat(columns, dim=1).cpu().numpy()
+        found[part] = sae.encode_latents(z, latent_ids, own_kth).cpu().numpy()
     return found
 
 

@@ -7,9 +7,10 @@ Everything is read from the training split; validation pairs only say how much o
 3. Test: exact sign test over prompts, Benjamini-Hochberg over live latents.
 4. Select: I_w by falling nabla, I_l by falling Delta; strictly positive, ties to the lower index.
 
-Memory: R resamples of G prompts cost 4 R (G + d_sae) bytes all along (200, 100,000 and 131,072: 185 MB). A chunk of latents costs at most
-BYTES_PER_PAIR bytes per pair and latent; its width is chosen so that this stays under CHUNK_BYTES (512 MB). Hidden states are read in batches of
-BATCH_BYTES, so a memory map stays on disk. Together under 1 GB beside the SAE itself for 100,000 pairs.
+Memory, for n pairs, G prompts and R resamples: 4 R (G + d_sae) bytes all along (100,000 prompts, 131,072 latents, 200 resamples: 185 MB); one byte per
+distinct response and latent of a chunk, whose width keeps that under CHUNK_BYTES (512 MB) but is at least 1,024 latents (200,000 responses: 205 MB);
+16 n bytes per latent counted at once, as many as fit in COUNT_BYTES (256 MB). Hidden states are read in batches of BATCH_BYTES, so a memory map stays
+on disk. Together about 1 GB beside the SAE itself for 100,000 pairs.
 """
 
 from __future__ import annotations
@@ -29,11 +30,15 @@ from core.reward.statistics import benjamini_hochberg, prompt_sums, resample_wei
 from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, no_progress
 
 CHUNK_BYTES = 2**29
+COUNT_BYTES = 2**28
 BATCH_BYTES = 2**26
-# While a chunk is counted, a pair costs per latent: activity of two responses (2), their rows gathered (2), difference (1) and its sorted copy (1),
-# the prompt's sum as int32 and float32 (8).
+# SAEs compute whole blocks of so many latents: a narrower chunk would cost the same.
+BLOCK = 1024
+# While a latent is counted, a pair costs: both activities (2), difference (1) and its sorted copy (1), the prompt's sum as int32 and float32 (8).
 BYTES_PER_PAIR = 16
 DISCOVERY = 0.05
+
+Sides = tuple[np.ndarray, np.ndarray]
 
 
 @runtime_checkable
@@ -52,6 +57,8 @@ class Encoder(Protocol):
     def kth_value(self, z: Tensor) -> Tensor | None: ...
 
     def encode_chunk(self, z: Tensor, latents: slice, kth: Tensor | None = None) -> Tensor: ...
+
+    def encode_latents(self, z: Tensor, latent_ids: np.ndarray, kth: Tensor | None = None) -> Tensor: ...
 
     def directions(self, latent_ids: np.ndarray) -> np.ndarray: ...
 
@@ -97,18 +104,18 @@ def latent_frequencies(
     rows = np.unique(np.concatenate([hidden.chosen_rows[used], hidden.rejected_rows[used]]))
     sides = [(np.searchsorted(rows, hidden.chosen_rows[part]), np.searchsorted(rows, hidden.rejected_rows[part])) for part in (train, held_out)]
     tally = _Tally(sae.d_sae, pairs.take(train).prompt_groups(), config)
-    width = max(1, min(sae.d_sae, CHUNK_BYTES // (BYTES_PER_PAIR * max(len(used), len(rows) // 2))))
-    for latents, active in _active_chunks(hidden.states, rows, sae, width, progress):
+    for latents, active in _active_chunks(hidden.states, rows, sae, progress):
         tally.count(latents, active, *sides)
     return tally.frequencies(keep, len(held_out)), tally.resamples(keep)
 
 
 def _active_chunks(
-    states: np.ndarray, rows: np.ndarray, sae: Encoder, width: int, progress: Progress
+    states: np.ndarray, rows: np.ndarray, sae: Encoder, progress: Progress
 ) -> Iterator[tuple[slice, Bool[np.ndarray, "n_rows c"]]]:
     """For each chunk of latents, which are active (f_j > 0) in each of these responses. TopK's k-th values are found first, over all latents."""
     kth = kth_values(states, rows, sae)
-    n_rows = max(1, BATCH_BYTES // (4 * max(states.shape[1], width)))
+    width = max(BLOCK, CHUNK_BYTES // len(rows) // BLOCK * BLOCK)
+    n_rows = max(1, BATCH_BYTES // (4 * max(states.shape[1], min(width, sae.d_sae))))
     for first in range(0, sae.d_sae, width):
         latents = slice(first, min(first + width, sae.d_sae))
         active = np.empty((len(rows), latents.stop - first), dtype=np.bool_)
@@ -149,12 +156,18 @@ class _Tally:
         self.held_out = np.zeros(d_sae, dtype=np.int64)
         self.resampled = np.zeros((config.resamples, d_sae), dtype=np.float32)
 
-    def count(
-        self, latents: slice, active: Bool[np.ndarray, "n_rows c"], train: tuple[np.ndarray, np.ndarray], held_out: tuple[np.ndarray, np.ndarray]
-    ) -> None:
-        """Adds a chunk. `train` and `held_out`: the rows of `active` of each pair's chosen and rejected response."""
+    def count(self, latents: slice, active: Bool[np.ndarray, "n_rows c"], train: Sides, held_out: Sides) -> None:
+        """Adds a chunk, a few latents at a time. `train` and `held_out`: the rows of `active` of each pair's chosen and rejected response."""
+        step = max(1, COUNT_BYTES // (BYTES_PER_PAIR * len(self.groups)))
+        seen = np.unique(np.concatenate(train))
+        for start in range(0, active.shape[1], step):
+            part = active[:, start : start + step]
+            first = latents.start + start
+            self._count(slice(first, first + part.shape[1]), part, seen, train, held_out)
+
+    def _count(self, latents: slice, active: np.ndarray, seen: np.ndarray, train: Sides, held_out: Sides) -> None:
         self.chosen[latents], self.rejected[latents] = (active[side].sum(axis=0) for side in train)
-        self.n_active[latents] = active[np.unique(np.concatenate(train))].sum(axis=0)
+        self.n_active[latents] = active[seen].sum(axis=0)
         self.held_out[latents] = active[held_out[0]].sum(axis=0) - active[held_out[1]].sum(axis=0)
         by_prompt = prompt_sums(active[train[0]].astype(np.int8) - active[train[1]], self.groups)
         self.votes_for[latents], self.votes_against[latents] = (by_prompt > 0).sum(axis=0), (by_prompt < 0).sum(axis=0)

@@ -20,7 +20,7 @@ from itertools import groupby
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -66,6 +66,13 @@ def standardisation(inputs: HeadInputs, train: Int[np.ndarray, " n"]) -> Standar
     return Standardisation(mean=mean, std=np.maximum(std, FLOOR * typical))
 
 
+def look_alike(inputs: HeadInputs, pairs: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Pairs whose two responses are the same to a head, such as two in which no selected latent is active: a tie, whatever rounding says."""
+    parts = [pairs[start : start + ROWS_AT_ONCE] for start in range(0, len(pairs), ROWS_AT_ONCE)]
+    same = [(inputs.values[inputs.chosen_rows[part]] == inputs.values[inputs.rejected_rows[part]]).all(axis=1) for part in parts]
+    return np.concatenate([np.zeros(0, dtype=np.bool_), *same])
+
+
 def _mean_over(values: np.ndarray, rows: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     total = np.zeros(values.shape[1], dtype=np.float64)
     for start in range(0, len(rows), ROWS_AT_ONCE):
@@ -108,6 +115,7 @@ class _Ensemble:
         self.width = int(jobs[0].inputs.values.shape[1])
         self.alive = np.arange(len(jobs))
         self.scales = {id(inputs): standardisation(inputs, train) for inputs in _distinct(jobs)}
+        self.ties = {id(inputs): look_alike(inputs, validation) for inputs in _distinct(jobs)}
         self.streams = [torch.Generator().manual_seed(job.seed) for job in jobs]
         drawn = [_initial(self.width, config.hidden, stream) for stream in self.streams]
         self.weights = [torch.stack(parts).requires_grad_() for parts in zip(*drawn, strict=True)]
@@ -133,7 +141,15 @@ class _Ensemble:
             chosen, rejected = self._scores(self.train[orders[:, start : start + self.config.batch_size]])
             self.optimizer.zero_grad()
             self._losses(chosen, rejected).mean(dim=1).sum().backward()
+            self._still_last_bias()
             self.optimizer.step()
+
+    def _still_last_bias(self) -> None:
+        """The last bias cancels in s_w - s_l. For losses of the margin its gradient is rounding noise, which AdamW would blow up to whole steps."""
+        absolute = torch.tensor([self.jobs[i].loss == "bce" for i in self.alive.tolist()])
+        gradient = self.weights[3].grad
+        if gradient is not None:
+            gradient *= absolute[:, None, None]
 
     def _scores(self, pairs: Int[np.ndarray, "heads batch"]) -> tuple[Tensor, Tensor]:
         """s_w and s_l [heads, batch] of each living head on its own batch of pairs."""
@@ -168,7 +184,8 @@ class _Ensemble:
         for start in range(0, len(self.validation), size):
             part = self.validation[start : start + size]
             chosen, rejected = self._scores(np.broadcast_to(part, (len(self.alive), len(part))))
-            right += (chosen > rejected).sum(dim=1).numpy()
+            ties = np.stack([self.ties[id(self.jobs[i].inputs)][start : start + size] for i in self.alive.tolist()])
+            right += ((chosen > rejected).numpy() & ~ties).sum(axis=1)
             loss += self._losses(chosen, rejected).double().sum(dim=1).numpy()
         accuracy, loss = right / len(self.validation), loss / len(self.validation)
         before = self.best_accuracy[self.alive]

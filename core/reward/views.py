@@ -12,7 +12,7 @@ from core.config import HeadConfig
 from core.reward.head import TrainedHead
 from core.reward.projection import activations, isotropic_directions, project, random_live_latents
 from core.reward.selection import Encoder
-from core.reward.training import HeadJob, train_heads
+from core.reward.training import HeadJob, look_alike, train_heads
 from core.types import HeadInputs, HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections
 
 
@@ -84,8 +84,8 @@ def train_views(
 
 
 def margins_of(head: TrainedHead, inputs: HeadInputs, rows: Int[np.ndarray, " n"] | None = None) -> Float[np.ndarray, " n"]:
-    """s_w - s_l of these pairs (all, without `rows`), in float64."""
-    if rows is None:
-        rewards = head.head.reward(inputs.values)
-        return rewards[inputs.chosen_rows] - rewards[inputs.rejected_rows]
-    return head.head.reward(inputs.values[inputs.chosen_rows[rows]]) - head.head.reward(inputs.values[inputs.rejected_rows[rows]])
+    """s_w - s_l of these pairs (all, without `rows`), in float64; exactly 0 where the head sees twice the same."""
+    asked = np.arange(len(inputs.chosen_rows)) if rows is None else rows
+    used, places = np.unique(np.stack([inputs.chosen_rows[asked], inputs.rejected_rows[asked]]), return_inverse=True)
+    rewards = head.head.reward(inputs.values if len(used) == len(inputs.values) else inputs.values[used])[places]
+    return np.where(look_alike(inputs, asked), 0.0, rewards[0] - rewards[1])
