@@ -18,7 +18,7 @@ from scipy.special import expit
 from core.reward.training import standardisation
 from core.types import HeadInputs, HiddenStates, PreferencePairs
 
-Rows = Int[np.ndarray, " n"]
+Rows = Int[np.ndarray, " _"]
 # Inverse strengths of L2, strongest first: among equal validation accuracies the strongest penalty is taken (our choice).
 PROBE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 WORDING_STRENGTHS = (0.01, 0.1, 1.0, 10.0)
