@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -44,28 +45,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     with console.Display(quiet=arguments.json) as display:
         _log_to(display)
-        try:
-            arguments.run(arguments, display)
-        except (KeyboardInterrupt, Cancelled):
-            return _fail("stopped; finished steps are kept, and the same command goes on from there", INTERRUPTED, arguments)
-        except SparseRMError as error:
-            return _fail(str(error), error.exit_code, arguments)
-        except BrokenPipeError:
-            sys.stderr.close()  # whoever read our output has gone: nothing is left to say
-            return 0
-        except OSError as error:
-            return _fail(f"{error.strerror or error}\n  found: {error.filename or type(error).__name__}", 1, arguments)
-        except Exception as error:
-            remedy = "this is a bug; --debug shows where, please report it"
-            return _fail(f"unexpected {type(error).__name__}\n  found: {error}\n  to do: {remedy}", 1, arguments)
-    return 0
-
-
-def _fail(text: str, code: int, arguments: argparse.Namespace) -> int:
-    if arguments.debug and code != INTERRUPTED:
-        traceback.print_exc()
-    print(text, file=sys.stderr)
+        code, said = _run(arguments, display)
+    if said:
+        print(said, file=sys.stderr)
     return code
+
+
+def _run(arguments: argparse.Namespace, display: console.Display) -> tuple[int, str]:
+    """Exit code, and what to say to the person."""
+    try:
+        arguments.run(arguments, display)
+    except (KeyboardInterrupt, Cancelled):
+        return INTERRUPTED, "stopped; finished steps are kept, and the same command goes on from there"
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has gone: the rest is for nobody
+    except Exception as error:
+        if arguments.debug:
+            traceback.print_exc()
+        return _told(error)
+    return 0, ""
+
+
+def _told(error: Exception) -> tuple[int, str]:
+    if isinstance(error, SparseRMError):
+        return error.exit_code, str(error)
+    if isinstance(error, OSError):
+        return 1, f"{error.strerror or error}\n  found: {error.filename or type(error).__name__}"
+    return 1, f"unexpected {type(error).__name__}\n  found: {error}\n  to do: this is a bug; --debug shows where, please report it"
 
 
 def _log_to(display: console.Display) -> None:

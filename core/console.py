@@ -27,8 +27,8 @@ class Display:
         self.quiet = quiet and not self.live
         self._bars: Any = None
         self._tasks: dict[str, Any] = {}
-        self._started: dict[str, float] = {}
-        self._said: dict[str, float] = {}
+        self._step, self._started, self._said = "", 0.0, 0.0
+        self._last = (False, 0.0, "")
 
     def __enter__(self) -> Display:
         if self.live:
@@ -39,6 +39,8 @@ class Display:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bars:
             self._bars.stop()
+        else:
+            self._finish()
 
     def __call__(self, step: str, done: float, total: float, **figures: Any) -> None:
         if self._bars:
@@ -53,15 +55,21 @@ class Display:
 
     def _line(self, step: str, done: float, total: float, figures: Mapping[str, Any]) -> None:
         now = time.monotonic()
-        started = self._started.setdefault(step, now)
-        finished = done >= total
-        if step in self._said and self._said[step] == float("inf"):
-            return
-        if finished or now - self._said.get(step, started) >= LOG_EVERY:
-            self._said[step] = float("inf") if finished else now
-            left = "" if finished or not done else f", about {duration((now - started) * (total - done) / done)} left"
-            state = f"done in {duration(now - started)}" if finished else f"{done / max(total, 1e-12):.0%}{left}"
-            self.say("  ".join(filter(None, (f"{step}: {state}", figures_text(figures)))))
+        if step != self._step:
+            self._finish()
+            self._step, self._started, self._said = step, now, now
+        self._last = (done >= total, now, figures_text(figures))
+        if now - self._said >= LOG_EVERY and 0 < done < total:
+            self._said = now
+            left = duration((now - self._started) * (total - done) / done)
+            self.say(f"{step}: {done / total:.0%}, about {left} left  {figures_text(figures)}".rstrip())
+
+    def _finish(self) -> None:
+        """Says that the step before is done, with its last figures: only now is it sure that it reports nothing more."""
+        finished, ended, figures = self._last
+        if finished:
+            self.say(f"{self._step}: done in {duration(ended - self._started)}  {figures}".rstrip())
+        self._last = (False, 0.0, "")
 
     def say(self, text: str) -> None:
         """A line for the person, above the bars."""

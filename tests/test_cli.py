@@ -404,7 +404,7 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing_half_done(tiny: FitConfig, tmp_
     assert running.returncode == 130
     assert out == "" and "Traceback" not in err
     assert "stopped; finished steps are kept" in err.splitlines()[-1]
-    assert [path for path in (tmp_path / "tmp").iterdir()] == []
+    assert list((tmp_path / "tmp").iterdir()) == []
     assert {path.parent.parent.parent.name for path, _ in Store(tmp_path).all()} == {"artefacts"}
     assert {artefact.step for _, artefact in Store(tmp_path).all()} == {"pairs", "extraction"}
 
@@ -419,7 +419,7 @@ def test_score_writes_rewardbench_rows(fitted: dict[str, Any], tiny: FitConfig, 
     assert {"id", "subset", "text_chosen", "text_rejected", "scores_chosen", "scores_rejected", "results"} <= set(rows[0])
     assert all(row["results"] == int(row["scores_chosen"] > row["scores_rejected"]) for row in rows)
     report = json.loads(out)
-    assert report["n_scored"] == len(rows) == sum(1 for _ in Path(tiny.data.pairs).open())
+    assert report["n_scored"] == len(rows) == len(Path(tiny.data.pairs).read_text().splitlines())
     assert report["pairs"]["accuracy"] == pytest.approx(np.mean([row["results"] for row in rows]))
     code, out, err = cli("score", fitted["artefact"], tiny.data.pairs)
     assert code == 0 and [json.loads(line) for line in out.splitlines()] == rows
@@ -511,11 +511,15 @@ def test_progress_in_a_log_is_a_line_a_step(capsys: pytest.CaptureFixture[str], 
         for done in range(0, 101, 10):
             display("extraction", done, 100, tokens_per_s=1234.5)
             now[0] += 7.0
-        display("extraction", 100, 100)
+        display("heads", 1, 4, width=8)
+        now[0] += 2.0
+        display("heads", 4, 4, width=16)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "extraction: 50%, about 35 s left  1,234 tokens/s"
-    assert lines[-1] == "extraction: done in 1 min 10 s  1,234 tokens/s"
-    assert len(lines) == 2
+    assert lines == [
+        "extraction: 50%, about 35 s left  1,234 tokens/s",
+        "extraction: done in 1 min 10 s  1,234 tokens/s",
+        "heads: done in 2.0 s  width 16",
+    ]
     with console.Display(quiet=True) as quiet:
         quiet("extraction", 1, 1)
         quiet.say("not for machines")

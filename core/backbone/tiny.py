@@ -76,13 +76,16 @@ def make_tiny(root: Path) -> TinyParts:
 
 
 def _make(folder: Path) -> None:
+    from core.backbone.model import quiet_transformers
+
     pairs = list(tiny_pairs())
     text = "".join(json.dumps(row) + "\n" for row in pairs)
     (folder / "pairs.jsonl").write_text(text, encoding="utf-8")
     tokenizer = _tokenizer()
     model = _model(len(tokenizer))
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    with quiet_transformers():
+        model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
     answers = [(row["prompt"], row[side]) for row in pairs for side in ("chosen", "rejected")]
     _save_sae(folder / "sae", *_response_states(model, tokenizer, answers))
 
