@@ -38,6 +38,7 @@ def test_round_trip_is_exact(tmp_path: Path, kind: str) -> None:
     folder = save_parts(parts, tmp_path / "model")
     assert_same(read_parts(folder), parts)
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "heads.safetensors", "model.safetensors", "selection.jsonl"]
+    assert len({p.stat().st_mode for p in folder.iterdir()}) == 1  # all are as readable as any new file
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:

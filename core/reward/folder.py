@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from core.config import BackboneConfig, SAEConfig, from_dict
 from core.errors import SparseRMError, StoreError
@@ -45,8 +45,9 @@ def write_parts(parts: RewardParts, folder: Path) -> None:
     _check_tensors(tensors, _expected_tensors(config), str(folder / TENSORS))
     _check_tensors(heads, _expected_heads(config), str(folder / HEADS))
     _check_selection(parts.selection, parts.latent_ids, str(folder / SELECTION))
-    save_file(tensors, folder / TENSORS)
-    save_file(heads, folder / HEADS)
+    # Not save_file: it leaves files that only their owner can read.
+    (folder / TENSORS).write_bytes(save(tensors))
+    (folder / HEADS).write_bytes(save(heads))
     (folder / SELECTION).write_text("".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in parts.selection), encoding="utf-8")
     write_json(folder / CONFIG, config)
 
