@@ -26,7 +26,9 @@ def train(jobs: list[HeadJob], config: HeadConfig = SHORT) -> list[TrainedHead]:
     return train_heads(jobs, train=TRAIN, validation=VALIDATION, config=config)
 
 
-def naive(inputs: HeadInputs, seed: int, loss: str, config: HeadConfig) -> tuple[torch.nn.Module, list[tuple[float, float]], list[dict[str, torch.Tensor]]]:
+def naive(
+    inputs: HeadInputs, seed: int, loss: str, config: HeadConfig
+) -> tuple[torch.nn.Module, list[tuple[float, float]], list[dict[str, torch.Tensor]]]:
     """The training loop anyone would write, for one head: torch.nn, torch.optim.AdamW, no early stopping."""
     torch.manual_seed(seed)
     model = torch.nn.Sequential(torch.nn.Linear(K, config.hidden), torch.nn.ReLU(), torch.nn.Linear(config.hidden, 1))

@@ -68,12 +68,12 @@ def brute_counts(world: World, split: str) -> dict[str, np.ndarray]:
     for latent in range(d_sae):
         by_prompt: Counter[str] = Counter()
         for i in rows:
-            w, l = (brute_activity(world, int(side[i]), latent) for side in (world.hidden.chosen_rows, world.hidden.rejected_rows))
-            active |= {(int(world.hidden.chosen_rows[i]), latent)} if w else set()
-            active |= {(int(world.hidden.rejected_rows[i]), latent)} if l else set()
-            chosen[latent] += w / len(rows)
-            rejected[latent] += l / len(rows)
-            by_prompt[world.pairs[int(i)].prompt_id] += int(w) - int(l)
+            on_w, on_l = (brute_activity(world, int(side[i]), latent) for side in (world.hidden.chosen_rows, world.hidden.rejected_rows))
+            active |= {(int(world.hidden.chosen_rows[i]), latent)} if on_w else set()
+            active |= {(int(world.hidden.rejected_rows[i]), latent)} if on_l else set()
+            chosen[latent] += on_w / len(rows)
+            rejected[latent] += on_l / len(rows)
+            by_prompt[world.pairs[int(i)].prompt_id] += int(on_w) - int(on_l)
         votes[0, latent] = sum(difference > 0 for difference in by_prompt.values())
         votes[1, latent] = sum(difference < 0 for difference in by_prompt.values())
     n_active = np.array([sum(latent == j for _, latent in active) for j in range(d_sae)])

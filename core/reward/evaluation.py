@@ -1,8 +1,8 @@
 """How good the rewards are: accuracies that never travel without their interval, and differences over the same prompts (METHOD.md section 3).
 
-Accuracy is the share of pairs with strict s_w > s_l; ties are wrong. Interval: Wilson where each prompt has one pair, else a bootstrap over prompts,
-which can't move off 0 or 1 where all pairs fail or succeed, so there Wilson with one trial a prompt takes its place (our choice). Differences: paired
-bootstrap over prompts. Choices are made on validation; the test split is read here, once.
+Accuracy is the share of pairs with strict s_w > s_l; ties are wrong. Interval: Wilson where each prompt has one pair, else a bootstrap over prompts.
+A bootstrap says little of fewer than ten prompts and nothing where all of them agree (all pairs right): there Wilson with one trial a prompt stands
+in (our choice). Differences: paired bootstrap over prompts. Choices are made on validation; the test split is read here, once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from core.types import Accuracy, PreferencePairs
 
 RESAMPLES = 2000
 SEED = 0
+FEWEST_PROMPTS = 10
 # Names under which the formats keep a pair's kind, in order of preference.
 SUBSET_FIELDS = ("subset", "category", "Category")
 # A table of more kinds than this is a list of rows, not of kinds.
@@ -110,10 +111,10 @@ def accuracy_of(margins: Float[np.ndarray, "n_heads n_pairs"], groups: Int[np.nd
         return Accuracy(accuracy=float("nan"), low=0.0, high=1.0, n=0)
     right = (margins > 0).mean(axis=0)
     share, n_prompts = float(right.mean()), len(np.unique(groups))
-    if n_prompts == n or share in (0.0, 1.0):
-        low, high = wilson(share * n_prompts, n_prompts)
-    else:
-        low, high = np.quantile(_resampled_means(right[:, None], groups)[:, 0], [0.025, 0.975])
+    low, high = wilson(share * n_prompts, n_prompts)
+    if n_prompts < n and n_prompts >= FEWEST_PROMPTS:
+        drawn = np.quantile(_resampled_means(right[:, None], groups)[:, 0], [0.025, 0.975])
+        low, high = drawn if drawn[0] < drawn[1] else (low, high)
     return Accuracy(accuracy=share, low=float(low), high=float(high), n=n)
 
 

@@ -7,10 +7,10 @@ Everything is read from the training split; validation pairs only say how much o
 3. Test: exact sign test over prompts, Benjamini-Hochberg over live latents.
 4. Select: I_w by falling nabla, I_l by falling Delta; strictly positive, ties to the lower index.
 
-Memory, for n pairs, G prompts and R resamples: 4 R (G + d_sae) bytes all along (100,000 prompts, 131,072 latents, 200 resamples: 185 MB); one byte per
+Memory, for n pairs, G prompts and R resamples: 4 R (G + d_sae) bytes all along (100,000 prompts, 131,072 latents, 200 resamples: 185 MB); a byte per
 distinct response and latent of a chunk, whose width keeps that under CHUNK_BYTES (512 MB) but is at least 1,024 latents (200,000 responses: 205 MB);
 16 n bytes per latent counted at once, as many as fit in COUNT_BYTES (256 MB). Hidden states are read in batches of BATCH_BYTES, so a memory map stays
-on disk. Together about 1 GB beside the SAE itself for 100,000 pairs.
+on disk. Measured with 100,000 pairs, d_model 4,096 and 8,192 latents: 1.14 GB beside the SAE; 131,072 latents add 0.1 GB.
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ def latent_frequencies(
     return tally.frequencies(keep, len(held_out)), tally.resamples(keep)
 
 
-def _active_chunks(
-    states: np.ndarray, rows: np.ndarray, sae: Encoder, progress: Progress
-) -> Iterator[tuple[slice, Bool[np.ndarray, "n_rows c"]]]:
+def _active_chunks(states: np.ndarray, rows: np.ndarray, sae: Encoder, progress: Progress) -> Iterator[tuple[slice, Bool[np.ndarray, "n_rows c"]]]:
     """For each chunk of latents, which are active (f_j > 0) in each of these responses. TopK's k-th values are found first, over all latents."""
     kth = kth_values(states, rows, sae)
     width = max(BLOCK, CHUNK_BYTES // len(rows) // BLOCK * BLOCK)
