@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def trl_row(number: int) -> dict[str, Any]:
     """A good row in TRL's format, unlike any other number's."""
-    return {"prompt": f"Question {number}?", "chosen": f"Yes, {number} it is.", "rejected": f"No, never {number}."}
+    words = hashlib.sha256(str(number).encode()).hexdigest()
+    return {"prompt": f"Question {number} {words[:20]}?", "chosen": f"Yes, {number} {words[20:40]}.", "rejected": f"No, never {number} {words[40:]}."}
 
 
 def trl_rows(n: int) -> list[dict[str, Any]]:

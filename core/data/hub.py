@@ -15,8 +15,8 @@ REMEDIES = (
     (("scripts are no longer supported",), "code of data sets is not run: give hub_revision refs/convert/parquet, or a file of the data set"),
     (("offline", "couldn't reach", "connection", "timeout", "proxy", "resolve"), "go online (HF_HUB_OFFLINE unset), or give a downloaded file"),
     (("revision",), "check hub_revision against the commits of the data set"),
+    (("builderconfig", "config name"), "give hub_config: the text above lists what there is"),
     (("notfound", "not found", "doesn't exist"), "check the id; if it is private run `hf auth login`; for a file of your own check the path"),
-    (("config", "builder"), "give hub_config: the text above lists what there is"),
     (("split",), "give hub_split: the text above lists what there is"),
 )
 
