@@ -36,9 +36,10 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="peak memory at 1,000, 10,000 and 50,000 pairs")
     parser.add_argument("--memory-of", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-model", default="tiny", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
-        print(json.dumps(peak_memory(options.memory_of)))
+        print(json.dumps(peak_memory(options.memory_of, options.memory_model)))
     elif options.memory:
         memory()
     else:
@@ -59,7 +60,11 @@ def speed(path: str, prompts: int, repetitions: int) -> None:
     cut, whole = load_backbone(config, depth=LAYER + 1), load_backbone(config)
     print(f"{len(pairs)} pairs, {len(items)} responses, layer {LAYER}, {cut.identity['dtype']}, {torch.get_num_threads()} threads")
     n_tokens = ideal_tokens(cut, items)
-    arms: dict[str, Callable[[], Any]] = {"ours": lambda: ours(cut, items), "plain": lambda: plain(whole, items), "limit": lambda: limit(cut, n_tokens)}
+    arms: dict[str, Callable[[], Any]] = {
+        "ours": lambda: ours(cut, items),
+        "plain": lambda: plain(whole, items),
+        "limit": lambda: limit(cut, n_tokens),
+    }
     for arm in (arms["limit"], arms["ours"]):
         arm()  # warm-up
     times: dict[str, list[float]] = {name: [] for name in arms}
@@ -140,17 +145,21 @@ def ideal_tokens(backbone: Any, items: list[Any]) -> int:
 
 
 def memory() -> None:
-    """Peak resident memory of an extraction in a process of its own: 1,000 pairs on the embedded model's size class, then 10,000 and 50,000 (tiny backbone)."""
+    """Peak resident memory of an extraction, each in a process of its own: 1,000 pairs on the embedded model, then the tiny random backbone."""
     peaks = {}
-    for n in (1_000, 10_000, 50_000):
-        result = subprocess.run([sys.executable, __file__, "--memory-of", str(n)], check=True, capture_output=True, text=True)
-        peaks[n] = json.loads(result.stdout.splitlines()[-1])
-        print(f"{n:>6} pairs: before {peaks[n]['before_mb']:.0f} MB (models and texts loaded), peak {peaks[n]['peak_mb']:.0f} MB, states {peaks[n]['states_mb']:.0f} MB on disk")
-    growth = {n: p["peak_mb"] - p["before_mb"] for n, p in peaks.items()}
-    print(json.dumps({"peak_mb": {str(n): p["peak_mb"] for n, p in peaks.items()}, "growth_mb": growth, "growth_50k_vs_1k": round(growth[50_000] / growth[1_000], 2)}))
+    for model, n in (("embedded", 1_000), ("tiny", 1_000), ("tiny", 10_000), ("tiny", 50_000)):
+        command = [sys.executable, __file__, "--memory-of", str(n), "--memory-model", model]
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        found = peaks[f"{model} {n}"] = json.loads(result.stdout.splitlines()[-1])
+        print(
+            f"{model} {n:>6} pairs: {found['before_mb']} MB with model and texts loaded, peak {found['peak_mb']} MB, {found['states_mb']} MB of states"
+        )
+    growth = {name: found["peak_mb"] - found["before_mb"] for name, found in peaks.items()}
+    per_pair = (growth["tiny 50000"] - growth["tiny 1000"]) / 49_000 * 1024
+    print(json.dumps({"peak_mb": {name: found["peak_mb"] for name, found in peaks.items()}, "growth_mb": growth, "kb_per_pair": round(per_pair, 2)}))
 
 
-def peak_memory(n: int) -> dict[str, float]:
+def peak_memory(n: int, model: str) -> dict[str, float]:
     import resource
 
     import psutil
@@ -162,22 +171,25 @@ def peak_memory(n: int) -> dict[str, float]:
     from core.types import PreferencePair, PreferencePairs
 
     rng = np.random.default_rng(0)
-    words = "egg sock pear tune boat knife wall swim bread tyre friend yes no table light patience".split()
+    words = ["egg", "sock", "pear", "tune", "boat", "knife", "wall", "swim", "bread", "tyre", "friend", "yes", "no", "table", "light", "patience"]
     texts = [" ".join(rng.choice(words, size=int(k))) for k in rng.integers(4, 30, size=3 * n)]
     pairs = PreferencePairs(
         pairs=tuple(
-            PreferencePair(pair_id=str(i), prompt=({"role": "user", "content": texts[3 * i]},), chosen=f"{texts[3 * i + 1]} a", rejected=f"{texts[3 * i + 2]} b")
+            PreferencePair(
+                pair_id=str(i), prompt=({"role": "user", "content": texts[3 * i]},), chosen=f"{texts[3 * i + 1]} a", rejected=f"{texts[3 * i + 2]} b"
+            )
             for i in range(n)
         )
     )
     with tempfile.TemporaryDirectory() as folder:
-        parts = make_tiny(Path(folder))
-        backbone = load_backbone(BackboneConfig(model=str(parts.model), layer=1, dtype="float32", device="cpu"), depth=2)
+        tiny = {"model": str(make_tiny(Path(folder)).model), "layer": 1, "dtype": "float32", "device": "cpu"}
+        config = BackboneConfig(**tiny) if model == "tiny" else BackboneConfig(layer=LAYER, dtype="bfloat16")
+        backbone = load_backbone(config, depth=config.layer + 1)
         out = Path(folder) / "out"
         out.mkdir()
         before = psutil.Process().memory_info().rss / 2**20
-        report = extract(pairs, backbone, layers=[1], positions=["response_end"], folder=out, scratch=out / "scratch")
-        states = (out / "L01-response_end.safetensors").stat().st_size / 2**20
+        report = extract(pairs, backbone, layers=[config.layer], positions=["response_end"], folder=out, scratch=out / "scratch")
+        states = (out / f"L{config.layer:02d}-response_end.safetensors").stat().st_size / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return {"before_mb": round(before), "peak_mb": round(peak), "states_mb": round(states), "n_responses": report["n_responses"]}
 

@@ -93,7 +93,9 @@ class BackboneConfig(Config):
     revision: str = option("", "Hub revision (commit)")
     layer: int = option(16, "0-based decoder layer L whose output is read (hidden_states[L+1])", minimum=0)
     position: str = option("response_end", "token that is read", choices=("response_end", "turn_end"))
-    dtype: str = option("auto", "arithmetic; auto: bfloat16 where the device is fast at it, else float32", choices=("auto", "bfloat16", "float16", "float32"))
+    dtype: str = option(
+        "auto", "arithmetic; auto: bfloat16 where the device is fast at it, else float32", choices=("auto", "bfloat16", "float16", "float32")
+    )
     quantization: str = option("none", "bitsandbytes weights", choices=("none", "8bit", "4bit"))
     max_length: int = option(2048, "longest sequence in tokens", minimum=8)
     over_length: str = option("drop_turns", "a longer prompt: drop its leading turns, or refuse the row", choices=("drop_turns", "refuse"))
@@ -101,7 +103,9 @@ class BackboneConfig(Config):
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", result=False)
     device_map: str = option("", "accelerate's device map (auto spreads a large model)", result=False)
     attention: str = option(
-        "auto", "attention implementation; auto: sdpa, or eager where the model caps its attention logits (Gemma-2)", choices=("auto", "sdpa", "eager")
+        "auto",
+        "attention implementation; auto: sdpa, or eager where the model caps its attention logits (Gemma-2)",
+        choices=("auto", "sdpa", "eager"),
     )
     tokens_per_batch: int = option(4096, "token budget of a batch", result=False, minimum=128)
 

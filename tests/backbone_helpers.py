@@ -14,7 +14,8 @@ from core.runs.store import cache_root
 
 GEMMA_LIKE = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{{ '<|im_start|>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' }}"
+    "{{ m['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
 )
 DATED = (
     "{{ '<|im_start|>system\nToday is ' + date_string + ' or ' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}"
@@ -52,9 +53,16 @@ def save_model(folder: Path, kind: str) -> Path:
     """A random model of another family, three layers deep, with the tiny tokenizer."""
     import transformers as t
 
-    tokenizer = tiny_tokenizer(tiny_tokenizer("").chat_template)
     tokenizer = t.AutoTokenizer.from_pretrained(tiny_folder())
-    small = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
+    small = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "pad_token_id": 2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     rope = {"num_key_value_heads": 2, "intermediate_size": 64, "head_dim": 8, "max_position_embeddings": 512}
     configs: dict[str, Any] = {
         "gpt2": lambda: t.GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=3, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2),

@@ -109,7 +109,11 @@ def test_capped_attention_is_run_eagerly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("error", "words"),
-    [("GatedRepoError", "gated(.|\n)*hf auth login"), ("RepositoryNotFoundError", "no model org/name"), ("RevisionNotFoundError", "no revision nope")],
+    [
+        ("GatedRepoError", "gated(.|\n)*hf auth login"),
+        ("RepositoryNotFoundError", "no model org/name"),
+        ("RevisionNotFoundError", "no revision nope"),
+    ],
 )
 def test_hub_errors_say_what_to_do(error: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
@@ -127,7 +131,7 @@ def test_hub_errors_say_what_to_do(error: str, words: str, monkeypatch: pytest.M
 def test_offline_and_wrong_names() -> None:
     with pytest.raises(BackboneError, match=r"not on this machine(.|\n)*--model FOLDER"):
         load_backbone(BackboneConfig(model="nobody/nothing-at-all"))
-    with pytest.raises(BackboneError, match="there is no model at ./nowhere"):
+    with pytest.raises(BackboneError, match=r"there is no model at \./nowhere"):
         load_backbone(BackboneConfig(model="./nowhere"))
     with pytest.raises(BackboneError, match="no GGUF file"):
         load_backbone(BackboneConfig(model="nowhere.gguf"))

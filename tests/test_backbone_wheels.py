@@ -22,7 +22,10 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     with zipfile.ZipFile(folder / "sparserm_toy_model-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("toy/model.gguf", b"weights" * 1000)
-        wheel.writestr("sparserm_toy_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: sparserm-toy-model\nVersion: 1.0\nRequires-Dist: nothing-at-all-9\n")
+        wheel.writestr(
+            "sparserm_toy_model-1.0.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: sparserm-toy-model\nVersion: 1.0\nRequires-Dist: nothing-at-all-9\n",
+        )
         wheel.writestr("sparserm_toy_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr("sparserm_toy_model-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")

@@ -50,7 +50,15 @@ def plain_state(backbone: Backbone, item: Item, layer: int, position: str) -> np
     return states
 
 
-def run(pairs: PreferencePairs, backbone: Backbone, folder: Path, *, layers: tuple[int, ...] = (1,), positions: tuple[str, ...] = ("response_end",), **more: Any) -> dict[str, Any]:
+def run(
+    pairs: PreferencePairs,
+    backbone: Backbone,
+    folder: Path,
+    *,
+    layers: tuple[int, ...] = (1,),
+    positions: tuple[str, ...] = ("response_end",),
+    **more: Any,
+) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     return extract(pairs, backbone, layers=layers, positions=positions, folder=folder, scratch=folder / "scratch", **more)
 
@@ -126,7 +134,9 @@ def test_plan_places_every_sequence_once_within_the_budget() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(5, 400, size=300)
     flat = rng.integers(0, 5, size=int(lengths.sum())).astype(np.int32)
-    sequences = Sequences(flat=flat, starts=np.concatenate([[0], np.cumsum(lengths)]), prompts=rng.integers(0, 90, size=300), reads=(lengths - 1)[:, None])
+    sequences = Sequences(
+        flat=flat, starts=np.concatenate([[0], np.cumsum(lengths)]), prompts=rng.integers(0, 90, size=300), reads=(lengths - 1)[:, None]
+    )
     plan = plan_batches(sequences, tokens_per_batch=1024)
     members = [m for batch in plan.batches for row in batch for tree in row for m in tree.members]
     assert sorted(members) == list(range(300))
@@ -265,7 +275,9 @@ def test_over_long_prompts_lose_turns_or_are_refused(tmp_path: Path) -> None:
     assert [(r["row"], r["field"]) for r in report["refused"]] == [(1, "chosen")] and "at most 80" in report["refused"][0]["reason"]
     hidden = load_hidden_states(tmp_path / "drop", 1, "response_end")
     assert hidden.pair_rows.tolist() == [0, 2]
-    kept = next(tail for i in range(1, 14, 2) if len(backbone.render([*(tail := [turns[0], *turns[i:]]), {"role": "assistant", "content": "yes"}]).ids) <= 80)
+    kept = next(
+        tail for i in range(1, 14, 2) if len(backbone.render([*(tail := [turns[0], *turns[i:]]), {"role": "assistant", "content": "yes"}]).ids) <= 80
+    )
     np.testing.assert_allclose(hidden.chosen[0], plain_state(backbone, (kept, "yes"), 1, "response_end"), atol=2e-5)
     report = run(pairs, tiny_backbone(max_length=80, over_length="refuse"), tmp_path / "refuse")
     assert (report["n_pairs"], report["dialogues_shortened"]) == (1, 0)
@@ -293,4 +305,6 @@ def test_saved_states_are_plain_safetensors(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     run(make_pairs(6), tiny_backbone(), tmp_path)
-    np.testing.assert_array_equal(load_file(tmp_path / "L01-response_end.safetensors")["states"], load_hidden_states(tmp_path, 1, "response_end").states)
+    np.testing.assert_array_equal(
+        load_file(tmp_path / "L01-response_end.safetensors")["states"], load_hidden_states(tmp_path, 1, "response_end").states
+    )

@@ -34,7 +34,9 @@ class Estimate:
         return f"about {_duration(self.seconds)}, {_size(self.memory)} of memory, {_size(self.disk)} on disk"
 
 
-def estimate_extraction(config: BackboneConfig, source: ModelSource, identity: dict[str, Any], *, depth: int, n_tokens: float, n_states: int) -> Estimate:
+def estimate_extraction(
+    config: BackboneConfig, source: ModelSource, identity: dict[str, Any], *, depth: int, n_tokens: float, n_states: int
+) -> Estimate:
     """An extraction of `n_tokens` tokens through `depth` layers that keeps `n_states` vectors of d_model float32."""
     parameters, in_layers = count_parameters(source.folder, depth)
     per_weight = QUANTIZED_BYTES.get(config.quantization, BYTES[str(identity["dtype"])])

@@ -1,7 +1,8 @@
 """The language model up to decoder layer L: loading, and hidden states without logits (METHOD.md section 2).
 
 Layer L is 0-based and means the output of decoder layer L (`hidden_states[L+1]`). It is read by a hook on that layer: the last entry of
-`hidden_states` comes after the final norm, so that tuple is never indexed from the end. A backbone loaded with a `depth` has no later layers and no LM head.
+`hidden_states` comes after the final norm, so that tuple is never indexed from the end. A backbone loaded with a `depth` has no later layers
+and no LM head.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class Backbone:
         """Decoder layer `layer`, for hooks. Raises BackboneError if it was not loaded."""
         if not 0 <= layer < len(self.layers):
             raise BackboneError(
-                f"layer {layer} of {self.identity['name']} is not there", expected=f"0 to {self.n_layers - 1}", found=f"{len(self.layers)} layers loaded"
+                f"layer {layer} of {self.identity['name']} is not there",
+                expected=f"0 to {self.n_layers - 1}",
+                found=f"{len(self.layers)} layers loaded",
             )
         return self.layers[layer]
 
@@ -159,10 +162,12 @@ def _load(config: BackboneConfig, source: ModelSource, identity: dict[str, Any],
             raise BackboneError(f"{source.name} can't be loaded from {source.folder}", found=f"{type(error).__name__}: {error}") from error
         except torch.OutOfMemoryError as error:
             raise BackboneError(
-                f"{source.name} does not fit in the device's memory", found=str(error).splitlines()[0], remedy="--device-map auto, --quantization 8bit or 4bit"
+                f"{source.name} does not fit in the device's memory",
+                found=str(error).splitlines()[0],
+                remedy="--device-map auto, --quantization 8bit or 4bit",
             ) from error
     if not config.device_map and config.quantization == "none":
-        model.to(resolve_device(config))
+        model.to(torch.device(resolve_device(config)))  # type: ignore[arg-type]  # transformers' decorator hides the signature
     return model, tokenizer
 
 
@@ -210,7 +215,8 @@ def save_dequantised(gguf: Path, folder: Path) -> None:
             raise BackboneError(f"{gguf} can't be de-quantised", found=f"{type(error).__name__}: {error}") from error
         # The tensors are plain now; without these lines transformers refuses to save what it takes for a quantised model.
         del model.config.quantization_config
-        model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
+        for name, value in (("hf_quantizer", None), ("is_quantized", False), ("quantization_method", None)):
+            setattr(model, name, value)
         model.config._name_or_path = gguf.stem
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

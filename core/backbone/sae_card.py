@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from core.backbone.sae import SparseAutoencoder
 
 RESAMPLES = 1000
-LOSS_TOKENS = 32_768  # the whole model is run on the first documents that hold so many content tokens
+LOSS_TOKENS = 16_384  # the whole model is run on the first documents that hold so many content tokens
 LOSS_BUDGET = 1024  # tokens a batch there: logits are large
 CHUNK = 4096  # tokens encoded at a time
 

@@ -190,7 +190,11 @@ def _noted(folder: Path) -> ModelSource:
 
 def _folder_source(folder: Path) -> ModelSource:
     if not (folder / "config.json").is_file():
-        raise BackboneError(f"{folder} is no model folder", expected="config.json, *.safetensors, tokenizer.json", found=", ".join(sorted(p.name for p in folder.iterdir())[:8]))
+        raise BackboneError(
+            f"{folder} is no model folder",
+            expected="config.json, *.safetensors, tokenizer.json",
+            found=", ".join(sorted(p.name for p in folder.iterdir())[:8]),
+        )
     return ModelSource(folder=folder, name=folder.name, revision="", sha256=_folder_sha256(folder))
 
 

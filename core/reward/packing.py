@@ -5,7 +5,8 @@
 3. Trees are packed into rows. A tree-shaped attention mask lets a token see its own branch, its trunk and the common prefix, nothing else.
 4. Rows of similar length form batches under a token budget; some batches in a row form a shard, which is what a kill can cost.
 
-The plan depends on the token ids alone, so a resumed run repeats the same batches. Token ids, not texts, decide what is shared: exact for every tokenizer.
+The plan depends on the token ids alone, so a resumed run repeats the same batches. Token ids, not texts, decide what is shared: exact for every
+tokenizer.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def _batches(rows: list[tuple[Tree, ...]], tokens_per_batch: int) -> list[tuple[
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
-    """A batch ready for the model, the common prefix left out: ids, positions, tree and branch of each token [b, t] (tree -1: padding; branch 0: trunk).
+    """A batch ready for the model, the common prefix left out: ids, positions, tree (-1: padding) and branch (0: trunk) of each token, [b, t].
 
     `members` are the sequences read, `row` and `column[:, p]` where their p-th position stands in the batch.
     """

@@ -48,6 +48,8 @@ class PartsMaker:
 
     def _parts(self, family: Family, entry: Mapping[str, Any], table: tuple[Mapping[str, Any], ...]) -> RewardParts:
         shipped, has_sae = family.heads[family.shipped], family.kind in WITH_LATENTS
+        # Each draw of random directions has a head of its own; the other draws' directions are not kept, so their heads would mean nothing.
+        kept = (shipped,) if family.kind.startswith("random") else family.heads
         evaluation = {"validation": entry["validation"], "test": {name: entry[name] for name in FOUR}}
         return RewardParts(
             kind=family.kind,
@@ -59,8 +61,8 @@ class PartsMaker:
             evaluation={split: figures for split, figures in evaluation.items() if figures["n"]},
             selection=table,
             head=shipped.head,
-            heads=tuple(trained.head for trained in family.heads),
-            seeds=tuple(trained.seed for trained in family.heads),
+            heads=tuple(trained.head for trained in kept),
+            seeds=tuple(trained.seed for trained in kept),
             directions=family.directions,
             latent_ids=family.latent_ids,
             projection_mean=family.projection_mean,
