@@ -106,7 +106,7 @@ def swap_labels(hidden: HiddenStates, pairs: PreferencePairs, seed: int) -> Hidd
     return replace(hidden, chosen_rows=chosen, rejected_rows=np.where(swapped, hidden.chosen_rows, hidden.rejected_rows))
 
 
-def noise_world(n_prompts: int = 150, per_prompt: int = 3, d_model: int = 32, d_sae: int = 200, seed: int = 0) -> World:
+def noise_world(n_prompts: int = 105, per_prompt: int = 3, d_model: int = 32, d_sae: int = 200, seed: int = 0) -> World:
     """Preferences mean nothing, but pairs of one prompt resemble one another: a style of its own on either side of each prompt."""
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(d_sae, d_model)).astype(np.float32)
