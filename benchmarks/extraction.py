@@ -152,7 +152,7 @@ def memory() -> None:
         result = subprocess.run(command, check=True, capture_output=True, text=True)
         found = peaks[f"{model} {n}"] = json.loads(result.stdout.splitlines()[-1])
         print(
-            f"{model} {n:>6} pairs: {found['before_mb']} MB with model and texts loaded, peak {found['peak_mb']} MB, {found['states_mb']} MB of states"
+            f"{model} {n:>6} pairs: {found['before_mb']} MB when loaded, peak {found['peak_mb']} MB, {found['states_mb']} MB of states"
         )
     growth = {name: found["peak_mb"] - found["before_mb"] for name, found in peaks.items()}
     per_pair = (growth["tiny 50000"] - growth["tiny 1000"]) / 49_000 * 1024
