@@ -167,6 +167,12 @@ def test_undecodable_bytes_in_parquet_refuse_their_row(tmp_path: Path) -> None:
     assert refusals(report) == [(2, "row", "a value can't be read (not UTF-8?)")]
 
 
+def test_a_parquet_column_name_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
+    data = parquet_bytes([row | {"zz": "1"} for row in trl_rows(2)])
+    with pytest.raises(DataError, match="is no parquet file, or a damaged one"):
+        load(tmp_path, "x.parquet", data.replace(b"zz", b"z\xe0"))
+
+
 def test_a_cut_gzip_gives_the_rows_before_the_cut(tmp_path: Path) -> None:
     data = gzip.compress(jsonl_bytes(trl_rows(2000)), mtime=0)
     pairs, report = load(tmp_path, "x.jsonl.gz", data[: len(data) // 2])

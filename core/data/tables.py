@@ -15,6 +15,7 @@ from core.errors import DataError
 from core.types import RefusedRow
 
 MAX_CELL = 16 * 2**20  # characters; also where the search for a closing quote in a csv ends
+DAMAGED = (ValueError, OverflowError, *STREAM_ERRORS)  # beside its own errors, what pyarrow raises on damaged names, lengths and dates
 
 
 def csv_rows(path: Path, handle: io.BufferedIOBase) -> Rows:
@@ -102,7 +103,7 @@ def parquet_rows(path: Path, handle: io.BufferedIOBase) -> Rows:
         source = io.BytesIO(handle.read()) if isinstance(handle, gzip.GzipFile) else handle
         table = pq.ParquetFile(source)
         names = list(table.schema_arrow.names)
-    except (pa.ArrowException, *STREAM_ERRORS) as error:
+    except (pa.ArrowException, *DAMAGED) as error:
         raise DataError(f"{path} is no parquet file, or a damaged one", found=printable(error, 200), remedy="fetch it again") from error
     _check_names(path, names)
     number = 0
@@ -110,7 +111,7 @@ def parquet_rows(path: Path, handle: io.BufferedIOBase) -> Rows:
         for batch in table.iter_batches(batch_size=1000):
             yield from _batch_rows(batch, number)
             number += batch.num_rows
-    except (pa.ArrowException, *STREAM_ERRORS) as error:
+    except (pa.ArrowException, *DAMAGED) as error:
         yield cut(number + 1, error)
 
 
