@@ -1,0 +1,57 @@
+"""Where a response stands among known ones: the most similar training responses, and its percentile among held-out ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from core.reward.known import KnownResponses
+from core.reward.parts import RewardParts
+from core.types import Message
+
+NEIGHBOURS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbour:
+    """A training response, its distance in standardised projections, its reward, and how its pairs judged it. Texts are None where none were kept."""
+
+    row: int
+    distance: float
+    reward: float
+    sides: tuple[str, ...]
+    prompt: tuple[Message, ...] | None
+    response: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "sides": list(self.sides), "prompt": None if self.prompt is None else list(self.prompt)}
+
+
+def neighbours(
+    known: KnownResponses, parts: RewardParts, v: Float[np.ndarray, " k"], *, own: int | None = None, n: int = NEIGHBOURS
+) -> tuple[Neighbour, ...]:
+    """The training responses nearest to v, nearest first, by Euclidean distance of (v - mean) / std (our choice); `own` (a response id) left out."""
+    rows = known.train if own is None else known.train[known.response_ids[known.train] != own]
+    if not len(rows):
+        return ()
+    std = parts.projection_std.astype(np.float64)
+    distance = np.linalg.norm((known.projections[rows] - v) / std, axis=1)
+    nearest = np.argsort(distance, kind="stable")[:n]
+    rewards = parts.head.reward(known.projections[rows[nearest]])
+    return tuple(_neighbour(known, int(rows[i]), float(distance[i]), float(reward)) for i, reward in zip(nearest, rewards, strict=True))
+
+
+def _neighbour(known: KnownResponses, row: int, distance: float, reward: float) -> Neighbour:
+    prompt, response = known.texts(row) or (None, None)
+    return Neighbour(row=row, distance=distance, reward=reward, sides=known.sides(row), prompt=prompt, response=response)
+
+
+def percentile(quantiles: Float[np.ndarray, " 101"], reward: float) -> float:
+    """Percentile of a reward among held-out responses, 0 to 100, from the 0th to 100th percentile of theirs; the middle of it where rewards are tied."""
+    below, above = np.searchsorted(quantiles, reward, side="left"), np.searchsorted(quantiles, reward, side="right")
+    if above > below:
+        return float(below + above - 1) / 2
+    return float(np.interp(reward, quantiles, np.arange(len(quantiles))))

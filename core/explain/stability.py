@@ -1,0 +1,105 @@
+"""Whether an explanation would come out the same again: METHOD.md section 4's verdict, and how much of the reward is the prompt's doing.
+
+Projections are collinear, so credit can move between latents with the seed, and another draw of the training prompts can select other latents. The
+verdict is "unstable" where either the top-K overlap over bootstrap resamples of the prompts or the mean rank correlation of the five heads'
+contributions is below 0.8. The correlation is averaged over held-out responses, each explained from the mean training projection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from core.explain.attribution import contributions_by_head, rank_correlations
+from core.reward.known import KnownResponses
+from core.reward.parts import RewardParts
+from core.reward.statistics import prompt_sums, resample_weights
+
+BOUND = 0.8
+MOST = 500  # held-out responses that the heads are compared on
+RESAMPLES, SEED = 2000, 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stability:
+    """The verdict on a reward model's explanations. A figure that is not known (no table of the selection, one head) is None and can't speak for stability.
+
+    `overlap`: mean share of the selected latents that a resample selects again. `rank_correlation`: mean over `n` held-out responses.
+    """
+
+    overlap: float | None
+    rank_correlation: float | None
+    n: int
+
+    @property
+    def verdict(self) -> str:
+        """`stable`, `unstable`, or `unknown` where a figure is missing and the other one is good."""
+        figures = (self.overlap, self.rank_correlation)
+        if any(figure is not None and figure < BOUND for figure in figures):
+            return "unstable"
+        return "unknown" if None in figures else "stable"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "bound": BOUND, "verdict": self.verdict}
+
+
+def stability(parts: RewardParts, known: KnownResponses | None) -> Stability:
+    """The verdict on this reward model."""
+    shares = [row["stability"] for row in parts.selection if row.get("stability") is not None]
+    overlap = float(np.mean(shares)) if shares else None
+    v = np.zeros((0, parts.k), dtype=np.float32) if known is None else known.projections[spread(known.held_out, MOST)]
+    if not len(v) or len(parts.heads) < 2:
+        return Stability(overlap=overlap, rank_correlation=None, n=0)
+    found = rank_correlations(contributions_by_head(parts.heads, np.broadcast_to(parts.projection_mean, v.shape), v))
+    found = found[np.isfinite(found)]
+    return Stability(overlap=overlap, rank_correlation=float(found.mean()) if len(found) else None, n=len(found))
+
+
+def spread(rows: Int[np.ndarray, " n"], most: int) -> Int[np.ndarray, " m"]:
+    """At most so many of these rows, evenly spread: the same ones each time."""
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptShare:
+    """Share of the reward's variance that lies between prompts, with its 95 % interval over prompts; of `n` held-out responses to `n_prompts` prompts."""
+
+    share: float
+    low: float
+    high: float
+    n: int
+    n_prompts: int
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+def prompt_share(rewards: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> PromptShare | None:
+    """The intraclass correlation of rewards by prompt (one-way, unbiased variance components, from 0 to 1); None without two prompts or repeats.
+
+    Not the plain ratio of sums of squares: with two responses a prompt that is near 1/2 where prompts do not matter at all.
+    """
+    _, numbers = np.unique(groups, return_inverse=True)
+    centred = rewards - rewards.mean() if len(rewards) else rewards
+    sums = prompt_sums(np.column_stack([np.ones(len(rewards)), centred, centred**2]), numbers)
+    if len(sums) < 2 or len(sums) == len(rewards):
+        return None
+    whole = float(_intraclass(sums, np.ones((1, len(sums))))[0])
+    drawn = np.concatenate([_intraclass(sums, weights.astype(np.float64)) for weights in resample_weights(len(sums), RESAMPLES, SEED)])
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return PromptShare(share=whole, low=float(min(low, whole)), high=float(max(high, whole)), n=len(rewards), n_prompts=len(sums))
+
+
+def _intraclass(sums: Float[np.ndarray, "prompts 3"], weights: Float[np.ndarray, "m prompts"]) -> Float[np.ndarray, " m"]:
+    """Of each weighting of the prompts: variance between / (between + within), from counts, sums and sums of squares by prompt."""
+    count, total, square = sums.T
+    n, prompts = weights @ count, weights.sum(axis=1)
+    between_sum = weights @ (total**2 / count) - (weights @ total) ** 2 / n
+    within_sum = weights @ (square - total**2 / count)
+    typical = (n - (weights @ count**2) / n) / (prompts - 1)  # responses a prompt, for unequal numbers
+    within = within_sum / (n - prompts)
+    between = np.maximum((between_sum / (prompts - 1) - within) / typical, 0.0)
+    return between / np.maximum(between + within, 1e-300)

@@ -1,0 +1,187 @@
+"""The responses that a reward model was fitted and measured on, kept beside it as explaining needs them (METHOD.md section 4).
+
+A score says little by itself: a within-pair loss leaves a prompt-dependent offset free. So an explanation compares with the known responses to the same
+prompt, with held-out responses and with the most similar training responses. With projections v and activations f of all of them that takes neither the
+language model nor the SAE: removing latent j from the residual stream moves the projections by -f_j D d_j, and D lies in the reward model.
+
+known.safetensors
+    projections [n, k], activations [n, k]   float32: v, and f of the selected latents, of each distinct (prompt, response)
+    n_tokens [n]                             int64: tokens of the response's own text
+    prompt_ids [n], response_ids [n]         int64: the first 64 bits of a sha256 of the prompt, and of prompt and response
+    chosen_rows, rejected_rows, split [n_pairs]   int64: rows of each pair's responses; 0 train, 1 validation, 2 test, 3 unused
+known.jsonl                                  the pairs in the same order, with their texts (core.data.saved); may be absent: texts can be private
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from core.data.saved import read_pairs, write_pairs
+from core.errors import StoreError
+from core.types import SPLITS, HiddenStates, Message, PreferencePair, PreferencePairs, sha256_of
+
+KNOWN, KNOWN_TEXTS = "known.safetensors", "known.jsonl"
+UNUSED = len(SPLITS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownResponses:
+    """Projections, activations and identity of known responses, and the pairs they stand in; `pairs` holds the texts where they were kept."""
+
+    projections: Float[np.ndarray, "n k"]
+    activations: Float[np.ndarray, "n k"]
+    n_tokens: Int[np.ndarray, " n"]
+    prompt_ids: Int[np.ndarray, " n"]
+    response_ids: Int[np.ndarray, " n"]
+    chosen_rows: Int[np.ndarray, " n_pairs"]
+    rejected_rows: Int[np.ndarray, " n_pairs"]
+    split: Int[np.ndarray, " n_pairs"]
+    pairs: PreferencePairs | None = None
+
+    def __len__(self) -> int:
+        return len(self.projections)
+
+    def rows_of_prompt(self, prompt: Sequence[Message]) -> Int[np.ndarray, " m"]:
+        """The known responses to this very prompt."""
+        return np.flatnonzero(self.prompt_ids == prompt_id(prompt))
+
+    def pairs_of_split(self, *names: str) -> Int[np.ndarray, " m"]:
+        """Numbers of the pairs of these splits."""
+        return np.flatnonzero(np.isin(self.split, [SPLITS.index(name) for name in names]))
+
+    def responses_of(self, pairs: Int[np.ndarray, " m"]) -> Int[np.ndarray, " r"]:
+        """Rows of the distinct responses of these pairs."""
+        return np.unique(np.concatenate([self.chosen_rows[pairs], self.rejected_rows[pairs]]))
+
+    @cached_property
+    def held_out_pairs(self) -> Int[np.ndarray, " m"]:
+        """The pairs no choice was made on: test; validation where there is no test split."""
+        test = self.pairs_of_split("test")
+        return test if len(test) else self.pairs_of_split("validation")
+
+    @cached_property
+    def held_out(self) -> Int[np.ndarray, " r"]:
+        """Rows of the responses of held-out pairs."""
+        return self.responses_of(self.held_out_pairs)
+
+    @cached_property
+    def train(self) -> Int[np.ndarray, " r"]:
+        """Rows of the responses of training pairs."""
+        return self.responses_of(self.pairs_of_split("train"))
+
+    @cached_property
+    def groups(self) -> Int[np.ndarray, " n"]:
+        """For each response the number of its prompt: the unit of every statistic."""
+        return np.unique(self.prompt_ids, return_inverse=True)[1]
+
+    def sides(self, row: int) -> tuple[str, ...]:
+        """`chosen`, `rejected` or both: how the pairs judged this response."""
+        found = (("chosen", self.chosen_rows), ("rejected", self.rejected_rows))
+        return tuple(side for side, rows in found if (rows == row).any())
+
+    def texts(self, row: int) -> tuple[tuple[Message, ...], str] | None:
+        """Prompt and response; None where texts were not kept."""
+        if self.pairs is None:
+            return None
+        for side, rows in (("chosen", self.chosen_rows), ("rejected", self.rejected_rows)):
+            where = np.flatnonzero(rows == row)
+            if len(where):
+                pair = self.pairs[int(where[0])]
+                return pair.prompt, getattr(pair, side)
+        return None
+
+
+def prompt_id(prompt: Sequence[Message]) -> int:
+    """The number of a prompt: the 64 bits of `PreferencePair.prompt_id`."""
+    return _signed(sha256_of(list(prompt)))
+
+
+def response_id(prompt: Sequence[Message], response: str) -> int:
+    """The number of a response to a prompt."""
+    return _signed(sha256_of([list(prompt), response]))
+
+
+def _signed(digest: str) -> int:
+    """The first 16 hex digits as a signed number of 64 bits."""
+    return int.from_bytes(bytes.fromhex(digest[:16]), "big", signed=True)
+
+
+def known_responses(
+    hidden: HiddenStates, pairs: PreferencePairs, projections: Float[np.ndarray, "n_responses k"], activations: Float[np.ndarray, "n_responses k"]
+) -> KnownResponses:
+    """The responses that stand in a pair. Row i of `hidden.chosen_rows` belongs to `pairs[i]`; projections and activations go by `hidden.states`."""
+    used, places = np.unique(np.concatenate([hidden.chosen_rows, hidden.rejected_rows]), return_inverse=True)
+    chosen, rejected = places[: len(pairs)], places[len(pairs) :]
+    prompt_ids, response_ids = np.zeros(len(used), dtype=np.int64), np.zeros(len(used), dtype=np.int64)
+    for number, pair in enumerate(pairs):
+        for row, text in ((chosen[number], pair.chosen), (rejected[number], pair.rejected)):
+            prompt_ids[row], response_ids[row] = _signed(pair.prompt_id), response_id(pair.prompt, text)
+    return KnownResponses(
+        projections=projections[used],
+        activations=activations[used],
+        n_tokens=hidden.n_tokens[used],
+        prompt_ids=prompt_ids,
+        response_ids=response_ids,
+        chosen_rows=chosen,
+        rejected_rows=rejected,
+        split=np.array([SPLITS.index(name) if name in SPLITS else UNUSED for name in pairs.split], dtype=np.int64),
+        pairs=pairs,
+    )
+
+
+def write_known(known: KnownResponses, folder: Path, *, texts: bool) -> None:
+    """Writes the tensors into an existing folder, and with `texts` the pairs."""
+    tensors = {spec.name: np.ascontiguousarray(getattr(known, spec.name)) for spec in fields(known) if spec.name != "pairs"}
+    (folder / KNOWN).write_bytes(save(tensors))
+    if texts and known.pairs is not None:
+        write_pairs(known.pairs, folder / KNOWN_TEXTS)
+
+
+def read_known(folder: Path, k: int) -> KnownResponses | None:
+    """What a reward model's folder holds of them; None if it holds nothing. Raises StoreError on damaged or contradictory files."""
+    path = folder / KNOWN
+    if not path.is_file():
+        return None
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{path} is damaged", expected="a safetensors file", found=str(error), remedy="fit it again") from error
+    names = {spec.name for spec in fields(KnownResponses)} - {"pairs"}
+    if set(tensors) != names:
+        raise StoreError(f"{path} is damaged", expected=", ".join(sorted(names)), found=", ".join(sorted(tensors)), remedy="fit it again")
+    _check(tensors, k, path)
+    texts = folder / KNOWN_TEXTS
+    pairs = read_pairs(texts) if texts.is_file() else None
+    if pairs is not None and len(pairs) != len(tensors["split"]):
+        raise StoreError(f"{texts} is not of {KNOWN}", expected=f"{len(tensors['split'])} pairs", found=str(len(pairs)), remedy="fit it again")
+    return KnownResponses(**tensors, pairs=pairs)
+
+
+def _check(tensors: dict[str, np.ndarray], k: int, path: Path) -> None:
+    n, n_pairs = len(tensors["projections"]), len(tensors["split"])
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("projections", "activations"), (n, k))
+    shapes |= dict.fromkeys(("n_tokens", "prompt_ids", "response_ids"), (n,)) | dict.fromkeys(("chosen_rows", "rejected_rows", "split"), (n_pairs,))
+    for name, shape in shapes.items():
+        dtype = np.float32 if len(shape) == 2 else np.int64
+        if tensors[name].shape != shape or tensors[name].dtype != dtype:
+            found = f"{tensors[name].dtype} {list(tensors[name].shape)}"
+            raise StoreError(f"{path} is damaged", expected=f"{name} {np.dtype(dtype)} {list(shape)}", found=found, remedy="fit it again")
+        if name.endswith("_rows") and not _within(tensors[name], n).all():
+            raise StoreError(f"{path} is damaged", expected=f"{name} from 0 to {n - 1}", found="others", remedy="fit it again")
+
+
+def _within(rows: np.ndarray, n: int) -> Bool[np.ndarray, " m"]:
+    return (rows >= 0) & (rows < n)
+
+
+def known_pair(known: KnownResponses, number: int) -> PreferencePair | None:
+    """The pair of this number with its texts; None where they were not kept."""
+    return None if known.pairs is None else known.pairs[number]
