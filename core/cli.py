@@ -105,15 +105,15 @@ def build_parser() -> argparse.ArgumentParser:
     defaults = PRESETS[EMBEDDED]
 
     fit = _command(commands, "fit", fit_command, "fit a reward model, with every control, from preference pairs")
-    fit.add_argument("--preset", choices=sorted(PRESETS), help=f"start from this configuration; options override it ({EMBEDDED})")
+    fit.add_argument("--preset", choices=sorted(PRESETS), help=f"start from this configuration; options override it (default: {EMBEDDED})")
     fit.add_argument("--out", metavar="DIR", type=Path, help="also copy the reward model to this new folder")
     _add_fit_options(fit, defaults)
 
     score = _command(commands, "score", score_command, "score pairs or responses from a file with a fitted reward model")
     score.add_argument("model", metavar="MODEL", help="folder of a reward model or of one of its controls")
     score.add_argument("input", metavar="FILE", type=Path, help="JSONL rows with prompt, chosen, rejected, or with prompt, response")
-    score.add_argument("--out", metavar="FILE", type=Path, help="write the scored rows here (standard output)")
-    score.add_argument("--device", metavar="TEXT", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
+    score.add_argument("--out", metavar="FILE", type=Path, help="write the scored rows here (default: standard output)")
+    score.add_argument("--device", metavar="TEXT", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
 
     sae = _command(commands, "sae", None, "sparse autoencoders").add_subparsers(metavar="command", required=True)
     train = _command(sae, "sae train", train_command, "train a sparse autoencoder on a backbone's activations")
@@ -121,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_options(train, BackboneConfig(), "backbone")
 
     sweep = _command(commands, "sweep", sweep_command, "compare layers and K on validation, from one extraction")
-    sweep.add_argument("--preset", choices=sorted(PRESETS), help=f"start from this configuration; options override it ({EMBEDDED})")
+    sweep.add_argument("--preset", choices=sorted(PRESETS), help=f"start from this configuration; options override it (default: {EMBEDDED})")
     add_options(sweep, SweepConfig(), "what is compared")
     _add_fit_options(sweep, defaults)
 

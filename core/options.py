@@ -24,7 +24,7 @@ NAMES = {
 }
 # One option, --sae, stands for these three.
 SAE_FIELDS = ("release", "sae_id", "path")
-SAE_HELP = "sparse autoencoder: RELEASE:ID of sae-lens, a folder, or a params.npz (the newest that `sparserm sae train` made for model and layer)"
+SAE_HELP = "sparse autoencoder: RELEASE:ID of sae-lens, a folder, or a params.npz (default: the newest that `sae train` made for model and layer)"
 
 
 def add_options(parser: argparse.ArgumentParser, config: Config, title: str) -> None:
@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser, config: Config, title: str) -> 
             choices=choices,
             metavar=None if choices else _metavar(hints[spec.name]),
             default=argparse.SUPPRESS,
-            help=f"{spec.metadata['help']} ({_shown(value)})".replace("%", "%%"),
+            help=(spec.metadata["help"] + _shown(value)).replace("%", "%%"),
         )
 
 
@@ -113,6 +113,6 @@ def _metavar(kind: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return ",".join(map(str, value)) or "none"
-    return str(value) if value not in ("", {}) else "none"
+    if value is None or (not isinstance(value, (int, float)) and not value):
+        return ""
+    return f" (default: {','.join(map(str, value)) if isinstance(value, (tuple, list)) else value})"
