@@ -1,4 +1,4 @@
-"""Killed by SIGKILL through the command line, inside every step and in the middle of the extraction, and started again: the same bytes as undisturbed."""
+"""Killed by SIGKILL through the command line, in every step and amid the extraction, and started again: the same bytes as undisturbed."""
 
 from __future__ import annotations
 
