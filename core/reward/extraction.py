@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from core.backbone.model import Backbone
+from core.backbone.template import Rendered
 from core.errors import BackboneError, DataError, StoreError
 from core.reward.packing import PackedBatch, Plan, Sequences, Tree, pack, plan_batches, row_size
 from core.runs.store import HOLD, write_json
@@ -158,23 +159,35 @@ def read_items(backbone: Backbone, items: Sequence[Item], positions: Sequence[st
 
 def _render_chunk(backbone: Backbone, chunk: Sequence[Item], positions: Sequence[str]) -> Iterable[Any]:
     """For each item (ids, positions to read, own tokens, turns dropped?) or the reason for refusing it."""
-    limit = backbone.config.max_length
     dialogues: list[list[Message]] = [[*prompt, {"role": "assistant", "content": response}] for prompt, response in chunk]
     for messages, rendered in zip(dialogues, backbone.render_all(dialogues), strict=True):
-        cut = False
-        while len(rendered.ids) > limit and backbone.config.over_length == "drop_turns" and (shorter := _without_first_turn(messages)):
-            messages, cut = shorter, True
-            rendered = backbone.render(messages)
-        if len(rendered.ids) > limit:
-            yield f"{len(rendered.ids)} tokens, at most {limit} are read"
-        elif not rendered.response_ends or not messages[-1]["content"].strip():
-            yield "the response has no token of its own"
-        elif "turn_end" in positions and rendered.turn_ends[-1] < 0:
-            raise BackboneError("this model's template has no end-of-turn token", expected="position response_end", found="position turn_end")
-        else:
-            place = {"response_end": rendered.response_ends[-1], "turn_end": rendered.turn_ends[-1]}
-            own = rendered.response_ends[-1] - rendered.response_starts[-1] + 1
-            yield rendered.ids, [place[p] for p in positions], own, cut
+        found = as_read(backbone, messages, rendered, positions)
+        if isinstance(found, str):
+            yield found
+            continue
+        read, kept = found
+        own = read.response_ends[-1] - read.response_starts[-1] + 1
+        yield read.ids, [read_position(read, name) for name in positions], own, len(kept) < len(messages)
+
+
+def as_read(backbone: Backbone, messages: list[Message], rendered: Rendered, positions: Sequence[str]) -> tuple[Rendered, list[Message]] | str:
+    """A dialogue as the model reads it, without the leading turns that `over_length` drops, and the messages kept; or the reason for refusing it."""
+    limit, kept = backbone.config.max_length, messages
+    while len(rendered.ids) > limit and backbone.config.over_length == "drop_turns" and (shorter := _without_first_turn(kept)):
+        kept = shorter
+        rendered = backbone.render(kept)
+    if len(rendered.ids) > limit:
+        return f"{len(rendered.ids)} tokens, at most {limit} are read"
+    if not rendered.response_ends or not kept[-1]["content"].strip():
+        return "the response has no token of its own"
+    if "turn_end" in positions and rendered.turn_ends[-1] < 0:
+        raise BackboneError("this model's template has no end-of-turn token", expected="position response_end", found="position turn_end")
+    return rendered, kept
+
+
+def read_position(rendered: Rendered, position: str) -> int:
+    """The token of the last response that is read at `response_end` or `turn_end`."""
+    return rendered.response_ends[-1] if position == "response_end" else rendered.turn_ends[-1]
 
 
 def _without_first_turn(messages: list[Message]) -> list[Message]:
