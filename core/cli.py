@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code. 0 done, 1 to 8 an error that a person can mend (core/errors.py), 130 interrupted."""
     arguments = build_parser().parse_args(argv)
     with console.Display(quiet=arguments.json) as display:
-        _log_to(display)
+        console.log_to(display.say)
         code, said = _run(arguments, display)
     if said:
         print(said, file=sys.stderr)
@@ -72,25 +70,6 @@ def _told(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError):
         return 1, f"{error.strerror or error}\n  found: {error.filename or type(error).__name__}"
     return 1, f"unexpected {type(error).__name__}\n  found: {error}\n  to do: this is a bug; --debug shows where, please report it"
-
-
-def _log_to(display: console.Display) -> None:
-    """What the engine says and warns of goes where the progress goes, without file names and line numbers."""
-
-    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
-        ours = Path(filename).is_relative_to(Path(__file__).parent)
-        display.say(f"warning: {message}" if ours else warnings.formatwarning(message, category, filename, lineno))
-
-    warnings.showwarning = show
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            display.say(self.format(record))
-
-    logger = logging.getLogger("core")
-    logger.handlers[:] = [Handler()]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
 
 
 # --- parser --------------------------------------------------------------------------------------------------------

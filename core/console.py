@@ -5,9 +5,11 @@ Machines get one JSON line on standard output instead of tables; progress never 
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -93,6 +95,25 @@ def _bars() -> Any:
         TextColumn("{task.fields[figures]}", markup=False),
     ]
     return Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+
+
+def log_to(say: Callable[[str], None]) -> None:
+    """What the engine says and warns of goes where the progress goes, without file names and line numbers."""
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
+        ours = Path(filename).is_relative_to(Path(__file__).parent)
+        say(f"warning: {message}" if ours else warnings.formatwarning(message, category, filename, lineno))
+
+    warnings.showwarning = show
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(self.format(record))
+
+    logger = logging.getLogger("core")
+    logger.handlers[:] = [Handler()]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def figures_text(figures: Mapping[str, Any]) -> str:

@@ -32,9 +32,9 @@ def complete(config: FitConfig, store: Store, say: Callable[[str], None]) -> Fit
         say(f"SAE: {sae.path}, the newest trained for this model and layer")
     return replace(
         config,
-        data=replace(config.data, pairs=_absolute(pairs)),
-        backbone=replace(config.backbone, model=_absolute(config.backbone.model)),
-        sae=replace(sae, path=_absolute(sae.path)),
+        data=replace(config.data, pairs=absolute(pairs)),
+        backbone=replace(config.backbone, model=absolute(config.backbone.model)),
+        sae=replace(sae, path=absolute(sae.path)),
     )
 
 
@@ -71,7 +71,7 @@ def _named(sae: SAEConfig) -> bool:
     return bool(sae.path or sae.release)
 
 
-def _absolute(text: str) -> str:
+def absolute(text: str) -> str:
     """A path that exists, from the root on, so that what is saved can be found from anywhere; any other name as it is."""
     path = Path(text).expanduser()
     return str(path.resolve()) if text and path.exists() else text

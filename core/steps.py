@@ -18,7 +18,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from core.backbone.estimate import CHARACTERS_PER_TOKEN, check_disk, estimate_extraction
+from core.backbone.estimate import CHARACTERS_PER_TOKEN, Estimate, check_disk, estimate_extraction
 from core.backbone.model import load_backbone
 from core.backbone.sae import SparseAutoencoder, check_sae_fits, load_sae
 from core.backbone.source import backbone_identity, find_model, resolve_device
@@ -127,17 +127,21 @@ class Steps:
     def _extract(self, pairs: Artefact, layers: Sequence[int]) -> Callable[[Path, Path], Mapping[str, Any]]:
         def make(folder: Path, scratch: Path) -> dict[str, Any]:
             texts, position = pairs_of(pairs.path), self.config.backbone.position
-            self._estimate(texts, layers)
+            self._say_estimate(texts, layers)
             backbone = load_backbone(self.config.backbone, depth=max(layers) + 1, progress=self.progress)
             said = extract(texts, backbone, layers=layers, positions=[position], folder=folder, scratch=scratch, progress=self.progress)
             return {"backbone": backbone.identity, **said}
 
         return make
 
-    def _estimate(self, texts: PreferencePairs, layers: Sequence[int]) -> None:
-        """Says what the extraction will take, and refuses to start on a full disk."""
+    def estimate(self, pairs: Artefact, layers: Sequence[int]) -> Estimate:
+        """What reading these layers will take: nothing where earlier passes have read them."""
+        missing = [layer for layer in layers if self._holding(pairs, layer) is None]
+        return self._estimated(pairs_of(pairs.path), missing) if missing else Estimate(memory=0.0, disk=0.0, seconds=0.0)
+
+    def _estimated(self, texts: PreferencePairs, layers: Sequence[int]) -> Estimate:
         characters = sum(len(message["content"]) for pair in texts for message in pair.prompt) + sum(len(p.chosen) + len(p.rejected) for p in texts)
-        estimate = estimate_extraction(
+        return estimate_extraction(
             self.config.backbone,
             find_model(self.config.backbone),
             self.identity,
@@ -145,6 +149,10 @@ class Steps:
             n_tokens=characters / CHARACTERS_PER_TOKEN,
             n_states=2 * len(texts) * len(layers),
         )
+
+    def _say_estimate(self, texts: PreferencePairs, layers: Sequence[int]) -> None:
+        """Says what the extraction will take, and refuses to start on a full disk."""
+        estimate = self._estimated(texts, layers)
         log.info("extraction of %d pairs: %s", len(texts), estimate)
         check_disk(estimate, self.store.root)
 

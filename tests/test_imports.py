@@ -25,6 +25,8 @@ RANK = {
     "core.steps": 5.5,
     **dict.fromkeys(("core.pipeline", "core.defaults"), 6),
     "core.console": 6.5,
+    "core.jobs": 6.6,
+    "core.runs_cli": 6.8,
     **dict.fromkeys(("core.cli", "core.serving", "core.runs.worker"), 7),
     "workbench": 8,
     "pages": 9,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core.backbone.source import ModelSource, resolve_device, resolve_dtype
-from core.config import BackboneConfig
+from core.config import BackboneConfig, SAETrainConfig
 from core.errors import StoreError
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -45,6 +45,18 @@ def estimate_extraction(
         memory=parameters * per_weight + batch,
         disk=n_states * int(identity["d_model"]) * 4 * 2,  # the shards stand beside the merged file for a moment
         seconds=2 * in_layers * n_tokens / (EFFICIENCY * matmul_speed(config)),
+    )
+
+
+def estimate_training(config: SAETrainConfig, source: ModelSource, identity: dict[str, Any]) -> Estimate:
+    """A training of an SAE: reading its tokens, and forward, backward and Adam over its two matrices in float32. The card's measuring is left out."""
+    parameters, in_layers = count_parameters(source.folder, config.backbone.layer + 1)
+    weights = 2 * config.width * int(identity["d_model"])
+    per_weight = QUANTIZED_BYTES.get(config.backbone.quantization, BYTES[str(identity["dtype"])])
+    return Estimate(
+        memory=parameters * per_weight + 4 * 4 * weights,  # weights, gradients, two moments
+        disk=weights * (2 * 3 * 4 + 2),  # an old checkpoint beside a new one: weights and moments; and the result in float16
+        seconds=config.tokens * (2 * in_layers + 6 * weights) / (EFFICIENCY * matmul_speed(config.backbone)),
     )
 
 

@@ -1,0 +1,261 @@
+"""Runs on disk: what was asked, how it went, who is alive. Read by anybody; nothing heavy is imported.
+
+A run is a folder `<root>/runs/<UTC time>_<kind>_<random>/`:
+
+    config.json      what was asked: kind, config, parent; written once
+    resolved.json    the config with everything filled in (the newest SAE, absolute paths): every later attempt uses it
+    status.json      state, attempt, times, pid, device, estimate, error; replaced whole, only by who holds `run.lock`
+    events.jsonl     progress (core.runs.events)            log.txt          what the worker printed
+    provenance.json  code, packages, machine, seeds         result.json      where the result lies, and every artefact with its hashes
+    run.lock         held by the worker as long as it lives launch.lock      held from the start of a launch until the worker has `run.lock`
+    cancel           somebody wants it to stop
+
+States written: queued, running, succeeded, failed, cancelled. A run that is written down as queued or running and whose lock nobody holds is
+*interrupted*: nobody wrote that. (If somebody had asked for its end, it is cancelled.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from core.config import Config, FitConfig, SAETrainConfig, SweepConfig, from_dict
+from core.errors import ConfigError, MissingError, StoreError
+from core.runs.events import last_progress
+from core.runs.locks import is_held
+from core.runs.store import cache_root, write_json
+
+SCHEMA = 1
+LIVE = ("queued", "running")
+STATES = (*LIVE, "succeeded", "failed", "cancelled", "interrupted")
+# Between the death of a launcher and the first sign of its worker: longer than Python needs to start.
+GRACE = 2.0
+EXIT_CODES = {"succeeded": 0, "failed": 1, "cancelled": 130, "interrupted": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of run: the class of its config, and where its `core.jobs.Job` is, as `module:name`; imported only where it is used."""
+
+    config: type[Config]
+    job: str
+
+
+KINDS = {
+    "fit": Kind(config=FitConfig, job="core.jobs:FIT"),
+    "sae-train": Kind(config=SAETrainConfig, job="core.jobs:SAE_TRAIN"),
+    "sweep": Kind(config=SweepConfig, job="core.jobs:SWEEP"),
+}
+
+
+def kind_of(name: str) -> Kind:
+    """Raises ConfigError for an unknown kind."""
+    if name not in KINDS:
+        raise ConfigError("there is no such kind of run", expected=" | ".join(KINDS), found=repr(name))
+    return KINDS[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How a run stands. Times are seconds since 1970. `state` is derived: see the module. `error` has problem, expected, found, remedy, exit_code."""
+
+    state: str
+    attempt: int
+    queued: float
+    started: float | None = None
+    ended: float | None = None
+    pid: int | None = None
+    devices: tuple[str, ...] | None = None
+    estimate: Mapping[str, float] | None = None
+    error: Mapping[str, Any] | None = None
+
+    @property
+    def live(self) -> bool:
+        return self.state in LIVE
+
+    @property
+    def exit_code(self) -> int:
+        """What `sparserm runs follow` ends with."""
+        given = (self.error or {}).get("exit_code")
+        return int(given) if given and self.state == "failed" else EXIT_CODES.get(self.state, 0)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long this attempt has been running, or ran."""
+        return None if self.started is None else (self.ended or time.time()) - self.started
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+class Run:
+    """One run's folder. Everything is read anew at each call, but for what never changes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"Run({self.id})"
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def root(self) -> Path:
+        """The cache that the run lies in."""
+        return self.path.parent.parent
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "run.lock"
+
+    @property
+    def launch_lock(self) -> Path:
+        return self.path / "launch.lock"
+
+    @property
+    def cancel_mark(self) -> Path:
+        return self.path / "cancel"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @cached_property
+    def asked(self) -> Mapping[str, Any]:
+        """`config.json`. Raises StoreError if it can't be read or was written by another version."""
+        asked = _read(self.path / "config.json")
+        if asked is None or asked.get("schema") != SCHEMA:
+            raise StoreError(f"{self.path} holds no run that this version reads", expected=f"config.json of schema {SCHEMA}")
+        return asked
+
+    @property
+    def kind(self) -> str:
+        return str(self.asked["kind"])
+
+    @property
+    def parent(self) -> str | None:
+        """The run that this one was made from by changing something."""
+        parent = self.asked["parent"]
+        return None if parent is None else str(parent)
+
+    def config(self) -> Config:
+        """What was asked for."""
+        config: Config = from_dict(kind_of(self.kind).config, self.asked["config"])
+        return config
+
+    def resolved(self) -> Config | None:
+        """What was asked for with everything filled in, once the worker has done so."""
+        values = _read(self.path / "resolved.json")
+        return None if values is None else from_dict(kind_of(self.kind).config, values)
+
+    def status(self) -> Status:
+        """How the run stands now. Raises StoreError if that can't be read."""
+        written, alive = self.written(), self._alive()
+        if written.live and not alive:
+            written = self.written()  # it may have ended between the two looks
+        if written.live and not alive and not self._starting(written):
+            state = "cancelled" if self.cancel_mark.exists() else "interrupted"
+            return dataclasses.replace(written, state=state, ended=written.ended or _modified(self.events))
+        return written
+
+    def written(self) -> Status:
+        """`status.json` as its last writer left it, whether that one lives or not."""
+        values = _read(self.path / "status.json")
+        if values is None:
+            raise StoreError(f"{self.path} has no readable status.json", remedy=f"sparserm runs remove {self.id}")
+        devices = values.get("devices")
+        return Status(**{**values, "devices": None if devices is None else tuple(devices)})
+
+    def write(self, status: Status) -> None:
+        """Replaces `status.json`. Only for who holds `run.lock`."""
+        values = status.to_json()
+        for _ in range(20):
+            try:
+                return write_json(self.path / "status.json", values)
+            except PermissionError:  # Windows: somebody is reading it just now
+                time.sleep(0.02)
+        return write_json(self.path / "status.json", values)
+
+    def _alive(self) -> bool:
+        return is_held(self.lock) or is_held(self.launch_lock)
+
+    def _starting(self, written: Status) -> bool:
+        """The launcher has died and the worker may be about to take its lock."""
+        return written.state == "queued" and written.pid is None and time.time() - written.queued < GRACE
+
+    def result(self) -> Mapping[str, Any] | None:
+        """`result.json` of the finished run."""
+        return _read(self.path / "result.json")
+
+    def provenance(self) -> Mapping[str, Any] | None:
+        return _read(self.path / "provenance.json")
+
+    def progress(self) -> Mapping[str, Any] | None:
+        """The newest progress event of any attempt."""
+        return last_progress(self.events)
+
+    def summary(self) -> dict[str, Any]:
+        """One JSON object about the run: status, newest progress, where the result lies."""
+        status, progress, result = self.status(), self.progress() or {}, self.result() or {}
+        shown = {name: progress.get(name) for name in ("step", "fraction", "left", "rate", "rss", "peak")}
+        head = {"run": self.id, "kind": self.kind, "parent": self.parent, **status.to_json()}
+        return {**head, "seconds": status.seconds, "progress": shown if progress else None, "artefact": result.get("artefact")}
+
+
+def runs_root(root: Path | None = None) -> Path:
+    return (root or cache_root()).resolve() / "runs"
+
+
+def all_runs(root: Path | None = None) -> list[Run]:
+    """Every run in the cache, oldest first. What is being made or removed is not among them."""
+    folder = runs_root(root)
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    return [Run(folder / name) for name in names if not name.startswith(".") and (folder / name / "config.json").is_file()]
+
+
+def find_run(name: str = "", root: Path | None = None) -> Run:
+    """The run whose id is `name` or, if it is the only one, contains it; the newest if `name` is empty. Raises MissingError."""
+    runs = all_runs(root)
+    found = [run for run in runs if run.id == name] or [run for run in runs if name in run.id]
+    if not name:
+        found = found[-1:]
+    if len(found) != 1:
+        which = f"more than one run has {name} in its id" if found else f"there is no run {name}".rstrip()
+        remedy = "sparserm runs list" if runs else "sparserm fit --detach starts one"
+        raise MissingError(which, found=", ".join(run.id for run in found), remedy=remedy)
+    return found[0]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object that is replaced whole by its writer; None if it is not there. Raises StoreError if it is damaged."""
+    for left in range(20, -1, -1):
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except PermissionError:  # Windows: it is being replaced just now
+            if not left:
+                raise
+            time.sleep(0.02)
+        except ValueError as error:
+            raise StoreError(f"{path} is damaged", found=str(error)) from error
+        else:
+            return value if isinstance(value, dict) else None
+    return None
+
+
+def _modified(path: Path) -> float | None:
+    return path.stat().st_mtime if path.is_file() else None
