@@ -1,4 +1,4 @@
-"""The `sparserm` command: fit, score, sae train, sweep, cache.
+"""The `sparserm` command: fit, score, sae train, sweep, cache; runs (core.runs_cli).
 
 Every command is a thin shell: options become a config, the config goes to `core.pipeline`, the outcome is printed for a person or as one JSON
 line. Errors are printed as problem, expected, found and remedy; the exit code tells the kind (core/errors.py). Start-up is a feature: nothing
@@ -12,15 +12,16 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from core import console
 from core.config import BackboneConfig, FitConfig, SAETrainConfig, SweepConfig
 from core.errors import Cancelled, ConfigError, SparseRMError, StoreError
-from core.options import add_options, override
+from core.options import Parser, add_command, add_options, override, print_json
 from core.runs.store import Artefact, Store
+from core.runs_cli import DETACH_HELP, add_runs, detach
 
 INTERRUPTED = 130
 EMBEDDED = "smollm2-135m"
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, display: console.Display) -> tuple[int, str]:
     """Exit code, and what to say to the person."""
     try:
-        arguments.run(arguments, display)
+        return arguments.run(arguments, display) or 0, ""
     except (KeyboardInterrupt, Cancelled):
         return INTERRUPTED, "stopped; finished steps are kept, and the same command goes on from there"
     except BrokenPipeError:
@@ -79,52 +80,39 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     from core.backbone.presets import PRESETS
 
-    parser = _Parser(prog="sparserm", description="SparseRM reward models: fit, score, compare.", epilog=EXAMPLES[""])
+    parser = Parser(prog="sparserm", description="SparseRM reward models: fit, score, compare.", epilog=EXAMPLES[""])
     commands = parser.add_subparsers(metavar="command", required=True)
     defaults = PRESETS[EMBEDDED]
 
-    fit = _command(commands, "fit", fit_command, "fit a reward model, with every control, from preference pairs")
+    fit = add_command(commands, "fit", fit_command, "fit a reward model, with every control, from preference pairs", EXAMPLES)
     fit.add_argument("--preset", choices=sorted(PRESETS), help=f"start from this configuration; options override it (default: {EMBEDDED})")
     fit.add_argument("--out", metavar="DIR", type=Path, help="also copy the reward model to this new folder")
     _add_fit_options(fit, defaults)
 
-    score = _command(commands, "score", score_command, "score pairs or responses from a file with a fitted reward model")
+    score = add_command(commands, "score", score_command, "score pairs or responses from a file with a fitted reward model", EXAMPLES)
     score.add_argument("model", metavar="MODEL", help="folder of a reward model or of one of its controls")
     score.add_argument("input", metavar="FILE", type=Path, help="JSONL rows with prompt, chosen, rejected, or with prompt, response")
     score.add_argument("--out", metavar="FILE", type=Path, help="write the scored rows here (default: standard output)")
     score.add_argument("--device", metavar="TEXT", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
 
-    sae = _command(commands, "sae", None, "sparse autoencoders").add_subparsers(metavar="command", required=True)
-    train = _command(sae, "sae train", train_command, "train a sparse autoencoder on a backbone's activations")
+    sae = add_command(commands, "sae", None, "sparse autoencoders", EXAMPLES).add_subparsers(metavar="command", required=True)
+    train = add_command(sae, "sae train", train_command, "train a sparse autoencoder on a backbone's activations", EXAMPLES)
     add_options(train, SAETrainConfig(), "autoencoder and training")
     add_options(train, BackboneConfig(), "backbone")
 
-    sweep = _command(commands, "sweep", sweep_command, "compare layers and K on validation, from one extraction")
+    sweep = add_command(commands, "sweep", sweep_command, "compare layers and K on validation, from one extraction", EXAMPLES)
     sweep.add_argument("--preset", choices=sorted(PRESETS), help=f"start from this configuration; options override it (default: {EMBEDDED})")
     add_options(sweep, SweepConfig(), "what is compared")
     _add_fit_options(sweep, defaults)
 
-    cache = _command(commands, "cache", None, "look after the artefacts in the cache").add_subparsers(metavar="command", required=True)
-    _command(cache, "cache list", list_command, "list artefacts, newest last")
-    _command(cache, "cache verify", verify_command, "read every byte of every artefact and move damaged ones aside")
-    clean = _command(cache, "cache clean", clean_command, "remove what was left half-done or set aside")
+    cache = add_command(commands, "cache", None, "look after the artefacts in the cache", EXAMPLES).add_subparsers(metavar="command", required=True)
+    add_command(cache, "cache list", list_command, "list artefacts, newest last", EXAMPLES)
+    add_command(cache, "cache verify", verify_command, "read every byte of every artefact and move damaged ones aside", EXAMPLES)
+    clean = add_command(cache, "cache clean", clean_command, "remove what was left half-done or set aside", EXAMPLES)
     clean.add_argument("--everything", action="store_true", help="remove all artefacts too (models stay)")
-    return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with readable epilogs, and no abbreviations: scripts that use them would break when an option is added."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
-
-
-def _command(parent: Any, name: str, run: Callable[..., None] | None, help: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = parent.add_parser(name.split()[-1], help=help, description=help + ".", epilog=EXAMPLES[name])
-    if run:
-        parser.set_defaults(run=run)
-        parser.add_argument("--json", action="store_true", help="one JSON line on standard output, for machines")
-        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_runs(commands)
+    for long in (fit, train, sweep):
+        long.add_argument("--detach", action="store_true", help=DETACH_HELP)
     return parser
 
 
@@ -148,49 +136,69 @@ def fit_config(arguments: argparse.Namespace) -> FitConfig:
 
 
 def fit_command(arguments: argparse.Namespace, display: console.Display) -> None:
-    if arguments.out and arguments.out.exists():
-        raise ConfigError(f"{arguments.out} exists already", remedy="give --out a new folder, or remove this one")
+    _check_out(arguments)
+    if arguments.detach:
+        detach("fit", fit_config(arguments), arguments, display)
+        return
     from core.defaults import complete
+    from core.jobs import foreground_turn
 
     store = Store()
     config = complete(fit_config(arguments), store, display.say)
     from core.pipeline import copy_out, fit
 
-    outcome = fit(config, store, display)
+    with foreground_turn(config.backbone, store, display.say):
+        outcome = fit(config, store, display)
     path = copy_out(outcome.artefact, arguments.out) if arguments.out else outcome.artefact
+    found = {**outcome.to_json(), "artefact": str(path)}
     if arguments.json:
-        _print_json({**outcome.to_json(), "artefact": str(path)})
+        print_json(found)
     else:
-        console.print_fit(outcome, path)
+        console.print_fit(found)
+
+
+def _check_out(arguments: argparse.Namespace) -> None:
+    if arguments.out and arguments.out.exists():
+        raise ConfigError(f"{arguments.out} exists already", remedy="give --out a new folder, or remove this one")
+    if arguments.out and arguments.detach:
+        raise ConfigError("--out does not go with --detach", remedy="copy the folder that sparserm runs show names when the run has ended")
 
 
 def sweep_command(arguments: argparse.Namespace, display: console.Display) -> None:
+    config: SweepConfig = override(SweepConfig(fit=fit_config(arguments)), vars(arguments))
+    if arguments.detach:
+        detach("sweep", config, arguments, display)
+        return
     from core.defaults import complete_sweep
+    from core.jobs import foreground_turn
 
     store = Store()
-    config: SweepConfig = override(SweepConfig(fit=fit_config(arguments)), vars(arguments))
     configs = complete_sweep(config, store, display.say)
     from core.pipeline import sweep
 
-    outcome = sweep(configs, store, display)
+    with foreground_turn(config.fit.backbone, store, display.say):
+        outcome = sweep(configs, store, display).to_json()
     if arguments.json:
-        _print_json(outcome.to_json())
-        return
-    console.print_curve("Validation accuracy", outcome.points)
-    best = outcome.best
-    print(f"best on validation: layer {best['layer']}, K = {best['k']}, {' '.join(console.accuracy_cells(best))} pairs")
+        print_json(outcome)
+    else:
+        console.print_sweep(outcome)
 
 
 def train_command(arguments: argparse.Namespace, display: console.Display) -> None:
+    config: SAETrainConfig = override(SAETrainConfig(), vars(arguments))
+    if arguments.detach:
+        detach("sae-train", config, arguments, display)
+        return
     from core.backbone.sae_training import CARD, train_sae
+    from core.jobs import foreground_turn
 
-    folder = train_sae(override(SAETrainConfig(), vars(arguments)), progress=display)
-    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    with foreground_turn(config.backbone, Store(), display.say):
+        folder = train_sae(config, progress=display)
+    outcome = {"artefact": str(folder), "card": json.loads((folder / CARD).read_text(encoding="utf-8"))}
     if arguments.json:
-        _print_json({"artefact": str(folder), "card": card})
+        print_json(outcome)
     else:
-        console.table("Sparse autoencoder", ("figure", "value"), console.figures_of(card["measured"]))
-        print(f"SAE: {folder}")
+        console.print_training(outcome)
 
 
 def score_command(arguments: argparse.Namespace, display: console.Display) -> None:
@@ -198,7 +206,7 @@ def score_command(arguments: argparse.Namespace, display: console.Display) -> No
 
     report = score_file(arguments.model, arguments.input, arguments.out, device=arguments.device, progress=display)
     if arguments.json and arguments.out:
-        _print_json(report)
+        print_json(report)
         return
     for row in report["refused"]:
         display.say(f"row {row['row']} is left out: {row['field']}: {row['reason']}")
@@ -210,7 +218,7 @@ def list_command(arguments: argparse.Namespace, display: console.Display) -> Non
     rows = sorted((_listed(path, found) for path, found in Store().all()), key=lambda row: row["created"] or 0.0)
     total = sum(row["bytes"] for row in rows)
     if arguments.json:
-        _print_json({"artefacts": rows, "bytes": total})
+        print_json({"artefacts": rows, "bytes": total})
         return
     shown = [(row["step"], console.date(row["created"]) if row["created"] else "damaged", console.size(row["bytes"]), row["path"]) for row in rows]
     console.table(f"{len(rows)} artefacts, {console.size(total)}", ("step", "made", "size", "folder"), shown)
@@ -228,7 +236,7 @@ def verify_command(arguments: argparse.Namespace, display: console.Display) -> N
     for error in damaged.values():
         display.say(str(error))
     if arguments.json:
-        _print_json({"artefacts": len(found), "damaged": sorted(damaged)})
+        print_json({"artefacts": len(found), "damaged": sorted(damaged)})
     else:
         print(f"{len(found)} artefacts read, {len(damaged)} damaged")
     if damaged:
@@ -238,13 +246,9 @@ def verify_command(arguments: argparse.Namespace, display: console.Display) -> N
 def clean_command(arguments: argparse.Namespace, display: console.Display) -> None:
     freed = Store().clean(everything=arguments.everything)
     if arguments.json:
-        _print_json({"bytes": freed})
+        print_json({"bytes": freed})
     else:
         print(f"{console.size(freed)} freed")
-
-
-def _print_json(value: Mapping[str, Any]) -> None:
-    print(json.dumps(value, allow_nan=False), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from core.pipeline import FitOutcome
+from typing import Any
 
 # Where standard error is no terminal (a log file), a running step says something this often, in seconds.
 LOG_EVERY = 30.0
@@ -159,9 +156,27 @@ def accuracy_cells(value: Mapping[str, Any]) -> tuple[str, str, str]:
     return f"{value['accuracy']:.3f}", f"{value['low']:.3f} to {value['high']:.3f}", f"{value['n']:,}"
 
 
-def print_fit(outcome: FitOutcome, path: Path) -> None:
-    """The table of a fit, the curve, the seconds, and where the reward model lies."""
-    about, table_ = outcome.about, outcome.evaluation
+def print_outcome(kind: str, result: Mapping[str, Any]) -> None:
+    """What a finished run of this kind found (`result.json`)."""
+    {"fit": print_fit, "sweep": print_sweep, "sae-train": print_training}[kind](result["outcome"])
+
+
+def print_training(outcome: Mapping[str, Any]) -> None:
+    """An SAE's card, and where it lies."""
+    table("Sparse autoencoder", ("figure", "value"), figures_of(outcome["card"]["measured"]))
+    print(f"SAE: {outcome['artefact']}")
+
+
+def print_sweep(outcome: Mapping[str, Any]) -> None:
+    """`SweepOutcome.to_json`: accuracy against layer and K, and the best of them."""
+    print_curve("Validation accuracy", outcome["points"])
+    best = outcome["best"]
+    print(f"best on validation: layer {best['layer']}, K = {best['k']}, {' '.join(accuracy_cells(best))} pairs")
+
+
+def print_fit(outcome: Mapping[str, Any]) -> None:
+    """`FitOutcome.to_json`: the table of a fit, the curve, the seconds, and where the reward model lies."""
+    about, table_ = outcome["about"], outcome
     what = f"{about['backbone']}, layer {about['layer']}, {about['selection']['k']} latents a side, {Path(about['data']).name}"
     lines = [("SparseRM", table_["sparserm"])]
     lines += [(name, entry) for name, entry in table_["controls"].items()]
@@ -169,11 +184,11 @@ def print_fit(outcome: FitOutcome, path: Path) -> None:
     lines += [(f"subset: {name}", entry) for name, entry in table_["subsets"].items()]
     columns = ("test pairs", "accuracy", "95 % interval", "pairs", "mean of heads", "deviation", "SparseRM's lead")
     table(what, columns, [(name, *accuracy_cells(entry), *_spread_cells(entry)) for name, entry in lines])
-    print_curve("Validation accuracy by K", outcome.curve)
+    print_curve("Validation accuracy by K", outcome["curve"])
     if about["selection"]["note"]:
         print(about["selection"]["note"])
-    print("seconds: " + ", ".join(f"{step} {seconds:.1f}" for step, seconds in outcome.seconds.items()))
-    print(f"reward model: {path}")
+    print("seconds: " + ", ".join(f"{step} {seconds:.1f}" for step, seconds in outcome["seconds"].items()))
+    print(f"reward model: {outcome['artefact']}")
 
 
 def _spread_cells(entry: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from core.types import Progress
 Say = Callable[[str], None]
 EMBEDDED_CORPUS = SAETrainConfig().corpus
 FOLDED_ROW = 500  # bytes of a row, where rows can't be counted without reading the file
+POLL = 0.2
 LARGEST_D_MODEL = 4096  # of a model that is not on this machine yet
 
 
@@ -44,7 +46,7 @@ class Job:
 
 def devices_of(config: BackboneConfig) -> tuple[str, ...]:
     """Names of the devices that a job with this backbone computes on: what its locks are called. A GPU is named by what it is, not by its number."""
-    device = resolve_device(config)
+    device = config.device if config.device != "auto" else resolve_device(config)  # without torch, if that can be
     if not device.startswith("cuda"):
         return (device,)
     import torch
@@ -55,7 +57,7 @@ def devices_of(config: BackboneConfig) -> tuple[str, ...]:
 
 
 @contextmanager
-def foreground_turn(config: BackboneConfig, store: Store, pause: Callable[[], None], say: Say) -> Iterator[None]:
+def foreground_turn(config: BackboneConfig, store: Store, say: Say) -> Iterator[None]:
     """Holds the device for a command that works in the foreground; says so if it has to wait."""
     devices, waited = devices_of(config), False
 
@@ -64,7 +66,7 @@ def foreground_turn(config: BackboneConfig, store: Store, pause: Callable[[], No
         if not waited:
             say(f"waiting: another run is using {', '.join(devices)} (sparserm runs list)")
         waited = True
-        pause()
+        time.sleep(POLL)
 
     with device_turn(store.root, devices, wait):
         yield

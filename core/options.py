@@ -1,4 +1,4 @@
-"""Command-line options made from the config dataclasses: a field is an option, its `help` the help, its default the default.
+"""Commands, and command-line options made from the config dataclasses: a field is an option, its `help` the help, its default the default.
 
 `add_options` adds them to a parser without defaults, so that what the person typed can be told from what they did not: `given` picks the
 former out of the parsed arguments, and `override` lays it over a preset.
@@ -7,6 +7,7 @@ former out of the parsed arguments, and `override` lays it over a preset.
 from __future__ import annotations
 
 import argparse
+import json
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -25,6 +26,28 @@ NAMES = {
 # One option, --sae, stands for these three.
 SAE_FIELDS = ("release", "sae_id", "path")
 SAE_HELP = "sparse autoencoder: RELEASE:ID of sae-lens, a folder, or a params.npz (default: the newest that `sae train` made for model and layer)"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with readable epilogs, and no abbreviations: scripts that use them would break when an option is added."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+
+
+def add_command(parent: Any, name: str, run: Callable[..., int | None] | None, help: str, examples: Mapping[str, str]) -> argparse.ArgumentParser:
+    """A parser for the command `name` (`cache list`: the last word counts) among `parent`'s; `run(arguments, display)` may return an exit code."""
+    parser: argparse.ArgumentParser = parent.add_parser(name.split()[-1], help=help, description=help + ".", epilog=examples[name])
+    if run:
+        parser.set_defaults(run=run)
+        parser.add_argument("--json", action="store_true", help="one JSON line on standard output, for machines")
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One line on standard output."""
+    print(json.dumps(value, allow_nan=False), flush=True)
 
 
 def add_options(parser: argparse.ArgumentParser, config: Config, title: str) -> None:

@@ -45,7 +45,7 @@ def launch(kind: str, config: Config, *, root: Path | None = None, parent: str |
     """
     root = (root or cache_root()).resolve()
     expected = kind_of(kind).config
-    if type(config).__name__ != expected.__name__:
+    if type(config).__name__ != expected.__name__:  # by name: a server that reloads its modules has the class twice
         raise ConfigError(f"a run of kind {kind} needs another config", expected=expected.__name__, found=type(config).__name__)
     _check_disk(kind, config, root)
     run, lock = _new_run(kind, config, root, parent)
