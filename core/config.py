@@ -181,11 +181,32 @@ class SAETrainConfig(Config):
     response_end_share: float = option(0.125, "share of each batch drawn from response-final positions", minimum=0)
     context: int = option(256, "longest dialogue in tokens", minimum=16)
     batch_size: int = option(1024, "tokens a training step", minimum=16)
-    lr: float = option(4e-4, "Adam learning rate", minimum=0)
+    lr: float = option(2e-3, "Adam learning rate", minimum=0)
     held_out: float = option(0.03, "share of the dialogues kept out of training, for the card", minimum=0)
     seed: int = option(0, "seed of weights, order and splits")
     checkpoint_every: int = option(200_000, "tokens between resumable states", result=False, minimum=1024)
     out: str = option("", "folder to save the SAE in; empty: the cache", result=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpacesConfig(Config):
+    """`sparserm spaces`: t-SNE pictures of dense and sparse, and figures beside them."""
+
+    points: int = option(10_000, "at most this many responses, drawn by whole prompts", minimum=2)
+    perplexity: float = option(30.0, "t-SNE's perplexity; a third of the points where they are few", minimum=1)
+    neighbours: int = option(15, "nearest neighbours that vote", minimum=1)
+    random_draws: int = option(5, "draws of each kind of random directions", minimum=1)
+    seed: int = option(0, "seed of t-SNE and of the choice of points")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig(Config):
+    """`sparserm doctor`: how much is measured. More takes longer and says it more surely."""
+
+    swaps: int = option(10, "label swaps of the null test; METHOD.md's test takes 100", minimum=3)
+    responses: int = option(64, "responses scored again alone, padded and shuffled", minimum=4)
+    dialogues: int = option(100, "dialogues whose tokens the SAE is measured on", minimum=2)
+    seed: int = option(0, "seed of the choices and of the swaps")
 
 
 def from_dict(cls: type[Any], values: Mapping[str, Any]) -> Any:

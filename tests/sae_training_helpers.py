@@ -31,6 +31,8 @@ def pairs_file() -> str:
 def train_config(**changes: Any) -> SAETrainConfig:
     """60 steps of 64 tokens: enough to converge on text that repeats itself."""
     settings: dict[str, Any] = {
+        "backbone": backbone_config(),
+        "corpus": pairs_file(),
         "width": 64,
         "k": 6,
         "tokens": 3840,
@@ -40,7 +42,7 @@ def train_config(**changes: Any) -> SAETrainConfig:
         "lr": 3e-3,
         "checkpoint_every": 1024,
     }
-    return SAETrainConfig(backbone=backbone_config(), corpus=pairs_file(), **{**settings, **changes})
+    return SAETrainConfig(**{**settings, **changes})
 
 
 @cache

@@ -87,7 +87,7 @@ def test_l0_and_fvu_of_the_reloaded_file_on_dialogues_it_never_saw(trained: Path
 
 def test_folding_the_input_scale_moves_threshold_and_norms_together(tmp_path: Path) -> None:
     """In training units and after folding, saving in float16 and loading, the same latents are active and z^ is the same."""
-    trainer = make_trainer(CONFIG, 64, "cpu")
+    trainer = make_trainer(CONFIG, 64, "cpu", mixed=False)
     torch.manual_seed(0)
     z = 40 * torch.randn(400, 64) + 100
     trainer.activation_scaler.scaling_factor = 0.02
@@ -206,6 +206,15 @@ def test_topk_is_trained_too_and_prompts_can_be_kept_out(tmp_path: Path) -> None
     )
     with pytest.raises(ConfigError, match="holds something else"):
         train_sae(config, root=tmp_path)  # without the exclusion it is another SAE
+
+
+def test_a_backbone_in_bfloat16_is_trained_on_in_mixed_arithmetic(trained: Path, tmp_path: Path) -> None:
+    config = train_config(backbone=replace(CONFIG.backbone, dtype="bfloat16"))
+    measured = card_of(train_sae(config, root=tmp_path))["measured"]
+    exact = card_of(trained)["measured"]
+    assert measured["l0"]["value"] == pytest.approx(6, rel=0.1)
+    assert measured["fvu"]["value"] == pytest.approx(exact["fvu"]["value"], rel=0.1)
+    assert measured["fvu"]["value"] != exact["fvu"]["value"]
 
 
 def test_an_sae_of_the_wrong_sparsity_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,21 +226,22 @@ def next_token_losses(
 
 @contextlib.contextmanager
 def _spliced(backbone: Backbone, layer: int, content: torch.Tensor, replace: Callable[[torch.Tensor], torch.Tensor] | None) -> Iterator[None]:
-    """While open, the layer's output at content positions is what `replace` makes of it."""
+    """While open, the layer's output at content positions is what `replace` makes of it (None: as it is)."""
+    if replace is None:
+        yield
+        return
 
     def hook(_module: Any, _inputs: Any, output: Any) -> Any:
         states = output[0] if isinstance(output, tuple) else output
         changed = states.clone()
-        assert replace is not None
         changed[content] = replace(states[content]).to(states)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    handle = backbone.layer_module(layer).register_forward_hook(hook) if replace else None
+    handle = backbone.layer_module(layer).register_forward_hook(hook)
     try:
         yield
     finally:
-        if handle:
-            handle.remove()
+        handle.remove()
 
 
 def _draws(n: int, seed: int) -> Array:

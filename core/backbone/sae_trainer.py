@@ -17,8 +17,11 @@ MATRICES = ("W_enc", "W_dec")  # float16 on disk; vectors hold large numbers and
 THRESHOLD_BATCHES = 16
 
 
-def make_trainer(config: SAETrainConfig, d_model: int, device: str) -> Any:
-    """sae-lens' trainer around a new SAE whose weights are a function of the seed alone; the caller's random state is left as it was."""
+def make_trainer(config: SAETrainConfig, d_model: int, device: str, *, mixed: bool) -> Any:
+    """sae-lens' trainer around a new SAE whose weights are a function of the seed alone; the caller's random state is left as it was.
+
+    `mixed`: matrix products in bfloat16 (weights, gradients and moments stay float32).
+    """
     import torch
     from sae_lens.config import SAETrainerConfig
     from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
@@ -40,6 +43,7 @@ def make_trainer(config: SAETrainConfig, d_model: int, device: str) -> Any:
         lr_warm_up_steps=max(2, min(1000, steps // 20)),
         lr_decay_steps=max(1, steps // 5),
         device=device,
+        autocast=mixed,
         # Steps without firing after which a latent counts as dead: a tenth of the training, so that reviving has time to work.
         dead_feature_window=max(10, min(1000, steps // 10)),
     )

@@ -3,7 +3,8 @@
 1. The corpus becomes documents (corpus.py), the documents shuffled batches of hidden states (activations.py): message text only, no template tokens,
    no first position, and a fixed share of each batch from response-final positions.
 2. sae-lens' `SAETrainer.step` does each step (BatchTopK or TopK, decoder-norm-rescaled activations, auxiliary loss for dead latents, Adam, linear
-   warm-up and decay), in float32. We drive it, so that progress, cancelling, and resuming (sae_checkpoint.py) are ours.
+   warm-up and decay). We drive it, so that progress, cancelling, and resuming (sae_checkpoint.py) are ours. Weights and moments are float32; where
+   the backbone computes in bfloat16, so do the matrix products (1.6 times as fast here, FVU 0.4093 against 0.4097 after 130 steps).
 3. Our choices [C]: inputs are scaled so that their centred norm is sqrt(d_model) on average; the decoder bias begins at their mean; at the end
    BatchTopK's one threshold is measured on the last round's batches, since the running average sae-lens keeps lags behind and begins at 0.
 4. The scale is folded into the weights, threshold included, the inference form is saved, loaded again, and measured: the card.
@@ -128,7 +129,8 @@ def train(config: SAETrainConfig, stream: Stream, scratch: Path, progress: Progr
     import torch
 
     steps = config.tokens // config.batch_size
-    trainer = make_trainer(config, stream.backbone.d_model, str(stream.backbone.device))
+    mixed = stream.backbone.dtype == torch.bfloat16
+    trainer = make_trainer(config, stream.backbone.d_model, str(stream.backbone.device), mixed=mixed)
     state = TrainingState(trainer=trainer, cursor=Cursor(), ring=torch.empty(0, stream.backbone.d_model))
     resumed = load_checkpoint(scratch, state)
     due = _Due(every=config.checkpoint_every, last=trainer.n_training_samples)
