@@ -7,7 +7,8 @@
     controls       random directions, activations, dense, probes, wording, length                     core.reward.fitting
     curve          validation accuracy against K                                                      core.reward.curve
     evaluation     the test split, read once                                                          core.reward.evaluation
-    reward_model   the folder that scores, and each control beside it                                 core.reward.folder
+    known          what explaining needs of every response                                            core.reward.known
+    reward_model   the folder that scores, each control beside it, faithfulness of its explanations   core.reward.folder
 
 The steps are pure functions of inputs, config and progress. `core.steps` wraps each with the store: what stands is found, what does not is computed,
 and a killed run goes on where it was.
@@ -71,7 +72,8 @@ def fit(config: FitConfig, store: Store, progress: Progress = no_progress) -> Fi
     controls = work.controls(pairs, states, frequencies, heads)
     curve = work.curve(pairs, states, frequencies, (heads, controls))
     evaluation = work.evaluation(pairs, states, heads, controls)
-    reward_model = work.reward_model(pairs, states, frequencies, heads, controls, curve, evaluation)
+    known = work.known(pairs, states, heads)
+    reward_model = work.reward_model(pairs, states, frequencies, heads, controls, curve, evaluation, known)
     return FitOutcome(
         artefact=reward_model.path,
         evaluation=read_json(evaluation.file("evaluation.json")),

@@ -26,12 +26,15 @@ from core.config import FitConfig
 from core.data.pairs import load_pairs
 from core.data.saved import read_pairs, write_pairs
 from core.data.splits import split_pairs, split_report
+from core.explain.faithfulness import faithfulness
 from core.reward.controls import Probe
 from core.reward.curve import accuracy_curve
 from core.reward.extraction import extract, load_hidden_states
 from core.reward.fitting import Controls, Family, SparseFit, evaluate_fit, fit_controls, fit_sparserm
-from core.reward.folder import write_parts
+from core.reward.folder import copy_beside, write_parts
 from core.reward.head import Head, TrainedHead
+from core.reward.known import FAITHFULNESS, KNOWN, KNOWN_TEXTS, known_responses, read_known, write_known
+from core.reward.projection import activations, project
 from core.reward.selection import Resamples, SelectionSummary, latent_frequencies
 from core.reward.shipping import PartsMaker
 from core.runs.store import Artefact, Store, file_sha256, write_json
@@ -39,7 +42,7 @@ from core.runs.values import load_value, save_value
 from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, sha256_of
 
 # Bumped by hand when a step computes something else from the same inputs; golden numbers in the tests catch a forgotten bump.
-VERSIONS = {"pairs": 1, "extraction": 1, "frequencies": 1, "heads": 1, "controls": 1, "curve": 1, "evaluation": 1, "reward_model": 1}
+VERSIONS = {"pairs": 1, "extraction": 1, "frequencies": 1, "heads": 1, "controls": 1, "curve": 1, "evaluation": 1, "known": 1, "reward_model": 1}
 CLASSES = (LatentFrequencies, Resamples, SparseFit, SelectedDirections, SelectionSummary, Family, TrainedHead, Head, Controls, Probe)
 log = logging.getLogger(__name__)
 
@@ -247,11 +250,31 @@ class Steps:
 
         return self.step("evaluation", {}, [heads.fingerprint, controls.fingerprint], make)
 
+    def known(self, pairs: Artefact, states: States, heads: Artefact) -> Artefact:
+        """`known.*` (core.reward.known): projections, activations and texts of all responses, so that explaining needs no language model for them."""
+
+        def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+            hidden, aligned = states.load(pairs_of(pairs.path))
+            selected = value_of(heads.path, "heads").selected
+            seen = project(hidden.states, selected.directions), activations(hidden.states, selected.latent_ids, self.sae)
+            write_known(known_responses(hidden, aligned, *seen), folder, texts=True)
+            return {}
+
+        return self.step("known", {}, [heads.fingerprint], make)
+
     def reward_model(
-        self, pairs: Artefact, states: States, frequencies: Artefact, heads: Artefact, controls: Artefact, curve: Artefact, evaluation: Artefact
+        self,
+        pairs: Artefact,
+        states: States,
+        frequencies: Artefact,
+        heads: Artefact,
+        controls: Artefact,
+        curve: Artefact,
+        evaluation: Artefact,
+        known: Artefact,
     ) -> Artefact:
-        """The folder of core.reward.model, each control in `controls/<kind>`, and the tables as JSON."""
-        config, before = self.config, (pairs, frequencies, heads, controls, curve, evaluation)
+        """The folder of core.reward.model, each control in `controls/<kind>`, what explaining needs, and the tables as JSON."""
+        config, before = self.config, (pairs, frequencies, heads, controls, curve, evaluation, known)
         asked = {"backbone": config.backbone.result_fields(), "sae": config.sae.result_fields()}
 
         def make(folder: Path, _scratch: Path) -> dict[str, Any]:
@@ -264,7 +287,12 @@ class Steps:
                 "fingerprints": {artefact.step: artefact.fingerprint for artefact in before} | {"extraction": states.fingerprint},
             }
             maker = PartsMaker(config=config, backbone=states.backbone, sae=self.sae, frequencies=measured, method=method)
-            write_parts(maker.sparserm(sparse, table["sparserm"]), folder)
+            parts = maker.sparserm(sparse, table["sparserm"])
+            write_parts(parts, folder)
+            copy_beside([known.file(KNOWN), known.file(KNOWN_TEXTS)], folder)
+            kept = read_known(known.path, parts.k)
+            if kept is not None:
+                write_json(folder / FAITHFULNESS, faithfulness(parts, kept, self.progress).to_json())
             for kind, family in value_of(controls.path, "controls").families.items():
                 (folder / "controls" / kind).mkdir(parents=True)
                 write_parts(maker.control(family, table["controls"][kind]), folder / "controls" / kind)

@@ -272,7 +272,7 @@ def test_only_what_an_option_changes_is_computed_again(fitted: dict[str, Any], c
         return [step for step in chain if after[step] > before[step]]
 
     assert changed("--tokens-per-batch", "512", "--device", "cpu") == []
-    assert changed("--epochs", "3") == ["heads", "controls", "curve", "evaluation", "reward_model"]
+    assert changed("--epochs", "3") == ["heads", "controls", "curve", "evaluation", "known", "reward_model"]
     assert changed("--epochs", "3", "--curve", "4,8,32") == ["curve", "reward_model"]
     assert changed("--epochs", "3", "--random-draws", "2") == ["controls", "curve", "evaluation", "reward_model"]
     assert changed("--epochs", "3", "--split-seed", "5") == [step for step in chain if step != "extraction"]

@@ -29,9 +29,9 @@ COLLINEAR = 0.7
 class Attribution:
     """A reward's difference `reward - baseline_reward`, taken apart by latent.
 
-    `projection` is v, `baseline` is b, `activation` f_j (None where no SAE is at hand). `contribution` is the shipped head's; `by_head` are those of all
-    seeds' heads, `deviation` their deviation over heads, `rank_correlation` the mean of their pairwise Spearman correlations (None with one head) and
-    `agreed` tells where all heads give the same sign. `residual` is what the contributions miss of the difference.
+    `projection` is v, `baseline` is b, `activation` f_j (None where no SAE is at hand). `contribution` is the shipped head's; `by_head` are those of
+    all seeds' heads, `deviation` their deviation over heads, `rank_correlation` the mean of their pairwise Spearman correlations (None with one head)
+    and `agreed` tells where all heads give the same sign. `residual` is what the contributions miss of the difference.
     """
 
     latent_ids: Int[np.ndarray, " k"]
@@ -71,7 +71,10 @@ class Attribution:
 
 
 def contributions(head: Head, start: Float[np.ndarray, "n k"], end: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
-    """Integrated gradients of the head along the straight path from each row of `start` to its row of `end`; float64. They sum to s(end) - s(start)."""
+    """Integrated gradients of the head along the straight path from each row of `start` to its row of `end`; float64.
+
+    Each row sums to s(end) - s(start).
+    """
     first, bias = head.weight_1.astype(np.float64), head.bias_1.astype(np.float64)
     second = head.weight_2.astype(np.float64)[0]
     found = np.empty(end.shape, dtype=np.float64)
@@ -110,7 +113,7 @@ def rank_correlations(by_head: Float[np.ndarray, "heads n k"]) -> Float[np.ndarr
 
 def same_sign(values: Float[np.ndarray, "heads *k"]) -> Bool[np.ndarray, "*k"]:
     """Where all heads give a value of one sign, none of them 0."""
-    return (values > 0).all(axis=0) | (values < 0).all(axis=0)
+    return np.asarray((values > 0).all(axis=0) | (values < 0).all(axis=0))
 
 
 def at_mean(head: Head, v: Float[np.ndarray, " k"], mean: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
@@ -120,21 +123,11 @@ def at_mean(head: Head, v: Float[np.ndarray, " k"], mean: Float[np.ndarray, " k"
     return head.reward(changed) - head.reward(v[None])[0]
 
 
-def removed_states(
-    z: Float[np.ndarray, " d_model"], activation: Float[np.ndarray, " k"], directions: Float[np.ndarray, "k d_model"]
-) -> Float[np.ndarray, "k d_model"]:
-    """z' = z - (decode(f_j e_j) - decode(0)) for each latent in turn: it is taken out of the residual stream (intervention two); float64.
-
-    The decoder is affine, so the bracket is f_j d_j. Every projection moves, not only latent j's own. Rows of inactive latents are z itself.
-    """
-    return z.astype(np.float64) - activation.astype(np.float64)[:, None] * directions.astype(np.float64)
-
-
 def collinear_groups(directions: Float[np.ndarray, "k d_model"]) -> tuple[tuple[int, ...], ...]:
-    """Columns whose directions have |cosine| > 0.7, as connected components (our choice), each sorted, singles included, in order of first column.
+    """Columns whose directions have |cosine| > 0.7, as connected components (our choice): each sorted, singles included, in order of first column.
 
-    Components, since METHOD.md groups *any* two such latents: under complete linkage two of them could land in different groups and share credit unseen.
-    The price is a chain, whose ends may be less alike.
+    Components, since METHOD.md groups *any* two such latents: under complete linkage two of them could land in different groups and share credit
+    unseen. The price is a chain, whose ends may be less alike.
     """
     unit = directions.astype(np.float64) / np.maximum(np.linalg.norm(directions.astype(np.float64), axis=1, keepdims=True), 1e-30)
     near = np.abs(unit @ unit.T) > COLLINEAR

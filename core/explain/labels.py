@@ -11,7 +11,7 @@ POOR = 0.7  # a label that detects its latent's activity no better than this is 
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """`text` names what the latent is active on; `source` says who wrote it (`person`, or the name of a machine), `score` how well it detects (0 to 1)."""
+    """`text` names what the latent is active on; `source` says who wrote it (`person`, or a machine's name), `score` how well it detects (0 to 1)."""
 
     text: str
     source: str

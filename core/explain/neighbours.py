@@ -50,7 +50,7 @@ def _neighbour(known: KnownResponses, row: int, distance: float, reward: float) 
 
 
 def percentile(quantiles: Float[np.ndarray, " 101"], reward: float) -> float:
-    """Percentile of a reward among held-out responses, 0 to 100, from the 0th to 100th percentile of theirs; the middle of it where rewards are tied."""
+    """Percentile (0 to 100) of a reward among held-out responses, given the 0th to 100th percentile of theirs; in the middle of a tie."""
     below, above = np.searchsorted(quantiles, reward, side="left"), np.searchsorted(quantiles, reward, side="right")
     if above > below:
         return float(below + above - 1) / 2

@@ -1,7 +1,7 @@
 """The sentence that says why: made here, not in a page, so that a command, a page and a file say the same (METHOD.md section 4).
 
-1. Latents whose directions are nearly collinear count as one. They are ranked by their response part, or by whole contributions where only one response
-   to the prompt is known.
+1. Latents whose directions are nearly collinear count as one. They are ranked by their response part, or by whole contributions where only one
+   response to the prompt is known.
 2. At most three are named, by label where there is one; none whose sign differs between the heads of different seeds.
 3. What is weak about the sentence is said after it.
 """
@@ -30,8 +30,9 @@ ONE_KNOWN = "Only this response to the prompt is known, so what the prompt does 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a sentence is made from, a column a latent: `value` is what ranks (response parts, contributions, or shares of a margin), `by_head` the same of
-    each seed's head, `moved` how far the projection lies from what it is compared with. `table` holds the selection's rows.
+    """What a sentence is made from, a column a latent: `value` is what ranks (response parts, contributions, or shares of a margin), `by_head` the
+    same of each seed's head, `moved` how far the projection lies from what it is compared with. `activation` is f of whichever has the higher
+    projection, NaN where that one is not at hand. `table` holds the selection's rows.
     """
 
     latent_ids: Int[np.ndarray, " k"]
@@ -175,8 +176,8 @@ def _of_latent(evidence: Evidence, one: Named) -> list[str]:
     column = int(np.flatnonzero(evidence.latent_ids == one.latent_id)[0])
     label = evidence.labels.get(one.latent_id)
     said = [_detection(evidence.table[column] if column < len(evidence.table) else {}, one.name)]
-    if one.level == "high" and evidence.activation is not None and evidence.activation[column] <= 0:
-        said.append(f"The SAE does not call {one.name} active here: its projection is high without it.")
+    if evidence.activation is not None and evidence.activation[column] <= 0:
+        said.append(f"The SAE does not call {one.name} active where its projection is high.")
     if label and label.weakness:
         said.append(f"The label {one.name} {label.weakness}.")
     return [text for text in said if text]
@@ -189,5 +190,5 @@ def _detection(row: Mapping[str, Any], name: str) -> str:
         return weak if auroc < DETECTION else ""
     if active is not None and active < TOO_RARE:
         times = f"{active} training {'response' if active == 1 else 'responses'}"
-        return f"Whether the projection on {name} shows that the latent is active is too rare to say: it is active in {times}."
+        return f"Too rare to say whether the projection on {name} shows that the latent is active: it is active in {times}."
     return f"Whether the projection on {name} shows that the latent is active is not known."

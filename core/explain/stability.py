@@ -25,7 +25,7 @@ RESAMPLES, SEED = 2000, 0
 
 @dataclass(frozen=True, kw_only=True)
 class Stability:
-    """The verdict on a reward model's explanations. A figure that is not known (no table of the selection, one head) is None and can't speak for stability.
+    """The verdict on a reward model's explanations. A figure that is not known (no selection table, one head) is None and can't speak for stability.
 
     `overlap`: mean share of the selected latents that a resample selects again. `rank_correlation`: mean over `n` held-out responses.
     """
@@ -65,7 +65,7 @@ def spread(rows: Int[np.ndarray, " n"], most: int) -> Int[np.ndarray, " m"]:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptShare:
-    """Share of the reward's variance that lies between prompts, with its 95 % interval over prompts; of `n` held-out responses to `n_prompts` prompts."""
+    """Share of the reward's variance that lies between prompts, with its 95 % interval over prompts; of `n` responses to `n_prompts` prompts."""
 
     share: float
     low: float

@@ -6,6 +6,7 @@ The format is public; `core.reward.model` documents it. Only numpy and safetenso
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,25 @@ Tensors = dict[str, np.ndarray]
 Spec = dict[str, tuple[str, tuple[int, ...]]]
 
 
-def save_parts(parts: RewardParts, target: Path) -> Path:
-    """Saves a reward model as a new folder, whole or not at all. Raises StoreError if `target` is taken or the parts contradict one another."""
+def save_parts(parts: RewardParts, target: Path, beside: Sequence[Path] = ()) -> Path:
+    """Saves a reward model as a new folder, whole or not at all, with copies of the files `beside` it.
+
+    Raises StoreError if `target` is taken or the parts contradict one another.
+    """
     if target.exists():
         raise StoreError(f"{target} exists already", remedy="give another path, or remove it first")
-    return publish_folder(target, lambda folder: write_parts(parts, folder))
+
+    def write(folder: Path) -> None:
+        write_parts(parts, folder)
+        copy_beside(beside, folder)
+
+    return publish_folder(target, write)
+
+
+def copy_beside(files: Sequence[Path], folder: Path) -> None:
+    """Copies files into an existing folder, under their names."""
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
 
 
 def write_parts(parts: RewardParts, folder: Path) -> None:

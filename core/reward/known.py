@@ -1,8 +1,8 @@
 """The responses that a reward model was fitted and measured on, kept beside it as explaining needs them (METHOD.md section 4).
 
-A score says little by itself: a within-pair loss leaves a prompt-dependent offset free. So an explanation compares with the known responses to the same
-prompt, with held-out responses and with the most similar training responses. With projections v and activations f of all of them that takes neither the
-language model nor the SAE: removing latent j from the residual stream moves the projections by -f_j D d_j, and D lies in the reward model.
+A score says little by itself: a within-pair loss leaves a prompt-dependent offset free. So an explanation compares with the known responses to the
+same prompt, with held-out responses and with the most similar training responses. With projections v and activations f of all of them that takes
+neither the language model nor the SAE: removing latent j from the residual stream moves the projections by -f_j D d_j, and D is in the reward model.
 
 known.safetensors
     projections [n, k], activations [n, k]   float32: v, and f of the selected latents, of each distinct (prompt, response)
@@ -28,7 +28,7 @@ from core.data.saved import read_pairs, write_pairs
 from core.errors import StoreError
 from core.types import SPLITS, HiddenStates, Message, PreferencePair, PreferencePairs, sha256_of
 
-KNOWN, KNOWN_TEXTS = "known.safetensors", "known.jsonl"
+KNOWN, KNOWN_TEXTS, FAITHFULNESS = "known.safetensors", "known.jsonl", "faithfulness.json"
 UNUSED = len(SPLITS)
 
 

@@ -34,6 +34,9 @@ heads.safetensors
 selection.jsonl
     one row a latent, in the order of the directions: latent_id, side (chosen, rejected), separation with its interval low and high, held_out,
     q_value, stability, detection figures ...; null where a figure does not exist
+known.safetensors, known.jsonl, faithfulness.json, all optional, for explaining
+    the responses it was fitted and measured on (core.reward.known), their texts, and how faithful its explanations are (core.explain.faithfulness).
+    The texts go to the Hub only if asked for: `push_to_hub(..., texts=True)`
 
 With z [d_model] the hidden state at the position after layer L, reward = head(directions @ z), head(v) = W2 relu(W1 v + b1) + b2: no SAE is needed.
 Kinds: `sparserm`; the controls `random-rows` and `random-isotropic` (the latter without latent_ids, its table empty); `dense` (without directions
@@ -47,7 +50,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
@@ -62,9 +65,14 @@ from core.errors import DataError, MismatchError, StoreError
 from core.reward.card import model_card
 from core.reward.dialogues import Dialogue, Item, items_of, key_of
 from core.reward.extraction import read_items, response_states
-from core.reward.folder import CONFIG, HEADS, SELECTION, TENSORS, read_parts, save_parts, write_parts
+from core.reward.folder import CONFIG, HEADS, SELECTION, TENSORS, copy_beside, read_parts, save_parts, write_parts
+from core.reward.known import FAITHFULNESS, KNOWN, KNOWN_TEXTS, KnownResponses, read_known
 from core.reward.parts import RewardParts
 from core.types import PreferencePair
+
+if TYPE_CHECKING:
+    from core.explain.explainer import Explainer
+    from core.explain.explanation import Explanation, PairExplanation
 
 Read = tuple[np.ndarray, dict[int, str]]
 
@@ -84,6 +92,8 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
 
     def __init__(self, parts: RewardParts, reader: Callable[[Sequence[Item]], Read]) -> None:
         self.parts, self.reader = parts, reader
+        self.folder: Path | None = None  # where it was loaded from
+        self._share_texts = False
         self.__name__ = parts.kind  # TRL logs rewards under it
 
     @classmethod
@@ -97,11 +107,18 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
     @classmethod
     def load(cls, path: str | Path, *, backbone: Backbone | BackboneConfig | None = None, device: str = "auto") -> SparseRM:
         """A reward model or control from its folder. Raises StoreError for a missing, damaged or newer one, MismatchError as `from_parts`."""
-        return cls.from_parts(read_parts(Path(path)), backbone=backbone, device=device)
+        model = cls.from_parts(read_parts(Path(path)), backbone=backbone, device=device)
+        model.folder = Path(path)
+        return model
 
     def save(self, path: str | Path) -> Path:
-        """Saves the folder, whole or not at all. Raises StoreError if `path` exists."""
-        return save_parts(self.parts, Path(path))
+        """Saves the folder, whole or not at all, with what is kept for explaining. Raises StoreError if `path` exists."""
+        return save_parts(self.parts, Path(path), self._beside(texts=True))
+
+    def _beside(self, *, texts: bool) -> list[Path]:
+        """The files for explaining that lie in the folder this model was loaded from."""
+        names = (KNOWN, FAITHFULNESS, *([KNOWN_TEXTS] if texts else []))
+        return [self.folder / name for name in names if (self.folder / name).is_file()] if self.folder else []
 
     def score(self, prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> Float[np.ndarray, " n"]:
         """The reward s of each response to the prompt at its place. Each distinct (prompt, response) is computed once.
@@ -163,6 +180,27 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         check_same("SAE", self.parts.sae or {}, sae.identity, ("sha256", "architecture", "d_model", "d_sae"))
         return sae
 
+    @cached_property
+    def known(self) -> KnownResponses | None:
+        """The responses it was fitted and measured on, as they lie in its folder; None without. Raises StoreError where they are damaged."""
+        return None if self.folder is None else read_known(self.folder, self.parts.k)
+
+    @cached_property
+    def explainer(self) -> Explainer:
+        """What explains this model (core.explain.explainer). Raises ConfigError for controls without latents or directions."""
+        # The one arrow that points up: explaining is offered here, where people look for it, and loaded when it is asked for.
+        from core.explain.explainer import Explainer
+
+        return Explainer(self)
+
+    def explain(self, prompt: Dialogue, response: Dialogue) -> Explanation:
+        """Why this response to this prompt gets its reward (METHOD.md section 4). Raises DataError where one can't be read."""
+        return self.explainer.explain(prompt, response)
+
+    def explain_pair(self, pair: PreferencePair) -> PairExplanation:
+        """Why the chosen response wins, or loses, and by how much."""
+        return self.explainer.explain_pair(pair)
+
     def _rewards(self, items: Mapping[Any, Item]) -> dict[Any, float | str]:
         """The reward of each item, or why it can't be read."""
         found: dict[Any, float | str] = {}
@@ -175,6 +213,15 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_parts(self.parts, save_directory)
+        copy_beside(self._beside(texts=self._share_texts), save_directory)
+
+    def push_to_hub(self, repo_id: str, *, texts: bool = False, **options: Any) -> str:
+        """Pushes the folder to the Hub, by the mixin. The texts of the preference pairs stay here unless `texts` asks for them."""
+        self._share_texts = texts
+        try:
+            return super().push_to_hub(repo_id, **options)
+        finally:
+            self._share_texts = False
 
     def generate_model_card(self, *_args: Any, **_kwargs: Any) -> ModelCard:
         """The card of this very model: what it reads, how it was fitted, how well it did, how to use it."""
@@ -198,7 +245,7 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, backbone: Backbone | BackboneConfig | None = None, device: str = "auto", **hub: Any) -> SparseRM:
-        folder = snapshot_download(model_id, allow_patterns=[CONFIG, TENSORS, HEADS, SELECTION], **hub)
+        folder = snapshot_download(model_id, allow_patterns=[CONFIG, TENSORS, HEADS, SELECTION, KNOWN, KNOWN_TEXTS, FAITHFULNESS], **hub)
         return cls.load(folder, backbone=backbone, device=device)
 
 

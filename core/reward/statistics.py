@@ -6,6 +6,7 @@ The unit is always the prompt: chosen and rejected share it and it can have seve
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -14,6 +15,7 @@ from scipy import stats
 Z_95 = float(stats.norm.ppf(0.975))
 # Bytes of resampling weights held at once.
 WEIGHT_BYTES = 2**26
+KEPT = 2**22  # numbers of resampling weights, 16 MB, that are kept for the next who asks
 
 
 def wilson(right: float, n: int) -> tuple[float, float]:
@@ -52,8 +54,21 @@ def prompt_sums(values: np.ndarray, groups: Int[np.ndarray, " n_pairs"]) -> np.n
 def resample_weights(n_prompts: int, resamples: int, seed: int) -> Iterator[Float[np.ndarray, "part n_prompts"]]:
     """How often each prompt is drawn in each bootstrap resample, a block of resamples at a time; float32, whole numbers.
 
-    The draws depend on the seed and the number of prompts only, never on the block size.
+    The draws depend on the seed and the number of prompts only, never on the block size. Small ones are kept: drawing costs more than using them.
     """
+    small = resamples * n_prompts <= KEPT
+    yield from _kept_weights(n_prompts, resamples, seed) if small else _draw_weights(n_prompts, resamples, seed)
+
+
+@lru_cache(maxsize=4)
+def _kept_weights(n_prompts: int, resamples: int, seed: int) -> tuple[Float[np.ndarray, "part n_prompts"], ...]:
+    blocks = tuple(_draw_weights(n_prompts, resamples, seed))
+    for block in blocks:
+        block.setflags(write=False)  # shared by all who ask again
+    return blocks
+
+
+def _draw_weights(n_prompts: int, resamples: int, seed: int) -> Iterator[Float[np.ndarray, "part n_prompts"]]:
     rng = np.random.default_rng(seed)
     block = max(1, WEIGHT_BYTES // (8 * n_prompts))
     for start in range(0, resamples, block):

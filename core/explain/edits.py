@@ -1,0 +1,58 @@
+"""A text changed step by step, and what each change did to the reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from core.explain.attribution import Attribution
+from core.explain.explanation import Explanation
+from core.types import sha256_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """A prompt and response as they stand after an edit, explained, with the edit they came from.
+
+    `change` runs from the parent's projections straight to these, so its contributions sum to the change of reward; a latent whose projection did not
+    move gets nothing. None at the root. Of `n_tokens` tokens `n_computed` went through the language model; the others were taken over.
+    """
+
+    explanation: Explanation
+    parent: Edit | None
+    change: Attribution | None
+    n_tokens: int
+    n_computed: int
+
+    @cached_property
+    def edit_id(self) -> str:
+        """Names the text and the whole chain behind it: 16 hex digits."""
+        name = ""
+        for edit in self.chain:
+            name = sha256_of([name, list(edit.explanation.prompt), edit.explanation.response])[:16]
+        return name
+
+    @property
+    def parent_id(self) -> str | None:
+        return None if self.parent is None else self.parent.edit_id
+
+    @property
+    def chain(self) -> tuple[Edit, ...]:
+        """All edits from the root to this one."""
+        found = [self]
+        while found[-1].parent is not None:
+            found.append(found[-1].parent)
+        return tuple(reversed(found))
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; the parents by their ids, root first."""
+        return {
+            "edit_id": self.edit_id,
+            "parent_id": self.parent_id,
+            "chain": [edit.edit_id for edit in self.chain],
+            "n_tokens": self.n_tokens,
+            "n_computed": self.n_computed,
+            "change": None if self.change is None else self.change.to_json(),
+            "explanation": self.explanation.to_json(),
+        }

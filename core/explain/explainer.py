@@ -1,0 +1,179 @@
+"""Explains what a reward model says, at whatever depth is asked for (METHOD.md section 4).
+
+    explainer = Explainer(reward_model)                      # or reward_model.explain(prompt, response), reward_model.explain_pair(pair)
+    explainer.explain(prompt, response)                      # contributions, parts, interventions, neighbours, the sentence
+    explainer.explain_pair(pair)                             # both responses and their margin
+    explainer.explain_known(number)                          # a pair the model was fitted on: from what is kept, no language model needed
+    explainer.tokens / deletions / gradient(prompt, response)
+    explainer.edit(prompt, response, parent=...)             # a changed text, computed from its first changed token on
+
+`labels` (latent id -> Label) names latents in the sentence. The language model and the SAE are loaded when something needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from core.backbone.model import Backbone
+from core.backbone.sae import SparseAutoencoder
+from core.errors import ConfigError, DataError, SparseRMError, StoreError
+from core.explain.edits import Edit
+from core.explain.explanation import Explanation, PairExplanation
+from core.explain.labels import Labels
+from core.explain.readings import Reading, read_tokens
+from core.explain.reasons import Reasons, Seen
+from core.explain.tokens import Deletion, Gradients, Span, TokenGradient, TokenView, deletions, token_view
+from core.reward.dialogues import Dialogue, Item, items_of, key_of
+from core.reward.known import FAITHFULNESS, KnownResponses
+from core.reward.model import SparseRM
+from core.types import PreferencePair
+
+READINGS = 4  # kept with their keys and values, for edits and for what else is asked of the same text
+log = logging.getLogger(__name__)
+
+
+class Explainer:
+    """Explains one reward model. Raises ConfigError for a control that has no latents with directions."""
+
+    def __init__(self, model: SparseRM, *, labels: Labels | None = None) -> None:
+        self.model, self.parts = model, model.parts
+        self.labels: Labels = labels or {}
+        self.reasons = Reasons(model.parts, model.known, read_faithfulness(model.folder))
+        self._readings: OrderedDict[Any, Reading] = OrderedDict()
+
+    @cached_property
+    def sae(self) -> SparseAutoencoder | None:
+        """The SAE; None, with a word in the log, where it is not at hand: then nothing is said of activations and removals."""
+        try:
+            return self.model.sae
+        except SparseRMError as error:
+            log.warning("no activations and no removals are shown: %s", error)
+            return None
+
+    @property
+    def backbone(self) -> Backbone:
+        """The language model, loaded when it is first needed."""
+        backbone: Backbone = self.model.reader.backbone  # type: ignore[attr-defined]
+        return backbone
+
+    @property
+    def known(self) -> KnownResponses | None:
+        """The responses kept beside the model; None where there are none."""
+        return self.reasons.known
+
+    # --- explanations ---
+
+    def explain(self, prompt: Dialogue, response: Dialogue) -> Explanation:
+        """One response explained. Raises DataError where prompt or response can't be read."""
+        item = item_of(prompt, response)
+        return self.reasons.response(self.see(item, self.read(item).z), self.labels)
+
+    def explain_pair(self, pair: PreferencePair) -> PairExplanation:
+        """A pair explained; what both responses begin with is computed once."""
+        items = [item_of(list(pair.prompt), text) for text in (pair.chosen, pair.rejected)]
+        return self.explain_pair_states(items[0], items[1], np.stack([self.read(item).z for item in items]))
+
+    def explain_known(self, number: int) -> PairExplanation:
+        """A pair that is kept beside the model, by its number there: from its saved projections, without language model and SAE.
+
+        Raises StoreError where no texts are kept, ConfigError where there is no such pair.
+        """
+        known = self.known
+        if known is None or known.pairs is None:
+            raise StoreError("no texts of known pairs are kept beside this reward model", remedy="give prompt and responses, or fit it again")
+        if not 0 <= number < len(known.pairs):
+            raise ConfigError("there is no such known pair", expected=f"0 to {len(known.pairs) - 1}", found=str(number))
+        pair = known.pairs[number]
+        sides = ((int(known.chosen_rows[number]), pair.chosen), (int(known.rejected_rows[number]), pair.rejected))
+        chosen, rejected = (
+            Seen(item=(pair.prompt, text), v=known.projections[row].astype(np.float64), f=known.activations[row].astype(np.float64))
+            for row, text in sides
+        )
+        return self.reasons.pair(chosen, rejected, self.labels)
+
+    def explain_states(self, items: Sequence[Item], z: Float[np.ndarray, "n d_model"]) -> list[Explanation]:
+        """Responses whose hidden states are at hand, each for itself: for whole files."""
+        return [self.reasons.response(self.see(item, state), self.labels) for item, state in zip(items, z, strict=True)]
+
+    def explain_pair_states(self, chosen: Item, rejected: Item, z: Float[np.ndarray, "2 d_model"]) -> PairExplanation:
+        """A pair whose hidden states are at hand."""
+        return self.reasons.pair(self.see(chosen, z[0]), self.see(rejected, z[1]), self.labels)
+
+    # --- token by token ---
+
+    def tokens(self, prompt: Dialogue, response: Dialogue) -> TokenView:
+        """Activation of each latent and running reward at each token: from the same pass as the explanation."""
+        return token_view(self.model, self.read(item_of(prompt, response)), self.sae)
+
+    def deletions(self, prompt: Dialogue, response: Dialogue, spans: Sequence[Span] | None = None) -> tuple[Deletion, ...]:
+        """What each sentence, or each given span of characters, adds to the reward."""
+        return deletions(self.model, self.backbone, item_of(prompt, response), spans)
+
+    def gradient(self, prompt: Dialogue, response: Dialogue) -> TokenGradient:
+        """Gradient of the reward to each token's embedding, for the tokens of `tokens`."""
+        return self._gradients.of(self.read(item_of(prompt, response)))
+
+    @cached_property
+    def _gradients(self) -> Gradients:
+        return Gradients(self.backbone, self.parts)
+
+    # --- edits ---
+
+    def edit(self, prompt: Dialogue, response: Dialogue, parent: Edit | None = None) -> Edit:
+        """A changed prompt or response with the change per latent against its parent; without one, the root of a chain."""
+        item = item_of(prompt, response)
+        lender = self._readings.get(key_of((parent.explanation.prompt, parent.explanation.response))) if parent else None
+        reading = self.read(item, lender)
+        explanation = self.reasons.response(self.see(item, reading.z), self.labels)
+        change = None if parent is None else self.reasons.path(parent.explanation.attribution, explanation.attribution)
+        return Edit(explanation=explanation, parent=parent, change=change, n_tokens=len(reading.ids), n_computed=reading.n_computed)
+
+    # --- how a text is read ---
+
+    def read(self, item: Item, lender: Reading | None = None) -> Reading:
+        """The reading of a response. One made lately is found again; else `lender`, or the latest one, lends what the new one begins with."""
+        key = key_of(item)
+        if key not in self._readings:
+            parent = lender or next(reversed(self._readings.values()), None)
+            self._readings[key] = read_tokens(self.backbone, item, layer=self.parts.layer, position=self.parts.position, parent=parent)
+            while len(self._readings) > READINGS:
+                self._readings.popitem(last=False)
+        self._readings.move_to_end(key)
+        return self._readings[key]
+
+    def see(self, item: Item, z: Float[np.ndarray, " d_model"]) -> Seen:
+        """A hidden state as head and SAE see it."""
+        f = None
+        if self.sae is not None:
+            f = self.sae.encode_latents(torch.from_numpy(z[None]), self.reasons.latent_ids)[0].cpu().numpy().astype(np.float64)
+        return Seen(item=item, v=z.astype(np.float64) @ self.reasons.directions.T, f=f)
+
+
+def item_of(prompt: Dialogue, response: Dialogue) -> Item:
+    """Prompt and response as the reward model reads them. Raises DataError where one can't be used."""
+    items, refused = items_of([prompt], [response])
+    if refused:
+        raise DataError("the response can't be explained", found=refused[0])
+    return items[0]
+
+
+def read_faithfulness(folder: Path | None) -> Mapping[str, Any] | None:
+    """How faithful the fit measured its explanations to be, from the reward model's folder; None without. Raises StoreError where it is damaged."""
+    path = None if folder is None else folder / FAITHFULNESS
+    if path is None or not path.is_file():
+        return None
+    try:
+        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged", expected="JSON", found=str(error), remedy="fit it again") from error
+    return found

@@ -1,0 +1,131 @@
+"""What an explanation says, as values: of one response, of a pair, and of the reward model they belong to. Made in core.explain.explainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from core.explain.attribution import Attribution
+from core.explain.neighbours import Neighbour
+from core.explain.sentence import Why
+from core.explain.stability import PromptShare, Stability
+from core.types import Message
+
+INACTIVE = "inactive: nothing to remove"
+NO_SAE = "the SAE is not at hand"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFigures:
+    """What is shown beside every explanation of a reward model: can it be believed. `faithfulness` is what the fit measured (JSON), None if it is not
+    kept; `groups` are the columns of collinear latents.
+    """
+
+    stability: Stability
+    prompt_share: PromptShare | None
+    faithfulness: Mapping[str, Any] | None
+    groups: tuple[tuple[int, ...], ...]
+    n_held_out: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "stability": self.stability.to_json(),
+            "prompt_share": None if self.prompt_share is None else self.prompt_share.to_json(),
+            "faithfulness": None if self.faithfulness is None else dict(self.faithfulness),
+            "n_held_out": self.n_held_out,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """One response explained. The path starts at the mean training projection.
+
+    `prompt_part` is the mean contribution over the `n_known` known responses to this prompt (this one included; 0: none are kept beside the model),
+    `response_part` what is left. `at_mean` is how the reward changes where a projection is set to its training mean, `removed` how it changes where
+    the latent is taken out of the residual stream (NaN: inactive, nothing to remove; None: no SAE at hand). `percentile` is among held-out ones.
+    """
+
+    prompt: tuple[Message, ...]
+    response: str
+    attribution: Attribution
+    prompt_part: Float[np.ndarray, " k"]
+    response_part: Float[np.ndarray, " k"]
+    n_known: int
+    percentile: float
+    at_mean: Float[np.ndarray, " k"]
+    removed: Float[np.ndarray, " k"] | None
+    neighbours: tuple[Neighbour, ...]
+    why: Why
+    figures: ModelFigures
+
+    @property
+    def reward(self) -> float:
+        return self.attribution.reward
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; `latents` in the order of the directions, `groups` as lists of latent ids (those of two and more)."""
+        columns = {"prompt_part": self.prompt_part, "response_part": self.response_part, "at_mean": self.at_mean}
+        return {
+            "prompt": list(self.prompt),
+            "response": self.response,
+            "why": self.why.to_json(),
+            "percentile": self.percentile,
+            "n_known": self.n_known,
+            "prompt_part": float(self.prompt_part.sum()),
+            "response_part": float(self.response_part.sum()),
+            **with_columns(self.attribution, columns, self.removed),
+            "groups": named_groups(self.attribution, self.figures.groups),
+            "neighbours": [one.to_json() for one in self.neighbours],
+            "model": self.figures.to_json(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairExplanation:
+    """Two responses to one prompt. `margin` runs from v_l to v_w, so its contributions sum to s_w - s_l; the prompt's offset cancels in it.
+
+    `at_mean` and `removed` are changes of the margin, where a latent is held or removed in both responses.
+    """
+
+    chosen: Explanation
+    rejected: Explanation
+    margin: Attribution
+    probability: float
+    at_mean: Float[np.ndarray, " k"]
+    removed: Float[np.ndarray, " k"] | None
+    why: Why
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; what belongs to the model stands once."""
+        sides = {name: side.to_json() for name, side in (("chosen", self.chosen), ("rejected", self.rejected))}
+        for side in sides.values():
+            del side["model"], side["groups"]
+        latents = with_columns(self.margin, {"at_mean": self.at_mean}, self.removed)
+        return {
+            "why": self.why.to_json(),
+            "margin": self.margin.reward - self.margin.baseline_reward,
+            "probability": self.probability,
+            **{name: latents[name] for name in ("residual", "rank_correlation", "latents")},
+            **sides,
+            "groups": named_groups(self.margin, self.chosen.figures.groups),
+            "model": self.chosen.figures.to_json(),
+        }
+
+
+def with_columns(attribution: Attribution, columns: Mapping[str, np.ndarray], removed: np.ndarray | None) -> dict[str, Any]:
+    """An attribution's JSON with more figures a latent; a latent that could not be removed says why."""
+    found = attribution.to_json()
+    for i, latent in enumerate(found["latents"]):
+        latent |= {name: float(values[i]) for name, values in columns.items()}
+        change = None if removed is None or np.isnan(removed[i]) else float(removed[i])
+        latent |= {"removed": change} if change is not None else {"removed": None, "removal": NO_SAE if removed is None else INACTIVE}
+    return found
+
+
+def named_groups(attribution: Attribution, groups: tuple[tuple[int, ...], ...]) -> list[list[int]]:
+    """Groups of two latents and more, by latent id."""
+    return [attribution.latent_ids[list(group)].tolist() for group in groups if len(group) > 1]

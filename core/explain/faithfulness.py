@@ -1,0 +1,215 @@
+"""Do the explanations say what the reward model does? Measured once a fit and shown beside them (METHOD.md section 4).
+
+1. Curves. In held-out pairs the latents active in either response are removed from both residual streams one by one: in order of their |contribution|
+   to the margin, and in random orders of the same latents. Deletion: how far has the margin moved, after a share of them is gone? Insertion: all of
+   them are gone; how far does it move back as they return? Both as a share of the whole way, |margin - margin with all removed|, summed over pairs. A
+   faithful order moves earlier, so its curve lies above the random one; `area` is the mean height between them.
+2. Rank agreement: Spearman correlation, within a pair, of contributions with what removing each of these latents alone takes from the margin.
+3. Completeness: the largest residual of any held-out attribution.
+4. Spurious cues: core.explain.cues.
+
+All figures with 95 % bootstrap intervals over prompts. From the projections and activations kept beside a reward model: no language model, no SAE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.stats import rankdata
+
+from core.explain.attribution import contributions
+from core.explain.cues import LengthCue, length_cue
+from core.explain.removal import removed_projections
+from core.explain.stability import spread
+from core.reward.known import KnownResponses
+from core.reward.parts import RewardParts
+from core.reward.statistics import prompt_sums, resample_weights
+from core.types import Progress, no_progress
+
+PAIRS = 300  # held-out pairs measured
+DRAWS = 5  # random orders of each pair's latents
+STEPS = 10  # points of a curve after its start
+FEWEST = 3  # latents that must be active in a pair for it to count: two orders of one latent are the same
+RESAMPLES, SEED = 2000, 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean with its 95 % bootstrap interval over prompts."""
+
+    mean: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, float]:
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Share of the whole way that the margin has moved after each tenth of the latents, by order; `area`: mean height of `ordered` over `random`."""
+
+    ordered: tuple[Interval, ...]
+    random: tuple[Interval, ...]
+    area: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        lines = {name: [point.to_json() for point in getattr(self, name)] for name in ("ordered", "random")}
+        return {**lines, "area": self.area.to_json()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faithfulness:
+    """What was measured, on `n_pairs` held-out pairs of `n_prompts` prompts that have three active latents or more; `n_left_out` have fewer.
+
+    Curves and agreement are None where no pair has enough.
+    """
+
+    deletion: Curve | None
+    insertion: Curve | None
+    agreement: Interval | None
+    residual: float
+    cues: LengthCue | None
+    n_pairs: int
+    n_prompts: int
+    n_left_out: int
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; `share` is where on the curves the points lie."""
+        parts = {name: getattr(self, name) for name in ("deletion", "insertion", "agreement", "cues")}
+        counts = {name: getattr(self, name) for name in ("residual", "n_pairs", "n_prompts", "n_left_out")}
+        return {**{name: part and part.to_json() for name, part in parts.items()}, **counts, "share": [i / STEPS for i in range(STEPS + 1)]}
+
+
+def faithfulness(parts: RewardParts, known: KnownResponses, progress: Progress = no_progress) -> Faithfulness:
+    """Measures the explanations of a reward model with latents and directions on the held-out pairs kept beside it."""
+    world = _World(parts, known)
+    asked = spread(known.held_out_pairs, PAIRS)
+    enough = asked[world.removable(asked).sum(axis=1) >= FEWEST]
+    groups = np.unique(known.prompt_ids[known.chosen_rows[enough]], return_inverse=True)[1]
+    moved, agreed = [], []
+    for number, pair in enumerate(enough):
+        progress("faithfulness", number, len(enough))
+        moved.append(world.curves(int(pair)))
+        agreed.append(world.agreement(int(pair)))
+    progress("faithfulness", len(enough), len(enough))
+    way = np.stack(moved) if moved else None  # [pairs, deletion or insertion, ordered or random, points]
+    return Faithfulness(
+        deletion=None if way is None else _curve(way[:, 0], groups),
+        insertion=None if way is None else _curve(way[:, 1], groups),
+        agreement=_mean(np.array(agreed), groups) if agreed else None,
+        residual=world.residual(asked),
+        cues=length_cue(parts, known),
+        n_pairs=len(enough),
+        n_prompts=len(np.unique(groups)),
+        n_left_out=len(asked) - len(enough),
+    )
+
+
+class _World:
+    """What the measurements share: both responses of any held-out pair, and margins after removals."""
+
+    def __init__(self, parts: RewardParts, known: KnownResponses) -> None:
+        assert parts.directions is not None  # by kind
+        directions = parts.directions.astype(np.float64)
+        self.head, self.known, self.overlaps = parts.head, known, directions @ directions.T
+
+    def removable(self, pairs: Int[np.ndarray, " n"]) -> Bool[np.ndarray, "n k"]:
+        """Latents active in either response."""
+        f = self.known.activations
+        return (f[self.known.chosen_rows[pairs]] > 0) | (f[self.known.rejected_rows[pairs]] > 0)
+
+    def rows(self, pair: int) -> Int[np.ndarray, " 2"]:
+        return np.array([self.known.chosen_rows[pair], self.known.rejected_rows[pair]])
+
+    def margins(self, pair: int, removed: Bool[np.ndarray, "m k"]) -> Float[np.ndarray, " m"]:
+        """The margin after each of these sets is removed from both responses."""
+        rewards = []
+        for row in self.rows(pair):
+            v, f = (np.broadcast_to(values[row].astype(np.float64), removed.shape) for values in (self.known.projections, self.known.activations))
+            rewards.append(self.head.reward(removed_projections(v, f, self.overlaps, removed)))
+        return rewards[0] - rewards[1]
+
+    def contributions(self, pairs: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n k"]:
+        """Of each latent to each margin."""
+        ends = (self.known.projections[rows[pairs]] for rows in (self.known.rejected_rows, self.known.chosen_rows))
+        return contributions(self.head, *ends)
+
+    def curves(self, pair: int) -> Float[np.ndarray, "2 2 points"]:
+        """How far the margin has moved along deletion and insertion, ordered and (mean over draws) random."""
+        latents = np.flatnonzero(self.removable(np.array([pair]))[0])
+        strength = np.abs(self.contributions(np.array([pair]))[0, latents])
+        orders = [latents[np.argsort(-strength, kind="stable")], *self._random_orders(pair, latents)]
+        sets = np.stack([_nested(order, self.overlaps.shape[0]) for order in orders])  # [orders, latents + 1, k]
+        gone, left = sets, sets[:, -1:] & ~sets  # deletion; insertion: what has not returned yet
+        moved = []
+        for path in (gone, left):
+            margin = self.margins(pair, path.reshape(-1, path.shape[2])).reshape(path.shape[:2])
+            way = np.abs(margin - margin[:, :1])
+            at = [np.interp(np.linspace(0, 1, STEPS + 1), np.linspace(0, 1, way.shape[1]), line) for line in way]
+            moved.append([at[0], np.mean(at[1:], axis=0)])
+        return np.array(moved)
+
+    def _random_orders(self, pair: int, latents: Int[np.ndarray, " m"]) -> Iterator[Int[np.ndarray, " m"]]:
+        rng = np.random.default_rng([SEED, pair])
+        return (rng.permutation(latents) for _ in range(DRAWS))
+
+    def agreement(self, pair: int) -> float:
+        """Spearman correlation of contributions with what each removal alone takes from the margin; 0 where one of them is constant."""
+        latents = np.flatnonzero(self.removable(np.array([pair]))[0])
+        alone = np.eye(self.overlaps.shape[0], dtype=bool)[latents]
+        whole = self.margins(pair, np.zeros((1, alone.shape[1]), dtype=bool))[0]
+        pairs = np.stack([self.contributions(np.array([pair]))[0, latents], whole - self.margins(pair, alone)])
+        ranks = rankdata(pairs, axis=1) - (len(latents) + 1) / 2
+        norm = float(np.prod(np.linalg.norm(ranks, axis=1)))
+        return float(ranks[0] @ ranks[1]) / norm if norm else 0.0
+
+    def residual(self, pairs: Int[np.ndarray, " n"]) -> float:
+        """The largest |margin - sum of contributions|."""
+        rewards = [self.head.reward(self.known.projections[rows[pairs]]) for rows in (self.known.chosen_rows, self.known.rejected_rows)]
+        missed = np.abs(rewards[0] - rewards[1] - self.contributions(pairs).sum(axis=1))
+        return float(missed.max()) if len(missed) else 0.0
+
+
+def _nested(order: Int[np.ndarray, " m"], k: int) -> Bool[np.ndarray, "m_plus_1 k"]:
+    """The sets of the first 0, 1, ... m latents of an order."""
+    place = np.full(k, len(order))
+    place[order] = np.arange(len(order))
+    return place[None, :] < np.arange(len(order) + 1)[:, None]
+
+
+def _curve(way: Float[np.ndarray, "pairs 2 points"], groups: Int[np.ndarray, " pairs"]) -> Curve:
+    """Sums over pairs, as a share of the whole way; pairs with a longer way weigh more, as they should."""
+    n_points = way.shape[2]
+    sums = prompt_sums(way.reshape(len(way), -1), groups)
+    whole, drawn = (_shares(total, n_points) for total in (sums.sum(axis=0, keepdims=True), _resampled(sums)))
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+
+    def line(which: int) -> tuple[Interval, ...]:
+        return tuple(_interval(whole[0, which, i], low[which, i], high[which, i]) for i in range(n_points))
+
+    area = (drawn[:, 0] - drawn[:, 1]).mean(axis=1)
+    between = _interval((whole[0, 0] - whole[0, 1]).mean(), *np.quantile(area, [0.025, 0.975]))
+    return Curve(ordered=line(0), random=line(1), area=between)
+
+
+def _shares(total: Float[np.ndarray, "m points2"], n_points: int) -> Float[np.ndarray, "m 2 points"]:
+    lines = total.reshape(len(total), 2, n_points)
+    return lines / np.maximum(lines[:, :1, -1:], 1e-300)
+
+
+def _mean(values: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> Interval:
+    drawn = _resampled(prompt_sums(np.column_stack([values, np.ones(len(values))]), groups))
+    return _interval(values.mean(), *np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975]))
+
+
+def _resampled(sums: Float[np.ndarray, "prompts m"]) -> Float[np.ndarray, "resamples m"]:
+    return np.concatenate([weights @ sums for weights in resample_weights(len(sums), RESAMPLES, SEED)])
+
+
+def _interval(mean: float, low: float, high: float) -> Interval:
+    return Interval(mean=float(mean), low=float(min(low, mean)), high=float(max(high, mean)))

@@ -1,0 +1,126 @@
+"""A response read token by token in one forward pass, and read again cheaply when only its end has changed.
+
+Every token's hidden state after layer L comes out of the same pass as the one that is scored, so activation at each token and running reward cost
+nothing more. A later reading that begins with the same tokens takes over their keys and values and computes only what follows the first changed
+token: a decoder never looks ahead, so nothing before it can change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int32
+
+from core.backbone.model import Backbone
+from core.backbone.template import Rendered
+from core.errors import BackboneError, DataError
+from core.reward.dialogues import Item
+from core.reward.extraction import as_read, read_position, shares
+from core.reward.packing import MIN_PREFIX, Sequences
+from core.types import Message
+
+FIRST, TEMPLATE, PROMPT, RESPONSE = "first", "template", "prompt", "response"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The tokens of a dialogue up to the one that is scored (the last here), each with its text, its kind and its hidden state.
+
+    Kinds: `first` (whose state is out of all proportion), `template`, `prompt`, `response`. Texts join to the rendered dialogue. `n_computed` tokens
+    went through the model; `cache` holds keys and values by layer, None where the model can't reuse them.
+    """
+
+    ids: Int32[np.ndarray, " t"]
+    kinds: tuple[str, ...]
+    texts: tuple[str, ...]
+    states: Float[np.ndarray, "t d_model"]
+    n_computed: int
+    cache: tuple[tuple[torch.Tensor, torch.Tensor], ...] | None
+
+    @property
+    def z(self) -> Float[np.ndarray, " d_model"]:
+        """The hidden state that is scored."""
+        return self.states[-1]
+
+
+def read_tokens(backbone: Backbone, item: Item, *, layer: int, position: str, parent: Reading | None = None) -> Reading:
+    """Reads a response to a prompt; with `parent`, only from the first token on in which it differs.
+
+    Raises DataError where it can't be read (empty, or over-long), BackboneError where it does not fit into memory.
+    """
+    messages: list[Message] = [*item[0], {"role": "assistant", "content": item[1]}]
+    found = as_read(backbone, messages, backbone.render(messages), [position])
+    if isinstance(found, str):
+        raise DataError("the response can't be read", found=found, remedy="shorten it or raise --max-length")
+    rendered, kept = found
+    end = read_position(rendered, position) + 1
+    ids = rendered.ids[:end]
+    reuse = _takes_caches(backbone, ids)
+    begin = common_tokens(parent, ids) if reuse else 0
+    states, cache = _forward(backbone, ids, layer, begin, parent if begin else None, keep=reuse)
+    return Reading(
+        ids=ids,
+        kinds=token_kinds(rendered)[:end],
+        texts=token_texts(backbone, kept, rendered)[:end],
+        states=states,
+        n_computed=end - begin,
+        cache=cache,
+    )
+
+
+def common_tokens(parent: Reading | None, ids: Int32[np.ndarray, " t"]) -> int:
+    """How many leading tokens a parent lends: those in common, always leaving one to compute; 0 where there are too few to be worth it."""
+    if parent is None or parent.cache is None:
+        return 0
+    length = min(len(parent.ids), len(ids) - 1)
+    differs = np.flatnonzero(parent.ids[:length] != ids[:length])
+    common = int(differs[0]) if len(differs) else length
+    return common if common >= MIN_PREFIX else 0
+
+
+def _takes_caches(backbone: Backbone, ids: Int32[np.ndarray, " t"]) -> bool:
+    """As extraction decides it: by trying once, and never beyond a sliding window."""
+    reads = np.array([[len(ids) - 1]])
+    return shares(backbone, Sequences(flat=ids, starts=np.array([0, len(ids)]), prompts=np.zeros(1, dtype=np.int64), reads=reads))
+
+
+def _forward(backbone: Backbone, ids: np.ndarray, layer: int, begin: int, parent: Reading | None, *, keep: bool) -> tuple[np.ndarray, Any]:
+    from transformers import DynamicCache
+
+    past: Any = None
+    if keep:
+        lent = parent.cache if parent is not None and parent.cache is not None else ()
+        past = DynamicCache([(k[:, :, :begin], v[:, :, :begin]) for k, v in lent]) if lent else DynamicCache()
+    tokens = torch.from_numpy(ids[begin:].astype(np.int64))[None]
+    positions = torch.arange(begin, len(ids))[None]
+    try:
+        found = backbone.states(tokens, None, [layer], position_ids=positions, past=past)[layer][0].float().cpu().numpy()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise BackboneError(
+            f"a response of {len(ids)} tokens does not fit into memory", found=str(error), remedy="shorten it, or --quantization 8bit"
+        ) from error
+    states = found if parent is None else np.concatenate([parent.states[:begin], found])
+    return states, None if past is None else tuple((layer.keys, layer.values) for layer in past.layers)
+
+
+def token_kinds(rendered: Rendered) -> tuple[str, ...]:
+    """The kind of each token of a dialogue; the last assistant message is the response."""
+    kinds = np.where(rendered.content, PROMPT, TEMPLATE).astype(object)
+    own = slice(rendered.response_starts[-1], rendered.response_ends[-1] + 1)
+    kinds[own] = RESPONSE
+    kinds[0] = FIRST
+    return tuple(str(kind) for kind in kinds)
+
+
+def token_texts(backbone: Backbone, messages: Sequence[Message], rendered: Rendered) -> tuple[str, ...]:
+    """The characters of each token. Of several tokens that make up one character the last one carries it, a BOS put in front has none."""
+    text = backbone.template.text(backbone.template.fold_system(messages))
+    encoded = backbone.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    starts = [start for start, _ in encoded["offset_mapping"]]
+    pieces = [text[start:following] for start, following in zip(starts, [*starts[1:], len(text)], strict=True)]
+    shift = len(rendered.ids) - len(pieces)  # 1 where a BOS was put in front, negative where doubled ones were taken away
+    return tuple("" if at < shift else pieces[at - shift] for at in range(len(rendered.ids)))

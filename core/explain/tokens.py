@@ -1,0 +1,183 @@
+"""Token by token: where latents are active, how the reward runs, what a span does, and how the reward leans on each embedding (METHOD.md section 4).
+
+(a) Activation of each latent at each token, by the SAE's own encode. On first and template tokens no SAE was trained: they are marked by their kind.
+(b) Running reward: the head on each token's own z. Exploratory, since the head was trained on the last position only.
+(c) Deletion: the response is scored again with a span left out. This one is causal.
+(d) Gradient of the reward to the embeddings, in float32 through the backbone up to layer L.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from core.backbone.model import Backbone, decoder_layers
+from core.backbone.sae import SparseAutoencoder
+from core.errors import BackboneError, ConfigError
+from core.explain.readings import Reading
+from core.reward.dialogues import Item
+from core.reward.extraction import response_states
+from core.reward.model import SparseRM
+from core.reward.parts import RewardParts
+
+# Ends of sentences: their marks with closing quotes or brackets before white space, the full stops of scripts without spaces, and line ends.
+SENTENCE = re.compile(r".+?(?:[.!?…]+[\"'”’»)\]]*(?=\s)|[。！？]+[」』”]*|\n+|$)\s*", re.DOTALL)
+WORD = re.compile(r"\S+\s*")
+MOST_SPANS = 64
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenView:
+    """The tokens up to the one that is scored. `activation` is f of the selected latents, None where no SAE is at hand; `running` is exploratory."""
+
+    texts: tuple[str, ...]
+    kinds: tuple[str, ...]
+    latent_ids: Int[np.ndarray, " k"]
+    activation: Float[np.ndarray, "t k"] | None
+    running: Float[np.ndarray, " t"]
+
+    def of_latent(self, latent_id: int) -> Float[np.ndarray, " t"]:
+        """Activation of one latent. Raises ConfigError where it is not among the selected ones, or no SAE is at hand."""
+        found = np.flatnonzero(self.latent_ids == latent_id)
+        if not len(found):
+            known = ", ".join(map(str, self.latent_ids[:8])) + (", ..." if len(self.latent_ids) > 8 else "")
+            raise ConfigError(f"latent {latent_id} is not one of this reward model's", expected=known)
+        if self.activation is None:
+            raise ConfigError("activations need the SAE, and it is not at hand")
+        return self.activation[:, found[0]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Latents that are active nowhere are left out."""
+        activation = {} if self.activation is None else dict(zip(self.latent_ids.tolist(), self.activation.T, strict=True))
+        active = {str(latent): values.tolist() for latent, values in activation.items() if values.any()}
+        return {"texts": list(self.texts), "kinds": list(self.kinds), "activation": active, "running_reward": self.running.tolist()}
+
+
+def token_view(model: SparseRM, reading: Reading, sae: SparseAutoencoder | None) -> TokenView:
+    """Activations and running reward of a reading."""
+    ids = model.parts.latent_ids
+    assert ids is not None  # an explainer takes only kinds with latents
+    activation = None if sae is None else sae.encode_latents(torch.from_numpy(reading.states), ids).cpu().numpy()
+    return TokenView(texts=reading.texts, kinds=reading.kinds, latent_ids=ids, activation=activation, running=model.rewards_of(reading.states))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deletion:
+    """A span of the response (characters `start` to `stop`) and what it adds: the reward of the whole less the reward without it.
+
+    None where nothing would be left to score.
+    """
+
+    start: int
+    stop: int
+    text: str
+    effect: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+def deletions(model: SparseRM, backbone: Backbone, item: Item, spans: Sequence[Span] | None = None) -> tuple[Deletion, ...]:
+    """Scores a response again without each of these spans (None: sentence by sentence). All go through the backbone together with the whole, in one
+    plan that shares their prompt. Raises ConfigError for a span outside the response.
+    """
+    text = item[1]
+    asked = list(spans_of(text)) if spans is None else list(spans)
+    for start, stop in asked:
+        if not 0 <= start < stop <= len(text):
+            raise ConfigError("there is no such span in the response", expected=f"0 <= start < stop <= {len(text)}", found=f"{start}:{stop}")
+    left = [(text[:start] + text[stop:]).strip() for start, stop in asked]
+    kept = [number for number, rest in enumerate(left) if rest]
+    variants = [item, *((item[0], left[number]) for number in kept)]
+    rewards = model.rewards_of(response_states(backbone, variants, layer=model.parts.layer, position=model.parts.position))
+    effect = {number: float(rewards[0] - reward) for number, reward in zip(kept, rewards[1:], strict=True)}
+    return tuple(Deletion(start=a, stop=b, text=text[a:b], effect=effect.get(number)) for number, (a, b) in enumerate(asked))
+
+
+def spans_of(text: str) -> Iterator[Span]:
+    """Its sentences with the white space behind them; of a single sentence its words, or nothing could be left out. At most 64: neighbours merge."""
+    for pattern in (SENTENCE, WORD):
+        spans = [found.span() for found in pattern.finditer(text) if found.group().strip()]
+        if len(spans) > 1:
+            break
+    edges = np.linspace(0, len(spans), min(len(spans), MOST_SPANS) + 1).astype(int)
+    return ((spans[a][0], spans[b - 1][1]) for a, b in itertools.pairwise(edges))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenGradient:
+    """How the reward leans on each token's embedding e: `norm` = |ds/de|; `times_input` = ds/de . e, the first-order loss of reward if e went to 0.
+
+    A gradient is a local view, and the zero embedding is no text: where the two disagree with a deletion, believe the deletion.
+    """
+
+    norm: Float[np.ndarray, " t"]
+    times_input: Float[np.ndarray, " t"]
+    reward: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {"norm": self.norm.tolist(), "times_input": self.times_input.tolist()}
+
+
+class Gradients:
+    """Gradients through a backbone. One that does not compute in float32 is copied to it once: bfloat16 gradients of a reward are mostly rounding."""
+
+    def __init__(self, backbone: Backbone, parts: RewardParts) -> None:
+        self.backbone, self.parts = backbone, parts
+        quantised = backbone.identity.get("quantization", "none") != "none"
+        own = backbone.dtype == torch.float32 or quantised
+        self.model = backbone.model if own else copy.deepcopy(backbone.model).float()
+        self.model.requires_grad_(False)  # the weights are frozen anyway, and their gradients would cost memory
+
+    def of(self, reading: Reading) -> TokenGradient:
+        """Of the reward to each embedding of a reading. Raises BackboneError where the pass does not fit into memory."""
+        ids = torch.from_numpy(reading.ids.astype(np.int64))[None].to(self.backbone.device)
+        try:
+            with torch.enable_grad():
+                embedded = self.model.get_input_embeddings()(ids).detach().requires_grad_()
+                reward = self._reward(self._state(embedded))
+                (gradient,) = torch.autograd.grad(reward, embedded)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            problem = f"the gradient over {ids.shape[1]} tokens does not fit into memory"
+            raise BackboneError(problem, found=str(error), remedy="shorten the text") from error
+        slope, value = gradient[0].double().cpu(), embedded[0].detach().double().cpu()
+        return TokenGradient(norm=slope.norm(dim=1).numpy(), times_input=(slope * value).sum(dim=1).numpy(), reward=float(reward.detach()))
+
+    def _state(self, embedded: torch.Tensor) -> torch.Tensor:
+        """z of the last token, its graph attached; the model runs no further than layer L."""
+        found: list[torch.Tensor] = []
+
+        def keep(_module: Any, _inputs: Any, output: Any) -> None:
+            found.append(output[0] if isinstance(output, tuple) else output)
+            raise _Enough
+
+        handle = decoder_layers(self.model)[self.parts.layer].register_forward_hook(keep)
+        decoder = self.model.base_model if self.model.get_output_embeddings() is not None else self.model
+        try:
+            decoder(inputs_embeds=embedded, use_cache=False)
+        except _Enough:
+            pass
+        finally:
+            handle.remove()
+        return found[0][0, -1]
+
+    def _reward(self, z: torch.Tensor) -> torch.Tensor:
+        head, directions = self.parts.head, self.parts.directions
+        assert directions is not None  # an explainer takes only kinds with directions
+        weights = (directions, head.weight_1, head.bias_1, head.weight_2, head.bias_2)
+        d, first, bias, second, last = (torch.from_numpy(w.astype(np.float64)) for w in weights)
+        reward: torch.Tensor = (second @ torch.relu(first @ (d @ z.double().cpu()) + bias) + last)[0]
+        return reward
+
+
+class _Enough(Exception):
+    """Layer L has been computed."""
