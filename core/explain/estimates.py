@@ -6,7 +6,6 @@ Chosen and rejected share a prompt and a prompt can have several pairs, so the p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int

@@ -58,8 +58,8 @@ class SpaceFigures:
 class Spaces:
     """Both pictures and all figures of a reward model.
 
-    Point i is row `rows[i]` of the model's known responses: its label (1 chosen, -1 rejected, 0 both, in several pairs), the number of its prompt, and
-    its split (0 train, 1 validation, 2 test, 3 unused). `figures` by space: dense, dense-standardised, sparse, random-isotropic, random-rows,
+    Point i is row `rows[i]` of the model's known responses: its label (1 chosen, -1 rejected, 0 both, in several pairs), the number of its prompt,
+    and its split (0 train, 1 validation, 2 test, 3 unused). `figures` by space: dense, dense-standardised, sparse, random-isotropic, random-rows,
     picture-dense, picture-sparse; over `n_held_out` responses, `chance` being the share of their commoner label. `made` says how: perplexity, seed,
     initialisation, library, neighbours, and how many responses were left out.
     """
