@@ -297,6 +297,7 @@ def test_prompt_sums_and_resampling(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sums.dtype == np.int32 and sums.tolist() == [[2], [-3], [100]]
     weights = np.concatenate(list(resample_weights(9, 50, seed=1)))
     assert weights.shape == (50, 9) and (weights.sum(axis=1) == 9).all() and weights.std() > 0.5
+    monkeypatch.setattr("core.reward.statistics.KEPT", 0, raising=False)  # or the answer above is only given again
     monkeypatch.setattr("core.reward.statistics.WEIGHT_BYTES", 8 * 9 * 3)
     blocks = list(resample_weights(9, 50, seed=1))
     assert len(blocks) == 17
