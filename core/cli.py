@@ -149,6 +149,7 @@ def fit_command(arguments: argparse.Namespace, display: console.Display) -> None
 
     with foreground_turn(config.backbone, store, display.say):
         outcome = fit(config, store, display)
+    display.close()
     path = copy_out(outcome.artefact, arguments.out) if arguments.out else outcome.artefact
     found = {**outcome.to_json(), "artefact": str(path)}
     if arguments.json:
@@ -178,6 +179,7 @@ def sweep_command(arguments: argparse.Namespace, display: console.Display) -> No
 
     with foreground_turn(config.fit.backbone, store, display.say):
         outcome = sweep(configs, store, display).to_json()
+    display.close()
     if arguments.json:
         print_json(outcome)
     else:
@@ -194,6 +196,7 @@ def train_command(arguments: argparse.Namespace, display: console.Display) -> No
 
     with foreground_turn(config.backbone, Store(), display.say):
         folder = train_sae(config, progress=display)
+    display.close()
     outcome = {"artefact": str(folder), "card": json.loads((folder / CARD).read_text(encoding="utf-8"))}
     if arguments.json:
         print_json(outcome)

@@ -41,6 +41,12 @@ class Display:
         else:
             self._finish()
 
+    def close(self) -> None:
+        """All steps are done: bars stand still and full, so that results can be printed below them."""
+        if self._bars:
+            self._complete()
+            self._bars.stop()
+
     def __call__(self, step: str, done: float, total: float, **figures: Any) -> None:
         if self._bars:
             self._bar(step, done, total, figures)
@@ -49,8 +55,14 @@ class Display:
 
     def _bar(self, step: str, done: float, total: float, figures: Mapping[str, Any]) -> None:
         if step not in self._tasks:
+            self._complete()
             self._tasks[step] = self._bars.add_task(step, total=total, figures="")
         self._bars.update(self._tasks[step], completed=done, total=total, figures=figures_text(figures))
+
+    def _complete(self) -> None:
+        """The steps so far are over, whether or not they said so."""
+        for task in self._bars.tasks:
+            self._bars.update(task.id, completed=task.total)
 
     def _line(self, step: str, done: float, total: float, figures: Mapping[str, Any]) -> None:
         now = time.monotonic()
@@ -91,7 +103,8 @@ def _bars() -> Any:
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}", markup=False),
     ]
-    return Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+    # rich would send what is printed to standard output meanwhile to standard error, and a pipe would stay empty.
+    return Progress(*columns, console=Console(stderr=True), refresh_per_second=4, redirect_stdout=False, redirect_stderr=False)
 
 
 def log_to(say: Callable[[str], None]) -> None:

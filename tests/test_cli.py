@@ -526,6 +526,19 @@ def test_progress_in_a_log_is_a_line_a_step(capsys: pytest.CaptureFixture[str], 
     assert capsys.readouterr().err == ""
 
 
+def test_progress_on_a_terminal_never_takes_standard_output(fitted: dict[str, Any]) -> None:
+    """rich sends standard output to the terminal of its bars, unless told not to: a pipe stayed empty."""
+    terminal, ours = os.openpty()
+    line = [sys.executable, "-m", "core.cli", "fit", "--preset", "tiny", "--json"]
+    running = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=ours, text=True, env={**os.environ, "TERM": "xterm"})
+    out, _ = running.communicate(timeout=120)
+    os.close(ours)
+    assert running.returncode == 0
+    assert json.loads(out)["artefact"] == fitted["artefact"]
+    assert "load SAE" in os.read(terminal, 100_000).decode()
+    os.close(terminal)
+
+
 def test_numbers_for_people() -> None:
     assert [console.duration(s) for s in (0.44, 9.96, 59.6, 60, 185, 7800)] == ["0.4 s", "10.0 s", "60 s", "1 min 00 s", "3 min 05 s", "2 h 10 min"]
     assert [console.size(n) for n in (0, 999, 1500, 2.5e6, 1e9, 5e12)] == ["0 B", "999 B", "1.5 kB", "2.5 MB", "1.0 GB", "5000.0 GB"]
