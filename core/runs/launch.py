@@ -1,8 +1,8 @@
 """Starting, stopping, continuing and removing runs, from a command or from any thread of any process; nothing heavy is imported.
 
 A run works in a process of its own and a session of its own (`python -m core.runs.worker RUN_DIR`), so it outlives whoever started it. Until that
-process holds `run.lock`, the launcher holds `launch.lock`: at no moment does a healthy run look dead. A thread of the launcher waits for the worker's
-end, so that none stays behind as a zombie; if the launcher ends first, the system does that.
+process holds `run.lock`, the launcher and then the process hold `launch.lock`: at no moment does a healthy run look dead. A thread of the launcher
+waits for the worker's end, so that none stays behind as a zombie; if the launcher ends first, the system does that.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from filelock import FileLock, Timeout
 
 from core.config import Config
 from core.errors import ConfigError, StoreError
-from core.runs.locks import is_held, make_lock
+from core.runs.locks import Handover, is_held, make_lock
 from core.runs.registry import SCHEMA, Run, Status, kind_of, runs_root
 from core.runs.store import cache_root, write_json
 
 PACKAGE = Path(__file__).resolve().parents[2]
 WORKER = [sys.executable, "-m", "core.runs.worker"]
-# The worker has 2 s to end after a cancellation; it needs at most 1.5 itself (core.runs.worker).
+# The worker has 2 s to end after a cancellation; it needs at most 1.5 itself (core.runs.attempt).
 CANCEL_WITHIN = 1.9
 SPARE_DISK = 200e6  # bytes left free beside what the run is known to write
 
@@ -58,7 +58,7 @@ def resume(run: Run) -> None:
 
     Raises ConfigError if it is live, or has succeeded.
     """
-    lock = _take(run.launch_lock, f"{run.id} is being started already")
+    lock = _take_launch(run)
     try:
         with _taken(run.lock, f"{run.id} is {run.written().state}: there is nothing to resume"):
             written = run.written()
@@ -82,6 +82,8 @@ def cancel(run: Run) -> Status:
     if not status.live:
         raise ConfigError(f"{run.id} is {status.state}: there is nothing to cancel")
     run.cancel_mark.touch()
+    if status.pid is None and _cancelled_unborn(run):
+        return run.status()
     deadline = time.monotonic() + CANCEL_WITHIN
     while time.monotonic() < deadline:
         status = run.status()
@@ -92,6 +94,16 @@ def cancel(run: Run) -> Status:
         kill_tree(status.pid)
         _until_free(run.lock, 1.0)
     return run.status()
+
+
+def _cancelled_unborn(run: Run) -> bool:
+    """Ends a run whose worker has not come up yet: when it does, it finds nothing to do."""
+    with contextlib.suppress(ConfigError), _taken(run.lock, "its worker has come up"):
+        written = run.written()
+        if written.state == "queued" and written.pid is None:
+            run.write(dataclasses.replace(written, state="cancelled", ended=time.time()))
+            return True
+    return False
 
 
 def remove(run: Run) -> int:
@@ -145,37 +157,43 @@ def _check_disk(kind: str, config: Config, root: Path) -> None:
         )
 
 
-def _new_run(kind: str, config: Config, root: Path, parent: str | None) -> tuple[Run, FileLock]:
+def _new_run(kind: str, config: Config, root: Path, parent: str | None) -> tuple[Run, Handover]:
     """The folder, its launch lock held. `config.json` comes last: before it, no list shows the run."""
     now = datetime.now(UTC)
     run = Run(runs_root(root) / f"{now:%Y%m%dT%H%M%S}.{now.microsecond:06d}Z_{kind}_{secrets.token_hex(3)}")
     run.path.mkdir(parents=True)
-    lock = _take(run.launch_lock, f"{run.id} is being started already")
+    lock = _take_launch(run)
     run.write(Status(state="queued", attempt=1, queued=now.timestamp()))
     asked = {"kind": kind, "config": config.to_dict(), "parent": parent, "folder": os.getcwd(), "created": now.timestamp()}
     write_json(run.path / "config.json", {"schema": SCHEMA, **asked})
     return run, lock
 
 
-def _start_worker(run: Run, launching: FileLock) -> None:
+def _take_launch(run: Run) -> Handover:
+    try:
+        return Handover(run.launch_lock)
+    except Timeout:
+        raise ConfigError(f"{run.id} is being started already") from None
+
+
+def _start_worker(run: Run, launching: Handover) -> None:
     """Starts the worker; a thread holds `launching` until it has taken over, and then waits for its end."""
     environment = {**os.environ, "SPARSERM_CACHE": str(run.root), "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
-    own: dict[str, Any] = {"start_new_session": True}
+    own: dict[str, Any] = {"start_new_session": True, "pass_fds": launching.to_pass}
     if sys.platform == "win32":
         own = {"creationflags": subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP}
+    command = [*WORKER, str(run.path), *map(str, launching.to_pass)]
     try:
         with run.log.open("ab") as log:
             # Started where our package lies, so that no folder of the person's named `core` is taken for it; the worker goes to theirs.
-            worker = subprocess.Popen(
-                [*WORKER, str(run.path)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=PACKAGE, env=environment, close_fds=True, **own
-            )
+            worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=PACKAGE, env=environment, **own)
     except BaseException:
         launching.release()
         raise
     threading.Thread(target=_attend, args=(run, worker, launching), name=f"attend {run.id}", daemon=True).start()
 
 
-def _attend(run: Run, worker: subprocess.Popen[bytes], launching: FileLock) -> None:
+def _attend(run: Run, worker: subprocess.Popen[bytes], launching: Handover) -> None:
     try:
         while worker.poll() is None and not is_held(run.lock):
             time.sleep(0.02)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -47,6 +48,46 @@ def _is_flocked(path: Path) -> bool:
     finally:
         os.close(handle)
     return False
+
+
+class Handover:
+    """A lock that passes to a child process when it is started: held until both have let go of it or died, so at every moment in between.
+
+    Raises Timeout if another holds it for long. Windows has no such lock: there only the parent holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.to_pass: tuple[int, ...] = ()  # for Popen's pass_fds; the child closes it
+        if sys.platform == "win32":
+            self._lock = make_lock(path)
+            self._lock.acquire(timeout=LOOKING)
+        else:
+            self.to_pass = (_flock(path),)
+
+    def release(self) -> None:
+        """Lets go of it; a child that has it holds it still."""
+        if sys.platform == "win32":
+            self._lock.release()
+        for handle in self.to_pass:
+            os.close(handle)
+        self.to_pass = ()
+
+
+def _flock(path: Path) -> int:
+    import fcntl
+
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    end = time.monotonic() + LOOKING
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                os.close(handle)
+                raise Timeout(str(path)) from None
+            time.sleep(0.01)
+        else:
+            return handle
 
 
 @contextlib.contextmanager

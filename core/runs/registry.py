@@ -7,7 +7,7 @@ A run is a folder `<root>/runs/<UTC time>_<kind>_<random>/`:
     status.json      state, attempt, times, pid, device, estimate, error; replaced whole, only by who holds `run.lock`
     events.jsonl     progress (core.runs.events)            log.txt          what the worker printed
     provenance.json  code, packages, machine, seeds         result.json      where the result lies, and every artefact with its hashes
-    run.lock         held by the worker as long as it lives launch.lock      held from the start of a launch until the worker has `run.lock`
+    run.lock         held by the worker as long as it lives launch.lock      held from the begin of a launch until the worker has `run.lock`
     cancel           somebody wants it to stop
 
 States written: queued, running, succeeded, failed, cancelled. A run that is written down as queued or running and whose lock nobody holds is
@@ -35,8 +35,6 @@ from core.runs.store import cache_root, write_json
 SCHEMA = 1
 LIVE = ("queued", "running")
 STATES = (*LIVE, "succeeded", "failed", "cancelled", "interrupted")
-# Between the death of a launcher and the first sign of its worker: longer than Python needs to start.
-GRACE = 2.0
 EXIT_CODES = {"succeeded": 0, "failed": 1, "cancelled": 130, "interrupted": 1}
 
 
@@ -166,7 +164,7 @@ class Run:
         written, alive = self.written(), self._alive()
         if written.live and not alive:
             written = self.written()  # it may have ended between the two looks
-        if written.live and not alive and not self._starting(written):
+        if written.live and not alive:
             state = "cancelled" if self.cancel_mark.exists() else "interrupted"
             return dataclasses.replace(written, state=state, ended=written.ended or _modified(self.events))
         return written
@@ -191,10 +189,6 @@ class Run:
 
     def _alive(self) -> bool:
         return is_held(self.lock) or is_held(self.launch_lock)
-
-    def _starting(self, written: Status) -> bool:
-        """The launcher has died and the worker may be about to take its lock."""
-        return written.state == "queued" and written.pid is None and time.time() - written.queued < GRACE
 
     def result(self) -> Mapping[str, Any] | None:
         """`result.json` of the finished run."""
