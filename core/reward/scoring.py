@@ -63,26 +63,26 @@ def score_file(model: str | Path, source: Path, target: Path | None, *, device: 
     Raises DataError where no row can be scored, ConfigError where `target` can't be written, and what loading the model raises.
     """
     if target is not None:
-        _check_target(target)
+        check_target(target)
     rows, report = score_rows(SparseRM.load(model, device=device), source, progress)
     lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     if target is None:
         sys.stdout.writelines(lines)
     else:
-        _write(lines, target)
+        write_lines(lines, target)
     return report.to_json()
 
 
 def score_rows(model: SparseRM, source: Path, progress: Progress = no_progress) -> tuple[list[dict[str, Any]], ScoreReport]:
     """The rows of a file with their rewards, in order, and the report. Raises DataError where none can be scored."""
-    rows, report = (_score_responses if _holds_responses(source) else _score_pairs)(model, source, progress)
+    rows, report = (_score_responses if holds_responses(source) else _score_pairs)(model, source, progress)
     if not rows:
         first = report.refused[0]
         raise DataError(f"no row of {source} can be scored", found=f"{len(report.refused)} refused; row {first.row}: {first.field}: {first.reason}")
     return rows, report
 
 
-def _holds_responses(source: Path) -> bool:
+def holds_responses(source: Path) -> bool:
     """Whether the first rows that say it hold single responses, not pairs."""
     first = (row.values for row in itertools.islice(open_source(DataConfig(pairs=str(source))).rows, SAMPLE) if isinstance(row, Row))
     return next(("chosen" not in row for row in first if {"chosen", "response", "responses"} & set(row)), False)
@@ -115,22 +115,30 @@ def _pair_row(pair: PreferencePair, prompt: Any, chosen: float, rejected: float)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Single:
+class Single:
+    """One response of a row, with its prompt."""
+
     row: int
     id: Any
     prompt: tuple[Message, ...]
     text: str
 
 
-def _score_responses(model: SparseRM, source: Path, progress: Progress) -> tuple[list[dict[str, Any]], ScoreReport]:
+def read_singles(source: Path) -> tuple[list[Single], list[RefusedRow], int, str]:
+    """The single responses of a file in order, what of it can't be used, how many rows it has, and what it is called."""
     opened = open_source(DataConfig(pairs=str(source)))
-    singles: list[_Single] = []
+    singles: list[Single] = []
     refused: list[RefusedRow] = []
     n_rows = 0
     for row in opened.rows:
         n_rows += 1
         for found in _singles(row) if isinstance(row, Row) else [row]:
             (refused if isinstance(found, RefusedRow) else singles).append(found)  # type: ignore[arg-type]
+    return singles, refused, n_rows, opened.name
+
+
+def _score_responses(model: SparseRM, source: Path, progress: Progress) -> tuple[list[dict[str, Any]], ScoreReport]:
+    singles, refused, n_rows, name = read_singles(source)
     rewards, reasons = _rewards(model, [(single.prompt, single.text) for single in singles], progress)
     refused += [RefusedRow(row=singles[n].row, field="response", reason=reason) for n, reason in reasons.items()]
     prompts = _prompts([single.prompt for single in singles])
@@ -140,10 +148,10 @@ def _score_responses(model: SparseRM, source: Path, progress: Progress) -> tuple
         if n not in reasons
     ]
     ordered = tuple(sorted(refused, key=lambda refusal: refusal.row))
-    return rows, ScoreReport(source=opened.name, kind="responses", n_rows=n_rows, n_scored=len(rows), refused=ordered)
+    return rows, ScoreReport(source=name, kind="responses", n_rows=n_rows, n_scored=len(rows), refused=ordered)
 
 
-def _singles(row: Row) -> Iterator[_Single | RefusedRow]:
+def _singles(row: Row) -> Iterator[Single | RefusedRow]:
     """The responses of a row, each with the prompt, or why it can't be used."""
     given = row.values.get("responses", [row.values.get("response")])
     name = "responses" if "responses" in row.values else "response"
@@ -159,7 +167,7 @@ def _singles(row: Row) -> Iterator[_Single | RefusedRow]:
         return
     for response in given:
         try:
-            yield _Single(row=row.number, id=own if keeps(own) else str(row.number), prompt=prompt, text=_text(response, name))
+            yield Single(row=row.number, id=own if keeps(own) else str(row.number), prompt=prompt, text=_text(response, name))
         except Refused as error:
             yield RefusedRow(row=row.number, field=error.field, reason=error.reason)
 
@@ -190,13 +198,15 @@ def _prompts(prompts: Sequence[tuple[Message, ...]]) -> list[Any]:
     return [prompt[0]["content"] if plain else list(prompt) for prompt in prompts]
 
 
-def _check_target(target: Path) -> None:
+def check_target(target: Path) -> None:
+    """Raises ConfigError, before anything is computed, where a file can't be written."""
     if target.is_dir() or not target.parent.is_dir():
         found = "a folder" if target.is_dir() else f"no folder {target.parent}"
         raise ConfigError(f"{target} can't be written", expected="a file in a folder that stands", found=found)
 
 
-def _write(lines: Iterator[str], target: Path) -> None:
+def write_lines(lines: Iterator[str], target: Path) -> None:
+    """Writes a file, whole or not at all. Raises ConfigError."""
     temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("w", encoding="utf-8") as handle:
