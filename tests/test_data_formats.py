@@ -245,14 +245,19 @@ def truthful(correct: str, incorrect: str) -> dict[str, Any]:
 )
 def test_truthfulqa_pairs(correct: str, incorrect: str, limit: int, expected: list[tuple[str, str]]) -> None:
     drafts = read_truthfulqa(truthful(correct, incorrect), DataConfig(max_pairs_per_prompt=limit))
-    assert [(d.chosen, d.rejected) for d in drafts] == expected
+    assert [(d.chosen, d.rejected) for d in drafts] == [(f"{a}.", f"{b}.") for a, b in expected]
+
+
+def test_truthfulqa_answers_end_as_sentences() -> None:
+    drafts = read_truthfulqa(truthful("Yes; No, it can't.; Why?", "A; B!; C"), DataConfig())
+    assert [(d.chosen, d.rejected) for d in drafts] == [("Yes.", "A."), ("No, it can't.", "B!"), ("Why?", "C.")]
 
 
 def test_truthfulqa_ids_meta_and_the_hub_columns(tmp_path: Path) -> None:
     hub = {"id": "q7", "question": "Q?", "correct_answers": ["a", "b"], "incorrect_answers": ["x", "y"], "category": "C", "best_answer": "a"}
     pairs, report = load_rows(tmp_path, [hub])
     assert report.format == "truthfulqa"
-    assert [(p.pair_id, p.chosen, p.rejected) for p in pairs] == [("q7-1", "a", "x"), ("q7-2", "b", "y")]
+    assert [(p.pair_id, p.chosen, p.rejected) for p in pairs] == [("q7-1", "a.", "x."), ("q7-2", "b.", "y.")]
     assert pairs[0].meta == {"category": "C", "row": 1}
 
 
