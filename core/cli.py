@@ -1,4 +1,4 @@
-"""The `sparserm` command: fit, score, sae train, sweep, cache; runs (core.runs_cli).
+"""The `sparserm` command: fit, score, sae train, sweep, cache; runs (core.runs_cli); doctor and spaces (core.doctor_cli).
 
 Every command is a thin shell: options become a config, the config goes to `core.pipeline`, the outcome is printed for a person or as one JSON
 line. Errors are printed as problem, expected, found and remedy; the exit code tells the kind (core/errors.py). Start-up is a feature: nothing
@@ -18,6 +18,7 @@ from typing import Any
 
 from core import console
 from core.config import BackboneConfig, FitConfig, SAETrainConfig, SweepConfig
+from core.doctor_cli import add_doctor
 from core.errors import Cancelled, ConfigError, SparseRMError, StoreError
 from core.options import Parser, add_command, add_options, override, print_json
 from core.runs.store import Artefact, Store
@@ -40,7 +41,7 @@ EXAMPLES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code. 0 done, 1 to 8 an error that a person can mend (core/errors.py), 130 interrupted."""
+    """Runs one command; returns its exit code. 0 done, 1 to 8 an error to mend (core/errors.py), 9 a failing check, 130 stopped."""
     arguments = build_parser().parse_args(argv)
     with console.Display(quiet=arguments.json) as display:
         console.log_to(display.say)
@@ -111,6 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     clean = add_command(cache, "cache clean", clean_command, "remove what was left half-done or set aside", EXAMPLES)
     clean.add_argument("--everything", action="store_true", help="remove all artefacts too (models stay)")
     add_runs(commands)
+    add_doctor(commands)
     for long in (fit, train, sweep):
         long.add_argument("--detach", action="store_true", help=DETACH_HELP)
     return parser

@@ -128,7 +128,7 @@ def test_the_interval_is_a_bootstrap_over_prompts() -> None:
 def test_sparse_beats_dense_where_labels_lie_in_few_directions_and_random_does_not() -> None:
     known, z = world(n_prompts=120)
     rng = np.random.default_rng(3)
-    random = {"random-isotropic": [z @ rng.normal(size=(12, 4)).astype(np.float32) for _ in range(3)]}
+    random = {"random-isotropic": [rng.normal(size=(4, 12)).astype(np.float32) for _ in range(3)]}
     found = compare_spaces(known, z, random, CONFIG).figures
     sparse, dense, control = (found[name] for name in ("sparse", "dense", "random-isotropic"))
     assert sparse.neighbours is not None and sparse.neighbours.low > 0.75 and sparse.silhouette is not None and sparse.silhouette.low > 0.05
@@ -220,14 +220,14 @@ def test_few_points_have_a_picture_too(n: int) -> None:
 def test_one_pair_displays_without_figures() -> None:
     z = np.eye(2, 6, dtype=np.float32)
     known = make_known(z[:, :2], np.zeros(2), np.array([0]), np.array([1]), np.array([0]))
-    found = compare_spaces(known, z, {"random-isotropic": [z[:, :2]]}, SpacesConfig())
+    found = compare_spaces(known, z, {"random-isotropic": [np.eye(2, 6, dtype=np.float32)]}, SpacesConfig())
     assert found.dense.shape == (2, 2) and found.n_held_out == 0 and found.chance is None
     assert found.figures["sparse"].neighbours is None and found.made["method"] == "principal components"
 
 
 def test_spaces_are_saved_and_read_without_anything_heavy(tmp_path: Path) -> None:
     known, z = world()
-    found = compare_spaces(known, z, {"random-rows": [z[:, 4:8]]}, replace(CONFIG, points=50))
+    found = compare_spaces(known, z, {"random-rows": [np.eye(4, 12, 4, dtype=np.float32)]}, replace(CONFIG, points=50))
     save_spaces(tmp_path, found)
     read = load_spaces(tmp_path)
     assert read.figures == dict(found.figures) and read.made == found.made and read.n_held_out == found.n_held_out

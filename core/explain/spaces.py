@@ -95,33 +95,32 @@ def load_spaces(folder: Path) -> Spaces:
 def compare_spaces(
     known: KnownResponses,
     z: Float[np.ndarray, "responses d_model"],
-    random: Mapping[str, Sequence[Float[np.ndarray, "responses k"]]],
+    random: Mapping[str, Sequence[Float[np.ndarray, "k d_model"]]],
     config: SpacesConfig,
     progress: Progress = no_progress,
 ) -> Spaces:
-    """Pictures and figures. Row i of `z` and of each draw's projections in `random` belongs to row i of `known`."""
+    """Pictures and figures. Row i of `z` (may be a memory map) belongs to row i of `known`; `random`: the directions of each draw of each control."""
     rows = sampled(known.groups, config.points, config.seed)
-    train = known.train
-    sparse, even = standardised(known.projections, train), standardised(z, train)
+    label, groups = labels_of(known)[rows], known.groups[rows]
+    train, held_out = (np.flatnonzero(np.isin(rows, some)) for some in (known.train, known.held_out))
+    dense, sparse = np.asarray(z[rows], dtype=np.float32), standardised(known.projections[rows], train)
     pictures = {}
-    for number, (name, values) in enumerate(((DENSE, z[rows]), (SPARSE, sparse[rows]))):
+    for number, (name, values) in enumerate(((DENSE, dense), (SPARSE, sparse))):
         progress("t-SNE", number, 2, space=name)
         pictures[name] = picture(values, config)
     progress("t-SNE", 2, 2)
-    label, held_out = labels_of(known)[rows], np.flatnonzero(np.isin(rows, known.held_out))
     told = held_out[label[held_out] != 0]
-    spaces: dict[str, Sequence[Points]] = {SPARSE: [sparse[rows[told]]], DENSE: [z[rows[told]]], "dense-standardised": [even[rows[told]]]}
-    spaces |= {name: [standardised(draw, train)[rows[told]] for draw in draws] for name, draws in random.items()}
+    spaces: dict[str, list[Points]] = {SPARSE: [sparse[told]], DENSE: [dense[told]], "dense-standardised": [standardised(dense, train)[told]]}
+    spaces |= {name: [standardised(dense @ one.T, train)[told] for one in draws] for name, draws in random.items()}
     spaces |= {f"picture-{name}": [at[told]] for name, at in pictures.items()}
-    figures = figures_of(spaces, label[told], known.groups[rows[told]], config.neighbours, progress)
     return Spaces(
         rows=rows,
         label=label,
-        prompt=known.groups[rows],
+        prompt=groups,
         split=splits_of(known)[rows],
         dense=pictures[DENSE],
         sparse=pictures[SPARSE],
-        figures=figures,
+        figures=figures_of(spaces, label[told], groups[told], config.neighbours, progress),
         n_held_out=len(told),
         chance=float(max((label[told] > 0).mean(), (label[told] < 0).mean())) if len(told) else None,
         made={**config.result_fields(), **how(len(rows), config), "n_left_out": len(known) - len(rows)},

@@ -1,0 +1,102 @@
+"""What the doctor says: one `Check` a question, and the `Report` of all of them. Plain values: a page or a script reads them without an engine.
+
+pass   the figure keeps its bound
+warn   read the remedy before trusting what the figure is about; also where a figure can't be had
+fail   rewards, accuracies or explanations of this fit must not be believed until it is mended
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core.errors import StoreError
+from core.runs.store import write_json
+
+PASS, WARN, FAIL = "pass", "warn", "fail"
+STATUSES = (PASS, WARN, FAIL)
+FILE = "report.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One question, answered by a figure against a bound.
+
+    `figure` is for a person and holds everything; `value` is the number that was held against the bound, with its 95 % interval (`low`, `high`) where
+    it comes from a sample, and the number `n` of things it was measured on. They are None where nothing can be measured. `remedy` says what to do,
+    empty where the check passes. `details` holds further figures, JSON values.
+    """
+
+    name: str
+    status: str
+    figure: str
+    bound: str
+    reason: str
+    remedy: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "details": dict(self.details)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All checks of one reward model, in the doctor's order. `about` names what was examined, `seconds` what each part took."""
+
+    checks: tuple[Check, ...]
+    about: Mapping[str, Any]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many checks have each status."""
+        return {status: sum(check.status == status for check in self.checks) for status in STATUSES}
+
+    @property
+    def status(self) -> str:
+        """The worst status of any check."""
+        return max((check.status for check in self.checks), key=STATUSES.index, default=PASS)
+
+    def failed(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if check.status == FAIL)
+
+    def to_json(self) -> dict[str, Any]:
+        checks = [check.to_json() for check in self.checks]
+        return {"status": self.status, "counts": self.counts, "checks": checks, "about": dict(self.about), "seconds": dict(self.seconds)}
+
+
+def save_report(folder: Path, report: Report) -> None:
+    """Writes `report.json`."""
+    write_json(folder / FILE, report.to_json())
+
+
+def load_report(folder: Path) -> Report:
+    """What `save_report` wrote. Raises StoreError where it can't be read."""
+    path = folder / FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Report(checks=tuple(Check(**check) for check in found["checks"]), about=found["about"], seconds=found["seconds"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} can't be read", found=f"{type(error).__name__}: {error}", remedy="sparserm cache verify") from error
+
+
+def judge(*verdicts: tuple[bool, str]) -> str:
+    """The worst of the statuses whose condition holds; pass where none does."""
+    return max((status for holds, status in verdicts if holds), key=STATUSES.index, default=PASS)
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a; b; c`, empty parts left out."""
+    return "; ".join(part for part in parts if part)
+
+
+def interval_text(low: float | None, high: float | None, form: str = ".3f") -> str:
+    """` (0.812 to 0.871)`; empty without an interval."""
+    return "" if low is None or high is None else f" ({low:{form}} to {high:{form}})"
