@@ -526,16 +526,18 @@ def test_progress_in_a_log_is_a_line_a_step(capsys: pytest.CaptureFixture[str], 
     assert capsys.readouterr().err == ""
 
 
-def test_progress_on_a_terminal_never_takes_standard_output(fitted: dict[str, Any]) -> None:
+@pytest.mark.parametrize("words", [("fit", "--preset", "tiny"), ("cache", "list")])
+def test_progress_on_a_terminal_never_takes_standard_output(fitted: dict[str, Any], words: tuple[str, ...]) -> None:
     """rich sends standard output to the terminal of its bars, unless told not to: a pipe stayed empty."""
     terminal, ours = os.openpty()
-    line = [sys.executable, "-m", "core.cli", "fit", "--preset", "tiny", "--json"]
+    line = [sys.executable, "-m", "core.cli", *words, "--json"]
     running = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=ours, text=True, env={**os.environ, "TERM": "xterm"})
     out, _ = running.communicate(timeout=120)
     os.close(ours)
-    assert running.returncode == 0
-    assert json.loads(out)["artefact"] == fitted["artefact"]
-    assert "load SAE" in os.read(terminal, 100_000).decode()
+    assert running.returncode == 0 and out.count("\n") == 1
+    assert fitted["artefact"] in out and isinstance(json.loads(out), dict)
+    shown = os.read(terminal, 100_000).decode()
+    assert fitted["artefact"] not in shown and ("load SAE" in shown) == (words[0] == "fit")
     os.close(terminal)
 
 
