@@ -233,8 +233,8 @@ def figures_of(card: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]
     return lines
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints a table to standard output; the first column to the left, the others to the right."""
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
+    """Prints a table to standard output; the first `left` columns to the left, the others to the right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -242,7 +242,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
-        shown.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        shown.add_column(column, justify="left" if number < left else "right", overflow="fold")
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))
     # In a pipe or a file rich would guess 80 columns and fold.

@@ -169,7 +169,7 @@ def template_check(*, recorded: str | None, now: str, has_template: bool, today:
     """
     dated = [text for form in DATES if (text := today.strftime(form)) in now]
     changed = recorded is not None and recorded != now
-    wrong = ["it is another one than at the fit"] * changed + [f"it prints today's date, {dated[0]}"] * bool(dated)
+    wrong = ["it is another one than at the fit"] * changed + [f"it prints today's date, {text}" for text in dated[:1]]
     wrong += ["the model has no chat template: plain concatenation is read"] * (not has_template)
     status = judge((not has_template, WARN), (bool(dated), FAIL), (changed, FAIL))
     shown = f"{len(now)} characters stand before a first user message" + (f": {now[:160]!r}" if now else "")
@@ -237,8 +237,8 @@ def invariance(rewards: Mapping[str, Float[np.ndarray, " n"]], groups: Int[np.nd
     return Check(
         name="padding and batches",
         status=FAIL if wrong else PASS,
-        figure=f"rewards move by {rms[worst]:.2g}{interval_text(low, high, '.2g')} of their deviation (root mean square), {max(most.values()):.2g} at most "
-        f"(worst: {worst}); {max(flips.values()):.1%} of pair decisions flip; n = {len(alone)} responses",
+        figure=f"rewards move by {rms[worst]:.2g}{interval_text(low, high, '.2g')} of their deviation (root mean square), at most "
+        f"{max(most.values()):.2g} (worst: {worst}); {max(flips.values()):.1%} of pair decisions flip; n = {len(alone)} responses",
         bound=f"{EXACT_MOST:g} at most (float32)" if exact else f"{ROUGH_RMS:.0%} as root mean square, {ROUGH_MOST:.0%} at most (half precision)",
         reason="a reward must not depend on what else is in its batch: wrong masks or positions under padding shift it without a word",
         remedy="" if not wrong else "--dtype float32; if it stays, another --attention; then this model's padding is not understood: report it",
