@@ -1,4 +1,4 @@
-"""The `sparserm` command: fit, score, sae train, sweep, cache; runs (core.runs_cli); doctor and spaces (core.doctor_cli).
+"""The `sparserm` command: fit, score, sae train, sweep, cache; explain, runs, doctor and spaces in core.*_cli.
 
 Every command is a thin shell: options become a config, the config goes to `core.pipeline`, the outcome is printed for a person or as one JSON
 line. Errors are printed as problem, expected, found and remedy; the exit code tells the kind (core/errors.py). Start-up is a feature: nothing
@@ -20,6 +20,7 @@ from core import console
 from core.config import BackboneConfig, FitConfig, SAETrainConfig, SweepConfig
 from core.doctor_cli import add_doctor
 from core.errors import Cancelled, ConfigError, SparseRMError, StoreError
+from core.explain_cli import add_explain
 from core.options import Parser, add_command, add_options, override, print_json
 from core.runs.store import Artefact, Store
 from core.runs_cli import DETACH_HELP, add_runs, detach
@@ -111,6 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_command(cache, "cache verify", verify_command, "read every byte of every artefact and move damaged ones aside", EXAMPLES)
     clean = add_command(cache, "cache clean", clean_command, "remove what was left half-done or set aside", EXAMPLES)
     clean.add_argument("--everything", action="store_true", help="remove all artefacts too (models stay)")
+    add_explain(commands)
     add_runs(commands)
     add_doctor(commands)
     for long in (fit, train, sweep):

@@ -99,6 +99,11 @@ class PairExplanation:
     removed: Float[np.ndarray, " k"] | None
     why: Why
 
+    @property
+    def attribution(self) -> Attribution:
+        """What its sentence is about: the margin."""
+        return self.margin
+
     def to_json(self) -> dict[str, Any]:
         """JSON values; what belongs to the model stands once."""
         sides = {name: side.to_json() for name, side in (("chosen", self.chosen), ("rejected", self.rejected))}

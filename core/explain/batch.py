@@ -1,0 +1,212 @@
+"""A whole file explained: a row a pair, or a row a response, as JSONL or CSV; and the rows that people ask for first: worst-scored, most mis-ranked.
+
+Each row names the latents of its sentence. Files are read as `sparserm score` reads them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.config import DataConfig
+from core.data.pairs import load_pairs
+from core.errors import ConfigError, DataError
+from core.explain.explainer import Explainer
+from core.explain.explanation import Explanation, PairExplanation
+from core.explain.sentence import MOST_NAMED, Why
+from core.reward.dialogues import Item
+from core.reward.known import KnownResponses
+from core.reward.parts import RewardParts
+from core.reward.scoring import check_target, holds_responses, read_singles, write_lines
+from core.types import Message, PreferencePair, Progress, RefusedRow, no_progress
+
+CHUNK = 512  # rows whose hidden states are read at once
+SUFFIXES = (".jsonl", ".csv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What a file holds: pairs, or single responses as (id, row number, item); and the rows that can't be used."""
+
+    pairs: tuple[PreferencePair, ...]
+    responses: tuple[tuple[str, int, Item], ...]
+    refused: tuple[RefusedRow, ...]
+
+    def items(self) -> list[Item]:
+        """All responses in order, a pair's chosen before its rejected one."""
+        return [(pair.prompt, text) for pair in self.pairs for text in (pair.chosen, pair.rejected)] or [item for _, _, item in self.responses]
+
+    def at(self, row: int) -> PreferencePair | Item:
+        """The first pair or response of a row. Raises DataError where the row holds none."""
+        numbers = [pair.meta["row"] for pair in self.pairs] or [number for _, number, _ in self.responses]
+        if row not in numbers:
+            said = next((f"{refused.field}: {refused.reason}" for refused in self.refused if refused.row == row), "no such row")
+            raise DataError(f"row {row} can't be explained", expected=f"a row from {min(numbers)} to {max(numbers)} that can be used", found=said)
+        place = numbers.index(row)
+        return self.pairs[place] if self.pairs else self.responses[place][2]
+
+
+def read_rows(source: Path, progress: Progress = no_progress) -> Rows:
+    """The pairs or responses of a file. Raises DataError where no row can be used."""
+    if not holds_responses(source):
+        pairs, report = load_pairs(DataConfig(pairs=str(source)), progress)
+        return Rows(pairs=pairs.pairs, responses=(), refused=report.refused)
+    singles, refused, _, _ = read_singles(source)
+    if not singles:
+        raise DataError(f"no row of {source} can be explained", found=f"row {refused[0].row}: {refused[0].reason}" if refused else "an empty file")
+    return Rows(pairs=(), responses=tuple((str(one.id), one.row, (one.prompt, one.text)) for one in singles), refused=tuple(refused))
+
+
+def states_of(explainer: Explainer, items: Sequence[Item], progress: Progress = no_progress) -> tuple[np.ndarray, dict[int, str]]:
+    """z of each response, and a reason under the number of each that can't be read (its row is NaN)."""
+    found = np.full((len(items), explainer.parts.d_model), np.nan, dtype=np.float32)
+    reasons: dict[int, str] = {}
+    for at in range(0, len(items), CHUNK):
+        progress("read", at, len(items))
+        chunk = items[at : at + CHUNK]
+        z, refused = explainer.model.reader(chunk)
+        found[[at + i for i in range(len(chunk)) if i not in refused]] = z
+        reasons |= {at + number: reason for number, reason in refused.items()}
+    progress("read", len(items), len(items))
+    return found, reasons
+
+
+def pick(explainer: Explainer, rows: Rows, which: str, progress: Progress = no_progress) -> PreferencePair | Item:
+    """`worst`: the response of lowest reward. `misranked`: the pair of lowest margin. Raises DataError where responses are asked for a pair."""
+    items = rows.items()
+    z, _ = states_of(explainer, items, progress)
+    rewards = explainer.model.rewards_of(np.nan_to_num(z))
+    rewards[np.isnan(z).any(axis=1)] = np.nan
+    if np.isnan(rewards).all():
+        raise DataError("no row of the file can be read by this model")
+    if which == "worst":
+        return items[int(np.nanargmin(rewards))]
+    if not rows.pairs:
+        raise DataError("a mis-ranked pair can only be found among pairs", found="a file of single responses")
+    return rows.pairs[int(np.nanargmin(rewards[0::2] - rewards[1::2]))]
+
+
+def pick_known(parts: RewardParts, known: KnownResponses | None, which: str) -> tuple[int, int]:
+    """Number of the held-out pair kept beside a model that holds the worst-scored response, or is most mis-ranked, and the side in question (0 or 1:
+    chosen or rejected). No language model is needed. Raises ConfigError where none are kept.
+    """
+    if known is None or known.pairs is None or not len(known.held_out_pairs):
+        raise ConfigError("no held-out pairs with texts are kept beside this reward model", remedy="give a file with --pairs")
+    pairs = known.held_out_pairs
+    rewards = np.stack([parts.head.reward(known.projections[rows[pairs]]) for rows in (known.chosen_rows, known.rejected_rows)], axis=1)
+    if which == "worst":
+        number, side = divmod(int(rewards.argmin()), 2)
+        return int(pairs[number]), side
+    return int(pairs[(rewards[:, 0] - rewards[:, 1]).argmin()]), 0
+
+
+def explain_file(explainer: Explainer, source: Path, target: Path, progress: Progress = no_progress) -> dict[str, Any]:
+    """Writes a table of a whole file, whole or not at all, and says how many rows it has and which were left out.
+
+    Raises ConfigError where `target` is neither .jsonl nor .csv or can't be written, DataError where no row can be used.
+    """
+    if target.suffix.lower() not in SUFFIXES:
+        raise ConfigError("the table's format is told by its name", expected=" or ".join(SUFFIXES), found=target.name)
+    check_target(target)
+    rows = read_rows(source, progress)
+    z, reasons = states_of(explainer, rows.items(), progress)
+    table = list((_pair_rows if rows.pairs else _response_rows)(explainer, rows, z, reasons, progress))
+    late = [_refused(rows, number, reason) for number, reason in sorted(reasons.items())]
+    if not table:
+        raise DataError(f"no row of {source} can be explained", found=late[0]["reason"] if late else "nothing")
+    write_lines(iter(_csv(table) if target.suffix.lower() == ".csv" else _jsonl(table)), target)
+    refused = [*(vars(row) for row in rows.refused), *late]
+    return {"table": str(target), "n_explained": len(table), "refused": sorted(refused, key=lambda row: row["row"])}
+
+
+def _pair_rows(explainer: Explainer, rows: Rows, z: np.ndarray, reasons: Mapping[int, str], progress: Progress) -> Iterator[dict[str, Any]]:
+    for number, pair in enumerate(rows.pairs):
+        progress("explain", number, len(rows.pairs))
+        if not {2 * number, 2 * number + 1} & set(reasons):
+            found = explainer.explain_pair_states((pair.prompt, pair.chosen), (pair.prompt, pair.rejected), z[2 * number : 2 * number + 2])
+            yield {"id": pair.pair_id, "row": pair.meta["row"], **_pair_row(found)}
+    progress("explain", len(rows.pairs), len(rows.pairs))
+
+
+def _response_rows(explainer: Explainer, rows: Rows, z: np.ndarray, reasons: Mapping[int, str], progress: Progress) -> Iterator[dict[str, Any]]:
+    for number, (name, row, item) in enumerate(rows.responses):
+        progress("explain", number, len(rows.responses))
+        if number not in reasons:
+            (found,) = explainer.explain_states([item], z[number : number + 1])
+            yield {"id": name, "row": row, **_response_row(found)}
+    progress("explain", len(rows.responses), len(rows.responses))
+
+
+def _pair_row(found: PairExplanation) -> dict[str, Any]:
+    sides = {"chosen": found.chosen, "rejected": found.rejected}
+    return {
+        "prompt": prompt_text(found.chosen.prompt),
+        **{name: side.response for name, side in sides.items()},
+        **{f"reward_{name}": side.reward for name, side in sides.items()},
+        **{f"percentile_{name}": side.percentile for name, side in sides.items()},
+        "margin": found.margin.reward - found.margin.baseline_reward,
+        "probability": found.probability,
+        "residual": found.margin.residual,
+        "rank_correlation": found.margin.rank_correlation,
+        **_named(found.why),
+    }
+
+
+def _response_row(found: Explanation) -> dict[str, Any]:
+    return {
+        "prompt": prompt_text(found.prompt),
+        "response": found.response,
+        "reward": found.reward,
+        "percentile": found.percentile,
+        "prompt_part": float(found.prompt_part.sum()),
+        "response_part": float(found.response_part.sum()),
+        "n_known": found.n_known,
+        "residual": found.attribution.residual,
+        "rank_correlation": found.attribution.rank_correlation,
+        **_named(found.why),
+    }
+
+
+def _named(why: Why) -> dict[str, Any]:
+    cells: dict[str, Any] = {}
+    for place in range(MOST_NAMED):
+        one = why.named[place] if place < len(why.named) else None
+        cells[f"latent_{place + 1}"] = one and one.latent_id
+        cells[f"name_{place + 1}"] = one and one.name
+        cells[f"value_{place + 1}"] = one and one.value
+    return {**cells, "why": why.text, "weaknesses": " ".join(why.weaknesses)}
+
+
+def prompt_text(prompt: Sequence[Message]) -> str:
+    """A prompt as one text: the user's message alone, or each message under its role."""
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _refused(rows: Rows, number: int, reason: str) -> dict[str, Any]:
+    if rows.pairs:
+        return {"row": rows.pairs[number // 2].meta["row"], "field": ("chosen", "rejected")[number % 2], "reason": reason}
+    return {"row": rows.responses[number][1], "field": "response", "reason": reason}
+
+
+def _jsonl(table: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in table)
+
+
+def _csv(table: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in table:
+        writer.writerow(row)
+        yield buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()

@@ -1,0 +1,102 @@
+"""Everything there is to say about one response or one pair, in one go: what `sparserm explain` prints, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.errors import ConfigError
+from core.explain.edits import Edit
+from core.explain.explainer import Explainer
+from core.explain.explanation import Explanation, PairExplanation
+from core.explain.switch import Switchboard, SwitchedOff
+from core.explain.tokens import Deletion, Span, TokenGradient, TokenView
+from core.reward.dialogues import Item
+from core.types import PreferencePair
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """A response token by token."""
+
+    name: str
+    tokens: TokenView
+    deletions: tuple[Deletion, ...]
+    gradient: TokenGradient
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tokens": self.tokens.to_json(), "deletions": [one.to_json() for one in self.deletions], "gradient": self.gradient.to_json()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """An explanation, its texts token by token (`response`, or `chosen` and `rejected`), the edits that were tried, and the latents switched off."""
+
+    explanation: Explanation | PairExplanation
+    sides: tuple[Side, ...]
+    edits: tuple[Edit, ...]
+    off: SwitchedOff | None
+    plain: SwitchedOff | None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; `kind` is `response` or `pair`."""
+        return {
+            "kind": "pair" if isinstance(self.explanation, PairExplanation) else "response",
+            "explanation": self.explanation.to_json(),
+            **{side.name: side.to_json() for side in self.sides},
+            "edits": [edit.to_json() for edit in self.edits],
+            "off": None if self.off is None else self.off.to_json(),
+            "all_on": None if self.plain is None else self.plain.to_json(),
+        }
+
+
+def study(
+    explainer: Explainer,
+    subject: PreferencePair | Item,
+    *,
+    spans: Sequence[Span] = (),
+    edits: Sequence[str] = (),
+    off: Sequence[int] = (),
+) -> Study:
+    """Explains a response or a pair. `spans` (of the response, instead of its sentences) are deleted, `edits` are tried one after the other in its
+    place, `off` are latents to hold at their training means.
+
+    Raises ConfigError where spans or edits are given for a pair, and as Explainer and Switchboard do.
+    """
+    if isinstance(subject, PreferencePair):
+        if spans or edits:
+            raise ConfigError("spans and edits belong to one response", found="a pair", remedy="give --prompt and --response without --rejected")
+        pair = explainer.explain_pair(subject)
+        texts = {"chosen": (subject.prompt, subject.chosen), "rejected": (subject.prompt, subject.rejected)}
+        sides = tuple(_side(explainer, name, item, ()) for name, item in texts.items())
+        return Study(explanation=pair, sides=sides, edits=(), **_switches(explainer, off, pair.chosen))
+    found = explainer.explain(list(subject[0]), subject[1])
+    side = _side(explainer, "response", subject, spans)
+    return Study(explanation=found, sides=(side,), edits=_chain(explainer, subject, edits), **_switches(explainer, off, found))
+
+
+def _side(explainer: Explainer, name: str, item: Item, spans: Sequence[Span]) -> Side:
+    prompt, response = list(item[0]), item[1]
+    return Side(
+        name=name,
+        tokens=explainer.tokens(prompt, response),
+        deletions=explainer.deletions(prompt, response, spans or None),
+        gradient=explainer.gradient(prompt, response),
+    )
+
+
+def _chain(explainer: Explainer, item: Item, edits: Sequence[str]) -> tuple[Edit, ...]:
+    if not edits:
+        return ()
+    found = [explainer.edit(list(item[0]), item[1])]
+    for text in edits:
+        found.append(explainer.edit(list(item[0]), text, found[-1]))
+    return tuple(found)
+
+
+def _switches(explainer: Explainer, off: Sequence[int], found: Explanation) -> dict[str, SwitchedOff | None]:
+    if not off:
+        return {"off": None, "plain": None}
+    board, v = Switchboard(explainer.parts, explainer.known), found.attribution.projection
+    return {"off": board.off(off, v), "plain": board.off((), v)}
