@@ -6,6 +6,7 @@ Importing this registers the kind; runs_worker.py is a worker that does so.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import subprocess
 import sys
@@ -51,11 +52,15 @@ def nap(config: NapConfig, store: Store, progress: Callable[..., None]) -> dict[
         progress("nap", config.looks, config.looks, sheep=config.looks)
 
     def make(folder: Path, _scratch: Path) -> dict[str, Any]:
-        (folder / "dream.json").write_text(f'{{"seed": {config.seed}}}')
+        (folder / "dream.json").write_text(dream(config))
         return {}
 
     artefact = store.get_or_make("nap", 1, config.result_fields(), [], make)
     return {"artefact": str(artefact.path), "outcome": {"slept": config.looks}}
+
+
+def dream(config: NapConfig) -> str:
+    return json.dumps({"seed": config.seed})
 
 
 @contextmanager

@@ -138,7 +138,7 @@ def test_what_cannot_be_launched_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_killed_worker_is_seen_at_once_and_resumed(tmp_path: Path) -> None:
-    run = start(tmp_path, looks=400)
+    run = start(tmp_path, looks=100)
     pid = wait_state(run, "running").pid
     wait_for(run.progress)
     with pytest.raises(ConfigError, match="running: there is nothing to resume"):
@@ -237,7 +237,7 @@ def test_cancelled_within_two_seconds(tmp_path: Path, deed: str) -> None:
 
 
 def test_a_cancelled_run_can_be_resumed(tmp_path: Path) -> None:
-    run = start(tmp_path, looks=200)
+    run = start(tmp_path, looks=60)
     wait_state(run, "running")
     cancel(run)
     resume(run)

@@ -29,8 +29,8 @@ class EventLog:
     """Appends events. `progress` has the signature of core.types.Progress."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._handle = _open_at_a_line(path)
-        self._clock, self._lock = clock, threading.Lock()
+        _end_the_line(path)
+        self._path, self._clock, self._lock = path, clock, threading.Lock()
         self._steps: dict[str, tuple[float, float]] = {}  # when a step began, and with how much done
         self._written, self._kept = -math.inf, ""
 
@@ -67,18 +67,17 @@ class EventLog:
             self._kept = ""
 
     def _append(self, line: str) -> None:
-        self._handle.write(line.encode("utf-8", "replace"))  # unbuffered: a line goes out in one piece
+        with self._path.open("ab", buffering=0) as handle:  # unbuffered: a line goes out in one piece
+            handle.write(line.encode("utf-8", "replace"))
 
 
-def _open_at_a_line(path: Path) -> Any:
-    """Opens for appending, behind a line end even if a killed process left half a line."""
-    handle = path.open("ab", buffering=0)
-    if handle.tell():
-        with path.open("rb") as reader:
-            reader.seek(-1, 2)
-            if reader.read(1) != b"\n":
+def _end_the_line(path: Path) -> None:
+    """A killed process may have left half a line."""
+    with path.open("a+b") as handle:
+        if handle.tell():
+            handle.seek(-1, os.SEEK_END)
+            if handle.read(1) != b"\n":
                 handle.write(b"\n")
-    return handle
 
 
 def _line(event: str, **values: Any) -> str:
