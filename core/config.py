@@ -107,7 +107,7 @@ class BackboneConfig(Config):
         "attention implementation; auto: sdpa, or eager where the model caps its attention logits (Gemma-2)",
         choices=("auto", "sdpa", "eager"),
     )
-    tokens_per_batch: int = option(4096, "token budget of a batch", result=False, minimum=128)
+    tokens_per_batch: int = option(2048, "token budget of a batch; 2048 fits a CPU, a GPU likes 16384", result=False, minimum=128)
 
 
 @dataclass(frozen=True, kw_only=True)
