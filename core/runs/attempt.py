@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import sys
 import threading
 import time
 import traceback
@@ -62,6 +63,8 @@ class Attempt:
                 self._end("failed", error=described(error))
             else:
                 self._end("succeeded")
+        if self.status.state == "cancelled":
+            self._leave()
         return self.status.exit_code
 
     def _do(self, turn: contextlib.ExitStack) -> None:
@@ -138,8 +141,13 @@ class Attempt:
                 self.cancelled.set()
                 if not self.over.wait(PATIENCE):
                     self._end("cancelled")
-                    kill_tree(os.getpid())
+                    self._leave()
                 return
+
+    def _leave(self) -> None:
+        """Ends this process and its children now: to take down torch can last seconds."""
+        sys.stderr.flush()
+        kill_tree(os.getpid())
 
     def _hold_for_tests(self, step: str, done: float, total: float) -> None:
         """Where a kill test holds a run: `STEP@SHARE` of a step."""
