@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from model_helpers import make_parts
 
 from core.backbone.presets import preset
 from core.explain.explainer import Explainer
@@ -17,7 +18,6 @@ from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
 from core.runs.store import Store, cache_root
 from core.types import Message, PreferencePair, PreferencePairs
-from model_helpers import make_parts
 
 
 def whole_number_head(rng: np.random.Generator, k: int, hidden: int, *, reach: int = 2) -> Head:
@@ -44,8 +44,8 @@ def question(text: str) -> tuple[Message, ...]:
 
 
 def hand_made(n_prompts: int = 6, answers: int = 4, seed: int = 0, **changes: Any) -> tuple[RewardParts, KnownResponses]:
-    """A random reward model of 5 latents, and known responses: each prompt has `answers` of them in `answers / 2` pairs; a third of the prompts is held
-    out, one sixth validates.
+    """A random reward model of 5 latents, and known responses: `answers` to each prompt, in half as many pairs; of six prompts two are held out, one
+    validates.
     """
     rng = np.random.default_rng(seed)
     rows = tuple({"latent_id": 10 + i, "detection_auroc": 0.9, "n_active": 50, "stability": 0.95} for i in range(5))

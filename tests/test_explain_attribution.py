@@ -7,13 +7,13 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+from explain_helpers import real_head, whole_number_head
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from core.explain.attribution import Attribution, active_fraction, at_mean, collinear_groups, contributions, contributions_by_head, rank_correlations
 from core.reward.head import ROWS_AT_ONCE, Head
-from explain_helpers import real_head, whole_number_head
 
 
 def gradient(head: Head, v: np.ndarray) -> np.ndarray:
