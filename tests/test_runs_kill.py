@@ -17,6 +17,7 @@ from runs_helpers import session, wait_for, wait_state
 from core.backbone.presets import preset
 from core.backbone.sae_training import train_sae
 from core.config import Config, FitConfig, HeadConfig, SAETrainConfig, SelectionConfig
+from core.pipeline import fit
 from core.runs.launch import cancel, launch, resume
 from core.runs.locks import is_held
 from core.runs.registry import Run
@@ -78,14 +79,19 @@ def contents(root: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Made in this process, in caches of their own."""
-    from core.pipeline import fit
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed fit, made in this process in a cache of its own."""
+    root = tmp_path_factory.mktemp("fit")
+    fit(fit_config(), Store(root))
+    return root
 
-    roots = {kind: tmp_path_factory.mktemp(kind) for kind in CONFIGS}
-    fit(fit_config(), Store(roots["fit"]))
-    train_sae(train_config(), root=roots["sae-train"])
-    return roots
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed training."""
+    root = tmp_path_factory.mktemp("train")
+    train_sae(train_config(), root=root)
+    return root
 
 
 class Disturbed:
@@ -136,35 +142,33 @@ class Disturbed:
         assert [path.name for path in (self.root / "tmp").glob("*")] == [], "half-made work is left"
 
 
-def test_a_fit_killed_and_cancelled(undisturbed: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fit_killed_and_cancelled(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disturbed = Disturbed("fit", tmp_path, monkeypatch)
     disturbed.stop_at("extraction@0.5", "kill")
     disturbed.stop_at("controls@0.5", "cancel")
-    disturbed.finish(undisturbed["fit"])
+    disturbed.finish(fitted)
 
 
 @pytest.mark.slow
-def test_an_sae_training_killed_and_cancelled_at_every_moment(undisturbed: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_sae_training_killed_and_cancelled_at_every_moment(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disturbed = Disturbed("sae-train", tmp_path, monkeypatch)
     for number, moment in enumerate(TRAIN_MOMENTS):
         disturbed.stop_at(moment, ("kill", "cancel")[number % 2])
-    disturbed.finish(undisturbed["sae-train"])
+    disturbed.finish(trained)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["kill", "cancel"])
-def test_a_fit_killed_and_cancelled_at_every_moment(
-    undisturbed: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
-) -> None:
+def test_a_fit_killed_and_cancelled_at_every_moment(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str) -> None:
     """Every moment is met by a kill in one of the two, by a cancellation in the other."""
     disturbed = Disturbed("fit", tmp_path, monkeypatch)
     for number, moment in enumerate(FIT_MOMENTS):
         disturbed.stop_at(moment, ("kill", "cancel")[(number + (first == "cancel")) % 2])
-    disturbed.finish(undisturbed["fit"])
+    disturbed.finish(fitted)
 
 
 @pytest.mark.slow
-def test_three_at_once(undisturbed: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_at_once(fitted: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two fits of the same pairs and a training, queued together and the first killed: one after another, each artefact written once."""
     monkeypatch.setenv(HOLD, "heads@0.5")
     runs = [Run(tmp_path / "runs" / launch(kind, CONFIGS[kind](), root=tmp_path)) for kind in ("fit", "fit", "sae-train")]
@@ -182,6 +186,5 @@ def test_three_at_once(undisturbed: dict[str, Path], tmp_path: Path, monkeypatch
     assert done[0].ended <= done[1].started and done[1].ended <= done[2].started, "the queue's order"
     made = [entry["fingerprint"] for run in runs[:2] for entry in run.result()["artefacts"] if entry["made"]]
     assert len(made) == len(set(made))
-    for kind in CONFIGS:
-        theirs = contents(undisturbed[kind])
+    for theirs in (contents(fitted), contents(trained)):
         assert {name: value for name, value in contents(tmp_path).items() if name in theirs} == theirs

@@ -188,7 +188,8 @@ class Run:
         return write_json(self.path / "status.json", values)
 
     def _alive(self) -> bool:
-        return is_held(self.lock) or is_held(self.launch_lock)
+        # In this order: who lets go of the launch lock has taken the other one before.
+        return is_held(self.launch_lock) or is_held(self.lock)
 
     def result(self) -> Mapping[str, Any] | None:
         """`result.json` of the finished run."""
