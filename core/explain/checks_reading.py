@@ -137,18 +137,18 @@ def layer_and_position(found: Placement, sae: Mapping[str, Any], *, layer: int, 
 # --- BOS and template ----------------------------------------------------------------------------------------------
 
 
-def bos_count(sequences: Sequence[Int32[np.ndarray, " t"]], *, real: int | None, named: int | None) -> Check:
+def bos_count(sequences: Sequence[Int32[np.ndarray, " _"]], *, real: int | None, named: int | None) -> Check:
     """Exactly one BOS in front where the tokenizer puts one (`real`); none doubled where it only names a token so (`named`)."""
     token = real if real is not None else named
     counts = [0 if token is None else _leading(ids, token) for ids in sequences]
     wrong = sum(count != 1 if real is not None else count > 1 for count in counts)
-    shown = ", ".join(f"{counts.count(count)} begin with {count}" for count in sorted(set(counts)))
+    shown = ", ".join(f"{counts.count(count)} begin with {count} of it" for count in sorted(set(counts)))
     kind = "a real BOS" if real is not None else "no BOS of its own" + ("" if named is None else f" (it calls token {named} so, but puts none)")
     status = FAIL if wrong else PASS
     return Check(
         name="BOS",
         status=status,
-        figure=f"the tokenizer has {kind}; of {len(counts)} sequences {shown or 'none was read'}",
+        figure=f"the tokenizer has {kind}; of {len(counts)} sequences {shown}",
         bound="exactly one in front of every sequence" if real is not None else "none twice in front",
         reason="a doubled BOS, from template and tokenizer together, moves every hidden state, and nothing crashes",
         remedy="" if status == PASS else "render with the template alone: add_special_tokens=False, or take bos_token out of the chat template",
