@@ -171,7 +171,7 @@ def _side(explainer: Explainer, side: Side, latent: int, labels: Any) -> Iterato
     yield Text("running reward: ") + terminal.running(side.tokens)
     yield Text("what each part of the text adds (scored again without it):")
     yield terminal.deleted(side.deletions)
-    yield Text("the reward leans most on (gradient; times the embedding): ") + terminal.leaning(side.tokens, side.gradient)
+    yield Text("the reward leans most on (norm of its gradient): ") + terminal.leaning(side.tokens, side.gradient)
 
 
 def _first(found: Study) -> int:

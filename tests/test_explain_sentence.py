@@ -75,7 +75,7 @@ def test_a_latent_whose_sign_differs_between_heads_is_not_named() -> None:
     by_head[0, 2] = 0.0
     named = choose(evidence(value.tolist(), by_head=by_head, contribution_by_head=whole))
     assert [one.latent_id for one in named] == [13]
-    nobody = evidence([0.5], by_head=np.array([[0.5], [-0.5]]))
+    nobody = evidence([0.5], by_head=np.array([[0.5], [0.5], [-0.5]]))
     assert explained(nobody) == (
         "Scored -1.23, in the lowest 8 % of held-out responses: against 3 other known responses to this prompt, "
         "no latent can be named, since the heads of different seeds disagree on what each does."
@@ -205,14 +205,15 @@ def test_a_pair_won() -> None:
 def test_a_pair_lost() -> None:
     why = why_pair(evidence([-0.9], moved=np.array([1.0])), margin=-0.9, probability=0.2)
     assert str(why) == (
-        "The rejected response wins by 0.90, so the pair is mis-ranked (P(chosen wins) = 0.20): the chosen one lost by being higher on latent 10 (-0.90)."
+        "The rejected response wins by 0.90, so the pair is mis-ranked (P(chosen wins) = 0.20): "
+        "the chosen one lost by being higher on latent 10 (-0.90)."
     )
     assert "cannot be told apart" not in str(why)
 
 
 def test_a_tie_and_a_pair_nobody_can_explain() -> None:
     assert str(why_pair(evidence([0.0]), margin=0.0, probability=0.5)) == "The two responses tie: the reward model sees no difference between them."
-    why = why_pair(evidence([0.4], by_head=np.array([[0.4], [-0.1]])), margin=0.4, probability=0.6)
+    why = why_pair(evidence([0.4], by_head=np.array([[0.4], [0.4], [-0.1]])), margin=0.4, probability=0.6)
     assert why.text.endswith("no latent can be named, since the heads of different seeds disagree on what each does.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def explainer() -> Explainer:
 # --- kinds and texts -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("response", [ANSWER, "  padded \n ", "emoji 👩‍👩‍👧 é́ at the end 🎉", "مرحبا بالعالم", "<|im_end|> is no template here", "a\n\nb"])
+@pytest.mark.parametrize(
+    "response", [ANSWER, "  padded \n ", "emoji 👩‍👩‍👧 é́ at the end 🎉", "مرحبا بالعالم", "<|im_end|> is no template here", "a\n\nb"]
+)
 def test_texts_join_to_the_dialogue_and_kinds_are_told(response: str) -> None:
     backbone = explainer().backbone
     found = tiny_reading(EGG, response)
@@ -64,13 +67,13 @@ def test_a_bos_put_in_front_carries_no_text() -> None:
 
 def test_leading_turns_are_dropped_as_scoring_drops_them() -> None:
     backbone = explainer().backbone
-    small = Backbone(backbone.model, backbone.tokenizer, replace(backbone.config, max_length=60), backbone.identity)
+    small = Backbone(backbone.model, backbone.tokenizer, replace(backbone.config, max_length=72), backbone.identity)
     turns = [{"role": role, "content": f"turn {n} " * 6} for n, role in enumerate(("user", "assistant", "user"))]
     item = item_of(turns, "An answer, please")
     found = read_tokens(small, item, layer=1, position="response_end")
     np.testing.assert_allclose(found.z, response_states(small, [item], layer=1, position="response_end")[0], atol=1e-4)
     assert "turn 0" not in "".join(found.texts) and "turn 2" in "".join(found.texts)
-    with pytest.raises(DataError, match="the response can't be read\n  found: .* tokens, at most 60 are read"):
+    with pytest.raises(DataError, match=r"the response can't be read\n  found: .* tokens, at most 72 are read"):
         read_tokens(small, item_of(EGG, "long " * 200), layer=1, position="response_end")
 
 
@@ -194,7 +197,7 @@ def test_many_spans_are_merged() -> None:
     text = "One more. " * 500
     found = list(spans_of(text.strip()))
     assert len(found) == 64 and found[0][0] == 0 and found[-1][1] == len(text.strip())
-    assert all(a[1] == b[0] for a, b in zip(found[:-1], found[1:], strict=True))
+    assert all(a[1] == b[0] for a, b in pairwise(found))
 
 
 def test_a_deletion_is_the_reward_of_the_text_without_it() -> None:
@@ -240,16 +243,13 @@ def test_the_gradient_equals_finite_differences() -> None:
             handle.remove()
             return float(model.rewards_of(states[0][0, -1:].numpy())[0])
 
-        rng = np.random.default_rng(0)
         for token in (5, len(reading.ids) - 3, len(reading.ids) - 1):
-            direction = torch.from_numpy(rng.normal(size=base.shape[2]))
-            step = torch.zeros_like(base)
-            step[0, token] = base[0, token] * 1e-5
-            slope = (reward(base + step) - reward(base - step)) / 2e-5
-            assert found.times_input[token] == pytest.approx(slope, rel=2e-2, abs=2e-4)
-            step[0, token] = direction * 1e-5 / direction.norm()
-            along = abs(reward(base + step) - reward(base - step)) / 2e-5
-            assert along <= found.norm[token] * 1.01 + 1e-4
+            slopes = []
+            for axis in range(base.shape[2]):
+                step = torch.zeros_like(base)
+                step[0, token, axis] = 1e-3
+                slopes.append((reward(base + step) - reward(base - step)) / 2e-3)
+            assert found.norm[token] == pytest.approx(np.linalg.norm(slopes), rel=2e-2, abs=1e-3)
     finally:
         decoder.float()
 

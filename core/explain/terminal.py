@@ -223,7 +223,7 @@ def leaning(view: TokenView, gradient: TokenGradient) -> Text:
     """The tokens whose embeddings the reward leans on most."""
     own = [i for i, kind in enumerate(view.kinds) if kind in (PROMPT, RESPONSE)]
     top = sorted(own, key=lambda i: -gradient.norm[i])[:MOST_TOKENS]
-    return Text(", ".join(f"{short(view.texts[i]) or '␣'} {gradient.norm[i]:.3g} ({gradient.times_input[i]:+.3f})" for i in top))
+    return Text(", ".join(f"{short(view.texts[i]) or '␣'} {gradient.norm[i]:.3g}" for i in top))
 
 
 def similar(found: Sequence[Neighbour]) -> Table:

@@ -115,17 +115,17 @@ def spans_of(text: str) -> Iterator[Span]:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenGradient:
-    """How the reward leans on each token's embedding e: `norm` = |ds/de|; `times_input` = ds/de . e, the first-order loss of reward if e went to 0.
+    """How much the reward leans on each token's embedding e: `norm` = |ds/de|. It has no sign: for that, and wherever they disagree, ask a deletion.
 
-    A gradient is a local view, and the zero embedding is no text: where the two disagree with a deletion, believe the deletion.
+    The norm, not gradient times embedding (our choice): on 53 held-out answers of TruthfulQA its mean rank correlation with the size of each word's
+    deletion was 0.32, that of |ds/de . e| 0.22, and the sign of ds/de . e said nothing about the sign of the deletion (-0.04).
     """
 
     norm: Float[np.ndarray, " t"]
-    times_input: Float[np.ndarray, " t"]
     reward: float
 
     def to_json(self) -> dict[str, Any]:
-        return {"norm": self.norm.tolist(), "times_input": self.times_input.tolist()}
+        return {"norm": self.norm.tolist(), "reward": self.reward}
 
 
 class Gradients:
@@ -149,8 +149,7 @@ class Gradients:
         except (torch.OutOfMemoryError, MemoryError) as error:
             problem = f"the gradient over {ids.shape[1]} tokens does not fit into memory"
             raise BackboneError(problem, found=str(error), remedy="shorten the text") from error
-        slope, value = gradient[0].double().cpu(), embedded[0].detach().double().cpu()
-        return TokenGradient(norm=slope.norm(dim=1).numpy(), times_input=(slope * value).sum(dim=1).numpy(), reward=float(reward.detach()))
+        return TokenGradient(norm=gradient[0].double().cpu().norm(dim=1).numpy(), reward=float(reward.detach()))
 
     def _state(self, embedded: torch.Tensor) -> torch.Tensor:
         """z of the last token, its graph attached; the model runs no further than layer L."""
