@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STEPS = tuple(VERSIONS)
 # Whole shards at which the extraction is killed, spread evenly over its 18.
 SHARDS = (3, 7, 11, 15)
+PATIENCE = 300  # seconds: on a machine with other work to do, a start of the command took longer than a minute
 SHORT = ["--epochs", "3", "--seeds", "2", "--random-draws", "2", "--resamples", "20", "--k", "8", "--curve", "4,8", "--dtype", "float32"]
 Shards = dict[str, tuple[int, int]]
 
@@ -45,14 +46,14 @@ def start(words: list[str], root: Path, hold: str = "") -> subprocess.Popen[byte
 
 
 def finish(words: list[str], root: Path) -> dict[str, Any]:
-    assert start(words, root).wait(timeout=120) == 0, (root.parent / f"{root.name}.out").read_text()
+    assert start(words, root).wait(timeout=PATIENCE) == 0, (root.parent / f"{root.name}.out").read_text()
     found: dict[str, Any] = json.loads((root.parent / f"{root.name}.out").read_text().splitlines()[-1])
     return found
 
 
 def kill_when(words: list[str], root: Path, ready: Callable[[], bool], hold: str = "") -> None:
     """Runs the command until `ready`, then kills it."""
-    running, end = start(words, root, hold), time.monotonic() + 60
+    running, end = start(words, root, hold), time.monotonic() + PATIENCE
     while not ready():
         assert running.poll() is None, (root.parent / f"{root.name}.out").read_text()[-2000:]
         assert time.monotonic() < end, "the moment never came"
