@@ -151,9 +151,7 @@ def memory() -> None:
         command = [sys.executable, __file__, "--memory-of", str(n), "--memory-model", model]
         result = subprocess.run(command, check=True, capture_output=True, text=True)
         found = peaks[f"{model} {n}"] = json.loads(result.stdout.splitlines()[-1])
-        print(
-            f"{model} {n:>6} pairs: {found['before_mb']} MB when loaded, peak {found['peak_mb']} MB, {found['states_mb']} MB of states"
-        )
+        print(f"{model} {n:>6} pairs: {found['before_mb']} MB when loaded, peak {found['peak_mb']} MB, {found['states_mb']} MB of states")
     growth = {name: found["peak_mb"] - found["before_mb"] for name, found in peaks.items()}
     per_pair = (growth["tiny 50000"] - growth["tiny 1000"]) / 49_000 * 1024
     print(json.dumps({"peak_mb": {name: found["peak_mb"] for name, found in peaks.items()}, "growth_mb": growth, "kb_per_pair": round(per_pair, 2)}))

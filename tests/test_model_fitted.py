@@ -39,7 +39,8 @@ def test_it_scores_as_the_table_says(fitted: Any, kind: str) -> None:
     reward_model = load_reward_model(folder, backbone=backbone)
     shipped = reward_model.parts.method["shipped_seed"]
     assert reward_model.parts.kind == kind
-    assert reward_model.parts.seeds == ((shipped,) if kind.startswith("random") else tuple(range(len(entry["heads"])))) and shipped == entry["shipped"]
+    seeds = (shipped,) if kind.startswith("random") else tuple(range(len(entry["heads"])))
+    assert reward_model.parts.seeds == seeds and shipped == entry["shipped"]
     chosen, rejected = reward_model.score_pairs(test)
     # The fit projects in float32, the reward model in float64: a pair nearer to a tie than that may fall either way. Exact ties stay ties.
     margins = chosen - rejected

@@ -201,15 +201,18 @@ def read_safe_rlhf(row: Mapping[str, Any], config: DataConfig) -> list[Draft]:
 
 
 def _answers(row: Mapping[str, Any], *names: str) -> dict[str, str]:
-    """Distinct answers of a cell, keyed by their text without case and spacing. Each is closed with a full stop where it lacks one, as TruthfulQA's own
-    evaluation does (its `split_multi_answer`): the last token is what we read, and a text that just breaks off is read as unfinished."""
+    """Distinct answers of a cell, keyed by their text without case and spacing.
+
+    Each is closed with a full stop where it lacks one, as TruthfulQA's own evaluation does (its `split_multi_answer`): the last token is what we
+    read, and a text that just breaks off is read as unfinished.
+    """
     value = next((row[name] for name in names if not is_missing(row.get(name))), None)
     texts = value if isinstance(value, list) else text_of(value, names[-1]).split(";")
     found: dict[str, str] = {}
     for text in texts:
         answer = text_of(text, names[-1], may_be_empty=True)
         if answer:
-            closed = answer if answer.endswith((".", "!", "?", "\"", "”")) else answer + "."
+            closed = answer if answer.endswith((".", "!", "?", '"', "”")) else answer + "."
             found.setdefault(" ".join(closed.casefold().split()), closed)
     if not found:
         raise Refused(names[-1], "empty")
