@@ -235,8 +235,10 @@ def test_the_gradient_equals_finite_differences() -> None:
 
         def reward(embedded: torch.Tensor) -> float:
             states: list[torch.Tensor] = []
-            handle = explainer().backbone.layer_module(1).register_forward_hook(
-                lambda _m, _i, out: states.append(out[0] if isinstance(out, tuple) else out)
+            handle = (
+                explainer()
+                .backbone.layer_module(1)
+                .register_forward_hook(lambda _m, _i, out: states.append(out[0] if isinstance(out, tuple) else out))
             )
             with torch.no_grad():
                 decoder(inputs_embeds=embedded, use_cache=False)

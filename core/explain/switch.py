@@ -51,6 +51,7 @@ class Switchboard:
         self.n_tokens, self.groups = known.n_tokens[rows].astype(np.float64), known.groups[rows]
         pairs = known.held_out_pairs
         self.chosen, self.rejected = (np.searchsorted(rows, side[pairs]) for side in (known.chosen_rows, known.rejected_rows))
+        self.alike = (self.v[self.chosen] == self.v[self.rejected]).all(axis=1)  # a tie, whatever rounding says
         self.prompts = np.unique(self.groups[self.chosen], return_inverse=True)[1]
 
     def off(self, latent_ids: Sequence[int], v: Float[np.ndarray, " k"] | None = None) -> SwitchedOff:
@@ -61,7 +62,9 @@ class Switchboard:
             raise ConfigError("this reward model has no such latent", expected=f"some of {len(self.columns)} selected latents", found=found)
         columns = np.array(sorted({self.columns[int(latent)] for latent in latent_ids}), dtype=np.int64)
         rewards = self._rewards(self.v, self.hidden, columns)
-        margins = rewards[self.chosen] - rewards[self.rejected]
+        if len(columns) == len(self.columns):
+            rewards[:] = rewards[0]  # nothing is left to tell responses apart: what differs is rounding
+        margins = np.where(self.alike, 0.0, rewards[self.chosen] - rewards[self.rejected])
         return SwitchedOff(
             latent_ids=tuple(int(i) for i in latent_ids),
             accuracy=accuracy_of(margins[None], self.prompts),
