@@ -3,7 +3,7 @@
 Wall-clock for the same pairs, three interleaved repetitions in one run, medians:
   ours    tokenise, plan, packed forward up to layer L
   plain   dataset order, padded batches of 8, `output_hidden_states=True`, the whole model
-  limit   the truncated forward alone on full rows of 128 tokens, 16 a batch, as many tokens as there are when each prompt
+  limit   our truncated forward alone on full rows of 128 tokens, 16 a batch, as many tokens as there are when each prompt
           counts once and each response once
 Ends with one JSON line: vs_plain (plain / ours), of_limit (limit / ours), and the arms' disagreement.
 
@@ -127,9 +127,8 @@ def limit(backbone: Any, n_tokens: int) -> None:
 
     ids = torch.randint(100, 40_000, (16, 128), generator=torch.Generator().manual_seed(0))
     rows = -(-n_tokens // 128)
-    with torch.inference_mode():
-        for at in range(0, rows, 16):
-            backbone.model(input_ids=ids[: min(16, rows - at)], use_cache=False)
+    for at in range(0, rows, 16):
+        backbone.states(ids[: min(16, rows - at)], None, [LAYER])
 
 
 def ideal_tokens(backbone: Any, items: list[Any]) -> int:

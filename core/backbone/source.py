@@ -75,6 +75,7 @@ def backbone_identity(config: BackboneConfig, source: ModelSource) -> dict[str, 
         "template_sha256": sha256_of([template, config.template_date if dated else ""]),
         "has_template": bool(template),
         "dtype": resolve_dtype(config),
+        "residual": "float32",
         "quantization": config.quantization,
         "attention": resolve_attention(config, text),
     }
