@@ -157,6 +157,7 @@ def _report(explainer: Explainer, found: Study, latent: int | None) -> Iterator[
         yield terminal.heading("Most similar training responses" if alone else "Training responses most similar to the chosen one")
         yield terminal.similar(one.neighbours)
     yield terminal.heading("Can this be believed?")
+    yield terminal.removals(explanation.curves)
     yield terminal.figures(one.figures)
     yield Text(f"completeness residual {abs(explanation.attribution.residual):.1e}")
 

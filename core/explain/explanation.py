@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from core.explain.attribution import Attribution
+from core.explain.curves import Curves
 from core.explain.neighbours import Neighbour
 from core.explain.sentence import Why
 from core.explain.stability import PromptShare, Stability
@@ -47,6 +48,7 @@ class Explanation:
     `prompt_part` is the mean contribution over the `n_known` known responses to this prompt (this one included; 0: none are kept beside the model),
     `response_part` what is left. `at_mean` is how the reward changes where a projection is set to its training mean, `removed` how it changes where
     the latent is taken out of the residual stream (NaN: inactive, nothing to remove; None: no SAE at hand). `percentile` is among held-out ones.
+    `curves` is this explanation's own faithfulness, None where too few latents are active.
     """
 
     prompt: tuple[Message, ...]
@@ -58,6 +60,7 @@ class Explanation:
     percentile: float
     at_mean: Float[np.ndarray, " k"]
     removed: Float[np.ndarray, " k"] | None
+    curves: Curves | None
     neighbours: tuple[Neighbour, ...]
     why: Why
     figures: ModelFigures
@@ -79,6 +82,7 @@ class Explanation:
             "response_part": float(self.response_part.sum()),
             **with_columns(self.attribution, columns, self.removed),
             "groups": named_groups(self.attribution, self.figures.groups),
+            "curves": None if self.curves is None else self.curves.to_json(),
             "neighbours": [one.to_json() for one in self.neighbours],
             "model": self.figures.to_json(),
         }
@@ -97,6 +101,7 @@ class PairExplanation:
     probability: float
     at_mean: Float[np.ndarray, " k"]
     removed: Float[np.ndarray, " k"] | None
+    curves: Curves | None
     why: Why
 
     @property
@@ -117,6 +122,7 @@ class PairExplanation:
             **{name: latents[name] for name in ("residual", "rank_correlation", "latents")},
             **sides,
             "groups": named_groups(self.margin, self.chosen.figures.groups),
+            "curves": None if self.curves is None else self.curves.to_json(),
             "model": self.chosen.figures.to_json(),
         }
 

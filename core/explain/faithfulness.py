@@ -1,9 +1,7 @@
 """Do the explanations say what the reward model does? Measured once a fit and shown beside them (METHOD.md section 4).
 
-1. Curves. In held-out pairs the latents active in either response are removed from both residual streams one by one: in order of their |contribution|
-   to the margin, and in random orders of the same latents. Deletion: how far has the margin moved, after a share of them is gone? Insertion: all of
-   them are gone; how far does it move back as they return? Both as a share of the whole way, |margin - margin with all removed|, summed over pairs. A
-   faithful order moves earlier, so its curve lies above the random one; `area` is the mean height between them.
+1. Curves (core.explain.curves) of the margins of held-out pairs; the latents active in either response are removed from both. Summed over pairs, as a
+   share of the whole way, |margin - margin with all removed|. A faithful order lies above the random one; `area` is the mean height between them.
 2. Rank agreement: Spearman correlation, within a pair, of contributions with what removing each of these latents alone takes from the margin.
 3. Completeness: the largest residual of any held-out attribution.
 4. Spurious cues: core.explain.cues.
@@ -13,8 +11,8 @@ All figures with 95 % bootstrap intervals over prompts. From the projections and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,7 @@ from scipy.stats import rankdata
 
 from core.explain.attribution import contributions
 from core.explain.cues import LengthCue, length_cue
-from core.explain.removal import removed_projections
+from core.explain.curves import FEWEST, SHARES, removal_curves, value_without
 from core.explain.stability import spread
 from core.reward.known import KnownResponses
 from core.reward.parts import RewardParts
@@ -32,8 +30,6 @@ from core.types import Progress, no_progress
 
 PAIRS = 300  # held-out pairs measured
 DRAWS = 5  # random orders of each pair's latents
-STEPS = 10  # points of a curve after its start
-FEWEST = 3  # latents that must be active in a pair for it to count: two orders of one latent are the same
 RESAMPLES, SEED = 2000, 0
 
 
@@ -82,7 +78,7 @@ class Faithfulness:
         """JSON values; `share` is where on the curves the points lie."""
         parts = {name: getattr(self, name) for name in ("deletion", "insertion", "agreement", "cues")}
         counts = {name: getattr(self, name) for name in ("residual", "n_pairs", "n_prompts", "n_left_out")}
-        return {**{name: part and part.to_json() for name, part in parts.items()}, **counts, "share": [i / STEPS for i in range(STEPS + 1)]}
+        return {**{name: part and part.to_json() for name, part in parts.items()}, **counts, "share": list(SHARES)}
 
 
 def faithfulness(parts: RewardParts, known: KnownResponses, progress: Progress = no_progress) -> Faithfulness:
@@ -123,16 +119,12 @@ class _World:
         f = self.known.activations
         return (f[self.known.chosen_rows[pairs]] > 0) | (f[self.known.rejected_rows[pairs]] > 0)
 
-    def rows(self, pair: int) -> Int[np.ndarray, " 2"]:
-        return np.array([self.known.chosen_rows[pair], self.known.rejected_rows[pair]])
-
     def margins(self, pair: int, removed: Bool[np.ndarray, "m k"]) -> Float[np.ndarray, " m"]:
         """The margin after each of these sets is removed from both responses."""
-        rewards = []
-        for row in self.rows(pair):
-            v, f = (np.broadcast_to(values[row].astype(np.float64), removed.shape) for values in (self.known.projections, self.known.activations))
-            rewards.append(self.head.reward(removed_projections(v, f, self.overlaps, removed)))
-        return rewards[0] - rewards[1]
+        v, f = self.known.projections, self.known.activations
+        rows = (self.known.chosen_rows[pair], self.known.rejected_rows[pair])
+        chosen, rejected = (value_without(self.head, v[row], f[row], self.overlaps)(removed) for row in rows)
+        return chosen - rejected
 
     def contributions(self, pairs: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n k"]:
         """Of each latent to each margin."""
@@ -141,22 +133,9 @@ class _World:
 
     def curves(self, pair: int) -> Float[np.ndarray, "2 2 points"]:
         """How far the margin has moved along deletion and insertion, ordered and (mean over draws) random."""
-        latents = np.flatnonzero(self.removable(np.array([pair]))[0])
-        strength = np.abs(self.contributions(np.array([pair]))[0, latents])
-        orders = [latents[np.argsort(-strength, kind="stable")], *self._random_orders(pair, latents)]
-        sets = np.stack([_nested(order, self.overlaps.shape[0]) for order in orders])  # [orders, latents + 1, k]
-        gone, left = sets, sets[:, -1:] & ~sets  # deletion; insertion: what has not returned yet
-        moved = []
-        for path in (gone, left):
-            margin = self.margins(pair, path.reshape(-1, path.shape[2])).reshape(path.shape[:2])
-            way = np.abs(margin - margin[:, :1])
-            at = [np.interp(np.linspace(0, 1, STEPS + 1), np.linspace(0, 1, way.shape[1]), line) for line in way]
-            moved.append([at[0], np.mean(at[1:], axis=0)])
-        return np.array(moved)
-
-    def _random_orders(self, pair: int, latents: Int[np.ndarray, " m"]) -> Iterator[Int[np.ndarray, " m"]]:
-        rng = np.random.default_rng([SEED, pair])
-        return (rng.permutation(latents) for _ in range(DRAWS))
+        one = np.array([pair])
+        latents = np.flatnonzero(self.removable(one)[0])
+        return removal_curves(partial(self.margins, pair), latents, self.contributions(one)[0], draws=DRAWS, seed=pair)
 
     def agreement(self, pair: int) -> float:
         """Spearman correlation of contributions with what each removal alone takes from the margin; 0 where one of them is constant."""
@@ -173,13 +152,6 @@ class _World:
         rewards = [self.head.reward(self.known.projections[rows[pairs]]) for rows in (self.known.chosen_rows, self.known.rejected_rows)]
         missed = np.abs(rewards[0] - rewards[1] - self.contributions(pairs).sum(axis=1))
         return float(missed.max()) if len(missed) else 0.0
-
-
-def _nested(order: Int[np.ndarray, " m"], k: int) -> Bool[np.ndarray, "m_plus_1 k"]:
-    """The sets of the first 0, 1, ... m latents of an order."""
-    place = np.full(k, len(order))
-    place[order] = np.arange(len(order))
-    return place[None, :] < np.arange(len(order) + 1)[:, None]
 
 
 def _curve(way: Float[np.ndarray, "pairs 2 points"], groups: Int[np.ndarray, " pairs"]) -> Curve:

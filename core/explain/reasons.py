@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 
 from core.errors import ConfigError
 from core.explain.attribution import Attribution, at_mean, collinear_groups, contributions, contributions_by_head
+from core.explain.curves import Curves, own_curves, value_without
 from core.explain.explanation import Explanation, ModelFigures, PairExplanation
 from core.explain.labels import Labels
 from core.explain.neighbours import neighbours, percentile
@@ -90,6 +91,7 @@ class Reasons:
             percentile=rank,
             at_mean=at_mean(self.parts.head, this.v, self.mean),
             removed=None if this.f is None else removal_effects(self.parts.head, this.v[None], this.f[None], self.overlaps)[0],
+            curves=self._curves(attribution, this),
             neighbours=() if self.known is None else neighbours(self.known, self.parts, this.v, own=this.own),
             why=why_response(evidence, reward=attribution.reward, percentile=rank, n_known=n_known),
             figures=self.figures,
@@ -111,6 +113,7 @@ class Reasons:
             probability=probability,
             at_mean=sides[0].at_mean - sides[1].at_mean,
             removed=_difference(sides[0].removed, sides[1].removed),
+            curves=self._curves(margin, chosen, rejected),
             why=why_pair(evidence, margin=difference, probability=probability),
         )
 
@@ -152,6 +155,15 @@ class Reasons:
         rows = self.known.rows_of_prompt(seen[0].item[0])
         others = rows[~np.isin(self.known.response_ids[rows], [one.own for one in seen])]
         return self.known.projections[others].astype(np.float64)
+
+    def _curves(self, attribution: Attribution, this: Seen, less: Seen | None = None) -> Curves | None:
+        """Of a reward, or (with `less`) of a margin; None where no SAE is at hand, or too few latents are active."""
+        both = [one for one in (this, less) if one is not None]
+        values = [value_without(self.parts.head, one.v, one.f, self.overlaps) for one in both if one.f is not None]
+        if len(values) < len(both):
+            return None
+        active = np.any([one.f > 0 for one in both if one.f is not None], axis=0)
+        return own_curves(lambda sets: values[0](sets) - (values[1](sets) if len(values) > 1 else 0.0), active, attribution.contribution)
 
     def _evidence(self, attribution: Attribution, labels: Labels, **own: Any) -> Evidence:
         return Evidence(

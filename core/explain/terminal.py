@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from core.explain.attribution import Attribution
+from core.explain.curves import Curves
 from core.explain.edits import Edit
 from core.explain.explanation import INACTIVE, NO_SAE, Explanation, ModelFigures, PairExplanation
 from core.explain.labels import Labels
@@ -30,8 +31,8 @@ SHADES = {"blue": ("#dbeafc", "#a9cdf5", "#6daaec", "#2f7fd1"), "orange": ("#fce
 HALF = 14  # characters of a bar's longer half
 MOST_BARS, MOST_SPANS, MOST_TOKENS, LONGEST = 10, 12, 8, 240
 LEGEND = (
-    "?: the heads of different seeds disagree on the sign; ±: deviation over heads; f: activation; at mean: the reward's change where the projection is set "
-    f"to its training mean; removed: where the latent is taken out of the residual stream ({INACTIVE})"
+    "?: the heads of different seeds disagree on the sign; ±: deviation over heads; f: activation; at mean: the reward's change where the projection is "
+    f"set to its training mean; removed: where the latent is taken out of the residual stream ({INACTIVE})"
 )
 WIDE = 120  # columns where the output is no terminal
 SPARK = "▁▂▃▄▅▆▇█"
@@ -172,6 +173,18 @@ def figures(found: ModelFigures) -> RenderableType:
 
 def _interval(value: float, low: float, high: float) -> str:
     return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
+def removals(found: Curves | None) -> Text:
+    """What removing the active latents one by one does, beside chance."""
+    if found is None:
+        return Text("too few latents are active to remove them one by one")
+    lines = []
+    for name, curve in (("deletion", found.deletion), ("insertion", found.insertion)):
+        ordered, chance = (" ".join(f"{value:.2f}" for value in line[2::2]) for line in curve)
+        lines.append(f"{name}: {ordered}, in random order {chance}")
+    said = f"how far the reward has moved after 20, 40, ... 100 % of the {found.n_latents} active latents are removed (strongest first), or put back"
+    return Text("\n".join([said, *lines]))
 
 
 def marked(view: TokenView, latent: int, side: str, labels: Labels) -> RenderableType:
