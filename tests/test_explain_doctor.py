@@ -209,6 +209,7 @@ def rewards_off_by(*share: float, n: int = 40) -> dict[str, np.ndarray]:
         ((2e-4,), True, "fail"),
         ((0.01,) * 40, False, "pass"),
         ((0.03,) * 40, False, "fail"),
+        ((0.099, 0.099), False, "warn"),  # 0.022, two of forty responses: it may be less
         ((0.09,), False, "pass"),
         ((0.11,), False, "fail"),
         ((float("nan"),), True, "fail"),

@@ -28,8 +28,8 @@ ROWS = 8  # responses a padded batch
 ALONE = "alone"
 # METHOD.md section 2: in units of the reward's standard deviation.
 EXACT_MOST, ROUGH_RMS, ROUGH_MOST = 1e-4, 0.02, 0.10
-# [C] Kept states against states read again, as a share of their spread. Another layer or position is off by a large part of it.
-EXACT_STATES, ROUGH_STATES = 1e-3, 0.25
+# [C] Kept states against states read again, as a share of their spread. SmolLM2 in bfloat16: 0.03, the layer before 0.72.
+EXACT_STATES, ROUGH_STATES = 1e-3, 0.1
 TAIL = 20  # characters of a response that the token read must end on
 DATES = ("%Y-%m-%d", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y")
 
@@ -230,18 +230,22 @@ def invariance(rewards: Mapping[str, Float[np.ndarray, " n"]], groups: Int[np.nd
     most = {name: float(values.max()) for name, values in off.items()}
     flips = {name: float(((found[0::2] > found[1::2]) != (alone[0::2] > alone[1::2])).mean()) for name, found in rewards.items() if name != ALONE}
     worst = max(off, key=lambda name: most[name] if exact else rms[name])
-    # `not <=`: a reward that is no number fails.
-    wrong = not max(most.values()) <= EXACT_MOST if exact else not (max(rms.values()) <= ROUGH_RMS and max(most.values()) <= ROUGH_MOST)
     squares = mean_over_prompts(np.square(off[worst]), groups)
     low, high = (None, None) if squares is None else (float(np.sqrt(squares.low)), float(np.sqrt(squares.high)))
+    # `not <=`: a reward that is no number fails. A root mean square whose interval reaches below the bound is not sure to break it.
+    beyond = not max(most.values()) <= (EXACT_MOST if exact else ROUGH_MOST)
+    shaky = not exact and not rms[worst] <= ROUGH_RMS
+    status = judge((shaky, WARN), (shaky and not (low is not None and low <= ROUGH_RMS), FAIL), (beyond, FAIL))
     return Check(
         name="padding and batches",
-        status=FAIL if wrong else PASS,
+        status=status,
         figure=f"rewards move by {rms[worst]:.2g}{interval_text(low, high, '.2g')} of their deviation (root mean square), at most "
         f"{max(most.values()):.2g} (worst: {worst}); {max(flips.values()):.1%} of pair decisions flip; n = {len(alone)} responses",
-        bound=f"{EXACT_MOST:g} at most (float32)" if exact else f"{ROUGH_RMS:.0%} as root mean square, {ROUGH_MOST:.0%} at most (half precision)",
+        bound=f"{EXACT_MOST:g} at most (float32)"
+        if exact
+        else f"{ROUGH_RMS:.0%} as root mean square (warns while its interval reaches below), {ROUGH_MOST:.0%} at most (half precision)",
         reason="a reward must not depend on what else is in its batch: wrong masks or positions under padding shift it without a word",
-        remedy="" if not wrong else "--dtype float32; if it stays, another --attention; then this model's padding is not understood: report it",
+        remedy="" if status == PASS else "--dtype float32; if it stays, another --attention; then this model's padding is not understood: report it",
         value=most[worst] if exact else rms[worst],
         low=None if exact else low,
         high=None if exact else high,
