@@ -31,8 +31,8 @@ SHADES = {"blue": ("#dbeafc", "#a9cdf5", "#6daaec", "#2f7fd1"), "orange": ("#fce
 HALF = 14  # characters of a bar's longer half
 MOST_BARS, MOST_SPANS, MOST_TOKENS, LONGEST = 10, 12, 8, 240
 LEGEND = (
-    "?: the heads of different seeds disagree on the sign; ±: deviation over heads; f: activation; at mean: the reward's change where the projection is "
-    f"set to its training mean; removed: where the latent is taken out of the residual stream ({INACTIVE})"
+    "?: the heads of different seeds disagree on the sign; ±: deviation over heads; f: activation; at mean: change of the reward where the "
+    f"projection is set to its training mean; removed: where the latent is taken out of the residual stream ({INACTIVE})"
 )
 WIDE = 120  # columns where the output is no terminal
 SPARK = "▁▂▃▄▅▆▇█"
