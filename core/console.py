@@ -171,7 +171,11 @@ def accuracy_cells(value: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def print_outcome(kind: str, result: Mapping[str, Any]) -> None:
     """What a finished run of this kind found (`result.json`)."""
-    {"fit": print_fit, "sweep": print_sweep, "sae-train": print_training}[kind](result["outcome"])
+    printers = {"fit": print_fit, "sweep": print_sweep, "sae-train": print_training}
+    if kind in printers:
+        printers[kind](result["outcome"])
+    else:
+        table(kind, ("what", "value"), figures_of(result["outcome"]))
 
 
 def print_training(outcome: Mapping[str, Any]) -> None:

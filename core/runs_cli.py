@@ -18,7 +18,7 @@ from core.errors import StoreError
 from core.options import Parser, add_command, add_options, override, print_json
 from core.runs.events import read_events
 from core.runs.launch import cancel, launch, remove, resume, run_size, wait_started
-from core.runs.registry import Run, Status, all_runs, find_run
+from core.runs.registry import Run, Status, find_run, summaries
 
 POLL = 0.2
 WAITING_AFTER = 5  # looks at a queued run before it is said that it waits
@@ -83,7 +83,7 @@ def _tell_started(run: Run, arguments: argparse.Namespace, display: console.Disp
 
 
 def list_command(arguments: argparse.Namespace, display: console.Display) -> None:
-    rows = [run.summary() for run in all_runs()]
+    rows = summaries()
     if arguments.json:
         print_json({"runs": rows})
     else:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from runs_helpers import WORKER, NapConfig, start, wait_for, wait_state
 
-from core import console, jobs, runs_cli
+from core import jobs, runs_cli
 from core.cli import main
 from core.config import BackboneConfig, FitConfig, SAEConfig, SelectionConfig, SweepConfig
 from core.errors import MissingError
@@ -49,12 +49,6 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Any:
     return run
 
 
-@pytest.fixture
-def printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How the outcome of a nap is printed."""
-    monkeypatch.setattr(console, "print_outcome", lambda kind, result: print(f"{kind} slept {result['outcome']['slept']}"))
-
-
 # --- looking -------------------------------------------------------------------------------------------------------
 
 
@@ -65,7 +59,7 @@ def test_without_runs(cli: Any) -> None:
     assert code == 8 and "there is no run" in err and "sparserm fit --detach" in err
 
 
-def test_list_show_log(cli: Any, cache: Path, printed: None) -> None:
+def test_list_show_log(cli: Any, cache: Path) -> None:
     first = start(cache, seed=3)
     wait_state(first, "succeeded")
     second = start(cache, deed="refuse")
@@ -81,7 +75,7 @@ def test_list_show_log(cli: Any, cache: Path, printed: None) -> None:
     shown = json.loads(cli("runs", "show", first.id[-6:], "--json")[1])
     assert shown["config"]["seed"] == 3 and shown["result"]["outcome"] == {"slept": 2} and shown["provenance"]["seeds"] == {"seed": 3}
     text = cli("runs", "show", first.id[-6:])[1]
-    assert "estimated time" in text and "3.0 s" in text and "seed" in text and "nap slept 2" in text
+    assert "estimated time" in text and "3.0 s" in text and "seed" in text and "slept" in text
     text = cli("runs", "show")[1]
     assert second.id in text and "no sheep\n  expected: some\n  found: none\n  to do: count clouds" in text
     assert "Traceback" in cli("runs", "log")[1]
@@ -100,13 +94,13 @@ def test_a_run_is_named_by_any_part_that_only_it_has(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(("deed", "code"), [("", 0), ("refuse", 3), ("stumble", 1)])
-def test_follow_ends_with_the_runs_exit_code(cli: Any, cache: Path, printed: None, deed: str, code: int) -> None:
+def test_follow_ends_with_the_runs_exit_code(cli: Any, cache: Path, deed: str, code: int) -> None:
     run = start(cache, looks=20, deed=deed)
     found, out, err = cli("runs", "follow", run.id)
     assert found == code
     assert "estimate: about 3 s" in err
     if not deed:
-        assert out == "nap slept 20\n" and "nap: done in" in err
+        assert "slept" in out and "20" in out and "nap: done in" in err
     else:
         assert run.status().error["problem"] in out
     assert cli("runs", "follow")[0] == code, "a run that is over is told at once"

@@ -128,8 +128,8 @@ class Disturbed:
             assert cancel(run).state == "cancelled"
         assert time.monotonic() - began < 2, f"{how} at {moment}"
         wait_for(lambda: not session(pid), 2)
-        assert not is_held(run.lock) and not is_held(run.launch_lock)
-        assert not any(is_held(lock) for lock in (self.root / "locks").glob("*.lock")), "a lock is stuck"
+        locks = [run.lock, run.launch_lock, *(self.root / "locks").glob("*.lock")]
+        wait_for(lambda: not any(map(is_held, locks)), 2)
         assert run.status().attempt == self.attempts
 
     def finish(self, undisturbed: Path) -> None:

@@ -23,7 +23,7 @@ from core.runs import launch as launching
 from core.runs.events import read_events
 from core.runs.launch import cancel, launch, remove, resume, wait_started
 from core.runs.locks import is_held
-from core.runs.registry import Run, all_runs, find_run
+from core.runs.registry import Run, all_runs, find_run, summaries
 from core.runs.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -338,6 +338,11 @@ def test_a_status_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
     (run.path / "status.json").write_text('{"state": "runn')
     with pytest.raises(StoreError, match="damaged"):
         run.status()
+    other = start(tmp_path)
+    wait_state(other, "succeeded")
+    rows = summaries(tmp_path)
+    assert [row["state"] for row in rows] == ["damaged", "succeeded"] and "runs remove" in rows[0]["error"]["remedy"]
+    assert remove(run) > 0 and [row["run"] for row in summaries(tmp_path)] == [other.id]
 
 
 def test_relative_places_are_those_of_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from core.config import Config
 from core.errors import ConfigError, StoreError
-from core.runs.locks import Handover, is_held, make_lock
+from core.runs.locks import LOOKING, Handover, is_held, make_lock
 from core.runs.registry import SCHEMA, Run, Status, kind_of, runs_root
 from core.runs.store import cache_root, write_json
 
@@ -58,9 +58,12 @@ def resume(run: Run) -> None:
 
     Raises ConfigError if it is live, or has succeeded.
     """
+    problem = f"{run.id} is {run.status().state}: there is nothing to resume"
+    if run.status().live:
+        raise ConfigError(problem)
     lock = _take_launch(run)
     try:
-        with _taken(run.lock, f"{run.id} is {run.written().state}: there is nothing to resume"):
+        with _taken(run.lock, problem):
             written = run.written()
             if written.state == "succeeded":
                 raise ConfigError(f"{run.id} has succeeded: there is nothing to resume", remedy=f"sparserm runs rerun {run.id} makes a new run of it")
@@ -88,6 +91,7 @@ def cancel(run: Run) -> Status:
     while time.monotonic() < deadline:
         status = run.status()
         if not status.live:
+            _until_free(run.lock, deadline - time.monotonic())  # it has said so, and is about to go
             return status
         time.sleep(0.03)
     if is_held(run.lock) and status.pid is not None:  # the pid is that of the lock's holder, who lives
@@ -98,7 +102,7 @@ def cancel(run: Run) -> Status:
 
 def _cancelled_unborn(run: Run) -> bool:
     """Ends a run whose worker has not come up yet: when it does, it finds nothing to do."""
-    with contextlib.suppress(ConfigError), _taken(run.lock, "its worker has come up"):
+    with contextlib.suppress(ConfigError), _taken(run.lock, "its worker has come up", timeout=0.05):
         written = run.written()
         if written.state == "queued" and written.pid is None:
             run.write(dataclasses.replace(written, state="cancelled", ended=time.time()))
@@ -109,6 +113,8 @@ def _cancelled_unborn(run: Run) -> bool:
 def remove(run: Run) -> int:
     """Removes a run's folder (not its artefacts); returns the bytes freed. Raises ConfigError if it is live."""
     said = (f"{run.id} is live and can't be removed", f"sparserm runs cancel {run.id}")
+    if run.live():
+        raise ConfigError(said[0], remedy=said[1])
     with _taken(run.launch_lock, *said), _taken(run.lock, *said):
         size = run_size(run)
         gone = run.path.with_name(f".removed-{run.id}")
@@ -214,19 +220,19 @@ def _say_if_never_started(run: Run, code: int) -> None:
             run.write(dataclasses.replace(written, state="failed", ended=time.time(), error=error))
 
 
-def _take(path: Path, problem: str, remedy: str = "") -> FileLock:
-    """Takes a lock that must be free. Raises ConfigError if it is held."""
+def _take(path: Path, problem: str, remedy: str = "", timeout: float = LOOKING) -> FileLock:
+    """Takes a lock that must be free, or about to be freed by a process that ends. Raises ConfigError if it is held."""
     lock = make_lock(path)
     try:
-        lock.acquire(timeout=0.1)
+        lock.acquire(timeout=timeout)
     except Timeout:
         raise ConfigError(problem, remedy=remedy) from None
     return lock
 
 
 @contextlib.contextmanager
-def _taken(path: Path, problem: str, remedy: str = "") -> Iterator[None]:
-    lock = _take(path, problem, remedy)
+def _taken(path: Path, problem: str, remedy: str = "", timeout: float = LOOKING) -> Iterator[None]:
+    lock = _take(path, problem, remedy, timeout)
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config import Config, FitConfig, SAETrainConfig, SweepConfig, from_dict
-from core.errors import ConfigError, MissingError, StoreError
+from core.errors import ConfigError, MissingError, SparseRMError, StoreError
 from core.runs.events import last_progress
 from core.runs.locks import is_held
 from core.runs.store import cache_root, write_json
@@ -169,6 +169,13 @@ class Run:
             return dataclasses.replace(written, state=state, ended=written.ended or _modified(self.events))
         return written
 
+    def live(self) -> bool:
+        """Whether it is queued or running; a damaged run is neither."""
+        try:
+            return self.status().live
+        except StoreError:
+            return False
+
     def written(self) -> Status:
         """`status.json` as its last writer left it, whether that one lives or not."""
         values = _read(self.path / "status.json")
@@ -219,6 +226,22 @@ def all_runs(root: Path | None = None) -> list[Run]:
     folder = runs_root(root)
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     return [Run(folder / name) for name in names if not name.startswith(".") and (folder / name / "config.json").is_file()]
+
+
+def summaries(root: Path | None = None) -> list[dict[str, Any]]:
+    """`Run.summary` of every run, oldest first. One that can't be read says so (state `damaged`) and is in nobody's way."""
+    return [_summary(run) for run in all_runs(root)]
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    try:
+        return run.summary()
+    except (StoreError, ConfigError, TypeError, KeyError) as error:  # unreadable, or from another version
+        problem = error.problem if isinstance(error, SparseRMError) else str(error)
+        known = dict.fromkeys(("parent", "seconds", "progress", "artefact", "queued", "started", "ended", "attempt"))
+        remedy = f"sparserm runs remove {run.id}"
+        said = {"problem": problem, "expected": "", "found": "", "remedy": remedy, "exit_code": StoreError.exit_code}
+        return {**known, "run": run.id, "kind": run.id.split("_")[1], "state": "damaged", "error": said}
 
 
 def find_run(name: str = "", root: Path | None = None) -> Run:
