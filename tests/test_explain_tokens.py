@@ -165,7 +165,7 @@ def test_without_the_sae_it_says_less(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING", logger="core"):
         found = blind.explain(EGG, ANSWER)
     assert found.removed is None and found.attribution.activation is None
-    assert found.reward == explainer().explain(EGG, ANSWER).reward
+    assert found.reward == pytest.approx(explainer().explain(EGG, ANSWER).reward, abs=1e-4)
     view = blind.tokens(EGG, ANSWER)
     assert view.activation is None and view.to_json()["activation"] == {}
     with pytest.raises(ConfigError, match="activations need the SAE"):
@@ -264,6 +264,13 @@ def test_a_bfloat16_backbone_gives_nearly_the_same_gradient() -> None:
     assert gradients.model.dtype == torch.float32 and backbone.model.dtype == torch.bfloat16
     found = gradients.of(reading)
     assert np.corrcoef(found.norm, whole.norm)[0, 1] > 0.99
+
+
+def test_a_model_that_reads_no_language_model_says_so() -> None:
+    model = explainer().model
+    blind = Explainer(SparseRM(model.parts, lambda items: model.reader(items)))
+    with pytest.raises(ConfigError, match="needs the language model itself\n  expected: a SparseRM on its backbone"):
+        blind.explain(EGG, ANSWER)
 
 
 def test_a_message_list_is_a_prompt_too() -> None:

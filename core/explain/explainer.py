@@ -35,7 +35,7 @@ from core.explain.reasons import Reasons, Seen
 from core.explain.tokens import Deletion, Gradients, Span, TokenGradient, TokenView, deletions, token_view
 from core.reward.dialogues import Dialogue, Item, items_of, key_of
 from core.reward.known import FAITHFULNESS, KnownResponses
-from core.reward.model import SparseRM
+from core.reward.model import BackboneReader, SparseRM
 from core.types import PreferencePair
 
 READINGS = 4  # kept with their keys and values, for edits and for what else is asked of the same text
@@ -62,9 +62,11 @@ class Explainer:
 
     @property
     def backbone(self) -> Backbone:
-        """The language model, loaded when it is first needed."""
-        backbone: Backbone = self.model.reader.backbone  # type: ignore[attr-defined]
-        return backbone
+        """The language model, loaded when it is first needed. Raises ConfigError where the model has hidden states from elsewhere."""
+        if not isinstance(self.model.reader, BackboneReader):
+            found = type(self.model.reader).__name__
+            raise ConfigError("explaining a text needs the language model itself", expected="a SparseRM on its backbone", found=found)
+        return self.model.reader.backbone
 
     @property
     def known(self) -> KnownResponses | None:
