@@ -22,6 +22,8 @@ from core.runs.launch import cancel, launch, resume
 from core.runs.locks import is_held
 from core.runs.registry import Run
 from core.runs.store import HOLD, MANIFEST, Store
+from core.runs.verify import verify
+from core.types import no_progress
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the tests look at sessions and send signals")
 # Where a run is held: `STEP@SHARE` between two reports, `STEP` before an artefact is published (where no report comes: a cancellation must kill).
@@ -155,6 +157,15 @@ def test_an_sae_training_killed_and_cancelled_at_every_moment(trained: Path, tmp
     for number, moment in enumerate(TRAIN_MOMENTS):
         disturbed.stop_at(moment, ("kill", "cancel")[number % 2])
     disturbed.finish(trained)
+    assert_verified(disturbed)
+
+
+def assert_verified(disturbed: Disturbed) -> None:
+    """`sparserm runs verify`: in a fresh cache, from the config that the run kept."""
+    assert disturbed.run is not None
+    report = verify(disturbed.run, ("cpu",), {}, no_progress, lambda _: None)
+    assert report["verdict"] == "identical" and len(report["artefacts"]) >= 1, report
+    assert [path.name for path in (disturbed.root / "tmp").glob("*")] == []
 
 
 @pytest.mark.slow
@@ -165,6 +176,7 @@ def test_a_fit_killed_and_cancelled_at_every_moment(fitted: Path, tmp_path: Path
     for number, moment in enumerate(FIT_MOMENTS):
         disturbed.stop_at(moment, ("kill", "cancel")[(number + (first == "cancel")) % 2])
     disturbed.finish(fitted)
+    assert_verified(disturbed)
 
 
 @pytest.mark.slow
