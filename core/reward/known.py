@@ -26,7 +26,7 @@ from safetensors.numpy import load_file, save
 
 from core.data.saved import read_pairs, write_pairs
 from core.errors import StoreError
-from core.types import SPLITS, HiddenStates, Message, PreferencePair, PreferencePairs, sha256_of
+from core.types import SPLITS, HiddenStates, Message, PreferencePairs, sha256_of
 
 KNOWN, KNOWN_TEXTS, FAITHFULNESS = "known.safetensors", "known.jsonl", "faithfulness.json"
 UNUSED = len(SPLITS)
@@ -180,8 +180,3 @@ def _check(tensors: dict[str, np.ndarray], k: int, path: Path) -> None:
 
 def _within(rows: np.ndarray, n: int) -> Bool[np.ndarray, " m"]:
     return (rows >= 0) & (rows < n)
-
-
-def known_pair(known: KnownResponses, number: int) -> PreferencePair | None:
-    """The pair of this number with its texts; None where they were not kept."""
-    return None if known.pairs is None else known.pairs[number]
