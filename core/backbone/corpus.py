@@ -159,7 +159,15 @@ def _parts(messages: Sequence[Message], ends: Sequence[int], head: int, context:
 def _read(name: str, root: Path, count: Counter[str], progress: Progress) -> Iterator[Dialogue]:
     if name == "chitchat":
         target = root / "corpora" / "chitchat-0.9.0.json"
-        file_from_wheel(CHITCHAT, CHITCHAT_SHA256, CHITCHAT_MEMBER, target, size=CHITCHAT_BYTES, progress=progress)
+        file_from_wheel(
+            CHITCHAT,
+            CHITCHAT_SHA256,
+            CHITCHAT_MEMBER,
+            target,
+            size=CHITCHAT_BYTES,
+            instead="train on files of your own: --corpus FILE",
+            progress=progress,
+        )
         return _chitchat(target)
     path = Path(name).expanduser()
     if not path.is_file():

