@@ -249,7 +249,7 @@ def sae_figures(
     ("changes", "status"),
     [
         ({}, "pass"),
-        ({"l0": 60}, "warn"),
+        ({"l0": 70}, "warn"),
         ({"l0": 0.2, "l0_read": 0.2}, "fail"),  # the threshold folded wrongly
         ({"l0": 900}, "fail"),  # ReLU in place of JumpReLU
         ({"l0_read": 100}, "warn"),
