@@ -13,11 +13,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from core import console
-from core.config import BackboneConfig, FitConfig, SAETrainConfig, SweepConfig
+from core.config import BackboneConfig, FitConfig, SAETrainConfig, SampleConfig, SweepConfig
 from core.doctor_cli import add_doctor
 from core.errors import Cancelled, ConfigError, SparseRMError, StoreError
 from core.explain_cli import add_explain
@@ -33,6 +34,7 @@ EXAMPLES = {
     "score": "example:\n  sparserm score my_reward_model answers.jsonl --out scores.jsonl",
     "sae": "example:\n  sparserm sae train --layer 16",
     "sae train": "example:\n  sparserm sae train --layer 16 --width 4608 --k 32 --tokens 1200000",
+    "sae sample": "example:\n  sparserm sae sample --prompts pairs.jsonl --per-prompt 2 --out answers.jsonl",
     "sweep": "example:\n  sparserm sweep --pairs pairs.jsonl --layers 9,16 --saes sae_9,sae_16 --ks 8,32,128",
     "cache": "examples:\n  sparserm cache list\n  sparserm cache verify",
     "cache list": "example:\n  sparserm cache list --json",
@@ -101,6 +103,11 @@ def build_parser() -> argparse.ArgumentParser:
     train = add_command(sae, "sae train", train_command, "train a sparse autoencoder on a backbone's activations", EXAMPLES)
     add_options(train, SAETrainConfig(), "autoencoder and training")
     add_options(train, BackboneConfig(), "backbone")
+
+    sample = add_command(sae, "sae sample", sample_command, "write the backbone's own answers, as text to train an SAE on", EXAMPLES)
+    sample.add_argument("--out", metavar="FILE", type=Path, required=True, help="new .jsonl file, for --corpus of sae train")
+    add_options(sample, SampleConfig(), "what is sampled")
+    add_options(sample, BackboneConfig(), "backbone")
 
     sweep = add_command(commands, "sweep", sweep_command, "compare layers and K on validation, from one extraction", EXAMPLES)
     sweep.add_argument("--preset", choices=sorted(PRESETS), help=f"start from this configuration; options override it (default: {EMBEDDED})")
@@ -206,6 +213,22 @@ def train_command(arguments: argparse.Namespace, display: console.Display) -> No
         print_json(outcome)
     else:
         console.print_training(outcome)
+
+
+def sample_command(arguments: argparse.Namespace, display: console.Display) -> None:
+    from core.backbone.sampling import sample_answers
+    from core.defaults import DEMO_PAIRS
+    from core.jobs import foreground_turn
+
+    config: SampleConfig = override(SampleConfig(), vars(arguments))
+    config = config if config.prompts else replace(config, prompts=str(DEMO_PAIRS))
+    with foreground_turn(config.backbone, Store(), display.say):
+        counts = sample_answers(config, arguments.out, progress=display)
+    display.close()
+    if arguments.json:
+        print_json({"file": str(arguments.out), **counts})
+    else:
+        print(f"{counts['answers']} answers to {counts['prompts']} prompts in {arguments.out}; {counts['left_out']} left out")
 
 
 def score_command(arguments: argparse.Namespace, display: console.Display) -> None:

@@ -178,6 +178,9 @@ class SAETrainConfig(Config):
     k: int = option(32, "active latents a token", minimum=1)
     tokens: int = option(1_200_000, "training tokens", minimum=1024)
     corpus: str = option("chitchat", "`chitchat` (PyPI), or files of dialogues or preference pairs, comma-separated")
+    ratios: tuple[float, ...] = option((0.4, 0.1, 0.5), "of preference pairs in the corpus only the train share is read, split as `fit` does")
+    split_seed: int = option(0, "seed of that split")
+    measure: str = option("", "files of preference pairs to measure the SAE's last-token states on as well, comma-separated; never trained on")
     response_end_share: float = option(0.125, "share of each batch drawn from response-final positions", minimum=0)
     context: int = option(256, "longest dialogue in tokens", minimum=16)
     batch_size: int = option(1024, "tokens a training step", minimum=16)
@@ -186,6 +189,24 @@ class SAETrainConfig(Config):
     seed: int = option(0, "seed of weights, order and splits")
     checkpoint_every: int = option(200_000, "tokens between resumable states", result=False, minimum=1024)
     out: str = option("", "folder to save the SAE in; empty: the cache", result=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(Config):
+    """`sparserm sae sample`: a backbone's own answers, as text to train an SAE on."""
+
+    backbone: BackboneConfig = BackboneConfig()
+    prompts: str = option(
+        "", "files of preference pairs, comma-separated: the prompts of their training split are answered; empty: the embedded pairs"
+    )
+    ratios: tuple[float, ...] = option((0.4, 0.1, 0.5), "the pairs are split as `fit` does, by these shares")
+    split_seed: int = option(0, "seed of that split")
+    per_prompt: int = option(1, "answers to each prompt", minimum=1)
+    max_new_tokens: int = option(96, "a longer answer is cut after its last whole sentence, or left out if it has none", minimum=1)
+    temperature: float = option(1.0, "sampling temperature", minimum=0.01)
+    top_p: float = option(0.95, "nucleus of the distribution that is drawn from", minimum=0.01)
+    batch_size: int = option(48, "answers written at a time", minimum=1)
+    seed: int = option(0, "seed of the draws")
 
 
 @dataclass(frozen=True, kw_only=True)

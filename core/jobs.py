@@ -153,10 +153,12 @@ SWEEP = Job(
 
 
 def _train_complete(config: SAETrainConfig, store: Store, say: Say) -> SAETrainConfig:
-    names = [name.strip() for name in config.corpus.split(",")]
-    corpus = ",".join(name if name == EMBEDDED_CORPUS else absolute(name) for name in names)
+    corpus, measure = (
+        ",".join(name if name == EMBEDDED_CORPUS else absolute(name) for name in map(str.strip, text.split(",")))
+        for text in (config.corpus, config.measure)
+    )
     out = str(Path(config.out).expanduser().resolve()) if config.out else ""
-    return replace(config, corpus=corpus, out=out, backbone=replace(config.backbone, model=absolute(config.backbone.model)))
+    return replace(config, corpus=corpus, measure=measure, out=out, backbone=replace(config.backbone, model=absolute(config.backbone.model)))
 
 
 def _train_disk(config: SAETrainConfig, root: Path) -> float:
@@ -181,7 +183,7 @@ SAE_TRAIN = Job(
     complete=_train_complete,
     backbone=lambda config: config.backbone,
     disk=_train_disk,
-    inputs=lambda config: [name.strip() for name in config.corpus.split(",")],
+    inputs=lambda config: [name.strip() for name in f"{config.corpus},{config.measure}".split(",") if name.strip()],
     plan=_train_plan,
     run=_train_run,
 )

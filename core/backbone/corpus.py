@@ -2,7 +2,8 @@
 
 1. Read: the default corpus (`chitchat`, inside a PyPI wheel), JSONL files of dialogues, files of preference pairs in any known format.
 2. Clean: successive messages of one speaker are merged, empty ones dropped; a dialogue with an e-mail address, a link or something like a telephone
-   number is left out whole (simple on purpose; names stay in). Dialogues whose prompt must not be seen (validation, test) are left out.
+   number is left out whole (simple on purpose; names stay in). Of preference pairs only the training split is read, and a dialogue that holds one of
+   their validation or test prompts is left out wherever it comes from: these are kept apart (`Corpus.unseen`), to measure on.
 3. Tokenise: the backbone's chat template, long dialogues cut between exchanges into documents of at most `context` tokens.
 """
 
@@ -13,7 +14,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -23,8 +24,9 @@ from jaxtyping import Bool, Int
 from core.backbone.wheels import file_from_wheel
 from core.config import DataConfig
 from core.data.pairs import load_pairs
+from core.data.splits import split_pairs
 from core.errors import ConfigError, DataError
-from core.types import Message, PreferencePair, Progress, no_progress, sha256_of
+from core.types import Message, PreferencePair, PreferencePairs, Progress, no_progress, sha256_of
 
 if TYPE_CHECKING:
     from core.backbone.model import Backbone
@@ -53,10 +55,14 @@ class Dialogue:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Cleaned dialogues in a fixed order, and for each source how many were read, kept and left out, and why (JSON values)."""
+    """Cleaned dialogues in a fixed order, and for each source how many were read, kept and left out, and why (JSON values).
+
+    `unseen`: for each file of preference pairs the dialogues of its validation and test prompts, none of which is among `dialogues`.
+    """
 
     dialogues: tuple[Dialogue, ...]
     report: Mapping[str, Mapping[str, int]]
+    unseen: Mapping[str, tuple[Dialogue, ...]] = field(default_factory=dict)
 
     @property
     def content_hash(self) -> str:
@@ -75,26 +81,51 @@ class Document:
     group: str
 
 
-def load_corpus(corpus: str, *, root: Path, exclude_prompts: Set[str] = frozenset(), progress: Progress = no_progress) -> Corpus:
+def load_corpus(
+    corpus: str,
+    *,
+    root: Path,
+    ratios: tuple[float, ...] = (1.0, 0.0, 0.0),
+    split_seed: int = 0,
+    exclude_prompts: Set[str] = frozenset(),
+    progress: Progress = no_progress,
+) -> Corpus:
     """Reads `corpus`: names and files, comma-separated (`chitchat,hh.jsonl.gz`). The default corpus is kept under `root/corpora`.
 
-    Dialogues that hold a prompt of `exclude_prompts` (ids as `PreferencePair.prompt_id`) are left out, wherever in the dialogue it ends.
-    Raises DataError on a file that can't be read or holds no dialogue, ConfigError on an empty list.
+    Preference pairs are split as `fit` splits them (`ratios`, `split_seed`); what is not their training split is left out, and so are dialogues
+    that hold a prompt of `exclude_prompts` (ids as `PreferencePair.prompt_id`), wherever in the dialogue it ends.
+    Raises DataError on a file that can't be read or holds no dialogue, ConfigError on an empty list or impossible ratios.
     """
     names = [name.strip() for name in corpus.split(",") if name.strip()]
     if not names:
         raise ConfigError("no corpus is given", expected="`chitchat`, or files of dialogues or preference pairs, comma-separated")
+    counts: dict[str, Counter[str]] = {name: Counter() for name in names}
+    read: dict[str, Iterable[Dialogue]] = {}
+    unseen: dict[str, tuple[Dialogue, ...]] = {}
+    excluded = set(exclude_prompts)
+    for name in names:  # all splits before any dialogue: a prompt left out of one file is left out of every other
+        if _is_pairs(name):
+            pairs = load_split(DataConfig(pairs=name, ratios=ratios, seed=split_seed), progress)
+            others = [pair for pair, split in zip(pairs, pairs.split, strict=True) if split != "train"]
+            excluded |= {pair.prompt_id for pair in others}
+            read[name], unseen[Path(name).name] = pair_dialogues(pairs), tuple(pair_dialogues(others))
+        else:
+            read[name] = _read(name, root, counts[name], progress)
     kept: list[Dialogue] = []
-    report: dict[str, dict[str, int]] = {}
     seen: set[str] = set()
-    for name in names:
-        count: Counter[str] = Counter()
-        kept.extend(_clean(_read(name, root, count, progress), exclude_prompts, seen, count))
-        report[Path(name).name] = dict(sorted(count.items()))
+    for name, count in counts.items():
+        kept.extend(_clean(read[name], excluded, seen, count))
         if not count["kept"]:
             found = ", ".join(f"{n} {why}" for why, n in sorted(count.items())) or "no row"
             raise DataError(f"the corpus {name} has no usable dialogue", found=found)
-    return Corpus(dialogues=tuple(kept), report=report)
+    report = {Path(name).name: dict(sorted(count.items())) for name, count in counts.items()}
+    return Corpus(dialogues=tuple(kept), report=report, unseen={name: rows for name, rows in unseen.items() if rows})
+
+
+def load_split(config: DataConfig, progress: Progress = no_progress) -> PreferencePairs:
+    """The pairs of a file, split as a fit with the same options splits them. Raises as `load_pairs` and `split_pairs`."""
+    pairs, _ = load_pairs(config, progress)
+    return split_pairs(pairs, config)
 
 
 def split_corpus(dialogues: Sequence[Dialogue], held_out: float, seed: int) -> tuple[list[Dialogue], list[Dialogue]]:
@@ -169,13 +200,7 @@ def _read(name: str, root: Path, count: Counter[str], progress: Progress) -> Ite
             progress=progress,
         )
         return _chitchat(target)
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise DataError(f"there is no corpus file {name}", expected="`chitchat`, or a file of dialogues or preference pairs")
-    if _holds_dialogues(path):
-        return _dialogue_rows(path, count)
-    pairs, _ = load_pairs(DataConfig(pairs=str(path)), progress)
-    return pair_dialogues(pairs)
+    return _dialogue_rows(Path(name).expanduser(), count)
 
 
 def _chitchat(path: Path) -> Iterator[Dialogue]:
@@ -201,6 +226,14 @@ def _row(line: str) -> Any:
         return json.loads(line)
     except ValueError:
         return None
+
+
+def _is_pairs(name: str) -> bool:
+    """Whether it is a file of preference pairs. Raises DataError if it is no file, nor a corpus with a name."""
+    path = Path(name).expanduser()
+    if name != "chitchat" and not path.is_file():
+        raise DataError(f"there is no corpus file {name}", expected="`chitchat`, or a file of dialogues or preference pairs")
+    return name != "chitchat" and not _holds_dialogues(path)
 
 
 def _holds_dialogues(path: Path) -> bool:

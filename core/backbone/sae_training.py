@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from core.backbone.activations import Cursor, Round, Stream
-from core.backbone.corpus import Corpus, Dialogue, load_corpus, split_corpus
+from core.backbone.corpus import Corpus, Dialogue, load_corpus, load_split, pair_dialogues, split_corpus
 from core.backbone.model import Backbone, load_backbone
 from core.backbone.sae import load_sae
 from core.backbone.sae_card import sae_card
 from core.backbone.sae_checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from core.backbone.sae_trainer import WEIGHTS, make_trainer, measure_threshold, save_inference, set_up_inputs
-from core.config import Config, SAEConfig, SAETrainConfig
+from core.config import Config, DataConfig, SAEConfig, SAETrainConfig
 from core.errors import ConfigError, SAEError
 from core.runs.store import Store, cache_root, file_sha256, publish_folder, write_json
 from core.types import Progress, no_progress, sha256_of
@@ -54,7 +54,10 @@ def train_sae(config: SAETrainConfig, *, root: Path | None = None, exclude_promp
     _check(config)
     root = root or cache_root()
     backbone = load_backbone(config.backbone, depth=config.backbone.layer + 1, progress=progress)
-    corpus = load_corpus(config.corpus, root=root, exclude_prompts=exclude_prompts, progress=progress)
+    beside = {name: tuple(pair_dialogues(load_split(DataConfig(pairs=name), progress))) for name in _names(config.measure)}
+    corpus = load_corpus(
+        config.corpus, root=root, ratios=config.ratios, split_seed=config.split_seed, exclude_prompts=exclude_prompts, progress=progress
+    )
     store = Store(root)
     fingerprint = store.fingerprint(STEP, VERSION, _settings(config), [sha256_of(backbone.identity), corpus.content_hash])
     target = Path(config.out).expanduser() if config.out else root / "saes" / _folder_name(config, backbone, fingerprint)
@@ -64,6 +67,7 @@ def train_sae(config: SAETrainConfig, *, root: Path | None = None, exclude_promp
         identity=backbone.identity,
         prepend_bos=backbone.template.bos is not None,
         corpus=corpus,
+        unseen={**corpus.unseen, **{Path(name).name: dialogues for name, dialogues in beside.items()}},
         excluded=len(exclude_prompts),
         fingerprint=fingerprint,
         target=target,
@@ -86,6 +90,7 @@ class _Job:
     identity: Mapping[str, Any]
     prepend_bos: bool
     corpus: Corpus
+    unseen: Mapping[str, Sequence[Dialogue]]
     excluded: int
     fingerprint: str
     target: Path
@@ -101,7 +106,7 @@ def _run(job: _Job, progress: Progress) -> None:
 
     def make(folder: Path) -> None:
         save_inference(state.trainer, folder, _metadata(job, seen))
-        card = {**_card(job, folder, seen), "measured": _measure(config, folder, held_out, progress)}
+        card = {**_card(job, folder, seen), **_measure(job, folder, held_out, progress)}
         write_json(folder / CARD, {**card, "time_created": started, "time_seconds": time.time() - started})
 
     publish_folder(job.target, make)
@@ -190,10 +195,13 @@ class _Report:
         self.progress("sae training", done, self.total, loss=float(output.loss.detach()), fvu=fvu, l0=l0, dead=dead, tokens_per_s=rate)
 
 
-def _measure(config: SAETrainConfig, folder: Path, held_out: Sequence[Dialogue], progress: Progress) -> dict[str, Any]:
+def _measure(job: _Job, folder: Path, held_out: Sequence[Dialogue], progress: Progress) -> dict[str, Any]:
+    """`measured` on the held-out dialogues; `measured_on` a set of pairs: the last token of every answer to its validation and test prompts."""
+    config = job.config
     sae = load_sae(SAEConfig(path=str(folder), format="sae-lens"), progress=progress)
     whole = load_backbone(config.backbone, progress=progress)
-    measured = sae_card(sae, whole, held_out, layer=config.backbone.layer, context=config.context, seed=config.seed, progress=progress)
+    at: dict[str, Any] = {"layer": config.backbone.layer, "seed": config.seed, "progress": progress}
+    measured = sae_card(sae, whole, held_out, context=config.context, **at)
     l0 = measured["l0"]["value"]
     if not abs(l0 - config.k) <= L0_TOLERANCE * config.k:
         raise SAEError(
@@ -202,7 +210,13 @@ def _measure(config: SAETrainConfig, folder: Path, held_out: Sequence[Dialogue],
             found=f"{l0:.2f} on {measured['l0']['n_tokens']} tokens",
             remedy="train on more tokens or another corpus; few steps leave the threshold unsettled",
         )
-    return measured
+    short = load_backbone(config.backbone, depth=config.backbone.layer + 1, progress=progress)
+    at |= {"context": config.backbone.max_length, "last_response_only": True}  # read as a reward model reads them
+    return {"measured": measured, "measured_on": {name: sae_card(sae, short, rows, **at) for name, rows in job.unseen.items()}}
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _check(config: SAETrainConfig) -> None:
@@ -299,5 +313,6 @@ def command_line(config: SAETrainConfig) -> str:
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)
             if field.name in always or (field.metadata.get("result") and value != field.default and not isinstance(value, Config)):
-                words += ["--" + {"revision": "model-revision"}.get(field.name, field.name.replace("_", "-")), str(value)]
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                words += ["--" + {"revision": "model-revision"}.get(field.name, field.name.replace("_", "-")), text]
     return shlex.join(words)
