@@ -7,9 +7,11 @@ and K = 32 of `smollm2-135m`, and all of `tiny`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from core.backbone.tiny import LAYER as TINY_LAYER
 from core.backbone.tiny import make_tiny
@@ -51,6 +53,25 @@ EXPECTED_L0: Mapping[tuple[str, str], float] = {
     ("gemma-scope-9b-it-res-canonical", "layer_31/width_16k/canonical"): 76.0,
     ("llama_scope_lxr_8x", "l15r_8x"): 50.0,
 }
+
+# Where Neuronpedia keeps the features and explanations of these SAEs: its model and its source, as sae-lens' registry of releases gives them.
+NEURONPEDIA: Mapping[tuple[str, str], tuple[str, str]] = {
+    ("gemma-scope-2b-pt-res-canonical", "layer_13/width_16k/canonical"): ("gemma-2-2b", "13-gemmascope-res-16k"),
+    ("gemma-scope-9b-it-res-canonical", "layer_31/width_16k/canonical"): ("gemma-2-9b-it", "31-gemmascope-res-16k"),
+    ("llama_scope_lxr_8x", "l15r_8x"): ("llama3.1-8b", "15-llamascope-res-32k"),
+}
+
+
+def neuronpedia_source(sae: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Neuronpedia's model and source of the SAE with this identity; None where no preset knows it."""
+    return NEURONPEDIA.get((str(sae.get("release", "")), str(sae.get("sae_id", ""))))
+
+
+def source_names(sae: Mapping[str, Any]) -> tuple[str, str]:
+    """`modelId` and `layer` of rows in Neuronpedia's formats: its own names where a preset knows them, else ours made the same way."""
+    made_for = str(sae.get("model_name") or "").rstrip("/").rpartition("/")[2].lower()
+    name = re.sub(r"[^a-z0-9]+", "-", str(sae.get("name") or "sae").lower()).strip("-")
+    return neuronpedia_source(sae) or (made_for or "unknown", f"{sae.get('layer')}-{name}")
 
 
 def preset(name: str, *, root: Path | None = None) -> FitConfig:
