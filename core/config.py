@@ -203,7 +203,7 @@ class SampleConfig(Config):
     split_seed: int = option(0, "seed of that split")
     per_prompt: int = option(1, "answers to each prompt", minimum=1)
     max_new_tokens: int = option(96, "a longer answer is cut after its last whole sentence, or left out if it has none", minimum=1)
-    temperature: float = option(1.0, "sampling temperature", minimum=0.01)
+    temperature: float = option(1.0, "sampling temperature", minimum=0.0001)
     top_p: float = option(0.95, "nucleus of the distribution that is drawn from", minimum=0.01)
     batch_size: int = option(48, "answers written at a time", minimum=1)
     seed: int = option(0, "seed of the draws")

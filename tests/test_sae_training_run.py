@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sae_training_helpers import LAYER, StopAt, pairs_file, slow_states, train_config, whole_backbone
+from sae_training_helpers import LAYER, StopAt, pairs_file, slow_states, train_config, whole_backbone, write_rows
 from safetensors import safe_open
 
 from core.backbone import sae_training
-from core.backbone.corpus import documents, load_corpus, split_corpus
+from core.backbone.corpus import documents, load_corpus, pair_dialogues, split_corpus
 from core.backbone.sae import load_sae
 from core.backbone.sae_trainer import make_trainer, save_inference
 from core.backbone.sae_training import command_line, train_sae
 from core.config import DataConfig, SAEConfig, SAETrainConfig
 from core.data.pairs import load_pairs
+from core.data.splits import split_pairs
 from core.errors import Cancelled, ConfigError, SAEError
 from core.runs.store import file_sha256
 
@@ -73,7 +74,7 @@ def test_l0_and_fvu_of_the_reloaded_file_on_dialogues_it_never_saw(trained: Path
     """Measured here from the file's tensors alone, with numpy."""
     with safe_open(trained / "sae_weights.safetensors", "np") as file:
         w = {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}  # noqa: SIM118
-    corpus = load_corpus(pairs_file(), root=trained)
+    corpus = load_corpus(pairs_file(), root=trained, ratios=CONFIG.ratios)
     _, held_out = split_corpus(corpus.dialogues, CONFIG.held_out, CONFIG.seed)
     parts = [part for several in documents(held_out, whole_backbone(), CONFIG.context) for part in several]
     z = np.concatenate([slow_states(whole_backbone(), part)[part.content] for part in parts])
@@ -114,13 +115,29 @@ def test_the_card_says_how_it_was_made(trained: Path, reports: StopAt) -> None:
     assert training["tokens"] == 3840 and training["steps"] == 60 and training["response_ends_drawn"] == 60 * 8
     assert training["content_tokens_distinct"] < training["content_tokens_read"] and training["epochs"] > 1
     assert training["response_ends_times_used"] == pytest.approx(480 / training["response_ends_distinct"], abs=0.01)
-    assert card["corpus"]["sources"] == {"pairs.jsonl": {"read": 200, "kept": 200}}
+    assert card["corpus"]["sources"] == {"pairs.jsonl": {"read": 200, "kept": 78, "excluded": 122}}
     for name in ("fvu", "fvu_response_end", "fvu_median_dimension", "l0", "l0_response_end"):
         assert card["measured"][name]["low"] <= card["measured"][name]["value"] <= card["measured"][name]["high"]
     assert {"dead_share", "loss_recovered"} < set(card["measured"])
     done, total, figures = reports.seen[-1]
     assert (done, total) == (3840, 3840) and {"loss", "fvu", "l0", "dead", "tokens_per_s"} == set(figures)
     assert figures["fvu"] < 0.5 * reports.seen[0][2]["fvu"] and figures["l0"] == pytest.approx(6)
+
+
+def test_only_training_pairs_are_read_and_the_others_are_measured(trained: Path) -> None:
+    """The card's FVU on the pairs' own held-out prompts, from whole hidden states and the file's tensors with numpy."""
+    pairs, _ = load_pairs(DataConfig(pairs=pairs_file()))
+    split = split_pairs(pairs, DataConfig(pairs=pairs_file())).split
+    corpus = load_corpus(pairs_file(), root=trained, ratios=CONFIG.ratios)
+    read = {d.messages[-1]["content"] for d in corpus.dialogues}
+    assert read == {text for p, s in zip(pairs, split, strict=True) if s == "train" for text in (p.chosen, p.rejected)}
+    others = [p for p, s in zip(pairs, split, strict=True) if s != "train"]
+    parts = [part for several in documents(list(pair_dialogues(others)), whole_backbone(), 2048) for part in several]
+    z = np.stack([slow_states(whole_backbone(), part)[part.ends[-1]] for part in parts])
+    sae = load_sae(SAEConfig(path=str(trained)))
+    error = z - sae.decode(sae.encode(torch.from_numpy(z).float())).double().numpy()
+    found = card_of(trained)["measured_on"]["pairs.jsonl"]["fvu_response_end"]
+    assert found["value"] == pytest.approx((error**2).sum() / ((z - z.mean(0)) ** 2).sum(), rel=1e-3) and found["n_tokens"] == 2 * len(others)
 
 
 def test_the_card_s_command_is_understood_and_says_the_same(trained: Path) -> None:
@@ -193,19 +210,18 @@ def test_checkpoints_are_tensors_and_json_and_a_damaged_one_is_an_error(tmp_path
 
 
 def test_topk_is_trained_too_and_prompts_can_be_kept_out(tmp_path: Path) -> None:
-    prompts = [pair.prompt_id for pair in load_pairs(DataConfig(pairs=pairs_file()))[0]]
-    hidden = frozenset(prompts[:10])
-    config = train_config(architecture="topk", tokens=1280, out=str(tmp_path / "mine"), response_end_share=0.0)
-    folder = train_sae(config, root=tmp_path, exclude_prompts=hidden)
+    measured = write_rows(tmp_path / "beside.jsonl", [pair.to_row() for pair in load_pairs(DataConfig(pairs=pairs_file()))[0].pairs[:10]])
+    config = train_config(
+        architecture="topk", tokens=1280, out=str(tmp_path / "mine"), response_end_share=0.0, ratios=(1, 0, 0), measure=str(measured)
+    )
+    folder = train_sae(config, root=tmp_path)
     assert folder == tmp_path / "mine"
     card, sae = card_of(folder), load_sae(SAEConfig(path=str(folder)))
     assert sae.architecture == "topk" and sae.k == 6 and card["measured"]["l0"]["value"] == pytest.approx(6, rel=0.1)
     assert card["sae"]["trained_positions"] == ["content"] and card["training"]["response_ends_drawn"] == 0
-    assert card["training"]["excluded_prompts"] == len(hidden) and card["corpus"]["sources"]["pairs.jsonl"]["excluded"] == 2 * sum(
-        p in hidden for p in prompts
-    )
+    assert card["corpus"]["sources"]["pairs.jsonl"]["excluded"] >= 20 and card["measured_on"]["beside.jsonl"]["l0_response_end"]["n_tokens"] == 20
     with pytest.raises(ConfigError, match="holds something else"):
-        train_sae(config, root=tmp_path)  # without the exclusion it is another SAE
+        train_sae(replace(config, measure=""), root=tmp_path)  # trained on those ten, too, it is another SAE
 
 
 def test_a_backbone_in_bfloat16_is_trained_on_in_mixed_arithmetic(trained: Path, tmp_path: Path) -> None:

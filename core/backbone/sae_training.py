@@ -20,7 +20,7 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,22 +42,21 @@ CARD = "card.json"
 L0_TOLERANCE = 0.1
 
 
-def train_sae(config: SAETrainConfig, *, root: Path | None = None, exclude_prompts: Set[str] = frozenset(), progress: Progress = no_progress) -> Path:
+def train_sae(config: SAETrainConfig, *, root: Path | None = None, progress: Progress = no_progress) -> Path:
     """Trains, saves and measures an SAE; returns its folder (`cfg.json`, `sae_weights.safetensors`, `card.json`; `SAE.load_from_disk` reads it).
 
     The folder is `config.out`, or `<root>/saes/<model>-l<layer>-w<width>-k<k>-<8 hex>`; it stands whole or not at all, and a second call with the
     same config, model and corpus returns at once. A call that was killed goes on from its last checkpoint (`<root>/scratch`), to the same bytes.
-    `exclude_prompts` are ids of prompts (`PreferencePair.prompt_id`) that the SAE must not see, such as those of validation and test splits.
+    No dialogue that holds a validation or test prompt of the corpus's preference pairs, or a prompt of `config.measure`, is trained on.
     `root` is the cache. Raises ConfigError for impossible settings or a folder that holds something else, BackboneError, DataError,
     SAEError where the reloaded SAE's L0 is more than 10 % off k, and what `progress` raises.
     """
     _check(config)
     root = root or cache_root()
     backbone = load_backbone(config.backbone, depth=config.backbone.layer + 1, progress=progress)
-    beside = {name: tuple(pair_dialogues(load_split(DataConfig(pairs=name), progress))) for name in _names(config.measure)}
-    corpus = load_corpus(
-        config.corpus, root=root, ratios=config.ratios, split_seed=config.split_seed, exclude_prompts=exclude_prompts, progress=progress
-    )
+    beside = {Path(name).name: load_split(DataConfig(pairs=name), progress) for name in _names(config.measure)}
+    excluded = {pair.prompt_id for pairs in beside.values() for pair in pairs}
+    corpus = load_corpus(config.corpus, root=root, ratios=config.ratios, split_seed=config.split_seed, exclude_prompts=excluded, progress=progress)
     store = Store(root)
     fingerprint = store.fingerprint(STEP, VERSION, _settings(config), [sha256_of(backbone.identity), corpus.content_hash])
     target = Path(config.out).expanduser() if config.out else root / "saes" / _folder_name(config, backbone, fingerprint)
@@ -67,8 +66,7 @@ def train_sae(config: SAETrainConfig, *, root: Path | None = None, exclude_promp
         identity=backbone.identity,
         prepend_bos=backbone.template.bos is not None,
         corpus=corpus,
-        unseen={**corpus.unseen, **{Path(name).name: dialogues for name, dialogues in beside.items()}},
-        excluded=len(exclude_prompts),
+        unseen={**corpus.unseen, **{name: tuple(pair_dialogues(pairs)) for name, pairs in beside.items()}},
         fingerprint=fingerprint,
         target=target,
         scratch=store.scratch(STEP, fingerprint),
@@ -91,7 +89,6 @@ class _Job:
     prepend_bos: bool
     corpus: Corpus
     unseen: Mapping[str, Sequence[Dialogue]]
-    excluded: int
     fingerprint: str
     target: Path
     scratch: Path
@@ -300,7 +297,7 @@ def _card(job: _Job, folder: Path, seen: Mapping[str, Any]) -> dict[str, Any]:
         "command": command_line(config),
         "sae": {**sae, "sha256": file_sha256(folder / WEIGHTS)},
         "backbone": dict(job.identity),
-        "training": {**_settings(config), **seen, "excluded_prompts": job.excluded},
+        "training": {**_settings(config), **seen},
         "corpus": {"source": config.corpus, "sha256": job.corpus.content_hash, "sources": job.corpus.report},
     }
 
