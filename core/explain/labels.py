@@ -96,7 +96,7 @@ class Label:
     @property
     def key(self) -> tuple[object, ...]:
         """Two labels of one source with the same key are one, and the newer stays: a model asked again says it anew, two people both count."""
-        return (self.index, self.method, self.model, self.author) if self.method or self.model or self.author else (self.index, self.text)
+        return (self.index, self.author, *((self.method, self.model) if self.method or self.model else (self.text,)))
 
     def to_row(self) -> dict[str, Any]:
         """The label's part of a row; whose latent it is (modelId, layer, saeSha256) its book adds."""

@@ -1,0 +1,63 @@
+"""What labels are written from and measured on: a latent's page (core.explain.latents), as texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SHOWN = 10  # strongest windows that whoever writes a label is shown; labels are measured on the others where there are enough
+ENOUGH = 10
+
+Feature = Mapping[str, Any]
+Window = Mapping[str, Any]
+
+
+def shown_windows(feature: Feature) -> list[Window]:
+    """The windows that a label is written from: those of highest activation, highest first."""
+    return _ranked(feature)[:SHOWN]
+
+
+def measured_windows(feature: Feature) -> tuple[list[Window], str]:
+    """The windows that a label is measured on, and their name: those it was not written from, or all where there are fewer than `ENOUGH` others."""
+    ranked = _ranked(feature)
+    return (ranked[SHOWN:], f"beyond the top {SHOWN}") if len(ranked) >= SHOWN + ENOUGH else (ranked, "all")
+
+
+def text_of(window: Window) -> str:
+    """A window's text."""
+    return "".join(window["tokens"]).strip()
+
+
+def active_tokens(window: Window) -> list[str]:
+    """The tokens on which the latent is active."""
+    return [token for token, value in zip(window["tokens"], window["values"], strict=True) if value > 0]
+
+
+def marked_text(window: Window) -> str:
+    """A window's text with «» around the tokens that reach half of its largest activation, one pair around neighbours."""
+    bound = max(window["values"], default=0.0) / 2
+    text, inside = "", False
+    for token, value in zip(window["tokens"], window["values"], strict=True):
+        high = value > 0 and value >= bound
+        text += ("«" if high and not inside else "»" if inside and not high else "") + token
+        inside = high
+    return " ".join((text + "»" * inside).split())
+
+
+def promoted(feature: Feature, most: int) -> list[str]:
+    """The tokens that the latent's direction raises most, without spaces around them."""
+    return [token for token in (str(token).strip() for token in feature["pos_str"]) if token][:most]
+
+
+def _ranked(feature: Feature) -> list[Window]:
+    """Distinct texts that the latent is active in, by falling maximum."""
+    found: dict[str, Window] = {}
+    for window in sorted(feature["activations"], key=lambda window: -max(window["values"], default=0.0)):
+        if max(window["values"], default=0.0) > 0:
+            found.setdefault(text_of(window), window)
+    return list(found.values())
+
+
+def snippet_texts(feature: Feature, snippets: Sequence[Any]) -> list[str]:
+    """The texts in which the latent is nowhere active."""
+    return [text_of(snippets[number]) for number in feature["inactive"]]

@@ -1,0 +1,138 @@
+"""Careful HTTP: what comes back is limited in size, what fails in passing is tried again, nothing follows a redirection.
+
+A base address is https, or http to this very machine; `plain=True` allows http elsewhere (a model server in one's own network), never with a key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+from core.errors import ConfigError
+
+HERE = ("localhost", "127.0.0.1", "::1")
+TRIES = 5  # of a request that fails in passing: no connection, too many requests, an error of the server's
+LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
+TIMEOUT = 120.0  # seconds without a byte
+
+
+class HttpError(Exception):
+    """A request that failed for good; `status` is the server's, 0 where none answered."""
+
+    def __init__(self, said: str, status: int = 0) -> None:
+        self.status = status
+        super().__init__(said)
+
+
+class Http:
+    """Requests below one base address. Use it in a `with`. Raises ConfigError for an address that is not allowed, HttpError where one fails."""
+
+    def __init__(self, base: str, *, key: str = "", plain: bool = False, pause: Callable[[float], None] = time.sleep) -> None:
+        self.base, self.pause = base.rstrip("/"), pause
+        _check_base(base, key=bool(key), plain=plain)
+        import httpx2
+
+        headers = {"User-Agent": "sparserm-workbench", **({"Authorization": f"Bearer {key}"} if key else {})}
+        self._client = httpx2.Client(headers=headers, timeout=TIMEOUT, follow_redirects=False)
+
+    def __enter__(self) -> Http:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._client.close()
+
+    def get(self, path: str, params: Mapping[str, str] | None = None, *, largest: int) -> bytes:
+        """The body of an answer of at most `largest` bytes."""
+        return self._tried(lambda: self._body("GET", path, largest, params=params))
+
+    def post(self, path: str, value: Any, *, largest: int) -> bytes:
+        """The body of the answer to a JSON value."""
+        return self._tried(lambda: self._body("POST", path, largest, json=value))
+
+    def download(self, path: str, target: Path, *, largest: int) -> None:
+        """Puts a file at `target`, whole or not at all."""
+        self._tried(lambda: self._file(path, target, largest))
+
+    def _tried(self, ask: Callable[[], Any]) -> Any:
+        import httpx2
+
+        for left in reversed(range(TRIES)):
+            wait = 2.0 ** (TRIES - 1 - left)
+            try:
+                return ask()
+            except _TryAgain as again:
+                if not left:
+                    raise HttpError(str(again), again.status) from again
+                wait = max(wait, again.wait)
+            except httpx2.TransportError as error:
+                if not left or isinstance(error, httpx2.UnsupportedProtocol):
+                    raise HttpError(f"{type(error).__name__}: {error}") from error
+            except httpx2.HTTPError as error:
+                raise HttpError(f"{type(error).__name__}: {error}") from error
+            self.pause(min(wait, LONGEST_WAIT))
+        return None
+
+    def _body(self, method: str, path: str, largest: int, **request: Any) -> bytes:
+        with self._client.stream(method, self.base + path, **request) as answer:
+            _check_status(answer)
+            return b"".join(_limited(answer.iter_bytes(), largest))
+
+    def _file(self, path: str, target: Path, largest: int) -> None:
+        part = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+        try:
+            with self._client.stream("GET", self.base + path, headers={"Accept-Encoding": "identity"}) as answer, part.open("wb") as handle:
+                _check_status(answer)
+                for piece in _limited(answer.iter_raw(), largest):
+                    handle.write(piece)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+class _TryAgain(Exception):
+    def __init__(self, said: str, status: int, wait: float) -> None:
+        self.status, self.wait = status, wait
+        super().__init__(said)
+
+
+def _check_status(answer: Any) -> None:
+    """Raises where the server did not give what was asked for, with the beginning of what it said instead."""
+    status = int(answer.status_code)
+    if status == 200:
+        return
+    said = b""
+    with contextlib.suppress(HttpError):
+        said = b"".join(_limited(answer.iter_bytes(), 2**16))
+    text = f"status {status} {' '.join(said.decode('utf-8', 'replace').split())[:200]}".strip()
+    if status == 429 or status >= 500:
+        asked = answer.headers.get("Retry-After", "")
+        raise _TryAgain(text, status, float(asked) if asked.isascii() and asked.isdecimal() else 0.0)
+    raise HttpError(text, status)
+
+
+def _limited(pieces: Iterator[bytes], largest: int) -> Iterator[bytes]:
+    left = largest
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            raise HttpError(f"the answer is larger than {largest} bytes")
+        yield piece
+
+
+def _check_base(base: str, *, key: bool, plain: bool) -> None:
+    parts = urlsplit(base)
+    here = parts.hostname in HERE
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
+        raise ConfigError("this is no address of a server", expected="https://host/path", found=base)
+    if parts.scheme == "http" and not here and (key or not plain):
+        why = "a key would travel in the open" if key else "what comes back could be changed on the way"
+        raise ConfigError(f"an address without encryption is not used: {why}", expected="https, or http to this machine", found=base)
