@@ -230,6 +230,33 @@ class DoctorConfig(Config):
     seed: int = option(0, "seed of the choices and of the swaps")
 
 
+@dataclass(frozen=True, kw_only=True)
+class LatentsConfig(Config):
+    """`sparserm latents`: what text the latents' pages are made from, and how much a page shows."""
+
+    corpus: str = option(
+        "", "`pairs` (those of the fit), `chitchat` (PyPI), files of dialogues or pairs, comma-separated; empty: pairs, and chitchat if it can be had"
+    )
+    tokens: int = option(500_000, "tokens read, template's and first ones not counted", minimum=1)
+    context: int = option(512, "longest document in tokens; longer dialogues are cut", minimum=16)
+    window: int = option(32, "tokens of a text that is shown, two thirds of them before its maximum", minimum=3)
+    top: int = option(16, "texts of highest activation", minimum=1)
+    intervals: int = option(5, "equal parts of the activation range", minimum=1)
+    per_interval: int = option(4, "texts from each part", minimum=0)
+    snippets: int = option(500, "texts drawn at random, to choose silent ones from", minimum=0)
+    inactive: int = option(50, "of these, at most so many a latent in which it is silent", minimum=0)
+    seed: int = option(0, "seed of all choices")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointConfig(Config):
+    """`sparserm labels ask`: which language model writes labels. Its key is read from SPARSERM_ENDPOINT_KEY and nowhere else."""
+
+    base_url: str = option("", "OpenAI-compatible endpoint, such as http://localhost:8000/v1; top activating texts are sent there; empty: none")
+    model: str = option("", "name of the model there")
+    max_tokens: int = option(2000, "tokens that an answer may take, thinking included", minimum=1)
+
+
 def from_dict(cls: type[Any], values: Mapping[str, Any]) -> Any:
     """A config of class `cls` from (nested) plain values. Raises ConfigError on an unknown field."""
     known = {spec.name: spec for spec in fields(cls)}

@@ -170,7 +170,7 @@ def _load(config: BackboneConfig, source: ModelSource, identity: dict[str, Any],
         model_config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
         options: dict[str, Any] = {"dtype": getattr(torch, identity["dtype"]), "attn_implementation": identity["attention"], "use_safetensors": True}
         if depth is not None:
-            _truncate(model_config.get_text_config(), depth)
+            truncate(model_config.get_text_config(), depth)
         if config.device_map:
             options["device_map"] = config.device_map
         if config.quantization != "none":
@@ -192,7 +192,7 @@ def _load(config: BackboneConfig, source: ModelSource, identity: dict[str, Any],
     return model, tokenizer
 
 
-def _truncate(text_config: Any, depth: int) -> None:
+def truncate(text_config: Any, depth: int) -> None:
     """Leaves out all later layers, so that they are neither read from disk nor held in memory."""
     if getattr(text_config, "layer_types", None):
         text_config.layer_types = list(text_config.layer_types)[:depth]

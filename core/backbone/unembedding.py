@@ -1,0 +1,88 @@
+"""What a direction in the residual stream adds to the next token's logits if it goes straight to the end: no later layer is run.
+
+With final norm N and unembedding W_U, logits = W_U N(x). Both norms in use are a gain g over the (centred) stream divided by its scale, and the scale
+belongs to the whole stream, not to the direction. So for a direction d the effect is, up to that positive factor,
+
+    RMS norm     W_U (g * d)
+    layer norm   W_U (g * (d - mean d))
+
+Left out, as they are the same for every direction or keep the order: the scale, the norm's bias, caps and multipliers of logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from core.backbone.model import decoder_layers, quiet_transformers, truncate
+from core.backbone.source import find_model, resolve_device
+from core.config import BackboneConfig
+from core.errors import BackboneError
+from core.types import Progress, no_progress
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+PROBE = 1e3  # so large that a norm's epsilon is nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unembedding:
+    """W_U [vocabulary, d_model], the final norm's gain [d_model], and whether the norm takes the mean away."""
+
+    weight: Float[Tensor, "v d_model"]
+    gain: Float[Tensor, " d_model"]
+    centred: bool
+
+    def logits(self, directions: Float[np.ndarray, "k d_model"]) -> Float[np.ndarray, "k v"]:
+        """The effect of each direction on every token's logit, float32."""
+        d = torch.from_numpy(directions).to(self.weight.device, torch.float32)
+        d = d - d.mean(1, keepdim=True) if self.centred else d
+        found: np.ndarray = ((d * self.gain) @ self.weight.T).cpu().numpy()
+        return found
+
+
+def load_unembedding(config: BackboneConfig, *, progress: Progress = no_progress) -> Unembedding:
+    """Reads final norm and unembedding of the config's model. Raises BackboneError where they can't be had."""
+    with torch.inference_mode():
+        model = _head(config, progress)
+        norm = _final_norm(model)
+        n = model.get_output_embeddings().weight.shape[1]
+        signs = torch.ones(n)
+        signs[1::2] = -1  # without a mean: a norm that centres leaves it as it is
+        bias = norm(torch.zeros(n))
+        gain = (norm(PROBE * signs) - bias) * signs
+        centred = bool((norm(PROBE * torch.ones(n)) - bias).abs().max() < 1e-3 * gain.abs().max())
+        device = torch.device(resolve_device(config))
+        return Unembedding(weight=model.get_output_embeddings().weight.detach().to(device), gain=gain.to(device), centred=centred)
+
+
+def _head(config: BackboneConfig, progress: Progress) -> Any:
+    """The model with the first of its layers alone, in float32 on the CPU."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = find_model(config, progress=progress)
+    with quiet_transformers():
+        cut = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+        truncate(cut.get_text_config(), 1)
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                source.folder, config=cut, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            ).eval()
+        except (OSError, ValueError, ImportError) as error:
+            raise BackboneError(f"the LM head of {source.name} can't be loaded", found=f"{type(error).__name__}: {error}") from error
+
+
+def _final_norm(model: Any) -> Module:
+    """The last norm outside the decoder's layers."""
+    inside = {id(module) for module in decoder_layers(model).modules()}
+    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower() and id(module) not in inside]
+    if not norms:
+        raise BackboneError(f"{type(model).__name__} has no final norm", expected="a norm between the last layer and the LM head")
+    found: Module = norms[-1]
+    return found

@@ -1,0 +1,332 @@
+"""What a latent is active on and what it promotes: a page for each, in Neuronpedia's own field names (METHOD.md section 4).
+
+`build` makes the pages over a corpus: one forward pass keeps every activation (core.explain.latent_columns), then the pages are written latent by
+latent from complete counts. `load_pages(folder)` reads one page at a time and loads no engine.
+
+features.jsonl, one row a latent, rising
+    modelId, layer, index               the language model, the source (layer and SAE), the latent: a string, as in Neuronpedia's exports
+    pos_str, pos_values                 the ten tokens whose logits the decoder row raises most (core.backbone.unembedding says how), and by how much
+    neg_str, neg_values                 the ten it lowers most, lowest first
+    logits_hist_data_bar_values, _heights   histogram of its effect on all tokens of the vocabulary: centres of 40 equal bars, counts
+    frac_nonzero, maxActApprox          share of counted tokens it is active on; its highest activation there
+    freq_hist_data_bar_values, _heights activation density: 40 equal bars from 0 to maxActApprox over the activations above 0
+    topkCosSimIndices, topkCosSimValues the ten latents whose decoder rows have the highest cosine with this one's, itself left out
+    activations                         texts (chosen by core.explain.latent_windows): first the highest ones, binMin and binContains -1, binMax
+                                        the highest activation; then by interval binMin < maximum <= binMax, which holds the share binContains of all
+                                        activations above 0. `tokens`, `values` (0 where it is silent or nothing counts), `minValue`, `maxValue`,
+                                        `maxValueTokenIndex`, `dataIndex` (number of the document in the corpus), `dataSource` (its source),
+                                        and ours: `template`, the places of tokens that belong to the chat template
+    inactive                            ours: numbers of rows of snippets.jsonl in which the latent is nowhere active
+snippets.jsonl    windows of the same length around tokens drawn at random: `tokens`, `dataIndex`, `dataSource`, `template`
+corpus.json       what was read: documents and counted tokens, in all and of each source
+index.safetensors latent ids, and where their rows begin in features.jsonl (the last number is its end)
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from core.config import LatentsConfig
+from core.errors import MissingError, StoreError
+from core.explain.latent_columns import Column, Columns, TokenisedCorpus, read_columns, tokenise
+from core.explain.latent_windows import Window, Windows
+from core.runs.store import write_json
+from core.types import Progress, no_progress
+
+if TYPE_CHECKING:
+    from core.backbone.corpus import Dialogue
+    from core.backbone.model import Backbone
+    from core.backbone.sae import SparseAutoencoder
+    from core.backbone.unembedding import Unembedding
+
+FEATURES, SNIPPETS, CORPUS, INDEX = "features.jsonl", "snippets.jsonl", "corpus.json", "index.safetensors"
+BARS, LOGITS, CLOSEST = 40, 10, 10
+PAGES, ENTRIES = 64, 2**23  # latents whose pages are made at a time, and their activations in memory
+
+
+class Snippet(TypedDict):
+    """A window of text."""
+
+    tokens: list[str]
+    template: list[int]
+    dataIndex: str
+    dataSource: str
+
+
+class Activation(Snippet):
+    """A window around an activation."""
+
+    values: list[float]
+    minValue: float
+    maxValue: float
+    maxValueTokenIndex: int
+    binMin: float
+    binMax: float
+    binContains: float
+
+
+class Feature(TypedDict):
+    """A latent's page; the module says what is in it."""
+
+    modelId: str
+    layer: str
+    index: str
+    pos_str: list[str]
+    pos_values: list[float]
+    neg_str: list[str]
+    neg_values: list[float]
+    logits_hist_data_bar_heights: list[int]
+    logits_hist_data_bar_values: list[float]
+    frac_nonzero: float
+    maxActApprox: float
+    freq_hist_data_bar_heights: list[int]
+    freq_hist_data_bar_values: list[float]
+    topkCosSimIndices: list[int]
+    topkCosSimValues: list[float]
+    activations: list[Activation]
+    inactive: list[int]
+
+
+class LatentPages(Mapping[int, Feature]):
+    """Pages by latent id, each read from disk when it is asked for; `snippets` and `corpus` as the module says. Raises StoreError without them."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        self.folder = folder
+        try:
+            index = load_file(folder / INDEX)
+        except (OSError, SafetensorError) as error:
+            raise StoreError(f"{folder} holds no pages of latents", expected=INDEX, found=str(error), remedy="sparserm latents MODEL") from error
+        self.latents: Int[np.ndarray, " n"] = index["latent"]
+        self._rows = dict(zip(self.latents.tolist(), itertools.pairwise(index["offset"].tolist()), strict=True))
+
+    def __getitem__(self, latent: int) -> Feature:
+        begin, end = self._rows[latent]
+        with (self.folder / FEATURES).open("rb") as file:
+            file.seek(begin)
+            found: Feature = json.loads(file.read(end - begin))
+        return found
+
+    def __contains__(self, latent: object) -> bool:
+        return latent in self._rows
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def page(self, latent: int) -> Feature:
+        """As `pages[latent]`, but raises MissingError, with what to do, where there is no such page."""
+        if latent not in self:
+            found = f"{len(self)} latents, from {self.corpus['tokens']:,} tokens"
+            remedy = f"sparserm latents MODEL --latent {latent}; a latent that is active nowhere has a page only if it is asked for by its number"
+            raise MissingError(f"there is no page of latent {latent}", found=found, remedy=remedy)
+        return self[latent]
+
+    @cached_property
+    def snippets(self) -> list[Snippet]:
+        with (self.folder / SNIPPETS).open(encoding="utf-8") as file:  # not splitlines: texts may hold line ends of other scripts
+            return [json.loads(line) for line in file]
+
+    @cached_property
+    def corpus(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = json.loads((self.folder / CORPUS).read_text(encoding="utf-8"))
+        return found
+
+
+def load_pages(folder: Path) -> LatentPages:
+    """What `build` wrote. Raises StoreError where it is not there."""
+    return LatentPages(folder)
+
+
+def build(
+    sources: Mapping[str, Sequence[Dialogue]],
+    backbone: Backbone,
+    sae: SparseAutoencoder,
+    unembedding: Unembedding,
+    config: LatentsConfig,
+    *,
+    layer: int,
+    latents: Sequence[int] | Int[np.ndarray, " n"] | None,
+    names: tuple[str, str],
+    folder: Path,
+    scratch: Path,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Writes the pages of these latents (None: of all that are active anywhere in the corpus) into `folder`, resuming from what stands in `scratch`.
+
+    `names` are modelId and source id. Returns what the manifest shall say. Raises DataError where the corpus has no text.
+    """
+    corpus = tokenise(sources, backbone, tokens=config.tokens, context=config.context, seed=config.seed, progress=progress)
+    asked = np.arange(sae.d_sae) if latents is None else np.unique(np.asarray(latents, dtype=np.int64))
+    columns = read_columns(corpus, backbone, sae, layer=layer, latents=None if latents is None else asked, scratch=scratch, progress=progress)
+    maker = PageMaker(corpus=corpus, tokenizer=backbone.tokenizer, sae=sae, unembedding=unembedding, config=config, names=names)
+    live = columns.counts > 0 if latents is None else np.ones(len(asked), dtype=bool)
+    offsets = _write_pages(maker, columns, asked, live, folder, scratch, progress)
+    _write_rows(folder / SNIPPETS, [maker.snippet(*span) for span in maker.windows.snippets])
+    said = {**corpus.to_json(), "latents": int(live.sum())}
+    write_json(folder / CORPUS, said)
+    _save_index(folder / INDEX, asked[live], offsets)
+    return said
+
+
+@dataclass(kw_only=True)
+class PageMaker:
+    """Makes pages from the columns of activations."""
+
+    corpus: TokenisedCorpus
+    tokenizer: Any
+    sae: SparseAutoencoder
+    unembedding: Unembedding
+    config: LatentsConfig
+    names: tuple[str, str]
+
+    @cached_property
+    def windows(self) -> Windows:
+        return Windows(corpus=self.corpus, config=self.config)
+
+    @cached_property
+    def _bytes(self) -> dict[int, bytes]:
+        """What every token of corpus and vocabulary stands for."""
+        from core.backbone.pieces import token_bytes
+
+        return token_bytes(self.tokenizer, [*range(len(self.tokenizer)), *np.unique(self.corpus.ids).tolist()])
+
+    @cached_property
+    def _unit_rows(self) -> Float[np.ndarray, "d_sae d_model"]:
+        rows = self.sae.directions(np.arange(self.sae.d_sae))
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+    def pages(self, latents: Int[np.ndarray, " n"], columns: Sequence[Column]) -> Iterator[Feature]:
+        """The pages of some latents, given their columns."""
+        effects = self.unembedding.logits(self.sae.directions(latents))[:, : len(self.tokenizer)]
+        cosines = self._unit_rows[latents] @ self._unit_rows.T
+        cosines[np.arange(len(latents)), latents] = -np.inf
+        for latent, column, effect, cosine in zip(latents.tolist(), columns, effects, cosines, strict=True):
+            yield self._page(latent, column, effect, cosine)
+
+    def _page(self, latent: int, column: Column, effect: Float[np.ndarray, " v"], cosine: Float[np.ndarray, " d_sae"]) -> Feature:
+        highest, lowest = _largest(effect, LOGITS), _largest(-effect, LOGITS)
+        closest = _largest(cosine, min(CLOSEST, len(cosine) - 1))
+        logit_values, logit_heights = _histogram(effect, float(effect.min()), float(effect.max()))
+        peak = float(column[1].max()) if len(column[1]) else 0.0
+        values, heights = _histogram(column[1], 0.0, peak) if peak else ([], [])
+        rng = np.random.default_rng([self.config.seed, 2, latent])  # a latent's page is the same whichever others are made
+        return Feature(
+            modelId=self.names[0],
+            layer=self.names[1],
+            index=str(latent),
+            pos_str=[self._text(i) for i in highest],
+            pos_values=_shown(effect[highest]),
+            neg_str=[self._text(i) for i in lowest],
+            neg_values=_shown(effect[lowest]),
+            logits_hist_data_bar_heights=logit_heights,
+            logits_hist_data_bar_values=logit_values,
+            frac_nonzero=len(column[0]) / self.corpus.n_counted,
+            maxActApprox=_short(peak),
+            freq_hist_data_bar_heights=heights,
+            freq_hist_data_bar_values=values,
+            topkCosSimIndices=closest,
+            topkCosSimValues=_shown(cosine[closest]),
+            activations=[self._activation(column, window) for window in self.windows.of_latent(column, rng)],
+            inactive=self.windows.silent(column, rng).tolist(),
+        )
+
+    def _activation(self, column: Column, window: Window) -> Activation:
+        values = _shown(self.windows.values(column, window.start, window.stop))
+        return Activation(
+            **self.snippet(window.start, window.stop),
+            values=values,
+            minValue=min(values),
+            maxValue=max(values),
+            maxValueTokenIndex=window.peak - window.start,
+            binMin=_short(window.low),
+            binMax=_short(window.high),
+            binContains=_short(window.share),
+        )
+
+    def snippet(self, start: int, stop: int) -> Snippet:
+        """The text of a window."""
+        from core.backbone.pieces import pieces
+
+        number = int(self.corpus.document_of(np.array([start]))[0])
+        return Snippet(
+            tokens=pieces([self._bytes[i] for i in self.corpus.ids[start:stop].tolist()]),
+            template=np.flatnonzero(~self.corpus.counted[start:stop]).tolist(),
+            dataIndex=str(number),
+            dataSource=self.corpus.names[int(self.corpus.source[number])],
+        )
+
+    def _text(self, token: int) -> str:
+        return self._bytes[token].decode("utf-8", errors="replace")
+
+
+def _write_pages(
+    maker: PageMaker, columns: Columns, asked: Int[np.ndarray, " n"], live: np.ndarray, folder: Path, scratch: Path, progress: Progress
+) -> list[int]:
+    """Makes the pages part by part, joins the parts, and returns where each row begins, and the end."""
+    parts = []
+    for begin, end in columns.chunks(PAGES, ENTRIES):
+        parts.append(scratch / f"pages-{begin:06d}-{end:06d}.jsonl")
+        progress("pages", begin, len(asked))
+        kept = np.flatnonzero(live[begin:end])
+        if not parts[-1].exists():
+            read = columns.read(begin, end)
+            _write_rows(parts[-1], list(maker.pages(asked[begin:end][kept], [read[i] for i in kept])))
+    progress("pages", len(asked), len(asked))
+    offsets = [0]
+    with (folder / FEATURES).open("wb") as file:
+        for part in parts:
+            for line in part.read_bytes().splitlines(keepends=True):
+                offsets.append(offsets[-1] + file.write(line))
+    return offsets
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The file appears whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows), encoding="utf-8", newline="\n")
+    os.replace(part, path)
+
+
+def _save_index(path: Path, latents: Int[np.ndarray, " n"], offsets: Sequence[int]) -> None:
+    from safetensors.numpy import save
+
+    path.write_bytes(save({"latent": latents.astype(np.int64), "offset": np.array(offsets, dtype=np.int64)}))
+
+
+def _largest(values: Float[np.ndarray, " n"], n: int) -> list[int]:
+    """Places of the largest values, falling; of equal ones the first."""
+    n = min(n, len(values))
+    bound = np.partition(values, len(values) - n)[len(values) - n]
+    places = np.flatnonzero(values >= bound)
+    found: list[int] = places[np.argsort(-values[places], kind="stable")][:n].tolist()
+    return found
+
+
+def _histogram(values: Float[np.ndarray, " n"], low: float, high: float) -> tuple[list[float], list[int]]:
+    """Centres of the bars, and their counts."""
+    heights, edges = np.histogram(values, bins=BARS, range=(low, high))
+    return _shown((edges[:-1] + edges[1:]) / 2), heights.tolist()
+
+
+def _shown(values: np.ndarray) -> list[float]:
+    return [_short(value) if value else 0.0 for value in values.tolist()]
+
+
+def _short(value: float) -> float:
+    """Four digits: files of thousands of pages stay small."""
+    return float(f"{value:.4g}")
