@@ -252,8 +252,8 @@ class LatentsConfig(Config):
 class EndpointConfig(Config):
     """`sparserm labels ask`: which language model writes labels. Its key is read from SPARSERM_ENDPOINT_KEY and nowhere else."""
 
-    base_url: str = option("", "OpenAI-compatible endpoint, such as http://localhost:8000/v1; top activating texts are sent there; empty: none")
-    model: str = option("", "name of the model there")
+    endpoint: str = option("", "OpenAI-compatible endpoint, such as http://localhost:8000/v1; top activating texts are sent there; empty: none")
+    endpoint_model: str = option("", "name of the model there")
     max_tokens: int = option(2000, "tokens that an answer may take, thinking included", minimum=1)
 
 

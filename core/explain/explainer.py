@@ -7,7 +7,8 @@
     explainer.tokens / deletions / gradient(prompt, response)
     explainer.edit(prompt, response, parent=...)             # a changed text, computed from its first changed token on
 
-`labels` (latent id -> Label) names latents in the sentence. The language model and the SAE are loaded when something needs them.
+`labels` (latent id -> Label) names latents in the sentence: by default the best that this machine has of the SAE (core.explain.label_book), as they
+stand when something is explained. The language model and the SAE are loaded when something needs them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from core.backbone.sae import SparseAutoencoder
 from core.errors import ConfigError, DataError, SparseRMError, StoreError
 from core.explain.edits import Edit
 from core.explain.explanation import Explanation, PairExplanation
+from core.explain.label_book import labels_of
 from core.explain.labels import Labels
 from core.explain.readings import Reading, read_tokens
 from core.explain.reasons import Reasons, Seen
@@ -47,9 +49,16 @@ class Explainer:
 
     def __init__(self, model: SparseRM, *, labels: Labels | None = None) -> None:
         self.model, self.parts = model, model.parts
-        self.labels: Labels = labels or {}
+        self._labels, self._book = labels, labels_of(model.parts.sae)
         self.reasons = Reasons(model.parts, model.known, read_faithfulness(model.folder))
         self._readings: OrderedDict[Any, Reading] = OrderedDict()
+
+    @property
+    def labels(self) -> Labels:
+        """What the latents are called."""
+        if self._labels is not None:
+            return self._labels
+        return self._book.labels() if self._book else {}
 
     @cached_property
     def sae(self) -> SparseAutoencoder | None:

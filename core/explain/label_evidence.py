@@ -24,8 +24,9 @@ def measured_windows(feature: Feature) -> tuple[list[Window], str]:
 
 
 def text_of(window: Window) -> str:
-    """A window's text."""
-    return "".join(window["tokens"]).strip()
+    """A window's text on one line, without what belongs to the chat template."""
+    template = set(window.get("template", ()))
+    return " ".join("".join("\n" if place in template else token for place, token in enumerate(window["tokens"])).split())
 
 
 def active_tokens(window: Window) -> list[str]:
@@ -34,12 +35,13 @@ def active_tokens(window: Window) -> list[str]:
 
 
 def marked_text(window: Window) -> str:
-    """A window's text with «» around the tokens that reach half of its largest activation, one pair around neighbours."""
-    bound = max(window["values"], default=0.0) / 2
+    """As `text_of`, with «» around the tokens that reach half of the largest activation, one pair around neighbours."""
+    values, template = window["values"], set(window.get("template", ()))
+    bound = max(values, default=0.0) / 2
     text, inside = "", False
-    for token, value in zip(window["tokens"], window["values"], strict=True):
-        high = value > 0 and value >= bound
-        text += ("«" if high and not inside else "»" if inside and not high else "") + token
+    for place, token in enumerate(window["tokens"]):
+        high = values[place] > 0 and values[place] >= bound
+        text += ("«" if high and not inside else "»" if inside and not high else "") + ("\n" if place in template else token)
         inside = high
     return " ".join((text + "»" * inside).split())
 
