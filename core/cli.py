@@ -1,4 +1,4 @@
-"""The `sparserm` command: fit, score, sae train, sweep, cache; explain, runs, doctor and spaces in core.*_cli.
+"""The `sparserm` command: fit, score, sae train, sweep, cache; explain, runs, doctor, spaces and labels in core.*_cli.
 
 Every command is a thin shell: options become a config, the config goes to `core.pipeline`, the outcome is printed for a person or as one JSON
 line. Errors are printed as problem, expected, found and remedy; the exit code tells the kind (core/errors.py). Start-up is a feature: nothing
@@ -22,6 +22,7 @@ from core.config import BackboneConfig, FitConfig, SAETrainConfig, SampleConfig,
 from core.doctor_cli import add_doctor
 from core.errors import Cancelled, ConfigError, SparseRMError, StoreError
 from core.explain_cli import add_explain
+from core.labels_cli import add_labels
 from core.options import Parser, add_command, add_options, override, print_json
 from core.runs.store import Artefact, Store
 from core.runs_cli import DETACH_HELP, add_runs, detach
@@ -29,8 +30,8 @@ from core.runs_cli import DETACH_HELP, add_runs, detach
 INTERRUPTED = 130
 EMBEDDED = "smollm2-135m"
 EXAMPLES = {
-    "": "examples:\n  sparserm fit --preset tiny\n  sparserm fit --pairs pairs.jsonl --layer 16 --sae my_sae --k 32",
-    "fit": "example:\n  sparserm fit --pairs TruthfulQA.csv --protocol truthfulqa --layer 16 --sae my_sae --k 32 --out my_reward_model",
+    "": "examples:\n  sparserm fit --preset tiny\n  sparserm fit --pairs pairs.jsonl --layer 19 --sae my_sae --k 32",
+    "fit": "example:\n  sparserm fit --pairs TruthfulQA.csv --protocol truthfulqa --layer 19 --sae my_sae --k 32 --out my_reward_model",
     "score": "example:\n  sparserm score my_reward_model answers.jsonl --out scores.jsonl",
     "sae": "example:\n  sparserm sae train --layer 16",
     "sae train": "example:\n  sparserm sae train --layer 16 --width 4608 --k 32 --tokens 1200000",
@@ -122,6 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_explain(commands)
     add_runs(commands)
     add_doctor(commands)
+    add_labels(commands)
     for long in (fit, train, sweep):
         long.add_argument("--detach", action="store_true", help=DETACH_HELP)
     return parser

@@ -91,7 +91,7 @@ class BackboneConfig(Config):
 
     model: str = option("smollm2-135m", "Hub id, local folder, .gguf file, or `smollm2-135m` (the embedded default)")
     revision: str = option("", "Hub revision (commit)")
-    layer: int = option(16, "0-based decoder layer L whose output is read (hidden_states[L+1])", minimum=0)
+    layer: int = option(19, "0-based decoder layer L whose output is read (hidden_states[L+1])", minimum=0)
     position: str = option("response_end", "token that is read", choices=("response_end", "turn_end"))
     dtype: str = option(
         "auto", "arithmetic; auto: bfloat16 where the device is fast at it, else float32", choices=("auto", "bfloat16", "float16", "float32")

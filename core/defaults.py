@@ -1,4 +1,4 @@
-"""What a person may leave out: the embedded pairs, and the SAE that was trained last for the same model and layer.
+"""What a person may leave out: the pairs (the embedded ones), and the SAE (the embedded one, else the one trained last for the same model and layer).
 
 Nothing is guessed silently: whatever is filled in is said, and what can't be filled in is a MissingError with the command that supplies it.
 """
@@ -19,17 +19,19 @@ from core.runs.store import Store
 
 DEMO = Path(__file__).resolve().parent / "data" / "demo"
 DEMO_PAIRS = DEMO / "pairs.jsonl"
+DEMO_SAE = DEMO / "sae"
 SAME = ("name", "revision", "sha256", "d_model")  # of two backbones' identities
 
 
 def complete(config: FitConfig, store: Store, say: Callable[[str], None]) -> FitConfig:
     """`config` with pairs and SAE filled in where it names none, and paths made absolute. Raises MissingError where there is nothing to fill in."""
-    pairs = config.data.pairs or (str(DEMO_PAIRS) if DEMO_PAIRS.is_file() else "")
-    sae = config.sae if _named(config.sae) else newest_sae(config.backbone, store)
-    if not pairs or sae is None:
-        raise _missing(config, pairs, sae)
+    pairs = config.data.pairs or str(DEMO_PAIRS)
+    sae = config.sae if _named(config.sae) else known_sae(config.backbone, store)
+    if sae is None:
+        raise _missing(config, pairs)
     if sae is not config.sae:
-        say(f"SAE: {sae.path}, the newest trained for this model and layer")
+        embedded = Path(sae.path) == DEMO_SAE
+        say(f"SAE: {sae.path}, {'the embedded one (--sae names another)' if embedded else 'the newest trained for this model and layer'}")
     return replace(
         config,
         data=replace(config.data, pairs=absolute(pairs)),
@@ -49,9 +51,13 @@ def complete_sweep(config: SweepConfig, store: Store, say: Callable[[str], None]
     return tuple(complete(fit, store, say) for fit in each)
 
 
-def newest_sae(backbone: BackboneConfig, store: Store) -> SAEConfig | None:
-    """The SAE that `sparserm sae train` made last for this model and layer, by the cards in the cache; None if there is none."""
-    cards = sorted(_cards(store.root / "saes", backbone.layer), key=lambda found: found[1].get("time_created", 0.0), reverse=True)
+def known_sae(backbone: BackboneConfig, store: Store) -> SAEConfig | None:
+    """The embedded SAE if it is of this model and layer, else the one that `sparserm sae train` made last for them, by the cards in the cache.
+
+    None if there is neither. The embedded one goes first, so that the demo is the same demo in every cache.
+    """
+    trained = sorted(_cards(store.root / "saes", backbone.layer), key=lambda found: found[1].get("time_created", 0.0), reverse=True)
+    cards = [*_cards(DEMO, backbone.layer), *trained]
     if not cards:
         return None
     ours = backbone_identity(backbone, find_model(backbone))
@@ -77,15 +83,12 @@ def absolute(text: str) -> str:
     return str(path.resolve()) if text and path.exists() else text
 
 
-def _missing(config: FitConfig, pairs: str, sae: SAEConfig | None) -> MissingError:
+def _missing(config: FitConfig, pairs: str) -> MissingError:
     layer, model = config.backbone.layer, config.backbone.model
-    what = [] if pairs else ["preference pairs"]
-    what += [] if sae else [f"an SAE for layer {layer} of {model}"]
     train = "sparserm sae train" + ("" if model == BackboneConfig().model else f" --model {model}") + f" --layer {layer}"
-    fit = f"sparserm fit --pairs {pairs or 'FILE'}" + (f" --sae {sae.path or f'{sae.release}:{sae.sae_id}'}" if sae else "")
     return MissingError(
-        f"missing: {' and '.join(what)}",
-        expected="pairs in --pairs and an SAE in --sae, trained for this model and layer; none are shipped yet",
-        found="--pairs " + (pairs or "not given") + ", --sae " + ("given" if sae else "not given, and none in the cache"),
-        remedy=" ; then ".join(([] if sae else [train]) + [fit]) + "   (the trained SAE is found by itself)" * (sae is None),
+        f"missing: an SAE for layer {layer} of {model}",
+        expected="an SAE in --sae, or one trained for this model and layer",
+        found="--sae is not given, and there is none in the cache",
+        remedy=f"{train} ; then sparserm fit --pairs {pairs} --layer {layer}   (the trained SAE is found by itself)",
     )

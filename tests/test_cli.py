@@ -299,18 +299,29 @@ def test_out_copies_a_folder_that_stands_alone(fitted: dict[str, Any], cli: Any,
     assert code == 2 and "exists already" in err
 
 
-def test_fit_alone_says_what_is_missing_and_the_two_commands(cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_an_sae_fit_says_the_two_commands(cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path))
-    monkeypatch.setattr(defaults, "DEMO_PAIRS", tmp_path / "absent.jsonl")
-    code, out, err = cli("fit")
+    code, out, err = cli("fit", "--layer", "7")
     assert code == 8 and out == "" and "Traceback" not in err
-    assert err.startswith("missing: preference pairs and an SAE for layer 16 of smollm2-135m\n")
-    assert "sparserm sae train --layer 16" in err and "sparserm fit --pairs FILE" in err
+    assert err.startswith("missing: an SAE for layer 7 of smollm2-135m\n")
     commands = [part.strip() for part in err.split("to do:")[1].split("(")[0].split(";")]
-    assert len(commands) == 2
+    assert commands[0] == "sparserm sae train --layer 7" and commands[1] == f"then sparserm fit --pairs {defaults.DEMO_PAIRS} --layer 7"
     for text in commands:
-        text = text.removeprefix("then ").strip()
-        assert build_parser().parse_args(shlex.split(text)[1:]).run
+        assert build_parser().parse_args(shlex.split(text.removeprefix("then ").strip())[1:]).run
+
+
+def test_the_embedded_sae_goes_before_any_other(tiny: FitConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from core.backbone.source import backbone_identity, find_model
+
+    text = json.dumps({"backbone": backbone_identity(tiny.backbone, find_model(tiny.backbone)), "training": {"layer": 1}, "time_created": 1.0})
+    for folder in (tmp_path / "demo/sae", tmp_path / "saes/trained"):
+        shutil.copytree(tiny.sae.path, folder)
+        (folder / "card.json").write_text(text)
+    monkeypatch.setattr(defaults, "DEMO", tmp_path / "demo")
+    monkeypatch.setattr(defaults, "DEMO_SAE", tmp_path / "demo/sae")
+    said: list[str] = []
+    found = defaults.complete(override(tiny, {"sae": ""}), Store(tmp_path), said.append)
+    assert found.sae.path == str(tmp_path / "demo/sae") and "embedded" in said[0]
 
 
 def test_the_newest_trained_sae_of_model_and_layer_is_taken(tiny: FitConfig, tmp_path: Path) -> None:

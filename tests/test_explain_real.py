@@ -1,6 +1,6 @@
 """The real fit of TruthfulQA on SmolLM2: METHOD.md's verdict says stable there, and unstable where labels were swapped.
 
-Slow (minutes of extraction, unless the checkout's cache holds it), and skipped where the data or a trained SAE for layer 16 is absent.
+Slow (minutes of extraction, unless the checkout's cache holds it), and skipped where the data or the embedded model is absent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from reward_helpers import swap_labels
 from core.backbone.presets import preset
 from core.backbone.sae import load_sae
 from core.config import DataConfig, FitConfig
-from core.defaults import complete, newest_sae
+from core.defaults import complete, known_sae
 from core.errors import SparseRMError
 from core.explain.explainer import Explainer
 from core.explain.faithfulness import faithfulness
@@ -34,6 +34,7 @@ from core.types import HiddenStates, PreferencePairs, no_progress
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
+LAYER = preset("smollm2-135m").backbone.layer
 DATA = ROOT.parent / "shared" / "data" / "truthfulqa" / "TruthfulQA.csv"
 NO_TABLE: dict[str, Any] = {"accuracy": None, "low": 0.0, "high": 1.0, "n": 0, "validation": {"n": 0}}
 
@@ -65,15 +66,15 @@ def real() -> Real:
         if not DATA.is_file():
             pytest.skip("TruthfulQA is not beside the project")
         try:
-            missing = newest_sae(config.backbone, store) is None
+            missing = known_sae(config.backbone, store) is None
         except SparseRMError as error:
             pytest.skip(f"the embedded model is not at hand: {error.problem}")
         if missing:
-            pytest.skip("no SAE for layer 16 in the cache: sparserm sae train --layer 16")
+            pytest.skip("no SAE of the embedded model")
         asked = replace(config, data=DataConfig(pairs=str(DATA), protocol="truthfulqa"))
         work = Steps(config=complete(asked, store, lambda _: None), store=store, progress=no_progress)
         pairs = work.pairs()
-        states = work.extraction(pairs, [16])[16]
+        states = work.extraction(pairs, [LAYER])[LAYER]
         hidden, aligned = states.load(pairs_of(pairs.path))
         return Real(config=work.config, hidden=hidden, pairs=aligned, backbone=states.backbone)
 

@@ -248,11 +248,11 @@ def test_sweeps_are_completed_once_and_for_all(cache: Path, monkeypatch: pytest.
     done = SWEEP.complete(sweep, Store(cache), print)
     assert done.saes == (str(cache / "a"), str(cache / "b")) and done.fit.data.pairs == str(cache / "pairs.jsonl") and done.ks == (4, 8)
     assert SWEEP.complete(done, Store(cache), print) == done
-    monkeypatch.setattr("core.defaults.newest_sae", lambda backbone, store: SAEConfig(path=f"/newest-{backbone.layer}"))
+    monkeypatch.setattr("core.defaults.known_sae", lambda backbone, store: SAEConfig(path=f"/newest-{backbone.layer}"))
     filled = SWEEP.complete(SweepConfig(fit=base, layers=(1, 2)), Store(cache), lambda _: None)
     assert filled.saes == ("/newest-1", "/newest-2")
     alone = SWEEP.complete(SweepConfig(fit=base), Store(cache), lambda _: None)
-    assert (alone.saes, alone.fit.sae.path, alone.layers) == ((), "/newest-16", (16,))
+    assert (alone.saes, alone.fit.sae.path, alone.layers) == ((), "/newest-19", (19,))
 
 
 def test_the_disk_that_is_needed_is_guessed_from_the_files(cache: Path) -> None:

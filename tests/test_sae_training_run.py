@@ -148,7 +148,7 @@ def test_the_card_s_command_is_understood_and_says_the_same(trained: Path) -> No
 
     read = override(SAETrainConfig(), vars(cli.build_parser().parse_args(words[1:])))
     assert read.result_fields() == CONFIG.result_fields()
-    assert "--context" not in command_line(SAETrainConfig()) and "--layer 16" in command_line(SAETrainConfig())
+    assert "--context" not in command_line(SAETrainConfig()) and "--layer 19" in command_line(SAETrainConfig())
 
 
 def test_a_second_call_finds_it(trained: Path) -> None:

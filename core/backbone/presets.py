@@ -1,7 +1,7 @@
 """Named configurations for `sparserm fit --preset NAME`.
 
 From the paper (METHOD.md sections 2 and 3): models, layers and K = 128 of `gemma-2-2b`, `gemma-2-9b` and `llama-3.1-8b`, and which
-family their SAEs are of. The paper does not state the SAEs' width: 16k (Gemma) and 8x = 32k (Llama) are our choice. So are layer 16
+family their SAEs are of. The paper does not state the SAEs' width: 16k (Gemma) and 8x = 32k (Llama) are our choice. So are layer 19
 and K = 32 of `smollm2-135m`, and all of `tiny`.
 """
 
@@ -23,7 +23,7 @@ TINY = "tiny"
 
 PRESETS: Mapping[str, FitConfig] = {
     # The SAE is the embedded one: an empty path stands for it.
-    "smollm2-135m": FitConfig(backbone=BackboneConfig(model="smollm2-135m", layer=16), selection=SelectionConfig(k=32)),
+    "smollm2-135m": FitConfig(backbone=BackboneConfig(model="smollm2-135m", layer=19), selection=SelectionConfig(k=32)),
     # Paths are filled in by `preset`, which makes the parts.
     TINY: FitConfig(
         backbone=BackboneConfig(model=TINY, layer=TINY_LAYER, dtype="float32"),
