@@ -26,7 +26,7 @@ RANK = {
     **dict.fromkeys(("core.pipeline", "core.defaults"), 6),
     "core.console": 6.5,
     "core.jobs": 6.6,
-    **dict.fromkeys(("core.runs_cli", "core.doctor_cli", "core.explain_cli"), 6.8),
+    **dict.fromkeys(("core.runs_cli", "core.doctor_cli", "core.explain_cli", "core.labels_cli"), 6.8),
     **dict.fromkeys(("core.cli", "core.serving", "core.runs.attempt"), 7),
     "core.runs.worker": 7.5,
     "workbench": 8,
