@@ -1,4 +1,4 @@
-"""The `sparserm` command: fit, score, sae train, sweep, cache; explain, runs, doctor, spaces and labels in core.*_cli.
+"""The `sparserm` command: fit, score, sae train, sweep, cache; explain, runs, doctor, spaces, latents and labels in core.*_cli.
 
 Every command is a thin shell: options become a config, the config goes to `core.pipeline`, the outcome is printed for a person or as one JSON
 line. Errors are printed as problem, expected, found and remedy; the exit code tells the kind (core/errors.py). Start-up is a feature: nothing
@@ -23,6 +23,7 @@ from core.doctor_cli import add_doctor
 from core.errors import Cancelled, ConfigError, SparseRMError, StoreError
 from core.explain_cli import add_explain
 from core.labels_cli import add_labels
+from core.latents_cli import add_latents
 from core.options import Parser, add_command, add_options, override, print_json
 from core.runs.store import Artefact, Store
 from core.runs_cli import DETACH_HELP, add_runs, detach
@@ -123,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_explain(commands)
     add_runs(commands)
     add_doctor(commands)
+    add_latents(commands)
     add_labels(commands)
     for long in (fit, train, sweep):
         long.add_argument("--detach", action="store_true", help=DETACH_HELP)

@@ -19,6 +19,7 @@ from core.errors import StoreError
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.56}
 CHARACTERS_PER_TOKEN = 4.0  # English text; only an estimate hangs on it
+PAGE_BYTES = 2e4  # of a latent's page
 EFFICIENCY = 0.6  # of a large matrix product's speed: what a forward pass over rows of about 200 tokens reached (SmolLM2, two cores)
 
 
@@ -57,6 +58,20 @@ def estimate_training(config: SAETrainConfig, source: ModelSource, identity: dic
         memory=parameters * per_weight + 4 * 4 * weights,  # weights, gradients, two moments
         disk=weights * (2 * 3 * 4 + 2),  # an old checkpoint beside a new one: weights and moments; and the result in float16
         seconds=config.tokens * (2 * in_layers + 6 * weights) / (EFFICIENCY * matmul_speed(config.backbone)),
+    )
+
+
+def estimate_latents(
+    config: BackboneConfig, source: ModelSource, identity: dict[str, Any], *, depth: int, d_sae: int, l0: float, n_latents: int, n_tokens: int
+) -> Estimate:
+    """The pages of `n_latents` latents over `n_tokens` tokens, template's included: forward, encoding, and every activation on disk for a while."""
+    parameters, in_layers = count_parameters(source.folder, depth)
+    weights = int(identity["d_model"]) * d_sae
+    per_weight = QUANTIZED_BYTES.get(config.quantization, BYTES[str(identity["dtype"])])
+    return Estimate(
+        memory=parameters * per_weight + 4 * 2 * weights,
+        disk=8 * l0 * n_tokens * n_latents / d_sae + PAGE_BYTES * n_latents,
+        seconds=n_tokens * 2 * (in_layers + weights) / (EFFICIENCY * matmul_speed(config)),
     )
 
 

@@ -26,6 +26,7 @@ from jaxtyping import Bool, Int, Int32
 
 from core.backbone.activations import stream_states
 from core.backbone.corpus import Dialogue, Document, documents
+from core.config import LatentsConfig
 from core.errors import DataError
 from core.runs.store import write_json
 from core.types import Progress, no_progress, sha256_of
@@ -85,12 +86,13 @@ class TokenisedCorpus:
 
 
 def tokenise(
-    sources: Mapping[str, Sequence[Dialogue]], backbone: Backbone, *, tokens: int, context: int, seed: int, progress: Progress = no_progress
+    sources: Mapping[str, Sequence[Dialogue]], backbone: Backbone, config: LatentsConfig, progress: Progress = no_progress
 ) -> TokenisedCorpus:
-    """The sources one after the other, each in an order drawn by `seed`, until `tokens` tokens count; a dialogue is never divided by that limit.
+    """The sources one after the other, each in an order drawn by chance, until `config.tokens` tokens count; that limit divides no dialogue.
 
     Raises DataError where no token counts.
     """
+    tokens, context, seed = config.tokens, config.context, config.seed
     kept: list[Document] = []
     source: list[int] = []
     counted = 0
@@ -112,7 +114,7 @@ def tokenise(
         counted=np.concatenate([document.content for document in kept]),
         starts=np.concatenate([[0], np.cumsum([len(document.ids) for document in kept])]).astype(np.int64),
         source=np.array(source, dtype=np.int64),
-        names=tuple(sources),
+        names=tuple(Path(name).name for name in sources),
     )
 
 

@@ -23,8 +23,8 @@ TRIES = 32  # tokens of an interval that are looked at for each window it shall 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Tokens `start` to `stop` of the corpus, around the token `peak`. `low` to `high` is the interval of activations it stands for, in which the `share`
-    of all activations lies; -1 as lower end and share marks the highest activations (Neuronpedia's convention)."""
+    """Tokens `start` to `stop` of the corpus, around the token `peak`. `low` to `high` is the interval of activations it stands for, in which lies a
+    `share` of all; -1 as lower end and share marks the highest activations (Neuronpedia's convention)."""
 
     start: int
     stop: int

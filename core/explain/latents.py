@@ -18,7 +18,7 @@ features.jsonl, one row a latent, rising
                                         and ours: `template`, the places of tokens that belong to the chat template
     inactive                            ours: numbers of rows of snippets.jsonl in which the latent is nowhere active
 snippets.jsonl    windows of the same length around tokens drawn at random: `tokens`, `dataIndex`, `dataSource`, `template`
-corpus.json       what was read: documents and counted tokens, in all and of each source
+corpus.json       what was read: documents and counted tokens, in all and of each source; how many latents have pages, how many are active anywhere
 index.safetensors latent ids, and where their rows begin in features.jsonl (the last number is its end)
 """
 
@@ -34,17 +34,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from core.config import LatentsConfig
 from core.errors import MissingError, StoreError
-from core.explain.latent_columns import Column, Columns, TokenisedCorpus, read_columns, tokenise
+from core.explain.latent_columns import Column, Columns, TokenisedCorpus, read_columns
 from core.explain.latent_windows import Window, Windows
 from core.runs.store import write_json
 from core.types import Progress, no_progress
 
 if TYPE_CHECKING:
-    from core.backbone.corpus import Dialogue
     from core.backbone.model import Backbone
     from core.backbone.sae import SparseAutoencoder
     from core.backbone.unembedding import Unembedding
@@ -131,8 +130,10 @@ class LatentPages(Mapping[int, Feature]):
     def page(self, latent: int) -> Feature:
         """As `pages[latent]`, but raises MissingError, with what to do, where there is no such page."""
         if latent not in self:
-            found = f"{len(self)} latents, from {self.corpus['tokens']:,} tokens"
-            remedy = f"sparserm latents MODEL --latent {latent}; a latent that is active nowhere has a page only if it is asked for by its number"
+            found = f"pages of {len(self):,} latents, from {self.corpus['tokens']:,} tokens"
+            remedy = (
+                "it is active on none of these tokens: give more, or another --corpus" if self.corpus["every"] else f"--latent {latent}, or --all"
+            )
             raise MissingError(f"there is no page of latent {latent}", found=found, remedy=remedy)
         return self[latent]
 
@@ -153,33 +154,35 @@ def load_pages(folder: Path) -> LatentPages:
 
 
 def build(
-    sources: Mapping[str, Sequence[Dialogue]],
+    corpus: TokenisedCorpus,
     backbone: Backbone,
     sae: SparseAutoencoder,
     unembedding: Unembedding,
     config: LatentsConfig,
     *,
     layer: int,
-    latents: Sequence[int] | Int[np.ndarray, " n"] | None,
+    latents: Sequence[int],
+    every: bool = False,
     names: tuple[str, str],
     folder: Path,
     scratch: Path,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Writes the pages of these latents (None: of all that are active anywhere in the corpus) into `folder`, resuming from what stands in `scratch`.
+    """Writes the pages of these latents, and with `every` of all others that are active anywhere in the corpus, into `folder`. Resumes from what
+    stands in `scratch`.
 
-    `names` are modelId and source id. Returns what the manifest shall say. Raises DataError where the corpus has no text.
+    `names` are modelId and source id. Returns what the manifest shall say.
     """
-    corpus = tokenise(sources, backbone, tokens=config.tokens, context=config.context, seed=config.seed, progress=progress)
-    asked = np.arange(sae.d_sae) if latents is None else np.unique(np.asarray(latents, dtype=np.int64))
-    columns = read_columns(corpus, backbone, sae, layer=layer, latents=None if latents is None else asked, scratch=scratch, progress=progress)
+    chosen = np.unique(np.asarray(latents, dtype=np.int64))
+    read = np.arange(sae.d_sae) if every else chosen
+    columns = read_columns(corpus, backbone, sae, layer=layer, latents=None if every else chosen, scratch=scratch, progress=progress)
     maker = PageMaker(corpus=corpus, tokenizer=backbone.tokenizer, sae=sae, unembedding=unembedding, config=config, names=names)
-    live = columns.counts > 0 if latents is None else np.ones(len(asked), dtype=bool)
-    offsets = _write_pages(maker, columns, asked, live, folder, scratch, progress)
+    shown = (columns.counts > 0) | np.isin(read, chosen)
+    offsets = _write_pages(maker, columns, read, shown, folder, scratch, progress)
     _write_rows(folder / SNIPPETS, [maker.snippet(*span) for span in maker.windows.snippets])
-    said = {**corpus.to_json(), "latents": int(live.sum())}
+    said = {**corpus.to_json(), "latents": int(shown.sum()), "live": int((columns.counts > 0).sum()), "every": every}
     write_json(folder / CORPUS, said)
-    _save_index(folder / INDEX, asked[live], offsets)
+    _save_index(folder / INDEX, read[shown], offsets)
     return said
 
 
@@ -275,18 +278,18 @@ class PageMaker:
 
 
 def _write_pages(
-    maker: PageMaker, columns: Columns, asked: Int[np.ndarray, " n"], live: np.ndarray, folder: Path, scratch: Path, progress: Progress
+    maker: PageMaker, columns: Columns, latents: Int[np.ndarray, " n"], shown: Bool[np.ndarray, " n"], folder: Path, scratch: Path, progress: Progress
 ) -> list[int]:
     """Makes the pages part by part, joins the parts, and returns where each row begins, and the end."""
     parts = []
     for begin, end in columns.chunks(PAGES, ENTRIES):
         parts.append(scratch / f"pages-{begin:06d}-{end:06d}.jsonl")
-        progress("pages", begin, len(asked))
-        kept = np.flatnonzero(live[begin:end])
+        progress("pages", begin, len(latents))
+        kept = np.flatnonzero(shown[begin:end])
         if not parts[-1].exists():
             read = columns.read(begin, end)
-            _write_rows(parts[-1], list(maker.pages(asked[begin:end][kept], [read[i] for i in kept])))
-    progress("pages", len(asked), len(asked))
+            _write_rows(parts[-1], list(maker.pages(latents[begin:end][kept], [read[i] for i in kept])))
+    progress("pages", len(latents), len(latents))
     offsets = [0]
     with (folder / FEATURES).open("wb") as file:
         for part in parts:
