@@ -109,6 +109,22 @@ def test_the_ring_is_bounded_and_holds_the_newest(dialogues: list[Dialogue], mon
     assert torch.equal(second.ring[: 5 - new], first.ring[-(5 - new) :])
 
 
+def test_a_dialogue_gives_the_end_of_one_of_its_answers_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long chat weighs no more than a single answer, and all of its answers come in turn."""
+    monkeypatch.setattr(activations, "ROUND_BATCHES", 12)
+    few = [dialogue("a b", "one two", "c", "three", "d", "four five six", group="long"), dialogue("hi", "seven eight")]
+    data = stream(few, context=256)
+    (long,), (short,) = documents(few, whole_backbone(), 256)
+    known = np.concatenate([slow_states(whole_backbone(), part)[list(part.ends)] for part in (long, short)])
+    assert len(known) == 4
+    current = data.round(Cursor(), NONE)
+    found, distance = nearest(current.ring, known)
+    drawn = np.bincount(found, minlength=4)
+    assert distance.max() < 1e-4 and len(found) == current.following.ends == current.following.dialogue
+    assert abs(drawn[3] - drawn[:3].sum()) <= 1 and drawn.min() > 0
+    assert data.round(Cursor(), NONE).ring.equal(current.ring)
+
+
 def test_response_ends_are_drawn_twice_in_a_batch_only_when_too_few(dialogues: list[Dialogue]) -> None:
     data = stream(dialogues)
     assert len(set(data._draw_ends(12, 1, 0))) == 8 and sorted(data._draw_ends(12, 1, 0)) != sorted(data._draw_ends(12, 1, 1))

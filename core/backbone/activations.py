@@ -4,7 +4,9 @@ The order of the data is a pure function of (seed, corpus): dialogues come in pe
 round's content tokens are shuffled as a whole (the mixing buffer) and handed out in batches. So a training is resumed by its cursor: the round is
 computed again.
 
-Response-final positions have a buffer of their own, the **ring**: the newest `RING` of them. A fixed number of each batch is drawn from it.
+Response-final positions have a buffer of their own, the **ring**: the newest `RING` of them. A fixed number of each batch is drawn from it. Each time
+a dialogue is read it gives one, of an answer drawn at random: else a chat of thirty short turns would crowd out thirty considered answers, and those are
+what a reward model reads.
 """
 
 from __future__ import annotations
@@ -141,13 +143,22 @@ class Stream:
         needed, started = cursor.tokens + ROUND_BATCHES * self.content_per_batch, cursor.dialogue
         while cursor.tokens < needed:
             numbers = range(cursor.dialogue, cursor.dialogue + TAKE)
-            for parts in documents([self._dialogue(n) for n in numbers], self.backbone, self.context):
+            for number, whole in zip(numbers, documents([self._dialogue(n) for n in numbers], self.backbone, self.context), strict=True):
                 if cursor.tokens < needed:
+                    parts = self._one_end(whole, number)
                     found.extend(parts)
                     cursor = self._past(cursor, parts)
             if cursor.tokens == 0 and cursor.dialogue - started >= len(self.dialogues):
                 raise DataError("the corpus has no text an SAE could be trained on")
         return found, replace(cursor, round=cursor.round + 1)
+
+    def _one_end(self, parts: Sequence[Document], number: int) -> list[Document]:
+        """A dialogue's documents with one of its answers' ends."""
+        ends = [(place, end) for place, part in enumerate(parts) for end in part.ends]
+        if len(ends) < 2:
+            return list(parts)
+        chosen, end = ends[np.random.default_rng([self.seed, 5, number]).integers(len(ends))]
+        return [replace(part, ends=(end,) if place == chosen else ()) for place, part in enumerate(parts)]
 
     def _dialogue(self, number: int) -> Dialogue:
         epoch, place = divmod(number, len(self.dialogues))
