@@ -5,8 +5,8 @@ round's content tokens are shuffled as a whole (the mixing buffer) and handed ou
 computed again.
 
 Response-final positions have a buffer of their own, the **ring**: the newest `RING` of them. A fixed number of each batch is drawn from it. Each time
-a dialogue is read it gives one, of an answer drawn at random: else a chat of thirty short turns would crowd out thirty considered answers, and those are
-what a reward model reads.
+a dialogue is read it gives one, of an answer drawn at random: else a chat of thirty short turns would crowd out thirty considered answers, and a reward
+model reads the latter.
 """
 
 from __future__ import annotations
