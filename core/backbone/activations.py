@@ -4,9 +4,9 @@ The order of the data is a pure function of (seed, corpus): dialogues come in pe
 round's content tokens are shuffled as a whole (the mixing buffer) and handed out in batches. So a training is resumed by its cursor: the round is
 computed again.
 
-Response-final positions have a buffer of their own, the **ring**: the newest `RING` of them. A fixed number of each batch is drawn from it. Each time
-a dialogue is read it gives one, of an answer drawn at random: else a chat of thirty short turns would crowd out thirty considered answers, and a reward
-model reads the latter.
+Response-final positions have a buffer of their own, the **ring**: the newest `RING` of them. A fixed number of each batch is drawn from it. Each
+time a dialogue is read it gives one, of an answer drawn at random: else a chat of thirty short turns would crowd out thirty considered answers,
+and a reward model reads the latter.
 """
 
 from __future__ import annotations
