@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.config import LatentsConfig
-from core.errors import ConfigError, DataError, MissingError
+from core.errors import BackboneError, ConfigError, DataError, MissingError
 from core.explain.latents import LatentPages, load_pages
 from core.runs.store import Artefact, Store, file_sha256
 from core.types import Progress, no_progress, sha256_of
@@ -49,7 +49,9 @@ class FittedLatents:
             inputs, asked = self._inputs(names), self._asked(config, names, latents, every=every)
             for _, found in self.store.all(STEP):
                 if isinstance(found, Artefact) and inputs and self._serves(found, asked, inputs):
-                    return load_pages(found.path)
+                    pages = load_pages(found.path)
+                    if all(latent in pages for latent in self.selected()):  # one that is active nowhere may have no page among all live ones
+                        return pages
         return None
 
     def pages(
@@ -58,7 +60,7 @@ class FittedLatents:
         """As `find`, made where they do not stand.
 
         Raises ConfigError for a latent that the SAE does not have and for a model without an SAE, MissingError where the corpus names pairs and none
-        are kept, DataError for another corpus that can't be had, and what loading backbone and SAE raises.
+        are kept, DataError or BackboneError for another corpus that can't be had, and what loading backbone and SAE raises.
         """
         found = self.find(config, latents, every=every)
         if found is not None:
@@ -132,7 +134,7 @@ class FittedLatents:
         for name in given[0]:
             try:
                 found[name] = self._dialogues(name, progress)
-            except (DataError, MissingError) as error:
+            except (BackboneError, DataError, MissingError) as error:  # BackboneError: a wheel that can't be fetched
                 log.warning("the latents' pages are made without %s: %s", name, error.problem)
         if not found:
             raise MissingError("there is no text to read latents on", remedy="--corpus FILE")
@@ -162,14 +164,17 @@ class FittedLatents:
         progress: Progress,
     ) -> dict[str, Any]:
         from core.backbone.presets import source_names
+        from core.backbone.sae import load_sae
         from core.backbone.unembedding import load_unembedding
         from core.explain.latent_columns import tokenise
         from core.explain.latents import build
-        from core.reward.model import BackboneReader, SparseRM
+        from core.reward.model import BackboneReader, SparseRM, check_same
 
         model = SparseRM.load(self.folder, device=device)
-        assert isinstance(model.reader, BackboneReader)  # as every model that comes from a folder
-        sae, backbone = model.sae, model.reader.backbone
+        assert isinstance(model.reader, BackboneReader) and self.parts.sae_config is not None  # as every model with latents that comes from a folder
+        backbone = model.reader.backbone
+        sae = load_sae(self.parts.sae_config, device=str(backbone.device), progress=progress)
+        check_same("SAE", self.parts.sae or {}, sae.identity, ("sha256", "architecture", "d_model", "d_sae"))
         corpus = tokenise(sources, backbone, config, progress)
         self._say_estimate(backbone, sae, len(corpus.ids), sae.d_sae if asked["every"] else len(asked["latents"]))
         return build(

