@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.backbone import tiny
-from core.backbone.presets import EXPECTED_L0, PRESETS, preset
+from core.backbone.presets import EXPECTED_L0, NEURONPEDIA, PRESETS, neuronpedia_source, preset, source_names
 from core.backbone.tiny import TinyParts, make_tiny
 from core.errors import ConfigError
 from core.runs.store import file_sha256
@@ -144,3 +144,18 @@ def test_tiny_sae_has_the_promised_l0_on_response_ends(parts: TinyParts, states:
     assert weights["W_dec"].shape == (256, 64)
     assert active.sum(1).mean() == pytest.approx(24, abs=0.5)
     assert active.any(0).mean() > 0.95
+
+
+def test_neuronpedias_source_of_each_cell_is_sae_lens_own() -> None:
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    known = get_pretrained_saes_directory()
+    assert set(NEURONPEDIA) == {(config.sae.release, config.sae.sae_id) for config in PRESETS.values() if config.sae.release}
+    for (release, sae_id), names in NEURONPEDIA.items():
+        assert known[release].neuronpedia_id[sae_id] == "/".join(names)
+        assert neuronpedia_source({"release": release, "sae_id": sae_id}) == source_names({"release": release, "sae_id": sae_id}) == names
+
+
+def test_an_sae_that_neuronpedia_does_not_have_is_named_the_same_way() -> None:
+    own = {"name": "SAE of mine 1", "layer": 7, "model_name": "org/My-Model", "release": None}
+    assert neuronpedia_source(own) is None and source_names(own) == ("my-model", "7-sae-of-mine-1")

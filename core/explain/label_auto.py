@@ -1,6 +1,6 @@
 """Labels without a model: which tokens and words mark a latent's texts, and which tokens it promotes. Marked as automatic wherever they are shown.
 
-1. Tokens on which it is active, against all tokens of texts in which it is silent.
+1. Tokens on which it is most active, against all tokens of texts in which it is silent.
 2. Words of its texts, against those of the silent texts (a latent read at the end of a sentence is active on a full stop: what the text is about
    then says more). Here a word counts once a text.
 3. Distinctive is what has a high log-odds ratio for its standard error, with a Dirichlet prior from both sides together (Monroe, Colaresi and Quinn
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from core.explain.label_evidence import Feature, active_tokens, promoted, shown_windows, snippet_texts, text_of
+from core.explain.label_evidence import Feature, promoted, shown_windows, snippet_texts, strong_tokens, text_of
 from core.explain.labels import AUTOMATIC, Label, one_line, today
 
 METHOD = "sparserm-log-odds"
@@ -31,7 +31,7 @@ def automatic_label(feature: Feature, snippets: Sequence[Any]) -> Label | None:
     """The label of a latent from its page and the silent texts (`LatentPages.snippets`); None where nothing marks it."""
     windows, silent = shown_windows(feature), [snippets[number] for number in feature["inactive"]]
     tokens = distinctive(
-        [Counter(map(_token, active_tokens(window))) for window in windows], [Counter(map(_token, snippet["tokens"])) for snippet in silent]
+        [Counter(map(_token, strong_tokens(window))) for window in windows], [Counter(map(_token, snippet["tokens"])) for snippet in silent]
     )
     words = distinctive([_words(text_of(window)) for window in windows], [_words(text) for text in snippet_texts(feature, snippets)])
     named = {token.casefold() for token in tokens}
@@ -48,6 +48,8 @@ def distinctive(texts: Sequence[Counter[str]], silent: Sequence[Counter[str]]) -
     """What occurs in these texts, most distinctive first: at least `SURE` standard errors more often than in the silent ones, in `TEXTS` of them."""
     here, there = _sum(texts), _sum(silent)
     both, n_here, n_there = here + there, here.total(), there.total()
+    if not n_there or len(both) < 2:
+        return []
     spread = Counter(word for text in texts for word in text)
     scores = {}
     for word in here:

@@ -29,21 +29,26 @@ def text_of(window: Window) -> str:
     return " ".join("".join("\n" if place in template else token for place, token in enumerate(window["tokens"])).split())
 
 
-def active_tokens(window: Window) -> list[str]:
-    """The tokens on which the latent is active."""
-    return [token for token, value in zip(window["tokens"], window["values"], strict=True) if value > 0]
+def strong_tokens(window: Window) -> list[str]:
+    """The tokens that reach half of the window's largest activation."""
+    return [window["tokens"][place] for place in _strong(window)]
 
 
 def marked_text(window: Window) -> str:
     """As `text_of`, with «» around the tokens that reach half of the largest activation, one pair around neighbours."""
-    values, template = window["values"], set(window.get("template", ()))
-    bound = max(values, default=0.0) / 2
+    strong, template = set(_strong(window)), set(window.get("template", ()))
     text, inside = "", False
     for place, token in enumerate(window["tokens"]):
-        high = values[place] > 0 and values[place] >= bound
-        text += ("«" if high and not inside else "»" if inside and not high else "") + ("\n" if place in template else token)
+        shown, high = "\n" if place in template else token, place in strong
+        space = shown[: len(shown) - len(shown.lstrip())]
+        text += ("»" if inside and not high else "") + space + ("«" if high and not inside else "") + shown[len(space) :]
         inside = high
     return " ".join((text + "»" * inside).split())
+
+
+def _strong(window: Window) -> list[int]:
+    bound = max(window["values"], default=0.0) / 2
+    return [place for place, value in enumerate(window["values"]) if value > 0 and value >= bound]
 
 
 def promoted(feature: Feature, most: int) -> list[str]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from time import sleep
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,8 +34,8 @@ class HttpError(Exception):
 class Http:
     """Requests below one base address. Use it in a `with`. Raises ConfigError for an address that is not allowed, HttpError where one fails."""
 
-    def __init__(self, base: str, *, key: str = "", plain: bool = False, pause: Callable[[float], None] = time.sleep) -> None:
-        self.base, self.pause = base.rstrip("/"), pause
+    def __init__(self, base: str, *, key: str = "", plain: bool = False) -> None:
+        self.base = base.rstrip("/")
         _check_base(base, key=bool(key), plain=plain)
         import httpx2
 
@@ -76,7 +76,7 @@ class Http:
                     raise HttpError(f"{type(error).__name__}: {error}") from error
             except httpx2.HTTPError as error:
                 raise HttpError(f"{type(error).__name__}: {error}") from error
-            self.pause(min(wait, LONGEST_WAIT))
+            sleep(min(wait, LONGEST_WAIT))
         return None
 
     def _body(self, method: str, path: str, largest: int, **request: Any) -> bytes:

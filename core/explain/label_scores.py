@@ -16,7 +16,7 @@ import importlib.util
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -33,6 +33,7 @@ FEWEST = 5  # texts on either side below which nothing is measured
 STEP = "score labels"
 
 
+@runtime_checkable
 class Embedder(Protocol):
     """Texts to vectors of unit length."""
 
