@@ -64,6 +64,7 @@ def add_labels(commands: Any) -> None:
     ):
         parser = _command(parent, name, run, help_)
         _add_latents(parser, everything)
+        parser.add_argument("--device", metavar="TEXT", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
         if run is ask_command:
             add_options(parser, EndpointConfig(), "endpoint")
         add_options(parser, LatentsConfig(), "latents' pages, as `sparserm latents` makes them; made first where they are not there")
@@ -221,10 +222,14 @@ def _chosen(arguments: argparse.Namespace, parts: RewardParts) -> list[int]:
 def _pages(arguments: argparse.Namespace, display: console.Display) -> tuple[LatentPages, list[int]]:
     """The latents' pages of the reward model, made where they do not stand, and the latents that are meant."""
     from core.fitted_latents import FittedLatents
+    from core.jobs import foreground_turn
 
     fitted = FittedLatents(folder=arguments.model, store=Store())
     config: LatentsConfig = override(LatentsConfig(), vars(arguments))
-    pages = fitted.pages(config, arguments.latent, every=arguments.all, progress=display)
+    pages = fitted.find(config, arguments.latent, every=arguments.all)
+    if pages is None:
+        with foreground_turn(fitted.parts.backbone_config, fitted.store, display.say):
+            pages = fitted.pages(config, arguments.latent, every=arguments.all, device=arguments.device, progress=display)
     return pages, list(pages) if arguments.all else arguments.latent or fitted.selected()
 
 
