@@ -29,7 +29,8 @@ from core.config import BackboneConfig, LatentsConfig, SAEConfig
 from core.errors import BackboneError, Cancelled, ConfigError, DataError, MissingError, StoreError
 from core.explain import latent_columns, latent_terminal, terminal
 from core.explain.latent_columns import tokenise
-from core.explain.latents import BARS, LatentPages, build, load_pages
+from core.explain.latent_maker import BARS
+from core.explain.latents import LatentPages, build, load_pages
 from core.fitted_latents import FittedLatents
 from core.runs.store import HOLD, Store
 

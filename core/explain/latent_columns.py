@@ -4,8 +4,8 @@ Activations are sparse: with 64 active latents a token, a million tokens have 64
 latent is counted, not estimated from a sample of it. Documents go through in shards; a shard holds, for each latent in turn, the tokens it is
 active on and its activations there. A killed pass goes on behind its last whole shard. Memory holds one batch and one shard.
 
-Measured with one thread: keeping all of 4,608 latents takes 16 % of the time of SmolLM2's forward pass up to layer 16; the pages of 9,216 latents from
-62 million activations (drawn at random, over a million tokens) 42 s, 0.8 GB of memory, and 0.7 GB on disk meanwhile.
+Measured with one thread: keeping all of 4,608 latents takes 16 % of the time of SmolLM2's forward pass up to layer 16; the pages of 9,216 latents
+from 62 million activations (drawn at random, over a million tokens) 42 s, 0.8 GB of memory, and 0.7 GB on disk meanwhile.
 
 Counted are the tokens of the messages' own texts: never a template's, never a document's first (METHOD.md section 2).
 """

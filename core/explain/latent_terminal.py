@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from core.explain.labels import Labels
-from core.explain.latents import Activation, Feature, LatentPages
+from core.explain.latent_maker import Activation, Feature
+from core.explain.latents import LatentPages
 from core.explain.sentence import name_of
 from core.explain.terminal import SHADES, SPARK, heading, printable, short
 
