@@ -5,7 +5,7 @@
    then says more). Here a word counts once a text.
 3. Distinctive is what has a high log-odds ratio for its standard error, with a Dirichlet prior from both sides together (Monroe, Colaresi and Quinn
    2008, Fightin' Words): rare and frequent ones then compare.
-4. The tokens that its direction raises most in the language model's output.
+4. The tokens that its direction raises most in the language model's output, as far as they begin a word: fragments say little to a reader.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def automatic_label(feature: Feature, snippets: Sequence[Any]) -> Label | None:
     parts = [
         ("active on", tokens),
         ("in texts with", [word for word in words if word not in named]),
-        ("promotes", promoted(feature, MOST)),
+        ("promotes", promoted(feature, MOST, words=True)),
     ]
     text = "; ".join(f"{what} {', '.join(map(_quoted, found[:MOST]))}" for what, found in parts if found)
     return Label(text=one_line(text), source=AUTOMATIC, index=int(feature["index"]), method=METHOD, date=today()) if tokens or words else None

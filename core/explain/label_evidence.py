@@ -51,9 +51,11 @@ def _strong(window: Window) -> list[int]:
     return [place for place, value in enumerate(window["values"]) if value > 0 and value >= bound]
 
 
-def promoted(feature: Feature, most: int) -> list[str]:
-    """The tokens that the latent's direction raises most, without spaces around them."""
-    return [token for token in (str(token).strip() for token in feature["pos_str"]) if token][:most]
+def promoted(feature: Feature, most: int, *, words: bool = False) -> list[str]:
+    """The tokens that the latent's direction raises most, each once, without spaces around them; with `words` only those that begin a word."""
+    tokens = (str(token) for token in feature["pos_str"])
+    kept = (token.strip() for token in tokens if not words or (token[:1].isspace() and token.strip().isalpha()))
+    return list({token.casefold(): token for token in kept if token}.values())[:most]
 
 
 def _ranked(feature: Feature) -> list[Window]:
