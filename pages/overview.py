@@ -1,0 +1,5 @@
+"""Overview: how good the reward model is, and beside what."""
+
+from workbench import frame
+
+model = frame.need_model()

@@ -1,0 +1,41 @@
+"""The workbench: `streamlit run workbench/app.py`. Only this frame is here; each page is a file in pages/ (workbench/places.py lists them).
+
+This process never loads torch, transformers, sae_lens, trl, peft or scikit-learn: what needs one is done by a run (workbench/run_panel.py) or by the
+model process (workbench/resources.py).
+"""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.errors import SparseRMError
+from workbench import frame, run_panel
+from workbench.places import Place, places
+
+ABOUT = "SparseRM Workbench: reward models from sparse autoencoders, with their controls. Everything stays on this machine."
+
+
+def main() -> None:
+    st.set_page_config(page_title="SparseRM Workbench", page_icon=":material/balance:", layout="wide", menu_items={"About": ABOUT})
+    known = places()
+    pages = {place.name: st.Page(place.script, title=place.title, icon=place.icon, url_path=place.name, default=place is known[0]) for place in known}
+    chosen = st.navigation(_sections(known, pages))
+    place = next(place for place in known if pages[place.name] == chosen)
+    st.set_page_config(page_title=f"{place.title} · SparseRM Workbench")
+    with st.sidebar:
+        run_panel.ticker()
+    frame.head(place)
+    try:
+        chosen.run()
+    except SparseRMError as error:
+        frame.failed(error)
+
+
+def _sections(known: tuple[Place, ...], pages: dict[str, st.Page]) -> dict[str, list[st.Page]]:
+    sections: dict[str, list[st.Page]] = {}
+    for place in known:
+        sections.setdefault(place.section, []).append(pages[place.name])
+    return sections
+
+
+main()

@@ -1,0 +1,181 @@
+"""What the person has chosen, the same on all pages: ids, kept in the URL and nowhere else.
+
+The URL is the one truth. A reload, the back button, a restarted server and another browser that opens a copied link all show the same view, and
+nothing has to be kept in step. Going to another page by the menu keeps it.
+
+    shared by all pages, shown as chips that clear them
+        model     id of a reward model (workbench.models)          pair      id of a preference pair
+        latent    number of a latent                               filter    id of a kept set of pairs (see `choose_pairs`)
+    of one page, any other name, by convention `<page>_<what>` (latents_k, preferences_search); leave it out where it has its default
+
+What is too long for a URL is kept as a small file in the cache, named by its content (`keep`, `kept`), and the URL holds its id.
+
+    state.get("latent")                            "" where nothing is chosen
+    state.choose(latent="17", pair=None)           in a callback (on_click, on_change, on_select); one step of the browser's history
+    state.link("Open", "latent", latent="17")      a link to a page, with something chosen
+    state.go("latent", latent="17")                the same at once; ends this script run
+    state.pick("Subset", options, "preferences_subset")   a select box bound to a name
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from core.errors import ConfigError
+from core.runs.store import cache_root, write_json
+from core.types import sha256_of
+from workbench.places import place
+
+SHARED = ("model", "pair", "latent", "filter")
+NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+KEPT_ID = re.compile(r"[0-9a-f]{16}")
+MAX_ID = 300  # characters; what is longer is no id
+MAX_KEPT = 4_000_000  # bytes of JSON
+
+
+# --- choosing ------------------------------------------------------------------------------------------------------
+
+
+def get(name: str, default: str = "") -> str:
+    """The id chosen under this name. It comes from the URL, so from anybody: look it up before use, never make a path of it."""
+    value = str(st.query_params.get(name, default))
+    return value if len(value) <= MAX_ID else default
+
+
+def choose(**ids: str | int | None) -> None:
+    """Chooses these ids and clears those that are None or empty; the others stay. For callbacks, or before `st.rerun`."""
+    wanted = params(**ids)
+    if wanted != _present():
+        st.query_params.from_dict(wanted)
+
+
+def clear(*names: str) -> None:
+    """Clears these choices."""
+    choose(**dict.fromkeys(names))
+
+
+def params(**ids: str | int | None) -> dict[str, str]:
+    """The URL's parameters as they would be with these ids chosen. Raises ConfigError for a name that can't stand in a URL."""
+    wrong = [name for name in ids if not NAME.fullmatch(name)]
+    if wrong:
+        raise ConfigError("no choice can have this name", expected="lower-case letters, digits and _", found=", ".join(wrong))
+    merged = _present() | {name: "" if value is None else str(value) for name, value in ids.items()}
+    return {name: value for name, value in merged.items() if value}
+
+
+def _present() -> dict[str, str]:
+    return {name: str(st.query_params[name]) for name in st.query_params}
+
+
+# --- going ---------------------------------------------------------------------------------------------------------
+
+
+def go(page: str, **ids: str | int | None) -> None:
+    """Opens a page with these ids chosen. Ends this script run. Not in a callback: Streamlit ignores it there."""
+    found = place(page)
+    if found is None:
+        choose(**ids)
+        st.rerun()
+    else:
+        st.switch_page(found.script, query_params=params(**ids))
+
+
+def link(label: str, page: str, *, icon: str | None = None, help: str | None = None, **ids: str | int | None) -> None:
+    """A link to a page with these ids chosen; nothing where there is no such page. `label` is Markdown: no text of data or models."""
+    found = place(page)
+    if found is not None:
+        st.page_link(found.script, label=label, icon=icon or found.icon, help=help, query_params=params(**ids))
+
+
+def pick(
+    label: str,
+    options: Sequence[str],
+    name: str,
+    *,
+    show: Callable[[str], str] = str,
+    default: str = "",
+    help: str | None = None,
+    label_visibility: Any = "visible",
+) -> str:
+    """A select box bound to a name: what is chosen, or `default` (else the first option) where nothing that exists is."""
+    fallback = default if default in options else next(iter(options), "")
+    chosen = get(name) if get(name) in options else fallback
+    key = f"pick {name}"
+    st.session_state[key] = chosen if options else None
+
+    def changed() -> None:
+        picked = st.session_state[key]
+        choose(**{name: None if picked == fallback and name not in SHARED else picked})
+
+    st.selectbox(label, options, key=key, format_func=show, on_change=changed, help=help, label_visibility=label_visibility)
+    return chosen
+
+
+# --- what is too long for a URL --------------------------------------------------------------------------------------
+
+
+def keep(kind: str, value: Any) -> str:
+    """Keeps a JSON value in the cache and returns its id, 16 hex digits of its content. Raises ConfigError where it is too large."""
+    text = json.dumps(value, ensure_ascii=False)
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_KEPT:
+        raise ConfigError("this is too large to be kept", expected=f"at most {MAX_KEPT / 1e6:.0f} MB")
+    value = json.loads(text.encode("utf-8", "replace"))  # half a surrogate pair can't be written
+    name = sha256_of(value)[:16]
+    path = _kept_path(kind, name)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
+    return name
+
+
+def kept(kind: str, name: str) -> Any | None:
+    """What `keep` kept under this id; None where there is no such thing."""
+    path = _kept_path(kind, name) if KEPT_ID.fullmatch(name) else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+
+
+def _kept_path(kind: str, name: str) -> Path:
+    return cache_root() / "workbench" / kind / f"{name}.json"
+
+
+# --- a set of pairs --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairFilter:
+    """A set of pairs that every list of pairs is held to until it is cleared. `said` tells where it comes from."""
+
+    pair_ids: frozenset[str]
+    said: str
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+    def __contains__(self, pair_id: object) -> bool:
+        return pair_id in self.pair_ids
+
+
+def choose_pairs(pair_ids: Iterable[str], said: str) -> None:
+    """Holds every list of pairs to these, until cleared. `said`, a few words of ours (`lasso in Spaces`), stands on the chip. No ids: clears it."""
+    ids = sorted(set(pair_ids))
+    choose(filter=keep("filter", {"pairs": ids, "said": said}) if ids else None)
+
+
+def chosen_pairs() -> PairFilter | None:
+    """The set of pairs that lists are held to; None for all."""
+    found = kept("filter", get("filter"))
+    if not isinstance(found, dict) or not isinstance(found.get("pairs"), list):
+        return None
+    return PairFilter(pair_ids=frozenset(map(str, found["pairs"])), said=str(found.get("said", "")))
