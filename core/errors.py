@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class SparseRMError(Exception):
     """Base of every error a person can mend. `str()` gives problem, expected, found and remedy, a line each.
@@ -63,3 +66,10 @@ class Cancelled(Exception):
     """Raised by a progress callable to stop a step; nothing half-done is kept as whole."""
 
     exit_code = 130
+
+
+def error_from(said: Mapping[str, Any]) -> SparseRMError:
+    """An error that another process wrote down (problem, expected, found, remedy, exit_code), to be raised again."""
+    kinds = {kind.exit_code: kind for kind in SparseRMError.__subclasses__()}
+    texts = {name: str(said.get(name) or "") for name in ("expected", "found", "remedy")}
+    return kinds.get(said.get("exit_code", 1), SparseRMError)(str(said.get("problem") or "something went wrong"), **texts)

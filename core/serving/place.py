@@ -1,0 +1,178 @@
+"""Where a live reward model is found: one folder for each (cache, model), in which its process says where it listens and with which secret.
+
+    <cache>/servers/<16 digits of the model folder's path>/
+        server.lock    held by the process as long as it lives (core.runs.locks)
+        launch.lock    held from the moment it is started until it holds server.lock
+        address.json   pid, port, secret of this launch; only its owner can read it. Removed at an orderly end
+        failure.json   why the last start failed; until somebody asks for another one
+        starts.json    times of starts that did not end orderly: who dies again and again is not started for ever
+        load.json      seconds that each phase of loading took the last time: the estimate of the next
+        log.txt        what the process wrote
+
+Nothing heavy is imported: the Streamlit process reads these files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from core.runs.locks import is_held
+from core.runs.store import cache_root
+from core.types import sha256_of
+
+PROTOCOL = 1  # raised when requests or answers change: a process that speaks another one is replaced
+HOST = "127.0.0.1"
+UNSTABLE, WITHIN = 3, 120.0  # so many starts in so many seconds, none of which ended orderly, and it is not started again by itself
+TAIL = 4096  # bytes of the log that are shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """Where a process listens. `signature` names the model's files as they were when it was started."""
+
+    pid: int
+    port: int
+    secret: str
+    protocol: int
+    signature: str
+    started: float
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The folder of one reward model's process."""
+
+    model: Path
+    root: Path
+
+    @property
+    def path(self) -> Path:
+        return self.root / "servers" / sha256_of(str(self.model))[:16]
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "server.lock"
+
+    @property
+    def launch_lock(self) -> Path:
+        return self.path / "launch.lock"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    # --- what it says ---
+
+    def live(self) -> bool:
+        """Whether the process is there, or about to be."""
+        return is_held(self.lock) or is_held(self.launch_lock)
+
+    def address(self) -> Address | None:
+        """Where the process listens; None while none does."""
+        found = _read(self.path / "address.json")
+        if not found or not is_held(self.lock):
+            return None
+        try:
+            return Address(**found)
+        except TypeError:  # written by another version
+            return Address(**{**dict(pid=0, port=0, secret="", protocol=0, signature="", started=0.0), **_known(found)})
+
+    def failure(self) -> Mapping[str, Any] | None:
+        """Why the last start failed, as core.runs.attempt.described says it; None where it did not, or the model's files are others now."""
+        found = _read(self.path / "failure.json")
+        return found["error"] if found and found.get("signature") == signature(self.model) else None
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each phase of the last loading."""
+        return {str(name): float(value) for name, value in (_read(self.path / "load.json") or {}).items()}
+
+    def unstable(self) -> bool:
+        """Whether it has died again and again just now."""
+        return len([start for start in self._starts() if time.time() - start < WITHIN]) >= UNSTABLE
+
+    def log_tail(self) -> str:
+        """The end of what the process wrote."""
+        with contextlib.suppress(OSError), self.log.open("rb") as handle:
+            handle.seek(max(0, self.log.stat().st_size - TAIL))
+            return handle.read().decode("utf-8", "replace").strip()
+        return ""
+
+    # --- what is written ---
+
+    def announce(self, port: int) -> Address:
+        """Says where this process listens, with a secret of its own."""
+        address = Address(
+            pid=os.getpid(), port=port, secret=secrets.token_urlsafe(32), protocol=PROTOCOL, signature=signature(self.model), started=time.time()
+        )
+        _write(self.path / "address.json", asdict(address))
+        return address
+
+    def fail(self, error: Mapping[str, Any]) -> None:
+        _write(self.path / "failure.json", {"error": dict(error), "signature": signature(self.model), "time": time.time()})
+
+    def note_start(self) -> None:
+        _write(self.path / "starts.json", {"starts": [*self._starts()[-UNSTABLE:], time.time()]})
+
+    def note_seconds(self, seconds: Mapping[str, float]) -> None:
+        _write(self.path / "load.json", dict(seconds))
+
+    def forget(self, *names: str) -> None:
+        """Removes files (`address`, `failure`, `starts`)."""
+        for name in names:
+            (self.path / f"{name}.json").unlink(missing_ok=True)
+
+    def _starts(self) -> list[float]:
+        return list((_read(self.path / "starts.json") or {}).get("starts", []))
+
+
+def place_of(model: str | Path, root: Path | None = None) -> Place:
+    """The place of the reward model in this folder, in this cache (or in `SPARSERM_CACHE`)."""
+    return Place(model=Path(model).expanduser().resolve(), root=(root or cache_root()).resolve())
+
+
+def all_places(root: Path | None = None) -> list[Path]:
+    """The folders of all servers of a cache."""
+    return sorted(path for path in ((root or cache_root()) / "servers").glob("*") if path.is_dir())
+
+
+def signature(model: Path) -> str:
+    """Names the files of a reward model as they are now, by size and time: another fit in the same folder has another one."""
+    found = []
+    for name in ("config.json", "model.safetensors"):
+        with contextlib.suppress(OSError):
+            status = (model / name).stat()
+            found.append([name, status.st_size, status.st_mtime_ns])
+    return sha256_of(found)[:16]
+
+
+def _known(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: found[name] for name in Address.__dataclass_fields__ if name in found}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    """The file appears whole, and only its owner can read it."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as handle:
+        json.dump(value, handle)
+    os.replace(part, path)

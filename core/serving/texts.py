@@ -1,0 +1,72 @@
+"""Texts that a person typed in, kept in the cache under ids, so that a link can name them: edits with their parents, and pairs.
+
+    <cache>/texts/<2 hex>/<id>.json      readable by their owner only; equal texts, equal ids
+
+Ids are 16 hex digits made from the texts, so what a link gives is checked to be that before it becomes a path. Nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.errors import MissingError
+from core.types import Message, sha256_of
+
+ID = re.compile(r"[0-9a-f]{16}")
+LONGEST_CHAIN = 200  # edits after another
+
+
+class Texts:
+    """The texts kept in one cache."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root / "texts"
+
+    def keep_edit(self, edit_id: str, prompt: Sequence[Message], response: str, parent_id: str | None) -> None:
+        self._write(edit_id, {"edit_id": edit_id, "parent_id": parent_id, "prompt": list(prompt), "response": response})
+
+    def chain(self, edit_id: str) -> list[dict[str, Any]]:
+        """The edits from the root to this one. Raises MissingError where one is not kept here."""
+        found = [self._read(edit_id, "edit_id")]
+        while found[-1]["parent_id"] is not None and len(found) < LONGEST_CHAIN:
+            found.append(self._read(found[-1]["parent_id"], "edit_id"))
+        return found[::-1]
+
+    def keep_pair(self, prompt: str, chosen: str, rejected: str) -> str:
+        value = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        name = sha256_of(["pair", prompt, chosen, rejected])[:16]
+        self._write(name, value)
+        return name
+
+    def pair(self, pair_id: str) -> dict[str, str]:
+        """Raises MissingError where it is not kept here."""
+        found: dict[str, str] = self._read(pair_id, "chosen")
+        return found
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name[:2] / f"{name}.json"
+
+    def _read(self, name: str, needed: str) -> Any:
+        if ID.fullmatch(name):
+            with contextlib.suppress(OSError, ValueError):
+                found = json.loads(self._path(name).read_text(encoding="utf-8"))
+                if isinstance(found, dict) and needed in found:
+                    return found
+        raise MissingError("this text is not kept in this cache", found=name[:40], remedy="open the link on the machine where it was made, or paste it")
+
+    def _write(self, name: str, value: Mapping[str, Any]) -> None:
+        path = self._path(name)
+        if path.is_file():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        part = path.with_name(f".{name}.{secrets.token_hex(4)}")
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8", errors="surrogatepass") as handle:
+            json.dump(value, handle)
+        os.replace(part, path)
