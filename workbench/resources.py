@@ -81,7 +81,7 @@ class Live:
         try:
             start(self.place, again=again)
         except SparseRMError as error:
-            return LiveState(name="failed", error=vars(error))
+            return LiveState(name="failed", error={**vars(error), "exit_code": error.exit_code})
         state = self.state()
         return LiveState(name="starting", text="Starting the model") if state.name == "off" else state
 

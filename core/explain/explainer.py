@@ -13,12 +13,10 @@ stand when something is explained. The language model and the SAE are loaded whe
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,16 +25,17 @@ from jaxtyping import Float
 
 from core.backbone.model import Backbone
 from core.backbone.sae import SparseAutoencoder
-from core.errors import ConfigError, DataError, SparseRMError, StoreError
+from core.errors import ConfigError, DataError, SparseRMError
 from core.explain.edits import Edit
 from core.explain.explanation import Explanation, PairExplanation
+from core.explain.kept import explain_known, read_faithfulness
 from core.explain.label_book import labels_of
 from core.explain.labels import Labels
 from core.explain.readings import Reading, read_tokens
 from core.explain.reasons import Reasons, Seen
 from core.explain.tokens import Deletion, Gradients, Span, TokenGradient, TokenView, deletions, token_view
 from core.reward.dialogues import Dialogue, Item, items_of, key_of
-from core.reward.known import FAITHFULNESS, KnownResponses
+from core.reward.known import KnownResponses
 from core.reward.model import BackboneReader, SparseRM
 from core.types import PreferencePair
 
@@ -99,18 +98,7 @@ class Explainer:
 
         Raises StoreError where no texts are kept, ConfigError where there is no such pair.
         """
-        known = self.known
-        if known is None or known.pairs is None:
-            raise StoreError("no texts of known pairs are kept beside this reward model", remedy="give prompt and responses, or fit it again")
-        if not 0 <= number < len(known.pairs):
-            raise ConfigError("there is no such known pair", expected=f"0 to {len(known.pairs) - 1}", found=str(number))
-        pair = known.pairs[number]
-        sides = ((int(known.chosen_rows[number]), pair.chosen), (int(known.rejected_rows[number]), pair.rejected))
-        chosen, rejected = (
-            Seen(item=(pair.prompt, text), v=known.projections[row].astype(np.float64), f=known.activations[row].astype(np.float64))
-            for row, text in sides
-        )
-        return self.reasons.pair(chosen, rejected, self.labels)
+        return explain_known(self.reasons, number, self.labels)
 
     def explain_states(self, items: Sequence[Item], z: Float[np.ndarray, "n d_model"]) -> list[Explanation]:
         """Responses whose hidden states are at hand, each for itself: for whole files."""
@@ -176,15 +164,3 @@ def item_of(prompt: Dialogue, response: Dialogue) -> Item:
     if refused:
         raise DataError("the response can't be explained", found=refused[0])
     return items[0]
-
-
-def read_faithfulness(folder: Path | None) -> Mapping[str, Any] | None:
-    """How faithful the fit measured its explanations to be, from the reward model's folder; None without. Raises StoreError where it is damaged."""
-    path = None if folder is None else folder / FAITHFULNESS
-    if path is None or not path.is_file():
-        return None
-    try:
-        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StoreError(f"{path} is damaged", expected="JSON", found=str(error), remedy="fit it again") from error
-    return found

@@ -12,11 +12,10 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
 from core.reward.selection import Encoder, kth_values, states_on_device
+from core.reward.statistics import TOO_RARE
 from core.types import LatentFrequencies, SelectedDirections
 
 ROWS_AT_ONCE = 4096
-# Under so many active responses an AUROC says nothing (METHOD.md section 1).
-TOO_RARE = 10
 
 
 def project(states: Float[np.ndarray, "n_responses d_model"], directions: Float[np.ndarray, "k d_model"]) -> Float[np.ndarray, "n_responses k"]:

@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 Z_95 = float(stats.norm.ppf(0.975))
+# Under so many active responses an AUROC says nothing (METHOD.md section 1).
+TOO_RARE = 10
 # Bytes of resampling weights held at once.
 WEIGHT_BYTES = 2**26
 KEPT = 2**22  # numbers of resampling weights, 16 MB, that are kept for the next who asks
