@@ -1,0 +1,345 @@
+"""Figures of data, models and runs: values in, `Chart` out. Those of single responses
+are in workbench.charts_response, of t-SNE in workbench.charts_spaces. No streamlit here.
+
+Marks that can be clicked or lassoed carry what they stand for in `customdata[0]`: a latent's number or a response's row, since a mark's own number
+mixes between traces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from workbench.chart_base import (
+    CHOSEN,
+    FURTHER,
+    LINE,
+    NEUTRAL,
+    REJECTED,
+    Chart,
+    figure,
+    interval,
+    number,
+    percent,
+    plain,
+    share_said,
+    side_colour,
+    straight,
+    whiskers,
+    wrapped,
+)
+
+CONTESTANTS = {
+    "sparserm": "SparseRM",
+    "dense": "Dense head on z",
+    "activations": "Head on SAE activations",
+    "random-isotropic": "Random directions",
+    "random-rows": "Random decoder rows",
+    "difference-of-means": "Difference of means",
+    "linear-probe": "Linear probe",
+    "wording-only": "Wording only",
+    "length-only": "Length only",
+}
+SIDES = {1: ("Selected, chosen side", CHOSEN, "circle"), -1: ("Selected, rejected side", REJECTED, "diamond"), 0: ("Not selected", LINE, "circle")}
+Columns = Mapping[str, Any]
+
+
+def contestant(kind: str) -> str:
+    """A control's name for people."""
+    return CONTESTANTS.get(kind, kind.replace("-", " ").capitalize())
+
+
+# --- accuracy ------------------------------------------------------------------------------------------------------
+
+
+def accuracy_bars(evaluation: Mapping[str, Any]) -> Chart:
+    """Test accuracy of SparseRM and each control, from `evaluation.json`: bars from chance, whiskers the 95 % interval; means over seeds or draws."""
+    entries = {"sparserm": evaluation["sparserm"], **evaluation["controls"]}
+    rows = [_accuracy_row(kind, entry) for kind, entry in entries.items() if entry["mean"]["accuracy"] is not None]
+    rows.sort(key=lambda row: (row["kind"] == "sparserm", row["accuracy"]))
+    made = figure(x="Test accuracy (% of pairs); bars begin at chance", y="", height=90 + 30 * max(len(rows), 2))
+    shares = [100 * row["accuracy"] for row in rows]
+    made.add_bar(
+        orientation="h",
+        y=[row["name"] for row in rows],
+        x=[share - 50 for share in shares],
+        base=50,
+        marker={"color": [CHOSEN if row["kind"] == "sparserm" else LINE for row in rows]},
+        error_x=whiskers(shares, [100 * row["low"] for row in rows], [100 * row["high"] for row in rows]),
+        hovertext=[
+            f"<b>{row['name']}</b><br>{share_said(row)}<br>mean over {row['heads']} {'head' if row['heads'] == 1 else 'heads'}" for row in rows
+        ],
+        hoverinfo="text",
+    )
+    straight(made, x=50, text="chance")
+    lowest = min([50.0, *(100 * row["low"] for row in rows)])
+    made.update_xaxes(range=[max(0.0, lowest - 2), min(101.0, max([60.0, *(100 * row["high"] for row in rows)]) + 2)], ticksuffix=" %")
+    best = rows[-1] if rows else None
+    alt = (
+        f"Test accuracy of SparseRM, {percent(best['accuracy'])}, beside {len(rows) - 1} controls."
+        if best
+        else "No accuracy: there are no test pairs."
+    )
+    return Chart(name="accuracy", figure=made, alt=alt, rows=rows[::-1])
+
+
+def _accuracy_row(kind: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": kind, "name": contestant(kind), **entry["mean"], "heads": len(entry["heads"]), "parameters": entry["n_parameters"]}
+
+
+def accuracy_curve(points: Sequence[Mapping[str, Any]], k: int | None = None) -> Chart:
+    """Validation accuracy against K, from `curve.json`, with bands of the 95 % interval; `k` is marked. Points of one K stand a little apart."""
+    rows = [dict(point) for point in points if point["accuracy"] is not None]
+    n = rows[0]["n"] if rows else 0
+    made = figure(x="K, latents a side (log scale)", y=f"Validation accuracy (%, n = {n:,} pairs)", height=330, legend=True)
+    colours = dict(zip(dict.fromkeys(row["kind"] for row in rows), (CHOSEN, NEUTRAL, FURTHER[2], FURTHER[0], FURTHER[1]), strict=False))
+    for place, (kind, colour) in enumerate(colours.items()):
+        mine = [row for row in rows if row["kind"] == kind]
+        shares = [100 * row["accuracy"] for row in mine]
+        made.add_scatter(
+            x=[row["k"] * 1.025 ** (place - (len(colours) - 1) / 2) for row in mine],
+            y=shares,
+            mode="lines+markers",
+            name=contestant(kind),
+            line={"color": colour, "width": 2.4 if kind == "sparserm" else 1.4},
+            marker={"size": 7, "symbol": ("circle", "square", "diamond", "triangle-up", "x")[place % 5]},
+            error_y={
+                **whiskers(shares, [100 * row["low"] for row in mine], [100 * row["high"] for row in mine], width=0),
+                "color": colour,
+                "thickness": 1,
+            },
+            hovertext=[f"<b>{contestant(kind)}, K = {row['k']}</b><br>{share_said(row)}" for row in mine],
+            hoverinfo="text",
+        )
+    ks = sorted({row["k"] for row in rows})
+    made.update_xaxes(type="log", tickvals=ks, ticktext=[str(one) for one in ks])
+    made.update_yaxes(ticksuffix=" %")
+    if k is not None and rows:
+        straight(made, x=k, text=f"K = {k}")
+    return Chart(
+        name="accuracy-against-k",
+        figure=made,
+        alt=f"Validation accuracy of {len(colours)} kinds of directions for K from {min(ks, default=0)} to {max(ks, default=0)}.",
+        rows=rows,
+    )
+
+
+# --- latents -------------------------------------------------------------------------------------------------------
+
+
+def frequency_scatter(latents: Columns, n_pairs: int) -> Chart:
+    """mu_w against mu_l. `latents`: columns latent_id, frequency_chosen, frequency_rejected, separation, q_value, side (1, -1, 0), label."""
+    unit = f"(% of {n_pairs:,} training responses)"
+    made = figure(x=f"Active in rejected responses, mu_l {unit}", y=f"Active in chosen responses, mu_w {unit}", height=470, legend=True)
+    x, y = 100 * np.asarray(latents["frequency_rejected"]), 100 * np.asarray(latents["frequency_chosen"])
+    top = float(max([1.0, *x, *y])) * 1.03
+    made.add_scatter(x=[0, top], y=[0, top], mode="lines", line={"color": NEUTRAL, "width": 1, "dash": "dot"}, hoverinfo="skip", showlegend=False)
+    _latent_marks(made, latents, x, y)
+    made.update_xaxes(range=[-top / 60, top], ticksuffix=" %")
+    made.update_yaxes(range=[-top / 60, top], ticksuffix=" %")
+    return _latents_chart("frequencies", made, latents, "Share of chosen against share of rejected responses in which each latent is active")
+
+
+def significance_scatter(latents: Columns, n_prompts: int) -> Chart:
+    """Separation against significance, -log10 q; latents that were not tested (too rare) are left out."""
+    q = np.asarray(latents["q_value"], dtype=float)
+    tested = np.flatnonzero(np.isfinite(q))
+    kept = {name: np.asarray(column, dtype=object)[tested] if name == "label" else np.asarray(column)[tested] for name, column in latents.items()}
+    made = figure(
+        x="Separation, mu_w - mu_l (percentage points)", y=f"Significance, -log10 q (sign test over {n_prompts:,} prompts)", height=470, legend=True
+    )
+    _latent_marks(made, kept, 100 * np.asarray(kept["separation"], dtype=float), -np.log10(np.maximum(q[tested], 1e-300)))
+    straight(made, y=-float(np.log10(0.05)), text="q = 0.05")
+    straight(made, x=0)
+    return _latents_chart("significance", made, kept, "Separation against significance of each tested latent")
+
+
+def _latent_marks(made: go.Figure, latents: Columns, x: np.ndarray, y: np.ndarray) -> None:
+    """A trace for each side, the selected ones on top, drawn by WebGL."""
+    side, ids = np.asarray(latents["side"]), np.asarray(latents["latent_id"])
+    for value in (0, 1, -1):
+        name, colour, symbol = SIDES[value]
+        rows = np.flatnonzero(side == value)
+        made.add_scattergl(
+            x=x[rows],
+            y=y[rows],
+            mode="markers",
+            name=f"{name} ({len(rows):,})",
+            marker={"color": colour, "symbol": symbol, "size": 8 if value else 5, "line": {"width": 0}},
+            selected={"marker": {"size": 13, "opacity": 1}},
+            unselected={"marker": {"opacity": 0.75}},
+            customdata=ids[rows].reshape(-1, 1).tolist(),
+            hovertext=[_latent_hover(latents, row) for row in rows],
+            hoverinfo="text",
+        )
+
+
+def _latent_hover(latents: Columns, row: int) -> str:
+    label = latents["label"][row]
+    lines = [f"<b>latent {int(latents['latent_id'][row])}</b>" + (f" {wrapped(label, 48, 3)}" if label else "")]
+    lines.append(f"chosen {percent(latents['frequency_chosen'][row])}, rejected {percent(latents['frequency_rejected'][row])}")
+    lines.append(f"separation {number(100 * latents['separation'][row], '+.1f')} points, q = {number(latents['q_value'][row], '.2g')}")
+    return "<br>".join(lines)
+
+
+def _latents_chart(name: str, made: go.Figure, latents: Columns, what: str) -> Chart:
+    side = np.asarray(latents["side"])
+    names = [one for one in latents if len(latents[one]) == len(side)]
+    rows = [{one: _python(latents[one][row]) for one in names} for row in np.flatnonzero(side != 0)]
+    return Chart(
+        name=name, figure=made, alt=f"{what}: {len(side):,} latents, {len(rows)} of them selected. The table holds the selected ones.", rows=rows
+    )
+
+
+def _python(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def activation_density(feature: Mapping[str, Any], tokens: int) -> Chart:
+    """How strong a latent is where it is active (Neuronpedia's histogram)."""
+    values, heights = feature["freq_hist_data_bar_values"], feature["freq_hist_data_bar_heights"]
+    made = figure(x=f"Activation where active (SAE units), n = {tokens:,} tokens", y="Tokens (log)", height=220)
+    made.add_bar(x=values, y=heights, marker={"color": CHOSEN}, hovertemplate="about %{x:.3g}: %{y:,} tokens<extra></extra>")
+    made.update_yaxes(type="log", dtick=1)
+    made.update_layout(bargap=0.05)
+    alt = f"Histogram of activations: active on {percent(feature['frac_nonzero'])} of {tokens:,} tokens, at most {number(feature['maxActApprox'])}."
+    return Chart(name="activation-density", figure=made, alt=alt, rows=_paired(("activation", "tokens"), values, heights))
+
+
+def logit_bars(feature: Mapping[str, Any]) -> Chart:
+    """The tokens that the latent's direction promotes and suppresses most, with the change of their logit."""
+    signs = [(token, value) for side in ("pos", "neg") for token, value in zip(feature[f"{side}_str"], feature[f"{side}_values"], strict=True)]
+    rows = [{"token": token, "logit": value} for token, value in sorted(signs, key=lambda one: one[1])]
+    made = figure(x="Change of the token's logit at activation 1", y="", height=60 + 20 * max(len(rows), 2))
+    made.add_bar(
+        orientation="h",
+        y=list(range(len(rows))),
+        x=[row["logit"] for row in rows],
+        marker={"color": [side_colour(row["logit"]) for row in rows]},
+        hovertext=[f"{_token(row['token'])}: {row['logit']:+.3g}" for row in rows],
+        hoverinfo="text",
+    )
+    made.update_yaxes(tickvals=list(range(len(rows))), ticktext=[_token(row["token"]) for row in rows], showgrid=False)
+    return Chart(name="logit-lens", figure=made, alt=f"The {len(rows)} tokens that this direction promotes or suppresses most.", rows=rows[::-1])
+
+
+def _token(text: str) -> str:
+    """A token so that its white space can be seen."""
+    return plain(text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥"), 24) or "␀"
+
+
+def logit_histogram(feature: Mapping[str, Any]) -> Chart:
+    """The direction's effect on the logits of the whole vocabulary."""
+    values, heights = feature["logits_hist_data_bar_values"], feature["logits_hist_data_bar_heights"]
+    made = figure(x="Change of logit at activation 1", y="Vocabulary tokens (log)", height=220)
+    colours = [side_colour(value) for value in values]
+    made.add_bar(x=values, y=heights, marker={"color": colours}, hovertemplate="about %{x:.3g}: %{y:,} tokens<extra></extra>")
+    made.update_yaxes(type="log", dtick=1)
+    made.update_layout(bargap=0.05)
+    return Chart(
+        name="logit-histogram",
+        figure=made,
+        alt="Histogram of the direction's effect on every token's logit.",
+        rows=_paired(("logit", "tokens"), values, heights),
+    )
+
+
+def response_curve(curve: Mapping[str, Any]) -> Chart:
+    """The reward as one projection moves and all others stay at their training mean: the shipped head, and thin lines for the others.
+
+    `curve`: projection [m], shipped [m], heads [h m], mean; `quantiles` names where the moves end.
+    """
+    x, shipped, heads = np.asarray(curve["projection"]), np.asarray(curve["shipped"]), np.asarray(curve["heads"])
+    made = figure(x="Projection on this direction (1st to 99th percentile)", y="Reward", height=260)
+    for head in heads:
+        made.add_scatter(x=x, y=head, mode="lines", line={"color": LINE, "width": 1}, hoverinfo="skip")
+    made.add_scatter(
+        x=x, y=shipped, mode="lines", line={"color": CHOSEN, "width": 2.6}, hovertemplate="projection %{x:.3g}: reward %{y:.3g}<extra></extra>"
+    )
+    straight(made, x=float(curve["mean"]), text="mean")
+    alt = f"Reward from {number(float(shipped[0]))} to {number(float(shipped[-1]))} as the projection rises; {len(heads)} heads."
+    rows = [
+        {"projection": float(a), "reward": float(b), "lowest head": float(c), "highest head": float(d)}
+        for a, b, c, d in zip(x, shipped, heads.min(0), heads.max(0), strict=True)
+    ]
+    return Chart(name="response-curve", figure=made, alt=alt, rows=rows)
+
+
+def separation_dots(row: Mapping[str, Any], n_train: int, n_held_out: int) -> Chart:
+    """A latent's separation on training pairs, with its interval, and on held-out pairs."""
+    made = figure(x="Separation, mu_w - mu_l (percentage points)", y="", height=150)
+    names = [f"training (n = {n_train:,})", f"held out (n = {n_held_out:,})"]
+    values = [100 * row["separation"], None if row["held_out"] is None else 100 * row["held_out"]]
+    ends = [[None if row[name] is None else 100 * row[name], None] for name in ("low", "high")]
+    made.add_scatter(
+        x=values,
+        y=names,
+        mode="markers",
+        marker={"size": 11, "color": side_colour(row["separation"]), "symbol": ["circle", "circle-open"]},
+        error_x=whiskers([values[0], values[1] or 0.0], *ends),
+        hovertext=[interval(values[0], ends[0][0], ends[1][0], "+.1f"), number(values[1], "+.1f")],
+        hoverinfo="text",
+    )
+    straight(made, x=0)
+    made.update_yaxes(showgrid=False, autorange="reversed", range=[-0.5, 1.5])
+    rows = [{"pairs": name, "separation": value, "low": low, "high": high} for name, value, low, high in zip(names, values, *ends, strict=True)]
+    said = [interval(values[0], ends[0][0], ends[1][0], "+.1f"), number(values[1], "+.1f")]
+    alt = f"Separation {said[0]} points on training pairs, {said[1]} on held-out ones."
+    return Chart(name="separation", figure=made, alt=alt, rows=rows)
+
+
+def _paired(names: tuple[str, str], first: Sequence[Any], second: Sequence[Any]) -> list[dict[str, Any]]:
+    return [dict(zip(names, both, strict=True)) for both in zip(first, second, strict=True)]
+
+
+# --- two models, and runs ------------------------------------------------------------------------------------------
+
+
+def margins_scatter(first: Sequence[float], second: Sequence[float], ids: Sequence[str], texts: Sequence[str], names: tuple[str, str]) -> Chart:
+    """The margins of two reward models on the same pairs. Agreement is grey; blue: only the second is right, orange: only the first."""
+    made = figure(x=f"Margin, {plain(names[0], 40)} (reward)", y=f"Margin, {plain(names[1], 40)} (reward)", height=480, legend=True)
+    x, y = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    gains, losses = (x <= 0) & (y > 0), (x > 0) & (y <= 0)
+    for label, colour, symbol, rows in (
+        ("both agree", LINE, "circle", np.flatnonzero(~gains & ~losses)),
+        (f"only {plain(names[1], 30)} is right", CHOSEN, "circle", np.flatnonzero(gains)),
+        (f"only {plain(names[0], 30)} is right", REJECTED, "diamond", np.flatnonzero(losses)),
+    ):
+        made.add_scattergl(
+            x=x[rows],
+            y=y[rows],
+            mode="markers",
+            name=f"{label} ({len(rows):,})",
+            marker={"color": colour, "symbol": symbol, "size": 7},
+            unselected={"marker": {"opacity": 0.25}},
+            customdata=[[ids[row]] for row in rows],
+            hovertext=[f"{wrapped(texts[row], 60, 2)}<br>{x[row]:+.3g} and {y[row]:+.3g}" for row in rows],
+            hoverinfo="text",
+        )
+    straight(made, x=0)
+    straight(made, y=0)
+    table = [{"pair": one, names[0]: float(a), names[1]: float(b)} for one, a, b in zip(ids, x, y, strict=True)]
+    alt = f"Margins of two reward models on {len(table):,} pairs: {int(gains.sum())} right in the second only, {int(losses.sum())} in the first only."
+    return Chart(name="margins", figure=made, alt=alt, rows=table)
+
+
+def run_curves(runs: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str) -> Chart:
+    """A figure over time or steps for one run, or two overlaid: (x, y) points by the run's name."""
+    made = figure(x=x, y=y, height=300, legend=len(runs) > 1)
+    for (name, points), colour, dash in zip(
+        runs.items(), (CHOSEN, REJECTED, *FURTHER), ("solid", "dash", "dot", "dashdot", "solid", "dash"), strict=False
+    ):
+        made.add_scatter(
+            x=[point[0] for point in points],
+            y=[point[1] for point in points],
+            mode="lines" if len(points) > 40 else "lines+markers",
+            name=plain(name),
+            line={"color": colour, "width": 2, "dash": dash},
+            hovertext=[f"{plain(name)}: {point[0]:.4g}, {point[1]:.4g}" for point in points],
+            hoverinfo="text",
+        )
+    rows = [{"run": name, x: point[0], y: point[1]} for name, points in runs.items() for point in points]
+    return Chart(name="runs", figure=made, alt=f"{y} against {x} of {len(runs)} runs.", rows=rows)
