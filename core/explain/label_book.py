@@ -68,20 +68,17 @@ class LabelBook:
         self.sae, self.sha256, self.root = sae, str(sae["sha256"]), root or cache_root()
         self.folder, self.shipped = self.root / "labels" / self.sha256[:16], shipped
         self._read: dict[Path, tuple[tuple[int, ...], list[Line]]] = {}
-        self._best: tuple[Any, dict[int, Label]] | None = None
+        self._found: tuple[Any, dict[int, list[Label]], dict[int, Label]] = (None, {}, {})
 
     # --- reading ---
 
     def labels(self) -> Labels:
         """The best label of every latent that has one."""
-        state = tuple(_signature(path) for path in (*map(self.path, SOURCES), self._scores_path))
-        if self._best is None or self._best[0] != state:
-            self._best = (state, {latent: found[0] for latent, found in self._by_latent().items()})
-        return self._best[1]
+        return self._up_to_date()[1]
 
     def all(self, latent: int) -> tuple[Label, ...]:
         """Every label of one latent, best first."""
-        return tuple(self._by_latent().get(latent, ()))
+        return tuple(self._up_to_date()[0].get(latent, ()))
 
     def of(self, source: str) -> list[Label]:
         """All labels of one source, with their scores."""
@@ -163,12 +160,16 @@ class LabelBook:
 
     # --- files ---
 
-    def _by_latent(self) -> dict[int, list[Label]]:
-        found: dict[int, list[Label]] = {}
-        for source in SOURCES:
-            for label in sorted(self.of(source), key=lambda label: label.date, reverse=True):
-                found.setdefault(int(label.index or 0), []).append(label)
-        return found
+    def _up_to_date(self) -> tuple[dict[int, list[Label]], dict[int, Label]]:
+        """Every latent's labels, best first, and the first of each, as the files stand."""
+        state = tuple(_signature(path) for path in (*map(self.path, SOURCES), self._scores_path))
+        if self._found[0] != state:
+            every: dict[int, list[Label]] = {}
+            for source in SOURCES:
+                for label in sorted(self.of(source), key=lambda label: label.date, reverse=True):
+                    every.setdefault(int(label.index or 0), []).append(label)
+            self._found = (state, every, {latent: found[0] for latent, found in every.items()})
+        return self._found[1:]
 
     def _scores(self) -> dict[Place, list[Score]]:
         found: dict[Place, list[Score]] = {}

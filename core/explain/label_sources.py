@@ -80,7 +80,7 @@ def import_labels(book: LabelBook, path: Path, expected: Source | None = None, p
                 found.refuse(file, refused_row(row.number, error))
             if len(waiting) >= CHUNK:
                 _add(book, waiting, found)
-        _add(book, waiting, found)
+    _add(book, waiting, found)
     progress(IMPORT, len(files), len(files), labels=sum(found.added.values()))
     return found
 

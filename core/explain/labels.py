@@ -150,7 +150,8 @@ def one_line(text: object, longest: int = LONGEST) -> str:
     if not isinstance(text, str):
         return ""
     line = " ".join(text[: 4 * LONGEST].split())
-    line = "".join(c for c in line if unicodedata.category(c) not in ("Cc", "Cs") and c not in REORDERING).strip()
+    if not line.isprintable():
+        line = "".join(c for c in line if unicodedata.category(c) not in ("Cc", "Cs") and c not in REORDERING).strip()
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
