@@ -73,7 +73,7 @@ class ChatTemplate:
         """The rendered text and each message's own span in it."""
         if not self.has_template:
             return _concatenate(messages)
-        pieces = self._fixed_pieces(tuple(m["role"] for m in messages))
+        pieces = self.fixed_pieces(tuple(m["role"] for m in messages))
         text = self._apply(messages)
         spans, at = [], len(pieces[0])
         if not text.startswith(pieces[0]):
@@ -98,7 +98,8 @@ class ChatTemplate:
             remedy="give a tokenizer with a plainer chat_template",
         )
 
-    def _fixed_pieces(self, roles: tuple[str, ...]) -> list[str]:
+    def fixed_pieces(self, roles: tuple[str, ...]) -> list[str]:
+        """What the template puts before, between and behind messages of these roles. Raises BackboneError where it refuses them."""
         if roles not in self._pieces:
             marks = [f"{OPEN}{i}{CLOSE}" for i in range(len(roles))]
             text = self._apply([{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)])
@@ -135,7 +136,7 @@ class ChatTemplate:
         if not self.has_template:
             return True
         try:
-            self._fixed_pieces(("system", "user", "assistant"))
+            self.fixed_pieces(("system", "user", "assistant"))
         except BackboneError:
             return False
         return True

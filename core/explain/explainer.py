@@ -150,6 +150,11 @@ class Explainer:
         self._readings.move_to_end(key)
         return self._readings[key]
 
+    def forget(self) -> None:
+        """Lets go of the readings that are kept, and of what gradients need."""
+        self._readings.clear()
+        self.__dict__.pop("_gradients", None)
+
     def see(self, item: Item, z: Float[np.ndarray, " d_model"]) -> Seen:
         """A hidden state as head and SAE see it."""
         f = None

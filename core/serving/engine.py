@@ -1,0 +1,253 @@
+"""The model's own thread: it loads the reward model, and then does one piece of work after the other.
+
+What a person waits for goes first; scoring is cut into pieces of `PIECE` responses, so that nobody waits for another's thousands. Pieces that wait
+together are scored together: eight requests of one response cost one forward pass. What waits is bounded, in requests and in bytes: more is refused
+as busy, and the asker comes again.
+
+Memory is capped where the system can (Linux, models on the CPU): once the model is loaded, requests may take `HEADROOM` more and twice the model's
+size (a gradient needs it in float32). A request that wants more fails and says so; the process lives on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import BackboneError, SparseRMError
+from core.runs.events import memory
+
+if TYPE_CHECKING:
+    from core.explain.explainer import Explainer
+    from core.reward.model import SparseRM
+
+PIECE, TOGETHER = 32, 128  # responses of a piece, and of pieces that are scored together
+MOST_WAITING = 512  # pieces of work
+HEADROOM = 2 * 2**30  # bytes
+# Seconds of each phase of loading where nothing is known better: SmolLM2-135M on two cores.
+PHASES = {"Loading libraries": 3.0, "Reading the reward model": 0.3, "Loading the language model": 3.0, "Loading the SAE": 0.5, "Trying it once": 1.0}
+log = logging.getLogger(__name__)
+
+
+class Busy(Exception):
+    """More waits than is allowed."""
+
+
+@dataclass(order=True)
+class Work:
+    """Something to do. Lower ranks come first, in the order in which they were asked; work with `items` may be scored together."""
+
+    rank: int
+    number: int
+    do: Callable[[], Any] | None = field(compare=False)
+    items: tuple[list[Any], list[Any]] | None = field(compare=False, default=None)
+    future: Future[Any] = field(compare=False, default_factory=Future)
+
+
+class Loading:
+    """How far the loading is: the phases that are over, and within one the time against what it took the last time."""
+
+    def __init__(self, expected: Mapping[str, float]) -> None:
+        self.expected = {phase: max(0.05, expected.get(phase, usual)) for phase, usual in PHASES.items()}
+        self.took: dict[str, float] = {}
+        self.phase, self.began, self.started = "", time.monotonic(), time.monotonic()
+
+    def enter(self, phase: str) -> None:
+        """The phase before is over."""
+        now = time.monotonic()
+        if self.phase:
+            self.took[self.phase] = round(now - self.began, 3)
+        self.phase, self.began = phase, now
+
+    def to_json(self) -> dict[str, Any]:
+        """{text, fraction, seconds, left}."""
+        now, total = time.monotonic(), sum(self.expected.values())
+        done = sum(self.expected[phase] for phase in self.took) + min(now - self.began, 0.95 * self.expected.get(self.phase, 0.0))
+        left = total - done if self.phase else 0.0
+        return {"text": self.phase, "fraction": min(done / total, 1.0), "seconds": round(now - self.started, 1), "left": round(max(left, 0.0), 1)}
+
+
+class Engine:
+    """A reward model in a thread of its own. `state` is `starting`, `ready` or `failed` (`error` says why)."""
+
+    def __init__(self, model: Path, device: str, expected: Mapping[str, float]) -> None:
+        self.folder, self.device = model, device
+        self.loading = Loading(expected)
+        self.state = "starting"
+        self.error: Exception | None = None
+        self.asked = time.monotonic()
+        self.served = self.batches = 0
+        self.model: SparseRM
+        self.explainer: Explainer | None = None
+        self._waiting: list[Work] = []
+        self._numbers = itertools.count()
+        self._more = threading.Condition()
+        self._working = False
+
+    def start(self, ended: Callable[[], None]) -> None:
+        """Begins to load; `ended` is called when that has come to an end."""
+        threading.Thread(target=self._run, args=(ended,), name="model", daemon=True).start()
+
+    # --- from other threads ---
+
+    def submit(self, do: Callable[[], Any], *, rank: int = 0) -> Future[Any]:
+        """What `do` returns, done in the model's thread. Raises Busy."""
+        return self._add([Work(rank, next(self._numbers), do)])[0]
+
+    def score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> list[Future[Any]]:
+        """For each piece of `PIECE` responses its (rewards, reasons) as `SparseRM.try_score`. Raises Busy."""
+        at = range(0, len(prompts), PIECE)
+        pieces = [(list(prompts[i : i + PIECE]), list(responses[i : i + PIECE])) for i in at]
+        return self._add([Work(1 + (number > 0), next(self._numbers), None, piece) for number, piece in enumerate(pieces)])
+
+    def idle(self) -> float:
+        """Seconds since it had something to do."""
+        return 0.0 if self._working or self._waiting else time.monotonic() - self.asked
+
+    def health(self) -> dict[str, Any]:
+        """How it stands, as workbench.resources.LiveState."""
+        loaded = {"text": "Ready", "fraction": 1.0, "left": 0.0} if self.state == "ready" else {}
+        own = {"name": self.state, "pid": os.getpid(), "rss": memory().get("rss"), "idle": round(self.idle(), 1), "served": self.served}
+        return {**self.loading.to_json(), **loaded, **own, "batches": self.batches, "explains": self.explainer is not None}
+
+    def _add(self, works: list[Work]) -> list[Future[Any]]:
+        with self._more:
+            if len(self._waiting) + len(works) > MOST_WAITING:
+                raise Busy
+            for work in works:
+                heapq.heappush(self._waiting, work)
+            self.asked = time.monotonic()
+            self._more.notify()
+        return [work.future for work in works]
+
+    # --- the model's thread ---
+
+    def _run(self, ended: Callable[[], None]) -> None:
+        try:
+            self._load()
+            self.state = "ready"
+        except Exception as error:
+            log.exception("the model could not be loaded")
+            self.error, self.state = error, "failed"
+        self.asked = time.monotonic()
+        ended()
+        while self.state == "ready":
+            self._work(self._next())
+
+    def _load(self) -> None:
+        enter = self.loading.enter
+        enter("Loading libraries")
+        import transformers  # noqa: F401
+
+        from core.explain.explainer import Explainer
+        from core.reward.model import BackboneReader, SparseRM
+
+        enter("Reading the reward model")
+        self.model = SparseRM.load(self.folder, device=self.device)
+        enter("Loading the language model")
+        reader = self.model.reader
+        assert isinstance(reader, BackboneReader)  # a model that was loaded has one
+        backbone = reader.backbone
+        enter("Loading the SAE")
+        with contextlib.suppress(SparseRMError):  # a control without latents can only score; it is an answer's business to say so
+            self.explainer = Explainer(self.model)
+            _ = self.explainer.sae
+        enter("Trying it once")
+        self.model.score(["Hello."], ["Hello."])
+        if self.explainer is not None:
+            self.explainer.explain("Hello.", "Hello.")
+        enter("")
+        if backbone.device.type == "cpu":
+            cap_memory(HEADROOM + 2 * sum(weight.numel() * weight.element_size() for weight in backbone.model.parameters()))
+
+    def _next(self) -> list[Work]:
+        """What is done next: one piece of work, or pieces of scoring that wait together."""
+        with self._more:
+            self._working = False
+            while not self._waiting:
+                self._more.wait()
+            self._working = True
+            found = [heapq.heappop(self._waiting)]
+            n = len(found[0].items[0]) if found[0].items else 0
+            while n and self._waiting and (other := self._waiting[0].items) and n + len(other[0]) <= TOGETHER:
+                found.append(heapq.heappop(self._waiting))
+                n += len(other[0])
+        return [work for work in found if work.future.set_running_or_notify_cancel()]
+
+    def _work(self, works: list[Work]) -> None:
+        if not works:
+            return
+        try:
+            if works[0].do is not None:
+                works[0].future.set_result(works[0].do())
+            else:
+                self._score(works)
+        except BaseException as error:
+            for work in works:
+                if not work.future.done():
+                    work.future.set_exception(_mended(error))
+            if isinstance(error, (MemoryError, RuntimeError)):
+                self._drop_readings()
+        self.served += len(works)
+        self.batches += 1
+        self.asked = time.monotonic()
+
+    def _score(self, works: list[Work]) -> None:
+        """All pieces in one call. Where that fails (one of them has an unusable prompt), each for itself: an error belongs to who asked."""
+        pieces = [work.items for work in works if work.items]
+        if len(works) > 1:
+            with contextlib.suppress(SparseRMError):
+                for work, answer in zip(works, self._together(pieces), strict=True):
+                    work.future.set_result(answer)
+                return
+        for work, piece in zip(works, pieces, strict=True):
+            try:
+                work.future.set_result(self.model.try_score(*piece))
+            except SparseRMError as error:
+                work.future.set_exception(error)
+
+    def _together(self, pieces: Sequence[tuple[list[Any], list[Any]]]) -> list[Any]:
+        rewards, refused = self.model.try_score([p for prompts, _ in pieces for p in prompts], [r for _, responses in pieces for r in responses])
+        answers, at = [], 0
+        for prompts, _ in pieces:
+            stop = at + len(prompts)
+            answers.append((rewards[at:stop], {number - at: reason for number, reason in refused.items() if at <= number < stop}))
+            at = stop
+        return answers
+
+    def _drop_readings(self) -> None:
+        if self.explainer is not None:
+            self.explainer.forget()
+
+
+def _mended(error: BaseException) -> BaseException:
+    """What ran out of memory, said as such."""
+    out = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    if not out:
+        return error
+    found = BackboneError("this does not fit into the memory that the model's process may use", found=str(error)[:200], remedy="give a shorter text")
+    found.__cause__ = error
+    return found
+
+
+def cap_memory(more: int) -> None:
+    """From now on this process may take so many bytes more than it has. Only Linux counts what matters."""
+    if not sys.platform.startswith("linux"):
+        return
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])  # data and stack
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + more
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or limit < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
