@@ -198,9 +198,12 @@ def print_fit(outcome: Mapping[str, Any]) -> None:
     lines = [("SparseRM", table_["sparserm"])]
     lines += [(name, entry) for name, entry in table_["controls"].items()]
     lines += [(f"loss: {name}", entry) for name, entry in table_["losses"].items()]
-    lines += [(f"subset: {name}", entry) for name, entry in table_["subsets"].items()]
     columns = ("test pairs", "accuracy", "95 % interval", "pairs", "mean of heads", "deviation", "SparseRM's lead")
     table(what, columns, [(name, *accuracy_cells(entry), *_spread_cells(entry)) for name, entry in lines])
+    if kinds := list(table_["sparserm"]["subsets"]):
+        by_kind = [(name, *(" ".join(accuracy_cells(entry["subsets"][kind])[:2]) for kind in kinds)) for name, entry in lines]
+        sizes = [f"{kind} ({table_['sparserm']['subsets'][kind]['n']:,} pairs)" for kind in kinds]
+        table("Test accuracy by kind of pair, mean of heads", ("test pairs", *sizes), by_kind)
     print_curve("Validation accuracy by K", outcome["curve"])
     if about["selection"]["note"]:
         print(about["selection"]["note"])

@@ -42,7 +42,7 @@ from core.runs.values import load_value, save_value
 from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, sha256_of
 
 # Bumped by hand when a step computes something else from the same inputs; golden numbers in the tests catch a forgotten bump.
-VERSIONS = {"pairs": 2, "extraction": 1, "frequencies": 1, "heads": 1, "controls": 1, "curve": 1, "evaluation": 1, "known": 1, "reward_model": 1}
+VERSIONS = {"pairs": 2, "extraction": 1, "frequencies": 1, "heads": 1, "controls": 1, "curve": 1, "evaluation": 2, "known": 1, "reward_model": 1}
 CLASSES = (LatentFrequencies, Resamples, SparseFit, SelectedDirections, SelectionSummary, Family, TrainedHead, Head, Controls, Probe)
 log = logging.getLogger(__name__)
 

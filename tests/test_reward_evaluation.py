@@ -162,12 +162,15 @@ def test_accuracy_by_subset() -> None:
 
     kinds = ["chat", "chat", "code", "code", "code", ""]
     pairs = PreferencePairs(pairs=tuple(pair(i, subset=kind, Category="other") for i, kind in enumerate(kinds)), split=("test",) * 6)
-    margins = np.array([1.0, -1.0, 1.0, 1.0, -1.0, 1.0])
+    margins = np.array([[1.0, -1.0, 1.0, 1.0, -1.0, 1.0], [1.0, 1.0, -1.0, 1.0, -1.0, 1.0]])
     found = accuracy_by_subset(margins, pairs, np.arange(6))
-    assert {kind: (accuracy.accuracy, accuracy.n) for kind, accuracy in found.items()} == {"chat": (0.5, 2), "code": (2 / 3, 3)}
+    assert {kind: (accuracy.accuracy, accuracy.n) for kind, accuracy in found.items()} == {"chat": (0.75, 2), "code": (0.5, 3)}
+    control = Contestant(kind="length-only", margins=-margins[:1], shipped=0, n_parameters=1)
+    entry = evaluate(pairs, Contestant(kind="sparserm", margins=margins, shipped=0, n_parameters=1), [control], {}).controls["length-only"]
+    assert {kind: (accuracy.accuracy, accuracy.n) for kind, accuracy in entry.subsets.items()} == {"chat": (0.5, 2), "code": (1 / 3, 3)}
     assert all(isinstance(accuracy, Accuracy) and accuracy.low < accuracy.high for accuracy in found.values())
     named = PreferencePairs(pairs=tuple(pair(i, Category="Law") for i in range(4)), split=("test",) * 4)
-    assert list(accuracy_by_subset(np.ones(4), named, np.arange(4))) == ["Law"]
-    assert accuracy_by_subset(np.ones(4), make_pairs([1] * 4, ["test"] * 4), np.arange(4)) == {}
+    assert list(accuracy_by_subset(np.ones((1, 4)), named, np.arange(4))) == ["Law"]
+    assert accuracy_by_subset(np.ones((1, 4)), make_pairs([1] * 4, ["test"] * 4), np.arange(4)) == {}
     rows = PreferencePairs(pairs=tuple(pair(i, category=f"row {i}") for i in range(101)), split=("test",) * 101)
-    assert accuracy_by_subset(np.ones(101), rows, np.arange(101)) == {}
+    assert accuracy_by_subset(np.ones((1, 101)), rows, np.arange(101)) == {}

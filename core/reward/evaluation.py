@@ -54,7 +54,7 @@ class Difference:
 class Entry:
     """A line of the table. `accuracy` is that of the shipped head, `mean` and `deviation` are over all heads (seeds or draws), all on test pairs.
 
-    `validation` is what the shipped head was chosen by. `lead` is SparseRM's mean less this one's.
+    `validation` is what the shipped head was chosen by. `lead` is SparseRM's mean less this one's. `subsets`: means over all heads by kind of pair.
     """
 
     kind: str
@@ -65,6 +65,7 @@ class Entry:
     shipped: int
     validation: Accuracy
     lead: Difference | None
+    subsets: Mapping[str, Accuracy]
     n_parameters: int
     note: str
 
@@ -78,6 +79,7 @@ class Entry:
             "shipped": self.shipped,
             "validation": self.validation.to_json(),
             "sparserm_minus_this": self.lead.to_json() if self.lead else None,
+            "subsets": {name: accuracy.to_json() for name, accuracy in self.subsets.items()},
             "n_parameters": self.n_parameters,
             "note": self.note,
         }
@@ -85,12 +87,11 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The table: SparseRM, its controls, the three losses, and SparseRM's accuracy by kind of pair where the data names kinds."""
+    """The table: SparseRM, its controls and the three losses, each by kind of pair too where the data names kinds."""
 
     sparserm: Entry
     controls: Mapping[str, Entry]
     losses: Mapping[str, Entry]
-    subsets: Mapping[str, Accuracy]
     n_prompts: int
 
     def to_json(self) -> dict[str, Any]:
@@ -99,7 +100,6 @@ class Evaluation:
             "sparserm": self.sparserm.to_json(),
             "controls": {name: entry.to_json() for name, entry in self.controls.items()},
             "losses": {name: entry.to_json() for name, entry in self.losses.items()},
-            "subsets": {name: accuracy.to_json() for name, accuracy in self.subsets.items()},
             "n_prompts": self.n_prompts,
         }
 
@@ -131,23 +131,21 @@ def accuracy_difference(
 
 def evaluate(pairs: PreferencePairs, sparserm: Contestant, controls: Sequence[Contestant], losses: Mapping[str, Contestant]) -> Evaluation:
     """The table on the test pairs. The margins are of all pairs, in order."""
-    groups = pairs.prompt_groups()
     test, validation = pairs.rows_of("test"), pairs.rows_of("validation")
 
     def entry(one: Contestant) -> Entry:
-        return _entry(one, sparserm, test, validation, groups)
+        return _entry(one, sparserm, test, validation, pairs)
 
     return Evaluation(
         sparserm=entry(sparserm),
         controls={one.kind: entry(one) for one in controls},
         losses={name: entry(one) for name, one in losses.items()},
-        subsets=accuracy_by_subset(sparserm.margins[sparserm.shipped], pairs, test),
-        n_prompts=len(np.unique(groups[test])),
+        n_prompts=len(np.unique(pairs.prompt_groups()[test])),
     )
 
 
-def _entry(one: Contestant, sparserm: Contestant, test: np.ndarray, validation: np.ndarray, groups: np.ndarray) -> Entry:
-    margins = one.margins[:, test]
+def _entry(one: Contestant, sparserm: Contestant, test: np.ndarray, validation: np.ndarray, pairs: PreferencePairs) -> Entry:
+    groups, margins = pairs.prompt_groups(), one.margins[:, test]
     heads = tuple(accuracy_of(head[None], groups[test]) for head in margins)
     return Entry(
         kind=one.kind,
@@ -158,20 +156,24 @@ def _entry(one: Contestant, sparserm: Contestant, test: np.ndarray, validation: 
         shipped=one.shipped,
         validation=accuracy_of(one.margins[[one.shipped]][:, validation], groups[validation]),
         lead=None if one is sparserm else accuracy_difference(sparserm.margins[:, test], margins, groups[test]),
+        subsets=accuracy_by_subset(one.margins, pairs, test),
         n_parameters=one.n_parameters,
         note=one.note,
     )
 
 
-def accuracy_by_subset(margins: Float[np.ndarray, " n_pairs"], pairs: PreferencePairs, rows: Int[np.ndarray, " n"]) -> dict[str, Accuracy]:
-    """Accuracy for each kind of pair that the data's meta names (`subset`, else `category`); empty where it names none, or too many to be kinds."""
+def accuracy_by_subset(margins: Float[np.ndarray, "n_heads n_pairs"], pairs: PreferencePairs, rows: Int[np.ndarray, " n"]) -> dict[str, Accuracy]:
+    """Mean accuracy of the heads for each kind of pair that the data's meta names (`subset`, else `category`).
+
+    Empty where it names none, or too many to be kinds.
+    """
     field = next((name for name in SUBSET_FIELDS if any(name in pairs[int(i)].meta for i in rows)), None)
     names = np.array([str(pairs[int(i)].meta.get(field, "")) for i in rows]) if field else np.array([])
     kinds = sorted(set(names.tolist()) - {""})
     if len(kinds) > MOST_SUBSETS:
         return {}
     groups = pairs.prompt_groups()
-    return {kind: accuracy_of(margins[None, rows[names == kind]], groups[rows[names == kind]]) for kind in kinds}
+    return {kind: accuracy_of(margins[:, rows[names == kind]], groups[rows[names == kind]]) for kind in kinds}
 
 
 def _resampled_means(values: Float[np.ndarray, "n m"], groups: Int[np.ndarray, " n"]) -> Float[np.ndarray, "resamples m"]:

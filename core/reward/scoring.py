@@ -104,7 +104,7 @@ def _score_pairs(model: SparseRM, source: Path, progress: Progress) -> tuple[lis
         n_scored=len(rows),
         refused=tuple(sorted([*read.refused, *late], key=lambda refused: refused.row)),
         accuracy=accuracy_of(margins[None], scored.prompt_groups()) if rows else None,
-        subsets=accuracy_by_subset(margins, scored, np.arange(len(rows))) if rows else {},
+        subsets=accuracy_by_subset(margins[None], scored, np.arange(len(rows))) if rows else {},
     )
     return rows, report
 
