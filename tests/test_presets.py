@@ -51,7 +51,7 @@ def test_the_papers_cells_are_named_exactly() -> None:
     assert cells["gemma-2-2b"] == ("google/gemma-2-2b-it", 13, "gemma-scope-2b-pt-res-canonical", "layer_13/width_16k/canonical", 128)
     assert cells["gemma-2-9b"] == ("google/gemma-2-9b-it", 31, "gemma-scope-9b-it-res-canonical", "layer_31/width_16k/canonical", 128)
     assert cells["llama-3.1-8b"] == ("meta-llama/Llama-3.1-8B-Instruct", 15, "llama_scope_lxr_8x", "l15r_8x", 128)
-    assert cells["smollm2-135m"] == ("smollm2-135m", 16, "", "", 32)
+    assert cells["smollm2-135m"] == ("smollm2-135m", 19, "", "", 32)
 
 
 def test_releases_and_their_l0_are_in_sae_lens_list() -> None:
