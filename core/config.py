@@ -257,6 +257,37 @@ class EndpointConfig(Config):
     max_tokens: int = option(2000, "tokens that an answer may take, thinking included", minimum=1)
 
 
+MODEL_HELP = "folder of a reward model that was fitted with this cache"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorRunConfig(Config):
+    """`sparserm doctor MODEL` as a run."""
+
+    model: str = option("", MODEL_HELP)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", result=False)
+    doctor: DoctorConfig = DoctorConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpacesRunConfig(Config):
+    """`sparserm spaces MODEL` as a run."""
+
+    model: str = option("", MODEL_HELP)
+    spaces: SpacesConfig = SpacesConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentsRunConfig(Config):
+    """`sparserm latents MODEL` as a run."""
+
+    model: str = option("", MODEL_HELP)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", result=False)
+    latent: tuple[int, ...] = option((), "pages of these too")
+    which: str = option("selected", "pages of the latents that the model selects, or of all live ones", choices=("selected", "all"))
+    pages: LatentsConfig = LatentsConfig()
+
+
 def from_dict(cls: type[Any], values: Mapping[str, Any]) -> Any:
     """A config of class `cls` from (nested) plain values. Raises ConfigError on an unknown field."""
     known = {spec.name: spec for spec in fields(cls)}

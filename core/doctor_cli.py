@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core import console
-from core.config import DoctorConfig, SpacesConfig
+from core.config import DoctorConfig, DoctorRunConfig, SpacesConfig, SpacesRunConfig
 from core.options import add_command, add_options, override, print_json
 from core.runs.store import Store
+from core.runs_cli import DETACH_HELP, detach
 
 if TYPE_CHECKING:
     from core.explain.report import Check
@@ -36,12 +37,17 @@ def add_doctor(commands: Any) -> None:
     )
     spaces.add_argument("model", metavar="MODEL", type=Path, help="folder of a reward model that was fitted with this cache")
     add_options(spaces, SpacesConfig(), "pictures and figures")
+    for long in (doctor, spaces):
+        long.add_argument("--detach", action="store_true", help=DETACH_HELP)
 
 
 def doctor_command(arguments: argparse.Namespace, display: console.Display) -> int:
     from core.fitted import Fitted
 
     config: DoctorConfig = override(DoctorConfig(), vars(arguments))
+    if arguments.detach:
+        detach("doctor", DoctorRunConfig(model=str(arguments.model), device=arguments.device, doctor=config), arguments, display)
+        return 0
     report, path = Fitted(folder=arguments.model, store=Store()).report(config, device=arguments.device, progress=display)
     if arguments.json:
         print_json({"artefact": str(path), **report.to_json()})
@@ -64,6 +70,9 @@ def spaces_command(arguments: argparse.Namespace, display: console.Display) -> N
     from core.fitted import Fitted
 
     config: SpacesConfig = override(SpacesConfig(), vars(arguments))
+    if arguments.detach:
+        detach("spaces", SpacesRunConfig(model=str(arguments.model), spaces=config), arguments, display)
+        return
     found, path = Fitted(folder=arguments.model, store=Store()).spaces(config, progress=display)
     if arguments.json:
         print_json({"artefact": str(path), **found.to_json()})

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core import console
-from core.config import LatentsConfig
+from core.config import LatentsConfig, LatentsRunConfig
 from core.options import add_command, add_options, override, print_json
 from core.runs.store import Store
+from core.runs_cli import DETACH_HELP, detach
 
 if TYPE_CHECKING:
     from typing import Any
@@ -32,6 +33,7 @@ def add_latents(commands: Any) -> None:
     parser.add_argument("--all", action="store_true", help="make the pages of all live latents, not only of those the model selects")
     parser.add_argument("--device", metavar="TEXT", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     add_options(parser, LatentsConfig(), "texts and pages")
+    parser.add_argument("--detach", action="store_true", help=DETACH_HELP)
 
 
 def latents_command(arguments: argparse.Namespace, display: console.Display) -> None:
@@ -39,6 +41,9 @@ def latents_command(arguments: argparse.Namespace, display: console.Display) -> 
     from core.explain.label_book import labels_of
     from core.fitted_latents import FittedLatents
 
+    if arguments.detach:
+        detach("latents", _as_run(arguments), arguments, display)
+        return
     fitted = FittedLatents(folder=arguments.model, store=Store())
     pages = _pages(fitted, arguments, display)
     found = [pages.page(latent) for latent in arguments.latent]  # an unknown one is said before anything is printed
@@ -53,6 +58,11 @@ def latents_command(arguments: argparse.Namespace, display: console.Display) -> 
     else:
         terminal.show(list(latent_terminal.overview(pages, fitted.selected(), labels)))
     print(f"pages of {len(pages):,} latents: {pages.folder}")
+
+
+def _as_run(arguments: argparse.Namespace) -> LatentsRunConfig:
+    named = {"model": str(arguments.model), "device": arguments.device, "latent": tuple(arguments.latent)}
+    return LatentsRunConfig(**named, which="all" if arguments.all else "selected", pages=override(LatentsConfig(), vars(arguments)))
 
 
 def _pages(fitted: FittedLatents, arguments: argparse.Namespace, display: console.Display) -> LatentPages:

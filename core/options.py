@@ -91,6 +91,27 @@ def override(config: Any, arguments: Mapping[str, Any]) -> Any:
     return replace(config, **changes)
 
 
+def options_of(config: Config, base: Config) -> list[str]:
+    """The options that turn `base` into `config`, as words of a command: what `override` would read back."""
+    words: list[str] = []
+    for spec in fields(config):  # type: ignore[arg-type]
+        value, before = getattr(config, spec.name), getattr(base, spec.name)
+        if is_dataclass(value):
+            words += options_of(value, before)  # type: ignore[arg-type]
+        elif value != before and not (isinstance(config, SAEConfig) and spec.name in SAE_FIELDS):
+            words += ["--" + option_name(config, spec.name).replace("_", "-"), _as_text(value)]
+    named = [name for name in SAE_FIELDS if isinstance(config, SAEConfig) and getattr(config, name)]
+    if isinstance(config, SAEConfig) and any(getattr(config, name) != getattr(base, name) for name in named):
+        words += ["--sae", config.path or f"{config.release}:{config.sae_id}"]
+    return words
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{ours}={theirs}" for ours, theirs in value.items())
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
 def sae_config(text: str) -> SAEConfig:
     """`release:id` or a path. A path that exists is a path, whatever colons it holds."""
     from pathlib import Path

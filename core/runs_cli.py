@@ -257,6 +257,8 @@ def changed(run: Run, given: Mapping[str, Any]) -> Config:
 def _read_from(config: Any) -> tuple[Any, ...]:
     """Model and layers: what an SAE is filled in for."""
     fit = getattr(config, "fit", config)
+    if not hasattr(fit, "backbone"):  # what is made of a reward model reads what that names
+        return ()
     return fit.backbone.model, fit.backbone.revision, fit.backbone.layer, getattr(config, "layers", ())
 
 
