@@ -1,4 +1,4 @@
-"""The `sparserm` command: fit, score, sae train, sweep, cache; explain, runs, doctor, spaces, latents and labels in core.*_cli.
+"""The `sparserm` command: fit, score, sae train, sweep, cache; explain, runs, doctor, spaces, latents, labels and serve in core.*_cli.
 
 Every command is a thin shell: options become a config, the config goes to `core.pipeline`, the outcome is printed for a person or as one JSON
 line. Errors are printed as problem, expected, found and remedy; the exit code tells the kind (core/errors.py). Start-up is a feature: nothing
@@ -27,6 +27,7 @@ from core.latents_cli import add_latents
 from core.options import Parser, add_command, add_options, override, print_json
 from core.runs.store import Artefact, Store
 from core.runs_cli import DETACH_HELP, add_runs, detach
+from core.serving_cli import add_serving
 
 INTERRUPTED = 130
 EMBEDDED = "smollm2-135m"
@@ -122,6 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     clean = add_command(cache, "cache clean", clean_command, "remove what was left half-done or set aside", EXAMPLES)
     clean.add_argument("--everything", action="store_true", help="remove all artefacts too (models stay)")
     add_explain(commands)
+    add_serving(commands)
     add_runs(commands)
     add_doctor(commands)
     add_latents(commands)

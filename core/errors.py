@@ -68,8 +68,21 @@ class Cancelled(Exception):
     exit_code = 130
 
 
+def described(error: Exception) -> dict[str, Any]:
+    """An error as it is written down for another process: problem, expected, found, remedy, exit_code."""
+    if isinstance(error, SparseRMError):
+        said = {"problem": error.problem, "expected": error.expected, "found": error.found, "remedy": error.remedy}
+        return {**said, "exit_code": error.exit_code}
+    if isinstance(error, OSError):
+        said = {"problem": error.strerror or str(error), "expected": "", "found": str(error.filename or type(error).__name__), "remedy": ""}
+    else:
+        remedy = "this is a bug; the log shows where, please report it"
+        said = {"problem": f"unexpected {type(error).__name__}", "expected": "", "found": str(error), "remedy": remedy}
+    return {**said, "exit_code": 1}
+
+
 def error_from(said: Mapping[str, Any]) -> SparseRMError:
-    """An error that another process wrote down (problem, expected, found, remedy, exit_code), to be raised again."""
+    """What `described` wrote down, to be raised again."""
     kinds = {kind.exit_code: kind for kind in SparseRMError.__subclasses__()}
     texts = {name: str(said.get(name) or "") for name in ("expected", "found", "remedy")}
     return kinds.get(said.get("exit_code", 1), SparseRMError)(str(said.get("problem") or "something went wrong"), **texts)

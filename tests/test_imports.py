@@ -26,10 +26,12 @@ RANK = {
     **dict.fromkeys(("core.pipeline", "core.defaults"), 6),
     "core.console": 6.5,
     "core.jobs": 6.6,
-    "core.model_jobs": 6.7,
+    **dict.fromkeys(("core.serving.place", "core.serving.texts"), 6.6),
+    "core.serving.launch": 6.65,
+    **dict.fromkeys(("core.model_jobs", "core.serving"), 6.7),
     "core.runs_cli": 6.75,
-    **dict.fromkeys(("core.doctor_cli", "core.explain_cli", "core.labels_cli", "core.latents_cli"), 6.8),
-    **dict.fromkeys(("core.cli", "core.serving", "core.runs.attempt"), 7),
+    **dict.fromkeys(("core.doctor_cli", "core.explain_cli", "core.labels_cli", "core.latents_cli", "core.serving_cli"), 6.8),
+    **dict.fromkeys(("core.cli", "core.runs.attempt"), 7),
     "core.runs.worker": 7.5,
     "workbench": 8,
     "pages": 9,
@@ -37,7 +39,7 @@ RANK = {
 # The one arrow that may point up, inside functions only: a reward model offers to explain itself, since that is where people look for it.
 DOORS = {("core.reward.model", "core.explain")}
 HEAVY = {"torch", "transformers", "sae_lens", "trl", "peft", "sklearn"}
-LIGHT_ROOMS = {"core.types", "core.config", "core.errors", "core.data", "core.runs"}
+LIGHT_ROOMS = {"core.types", "core.config", "core.errors", "core.data", "core.runs", "core.serving.place", "core.serving.texts", "core.serving.launch"}
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from core.errors import BackboneError, SparseRMError, error_from
-from core.serving.launch import start, stop
+from core.errors import BackboneError, SparseRMError, described, error_from
+from core.serving.launch import health, start, stop
 from core.serving.place import Address, Place, place_of
 from core.serving.texts import Texts
 
-PATIENCE = 30.0  # seconds that a call waits for the process to be ready
+PATIENCE = 60.0  # seconds that a call waits for the process to be ready
 ANSWER = 300.0  # seconds that it waits for an answer
 Dialogue = str | Sequence[Mapping[str, str]]
 Span = tuple[int, int]
@@ -81,7 +81,7 @@ class Live:
         try:
             start(self.place, again=again)
         except SparseRMError as error:
-            return LiveState(name="failed", error={**vars(error), "exit_code": error.exit_code})
+            return LiveState(name="failed", error=described(error))
         state = self.state()
         return LiveState(name="starting", text="Starting the model") if state.name == "off" else state
 
@@ -89,9 +89,9 @@ class Live:
         """How it stands; starts nothing."""
         address = self.place.address()
         if address is not None:
-            found = self._health(address)
+            found = health(address)
             if found is not None:
-                return found
+                return LiveState(**{name: found[name] for name in LiveState.__dataclass_fields__ if name in found})
         if self.place.live():
             return LiveState(name="starting", text="Starting the model")
         failure = self.place.failure()
@@ -213,19 +213,6 @@ class Live:
             found = f"{state.text or state.name} for {seconds:.0f} s"
             raise BackboneError("the model is not ready yet", found=found, remedy=f"wait a little; see {self.place.log}")
         return address
-
-    def _health(self, address: Address) -> LiveState | None:
-        """None where nobody answers."""
-        import httpx2
-
-        try:
-            answer = self._client().get(f"{address.url}/health", headers=_key(address), timeout=2.0)
-            found = answer.json() if answer.status_code == 200 else None
-        except httpx2.TimeoutException:
-            return LiveState(name="ready", text="Busy", fraction=1.0, pid=address.pid) if time.time() - address.started > 60 else None
-        except (httpx2.TransportError, ValueError):
-            return None
-        return None if found is None else LiveState(**{name: found[name] for name in LiveState.__dataclass_fields__ if name in found})
 
     def _client(self) -> Any:
         with self._making:

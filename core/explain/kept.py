@@ -59,7 +59,7 @@ class Kept:
         return self.rewards[:, 0] - self.rewards[:, 1]
 
     def held_out(self, by: str = "") -> Int[np.ndarray, " m"]:
-        """Numbers of the held-out pairs: as they stand, or first the `worst` (lowest reward of either side), or the most `misranked` (lowest margin)."""
+        """Numbers of the held-out pairs: as they stand, or first the `worst` (lowest reward), or the most `misranked` (lowest margin)."""
         pairs = self._known().held_out_pairs
         keys = {"": np.arange(len(pairs)), "worst": self.rewards[pairs].min(axis=1), "misranked": self.margins[pairs]}
         if by not in keys:
@@ -111,9 +111,11 @@ def explain_known(reasons: Reasons, number: int, labels: Labels) -> PairExplanat
     """A pair that is kept beside the model, by its number there. Raises as `known_pair`."""
     pair, known = known_pair(reasons, number), reasons.known
     assert known is not None  # known_pair has looked
+    v, f = known.projections, known.activations
     sides = ((int(known.chosen_rows[number]), pair.chosen), (int(known.rejected_rows[number]), pair.rejected))
     chosen, rejected = (
-        Seen(item=(pair.prompt, text), v=known.projections[row].astype(np.float64), f=known.activations[row].astype(np.float64)) for row, text in sides
+        Seen(item=(pair.prompt, text), v=known.projections[row].astype(np.float64), f=known.activations[row].astype(np.float64))
+        for row, text in sides
     )
     return reasons.pair(chosen, rejected, labels)
 

@@ -44,7 +44,9 @@ def read_text(backbone: Backbone, text: str, *, layer: int) -> OwnText:
     rendered = backbone.render(messages)
     length, longest = len(rendered.ids), backbone.config.max_length
     if length > longest:
-        raise DataError("the text is longer than the model reads", expected=f"at most {longest} tokens", found=f"{length} tokens", remedy="shorten it")
+        raise DataError(
+            "the text is longer than the model reads", expected=f"at most {longest} tokens", found=f"{length} tokens", remedy="shorten it"
+        )
     kinds = np.where(rendered.content, PROMPT, TEMPLATE).astype(object)
     kinds[0] = FIRST
     states = backbone.states(torch.from_numpy(rendered.ids.astype(np.int64))[None], None, [layer])[layer][0].float().cpu().numpy()

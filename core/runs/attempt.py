@@ -24,7 +24,7 @@ from typing import Any
 from core.backbone.estimate import check_disk
 from core.config import Config
 from core.console import Display, log_to
-from core.errors import Cancelled, SparseRMError, StoreError
+from core.errors import Cancelled, StoreError, described
 from core.jobs import Job, devices_of, input_hashes
 from core.runs.events import EventLog
 from core.runs.launch import kill_tree, load_job
@@ -185,19 +185,6 @@ def _earlier(other: Run, run: Run, status: Status) -> bool:
     except StoreError:
         return False
     return theirs.state == "queued" and (theirs.queued, other.id) < (status.queued, run.id)
-
-
-def described(error: Exception) -> dict[str, Any]:
-    """An error as status.json holds it."""
-    if isinstance(error, SparseRMError):
-        said = {"problem": error.problem, "expected": error.expected, "found": error.found, "remedy": error.remedy}
-        return {**said, "exit_code": error.exit_code}
-    if isinstance(error, OSError):
-        said = {"problem": error.strerror or str(error), "expected": "", "found": str(error.filename or type(error).__name__), "remedy": ""}
-    else:
-        remedy = "this is a bug; the log shows where, please report it"
-        said = {"problem": f"unexpected {type(error).__name__}", "expected": "", "found": str(error), "remedy": remedy}
-    return {**said, "exit_code": 1}
 
 
 def _files(result: Mapping[str, Any], store: RecordingStore) -> dict[str, Any]:

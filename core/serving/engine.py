@@ -72,8 +72,11 @@ class Loading:
     def to_json(self) -> dict[str, Any]:
         """{text, fraction, seconds, left}."""
         now, total = time.monotonic(), sum(self.expected.values())
-        done = sum(self.expected[phase] for phase in self.took) + min(now - self.began, 0.95 * self.expected.get(self.phase, 0.0))
-        left = total - done if self.phase else 0.0
+        past, usual = now - self.began, self.expected.get(self.phase, 0.0)
+        done = sum(self.expected[phase] for phase in self.took)
+        # A phase that takes longer than the last time goes on ever slower, but goes on; what is left is at least a quarter of what it has taken.
+        left = total - done - usual + max(usual - past, past / 4) if self.phase else 0.0
+        done += usual * past / (past + usual / 3) if usual else 0.0
         return {"text": self.phase, "fraction": min(done / total, 1.0), "seconds": round(now - self.started, 1), "left": round(max(left, 0.0), 1)}
 
 
@@ -207,7 +210,8 @@ class Engine:
         pieces = [work.items for work in works if work.items]
         if len(works) > 1:
             with contextlib.suppress(SparseRMError):
-                for work, answer in zip(works, self._together(pieces), strict=True):
+                answers = self._together(pieces)
+                for work, answer in zip(works, answers, strict=True):
                     work.future.set_result(answer)
                 return
         for work, piece in zip(works, pieces, strict=True):

@@ -7,6 +7,8 @@ moment of its start somebody holds `launch.lock` (then `server.lock`): two who a
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import os
 import signal
 import subprocess
@@ -20,7 +22,7 @@ from filelock import Timeout
 from core.errors import StoreError
 from core.runs.launch import PACKAGE
 from core.runs.locks import Handover, is_held
-from core.serving.place import PROTOCOL, Place, signature
+from core.serving.place import HOST, PROTOCOL, Address, Place, signature
 
 WORKER = [sys.executable, "-m", "core.serving.worker"]
 IDLE = 900.0  # seconds without a question after which a process ends that nobody watches
@@ -59,6 +61,20 @@ def stop(place: Place) -> bool:
             os.kill(address.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
     place.forget("starts")
     return True
+
+
+def health(address: Address, timeout: float = 2.0) -> dict[str, Any] | None:
+    """How the process at an address stands (core.serving.engine.Engine.health); None where nobody answers in time."""
+    connection = http.client.HTTPConnection(HOST, address.port, timeout=timeout)
+    try:
+        connection.request("GET", "/health", headers={"Authorization": f"Bearer {address.secret}"})
+        answer = connection.getresponse()
+        found = json.loads(answer.read(65536)) if answer.status == 200 else None
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+    return found if isinstance(found, dict) else None
 
 
 def _stable(place: Place) -> bool:

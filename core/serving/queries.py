@@ -30,10 +30,11 @@ class Queries:
         own = [str(token) for token in (tokenizer.eos_token, tokenizer.pad_token) if token]
         self.ends = tuple(dict.fromkeys([*own, *ENDS]))
 
-    def items(self, queries: Sequence[str], prompts: Sequence[str] | None) -> tuple[list[tuple[Sequence[Message], str]], list[str]]:
-        """(messages, response) of each query. `prompts` are what the queries begin with. Raises DataError, naming the query, where one is unclear."""
+    def divide(self, queries: Sequence[str], prompts: Sequence[str] | None) -> tuple[list[list[Message]], list[str]]:
+        """The prompt (messages) and the response of each query. `prompts` are what the queries begin with. Raises DataError, naming the query, where
+        it can't be told."""
         found = [self._item(number, query, None if prompts is None else prompts[number]) for number, query in enumerate(queries)]
-        return [(list(item[0]), item[1]) for item in found], [item[1] for item in found]
+        return [list(messages) for messages, _ in found], [response for _, response in found]
 
     def _item(self, number: int, query: str, prompt: str | None) -> Item:
         if prompt is None or not query.startswith(prompt):

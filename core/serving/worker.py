@@ -1,0 +1,124 @@
+"""The process of a live reward model: `python -m core.serving.worker MODEL DEVICE IDLE PORT [LAUNCH_LOCK]`, or `sparserm serve`, which calls `serve`.
+
+1. Take `server.lock`; listen on a free port of this machine; say where, with a secret of this launch. That takes a moment.
+2. Load the model in a thread of its own; until it is ready, /health tells how far it is.
+3. Answer, until told to stop or nobody has asked anything for IDLE seconds (0: never).
+
+A model that can't be loaded is written down and ends the process. LAUNCH_LOCK is the number of an open file (core.runs.locks.Handover).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import Timeout
+
+from core.errors import ConfigError, SparseRMError, StoreError, described
+from core.runs.locks import LOOKING, make_lock
+from core.serving.place import HOST, Address, Place, place_of
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from core.serving.engine import Engine
+
+LOOK = 0.5  # seconds between two looks at the clock
+
+
+Ready = Callable[[Address], None]
+
+
+def serve(place: Place, *, device: str, idle: float, port: int, passed_on: Sequence[int] = (), ready: Ready) -> None:
+    """Serves until it ends. `ready` is called once, from another thread, when the model is loaded.
+
+    Raises what loading raised, ConfigError where another process serves this model already or the port is taken, StoreError where there is no model.
+    """
+    if not (place.model / "config.json").is_file():
+        raise StoreError(f"{place.model} holds no reward model", expected="config.json", remedy="give the folder that `sparserm fit` printed")
+    try:
+        lock = make_lock(place.lock).acquire(timeout=LOOKING)
+    except Timeout:
+        raise ConfigError("another process serves this model already", remedy="sparserm serve MODEL --stop") from None
+    with lock:
+        for handle in passed_on:
+            os.close(handle)
+        place.forget("address", "failure")
+        try:
+            with _listening(port) as listening:
+                _answer(place, place.announce(listening.getsockname()[1]), listening, device, idle, ready)
+        finally:
+            place.forget("address", "starts")
+
+
+def _listening(port: int) -> socket.socket:
+    try:
+        return socket.create_server((HOST, port))
+    except OSError as error:
+        raise ConfigError(f"port {port} can't be had", found=error.strerror or str(error), remedy="give another --port, or none") from error
+
+
+def _answer(place: Place, address: Address, listening: socket.socket, device: str, idle: float, ready: Ready) -> None:
+    import uvicorn
+
+    from core.serving.answers import Answers
+    from core.serving.app import make_app
+    from core.serving.engine import Engine
+    from core.serving.texts import Texts
+
+    engine = Engine(place.model, device, place.seconds())
+
+    def stop() -> None:
+        server.should_exit = True
+
+    def loaded() -> None:
+        if engine.error is not None:
+            place.fail(described(engine.error))
+            stop()
+        else:
+            place.note_seconds(engine.loading.took)
+            ready(address)
+
+    app = make_app(engine, Answers(engine, Texts(place.root)), secret=address.secret, port=address.port, stop=stop)
+    # No access log: it would hold the secret of those who send it in the address.
+    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=3)
+    server = uvicorn.Server(config)
+    engine.start(loaded)
+    threading.Thread(target=_watch, args=(engine, server, idle), name="idle", daemon=True).start()
+    server.run(sockets=[listening])
+    if engine.error is not None:
+        raise engine.error
+
+
+def _watch(engine: Engine, server: uvicorn.Server, idle: float) -> None:
+    """Ends a server that nobody asks any more."""
+    while not server.should_exit:
+        time.sleep(LOOK)
+        if idle and engine.state == "ready" and engine.idle() > idle:
+            server.should_exit = True
+
+
+def main(arguments: Sequence[str]) -> int:
+    """0 where it ended in good order."""
+    model, device, idle, port, *passed_on = arguments
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    place = place_of(Path(model))
+    try:
+        serve(place, device=device, idle=float(idle), port=int(port), passed_on=[int(one) for one in passed_on], ready=lambda _address: None)
+    except SparseRMError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(code)  # to take down torch can last seconds, and the lock is free already
