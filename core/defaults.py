@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from core.backbone.presets import TINY
 from core.backbone.source import backbone_identity, find_model
+from core.backbone.tiny import make_tiny
 from core.config import BackboneConfig, FitConfig, SAEConfig, SweepConfig
 from core.errors import ConfigError, MissingError
 from core.options import sae_config
@@ -25,6 +27,7 @@ SAME = ("name", "revision", "sha256", "d_model")  # of two backbones' identities
 
 def complete(config: FitConfig, store: Store, say: Callable[[str], None]) -> FitConfig:
     """`config` with pairs and SAE filled in where it names none, and paths made absolute. Raises MissingError where there is nothing to fill in."""
+    config = _with_tiny_parts(config, store) if config.backbone.model == TINY else config
     pairs = config.data.pairs or str(DEMO_PAIRS)
     sae = config.sae if _named(config.sae) else known_sae(config.backbone, store)
     if sae is None:
@@ -38,6 +41,13 @@ def complete(config: FitConfig, store: Store, say: Callable[[str], None]) -> Fit
         backbone=replace(config.backbone, model=absolute(config.backbone.model)),
         sae=replace(sae, path=absolute(sae.path)),
     )
+
+
+def _with_tiny_parts(config: FitConfig, store: Store) -> FitConfig:
+    """The preset `tiny` is complete without its parts, so that whoever starts it in the background need not make them."""
+    parts = make_tiny(store.root / "models")
+    pairs, sae = config.data.pairs or str(parts.pairs), config.sae if _named(config.sae) else SAEConfig(path=str(parts.sae))
+    return replace(config, data=replace(config.data, pairs=pairs), backbone=replace(config.backbone, model=str(parts.model)), sae=sae)
 
 
 def complete_sweep(config: SweepConfig, store: Store, say: Callable[[str], None]) -> tuple[FitConfig, ...]:
