@@ -54,6 +54,17 @@ class FittedLatents:
                         return pages
         return None
 
+    def find_any(self, latents: Sequence[int] = ()) -> LatentPages | None:
+        """The newest pages of the selected latents and these, whatever text they were made from. Loads no engine."""
+        wanted = {*self.selected(), *latents}
+        ours = [str((self.parts.sae or {}).get("sha256")), sha256_of(dict(self.parts.backbone))]
+        made = [found for _, found in self.store.all(STEP) if isinstance(found, Artefact) and found.manifest["inputs"][:2] == ours]
+        for found in sorted(made, key=lambda artefact: artefact.manifest["time_created"], reverse=True):
+            held = found.manifest["config"]
+            if found.manifest["version"] == VERSION and (held["every"] or set(held["latents"]) >= wanted):
+                return load_pages(found.path)
+        return None
+
     def pages(
         self, config: LatentsConfig, latents: Sequence[int] = (), *, every: bool = False, device: str = "auto", progress: Progress = no_progress
     ) -> LatentPages:

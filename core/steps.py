@@ -35,7 +35,8 @@ from core.reward.folder import copy_beside, write_parts
 from core.reward.head import Head, TrainedHead
 from core.reward.known import FAITHFULNESS, KNOWN, KNOWN_TEXTS, known_responses, read_known, write_known
 from core.reward.projection import activations, project
-from core.reward.selection import Resamples, SelectionSummary, latent_frequencies
+from core.reward.ranking import Resamples
+from core.reward.selection import SelectionSummary, latent_frequencies
 from core.reward.shipping import PartsMaker
 from core.runs.store import Artefact, Store, file_sha256, write_json
 from core.runs.values import load_value, save_value

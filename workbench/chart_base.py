@@ -70,7 +70,7 @@ def figure(*, x: str, y: str, height: int, legend: bool = False, left: int = 56)
     made = go.Figure()
     made.update_layout(
         height=height,
-        margin={"l": left, "r": 12, "t": 30 if legend else 12, "b": 48 if x else 24},
+        margin={"l": left, "r": 12, "t": 30 if legend else 22, "b": 48 if x else 24},
         showlegend=legend,
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "title": {"text": ""}},
         hoverlabel={"align": "left", "namelength": 0},
@@ -101,7 +101,8 @@ def straight(made: go.Figure, *, x: float | None = None, y: float | None = None,
     if x is not None:
         made.add_shape(type="line", x0=x, x1=x, y0=0, y1=1, yref="paper", line=line)
         at = math.log10(x) if made.layout.xaxis.type == "log" else x  # on a log axis plotly places shapes by value, and texts by exponent
-        _said(made, text, x=at, y=1, yref="paper", yanchor="bottom", xanchor="center")
+        place = {"y": 0, "xanchor": "left", "xshift": 3} if made.layout.showlegend else {"y": 1, "xanchor": "center"}  # the legend stands above
+        _said(made, text, x=at, yref="paper", yanchor="bottom", **place)
     if y is not None:
         made.add_shape(type="line", y0=y, y1=y, x0=0, x1=1, xref="paper", line=line)
         _said(made, text, x=1, xref="paper", y=y, yanchor="bottom", xanchor="right")

@@ -170,7 +170,7 @@ def reward_place(quantiles: Sequence[float], rewards: Mapping[str, float], n: in
     """Where rewards lie among held-out responses: their distribution, by its 0th to 100th percentile, and a line for each reward."""
     values = np.asarray(quantiles, dtype=float)
     among = "held-out responses" if n is None else f"{n:,} held-out responses"
-    made = figure(x="Reward", y=f"Percentile among {among}", height=220)
+    made = figure(x=f"Reward, among {among}", y="Percentile", height=220)
     ranks = np.linspace(0, 100, len(values))
     made.add_scatter(
         x=values, y=ranks, mode="lines", line={"color": NEUTRAL, "width": 2}, hovertemplate="reward %{x:.3g}: percentile %{y:.0f}<extra></extra>"

@@ -49,7 +49,7 @@ def space_picture(
         )
     made.update_layout(dragmode="lasso", legend_itemsizing="constant")
     for axis in (made.update_xaxes, made.update_yaxes):
-        axis(showticklabels=False)
+        axis(showticklabels=False, showgrid=False)
     table = [{"response": int(numbers[i]), "x": float(points[i, 0]), "y": float(points[i, 1]), "group": names[i]} for i in range(len(numbers))]
     return Chart(name=f"tsne-{name}", figure=made, alt=f"t-SNE picture of {SPACES.get(name, name)}: {len(numbers):,} responses.", rows=table)
 
@@ -77,7 +77,7 @@ def space_scale(
     )
     made.update_layout(dragmode="lasso")
     for axis in (made.update_xaxes, made.update_yaxes):
-        axis(showticklabels=False)
+        axis(showticklabels=False, showgrid=False)
     table = [{"response": int(row), "x": float(points[i, 0]), "y": float(points[i, 1]), unit: float(values[i])} for i, row in enumerate(ids)]
     return Chart(name=f"tsne-{name}", figure=made, alt=f"t-SNE picture of {SPACES.get(name, name)} by {unit}: {len(table):,} responses.", rows=table)
 

@@ -15,7 +15,8 @@ from jaxtyping import Float
 from core.config import FitConfig
 from core.reward.evaluation import accuracy_of
 from core.reward.projection import top_columns
-from core.reward.selection import Encoder, Resamples, selected_directions
+from core.reward.ranking import Resamples
+from core.reward.selection import Encoder, selected_directions
 from core.reward.views import View, activation_view, margins_of, random_views, sparse_view, train_views
 from core.types import Accuracy, HiddenStates, LatentFrequencies, PreferencePairs, Progress, no_progress
 

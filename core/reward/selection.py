@@ -21,11 +21,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from core.config import SelectionConfig
 from core.errors import DataError
+from core.reward.ranking import Resamples, select, stability
 from core.reward.statistics import benjamini_hochberg, prompt_sums, resample_weights, sign_test
 from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, no_progress
 
@@ -61,32 +62,6 @@ class Encoder(Protocol):
     def encode_latents(self, z: Tensor, latent_ids: np.ndarray, kth: Tensor | None = None) -> Tensor: ...
 
     def directions(self, latent_ids: np.ndarray) -> np.ndarray: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resamples:
-    """The latents that each bootstrap resample of the prompts would select, best first, -1 where a side runs out.
-
-    The first K columns are the resample's top K, for every K up to the number kept.
-    """
-
-    chosen: Int[np.ndarray, "resamples keep"]
-    rejected: Int[np.ndarray, "resamples keep"]
-
-
-def select(separation: Shaped[np.ndarray, " d_sae"], k: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Latents and sides (+1, -1) of the top K: I_w by falling nabla, then I_l by falling Delta = -nabla.
-
-    `separation` is nabla, or any positive multiple. A latent needs a strictly positive separation on its side, so n can be below 2K; ties go to the
-    lower index.
-    """
-    ids, sides = [], []
-    for side in (1, -1):
-        falling = np.argsort(-side * separation, kind="stable")[:k]
-        taken = falling[side * separation[falling] > 0]
-        ids.append(taken)
-        sides.append(np.full(len(taken), side))
-    return np.concatenate(ids).astype(np.int64), np.concatenate(sides).astype(np.int64)
 
 
 def latent_frequencies(
@@ -224,19 +199,6 @@ def selected_directions(frequencies: LatentFrequencies, resamples: Resamples, sa
         directions=np.asarray(sae.directions(ids), dtype=np.float32),
         sae=dict(sae.identity),
     )
-
-
-def stability(resamples: Resamples, latent_ids: Int[np.ndarray, " n"], side: Int[np.ndarray, " n"], k: int) -> Float[np.ndarray, " n"]:
-    """Share of resamples of the prompts in whose top K of its side each latent is again. Raises ValueError where they were not kept up to K."""
-    if k > resamples.chosen.shape[1]:
-        raise ValueError(f"resamples were kept up to K = {resamples.chosen.shape[1]}, and K = {k} is asked for")
-    shares = np.zeros(len(latent_ids))
-    for sign, ranked in ((1, resamples.chosen), (-1, resamples.rejected)):
-        again, counts = np.unique(ranked[:, :k], return_counts=True)
-        seen = dict(zip(again.tolist(), counts.tolist(), strict=True))
-        mine = side == sign
-        shares[mine] = [seen.get(int(latent), 0) / len(ranked) for latent in latent_ids[mine]]
-    return shares
 
 
 @dataclass(frozen=True, kw_only=True)
