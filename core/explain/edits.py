@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from core.explain.attribution import Attribution
 from core.explain.explanation import Explanation
-from core.types import sha256_of
+from core.types import Message, sha256_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Edit:
         """Names the text and the whole chain behind it: 16 hex digits."""
         name = ""
         for edit in self.chain:
-            name = sha256_of([name, list(edit.explanation.prompt), edit.explanation.response])[:16]
+            name = edit_name(name, edit.explanation.prompt, edit.explanation.response)
         return name
 
     @property
@@ -56,3 +57,8 @@ class Edit:
             "change": None if self.change is None else self.change.to_json(),
             "explanation": self.explanation.to_json(),
         }
+
+
+def edit_name(parent_id: str, prompt: Sequence[Message], response: str) -> str:
+    """The id of an edit, given its parent's (empty at the root): so a text can be kept and linked to before it is scored."""
+    return sha256_of([parent_id, list(prompt), response])[:16]

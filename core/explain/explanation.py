@@ -46,9 +46,9 @@ class Explanation:
     """One response explained. The path starts at the mean training projection.
 
     `prompt_part` is the mean contribution over the `n_known` known responses to this prompt (this one included; 0: none are kept beside the model),
-    `response_part` what is left. `at_mean` is how the reward changes where a projection is set to its training mean, `removed` how it changes where
-    the latent is taken out of the residual stream (NaN: inactive, nothing to remove; None: no SAE at hand). `percentile` is among held-out ones.
-    `curves` is this explanation's own faithfulness, None where too few latents are active.
+    `response_part` what is left; `prompt_by_head` is the prompt part of each seed's head. `at_mean` is how the reward changes where a projection is
+    set to its training mean, `removed` how it changes where the latent is taken out of the residual stream (NaN: inactive, nothing to remove; None:
+    no SAE at hand). `percentile` is among held-out ones. `curves` is this explanation's own faithfulness, None where too few latents are active.
     """
 
     prompt: tuple[Message, ...]
@@ -56,6 +56,7 @@ class Explanation:
     attribution: Attribution
     prompt_part: Float[np.ndarray, " k"]
     response_part: Float[np.ndarray, " k"]
+    prompt_by_head: Float[np.ndarray, "heads k"]
     n_known: int
     percentile: float
     at_mean: Float[np.ndarray, " k"]

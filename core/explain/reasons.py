@@ -87,6 +87,7 @@ class Reasons:
             attribution=attribution,
             prompt_part=shipped.mean(axis=0),
             response_part=shipped[0] - shipped.mean(axis=0),
+            prompt_by_head=by_head.mean(axis=1),
             n_known=n_known,
             percentile=rank,
             at_mean=at_mean(self.parts.head, this.v, self.mean),
