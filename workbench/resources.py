@@ -6,10 +6,10 @@
     elif state.failed: state.error["problem"], state.error["remedy"] ... and a button: live.ensure(again=True)
     else: st.progress(state.fraction, state.text)     # look again in a fragment with run_every=0.5
 
-A prompt is a text (one user message) or a list of messages {role, content}; a response is a text. Answers are plain dicts and lists, in the shapes of
-`sparserm explain --json`. Every call starts the process if need be, waits for it up to `PATIENCE` seconds, and asks once more where it died meanwhile.
-All raise core.errors.SparseRMError: DataError for a text that can't be read, ConfigError for a latent or span that is not there, BackboneError where the
-process can't be had. Safe in threads.
+A prompt is a text (one user message) or a list of messages {role, content}; a response is a text. Answers are plain dicts and lists, in the shapes
+of `sparserm explain --json`. Every call starts the process if need be, waits for it up to `PATIENCE` seconds, and asks once more where it died
+meanwhile. All raise core.errors.SparseRMError: DataError for a text that can't be read, ConfigError for a latent or span that is not there,
+BackboneError where the process can't be had. Safe in threads.
 
 What needs no language model does not need the process: a pair that is kept beside the model is explained here (`core.explain.kept.Kept`), at once.
 """
@@ -39,8 +39,8 @@ Span = tuple[int, int]
 class LiveState:
     """How the model's process stands: `off` (nobody needs it yet), `starting`, `ready` or `failed`.
 
-    `text` says what it does, `fraction` how much of the loading is done (0 to 1), `seconds` how long it has been loading, `left` about how long it still
-    will. `error` has problem, expected, found and remedy. `pid`, `rss` (bytes), `idle` (seconds since the last question) are known once it listens;
+    `text` says what it does, `fraction` how much of the loading is done (0 to 1), `seconds` how long it has been loading, `left` about how long it
+    still will. `error` has problem, expected, found and remedy. `pid`, `rss` (bytes), `idle` (seconds since the last question) are known once it listens;
     `explains` is False for controls without latents, which can only score.
     """
 

@@ -113,10 +113,7 @@ def explain_known(reasons: Reasons, number: int, labels: Labels) -> PairExplanat
     assert known is not None  # known_pair has looked
     v, f = known.projections, known.activations
     sides = ((int(known.chosen_rows[number]), pair.chosen), (int(known.rejected_rows[number]), pair.rejected))
-    chosen, rejected = (
-        Seen(item=(pair.prompt, text), v=known.projections[row].astype(np.float64), f=known.activations[row].astype(np.float64))
-        for row, text in sides
-    )
+    chosen, rejected = (Seen(item=(pair.prompt, text), v=v[row].astype(np.float64), f=f[row].astype(np.float64)) for row, text in sides)
     return reasons.pair(chosen, rejected, labels)
 
 

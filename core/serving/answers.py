@@ -107,7 +107,7 @@ class Answers:
             raise DataError("prompts and responses must be lists of equal length", found=f"{len(prompts)} and {len(responses)}")
         if len(prompts) > MOST_RESPONSES:
             raise DataError("too many responses at once", expected=f"at most {MOST_RESPONSES}", found=str(len(prompts)))
-        rewards, refused = [np.zeros(0)], {}
+        rewards, refused = [np.zeros(0)], dict[int, str]()
         pieces = await asyncio.gather(*map(asyncio.wrap_future, self.engine.score(prompts, responses)))
         for values, reasons in pieces:
             at = sum(map(len, rewards))

@@ -31,6 +31,7 @@ from core.types import sha256_of
 PROTOCOL = 1  # raised when requests or answers change: a process that speaks another one is replaced
 HOST = "127.0.0.1"
 UNSTABLE, WITHIN = 3, 120.0  # so many starts in so many seconds, none of which ended orderly, and it is not started again by itself
+UNKNOWN: dict[str, Any] = {"pid": 0, "port": 0, "secret": "", "protocol": 0, "signature": "", "started": 0.0}
 TAIL = 4096  # bytes of the log that are shown
 
 
@@ -87,7 +88,7 @@ class Place:
         try:
             return Address(**found)
         except TypeError:  # written by another version
-            return Address(**{**dict(pid=0, port=0, secret="", protocol=0, signature="", started=0.0), **_known(found)})
+            return Address(**{**UNKNOWN, **_known(found)})
 
     def failure(self) -> Mapping[str, Any] | None:
         """Why the last start failed, as core.runs.attempt.described says it; None where it did not, or the model's files are others now."""

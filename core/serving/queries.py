@@ -1,7 +1,7 @@
 """Rendered dialogues taken apart again: OpenRLHF sends a policy's whole text, chat template included, and a reward model reads messages.
 
-The template is that of the reward model's own backbone, whose fixed pieces are known (core.backbone.template). A text is taken apart between them, and
-what comes out must render to the same text again: so nothing is guessed. A prompt without any template is one user message.
+The template is that of the reward model's own backbone, whose fixed pieces are known (core.backbone.template). A text is taken apart between them,
+and what comes out must render to the same text again: so nothing is guessed. A prompt without any template is one user message.
 """
 
 from __future__ import annotations

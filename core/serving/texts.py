@@ -59,9 +59,8 @@ class Texts:
                 found = json.loads(self._path(name).read_text(encoding="utf-8"))
                 if isinstance(found, dict) and needed in found:
                     return found
-        raise MissingError(
-            "this text is not kept in this cache", found=name[:40], remedy="open the link on the machine where it was made, or paste it"
-        )
+        remedy = "open the link on the machine where it was made, or paste the text"
+        raise MissingError("this text is not kept in this cache", found=name[:40], remedy=remedy)
 
     def _write(self, name: str, value: Mapping[str, Any]) -> None:
         path = self._path(name)
