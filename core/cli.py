@@ -25,6 +25,7 @@ from core.explain_cli import add_explain
 from core.labels_cli import add_labels
 from core.latents_cli import add_latents
 from core.options import Parser, add_command, add_options, override, print_json
+from core.pairs_cli import add_pairs
 from core.runs.store import Artefact, Store
 from core.runs_cli import DETACH_HELP, add_runs, detach
 from core.serving_cli import add_serving
@@ -122,6 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_command(cache, "cache verify", verify_command, "read every byte of every artefact and move damaged ones aside", EXAMPLES)
     clean = add_command(cache, "cache clean", clean_command, "remove what was left half-done or set aside", EXAMPLES)
     clean.add_argument("--everything", action="store_true", help="remove all artefacts too (models stay)")
+    add_pairs(commands)
     add_explain(commands)
     add_serving(commands)
     add_runs(commands)
@@ -130,6 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_labels(commands)
     for long in (fit, train, sweep):
         long.add_argument("--detach", action="store_true", help=DETACH_HELP)
+        long.add_argument("--estimate", action="store_true", help="say what it will take, and end")
     return parser
 
 
@@ -152,8 +155,26 @@ def fit_config(arguments: argparse.Namespace) -> FitConfig:
 # --- commands ------------------------------------------------------------------------------------------------------
 
 
+def _estimated(kind: str, config: Any, arguments: argparse.Namespace, display: console.Display) -> bool:
+    """Says what the run would take, if that is what was asked for."""
+    if not arguments.estimate:
+        return False
+    from core.runs.launch import load_job
+
+    store, job = Store(), load_job(kind)
+    estimate = job.plan(job.complete(config, store, display.say), store, display)
+    display.close()
+    if arguments.json:
+        print_json(vars(estimate))
+    else:
+        print(estimate)
+    return True
+
+
 def fit_command(arguments: argparse.Namespace, display: console.Display) -> None:
     _check_out(arguments)
+    if _estimated("fit", fit_config(arguments), arguments, display):
+        return
     if arguments.detach:
         detach("fit", fit_config(arguments), arguments, display)
         return
@@ -184,6 +205,8 @@ def _check_out(arguments: argparse.Namespace) -> None:
 
 def sweep_command(arguments: argparse.Namespace, display: console.Display) -> None:
     config: SweepConfig = override(SweepConfig(fit=fit_config(arguments)), vars(arguments))
+    if _estimated("sweep", config, arguments, display):
+        return
     if arguments.detach:
         detach("sweep", config, arguments, display)
         return
@@ -205,6 +228,8 @@ def sweep_command(arguments: argparse.Namespace, display: console.Display) -> No
 
 def train_command(arguments: argparse.Namespace, display: console.Display) -> None:
     config: SAETrainConfig = override(SAETrainConfig(), vars(arguments))
+    if _estimated("sae-train", config, arguments, display):
+        return
     if arguments.detach:
         detach("sae-train", config, arguments, display)
         return

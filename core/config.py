@@ -257,6 +257,13 @@ class EndpointConfig(Config):
     max_tokens: int = option(2000, "tokens that an answer may take, thinking included", minimum=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairsRunConfig(Config):
+    """`sparserm pairs` as a run."""
+
+    data: DataConfig = DataConfig()
+
+
 MODEL_HELP = "folder of a reward model that was fitted with this cache"
 
 

@@ -99,14 +99,15 @@ def options_of(config: Config, base: Config) -> list[str]:
         if is_dataclass(value):
             words += options_of(value, before)  # type: ignore[arg-type]
         elif value != before and not (isinstance(config, SAEConfig) and spec.name in SAE_FIELDS):
-            words += ["--" + option_name(config, spec.name).replace("_", "-"), _as_text(value)]
+            words += ["--" + option_name(config, spec.name).replace("_", "-"), as_text(value)]
     named = [name for name in SAE_FIELDS if isinstance(config, SAEConfig) and getattr(config, name)]
     if isinstance(config, SAEConfig) and any(getattr(config, name) != getattr(base, name) for name in named):
         words += ["--sae", config.path or f"{config.release}:{config.sae_id}"]
     return words
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A field's value as a person types it."""
     if isinstance(value, Mapping):
         return ",".join(f"{ours}={theirs}" for ours, theirs in value.items())
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

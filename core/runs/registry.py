@@ -26,7 +26,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from core.config import Config, DoctorRunConfig, FitConfig, LatentsRunConfig, SAETrainConfig, SpacesRunConfig, SweepConfig, from_dict
+from core.config import (
+    Config,
+    DoctorRunConfig,
+    FitConfig,
+    LatentsRunConfig,
+    PairsRunConfig,
+    SAETrainConfig,
+    SpacesRunConfig,
+    SweepConfig,
+    from_dict,
+)
 from core.errors import ConfigError, MissingError, SparseRMError, StoreError
 from core.runs.events import last_progress
 from core.runs.locks import is_held
@@ -50,6 +60,7 @@ KINDS = {
     "fit": Kind(config=FitConfig, job="core.jobs:FIT"),
     "sae-train": Kind(config=SAETrainConfig, job="core.jobs:SAE_TRAIN"),
     "sweep": Kind(config=SweepConfig, job="core.jobs:SWEEP"),
+    "pairs": Kind(config=PairsRunConfig, job="core.pairs_job:PAIRS"),
     "doctor": Kind(config=DoctorRunConfig, job="core.model_jobs:DOCTOR"),
     "spaces": Kind(config=SpacesRunConfig, job="core.model_jobs:SPACES"),
     "latents": Kind(config=LatentsRunConfig, job="core.model_jobs:LATENTS"),

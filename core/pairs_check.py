@@ -1,0 +1,70 @@
+"""What preference pairs are, before anything is fitted on them: how they were read, what was refused and why, duplicates, what stands in two splits,
+and how far wording or length alone get. No language model is needed.
+
+A check is an artefact: `pairs.jsonl` (the pairs with their splits) and `report.json`:
+
+    data         DataReport.to_json        split    SplitReport.to_json
+    shortcuts    wording-only, length-only: accuracy, low, high, n, note; on test pairs (validation pairs where there is no test split)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from core.config import DataConfig
+from core.data.pairs import load_pairs
+from core.data.saved import write_pairs
+from core.data.splits import split_pairs, split_report
+from core.runs.store import Artefact, Store, file_sha256, write_json
+from core.types import PreferencePairs, Progress, no_progress
+
+STEP, VERSION = "pairs_check", 1
+REPORT, PAIRS = "report.json", "pairs.jsonl"
+
+
+def check_pairs(config: DataConfig, store: Store, progress: Progress = no_progress) -> Artefact:
+    """The check of these pairs, found or made. Raises what reading them raises."""
+    path = Path(config.pairs).expanduser()
+    loaded = None if path.is_file() else load_pairs(config, progress)
+    source = file_sha256(path) if loaded is None else loaded[0].content_hash
+    asked = {**config.result_fields(), "pairs": path.name if loaded is None else config.pairs}
+
+    def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+        pairs, report = loaded or load_pairs(config, progress)
+        split = split_pairs(pairs, config)
+        described = split_report(split, config, report.duplicates)
+        write_pairs(split, folder / PAIRS)
+        progress("wording", 0, 1)
+        found = {"data": report.to_json(), "split": described.to_json(), "shortcuts": shortcuts(split)}
+        progress("wording", 1, 1)
+        write_json(folder / REPORT, found)
+        return {"source": split.source, "n_pairs": len(split), "n_prompts": report.n_prompts, "n_refused": len(report.refused)}
+
+    return store.get_or_make(STEP, VERSION, asked, [source], make)
+
+
+def shortcuts(pairs: PreferencePairs) -> dict[str, Mapping[str, Any]]:
+    """How often wording alone, and length alone (in characters), tell chosen from rejected on pairs they did not learn from."""
+    from core.reward.controls import wording_only
+    from core.reward.evaluation import accuracy_of
+
+    train, validation, test = (pairs.rows_of(name) for name in ("train", "validation", "test"))
+    judged = test if len(test) else validation
+    if not len(train) or not len(judged):
+        return {}
+    wording = wording_only(pairs, train, validation if len(validation) else train)
+    margins, note = _length_margins(pairs, train)
+    found = {"wording-only": (wording.margins, wording.note), "length-only": (margins, note)}
+    groups = pairs.prompt_groups()[judged]
+    return {name: {**accuracy_of(m[judged][None], groups).to_json(), "note": note} for name, (m, note) in found.items()}
+
+
+def _length_margins(pairs: PreferencePairs, train: Int[np.ndarray, " n_train"]) -> tuple[Float[np.ndarray, " n_pairs"], str]:
+    longer = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs], dtype=np.float64)
+    side = 1.0 if (longer[train] > 0).sum() >= (longer[train] < 0).sum() else -1.0
+    return side * longer, "more characters win" if side > 0 else "fewer characters win"
