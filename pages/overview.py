@@ -1,5 +1,46 @@
-"""Overview: how good the reward model is, and beside what."""
+"""Overview: how good the reward model is, and beside what; with an empty cache, the button that builds the demo."""
 
-from workbench import frame
+import streamlit as st
+
+from workbench import charts, frame, overview, state
+from workbench.chart_base import visible
+from workbench.downloads import show_chart
+from workbench.places import places
 
 model = frame.need_model()
+
+columns = st.columns(4)
+for column, figure in zip(columns, overview.headline(model), strict=False):
+    with column, st.container(border=True, key=f"figure {figure.name}", height="stretch"):
+        st.metric(figure.name, figure.value, help=figure.help)
+        st.caption(figure.beside)
+st.markdown(overview.verdict(model))
+
+left, right = st.columns(2, gap="medium")
+with left, st.container(border=True, height="stretch"):
+    st.markdown("##### Beside its controls")
+    show_chart(charts.accuracy_bars(model.evaluation), key="accuracy", name=model.id)
+with right, st.container(border=True, height="stretch"):
+    st.markdown("##### More or fewer latents")
+    show_chart(charts.accuracy_curve(model.curve, int(model.about["selection"]["k"])), key="curve", name=model.id)
+
+left, right = st.columns(2, gap="medium")
+with left, st.container(border=True, height="stretch"):
+    st.markdown("##### Made of")
+    for name, value in overview.facts(model):
+        label, said = st.columns([1, 3], gap="small")
+        label.caption(name)
+        said.text(visible(value, 300))
+with right:
+    with st.container(border=True):
+        st.markdown("##### Look further")
+        for place in places():
+            if place.name != "overview":
+                with st.container(horizontal=True, vertical_alignment="center"):
+                    state.link(place.title, place.name)
+                    st.caption(place.question)
+    rows = overview.subsets(model)
+    if rows:
+        with st.container(border=True):
+            st.markdown("##### By kind of pair")
+            st.dataframe(rows, hide_index=True)

@@ -303,7 +303,7 @@ def offer(kind: str, config: Config, button: str, *, said: str = "", again: bool
 
     `button` and `said` are our words. Where a run of just this ended well and what it made is gone, it can be started again (`again`).
     """
-    _say_complaint()
+    say_complaint()
     run = find(kind, config)
     state_ = run.status().state if run else ""
     if run and state_ != "succeeded":
@@ -321,7 +321,8 @@ def offer(kind: str, config: Config, button: str, *, said: str = "", again: bool
                     st.code(command(kind, config), language="bash", wrap_lines=True)
 
 
-def _say_complaint() -> None:
+def say_complaint() -> None:
+    """Why the last button did not do what it says, if it did not."""
     said = complaint()
     if said:
         with st.container(border=True):
@@ -333,7 +334,7 @@ def demo() -> None:
     """The first open: a button builds the demo; then how far it is, or why it failed."""
     from core.backbone.presets import PRESETS
 
-    _say_complaint()
+    say_complaint()
     fits = [run for run in all_runs() if run.kind == "fit"]
     if fits and fits[-1].live():
         st.markdown("#### Your first reward model is being built")
@@ -353,7 +354,8 @@ def demo() -> None:
             st.button(
                 "Build a toy instead",
                 key="toy",
-                on_click=_start_toy,
+                on_click=start,
+                args=("fit", PRESETS[TOY]),
                 help="A random model of two layers that is made here: seconds, no download, no sense.",
             )
             with st.popover("As a command", type="tertiary", icon=":material/terminal:"):

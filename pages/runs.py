@@ -1,0 +1,22 @@
+"""Runs: start one, watch it, see what came out, lay two over each other, free the disk."""
+
+import streamlit as st
+
+from workbench import runs_view, state
+
+fresh = bool(state.get("runs_new") or state.get("runs_draft") or state.get("runs_kind")) or not runs_view.any_runs()
+with st.expander("Start a run", icon=":material/play_arrow:", expanded=fresh):
+    runs_view.launcher()
+
+wide, narrow = st.columns([3, 1], gap="medium")
+with wide:
+    runs_view.table()
+with narrow, st.container(border=True):
+    st.markdown("##### Disk")
+    runs_view.disk()
+
+chosen = runs_view.chosen()
+if len(chosen) == 1:
+    runs_view.detail(chosen[0])
+elif chosen:
+    runs_view.beside(chosen)

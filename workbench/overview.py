@@ -1,0 +1,114 @@
+"""What the Overview says of a reward model: its headline beside the controls, in figures and in sentences. No Streamlit here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from core import console
+from core.runs.store import Artefact, Store
+from workbench.charts import contestant
+from workbench.models import FittedModel
+
+STEPS_TIMED = ("pairs", "extraction", "frequencies", "heads", "controls", "curve", "evaluation", "known")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A number with what it was measured on."""
+
+    name: str
+    value: str
+    beside: str
+    help: str = ""
+
+
+def share(value: Mapping[str, Any]) -> str:
+    """`84.2 %`, or `none` where there are no pairs."""
+    return "none" if value["accuracy"] is None else f"{100 * value['accuracy']:.1f} %"
+
+
+def within(value: Mapping[str, Any]) -> str:
+    """`81.4 to 86.9 %, n = 1,154 pairs`."""
+    return f"{100 * value['low']:.1f} to {100 * value['high']:.1f} %, n = {value['n']:,} pairs" if value["n"] else "no test pairs"
+
+
+def headline(model: FittedModel) -> list[Figure]:
+    """The figures that stand first: accuracy, the leads over the controls that matter, and what the head reads."""
+    table = model.evaluation
+    mean, heads = table["sparserm"]["mean"], len(table["sparserm"]["heads"])
+    found = [Figure(name="Test accuracy", value=share(mean), beside=within(mean), help=f"Mean over {heads} heads; 95 % interval over prompts.")]
+    for kind, name in (("random-isotropic", "Lead over random directions"), ("dense", "Lead over the whole hidden state")):
+        lead = table["controls"].get(kind, {}).get("sparserm_minus_this")
+        if lead:
+            beside = f"{100 * lead['low']:+.1f} to {100 * lead['high']:+.1f}, n = {lead['n']:,} pairs"
+            found.append(Figure(name=name, value=f"{100 * lead['difference']:+.1f} points", beside=beside, help="The same pairs, paired by prompt."))
+    wording = table["controls"].get("wording-only")
+    if wording:
+        help_ = "A bag of words without any model: what of the preference is in the words."
+        found.append(Figure(name="Wording alone", value=share(wording["mean"]), beside=within(wording["mean"]), help=help_))
+    return found
+
+
+def verdict(model: FittedModel) -> str:
+    """Two sentences of ours on what the headline is worth."""
+    controls = model.evaluation["controls"]
+    leads = {name: controls.get(name, {}).get("sparserm_minus_this") for name in ("random-isotropic", "random-rows")}
+    behind = [contestant(name).lower() for name, lead in leads.items() if lead and lead["low"] <= 0]
+    first = (
+        "These latents do better than random directions of the same number."
+        if not behind
+        else f"No clear lead over {' and '.join(behind)}: the choice of latents may not matter here."
+    )
+    mean, wording = model.evaluation["sparserm"]["mean"], controls.get("wording-only", {}).get("mean")
+    if wording and wording["accuracy"] is not None and mean["accuracy"] is not None and wording["high"] >= mean["accuracy"]:
+        return f"{first} Wording alone comes as far: the pairs may be told apart by their words."
+    return first
+
+
+def facts(model: FittedModel) -> list[tuple[str, str]]:
+    """What it was made of, as name and value; values hold names of files and models, so they are shown as plain text."""
+    config, about, table = model.config, model.about, model.evaluation
+    data, splits = config["method"]["data"], config["method"]["data"]["splits"]
+    sae = config["sae"] or {}
+    counts = f"{splits.get('train', 0):,} train, {splits.get('validation', 0):,} validation, {splits.get('test', 0):,} test pairs; split by prompt"
+    selection = about["selection"]
+    found = [
+        ("Pairs", f"{model.data_name}: {data['n_pairs']:,} pairs, {data['n_prompts']:,} prompts"),
+        ("Split", counts),
+        (
+            "Language model",
+            f"{about['backbone']}, layer {about['layer']} of {config['backbone']['n_layers']}, read at the {_position(about['position'])}",
+        ),
+        ("Autoencoder", f"{sae.get('name', 'none')}, {sae.get('d_sae', 0):,} latents"),
+        ("Directions", f"{selection['k_chosen']} latents of chosen, {selection['k_rejected']} of rejected; {selection['n_live']:,} were live"),
+        ("Head", f"{table['sparserm']['n_parameters']:,} parameters, {len(table['sparserm']['heads'])} seeds"),
+    ]
+    took = seconds(model)
+    return [*found, ("Made", f"{console.date(model.created)}" + (f", in {console.duration(took)}" if took else "")), ("Folder", str(model.folder))]
+
+
+def _position(name: str) -> str:
+    return {"response_end": "end of the response", "turn_end": "end of the turn"}.get(name, name)
+
+
+def seconds(model: FittedModel) -> float:
+    """What its steps took when they were made, those still in the cache; the hidden states are found by another name and not counted."""
+    store, marks = Store(model.root), model.config["method"].get("fingerprints", {})
+    found = [store.find(step, marks[step]) for step in STEPS_TIMED if step in marks and store.folder(step, marks[step]).is_dir()]
+    return float(sum(artefact.manifest["time_seconds"] for artefact in found if isinstance(artefact, Artefact)))
+
+
+def subsets(model: FittedModel) -> list[dict[str, Any]]:
+    """Accuracy by kind of pair, where the data names kinds."""
+    return [
+        {
+            "Kind of pair": name,
+            "Accuracy, %": round(100 * value["accuracy"], 1),
+            "95 % interval": within(value).partition(",")[0],
+            "Pairs": value["n"],
+        }
+        for name, value in model.evaluation.get("subsets", {}).items()
+        if value["accuracy"] is not None
+    ]

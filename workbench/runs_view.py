@@ -1,0 +1,322 @@
+"""The Runs page: the form that starts a run, the table of all runs, one run in full, two runs overlaid, and where the disk went."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from core import console
+from core.config import Config
+from core.errors import SparseRMError
+from core.options import options_of
+from core.runs import launch as launching
+from core.runs.registry import Run, all_runs, kind_of, summaries
+from core.runs.space import disk_used, made_only_by, remove_artefacts
+from core.runs.store import Store, cache_root
+from workbench import charts, estimates, forms, progress, run_panel, state
+from workbench.chart_base import visible
+from workbench.downloads import download_rows, show_chart
+from workbench.frame import empty, label_text
+
+OPEN, OTHER, KIND = "runs_open", "runs_other", "runs_kind"
+STARTED_HERE = ("fit", "sweep", "sae-train")  # what has a form; the others are started on the pages that need them
+MORE = {"pairs": "preferences", "doctor": "doctor", "spaces": "spaces", "latents": "latents"}
+
+
+# --- starting --------------------------------------------------------------------------------------------------------
+
+
+def launcher() -> None:
+    """The form, the equal command, the estimate, and the button."""
+    run_panel.say_complaint()
+    kind = state.get(KIND) if state.get(KIND) in STARTED_HERE else STARTED_HERE[0]
+    key = "runs kind"
+    st.session_state[key] = kind
+    st.segmented_control(
+        "Kind of run", STARTED_HERE, key=key, required=True, format_func=run_panel.kind_words, label_visibility="collapsed",
+        on_change=lambda: state.choose(**{KIND: st.session_state[key], forms.DRAFT: None}),
+    )  # fmt: skip
+    filled = forms.form(kind)
+    if filled.draft.parent:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.caption(f"Made from run {label_text(filled.draft.parent.rpartition('_')[2])}.")
+            st.button("Start from a preset instead", type="tertiary", on_click=state.clear, args=(forms.DRAFT,))
+    st.code(filled.command, language="bash", wrap_lines=True)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button(
+            "Start", type="primary", icon=":material/play_arrow:", key="start run", disabled=bool(filled.errors),
+            on_click=_start, args=(kind, filled.config, filled.draft.parent), help="Mend what is marked first." if filled.errors else None,
+        )  # fmt: skip
+        if not filled.errors:
+            _estimate(kind, filled)
+
+
+def _start(kind: str, config: Config, parent: str | None) -> None:
+    run_id = run_panel.start(kind, config, parent)
+    if run_id:
+        state.choose(**{OPEN: run_id, OTHER: None, forms.DRAFT: None})
+
+
+def _estimate(kind: str, filled: forms.Filled) -> None:
+    words = [word for word in shlex.split(filled.command)[1:] if word != "--detach"]
+    known = estimates.estimate(words)
+    free = console.size(shutil.disk_usage(_existing(cache_root())).free)
+    if known is None:
+        disk = launching.load_job(kind).disk(filled.config, cache_root())
+        said = f"at most about {console.size(disk)} on disk, " if disk else ""
+        st.fragment(_until_known, run_every=1.0)(words, f"Estimating the time; {said}{free} free.")
+    elif "problem" in known:
+        st.text(visible(known["problem"], 400))
+    else:
+        st.caption(_estimated(known, free))
+
+
+def _until_known(words: list[str], said: str) -> None:
+    if estimates.estimate(words) is not None:
+        st.rerun()
+    st.caption(said)
+
+
+def _estimated(known: Mapping[str, Any], free: str) -> str:
+    if not known["seconds"] and not known["disk"]:
+        return f"The hidden states are in the cache: only heads are trained. {free} free."
+    took, disk, memory = console.duration(known["seconds"]), console.size(known["disk"]), console.size(known["memory"])
+    return f"Reading takes about {took}, {disk} on disk and {memory} of memory; {free} free. Training heads comes on top."
+
+
+def _existing(folder: Any) -> Any:
+    return folder if folder.exists() else _existing(folder.parent)
+
+
+# --- all runs ----------------------------------------------------------------------------------------------------------
+
+
+def table() -> None:
+    """All runs, newest first. One row opens that run, two lay them over each other."""
+    rows = summaries()[::-1]
+    if not rows:
+        empty("No runs yet.", "Start one above. It goes on when you close this page, and this list finds it again.")
+        return
+    shown = [_row(row) for row in rows]
+    ids = [row["run"] for row in rows]
+    wanted = [ids.index(name) for name in (state.get(OPEN), state.get(OTHER)) if name in ids]
+    key = f"runs table {' '.join(ids[:1])} {len(ids)}"
+    st.dataframe(
+        shown,
+        hide_index=True,
+        key=key,
+        on_select=lambda: _select(key, ids),
+        selection_mode="multi-row",
+        selection_default={"selection": {"rows": wanted}},
+        height=min(38 + 35 * len(shown), 320),
+        column_config={"Accuracy, %": st.column_config.NumberColumn(format="%.1f", help="Mean test accuracy of a fit over its heads")},
+        alt="All runs with their state and outcome",
+    )
+    st.caption("Mark one row to see the run, two to lay them over each other.")
+    download_rows(shown, name="", what="runs", key="runs")
+
+
+def _select(key: str, ids: list[str]) -> None:
+    rows = st.session_state[key]["selection"]["rows"]
+    chosen = [ids[row] for row in rows if row < len(ids)]
+    newest = [name for name in chosen if name not in (state.get(OPEN), state.get(OTHER))]
+    kept = [name for name in (state.get(OPEN), state.get(OTHER)) if name in chosen]
+    both = (kept + newest)[-2:]
+    state.choose(**{OPEN: both[0] if both else None, OTHER: both[1] if len(both) > 1 else None})
+
+
+def _row(row: Mapping[str, Any]) -> dict[str, Any]:
+    run = Run(cache_root().resolve() / "runs" / row["run"])
+    at = row["progress"] or {}
+    done = "" if row["state"] not in ("running", "queued") else f"{run_panel.step_words(str(at.get('step') or ''))} {at.get('fraction') or 0:.0%}"
+    accuracy = _accuracy(run) if row["kind"] == "fit" and row["state"] == "succeeded" else None
+    return {
+        "Run": row["run"].rpartition("_")[2],
+        "Kind": run_panel.kind_words(row["kind"]),
+        "State": row["state"],
+        "Of": visible(run_panel.title(run), 120) if row["state"] != "damaged" else "",
+        "Now": done,
+        "Accuracy, %": accuracy,
+        "Time": "" if row["seconds"] is None else console.duration(row["seconds"]),
+        "Started": "" if not row["queued"] else console.date(row["queued"]),
+        "Made from": (row["parent"] or "").rpartition("_")[2],
+        "Size": console.size(launching.run_size(run)),
+    }
+
+
+def _accuracy(run: Run) -> float | None:
+    try:
+        mean = (run.result() or {})["outcome"]["sparserm"]["mean"]["accuracy"]
+    except (SparseRMError, KeyError, TypeError):
+        return None
+    return None if mean is None else 100 * float(mean)
+
+
+# --- one run, or two ------------------------------------------------------------------------------------------------------
+
+
+def chosen() -> list[Run]:
+    """The one or two runs that are marked."""
+    found = (run_panel.find_id(state.get(name)) for name in (OPEN, OTHER))
+    return [run for run in found if run is not None]
+
+
+def detail(run: Run) -> None:
+    """One run: how it stands, what came out, its figures, its settings, its log, and what can be done with it."""
+    status = run.status()
+    run_panel.show(run)
+    _outcome(run)
+    _actions(run, status.live, status.state)
+    figures, settings, said, log = st.tabs(["Figures", "Settings", "What it said", "Log"])
+    with figures:
+        overlay([run])
+    with settings:
+        _settings(run)
+    with said:
+        st.code(visible("\n".join(progress.follow(run).said)) or "Nothing yet.", language=None, wrap_lines=True)
+    with log:
+        st.code(visible(progress.log_tail(run)) or "Nothing was printed.", language=None, height=360, wrap_lines=True)
+
+
+def _outcome(run: Run) -> None:
+    result = run.result() if run.status().state == "succeeded" else None
+    if not result:
+        return
+    outcome = result["outcome"]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if run.kind == "fit":
+            mean = outcome["sparserm"]["mean"]
+            if mean["accuracy"] is not None:
+                interval = f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f} %, n = {mean['n']:,}"
+                st.markdown(f"Test accuracy **{100 * mean['accuracy']:.1f} %** ({interval} pairs)")
+            state.link("Open the reward model", "overview", model=str(result["artefact"]).rpartition("/")[2][:12])
+        elif run.kind == "sweep":
+            best = outcome["best"]
+            interval = f"{100 * best['low']:.1f} to {100 * best['high']:.1f} %, n = {best['n']:,}"
+            st.markdown(f"Best on validation: layer {best['layer']}, K {best['k']}, **{100 * best['accuracy']:.1f} %** ({interval} pairs)")
+        elif run.kind in MORE:
+            state.link("Open what it made", MORE[run.kind])
+        if result["artefact"]:
+            st.text(visible(result["artefact"], 300))
+    if run.kind == "sweep":
+        for layer in sorted({point["layer"] for point in outcome["points"]}):
+            st.markdown(f"###### Layer {layer}")
+            show_chart(charts.accuracy_curve([p for p in outcome["points"] if p["layer"] == layer]), key=f"sweep {run.id} {layer}", name=run.id)
+
+
+def _actions(run: Run, live: bool, state_: str) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if run.kind in STARTED_HERE:
+            st.button("Rerun with changes", icon=":material/tune:", key=f"change {run.id}", on_click=_refill, args=(run,))
+        if not live:
+            with st.popover("Delete", icon=":material/delete:"):
+                only = made_only_by(run)
+                st.caption("The run's folder goes. What it made stays in the cache, unless you want that to go too.")
+                also = st.checkbox(f"Remove the {len(only)} artefacts that no other run uses", key=f"also {run.id}", disabled=not only)
+                st.button("Delete the run", key=f"delete {run.id}", type="primary", on_click=run_panel.act, args=(_removal(also), run.id))
+        with st.popover("As a command", type="tertiary", icon=":material/terminal:"):
+            config = run.resolved() or run.config()
+            st.code(run_panel.command(run.kind, config, forms.Draft(kind=run.kind).start()), language="bash", wrap_lines=True)
+
+
+def _refill(run: Run) -> None:
+    forms.fill(run.kind, run.resolved() or run.config(), parent=run.id)
+    state.choose(**{KIND: run.kind, "runs_new": "1"})
+
+
+def _removal(also: bool) -> Any:
+    def remove(run: Run) -> None:
+        if also:
+            remove_artefacts(run)
+        launching.remove(run)
+
+    return remove
+
+
+def _settings(run: Run) -> None:
+    """What differs from the defaults first, then everything."""
+    config = run.resolved() or run.config()
+    words = options_of(config, kind_of(run.kind).config())
+    if words:
+        pairs = [{"Setting": words[i].removeprefix("--").replace("-", " "), "Value": visible(words[i + 1], 300)} for i in range(0, len(words), 2)]
+        st.caption("Other than the defaults")
+        st.dataframe(pairs, hide_index=True)
+    rows = [{"Setting": name, "Value": visible(value, 300)} for name, value in console.figures_of(config.to_dict())]
+    with st.expander("All settings"):
+        st.dataframe(rows, hide_index=True, height=400)
+
+
+# --- figures over time ------------------------------------------------------------------------------------------------------
+
+
+def overlay(runs: list[Run]) -> None:
+    """A figure over the seconds since it began, for one run or for two."""
+    series = {run.id: progress.follow(run).series for run in runs}
+    names = sorted(set().union(*series.values())) if series else []
+    if not names:
+        st.caption("No figures yet: short steps report none.")
+        return
+    labels = {
+        name: name.partition(": ")[0].capitalize() + ": " + name.partition(": ")[2].replace("_per_s", " a second").replace("_", " ") for name in names
+    }
+    first = next((name for name in names if "loss" in name), names[0])
+    name = state.pick("Figure", names, "runs_figure", show=lambda name: labels[name], default=first)
+    points = {_called(run): _since_start(series[run.id][name]) for run in runs if name in series[run.id]}
+    show_chart(
+        charts.run_curves(points, x="Seconds since this step began", y=labels[name]), key=f"figures {' '.join(series)} {name}", name=runs[0].id
+    )
+
+
+def _called(run: Run) -> str:
+    return f"{run_panel.kind_words(run.kind)} {run.id.rpartition('_')[2]}"
+
+
+def _since_start(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(moment - points[0][0], value) for moment, value in points]
+
+
+def beside(runs: list[Run]) -> None:
+    """Two runs: their figures overlaid, and the settings in which they differ."""
+    for run in runs:
+        run_panel.show(run)
+    overlay(runs)
+    settings = [dict(console.figures_of((run.resolved() or run.config()).to_dict())) for run in runs]
+    names = [name for name in sorted(set().union(*settings)) if settings[0].get(name) != settings[1].get(name)]
+    st.markdown("###### Where their settings differ")
+    if names:
+        columns = [_called(run) for run in runs]
+        st.dataframe(
+            [{"Setting": name, **{c: visible(s.get(name, ""), 200) for c, s in zip(columns, settings, strict=True)}} for name in names],
+            hide_index=True,
+        )
+    else:
+        st.caption("Nowhere: they were asked the same.")
+
+
+# --- disk --------------------------------------------------------------------------------------------------------------------
+
+
+def disk() -> None:
+    """Where the disk went, and freeing what was left half-done."""
+    root = cache_root()
+    used = disk_used(root)
+    free = shutil.disk_usage(_existing(root)).free
+    st.caption(f"{console.size(sum(used.values()))} used, {console.size(free)} free")
+    st.dataframe([{"What": words, "Size": console.size(size)} for words, size in used.items()], hide_index=True)
+    st.text(visible(root.resolve(), 200))
+    st.button("Remove what was left half-done", on_click=_clean, help="Also what was damaged and set aside. What a run works on stays.")
+    freed = st.session_state.pop("freed", "")
+    if freed:
+        st.caption(f"{freed} freed.")
+
+
+def _clean() -> None:
+    st.session_state["freed"] = console.size(Store(cache_root()).clean())
+
+
+def any_runs() -> bool:
+    return bool(all_runs())
