@@ -40,8 +40,8 @@ class LiveState:
     """How the model's process stands: `off` (nobody needs it yet), `starting`, `ready` or `failed`.
 
     `text` says what it does, `fraction` how much of the loading is done (0 to 1), `seconds` how long it has been loading, `left` about how long it
-    still will. `error` has problem, expected, found and remedy. `pid`, `rss` (bytes), `idle` (seconds since the last question) are known once it listens;
-    `explains` is False for controls without latents, which can only score.
+    still will. `error` has problem, expected, found and remedy. `pid`, `rss` (bytes), `idle` (seconds since the last question) are known once it
+    listens; `explains` is False for controls without latents, which can only score.
     """
 
     name: str

@@ -1,0 +1,267 @@
+"""Parts of the live server by themselves: OpenRLHF's texts taken apart, what is scored together, progress, and what a person kept."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from model_helpers import FakeReader, make_parts
+
+from core.backbone.model import Backbone, load_backbone
+from core.backbone.presets import preset
+from core.errors import ConfigError, DataError, StoreError, described, error_from
+from core.explain.kept import Kept
+from core.pipeline import fit
+from core.reward.model import SparseRM
+from core.runs.store import Store
+from core.serving.answers import Answers
+from core.serving.engine import MOST_WAITING, PHASES, PIECE, Busy, Engine, Loading
+from core.serving.queries import Queries
+from core.serving.texts import Texts
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return load_backbone(preset("tiny").backbone, depth=2)
+
+
+# --- texts of trainers ------------------------------------------------------------------------------------------------
+
+DIALOGUES: list[list[dict[str, str]]] = [
+    [{"role": "user", "content": "How long?"}],
+    [{"role": "system", "content": "Be short."}, {"role": "user", "content": "How\n\nlong?"}],
+    [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "(.*?) [x] \\d"}],
+    [{"role": "user", "content": "assistant\nuser"}],
+    [{"role": "user", "content": "שלום 🙂"}],
+]
+
+
+def rendered(backbone: Backbone, messages: list[dict[str, str]]) -> str:
+    return backbone.template.text([*messages, {"role": "assistant", "content": "\ue005"}]).partition("\ue005")[0]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("messages", DIALOGUES)
+@pytest.mark.parametrize("end", ["", "<|im_end|>", "<|im_end|>\n", "<|im_end|>\n<|endoftext|><|endoftext|>"])
+@pytest.mark.parametrize("with_prompts", [True, False])
+def test_a_rendered_dialogue_is_taken_apart(backbone: Backbone, messages: list[dict[str, str]], end: str, with_prompts: bool) -> None:
+    prompt = rendered(backbone, messages)
+    prompts, responses = Queries(backbone).divide([f"{prompt}Ten minutes.\nOr so.{end}"], [prompt] if with_prompts else None)
+    assert responses == ["Ten minutes.\nOr so."]
+    # What the template put there by itself may stand as a message of its own: the rendering is the same.
+    assert rendered(backbone, prompts[0]) == prompt  # type: ignore[arg-type]
+    assert prompts[0][-len(messages) :] == messages
+
+
+def test_a_plain_prompt_is_a_users_message(backbone: Backbone) -> None:
+    prompts, responses = Queries(backbone).divide(["How long? Ten minutes.</s>"], ["How long?"])
+    assert prompts == [[{"role": "user", "content": "How long?"}]] and responses == ["Ten minutes."]
+
+
+@pytest.mark.parametrize(
+    ("query", "prompt", "said"),
+    [
+        ("<start_of_turn>user\nHow?<end_of_turn>\n<start_of_turn>model\nSo.", "<start_of_turn>user\nHow?<end_of_turn>\n", "another model's"),
+        ("[INST] How? [/INST] So.", "[INST] How? [/INST]", "another model's"),
+        ("How long? Ten minutes.", None, "can't be divided"),
+        ("How long? Ten minutes.", "Something else", "can't be divided"),
+    ],
+)
+def test_what_is_unclear_is_refused(backbone: Backbone, query: str, prompt: str | None, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        Queries(backbone).divide([query], None if prompt is None else [prompt])
+
+
+# --- the model's thread -----------------------------------------------------------------------------------------------
+
+
+class Held:
+    """An engine whose thread is not started: the test does its work."""
+
+    def __init__(self) -> None:
+        self.engine = Engine(Path("/nowhere"), "cpu", {})
+        parts = make_parts()
+        self.reader = FakeReader(parts.d_model)
+        self.engine.model = SparseRM(parts, self.reader)
+        self.calls: list[int] = []
+
+    def step(self) -> list[Any]:
+        works = self.engine._next()
+        before = len(self.reader.asked)
+        self.engine._work(works)
+        self.calls.append(len(self.reader.asked) - before)
+        return works
+
+
+def test_what_waits_together_is_scored_together() -> None:
+    held = Held()
+    futures = [held.engine.score([f"p{i}"], [f"r{i}"])[0] for i in range(10)]
+    held.step()
+    assert held.calls == [10]
+    alone = [held.engine.model.score([f"p{i}"], [f"r{i}"])[0] for i in range(10)]
+    assert [future.result()[0][0] for future in futures] == alone
+
+
+def test_a_persons_question_goes_before_a_trainers_thousands() -> None:
+    held, order = Held(), []
+    many = held.engine.score(["p"] * 1000, [f"r{i}" for i in range(1000)])
+    assert len(many) == -(-1000 // PIECE)
+    held.engine.submit(lambda: order.append("asked"))
+    held.step()
+    assert order == ["asked"] and held.calls == [0]
+    one = held.engine.score(["p"], ["single"])[0]
+    held.step()
+    assert one.done() and not many[-1].done(), "one response does not wait for the thousand"
+
+
+def test_who_asks_wrongly_fails_alone() -> None:
+    held = Held()
+    good, bad = held.engine.score(["p"], ["r"])[0], held.engine.score([[{"role": "nobody", "content": "x"}]], ["r"])[0]
+    held.step()
+    assert good.result()[0][0] == held.engine.model.score(["p"], ["r"])[0]
+    with pytest.raises(DataError):
+        bad.result()
+
+
+def test_reasons_come_back_to_who_asked() -> None:
+    held = Held()
+    first, second = held.engine.score(["p", "p"], ["a", "b"])[0], held.engine.score(["p", "p"], ["c", " "])[0]
+    held.step()
+    assert first.result()[1] == {} and list(second.result()[1]) == [1] and np.isnan(second.result()[0][1])
+
+
+def test_errors_and_memory_are_said() -> None:
+    held = Held()
+
+    def fail() -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    future = held.engine.submit(fail)
+    held.step()
+    with pytest.raises(Exception, match="does not fit into the memory"):
+        future.result()
+    assert held.engine.submit(lambda: 5) and held.step()[0].future.result() == 5
+
+
+def test_what_was_given_up_is_not_done() -> None:
+    held, done = Held(), []
+    future: Future[Any] = held.engine.submit(lambda: done.append(1))
+    future.cancel()
+    held.step()
+    assert done == []
+
+
+def test_too_much_is_refused() -> None:
+    held = Held()
+    held.engine.score(["p"] * PIECE * MOST_WAITING, ["r"] * PIECE * MOST_WAITING)
+    with pytest.raises(Busy):
+        held.engine.score(["p"], ["r"])
+
+
+def test_idle_counts_from_the_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("core.serving.engine.time.monotonic", lambda: now[0])
+    held = Held()
+    now[0] = 50.0
+    assert held.engine.idle() == 50.0
+    held.engine.submit(lambda: None)
+    now[0] = 90.0
+    assert held.engine.idle() == 0.0, "something waits"
+    held.step()
+    with held.engine._more:
+        held.engine._working = False
+    now[0] = 100.0
+    assert held.engine.idle() == 10.0
+
+
+def test_progress_only_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("core.serving.engine.time.monotonic", lambda: now[0])
+    loading, seen = Loading({"Loading libraries": 5.0}), []
+    for phase in PHASES:
+        loading.enter(phase)
+        for _ in range(40):  # far longer than expected
+            now[0] += 0.5
+            seen.append(loading.to_json())
+    fractions = [one["fraction"] for one in seen]
+    assert fractions == sorted(fractions) and len(set(fractions)) == len(fractions) and 0 < fractions[0] and fractions[-1] < 1
+    assert all(one["left"] >= 0 for one in seen) and seen[0]["left"] > 5
+    loading.enter("")
+    assert loading.took == {phase: 20.0 for phase in PHASES}
+
+
+def test_errors_cross_processes() -> None:
+    error = StoreError("gone", expected="here", found="there", remedy="look")
+    again = error_from(described(error))
+    assert type(again) is StoreError and str(again) == str(error)
+    assert type(error_from(described(ValueError("odd")))).__name__ == "SparseRMError"
+    assert error_from({}).problem == "something went wrong"
+
+
+# --- what is kept beside a model --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return fit(preset("tiny"), Store()).artefact
+
+
+def test_a_kept_pair_is_explained_as_the_model_explains_it(folder: Path) -> None:
+    kept, model = Kept(folder), SparseRM.load(folder)
+    for number in (0, int(kept.held_out()[0])):
+        assert kept.explain(number).to_json() == model.explainer.explain_known(number).to_json()
+    assert kept.number_of(kept.pair(3).pair_id) == 3 and kept.number_of("nobody") is None
+    with pytest.raises(ConfigError, match="no such known pair"):
+        kept.explain(len(kept.margins))
+
+
+def test_held_out_pairs_are_ranked(folder: Path) -> None:
+    kept, model = Kept(folder), SparseRM.load(folder)
+    pairs = [kept.pair(int(number)) for number in kept.held_out()]
+    chosen, rejected = model.score_pairs(pairs)
+    assert set(kept.held_out("worst")) == set(kept.held_out("misranked")) == set(kept.held_out())
+    np.testing.assert_allclose(kept.margins[kept.held_out("misranked")], np.sort(chosen - rejected), atol=1e-4)
+    np.testing.assert_allclose(kept.rewards[kept.held_out("worst")].min(axis=1), np.sort(np.minimum(chosen, rejected)), atol=1e-4)
+    with pytest.raises(ConfigError, match="worst, misranked"):
+        kept.held_out("best")
+
+
+def test_latents_are_switched_off_without_a_model(folder: Path) -> None:
+    from core.explain.switch import Switchboard
+
+    kept, model = Kept(folder), SparseRM.load(folder)
+    assert kept.parts.latent_ids is not None
+    latents, number = kept.parts.latent_ids[:3].tolist(), int(kept.held_out("worst")[0])
+    off, plain = kept.switch_off(latents, number, "rejected")
+    v = model.explainer.explain_known(number).rejected.attribution.projection
+    board = Switchboard(model.parts, model.known)
+    assert (off.to_json(), plain.to_json()) == (board.off(latents, v).to_json(), board.off((), v).to_json())
+    assert plain.reward == pytest.approx(kept.rewards[number, 1], abs=1e-6)
+    assert kept.switch_off(latents)[0].reward is None
+
+
+def test_an_engine_has_one_thread(folder: Path) -> None:
+    """Answers come from the thread that loaded the model, whichever thread asks."""
+    ended = threading.Event()
+    engine = Engine(folder, "cpu", {})
+    engine.start(ended.set)
+    assert ended.wait(120) and engine.state == "ready" and engine.health()["explains"]
+    names = {engine.submit(lambda: threading.current_thread().name).result(30) for _ in range(3)}
+    assert names == {"model"}
+
+
+def test_a_control_that_cannot_be_explained_scores(folder: Path, tmp_path: Path) -> None:
+    dense, ended = folder / "controls" / "dense", threading.Event()
+    engine = Engine(dense, "cpu", {})
+    engine.start(ended.set)
+    assert ended.wait(120) and engine.state == "ready" and not engine.health()["explains"]
+    routes = Answers(engine, Texts(tmp_path)).routes()
+    found = json.loads(asyncio.run(routes["score"]({"prompts": ["How?"], "responses": ["So."]})))
+    np.testing.assert_allclose(found["rewards"], SparseRM.load(dense).score(["How?"], ["So."]), atol=1e-5)
+    with pytest.raises(ConfigError, match="can't be explained"):
+        asyncio.run(routes["explain"]({"prompt": "How?", "response": "So."}))
