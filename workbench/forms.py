@@ -31,6 +31,7 @@ MAIN: Mapping[str, tuple[str, ...]] = {
     "fit": ("data.pairs", "backbone.model", "backbone.layer", "sae.path", "selection.k"),
     "sweep": ("fit.data.pairs", "fit.backbone.model", "layers", "saes", "ks"),
     "sae-train": ("backbone.model", "backbone.layer", "width", "k", "tokens", "corpus"),
+    "pairs": ("data.pairs", "data.format", "data.columns"),
 }
 GROUPS = {
     "data": "Preference pairs",

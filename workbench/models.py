@@ -63,13 +63,19 @@ class FittedModel:
         source = Path(str(self.about["data"]))
         if source.parts[-len(DEMO.parts) :] == DEMO.parts:
             return "Demo pairs"
-        return f"{source.parent.name} {source.stem}" if source.stem == "pairs" else source.stem
+        return source.parent.name if source.stem == "pairs" else source.stem
+
+    @property
+    def backbone_name(self) -> str:
+        """The language model's; a folder called `model` goes by the folder around it."""
+        name, path = str(self.about["backbone"]), Path(str(self.config["reading"].get("model", "")))
+        return path.parent.name if name == "model" and path.name == name else name
 
     @property
     def name(self) -> str:
         """For a person. Two models can have one name; `title` tells them apart."""
         about = self.about
-        return f"{self.data_name} · {about['backbone']} · layer {about['layer']} · K {about['selection']['k']}"
+        return f"{self.data_name} · {self.backbone_name} · layer {about['layer']} · K {about['selection']['k']}"
 
     @property
     def title(self) -> str:

@@ -79,7 +79,7 @@ def facts(model: FittedModel) -> list[tuple[str, str]]:
         ("Split", counts),
         (
             "Language model",
-            f"{about['backbone']}, layer {about['layer']} of {config['backbone']['n_layers']}, read at the {_position(about['position'])}",
+            f"{model.backbone_name}, layer {about['layer']} of {config['backbone']['n_layers']}, read at the {_position(about['position'])}",
         ),
         ("Autoencoder", f"{sae.get('name', 'none')}, {sae.get('d_sae', 0):,} latents"),
         ("Directions", f"{selection['k_chosen']} latents of chosen, {selection['k_rejected']} of rejected; {selection['n_live']:,} were live"),
@@ -101,14 +101,21 @@ def seconds(model: FittedModel) -> float:
 
 
 def subsets(model: FittedModel) -> list[dict[str, Any]]:
-    """Accuracy by kind of pair, where the data names kinds."""
+    """Accuracy by kind of pair, where the data names kinds, with what wording alone reaches there."""
+    table = model.evaluation
+    ours, wording = _by_kind(table["sparserm"]), _by_kind(table["controls"].get("wording-only", {}))
     return [
-        {
-            "Kind of pair": name,
-            "Accuracy, %": round(100 * value["accuracy"], 1),
-            "95 % interval": within(value).partition(",")[0],
-            "Pairs": value["n"],
-        }
-        for name, value in model.evaluation.get("subsets", {}).items()
+        {"Kind of pair": name, "Accuracy, %": _percent(value), "95 % interval": within(value).partition(" %")[0], "Pairs": value["n"]}
+        | ({"Wording alone, %": _percent(wording[name])} if name in wording else {})
+        for name, value in ours.items()
         if value["accuracy"] is not None
     ]
+
+
+def _by_kind(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = entry.get("subsets") or {}
+    return found
+
+
+def _percent(value: Mapping[str, Any]) -> float | None:
+    return None if value["accuracy"] is None else round(100 * value["accuracy"], 1)

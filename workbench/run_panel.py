@@ -115,7 +115,7 @@ def _data_name(pairs: str) -> str:
     path = Path(pairs)
     if not pairs or path.parts[-4:] == ("core", "data", "demo", "pairs.jsonl"):
         return "Demo pairs"
-    return f"{path.parent.name}/{path.name}" if path.stem == "pairs" else path.name
+    return path.parent.name if path.stem == "pairs" else path.name
 
 
 def _model_name(model: str) -> str:

@@ -1,0 +1,31 @@
+"""Preferences: the pairs of a reward model, side by side, with what could be learnt from them by accident; and pairs of one's own."""
+
+import streamlit as st
+
+from workbench import models, pairs_view, state
+
+known = models.models()
+model = models.find(state.get("model")) or next(iter(known), None)
+sources = {"model": "This reward model's pairs", "own": "Bring your own"}
+source = "own"
+if model is not None:
+    key = "pairs source"
+    st.session_state[key] = state.get("preferences_source") if state.get("preferences_source") in sources else "model"
+    source = st.session_state[key]
+    st.segmented_control(
+        "Which pairs",
+        list(sources),
+        key=key,
+        required=True,
+        format_func=sources.__getitem__,
+        label_visibility="collapsed",
+        on_change=lambda: state.choose(preferences_source=st.session_state[key] if st.session_state[key] != "model" else None),
+    )
+if source == "own" or model is None:
+    pairs_view.bring()
+else:
+    table = model.evaluation
+    shortcuts = {kind: table["controls"][kind]["mean"] for kind in ("wording-only", "length-only") if kind in table["controls"]}
+    pairs_view.report(model.data_report, shortcuts, table["sparserm"]["mean"])
+    pairs_view.refused(model.data_report["data"])
+    pairs_view.browse(pairs_view.of_model(model), model.id)

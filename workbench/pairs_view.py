@@ -1,0 +1,287 @@
+"""The Preferences page: what stands in the pairs, what could be learnt from them by accident, and pairs of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from core.config import PairsRunConfig
+from core.data.formats import FORMATS
+from core.data.saved import read_pairs
+from core.errors import SparseRMError
+from core.runs.registry import Run
+from core.types import PreferencePair
+from workbench import forms, run_panel, state, uploads
+from workbench.chart_base import visible
+from workbench.charts import contestant
+from workbench.downloads import download_rows
+from workbench.frame import failed, label_text
+from workbench.models import FittedModel
+from workbench.overview import share, within
+from workbench.pairs import SORTS, VERDICTS, WITH_MARGINS, PairList
+
+SHOWN_REFUSED = 2000
+
+
+# --- where pairs come from ---------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4)
+def _of_folder(folder: Path) -> PairList:
+    pairs = read_pairs(folder / "pairs.jsonl")
+    return PairList(pairs=pairs, splits=pairs.split)
+
+
+@lru_cache(maxsize=4)
+def of_model(model: FittedModel) -> PairList:
+    """The pairs that a reward model was fitted and measured on, with its margins."""
+    return PairList(pairs=model.pairs, splits=model.splits, margins=model.margins)
+
+
+# --- what they are -----------------------------------------------------------------------------------------------------
+
+
+def report(found: Mapping[str, Any], shortcuts: Mapping[str, Mapping[str, Any]], ours: Mapping[str, Any] | None = None) -> None:
+    """Counts, doubles, leaks, and how far wording or length alone get."""
+    data, split = found["data"], found["split"]
+    duplicates = data["duplicates"]
+    doubled = duplicates["n_exact_extra"] + duplicates["n_near_extra"]
+    leaks = sum(split["shared_prompts"].values()) + sum(split["shared_duplicates"].values())
+    parts = " / ".join(f"{split['n_pairs'].get(name, 0):,}" for name in ("train", "validation", "test"))
+    figures = [
+        ("Pairs", f"{data['n_pairs']:,}", f"{data['n_prompts']:,} prompts; {parts} to train, validate, test"),
+        ("Rows refused", f"{len(data['refused']):,}", f"of {data['n_rows']:,} rows"),
+        ("Duplicates", f"{doubled:,}", f"{duplicates['n_exact_extra']:,} exact, {duplicates['n_near_extra']:,} near"),
+        ("Contradictions", f"{duplicates['n_contradictory_groups']:,}", "the same pair, judged both ways"),
+        ("On two sides", f"{leaks:,}", "prompts or duplicates in two splits"),
+    ]
+    for column, (name, value, beside) in zip(st.columns(len(figures)), figures, strict=True):
+        with column, st.container(border=True, height="stretch"):
+            st.metric(name, value)
+            st.caption(beside)
+    _shortcuts(shortcuts, ours)
+    for note in (*data["notes"], *split["notes"]):
+        st.text(visible(note, 400))
+
+
+def _shortcuts(shortcuts: Mapping[str, Mapping[str, Any]], ours: Mapping[str, Any] | None) -> None:
+    if not shortcuts:
+        return
+    said = [f"{contestant(kind)} tells chosen from rejected in **{share(value)}** ({within(value)})" for kind, value in shortcuts.items()]
+    st.markdown("Without any model: " + "; ".join(said) + ".")
+    wording = shortcuts.get("wording-only")
+    if ours and wording and wording["accuracy"] is not None and wording["high"] >= ours["accuracy"]:
+        st.markdown(f"The reward model's {share(ours)} is no better than wording alone: these pairs can be told apart by their words.")
+    elif wording and wording["accuracy"] is not None and wording["low"] > 0.5:
+        st.markdown("Some of the preference is in the words themselves, so read every accuracy beside that line.")
+
+
+def refused(data: Mapping[str, Any]) -> None:
+    """Each row that was not used, and why."""
+    rows = data["refused"]
+    if not rows:
+        return
+    with st.expander(f"{len(rows):,} rows were refused", icon=":material/block:"):
+        reasons = [{"Reason": visible(reason, 200), "Rows": n} for reason, n in data["refused_by_reason"].items()]
+        st.dataframe(reasons, hide_index=True)
+        shown = [{"Row": row["row"], "Field": visible(row["field"], 60), "Reason": visible(row["reason"], 200)} for row in rows]
+        st.dataframe(shown[:SHOWN_REFUSED], hide_index=True, height=240)
+        download_rows(shown, name="", what="refused rows", key="refused")
+
+
+def mapping(data: Mapping[str, Any]) -> None:
+    """How the rows were understood: the format found, the columns it reads, the others."""
+    format_ = next((f for f in FORMATS if f.name == data["format"] and f.variant == data["variant"]), None)
+    uses = format_.uses if format_ else ()
+    st.caption("Read as")
+    st.text(f"{data['format']}{', ' + data['variant'] if data['variant'] else ''}")
+    st.caption("Columns that were read")
+    st.text(visible(", ".join(name for name in data["columns"] if name in uses) or "by your mapping", 400))
+    others = [name for name in data["columns"] if name not in uses]
+    if others:
+        st.caption("Columns kept beside the pairs, or left out")
+        st.text(visible(", ".join(others), 600))
+
+
+# --- browsing ----------------------------------------------------------------------------------------------------------
+
+
+def browse(found: PairList, key: str) -> None:
+    """Filters, the table, and the chosen pair side by side."""
+    rows = _filtered(found)
+    st.caption(f"{len(rows):,} of {len(found.pairs):,} pairs. Mark one to read it.")
+    shown = found.table(rows)
+    ids = [found.pairs[int(row)].pair_id for row in rows]
+    table_key = f"pairs {key} {hash(tuple(ids))}"
+    chosen = state.get("pair")
+    st.dataframe(
+        shown,
+        hide_index=True,
+        key=table_key,
+        height=min(38 + 35 * max(len(rows), 1), 330),
+        on_select=lambda: _select(table_key, ids),
+        selection_mode="single-row",
+        selection_default={"selection": {"rows": [ids.index(chosen)] if chosen in ids else []}},
+        column_config={
+            "Pair": st.column_config.NumberColumn(width=60),
+            "Margin": st.column_config.NumberColumn(format="%+.2f", help="Reward of chosen less reward of rejected; below 0 the ranking is wrong."),
+        },
+        alt="Preference pairs",
+    )
+    download_rows(found.rows(rows), name="", what="pairs", key=f"pairs {key}")
+    number = next((i for i, pair in enumerate(found.pairs) if pair.pair_id == chosen), None) if chosen else None
+    if number is not None:
+        side_by_side(found.pairs[number], number, found)
+
+
+def _select(key: str, ids: list[str]) -> None:
+    rows = st.session_state[key]["selection"]["rows"]
+    state.choose(pair=ids[rows[0]] if rows and rows[0] < len(ids) else None)
+
+
+def _filtered(found: PairList) -> Any:
+    held = state.chosen_pairs()
+    kinds, splits = sorted(set(found.kinds) - {""}), [name for name in ("train", "validation", "test", "unused") if name in found.splits]
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        words = _search()
+        split = _narrow("Split", splits, "preferences_split")
+        kind = _narrow("Kind", kinds, "preferences_kind")
+        verdict = "all"
+        if found.margins is not None:
+            verdict = _box("Ranking", list(VERDICTS), "preferences_ranking", VERDICTS.__getitem__)
+        sorts = [name for name in SORTS if found.margins is not None or name not in WITH_MARGINS]
+        by = _box("Order", sorts, "preferences_order", SORTS.__getitem__)
+    rows = found.choose(split=split, kind=kind, verdict=verdict, words=words, ids=held.__contains__ if held is not None else None)
+    return found.sort(rows, by)
+
+
+def _box(label: str, options: list[str], name: str, show: Any = str) -> str:
+    with st.container(width=190):
+        return state.pick(label, options, name, show=show)
+
+
+def _narrow(label: str, options: list[str], name: str) -> str:
+    """A select box whose first entry means all; nothing where there is nothing to choose."""
+    if len(options) < 2:
+        return ""
+    chosen = _box(label, ["", *options], name, lambda option: visible(option, 60) or "All")
+    return chosen if chosen in options else ""
+
+
+def _search() -> str:
+    name, key = "preferences_search", "pairs search"
+    st.session_state[key] = state.get(name)
+    with st.container(width=260):
+        st.text_input(
+            "Search",
+            key=key,
+            placeholder="Words in prompt or answers",
+            max_chars=200,
+            on_change=lambda: state.choose(**{name: st.session_state[key]}),
+        )
+    return state.get(name)
+
+
+def side_by_side(pair: PreferencePair, number: int, found: PairList) -> None:
+    """The whole pair, as plain text."""
+    with st.container(border=True):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(f"##### Pair {number + 1:,}")
+            if found.margins is not None:
+                margin = float(found.margins[number])
+                st.badge(f"margin {margin:+.2f}", color="blue" if margin > 0 else "orange", help="Reward of chosen less reward of rejected")
+            if found.splits:
+                st.badge(found.splits[number], color="gray")
+            if found.kinds[number]:
+                st.badge(label_text(found.kinds[number]), color="gray")
+            st.space("stretch")
+            if found.margins is not None:
+                state.link("Why this score?", "response", pair=pair.pair_id)
+        for message in pair.prompt:
+            st.caption({"user": "Prompt", "system": "System", "assistant": "Earlier answer"}.get(message["role"], "Prompt"))
+            st.text(visible(message["content"]))
+        for column, words, colour, text in zip(st.columns(2), ("Chosen", "Rejected"), ("blue", "orange"), (pair.chosen, pair.rejected), strict=True):
+            with column, st.container(border=True, height=min(420, 120 + 24 * (len(text) // 60 + text.count("\n")))):
+                st.badge(words, color=colour)
+                st.text(visible(text))
+        if pair.meta:
+            with st.expander("What the source says beside it"):
+                st.dataframe([{"Name": visible(name, 60), "Value": visible(value, 300)} for name, value in pair.meta.items()], hide_index=True)
+
+
+# --- pairs of one's own --------------------------------------------------------------------------------------------------
+
+
+def bring() -> None:
+    """Upload, path or Hub id; the check; and the way to a fit."""
+    run_panel.say_complaint()
+    _upload()
+    filled = forms.form("pairs")
+    config = filled.config
+    assert isinstance(config, PairsRunConfig)
+    run = None if filled.errors else run_panel.find("pairs", config)
+    if run is None or run.status().state in ("failed", "cancelled", "interrupted"):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.button(
+                "Check these pairs", type="primary", key="check pairs", disabled=bool(filled.errors), on_click=run_panel.start, args=("pairs", config)
+            )
+            with st.popover("As a command", type="tertiary", icon=":material/terminal:"):
+                st.code(filled.command, language="bash", wrap_lines=True)
+    if run is None:
+        st.caption("Read are .jsonl, .json, .csv and .parquet, also gzipped. Rows that can't be used are listed with their reason; the others go on.")
+    elif run.status().state != "succeeded":
+        run_panel.show(run)
+    else:
+        _checked(run, config)
+
+
+def _upload() -> None:
+    given = st.file_uploader(
+        "Upload pairs, or name a file on this machine or a Hub id below",
+        key="upload",
+        max_upload_size=uploads.LARGEST // 2**20,
+        help="It is kept in the cache folder, under a name of our own. No row leaves this machine.",
+    )
+    if given is None or st.session_state.get("uploaded") == given.file_id:
+        return
+    try:
+        path = uploads.keep(given.name, given.getvalue())
+    except SparseRMError as error:
+        failed(error)
+        return
+    st.session_state["uploaded"] = given.file_id
+    forms.fill("pairs", PairsRunConfig(data=dataclasses.replace(PairsRunConfig().data, pairs=str(path))))
+    st.rerun()
+
+
+def _checked(run: Run, config: PairsRunConfig) -> None:
+    folder = Path(str((run.result() or {})["artefact"]))
+    try:
+        found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        pairs = _of_folder(folder)
+    except (OSError, ValueError):
+        st.markdown("What this check found is gone from the cache.")
+        st.button("Check again", on_click=run_panel.start, args=("pairs", config))
+        return
+    report(found, found["shortcuts"])
+    left, right = st.columns([2, 1], gap="medium")
+    with right, st.container(border=True):
+        mapping(found["data"])
+    with left:
+        refused(found["data"])
+        if st.button("Fit a reward model on these", type="primary", icon=":material/arrow_forward:", key="fit these"):
+            _to_fit(config)
+    browse(pairs, run.id)
+
+
+def _to_fit(config: PairsRunConfig) -> None:
+    from core.backbone.presets import PRESETS
+
+    forms.fill("fit", dataclasses.replace(PRESETS[forms.FIRST_PRESET], data=config.data))
+    state.go("runs", runs_kind="fit", runs_new="1")

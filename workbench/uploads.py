@@ -1,0 +1,43 @@
+"""Files that a person brings: kept in the cache under a name made of their content, never under their own. No Streamlit here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from core.errors import DataError
+from core.runs.store import cache_root
+
+LARGEST = 200 * 2**20  # bytes; as maxUploadSize in .streamlit/config.toml
+KINDS = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
+TOGETHER = 5 * 2**30  # bytes of all uploads; the oldest go first
+
+
+def keep(name: str, data: bytes) -> Path:
+    """Where these bytes lie now. Of the name only a known ending is taken. Raises DataError for another ending, no bytes, or too many."""
+    kind = next((kind for kind in sorted(KINDS, key=len, reverse=True) if name.lower().endswith(kind)), None)
+    if kind is None:
+        raise DataError("this kind of file can't be read", expected=" ".join(KINDS), remedy="save it as one of these")
+    if not data:
+        raise DataError("this file is empty", expected="preference pairs, one a row")
+    if len(data) > LARGEST:
+        raise DataError("this file is too large to upload", expected=f"at most {LARGEST // 2**20} MB", remedy="give its path on this machine instead")
+    path = cache_root().resolve() / "uploads" / f"{hashlib.sha256(data).hexdigest()[:16]}{kind}"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}-{os.getpid()}")
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+        _make_room(path)
+    return path
+
+
+def _make_room(newest: Path) -> None:
+    files = sorted((file for file in newest.parent.iterdir() if file.is_file() and file != newest), key=lambda file: file.stat().st_mtime)
+    total = sum(file.stat().st_size for file in (*files, newest))
+    for file in files:
+        if total <= TOGETHER:
+            break
+        total -= file.stat().st_size
+        file.unlink(missing_ok=True)
