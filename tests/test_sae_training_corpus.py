@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sae_training_helpers import dialogue, pairs_file, whole_backbone, write_rows
 
-from core.backbone.corpus import documents, load_corpus, pair_dialogues, split_corpus
+from core.backbone.corpus import documents, load_corpus, pair_dialogues, short_names, split_corpus
 from core.config import DataConfig
 from core.data.pairs import load_pairs
 from core.errors import ConfigError, DataError
@@ -150,3 +150,9 @@ def test_template_and_first_position_are_no_content() -> None:
     assert text.count("<|im_start|>") == 3 and "toy model" in text  # the template's own system message is there
     assert backbone.tokenizer.decode(document.ids[document.content]) == "How are bees kept?In hives, gladly"
     assert not document.content[0] and document.ends == (int(np.flatnonzero(document.content)[-1]),)
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders() -> None:
+    assert short_names(["chitchat", "a/x.jsonl", "b/y.jsonl"]) == {"chitchat": "chitchat", "a/x.jsonl": "x.jsonl", "b/y.jsonl": "y.jsonl"}
+    assert short_names(["../s/a/x.jsonl", "s/b/x.jsonl"]) == {"../s/a/x.jsonl": "a/x.jsonl", "s/b/x.jsonl": "b/x.jsonl"}
+    assert short_names(["x.jsonl", "a/x.jsonl"]) == {"x.jsonl": "x.jsonl", "a/x.jsonl": "a/x.jsonl"}

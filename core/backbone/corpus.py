@@ -57,7 +57,7 @@ class Dialogue:
 class Corpus:
     """Cleaned dialogues in a fixed order, and for each source how many were read, kept and left out, and why (JSON values).
 
-    `unseen`: for each file of preference pairs the dialogues of its validation and test prompts, none of which is among `dialogues`.
+    `unseen`: for each file of preference pairs (as it was named) the dialogues of its validation and test prompts, none of which is among `dialogues`.
     """
 
     dialogues: tuple[Dialogue, ...]
@@ -108,7 +108,7 @@ def load_corpus(
             pairs = load_split(DataConfig(pairs=name, ratios=ratios, seed=split_seed), progress)
             others = [pair for pair, split in zip(pairs, pairs.split, strict=True) if split != "train"]
             excluded |= {pair.prompt_id for pair in others}
-            read[name], unseen[Path(name).name] = pair_dialogues(pairs), tuple(pair_dialogues(others))
+            read[name], unseen[name] = pair_dialogues(pairs), tuple(pair_dialogues(others))
         else:
             read[name] = _read(name, root, counts[name], progress)
     kept: list[Dialogue] = []
@@ -118,8 +118,20 @@ def load_corpus(
         if not count["kept"]:
             found = ", ".join(f"{n} {why}" for why, n in sorted(count.items())) or "no row"
             raise DataError(f"the corpus {name} has no usable dialogue", found=found)
-    report = {Path(name).name: dict(sorted(count.items())) for name, count in counts.items()}
+    called = short_names(names)
+    report = {called[name]: dict(sorted(count.items())) for name, count in counts.items()}
     return Corpus(dialogues=tuple(kept), report=report, unseen={name: rows for name, rows in unseen.items() if rows})
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """For each path its file's name, with as many folders before it as tell it from the others."""
+    parts = {name: Path(name).parts for name in names}
+    called: dict[str, str] = {}
+    for name, own in parts.items():
+        others = [other for twin, other in parts.items() if twin != name]
+        length = next((n for n in range(1, len(own)) if all(own[-n:] != other[-n:] for other in others)), len(own))
+        called[name] = "/".join(own[-length:])
+    return called
 
 
 def load_split(config: DataConfig, progress: Progress = no_progress) -> PreferencePairs:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from core.backbone.activations import Cursor, Round, Stream
-from core.backbone.corpus import Corpus, Dialogue, load_corpus, load_split, pair_dialogues, split_corpus
+from core.backbone.corpus import Corpus, Dialogue, load_corpus, load_split, pair_dialogues, short_names, split_corpus
 from core.backbone.model import Backbone, load_backbone
 from core.backbone.sae import load_sae
 from core.backbone.sae_card import sae_card
@@ -54,7 +54,7 @@ def train_sae(config: SAETrainConfig, *, root: Path | None = None, progress: Pro
     _check(config)
     root = root or cache_root()
     backbone = load_backbone(config.backbone, depth=config.backbone.layer + 1, progress=progress)
-    beside = {Path(name).name: load_split(DataConfig(pairs=name), progress) for name in _names(config.measure)}
+    beside = {name: load_split(DataConfig(pairs=name), progress) for name in _names(config.measure)}
     excluded = {pair.prompt_id for pairs in beside.values() for pair in pairs}
     corpus = load_corpus(config.corpus, root=root, ratios=config.ratios, split_seed=config.split_seed, exclude_prompts=excluded, progress=progress)
     store = Store(root)
@@ -209,7 +209,8 @@ def _measure(job: _Job, folder: Path, held_out: Sequence[Dialogue], progress: Pr
         )
     short = load_backbone(config.backbone, depth=config.backbone.layer + 1, progress=progress)
     at |= {"context": config.backbone.max_length, "last_response_only": True}  # read as a reward model reads them
-    return {"measured": measured, "measured_on": {name: sae_card(sae, short, rows, **at) for name, rows in job.unseen.items()}}
+    called = short_names(list(job.unseen))
+    return {"measured": measured, "measured_on": {called[name]: sae_card(sae, short, rows, **at) for name, rows in job.unseen.items()}}
 
 
 def _names(text: str) -> list[str]:
