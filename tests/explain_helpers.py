@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from model_helpers import make_parts
 
-from core.backbone.presets import preset
-from core.explain.explainer import Explainer
-from core.pipeline import fit
 from core.reward.head import Head
 from core.reward.known import KnownResponses, prompt_id, response_id
-from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
 from core.runs.store import Store, cache_root
 from core.types import Message, PreferencePair, PreferencePairs
+
+if TYPE_CHECKING:
+    from core.explain.explainer import Explainer
 
 
 def whole_number_head(rng: np.random.Generator, k: int, hidden: int, *, reach: int = 2) -> Head:
@@ -75,6 +74,10 @@ def hand_made(n_prompts: int = 6, answers: int = 4, seed: int = 0, **changes: An
 @lru_cache(maxsize=1)
 def tiny_explainer() -> Explainer:
     """The tiny preset fitted with fewer and shorter heads, loaded with all that the fit kept beside it."""
+    from core.backbone.presets import preset
+    from core.pipeline import fit
+    from core.reward.model import SparseRM
+
     config = preset("tiny")
     head, selection = replace(config.head, seeds=3, epochs=20), replace(config.selection, resamples=20)
     outcome = fit(replace(config, head=head, selection=selection, random_draws=1, curve=(8,)), Store(cache_root() / "explain"))

@@ -1,7 +1,7 @@
 """What the Response page shows, as values: which pairs there are, why one scored as it did, and the bars of its waterfall. No Streamlit here.
 
-A pair that is kept beside the reward model is explained from its folder alone (core.explain.kept). Of any other text the model's process says v and f,
-and everything else follows from those, here: so both kinds are explained by the same code, and an explanation object is all that a page needs.
+A pair that is kept beside the reward model is explained from its folder alone (core.explain.kept). Of any other text the model's process says v and
+f, and everything else follows from those, here: so both kinds are explained by the same code, and an explanation object is all that a page needs.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def kept(model: FittedModel) -> Kept:
 def listed(
     of: Kept, *, order: str = "worst", held_out: bool = True, search: str = "", only: Sequence[str] | frozenset[str] | None = None
 ) -> list[int]:
-    """Numbers of the kept pairs in this order: `worst` by the lower of their two rewards, `misranked` by margin, or as they stand. Held to those whose
-    texts hold `search` (any case), and whose ids are in `only`.
+    """Numbers of the kept pairs in this order: `worst` by the lower of their two rewards, `misranked` by margin, or as they stand. Held to those
+    whose texts hold `search` (any case), and whose ids are in `only`.
     """
     if of.known is None or of.known.pairs is None:
         return []
@@ -93,7 +93,7 @@ def one_line(text: str, longest: int = 160) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A prompt and its answers: `texts` by side, `chosen` and `rejected`, or `response` alone. `number` is that of a kept pair, None for own texts."""
+    """A prompt and its answers: `texts` by side, `chosen` and `rejected`, or `response` alone. `number` is that of a kept pair, or None."""
 
     pair_id: str
     number: int | None

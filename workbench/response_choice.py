@@ -24,9 +24,10 @@ def segments(label: str, options: dict[str, str], name: str, *, default: str = "
 
     def changed() -> None:
         picked = st.session_state[key]
-        state.choose(**{name: None if picked in (None, fallback) else picked})
+        state.choose(**{name: None if picked == fallback else picked})
 
-    st.segmented_control(label, list(options), key=key, format_func=lambda one: options[one], on_change=changed, label_visibility="collapsed")
+    said = {"format_func": lambda one: options[one], "label_visibility": "collapsed"}
+    st.segmented_control(label, list(options), key=key, on_change=changed, required=True, **said)
     return chosen
 
 

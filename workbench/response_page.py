@@ -15,6 +15,7 @@ from workbench.response import EditStep, Explained, Subject, edit_steps, edited_
 from workbench.response_choice import choose_subject, segments
 from workbench.response_view import NAMES
 
+LEFT = 500  # pixels
 WAITS = "These texts are new to the reward model, so the language model has to read them."
 
 
@@ -58,15 +59,14 @@ def draw(model: FittedModel) -> None:
     found = explain(model, subject)
     view = _view(model, found)
     response_view.sentence(found, view.name, view.edited)
-    left, right = st.columns([10, 11], gap="medium")
-    with left:
-        response_view.figures(found, view.name, view.edited)
-        response_view.bars(model, found, view.name, view.edited)
-        response_view.latent_card(model, found, view.edited)
-    with right:
-        names = {name: words for name, (words, _) in SECTIONS.items()}
-        section = segments("Section", names, "response_tab")
-        SECTIONS[section][1](view)
+    response_view.figures(found, view.name, view.edited)
+    with st.container(horizontal=True, gap="medium", key="response halves"):
+        with st.container(width=LEFT):  # so that on a narrow screen the other half goes below
+            response_view.bars(model, found, view.name, view.edited)
+            response_view.latent_card(model, found, view.edited)
+        with st.container(width="stretch"):
+            names = {name: words for name, (words, _) in SECTIONS.items()}
+            SECTIONS[segments("Section", names, "response_tab")][1](view)
 
 
 def _view(model: FittedModel, found: Explained) -> View:
@@ -77,8 +77,9 @@ def _view(model: FittedModel, found: Explained) -> View:
     edits = edit_steps(model, edit_id) if live else []
     names = {"margin": NAMES["margin"]} if found.pair is not None else {}
     names |= {side: NAMES[side] for side in found.sides} | ({"edited": NAMES["edited"]} if edits else {})
-    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         name = segments("View", names, "response_view") if len(names) > 1 else next(iter(names))
+        response_view.weaknesses(found, name, edits[-1].explanation if edits else None)
         response_view.download(model, found)
     side = name if name in found.sides else began or found.lowest
     return View(model=model, found=found, name=name, side=side, edits=edits)
@@ -86,8 +87,9 @@ def _view(model: FittedModel, found: Explained) -> View:
 
 def _prompt(subject: Subject) -> None:
     """The prompt, as plain text, a message a paragraph."""
-    long = sum(len(message["content"]) for message in subject.prompt) > 400 or len(subject.prompt) > 2
-    with st.container(border=True, key="response prompt", height=150 if long else "content", gap="small"):
+    long = sum(len(message["content"]) for message in subject.prompt) > 500 or len(subject.prompt) > 2
+    with st.container(border=True, key="response prompt", height=150 if long else "content", gap="xxsmall"):
         for message in subject.prompt:
-            st.caption({"user": "Prompt", "system": "System", "assistant": "Earlier answer"}.get(message["role"], "Message"))
-            st.text(visible(message["content"]))
+            with st.container(horizontal=True, vertical_alignment="top", gap="small"):
+                st.caption({"user": "Prompt", "system": "System", "assistant": "Earlier"}.get(message["role"], "Message"), width=64)
+                st.text(visible(message["content"]), width="stretch")

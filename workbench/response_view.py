@@ -7,6 +7,7 @@ import json
 import streamlit as st
 
 from core.explain.explanation import Explanation, PairExplanation
+from core.explain.sentence import Why
 from workbench import state
 from workbench.chart_base import interval, number, percent, visible
 from workbench.charts_response import waterfall
@@ -28,23 +29,23 @@ def figures(found: Explained, view: str, edited: Explanation | None) -> None:
 
 def _margin_figures(pair: PairExplanation) -> None:
     margin = pair.margin.reward - pair.margin.baseline_reward
-    st.metric("Margin", f"{margin:+.2f}", help="reward of the chosen response less that of the rejected one", border=True)
-    st.metric("P(chosen wins)", f"{pair.probability:.2f}", help="calibrated on validation pairs", border=True)
+    st.metric("Margin", f"{margin:+.2f}", help="reward of the chosen response less that of the rejected one")
+    st.metric("P(chosen wins)", f"{pair.probability:.2f}", help="calibrated on validation pairs")
     for side in SIDES:
         one: Explanation = getattr(pair, side)
-        said = f"percentile {one.percentile:.0f} of {one.figures.n_held_out:,} held-out responses"
-        st.metric(f"{side.capitalize()} reward", f"{one.reward:.2f}", said, delta_color="off", delta_arrow="off", border=True)
+        said = f"percentile {one.percentile:.0f}, n = {one.figures.n_held_out:,} held out"
+        st.metric(f"{side.capitalize()} reward", f"{one.reward:.2f}", said, delta_color="off", delta_arrow="off")
 
 
 def _response_figures(one: Explanation) -> None:
-    among = f"among {one.figures.n_held_out:,} held-out responses"
-    st.metric("Reward", f"{one.reward:.2f}", help="read where the head was trained: at the end of the response", border=True)
-    st.metric("Percentile", f"{one.percentile:.0f}", among, delta_color="off", delta_arrow="off", border=True)
+    among = f"of {one.figures.n_held_out:,} held-out responses"
+    st.metric("Reward", f"{one.reward:.2f}", help="read where the head was trained: at the end of the response")
+    st.metric("Percentile", f"{one.percentile:.0f}", among, delta_color="off", delta_arrow="off")
     known = f"over {one.n_known:,} known responses" if one.n_known > 1 else "not known apart"
     parts = {"Prompt part": one.prompt_part, "Response part": one.response_part}
     for name, part in parts.items():
         said = f"{part.sum():+.2f}" if one.n_known > 1 else "–"
-        st.metric(name, said, known, delta_color="off", delta_arrow="off", border=True, help="baseline + prompt part + response part = reward")
+        st.metric(name, said, known, delta_color="off", delta_arrow="off", help="baseline + prompt part + response part = reward")
 
 
 def one_of(found: Explained, view: str, edited: Explanation | None) -> Explanation:
@@ -55,14 +56,21 @@ def one_of(found: Explained, view: str, edited: Explanation | None) -> Explanati
 
 
 def sentence(found: Explained, view: str, edited: Explanation | None) -> None:
-    """Why, in a sentence of the engine's, with what weakens it behind."""
-    why = found.pair.why if view == "margin" and found.pair is not None else one_of(found, view, edited).why
-    with st.container(border=True, key="response why", gap="small"):
-        st.text(visible(why.text))
-        if why.weaknesses:
-            with st.expander(f"What weakens this ({len(why.weaknesses)})", icon=":material/info:"):
-                for said in why.weaknesses:
-                    st.text(visible(said))
+    """Why, in a sentence of the engine's."""
+    st.text(visible(_why(found, view, edited).text))
+
+
+def weaknesses(found: Explained, view: str, edited: Explanation | None) -> None:
+    """What stands against believing the sentence."""
+    said = _why(found, view, edited).weaknesses
+    if said:
+        with st.popover(f"What weakens this ({len(said)})", icon=":material/info:", type="tertiary"):
+            for one in said:
+                st.text(visible(one))
+
+
+def _why(found: Explained, view: str, edited: Explanation | None) -> Why:
+    return found.pair.why if view == "margin" and found.pair is not None else one_of(found, view, edited).why
 
 
 def bars(model: FittedModel, found: Explained, view: str, edited: Explanation | None) -> None:
@@ -95,7 +103,7 @@ def latent_card(model: FittedModel, found: Explained, edited: Explanation | None
     latent = int(wanted) if wanted.isascii() and wanted.isdecimal() and len(wanted) < 10 else -1
     columns = {**found.sides, **({"edited": edited} if edited is not None else {})}
     facts = {side: latent_facts(of, one, latent) for side, one in columns.items()}
-    with st.container(border=True, key="response latent", gap="small"):
+    with st.container(key="response latent", border=True, gap="small"):
         if not any(facts.values()):
             st.caption("This reward model does not read the chosen latent: it is not among the selected ones.")
         else:

@@ -1,0 +1,378 @@
+"""The Response and Compare pages in their four states, what they say against the engine, and texts that want to be more than text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pages_helpers import HOSTILE, FakeLive, add_model, hostile_pairs, open_page, words
+from streamlit.testing.v1 import AppTest
+
+from core.explain.edits import edit_name
+from core.explain.kept import Kept
+from workbench import compare, response
+from workbench.models import find
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path))
+    return tmp_path.resolve()
+
+
+@pytest.fixture
+def live(cache: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLive:
+    """Every page's live model; nobody has needed it yet."""
+    found = FakeLive(cache, "off")
+    for module in ("response", "response_choice", "live_panel"):
+        monkeypatch.setattr(f"workbench.{module}.live_model", lambda *_: found)
+    for cached in (response._read, response._tokens, response._deletions, response._edit):
+        cached.cache_clear()
+    return found
+
+
+@pytest.fixture
+def model(cache: Path, live: FakeLive) -> str:
+    return add_model(cache)
+
+
+def kept_at(cache: Path, model: str) -> Kept:
+    found = find(model, cache)
+    assert found is not None
+    return response.kept(found)
+
+
+def no_error(at: AppTest) -> AppTest:
+    assert not at.exception, [(error.value, error.stack_trace) for error in at.exception]
+    assert not at.error, [error.value for error in at.error]
+    return at
+
+
+def metrics(at: AppTest) -> dict[str, str]:
+    return {metric.label: metric.value for metric in at.metric}
+
+
+# --- empty -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", ["response", "compare"])
+def test_an_empty_cache_offers_the_demo(cache: Path, live: FakeLive, page: str) -> None:
+    at = open_page(page)
+    assert not at.exception
+    assert not at.metric
+    assert live.started == 0
+
+
+def test_a_model_without_texts_asks_for_ones_own(cache: Path, live: FakeLive) -> None:
+    add_model(cache, texts=False)
+    at = no_error(open_page("response"))
+    assert "keeps no pairs" in words(at)
+    assert "Paste your own" in [button.label for button in at.button]
+
+
+def test_a_pair_of_another_model_is_said_and_can_be_left(model: str) -> None:
+    at = no_error(open_page("response", pair="nobody's"))
+    assert "not of this reward model" in words(at)
+    next(button for button in at.button if button.label == "Show the first of the list").click().run()
+    assert "Margin" in metrics(no_error(at))
+
+
+def test_a_search_that_finds_nothing(model: str) -> None:
+    at = no_error(open_page("response", response_search="no such word"))
+    assert "No pair matches" in words(at)
+
+
+def test_compare_needs_two_models(model: str) -> None:
+    at = no_error(open_page("compare"))
+    assert "one reward model only" in words(at)
+
+
+# --- ready: what is kept beside the model ----------------------------------------------------------------------------
+
+
+def test_the_worst_pair_comes_first_and_says_why_without_the_language_model(cache: Path, model: str, live: FakeLive) -> None:
+    of = kept_at(cache, model)
+    worst = int(of.held_out("worst")[0])
+    pair = of.explain(worst)
+    at = no_error(open_page("response"))
+    assert pair.why.text in words(at)
+    assert all(said in words(at) for said in pair.why.weaknesses)
+    assert {of.pair(worst).chosen, of.pair(worst).rejected} <= set(words(at).split("\n"))
+    shown = metrics(at)
+    assert shown["Margin"] == f"{of.margins[worst]:+.2f}"
+    assert shown["Chosen reward"] == f"{of.rewards[worst, 0]:.2f}"
+    assert shown["P(chosen wins)"] == f"{1 / (1 + np.exp(-1.25 * of.margins[worst])):.2f}"
+    assert live.started == 0  # nothing has been loaded to say so
+
+
+def test_orders_and_search_are_the_engines(cache: Path, model: str) -> None:
+    of = kept_at(cache, model)
+    assert response.listed(of) == of.held_out("worst").tolist()
+    assert response.listed(of, order="misranked") == of.held_out("misranked").tolist()
+    assert response.listed(of, order="listed", held_out=False) == list(range(12))
+    assert response.listed(of, order="listed", held_out=False, search="QUESTION 4") == [8, 9]
+    assert response.listed(of, order="listed", held_out=False, only=frozenset({"p2", "p4"})) == [1, 2]
+    at = no_error(open_page("response", response_order="misranked"))
+    assert of.explain(int(of.held_out("misranked")[0])).why.text in words(at)
+
+
+def test_next_pair_goes_on_and_the_edit_stays_behind(cache: Path, model: str) -> None:
+    of = kept_at(cache, model)
+    order = [of.pair(int(number)).pair_id for number in of.held_out("worst")]
+    at = open_page("response", response_off="10")
+    next(button for button in at.button if button.key == "response Next pair").click().run()
+    assert no_error(at).query_params["pair"] == [order[1]]
+    assert "response_off" not in at.query_params
+    next(button for button in at.button if button.key == "response Previous pair").click().run()
+    assert at.query_params["pair"] == [order[0]]
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_a_side_shows_its_two_parts(cache: Path, model: str, side: str) -> None:
+    of = kept_at(cache, model)
+    one = getattr(of.explain(int(of.held_out("worst")[0])), side)
+    at = no_error(open_page("response", response_view=side))
+    shown = metrics(at)
+    assert shown["Reward"] == f"{one.reward:.2f}"
+    assert shown["Prompt part"] == f"{one.prompt_part.sum():+.2f}"
+    assert shown["Response part"] == f"{one.response_part.sum():+.2f}"
+    assert one.why.text in words(at)
+
+
+def test_bars_sum_to_margin_and_to_reward_with_their_deviation(cache: Path, model: str) -> None:
+    of = kept_at(cache, model)
+    pair = of.explain(0)
+    for steps in (response.margin_steps(of, pair), response.response_steps(of, pair.chosen)):
+        start, *parts, end = steps
+        assert start.value + sum(step.value for step in parts) == pytest.approx(end.value, abs=1e-9)
+    one = pair.chosen
+    assert one.n_known == 4
+    prompt = response.response_steps(of, one)[1]
+    v = of.known.projections[of.known.rows_of_prompt(one.prompt)].astype(float)  # type: ignore[union-attr]
+    whole = [[head.reward(v), head.reward(of.reasons.mean[None])] for head in of.parts.heads]
+    by_head = [float((ends - start).mean()) for ends, start in whole]  # contributions sum to the difference, in each head
+    assert prompt.label.startswith("Prompt part")
+    assert prompt.deviation == pytest.approx(np.std(by_head, ddof=1))
+
+
+def test_what_does_not_fit_is_folded_into_one_bar(cache: Path, model: str) -> None:
+    of = kept_at(cache, model)
+    margin = of.explain(0).margin
+    found = response.bars(of, margin.contribution, margin.by_head, {}, most=2)
+    order = np.argsort(-np.abs(margin.contribution))
+    assert [step.key for step in found[:2]] == [str(margin.latent_ids[i]) for i in order[:2]]
+    assert found[2].label == "3 other latents"
+    assert found[2].value == pytest.approx(margin.contribution[order[2:]].sum())
+    assert found[2].deviation == pytest.approx(margin.by_head[:, order[2:]].sum(axis=1).std(ddof=1))
+
+
+def test_the_chosen_latent_shows_its_evidence(cache: Path, model: str) -> None:
+    of = kept_at(cache, model)
+    worst = of.explain(int(of.held_out("worst")[0]))
+    at = no_error(open_page("response", latent="12"))
+    i = of.reasons.latent_ids.tolist().index(12)
+    assert f"{worst.chosen.attribution.contribution[i]:+.3f} ± {worst.chosen.attribution.deviation[i]:.3f}" in words(at)
+    assert "does not read" in words(open_page("response", latent="999"))
+    assert "does not read" in words(no_error(open_page("response", latent="1e9; drop")))
+
+
+def test_switching_off_moves_what_the_engine_says(cache: Path, model: str, live: FakeLive) -> None:
+    of = kept_at(cache, model)
+    worst = int(of.held_out("worst")[0])
+    pair = of.explain(worst)
+    side = "chosen" if pair.chosen.reward < pair.rejected.reward else "rejected"
+    off, on = of.switch_off([10, 13], worst, side)
+    at = no_error(open_page("response", response_tab="off", response_off="10,13,999"))
+    shown = {metric.label: metric for metric in at.metric}
+    assert shown["Reward"].value == f"{off.reward:.3f}"
+    assert shown["Reward"].delta == f"{off.reward - on.reward:+.3f}"  # type: ignore[operator]
+    assert f"n = {off.accuracy.n:,} pairs" in words(at)
+    assert sorted(at.multiselect[0].value) == ["10", "13"]
+    at.multiselect[0].set_value(["11"]).run()
+    assert no_error(at).query_params["response_off"] == ["11"]
+    assert live.started == 0
+
+
+def test_similar_responses_and_trust_are_there(cache: Path, model: str) -> None:
+    at = no_error(open_page("response", response_tab="similar"))
+    assert "most similar projections" in words(at)
+    at = no_error(open_page("response", response_tab="trust"))
+    assert "Rank correlation of the heads" in words(at)
+    assert "residual" in words(at)
+
+
+# --- the live model: off, starting, failed, ready --------------------------------------------------------------------
+
+
+def test_nothing_loads_until_somebody_asks(model: str, live: FakeLive) -> None:
+    at = no_error(open_page("response"))
+    assert live.started == 0
+    next(button for button in at.button if button.label == "Start the live model").click().run()
+    assert live.started >= 1
+    assert live.name == "starting"
+
+
+def test_starting_shows_how_far_it_is(model: str, live: FakeLive) -> None:
+    live.name = "starting"
+    at = no_error(open_page("response", response_tab="delete"))
+    assert "Loading weights" in str(at.main)
+
+
+def test_a_failed_model_says_so_and_can_be_tried_again(model: str, live: FakeLive) -> None:
+    live.name = "failed"
+    at = open_page("response")
+    assert "the language model is gone" in words(at)
+    assert "fetch it again" in words(at)
+    assert "Margin" in metrics(at)  # what is kept shows all the same
+    next(button for button in at.button if button.label == "Try again").click().run()
+    assert live.name == "starting"
+
+
+def test_words_are_shown_once_it_is_up(model: str, live: FakeLive) -> None:
+    live.name = "ready"
+    at = no_error(open_page("response", latent="12"))
+    assert at.selectbox(key="pick latent").value == "12"
+    assert "Running reward" in words(at)
+
+
+def test_ones_own_single_answer_is_explained(cache: Path, model: str, live: FakeLive) -> None:
+    live.name = "ready"
+    name = live.keep_pair("Is the Earth flat?", "No, it is round.", "")
+    at = no_error(open_page("response", pair=f"own-{name}"))
+    v, _ = live.vectors("No, it is round.")
+    of = kept_at(cache, model)
+    assert metrics(at)["Reward"] == f"{of.parts.head.reward(v[None])[0]:.2f}"
+    assert metrics(at)["Prompt part"] == "–"  # no other response to this prompt is known
+
+
+def test_ones_own_pair_has_a_margin(cache: Path, model: str, live: FakeLive) -> None:
+    live.name = "ready"
+    name = live.keep_pair("Is the Earth flat?", "No.", "Yes, quite.")
+    at = no_error(open_page("response", pair=f"own-{name}"))
+    rewards = kept_at(cache, model).parts.head.reward(np.stack([live.vectors("No.")[0], live.vectors("Yes, quite.")[0]]))
+    assert metrics(at)["Margin"] == f"{rewards[0] - rewards[1]:+.2f}"
+
+
+def test_pasting_ones_own_goes_into_the_link(model: str, live: FakeLive) -> None:
+    live.name = "ready"
+    at = open_page("response")
+    at.button(key="response own").click().run()
+    at.text_area(key="own prompt").set_value("Why?")
+    at.text_area(key="own chosen").set_value("Because.")
+    next(button for button in at.button if button.label == "Explain").click().run()
+    (chosen,) = no_error(at).query_params["pair"]
+    assert live.kept_pair(chosen.removeprefix("own-")) == {"prompt": "Why?", "chosen": "Because.", "rejected": ""}
+
+
+def test_an_edit_is_scored_beside_its_parent_and_can_be_linked(cache: Path, model: str, live: FakeLive) -> None:
+    live.name = "ready"
+    of = kept_at(cache, model)
+    pair = of.explain(int(of.held_out("worst")[0]))
+    lower = pair.chosen if pair.chosen.reward < pair.rejected.reward else pair.rejected
+    at = open_page("response", response_tab="edit")
+    at.text_area[0].set_value("A better answer.")
+    next(button for button in at.button if button.label == "Score again").click().run()
+    root = edit_name("", lower.prompt, lower.response)
+    assert no_error(at).query_params["response_edit"] == [edit_name(root, lower.prompt, "A better answer.")]
+    after, before = (float(of.parts.head.reward(live.vectors(text)[0][None])[0]) for text in ("A better answer.", lower.response))
+    shown = {metric.label: metric for metric in at.metric}
+    assert shown["New reward"].value == f"{after:.3f}"
+    assert shown["New reward"].delta == f"{after - before:+.3f}"
+    linked = no_error(open_page("response", **{name: values[0] for name, values in at.query_params.items()}))
+    assert metrics(linked) == metrics(at)
+
+
+def test_an_edit_of_an_edit_keeps_the_chain_and_the_change_sums(cache: Path, model: str, live: FakeLive) -> None:
+    live.name = "ready"
+    found = find(model, cache)
+    assert found is not None
+    subject = response.kept_subject(found, 0)
+    first = response.keep_edit(found, subject.item("chosen"), "One.", "")
+    second = response.keep_edit(found, (subject.prompt, "One."), "Two.", first)
+    steps = response.edit_steps(found, second)
+    assert [step.response for step in steps] == [subject.texts["chosen"], "One.", "Two."]
+    assert response.edited_side(found, subject, second) == "chosen"
+    assert response.edited_side(found, response.kept_subject(found, 3), second) == ""  # another pair's edit is not shown
+    change = response.change_bars(response.kept(found), steps[0].explanation, steps[2].explanation)
+    assert sum(step.value for step in change) == pytest.approx(steps[2].explanation.reward - steps[0].explanation.reward)
+    at = no_error(open_page("response", pair=subject.pair_id, response_edit=second, response_tab="edit"))
+    assert at.selectbox(key="pick response_against").value == first
+
+
+def test_an_error_of_the_model_is_shown_with_its_way_out(model: str, live: FakeLive) -> None:
+    live.name = "ready"
+    name = live.keep_pair("Why?", "It is unreadable.", "")
+    at = open_page("response", pair=f"own-{name}", response_tab="delete")
+    assert "leave it out" in words(at)
+    assert not at.exception
+
+
+def test_marked_words_become_characters() -> None:
+    tokens = {"texts": ["<s>", "q", " One", " two", ".", " Three", "\n"], "kinds": ["first", "prompt", *["response"] * 4, "template"]}
+    assert response.span_of(tokens, "One two. Three", 0, 1) == (0, 7)
+    assert response.span_of(tokens, "One two. Three", 3, 3) == (8, 14)
+    assert response.span_of(tokens, "Quite another text", 0, 1) is None
+
+
+# --- texts that want to be more --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hostile(cache: Path, live: FakeLive) -> Iterator[list[Any]]:
+    live.name = "ready"
+    pairs = hostile_pairs()
+    add_model(cache, n_prompts=12, pairs=pairs)
+    yield list(pairs)
+
+
+@pytest.mark.parametrize("tab", ["words", "edit", "delete", "off", "similar", "trust"])
+def test_hostile_texts_stay_text(hostile: list[Any], tab: str) -> None:
+    """All of them in one pair; the browser's test looks at what becomes of them on the screen."""
+    at = no_error(open_page("response", pair=hostile[-1].pair_id, response_tab=tab, response_among="all"))
+    read = [*at.markdown, *at.caption, *at.error, *at.warning, *at.info]
+    labels = [str(getattr(element, "label", "")) for kind in (at.button, at.metric, at.selectbox, at.text_area, at.multiselect) for element in kind]
+    for said in (*(str(element.value) for element in read), *labels):
+        assert not any(text[:12] in said for text in HOSTILE.values()), said
+    shown = "\n".join(str(element.value) for element in at.text)
+    assert all(text.replace("\x00", "\ufffd")[:12] in shown for name, text in HOSTILE.items() if name != "rtl")
+    assert not any(sign in shown for sign in "\x00\u202e\u202c")  # what a browser would obey is shown as a sign
+
+
+# --- compare ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_models_are_compared_on_what_both_hold_out(cache: Path, model: str) -> None:
+    other = add_model(cache, seed=1)
+    first, second = find(model, cache), find(other, cache)
+    assert first is not None and second is not None
+    found = compare.compare(first, second)
+    a, b = response.kept(first), response.kept(second)
+    numbers = a.held_out()
+    assert found.numbers.tolist() == numbers.tolist()
+    assert np.array_equal(found.margins, np.stack([a.margins[numbers], b.margins[numbers]]))
+    right = found.margins > 0
+    assert found.accuracies[1].accuracy == pytest.approx(right[1].mean())
+    assert found.agreement.accuracy == pytest.approx((right[0] == right[1]).mean())
+    assert sorted(found.rows_of("first")) == np.flatnonzero(right[0] & ~right[1]).tolist()
+    assert found.shared_latents == (5, 5, 5)
+    gaps = np.abs(np.diff(1 / (1 + np.exp(-1.25 * found.margins)), axis=0))[0]
+    assert found.rows_of("any")[0] == int(np.argmax(gaps))
+    at = no_error(open_page("compare", model=model, compare_with=other))
+    assert metrics(at)["Accuracy, first (%)"] == f"{100 * right[0].mean():.1f}"
+    assert len(compare.compare(first, second, held_out=False)) == 12
+
+
+def test_models_of_other_pairs_share_nothing(cache: Path, model: str) -> None:
+    other = add_model(cache, seed=2, n_prompts=12, pairs=hostile_pairs())
+    at = no_error(open_page("compare", model=model, compare_with=other))
+    assert "share" in words(at) or metrics(at)
+
+
+def test_hostile_texts_stay_text_in_compare(hostile: list[Any], cache: Path) -> None:
+    other = add_model(cache, seed=3, n_prompts=12, pairs=hostile_pairs())
+    at = no_error(open_page("compare", model=other, compare_pairs="all"))
+    read = " ".join(str(element.value) for element in [*at.markdown, *at.caption])
+    assert "<script>" not in read and "onerror" not in read
