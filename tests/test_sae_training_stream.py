@@ -109,19 +109,27 @@ def test_the_ring_is_bounded_and_holds_the_newest(dialogues: list[Dialogue], mon
     assert torch.equal(second.ring[: 5 - new], first.ring[-(5 - new) :])
 
 
-def test_a_dialogue_gives_the_end_of_one_of_its_answers_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long chat weighs no more than a single answer, and all of its answers come in turn."""
-    monkeypatch.setattr(activations, "ROUND_BATCHES", 12)
-    few = [dialogue("a b", "one two", "c", "three", "d", "four five six", group="long"), dialogue("hi", "seven eight")]
+def test_a_dialogue_gives_a_few_ends_of_answers_or_sentences_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long chat weighs little more than a single answer, all of its ends come in turn, and nothing else does."""
+    monkeypatch.setattr(activations, "ROUND_BATCHES", 30)
+    monkeypatch.setattr(activations, "PER_DIALOGUE", 2)
+    long = dialogue("a. b", "One two. Three? Four 3.5 five", "c", "six", "d! e", "Seven. Eight!", group="long")
+    few = [long, dialogue("hi", "nine ten")]
+    (read,), (short,) = documents(few, whole_backbone(), 256)
+    text = whole_backbone().tokenizer.decode(read.ids)
+    before = [whole_backbone().tokenizer.decode(read.ids[: i + 1])[-6:] for i in read.sentences]
+    assert before == ["ne two."[-6:], " Three?"[-6:], "Seven."[-6:]], text
+    known = np.concatenate(
+        [slow_states(whole_backbone(), read)[sorted({*read.ends, *read.sentences})], slow_states(whole_backbone(), short)[list(short.ends)]]
+    )
+    assert len(known) == 7
     data = stream(few, context=256)
-    (long,), (short,) = documents(few, whole_backbone(), 256)
-    known = np.concatenate([slow_states(whole_backbone(), part)[list(part.ends)] for part in (long, short)])
-    assert len(known) == 4
     current = data.round(Cursor(), NONE)
     found, distance = nearest(current.ring, known)
-    drawn = np.bincount(found, minlength=4)
-    assert distance.max() < 1e-4 and len(found) == current.following.ends == current.following.dialogue
-    assert abs(drawn[3] - drawn[:3].sum()) <= 1 and drawn.min() > 0
+    drawn = np.bincount(found, minlength=7)
+    n = current.following.dialogue
+    assert distance.max() < 1e-4 and len(found) == current.following.ends
+    assert abs(drawn[:6].sum() - 2 * drawn[6]) <= 2 and abs(drawn[6] - n / 2) <= 1 and drawn.min() > 0
     assert data.round(Cursor(), NONE).ring.equal(current.ring)
 
 

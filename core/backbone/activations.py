@@ -5,8 +5,8 @@ round's content tokens are shuffled as a whole (the mixing buffer) and handed ou
 computed again.
 
 Response-final positions have a buffer of their own, the **ring**: the newest `RING` of them. A fixed number of each batch is drawn from it. Each
-time a dialogue is read it gives one, of an answer drawn at random: else a chat of thirty short turns would crowd out thirty considered answers,
-and a reward model reads the latter.
+time a dialogue is read it gives at most `PER_DIALOGUE`, drawn among the ends of its answers and of the sentences in them: an answer that stopped at a
+sentence's end would have that very state, and without the limit a chat of thirty short turns would crowd out thirty considered answers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ROUND_BATCHES = 64  # a round holds at least this many batches of content tokens
 RING = 16_384  # response-final states kept
+PER_DIALOGUE = 4  # of them, at most so many from one reading of a dialogue
 TAKE = 32  # dialogues tokenised at a time
 
 
@@ -145,20 +146,19 @@ class Stream:
             numbers = range(cursor.dialogue, cursor.dialogue + TAKE)
             for number, whole in zip(numbers, documents([self._dialogue(n) for n in numbers], self.backbone, self.context), strict=True):
                 if cursor.tokens < needed:
-                    parts = self._one_end(whole, number)
+                    parts = self._few_ends(whole, number)
                     found.extend(parts)
                     cursor = self._past(cursor, parts)
             if cursor.tokens == 0 and cursor.dialogue - started >= len(self.dialogues):
                 raise DataError("the corpus has no text an SAE could be trained on")
         return found, replace(cursor, round=cursor.round + 1)
 
-    def _one_end(self, parts: Sequence[Document], number: int) -> list[Document]:
-        """A dialogue's documents with one of its answers' ends."""
-        ends = [(place, end) for place, part in enumerate(parts) for end in part.ends]
-        if len(ends) < 2:
-            return list(parts)
-        chosen, end = ends[np.random.default_rng([self.seed, 5, number]).integers(len(ends))]
-        return [replace(part, ends=(end,) if place == chosen else ()) for place, part in enumerate(parts)]
+    def _few_ends(self, parts: Sequence[Document], number: int) -> list[Document]:
+        """A dialogue's documents with at most `PER_DIALOGUE` response-final positions among them."""
+        ends = [(place, end) for place, part in enumerate(parts) for end in sorted({*part.ends, *part.sentences})]
+        draw = np.random.default_rng([self.seed, 5, number]).permutation(len(ends))[:PER_DIALOGUE]
+        kept = {ends[i] for i in draw}
+        return [replace(part, ends=tuple(end for at, end in sorted(kept) if at == place)) for place, part in enumerate(parts)]
 
     def _dialogue(self, number: int) -> Dialogue:
         epoch, place = divmod(number, len(self.dialogues))

@@ -57,7 +57,7 @@ class Dialogue:
 class Corpus:
     """Cleaned dialogues in a fixed order, and for each source how many were read, kept and left out, and why (JSON values).
 
-    `unseen`: for each file of preference pairs (as it was named) the dialogues of its validation and test prompts, none of which is among `dialogues`.
+    `unseen`: for each file of preference pairs, as it was named, the dialogues of its validation and test prompts; none of them is in `dialogues`.
     """
 
     dialogues: tuple[Dialogue, ...]
@@ -73,12 +73,14 @@ class Corpus:
 @dataclass(frozen=True, kw_only=True)
 class Document:
     """A dialogue, or a part of it, as the backbone reads it. `content` marks the tokens an SAE sees: message text, never the template's tokens, never
-    the first position. `ends` are the last content tokens of the assistant's messages. `group` is the dialogue's."""
+    the first position. `ends` are the last content tokens of the assistant's messages, `sentences` the last tokens of the sentences inside them.
+    `group` is the dialogue's."""
 
     ids: Int[np.ndarray, " t"]
     content: Bool[np.ndarray, " t"]
     ends: tuple[int, ...]
     group: str
+    sentences: tuple[int, ...] = ()
 
 
 def load_corpus(
@@ -172,14 +174,23 @@ def documents(dialogues: Sequence[Dialogue], backbone: Backbone, context: int) -
         parts.append([] if len(whole.ids) <= context else list(_parts(dialogue.messages, whole.response_ends, head, context)))
     again = iter(backbone.render_all([part for several in parts for part in several]))
     found = [[next(again) for _ in several] or [whole] for several, whole in zip(parts, rendered, strict=True)]
-    return [[_document(r, d.group, context) for r in several] for several, d in zip(found, dialogues, strict=True)]
+    return [[_document(r, d.group, context, backbone) for r in several] for several, d in zip(found, dialogues, strict=True)]
 
 
-def _document(rendered: Rendered, group: str, context: int) -> Document:
+def _document(rendered: Rendered, group: str, context: int, backbone: Backbone) -> Document:
     content = np.array(rendered.content[:context], dtype=bool)
     content[:1] = False
     ends = tuple(i for i in rendered.response_ends if i < context and content[i])
-    return Document(ids=np.array(rendered.ids[:context], dtype=np.int64), content=content, ends=ends, group=group)
+    sentences = tuple(i for i in _sentence_ends(rendered, backbone) if i < context and content[i])
+    return Document(ids=np.array(rendered.ids[:context], dtype=np.int64), content=content, ends=ends, group=group, sentences=sentences)
+
+
+def _sentence_ends(rendered: Rendered, backbone: Backbone) -> Iterator[int]:
+    """Tokens inside an answer that close a sentence: they end with its mark, and white space follows."""
+    closes, opens = backbone.sentence_marks
+    for start, end in zip(rendered.response_starts, rendered.response_ends, strict=True):
+        ids = rendered.ids[start : end + 1]
+        yield from (start + np.flatnonzero(closes[ids[:-1]] & opens[ids[1:]])).tolist()
 
 
 def _parts(messages: Sequence[Message], ends: Sequence[int], head: int, context: int) -> Iterator[Sequence[Message]]:

@@ -10,9 +10,13 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from core.backbone.pieces import token_bytes
 from core.backbone.source import ModelSource, backbone_identity, find_model, resolve_device
 from core.backbone.template import ChatTemplate, Rendered
 from core.config import BackboneConfig
@@ -21,6 +25,9 @@ from core.types import Message, Progress, no_progress
 
 if TYPE_CHECKING:
     import torch
+
+
+QUOTES = b"\"')]*_"  # what may stand between a sentence's mark and the next sentence
 
 
 class Backbone:
@@ -41,6 +48,14 @@ class Backbone:
     def render_all(self, dialogues: Sequence[Sequence[Message]]) -> list[Rendered]:
         """Several dialogues as tokens, in one call of the tokenizer."""
         return self.template.render([self.template.fold_system(messages) for messages in dialogues])
+
+    @cached_property
+    def sentence_marks(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each token of the vocabulary whether it ends with a mark that closes a sentence, and whether it begins with white space."""
+        texts = token_bytes(self.tokenizer, range(len(self.tokenizer)))
+        closes = [texts[i].rstrip(QUOTES).endswith((b".", b"!", b"?")) for i in range(len(texts))]
+        opens = [texts[i][:1].isspace() for i in range(len(texts))]
+        return np.array(closes), np.array(opens)
 
     def layer_module(self, layer: int) -> torch.nn.Module:
         """Decoder layer `layer`, for hooks. Raises BackboneError if it was not loaded."""

@@ -37,7 +37,7 @@ from core.errors import ConfigError, SAEError
 from core.runs.store import Store, cache_root, file_sha256, publish_folder, write_json
 from core.types import Progress, no_progress, sha256_of
 
-STEP, VERSION = "sae-train", 2
+STEP, VERSION = "sae-train", 3
 CARD = "card.json"
 L0_TOLERANCE = 0.1
 
