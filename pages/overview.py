@@ -2,10 +2,9 @@
 
 import streamlit as st
 
-from workbench import charts, frame, overview, state
+from workbench import charts, frame, overview
 from workbench.chart_base import visible
-from workbench.downloads import show_chart
-from workbench.places import places
+from workbench.downloads import download_rows, show_chart
 
 model = frame.need_model()
 
@@ -24,23 +23,20 @@ with right, st.container(border=True, height="stretch"):
     st.markdown("##### More or fewer latents")
     show_chart(charts.accuracy_curve(model.curve, int(model.about["selection"]["k"])), key="curve", name=model.id)
 
-left, right = st.columns(2, gap="medium")
+rows = overview.subsets(model)
+left, right = st.columns(2, gap="medium") if rows else (st.container(), None)
 with left, st.container(border=True, height="stretch"):
     st.markdown("##### Made of")
     for name, value in overview.facts(model):
         label, said = st.columns([1, 3], gap="small")
         label.caption(name)
         said.text(visible(value, 300))
-with right:
-    with st.container(border=True):
-        st.markdown("##### Look further")
-        for place in places():
-            if place.name != "overview":
-                with st.container(horizontal=True, vertical_alignment="center"):
-                    state.link(place.title, place.name)
-                    st.caption(place.question)
-    rows = overview.subsets(model)
-    if rows:
-        with st.container(border=True):
-            st.markdown("##### By kind of pair")
-            st.dataframe(rows, hide_index=True)
+if rows:
+    with right, st.container(border=True, height="stretch"):
+        st.markdown("##### By kind of pair")
+        st.dataframe(rows, hide_index=True, height=min(38 + 35 * len(rows), 340))
+        with st.container(horizontal=True):
+            download_rows(rows, name=model.id, what="accuracy by kind", key="kinds")
+
+st.markdown("##### Look further")
+frame.cards("overview")

@@ -8,15 +8,14 @@ fresh = bool(state.get("runs_new") or state.get("runs_draft") or state.get("runs
 with st.expander("Start a run", icon=":material/play_arrow:", expanded=fresh):
     runs_view.launcher()
 
-wide, narrow = st.columns([3, 1], gap="medium")
+chosen = runs_view.chosen()
+wide, narrow = st.columns([7, 2], gap="medium")
 with wide:
     runs_view.table()
+    if len(chosen) == 1:
+        runs_view.detail(chosen[0])
+    elif chosen:
+        runs_view.beside(chosen)
 with narrow, st.container(border=True):
     st.markdown("##### Disk")
     runs_view.disk()
-
-chosen = runs_view.chosen()
-if len(chosen) == 1:
-    runs_view.detail(chosen[0])
-elif chosen:
-    runs_view.beside(chosen)

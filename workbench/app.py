@@ -15,12 +15,17 @@ from workbench import frame, run_panel
 from workbench.places import Place, places
 
 # A file of ours: the browser would fetch the picture of an icon's name from a font server.
-ICON = Path(__file__).with_name("static") / "icon.png"
+STATIC = Path(__file__).with_name("static")
+ICON, STYLE = STATIC / "icon.png", STATIC / "frame.css"
+SIDEBAR = 220  # pixels
 ABOUT = "SparseRM Workbench: reward models from sparse autoencoders, with their controls. Everything stays on this machine."
 
 
 def main() -> None:
-    st.set_page_config(page_title="SparseRM Workbench", page_icon=str(ICON), layout="wide", menu_items={"About": ABOUT})
+    st.set_page_config(
+        page_title="SparseRM Workbench", page_icon=str(ICON), layout="wide", initial_sidebar_state=SIDEBAR, menu_items={"About": ABOUT}
+    )
+    st.html(STYLE)
     known = places()
     pages = {place.name: st.Page(place.script, title=place.title, icon=place.icon, url_path=place.name, default=place is known[0]) for place in known}
     chosen = st.navigation(_sections(known, pages))

@@ -53,6 +53,14 @@ LABELS = {
     "gamma": "Margin gamma",
     "sae-train k": "K, active latents a token",
 }
+PLACEHOLDERS = {
+    "pairs": "the embedded demo pairs",
+    "columns": "prompt=question, chosen=good, rejected=bad",
+    "path": "embedded, or the newest trained",
+    "saes": "one a layer",
+    "layers": "9, 16",
+    "out": "the cache",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +243,7 @@ def _field(row: Row, draft: Draft, error: str) -> None:
         st.number_input(label, step=1, **shared)
     else:
         st.session_state[key] = text
-        st.text_input(label, **shared)
+        st.text_input(label, placeholder=PLACEHOLDERS.get(spec.name), **shared)
     if error:
         st.badge(f"{label}: {error}"[:160], icon=":material/error:", color="red")
 

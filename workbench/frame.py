@@ -19,7 +19,7 @@ import streamlit as st
 from core.errors import SparseRMError
 from workbench import models, run_panel, state
 from workbench.models import FittedModel
-from workbench.places import Place
+from workbench.places import Place, places
 
 
 def label_text(text: object, longest: int = 60) -> str:
@@ -30,7 +30,7 @@ def label_text(text: object, longest: int = 60) -> str:
 
 def head(place: Place) -> None:
     """Title, question, and what is chosen."""
-    title, chosen = st.columns([3, 4], vertical_alignment="bottom", gap="medium")
+    title, chosen = st.columns([2, 3], vertical_alignment="center", gap="small")
     with title:
         st.markdown(f"### {place.title}")
         st.caption(place.question)
@@ -50,13 +50,41 @@ def _chips() -> None:
         if state.get(name):
             st.button(words, key=f"chip {name}", icon=":material/close:", help=f"Clear this {name}", on_click=state.clear, args=(name,))
     if known:
-        with st.container(width=330):
-            titles = {model.id: model.title for model in known}
-            state.pick("Reward model", list(titles), "model", show=lambda name: titles.get(name, name), label_visibility="collapsed")
+        with st.container(width=370):
+            _pick_model(known, model)
     if known or state.params():
         with st.popover("", icon=":material/link:", help="Link to this view"):
             st.caption("This link opens the same view in any browser on this machine.")
             st.code(_url(), language=None, wrap_lines=True)
+
+
+def _pick_model(known: list[FittedModel], model: FittedModel | None) -> None:
+    """A select box of the reward models. What is not of the other model is cleared with the change, so that selections never mix."""
+    titles, key = {one.id: one.title for one in known}, "pick model"
+    st.session_state[key] = model.id if model else None
+
+    def changed() -> None:
+        other = models.find(st.session_state[key])
+        state.choose(model=st.session_state[key], **dict.fromkeys(_strangers(model, other)))
+
+    st.selectbox(
+        "Reward model", list(titles), key=key, format_func=lambda name: titles.get(name, name), on_change=changed, label_visibility="collapsed"
+    )
+
+
+def _strangers(model: FittedModel | None, other: FittedModel | None) -> list[str]:
+    """Which of pair, latent and filter can't be of the other model."""
+    if model is None or other is None:
+        return list(state.SHARED[1:])
+    found = []
+    try:
+        if (model.config["sae"] or {}).get("sha256") != (other.config["sae"] or {}).get("sha256"):
+            found.append("latent")
+        if model.config["method"].get("data", {}).get("texts") != other.config["method"].get("data", {}).get("texts"):
+            found += ["pair", "filter"]
+    except (SparseRMError, KeyError):
+        return list(state.SHARED[1:])
+    return found
 
 
 def _pair_number(model: FittedModel | None) -> str:
@@ -91,8 +119,20 @@ def need_model(name: str = "model") -> FittedModel:
         st.stop()
     if not known:
         run_panel.demo()
+        st.markdown("##### What the pages answer, once there is a reward model")
+        cards("overview")
         st.stop()
     return found or known[0]
+
+
+def cards(*without: str) -> None:
+    """What the other pages answer, each a link."""
+    shown = [place for place in places() if place.name not in without]
+    for start in range(0, len(shown), 3):
+        for column, place in zip(st.columns(3), shown[start : start + 3], strict=False):
+            with column, st.container(border=True, height="stretch", gap="xxsmall"):
+                state.link(place.title, place.name)
+                st.caption(place.question)
 
 
 def empty(title: str, next_step: str = "") -> None:

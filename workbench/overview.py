@@ -39,14 +39,21 @@ def headline(model: FittedModel) -> list[Figure]:
     table = model.evaluation
     mean, heads = table["sparserm"]["mean"], len(table["sparserm"]["heads"])
     found = [Figure(name="Test accuracy", value=share(mean), beside=within(mean), help=f"Mean over {heads} heads; 95 % interval over prompts.")]
-    for kind, name in (("random-isotropic", "Lead over random directions"), ("dense", "Lead over the whole hidden state")):
+    for kind, name in (("random-isotropic", "Over random directions"), ("dense", "Over the whole state")):
         lead = table["controls"].get(kind, {}).get("sparserm_minus_this")
         if lead:
             beside = f"{100 * lead['low']:+.1f} to {100 * lead['high']:+.1f}, n = {lead['n']:,} pairs"
-            found.append(Figure(name=name, value=f"{100 * lead['difference']:+.1f} points", beside=beside, help="The same pairs, paired by prompt."))
+            found.append(
+                Figure(
+                    name=name,
+                    value=f"{100 * lead['difference']:+.1f} pts",
+                    beside=beside,
+                    help=f"SparseRM less {contestant(kind).lower()}, in points of accuracy on the same pairs; 95 % interval over prompts.",
+                )
+            )
     wording = table["controls"].get("wording-only")
     if wording:
-        help_ = "A bag of words without any model: what of the preference is in the words."
+        help_ = "A bag of words, no language model: how much of the preference is in the words."
         found.append(Figure(name="Wording alone", value=share(wording["mean"]), beside=within(wording["mean"]), help=help_))
     return found
 

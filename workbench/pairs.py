@@ -76,8 +76,10 @@ class PairList:
     def table(self, rows: np.ndarray) -> dict[str, list[Any]]:
         """Columns of a table of these rows; texts are cut and harmless."""
         pairs = [self.pairs[int(row)] for row in rows]
-        columns: dict[str, list[Any]] = {
-            "Pair": [int(row) + 1 for row in rows],
+        columns: dict[str, list[Any]] = {"Pair": [int(row) + 1 for row in rows]}
+        if self.margins is not None:
+            columns["Margin"] = [float(self.margins[int(row)]) for row in rows]
+        columns |= {
             "Prompt": [excerpt(prompt_text(pair)) for pair in pairs],
             "Chosen": [excerpt(pair.chosen) for pair in pairs],
             "Rejected": [excerpt(pair.rejected) for pair in pairs],
@@ -86,8 +88,6 @@ class PairList:
             columns["Kind"] = [visible(self.kinds[int(row)], 60) for row in rows]
         if any(self.splits):
             columns["Split"] = [self.splits[int(row)] for row in rows]
-        if self.margins is not None:
-            columns["Margin"] = [float(self.margins[int(row)]) for row in rows]
         return columns
 
     def rows(self, rows: np.ndarray) -> list[dict[str, Any]]:

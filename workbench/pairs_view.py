@@ -130,11 +130,13 @@ def browse(found: PairList, key: str) -> None:
         selection_default={"selection": {"rows": [ids.index(chosen)] if chosen in ids else []}},
         column_config={
             "Pair": st.column_config.NumberColumn(width=60),
+            **{name: st.column_config.TextColumn(width=260) for name in ("Prompt", "Chosen", "Rejected")},
             "Margin": st.column_config.NumberColumn(format="%+.2f", help="Reward of chosen less reward of rejected; below 0 the ranking is wrong."),
         },
         alt="Preference pairs",
     )
-    download_rows(found.rows(rows), name="", what="pairs", key=f"pairs {key}")
+    with st.container(horizontal=True):
+        download_rows(found.rows(rows), name="", what="pairs", key=f"pairs {key}")
     number = next((i for i, pair in enumerate(found.pairs) if pair.pair_id == chosen), None) if chosen else None
     if number is not None:
         side_by_side(found.pairs[number], number, found)
@@ -162,7 +164,7 @@ def _filtered(found: PairList) -> Any:
 
 
 def _box(label: str, options: list[str], name: str, show: Any = str) -> str:
-    with st.container(width=190):
+    with st.container(width=165):
         return state.pick(label, options, name, show=show)
 
 
@@ -177,7 +179,7 @@ def _narrow(label: str, options: list[str], name: str) -> str:
 def _search() -> str:
     name, key = "preferences_search", "pairs search"
     st.session_state[key] = state.get(name)
-    with st.container(width=260):
+    with st.container(width=230):
         st.text_input(
             "Search",
             key=key,
@@ -234,11 +236,20 @@ def bring() -> None:
             with st.popover("As a command", type="tertiary", icon=":material/terminal:"):
                 st.code(filled.command, language="bash", wrap_lines=True)
     if run is None:
-        st.caption("Read are .jsonl, .json, .csv and .parquet, also gzipped. Rows that can't be used are listed with their reason; the others go on.")
+        _understood()
     elif run.status().state != "succeeded":
         run_panel.show(run)
     else:
         _checked(run, config)
+
+
+def _understood() -> None:
+    """What can be read, where nothing was read yet."""
+    st.markdown("##### What is understood")
+    st.caption("Files are .jsonl, .json, .csv or .parquet, also gzipped. Rows that can't be used are listed with their reason; the others go on.")
+    rows = [{"Format": f"{f.name}{', ' + f.variant if f.variant else ''}", "Columns it reads": ", ".join(f.uses)} for f in FORMATS]
+    st.dataframe(rows, hide_index=True, height=38 + 35 * len(rows))
+    st.caption("Other column names: say which is which under Columns.")
 
 
 def _upload() -> None:

@@ -241,7 +241,7 @@ def _head(run: Run, status: Status, head: bool) -> None:
         if head:
             st.text(f"{kind_words(run.kind)}: {title(run)}")
         st.space("stretch")
-        st.caption(_times(status))
+        st.caption(_times(status), width="content")
         if status.live:
             st.button("Cancel", key=f"cancel {run.id}", on_click=act, args=(launching.cancel, run.id), help="Finished steps are kept.")
 

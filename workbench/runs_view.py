@@ -24,6 +24,7 @@ from workbench.frame import empty, label_text
 
 OPEN, OTHER, KIND = "runs_open", "runs_other", "runs_kind"
 STARTED_HERE = ("fit", "sweep", "sae-train")  # what has a form; the others are started on the pages that need them
+DULL = ("width", "rows", "layer", "seed", "k", "K")  # figures that say where a step is, not how it goes
 MORE = {"pairs": "preferences", "doctor": "doctor", "spaces": "spaces", "latents": "latents"}
 
 
@@ -117,7 +118,8 @@ def table() -> None:
         alt="All runs with their state and outcome",
     )
     st.caption("Mark one row to see the run, two to lay them over each other.")
-    download_rows(shown, name="", what="runs", key="runs")
+    with st.container(horizontal=True):
+        download_rows(shown, name="", what="runs", key="runs")
 
 
 def _select(key: str, ids: list[str]) -> None:
@@ -256,9 +258,9 @@ def _settings(run: Run) -> None:
 def overlay(runs: list[Run]) -> None:
     """A figure over the seconds since it began, for one run or for two."""
     series = {run.id: progress.follow(run).series for run in runs}
-    names = sorted(set().union(*series.values())) if series else []
+    names = sorted(name for name in set().union(*series.values()) if name.partition(": ")[2] not in DULL)
     if not names:
-        st.caption("No figures yet: short steps report none.")
+        st.caption("No figures over time: its steps were too short to report any.")
         return
     labels = {
         name: name.partition(": ")[0].capitalize() + ": " + name.partition(": ")[2].replace("_per_s", " a second").replace("_", " ") for name in names
