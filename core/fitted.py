@@ -58,6 +58,12 @@ class Fitted:
         found = self._find("spaces", config)
         return None if found is None else load_spaces(found.path)
 
+    def made(self, step: str) -> list[Artefact]:
+        """Every report (`doctor`) or picture (`spaces`) that was made of this model, with whatever config, newest first. Loads no engine."""
+        inputs, found = self._inputs(), [one for _, one in self.store.all(step) if isinstance(one, Artefact)]
+        ours = [one for one in found if (one.manifest["version"], one.manifest["inputs"]) == (VERSIONS[step], inputs)]
+        return sorted(ours, key=lambda one: float(one.manifest["time_created"]), reverse=True)
+
     def report(self, config: DoctorConfig, *, device: str = "auto", progress: Progress = no_progress) -> tuple[Report, Path]:
         """The doctor's report and its artefact's folder, found or made.
 

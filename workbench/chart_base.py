@@ -76,6 +76,7 @@ def figure(*, x: str, y: str, height: int, legend: bool = False, left: int = 56)
         hoverlabel={"align": "left", "namelength": 0},
         paper_bgcolor="rgba(0, 0, 0, 0)",
         plot_bgcolor="rgba(0, 0, 0, 0)",
+        modebar={"bgcolor": "rgba(0, 0, 0, 0)", "color": NEUTRAL, "activecolor": CHOSEN},
         bargap=0.25,
         uirevision="kept",
     )

@@ -10,7 +10,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -57,25 +57,35 @@ def file_name(*parts: str, kind: str) -> str:
     return "-".join(word for word in words if word) + f".{kind}"
 
 
-def show_chart(chart: Chart, *, key: str, name: str = "", select: Sequence[str] = (), table: bool = True) -> list[str]:
-    """Draws a chart with its table and downloads one click away. `select` (points, lasso, box): what of it can be selected; returns what those marks
-    stand for, as text. `name` goes into the files' names (the model's, say).
+def show_chart(
+    chart: Chart,
+    *,
+    key: str,
+    name: str = "",
+    select: Sequence[str] = (),
+    on_select: Callable[[list[str]], None] | None = None,
+    table: bool = True,
+) -> list[str]:
+    """Draws a chart with its table and downloads one click away. `name` goes into the files' names (the model's, say).
+
+    `select` (points, lasso, box): what of it can be selected; returns what those marks stand for, as text. With `on_select` a callback gets them,
+    before the page is drawn again: there something can be chosen (workbench.state).
     """
     camera = {"format": "png", "scale": 2, "filename": file_name(name, chart.name, kind="png").removesuffix(".png")}
-    config = {
-        "displaylogo": False,
-        "toImageButtonOptions": camera,
-        "scrollZoom": False,
-        "modeBarButtonsToRemove": [] if "lasso" in select else ["lasso2d", "select2d"],
-    }
-    # The click that picks a mark should not change how the others look, and the theme gives text and grid their colours.
-    shared: dict[str, Any] = {"key": key, "config": config, "alt": chart.alt, "theme": "streamlit"}
+    lasso = [] if "lasso" in select else ["lasso2d", "select2d"]
+    config = {"displaylogo": False, "toImageButtonOptions": camera, "scrollZoom": False, "modeBarButtonsToRemove": lasso}
+    shared: dict[str, Any] = {"key": key, "config": config, "alt": chart.alt, "theme": "streamlit"}  # the theme colours text and grid
+    found: list[str] = []
     if select:
-        event = st.plotly_chart(chart.figure, on_select="rerun", selection_mode=list(select), **shared)
+
+        def told() -> None:
+            if on_select is not None:
+                on_select(selected(st.session_state.get(key)))
+
+        event = st.plotly_chart(chart.figure, on_select=told if on_select else "rerun", selection_mode=list(select), **shared)
         found = selected(event)
     else:
         st.plotly_chart(chart.figure, **shared)
-        found = []
     if table:
         data_behind(chart, key=key, name=name)
     return found

@@ -93,14 +93,14 @@ def _bare(model: FittedModel, k: int, labels: Labels) -> Selection:
 
 
 def _own_rows(model: FittedModel, labels: Labels) -> list[dict[str, Any]]:
-    weight, deviation = weights(model)
+    weight, deviation, _ = weights(model)
     return [
         {
             **_row(row, labels),
             "stability": row["stability"],
             "detection_auroc": row.get("detection_auroc"),
-            "weight": float(weight[i]),
-            "weight_deviation": float(deviation[i]),
+            "weight": _plain(weight[i]),
+            "weight_deviation": _plain(deviation[i]),
         }
         for i, row in enumerate(model.selection)
     ]
@@ -134,16 +134,17 @@ def _plain(value: Any) -> Any:
     return None if isinstance(plain, float) and not np.isfinite(plain) else plain
 
 
-def weights(model: FittedModel) -> tuple[np.ndarray, np.ndarray]:
-    """How much each direction moves the reward a standard deviation, and the deviation of that over heads."""
-    return _weights(model.folder)
+def weights(model: FittedModel) -> tuple[np.ndarray, np.ndarray, int]:
+    """How much of the reward hangs on each direction, the deviation of that over heads, and on how many held-out responses it was measured."""
+    return _weights(model)
 
 
 @lru_cache(maxsize=16)
-def _weights(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    from core.reward.folder import read_parts
-
-    return head_weights(read_parts(folder))
+def _weights(model: FittedModel) -> tuple[np.ndarray, np.ndarray, int]:
+    try:
+        return head_weights(model.parts, model.known)
+    except MissingError:
+        return np.full(len(model.latents), np.nan), np.full(len(model.latents), np.nan), 0
 
 
 @lru_cache(maxsize=6)
@@ -161,9 +162,13 @@ def column_of(model: FittedModel, latent: int) -> int | None:
 
 
 def curve_of(model: FittedModel, latent: int) -> dict[str, Any] | None:
-    """The reward as this latent's projection moves; None where the model does not read it."""
+    """The reward as this latent's projection moves; None where the model does not read it, or keeps no responses."""
     column = column_of(model, latent)
-    return None if column is None else dict(response_curve(model.parts, model.known, column).__dict__)
+    try:
+        known = model.known
+    except MissingError:
+        return None
+    return None if column is None else dict(response_curve(model.parts, known, column).__dict__)
 
 
 def figures_of(model: FittedModel, latent: int) -> Mapping[str, Any] | None:

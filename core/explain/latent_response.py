@@ -1,7 +1,7 @@
 """What one projection does to the reward, by the head alone: the curve along its range, and one number for a table (METHOD.md section 4).
 
-All other projections stay at their training mean. So both say what the head does with this direction by itself; projections are collinear, and in a
-response they move together. Only numpy is needed.
+Along the curve all other projections stay at their training mean: it says what the head does with this direction by itself, while in a response
+collinear projections move together. The number is taken over real responses. No torch is needed.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from core.explain.attribution import contributions
+from core.explain.stability import spread
 from core.reward.known import KnownResponses
 from core.reward.parts import RewardParts
 
 POINTS = 41
+MOST = 512  # responses that a weight is measured on
 ENDS = (1, 99)  # percentiles of the training responses between which a projection moves
 
 
@@ -42,10 +45,12 @@ def response_curve(parts: RewardParts, known: KnownResponses, column: int) -> Re
     return ResponseCurve(projection=grid, shipped=parts.head.reward(inputs), heads=rewards, mean=mean, n=len(known.train))
 
 
-def head_weights(parts: RewardParts) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """For each direction half the rise of the reward from one deviation below its training mean to one above: of the shipped head, and its deviation
-    over all heads (0 for a single one).
+def head_weights(parts: RewardParts, known: KnownResponses) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"], int]:
+    """For each direction the mean size of its contribution over held-out responses, from the mean projection on: by the shipped head, and the
+    deviation over all heads (0 for a single one); and how many responses. A size, not a slope: along a projection rewards can fall and rise again.
     """
-    mean, step = parts.projection_mean.astype(np.float64), np.diag(parts.projection_std.astype(np.float64))
-    rises = [(head.reward(mean + step) - head.reward(mean - step)) / 2 for head in (parts.head, *parts.heads)]
-    return rises[0], np.std(rises[1:], axis=0, ddof=1) if len(parts.heads) > 1 else np.zeros(parts.k)
+    rows = spread(known.held_out, MOST)
+    v = known.projections[rows].astype(np.float64)
+    start = np.broadcast_to(parts.projection_mean.astype(np.float64), v.shape)
+    shipped, *each = (np.abs(contributions(head, start, v)).mean(axis=0) for head in (parts.head, *parts.heads))
+    return shipped, np.std(each, axis=0, ddof=1) if len(each) > 1 else np.zeros(parts.k), len(rows)

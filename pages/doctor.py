@@ -1,0 +1,8 @@
+"""Doctor: can this reward model be trusted? Pass, warn or fail, with the figure, the bound and the remedy."""
+
+from workbench import doctor_view, frame
+
+model = frame.need_model()
+report = doctor_view.need_report(model)
+doctor_view.verdict(model, report)
+doctor_view.checks(model, report)
