@@ -69,7 +69,7 @@ def hostile_pairs() -> PreferencePairs:
 
 
 class FakeLive:
-    """Speaks as workbench.resources.Live does. `name` is how the process stands; a word is a token, and a text's projections are drawn from its own."""
+    """Speaks as workbench.resources.Live does. `name` is how the process stands; a word is a token; a text's projections are drawn from it."""
 
     def __init__(self, root: Path, name: str = "ready", latents: tuple[int, ...] = (10, 11, 12, 13, 14)) -> None:
         self.texts, self.name, self.latents = Texts(root), name, latents

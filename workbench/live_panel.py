@@ -21,13 +21,17 @@ def ready(model: FittedModel, what: str, *, key: str, wanted: bool = False) -> b
         return True
     if state.failed:
         frame.failed(state.error or {"problem": "the model's process failed"})
-        st.button("Try again", key=f"{key} again", icon=":material/refresh:", on_click=live.ensure, kwargs={"again": True})
+        st.button("Try again", key=f"{key} again", icon=":material/refresh:", on_click=_start, args=(live, True))
     elif state.name == "off":
         st.caption(what)
-        st.button("Start the live model", key=f"{key} start", icon=":material/bolt:", type="primary", on_click=live.ensure)
+        st.button("Start the live model", key=f"{key} start", icon=":material/bolt:", type="primary", on_click=_start, args=(live, False))
     else:
         _starting(live)
     return False
+
+
+def _start(live: Live, again: bool) -> None:
+    live.ensure(again=again)
 
 
 @st.fragment(run_every=EVERY)

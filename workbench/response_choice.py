@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from core.types import sha256_of
@@ -26,8 +28,8 @@ def segments(label: str, options: dict[str, str], name: str, *, default: str = "
         picked = st.session_state[key]
         state.choose(**{name: None if picked == fallback else picked})
 
-    said = {"format_func": lambda one: options[one], "label_visibility": "collapsed"}
-    st.segmented_control(label, list(options), key=key, on_change=changed, required=True, **said)
+    shown: Any = {"format_func": lambda one: options[one], "label_visibility": "collapsed"}
+    st.segmented_control(label, list(options), key=key, on_change=changed, required=True, **shown)
     return chosen
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import streamlit as st
 
@@ -159,15 +160,8 @@ def download(model: FittedModel, found: Explained) -> None:
     """Everything that is said of this pair, as `sparserm explain --json` gives it."""
     one = found.pair or next(iter(found.sides.values()))
 
-    def data():
+    def made() -> bytes:
         return json.dumps({"kind": "pair" if found.pair else "response", "explanation": one.to_json()}, ensure_ascii=False).encode("utf-8", "replace")
 
-    st.download_button(
-        "Explanation",
-        data,
-        file_name(model.name, "explanation", kind="json"),
-        "application/json",
-        key="response json",
-        on_click="ignore",
-        type="tertiary",
-    )
+    shown: Any = {"key": "response json", "on_click": "ignore", "type": "tertiary", "icon": ":material/download:"}
+    st.download_button("Explanation", made, file_name(model.name, "explanation", kind="json"), "application/json", **shown)

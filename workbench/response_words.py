@@ -94,9 +94,11 @@ def deletions(view: View) -> None:
     item = (view.one.prompt, view.one.response)
     found = deletions_of(view.model, item)
     steps = [Step(label=_quoted(one["text"]), value=one["effect"], note=_quoted(one["text"], 300)) for one in found if one["effect"] is not None]
-    st.caption(f"What each sentence of the {NAMES[_side(view)].lower()} response adds: its reward less the reward without it.")
+    st.caption(
+        f"What each sentence (of one sentence, each word) of the {NAMES[_side(view)].lower()} response adds: the reward less the reward without it."
+    )
     if steps:
-        show_chart(contribution_bars(steps, x="Reward that the sentence adds"), key=f"response sentences {_name(view)}", name=view.model.name)
+        show_chart(contribution_bars(steps, x="Reward that it adds"), key=f"response sentences {_name(view)}", name=view.model.name)
     tokens = dict(view.edits[-1].tokens) if _side(view) == "edited" else tokens_of(view.model, item)
     own = response_tokens(tokens)
     row = TokenRow(texts=[tokens["texts"][i] for i in own], values=[None] * len(own), caption="Drag over words to take them out")

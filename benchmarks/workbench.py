@@ -1,0 +1,293 @@
+"""The workbench's times in a real browser: `SPARSERM_CACHE=... python benchmarks/workbench.py`, on the newest reward model of that cache.
+
+1. Cold start: from `streamlit run` to an Overview that can be used. The server must not have loaded torch.
+2. Warm: a page switch, the Response page on another pair, an edit of 200 tokens scored again.
+3. Latents with 16,384 latents and Spaces with 10,000 points, of a reward model made up from the newest one.
+4. Eight sessions that click through all pages for a minute.
+
+`server` is from the browser's question to the server's last word, `seen` from the click until the page stands; seconds, medians of 5. The last line
+is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from browser_helpers import Server, Tab, browser, chromium  # noqa: E402
+from playwright.sync_api import Browser  # noqa: E402
+
+from core.config import SpacesConfig  # noqa: E402
+from core.explain.spaces import Spaces, save_spaces  # noqa: E402
+from core.fitted import Fitted  # noqa: E402
+from core.reward.folder import write_parts  # noqa: E402
+from core.reward.known import KnownResponses, write_known  # noqa: E402
+from core.runs.store import Store, cache_root  # noqa: E402
+from core.runs.values import save_value  # noqa: E402
+from core.types import LatentFrequencies, PreferencePairs  # noqa: E402
+from workbench import models  # noqa: E402
+from workbench.models import FittedModel  # noqa: E402
+from workbench.resources import Live  # noqa: E402
+
+TIMES, SESSIONS, MINUTE = 5, 8, 60_000
+LATENTS, POINTS, WORDS = 16_384, 10_000, 150  # 150 English words are about 200 tokens
+PAGES = ("Latents", "Response", "Overview", "Doctor", "Runs", "Preferences")
+CHART = '[data-testid="stPlotlyChart"] .main-svg'
+BOUNDS = {
+    "cold start": 3.0,
+    "page switch": 0.5,
+    "another pair": 0.3,
+    "edit and score": 1.0,
+    "latents 16384": 1.0,
+    "spaces 10000": 2.0,
+    "eight sessions p95": 2.0,
+}
+
+# Notes when the page asks and when the server answers. `settled` says how long it took, once the server is quiet and `chart` stands.
+NOTES = """(() => {
+  const times = window.__times = {sent: [], got: []}, send = WebSocket.prototype.send;
+  WebSocket.prototype.send = function (data) {
+    if (!this.__heard) { this.__heard = true; this.addEventListener('message', () => times.got.push(performance.now())); }
+    times.sent.push(performance.now());
+    return send.call(this, data);
+  };
+  window.__settled = (mark, title, chart, quiet) => {
+    const sent = times.sent.filter(at => at >= mark);
+    if (!sent.length || !document.title.startsWith(title)) return false;
+    const got = times.got.filter(at => at > sent[0]), app = document.querySelector('[data-testid="stApp"]');
+    if (!got.length || app?.dataset.testScriptState !== 'notRunning' || (chart && !document.querySelector(chart))) return false;
+    const last = got[got.length - 1], now = performance.now();
+    if (window.__for !== mark) { window.__for = mark; window.__stood = now; }
+    return now - last > quiet ? {server: (last - sent[0]) / 1000, seen: (Math.max(window.__stood, last) - mark) / 1000} : false;
+  };
+})()"""
+# Clicks through the menu until the time is over, and tells the server's seconds of each click.
+CLICKS = """ms => { window.__result = null; (async () => {
+  const wait = ms => new Promise(done => setTimeout(done, ms)), end = performance.now() + ms, found = []; let errors = 0;
+  while (performance.now() < end) {
+    const links = document.querySelectorAll('[data-testid="stSidebarNavLink"]');
+    const mark = performance.now(); let took = false;
+    links[Math.floor(Math.random() * links.length)].click();
+    while (!(took = window.__settled(mark, '', '', 60)) && performance.now() < mark + 60000) await wait(20);
+    if (took) found.push(took.server); else errors++;
+    errors += document.querySelectorAll('[data-testid="stException"]').length;
+    await wait(200 + 600 * Math.random());
+  }
+  window.__result = {found, errors};
+})(); return 0; }"""
+
+
+def main() -> None:
+    if chromium() is None:
+        raise SystemExit("no Chromium on this machine (apt-get install chromium)")
+    root = cache_root().resolve()
+    known = models.models(root)
+    if not known:
+        raise SystemExit(f"{root} holds no reward model; sparserm fit")
+    print(f"{known[0].title}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}", flush=True)
+    with tempfile.TemporaryDirectory() as folder, browser() as chrome:
+        large = Path(folder) / "cache"
+        enlarge(known[0], large)
+        found = {"cold start": cold_start(chrome, root, Path(folder))}
+        found |= with_server(root, Path(folder), lambda server: warm(chrome, server, known[0]))
+        found |= with_server(large, Path(folder), lambda server: many(chrome, server))
+        found |= with_server(root, Path(folder), lambda server: crowd(chrome, server))
+        Live(known[0].folder, root).stop()
+    for name, bound in BOUNDS.items():
+        said = found.get(name, {})
+        print(f"{name:20} {'  '.join(f'{key} {value:.3f}' for key, value in said.items())}   wanted < {bound}", flush=True)
+    print(json.dumps(found))
+
+
+def median(times: list[Mapping[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(one[name] for one in times) for name in times[0]}
+
+
+def with_server(cache: Path, folder: Path, measure: Callable[[Server], dict[str, Any]]) -> dict[str, Any]:
+    server = Server(cache, folder / "server.log")
+    server.start()
+    try:
+        found = measure(server)
+        heavy = server.libraries() & {"torch", "sklearn"}
+        if heavy:
+            raise SystemExit(f"the server has loaded {heavy}")
+        return found
+    finally:
+        server.stop()
+
+
+def tab(chrome: Browser, server: Server) -> Tab:
+    context = chrome.new_context(viewport={"width": 1440, "height": 900})
+    context.add_init_script(NOTES)
+    return Tab(context, server)
+
+
+def timed(one: Tab, act: Callable[[], Any], *, title: str = "", chart: str = "") -> dict[str, float]:
+    """Seconds of what `act` clicks on."""
+    mark = one.page.evaluate("() => performance.now()")
+    act()
+    found = one.page.wait_for_function("([mark, title, chart]) => window.__settled(mark, title, chart, 150)", arg=[mark, title, chart]).json_value()
+    one.no_exception()
+    return dict(found)
+
+
+def cold_start(chrome: Browser, root: Path, folder: Path) -> dict[str, float]:
+    times = []
+    for _ in range(TIMES):
+        server = Server(root, folder / "server.log")
+        started = time.perf_counter()
+        server.start()
+        try:
+            one = tab(chrome, server)
+            one.page.goto(server.url)
+            one.page.wait_for_selector(CHART)
+            times.append({"seen": time.perf_counter() - started})
+            assert server.libraries() & {"torch", "sklearn"} == set()
+            one.page.context.close()
+        finally:
+            server.stop()
+    return median(times)
+
+
+def link(one: Tab, title: str) -> Callable[[], None]:
+    return lambda: one.page.locator('[data-testid="stSidebarNavLink"]').filter(has_text=title).first.click()
+
+
+def warm(chrome: Browser, server: Server, model: FittedModel) -> dict[str, Any]:
+    one = tab(chrome, server).open()
+    for title in PAGES:
+        one.menu(title)
+    switches = [timed(one, link(one, title), title=title) for title in PAGES[:TIMES]]
+    one.menu("Response")
+    button = one.page.get_by_role("button", name="Next pair")
+    pairs = [timed(one, button.click, title="Response", chart=CHART) for _ in range(TIMES)]
+    Live(model.folder, model.root).wait(120)
+    one.choose("Edit")
+    words = [f"{word} " for word in ("this answer goes on about many things and says little of them " * 20).split()[:WORDS]]
+    edits = [timed(one, lambda: edit(one, words, number), title="Response", chart=CHART) for number in range(TIMES + 1)]  # noqa: B023
+    one.says("New reward")
+    one.page.context.close()
+    return {
+        "page switch": median(switches),
+        "another pair": median(pairs),
+        "edit and score": median(edits[1:]),
+    }  # the first one reads the original too
+
+
+def edit(one: Tab, words: list[str], number: int) -> None:
+    words[WORDS // 2] = f"word{number} "
+    one.page.locator("textarea").filter(visible=True).first.fill("".join(words))
+    one.page.evaluate("() => { window.__times.sent.length = 0; }")
+    one.press("Score again")
+
+
+def many(chrome: Browser, server: Server) -> dict[str, Any]:
+    one = tab(chrome, server).open()
+    found: dict[str, Any] = {}
+    for name, title in (("latents 16384", "Latents"), ("spaces 10000", "Spaces")):
+        one.menu(title)
+        times = []
+        for _ in range(TIMES):
+            one.menu("Overview")
+            times.append(timed(one, link(one, title), title=title, chart=CHART))
+        found[name] = median(times)
+    one.page.context.close()
+    return found
+
+
+def crowd(chrome: Browser, server: Server) -> dict[str, Any]:
+    tabs = [tab(chrome, server).open() for _ in range(SESSIONS)]
+    for one in tabs:
+        one.page.evaluate(CLICKS, MINUTE)
+    results = []
+    for one in tabs:
+        one.page.wait_for_function("() => window.__result !== null", timeout=3 * MINUTE)
+        results.append(one.page.evaluate("() => window.__result"))
+        one.page.context.close()
+    seconds = sorted(value for result in results for value in result["found"])
+    errors = sum(result["errors"] for result in results) + sum(len(one.errors) for one in tabs)
+    p95 = seconds[int(0.95 * (len(seconds) - 1))] if seconds else float("nan")
+    return {"eight sessions p95": {"server": p95, "clicks": len(seconds), "errors": errors}}
+
+
+# --- a large reward model ----------------------------------------------------------------------------------------------
+
+
+def enlarge(model: FittedModel, root: Path) -> None:
+    """A reward model with frequencies of 16,384 latents, 5,000 pairs and pictures of 10,000 points, drawn around those of a real one."""
+    store, rng, config = Store(root), np.random.default_rng(0), model.config
+    about = {
+        "data": str(model.about["data"]),
+        **{name: model.about[name] for name in ("backbone", "sae", "layer", "position", "n_prompts", "selection")},
+    }
+    measured = store.get_or_make("frequencies", 1, {"made": "up"}, [], lambda folder, _: save_value(folder, "frequencies", made_up(rng)) or {})
+    method = {**config["method"], "fingerprints": {**config["method"].get("fingerprints", {}), "frequencies": measured.fingerprint}}
+    parts = replace(model.parts, method=method, sae={**(model.parts.sae or {}), "d_sae": LATENTS})
+    known = spread(model.known, rng)
+
+    def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+        write_parts(parts, folder)
+        write_known(known, folder, texts=True)
+        for name in ("evaluation.json", "curve.json", "faithfulness.json"):
+            shutil.copyfile(model.folder / name, folder / name)
+        return about
+
+    folder = store.get_or_make("reward_model", 1, {"made": "up"}, [], make).path
+    rows = np.arange(POINTS)
+    labels = np.where(np.isin(rows, known.chosen_rows), 1, -1)
+    pictures = {name: rng.normal(size=(POINTS, 2)).astype(np.float32) for name in ("dense", "sparse")}
+    made = {"perplexity": 30.0, "seed": 0, "initialisation": "pca", "library": "none", "neighbours": 15, "left_out": 0}
+    spaces = Spaces(
+        rows=rows, label=labels, prompt=known.groups, split=np.repeat(known.split, 2), figures={}, n_held_out=0, chance=None, made=made, **pictures
+    )
+    Fitted(folder=folder, store=store)._get_or_make("spaces", SpacesConfig(), lambda folder, _: save_spaces(folder, spaces) or {})  # type: ignore[func-returns-value]
+
+
+def made_up(rng: np.random.Generator) -> LatentFrequencies:
+    shares = {name: rng.beta(0.3, 6, size=LATENTS) for name in ("chosen", "rejected")}
+    counts = {name: rng.integers(0, 500, size=LATENTS) for name in ("n_active", "prompts_for", "prompts_against")}
+    chances = {name: rng.random(LATENTS) for name in ("p_value", "q_value")}
+    rest = {"held_out": shares["chosen"] - shares["rejected"], "low": np.full(LATENTS, np.nan), "high": np.full(LATENTS, np.nan)}
+    return LatentFrequencies(**shares, **counts, **chances, **rest, n_pairs=4000, n_prompts=4000, n_pairs_held_out=500)
+
+
+def spread(known: KnownResponses, rng: np.random.Generator) -> KnownResponses:
+    """10,000 responses in 5,000 pairs, each pair one of the known ones, moved a little."""
+    if known.pairs is None:
+        raise SystemExit("the newest reward model keeps no texts")
+    n = POINTS // 2
+    of = rng.integers(0, len(known.pairs), size=n)
+    rows = np.stack([known.chosen_rows[of], known.rejected_rows[of]], axis=1).ravel()
+    pairs = tuple(replace(known.pairs[int(number)], pair_id=f"{place}") for place, number in enumerate(of))
+    noise = rng.normal(scale=0.1, size=(POINTS, known.projections.shape[1])).astype(np.float32)
+    split = known.split[of]
+    names = ("train", "validation", "test", "unused")
+    return KnownResponses(
+        projections=known.projections[rows] + noise,
+        activations=known.activations[rows],
+        n_tokens=known.n_tokens[rows],
+        prompt_ids=np.repeat(np.arange(n), 2),
+        response_ids=np.arange(POINTS),
+        chosen_rows=np.arange(0, POINTS, 2),
+        rejected_rows=np.arange(1, POINTS, 2),
+        split=split,
+        pairs=PreferencePairs(pairs=pairs, split=tuple(names[int(one)] for one in split)),
+    )
+
+
+if __name__ == "__main__":
+    main()
