@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -62,10 +63,10 @@ def raw(live: Live, path: str, body: bytes = b"{}", *, method: str = "POST", **h
     """A request as anybody could make it."""
     address = live.place.address()
     assert address is not None
-    connection = http.client.HTTPConnection("127.0.0.1", address.port, timeout=60)
-    connection.request(method, path, body, {"Authorization": f"Bearer {address.secret}", **headers})
-    answer = connection.getresponse()
-    return answer.status, json.loads(answer.read() or b"null")
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", address.port, timeout=60)) as connection:
+        connection.request(method, path, body, {"Authorization": f"Bearer {address.secret}", **headers})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read() or b"null")
 
 
 def address_of(live: Live) -> Address:
@@ -286,9 +287,9 @@ def test_requests_that_make_no_sense(live: Live, body: bytes, status: int, said:
 
 def test_unknown_paths(live: Live) -> None:
     address = address_of(live)
-    connection = http.client.HTTPConnection("127.0.0.1", address.port, timeout=60)
-    connection.request("GET", "/docs")
-    assert connection.getresponse().status == 404
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", address.port, timeout=60)) as connection:
+        connection.request("GET", "/docs")
+        assert connection.getresponse().status == 404
 
 
 # --- trainers ---------------------------------------------------------------------------------------------------------
@@ -297,10 +298,10 @@ def test_unknown_paths(live: Live) -> None:
 def ask_openrlhf(live: Live, value: dict[str, Any]) -> tuple[int, Any]:
     """As OpenRLHF asks: no header but the content's type, the key in the address."""
     address = address_of(live)
-    connection = http.client.HTTPConnection("127.0.0.1", address.port, timeout=60)
-    connection.request("POST", f"/get_reward?key={address.secret}", json.dumps(value), {"Content-Type": "application/json"})
-    answer = connection.getresponse()
-    return answer.status, json.loads(answer.read())
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", address.port, timeout=60)) as connection:
+        connection.request("POST", f"/get_reward?key={address.secret}", json.dumps(value), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
 
 
 def test_openrlhf_gets_rewards(live: Live, model: SparseRM) -> None:
@@ -436,7 +437,7 @@ def test_a_model_that_cannot_be_loaded_says_why_and_another_in_its_folder_is_ser
     assert live.wait().ready, "but when its files are others"
     first, parts = live.state().pid, SparseRM.load(own).parts
     shutil.rmtree(own)
-    SparseRM.from_parts(replace(parts, head=next(head for head in parts.heads if head != parts.head))).save(own)
+    SparseRM.from_parts(replace(parts, head=next(head for head in parts.heads if head.weight_1[0, 0] != parts.head.weight_1[0, 0]))).save(own)
     np.testing.assert_allclose(live.score([QUESTION], [GOOD])["rewards"], SparseRM.load(own).score([QUESTION], [GOOD]), **CLOSE)
     assert live.state().pid != first
     live.stop()
@@ -470,9 +471,10 @@ def test_memory_is_capped() -> None:
 def test_the_command_serves_until_it_is_told_to_stop(folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "core.cli", "serve", str(folder)]
     environment = {**os.environ, "SPARSERM_CACHE": str(tmp_path)}
-    serving = subprocess.Popen([*command, "--json"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    serving = subprocess.Popen([*command, "--json"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     assert serving.stdout is not None
-    said = json.loads(serving.stdout.readline())
+    with serving.stdout:
+        said = json.loads(serving.stdout.readline())
     address = place_of(folder, tmp_path).address()
     assert address and said["url"] == address.url and said["secret"] == address.secret and said["pid"] == serving.pid
     assert said["openrlhf"] == f"{address.url}/get_reward?key={address.secret}"
@@ -480,6 +482,7 @@ def test_the_command_serves_until_it_is_told_to_stop(folder: Path, tmp_path: Pat
     stopped = subprocess.run([*command, "--stop", "--json"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert json.loads(stopped.stdout) == {"stopped": True}
     assert serving.wait(30) == 0
+    assert not place_of(folder, tmp_path).unstable() and place_of(folder, tmp_path).address() is None
     again = subprocess.run([*command, "--stop"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert again.stdout.strip() == "nobody serves this model"
 

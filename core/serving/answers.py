@@ -33,6 +33,7 @@ from core.serving.texts import Texts
 if TYPE_CHECKING:
     from core.explain.edits import Edit
     from core.explain.explainer import Explainer
+    from core.explain.switch import Switchboard
 
 MOST_RESPONSES = 4096  # of one request
 EDITS = 64  # kept with their explanations
@@ -46,6 +47,7 @@ class Answers:
     def __init__(self, engine: Engine, texts: Texts) -> None:
         self.engine, self.texts = engine, texts
         self._edits: OrderedDict[str, Edit] = OrderedDict()
+        self._switches: Switchboard | None = None
 
     def routes(self) -> dict[str, Callable[[Asked], Awaitable[bytes]]]:
         """What answers which path."""
@@ -151,8 +153,10 @@ class Answers:
         if asked.get("response") is not None:
             z = explainer.read(item_of(*dialogue(asked))).z
             v = z.astype(np.float64) @ explainer.reasons.directions.T
-        board, latents = Switchboard(explainer.parts, explainer.known), whole_numbers(asked, "latents")
-        return {"off": board.off(latents, v).to_json(), "all_on": board.off((), v).to_json()}
+        latents = whole_numbers(asked, "latents")
+        if self._switches is None:
+            self._switches = Switchboard(explainer.parts, explainer.known)
+        return {"off": self._switches.off(latents, v).to_json(), "all_on": self._switches.off((), v).to_json()}
 
     def activations(self, asked: Asked, explainer: Explainer) -> Answer:
         from core.explain.explainer import item_of

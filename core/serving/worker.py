@@ -9,13 +9,15 @@ A model that can't be loaded is written down and ends the process. LAUNCH_LOCK i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,9 +94,24 @@ def _answer(place: Place, address: Address, listening: socket.socket, device: st
     server = uvicorn.Server(config)
     engine.start(loaded)
     threading.Thread(target=_watch, args=(engine, server, idle), name="idle", daemon=True).start()
-    server.run(sockets=[listening])
+    serving = threading.Thread(target=server.run, args=([listening],), name="http")
+    with _signals_end(server):
+        serving.start()
+        while serving.is_alive():
+            serving.join(LOOK)
     if engine.error is not None:
         raise engine.error
+
+
+@contextlib.contextmanager
+def _signals_end(server: uvicorn.Server) -> Iterator[None]:
+    """SIGTERM and Ctrl-C end it in good order. uvicorn in the main thread would die of the signal afterwards, before we have tidied up."""
+    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _watch(engine: Engine, server: uvicorn.Server, idle: float) -> None:
