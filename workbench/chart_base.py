@@ -70,7 +70,7 @@ def figure(*, x: str, y: str, height: int, legend: bool = False, left: int = 56)
     made = go.Figure()
     made.update_layout(
         height=height,
-        margin={"l": left, "r": 12, "t": 30 if legend else 22, "b": 48 if x else 24},
+        margin={"l": left, "r": 12, "t": 46 if legend else 22, "b": 48 if x else 24},
         showlegend=legend,
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "title": {"text": ""}},
         hoverlabel={"align": "left", "namelength": 0},

@@ -60,7 +60,7 @@ def accuracy_bars(evaluation: Mapping[str, Any]) -> Chart:
     entries = {"sparserm": evaluation["sparserm"], **evaluation["controls"]}
     rows = [_accuracy_row(kind, entry) for kind, entry in entries.items() if entry["mean"]["accuracy"] is not None]
     rows.sort(key=lambda row: (row["kind"] == "sparserm", row["accuracy"]))
-    made = figure(x="Test accuracy (% of pairs); bars begin at chance", y="", height=90 + 30 * max(len(rows), 2))
+    made = figure(x="Test accuracy (% of pairs)", y="", height=90 + 30 * max(len(rows), 2))
     shares = [100 * row["accuracy"] for row in rows]
     made.add_bar(
         orientation="h",
@@ -130,20 +130,22 @@ def accuracy_curve(points: Sequence[Mapping[str, Any]], k: int | None = None) ->
 # --- latents -------------------------------------------------------------------------------------------------------
 
 
-def frequency_scatter(latents: Columns, n_pairs: int) -> Chart:
-    """mu_w against mu_l. `latents`: columns latent_id, frequency_chosen, frequency_rejected, separation, q_value, side (1, -1, 0), label."""
+def frequency_scatter(latents: Columns, n_pairs: int, chosen: int | None = None) -> Chart:
+    """mu_w against mu_l, a ring around the `chosen` latent. `latents`: columns latent_id, frequency_chosen, frequency_rejected, separation,
+    q_value, side (1, -1, 0), label.
+    """
     unit = f"(% of {n_pairs:,} training responses)"
     made = figure(x=f"Active in rejected responses, mu_l {unit}", y=f"Active in chosen responses, mu_w {unit}", height=470, legend=True)
     x, y = 100 * np.asarray(latents["frequency_rejected"]), 100 * np.asarray(latents["frequency_chosen"])
     top = float(max([1.0, *x, *y])) * 1.03
     made.add_scatter(x=[0, top], y=[0, top], mode="lines", line={"color": NEUTRAL, "width": 1, "dash": "dot"}, hoverinfo="skip", showlegend=False)
-    _latent_marks(made, latents, x, y)
+    _latent_marks(made, latents, x, y, chosen)
     made.update_xaxes(range=[-top / 60, top], ticksuffix=" %")
     made.update_yaxes(range=[-top / 60, top], ticksuffix=" %")
     return _latents_chart("frequencies", made, latents, "Share of chosen against share of rejected responses in which each latent is active")
 
 
-def significance_scatter(latents: Columns, n_prompts: int) -> Chart:
+def significance_scatter(latents: Columns, n_prompts: int, chosen: int | None = None) -> Chart:
     """Separation against significance, -log10 q; latents that were not tested (too rare) are left out."""
     q = np.asarray(latents["q_value"], dtype=float)
     tested = np.flatnonzero(np.isfinite(q))
@@ -151,13 +153,13 @@ def significance_scatter(latents: Columns, n_prompts: int) -> Chart:
     made = figure(
         x="Separation, mu_w - mu_l (percentage points)", y=f"Significance, -log10 q (sign test over {n_prompts:,} prompts)", height=470, legend=True
     )
-    _latent_marks(made, kept, 100 * np.asarray(kept["separation"], dtype=float), -np.log10(np.maximum(q[tested], 1e-300)))
+    _latent_marks(made, kept, 100 * np.asarray(kept["separation"], dtype=float), -np.log10(np.maximum(q[tested], 1e-300)), chosen)
     straight(made, y=-float(np.log10(0.05)), text="q = 0.05")
     straight(made, x=0)
     return _latents_chart("significance", made, kept, "Separation against significance of each tested latent")
 
 
-def _latent_marks(made: go.Figure, latents: Columns, x: np.ndarray, y: np.ndarray) -> None:
+def _latent_marks(made: go.Figure, latents: Columns, x: np.ndarray, y: np.ndarray, chosen: int | None) -> None:
     """A trace for each side, the selected ones on top, drawn by WebGL."""
     side, ids = np.asarray(latents["side"]), np.asarray(latents["latent_id"])
     for value in (0, 1, -1):
@@ -175,6 +177,10 @@ def _latent_marks(made: go.Figure, latents: Columns, x: np.ndarray, y: np.ndarra
             hovertext=[_latent_hover(latents, row) for row in rows],
             hoverinfo="text",
         )
+    ring = np.flatnonzero(ids == chosen) if chosen is not None else ids[:0]
+    if len(ring):
+        look = {"size": 17, "symbol": "circle-open", "color": FURTHER[3], "line": {"width": 2.5}}
+        made.add_scattergl(x=x[ring], y=y[ring], mode="markers", name=f"Latent {chosen}", marker=look, hoverinfo="skip")
 
 
 def _latent_hover(latents: Columns, row: int) -> str:

@@ -10,7 +10,7 @@ import streamlit as st
 from core.config import LatentsRunConfig
 from core.errors import SparseRMError
 from core.explain.latents import Feature, LatentPages
-from workbench import charts, frame, latents, run_panel, state
+from workbench import charts, frame, latents, live_panel, run_panel, state
 from workbench.chart_base import interval, number, percent
 from workbench.downloads import show_chart, show_rows
 from workbench.models import FittedModel
@@ -18,7 +18,6 @@ from workbench.resources import live_model
 from workbench.tokens import TokenRow, show_tokens
 
 LONGEST_TEXT = 20_000
-POLL = 0.6
 
 
 def need_latent(model: FittedModel) -> int:
@@ -286,24 +285,13 @@ def _keep_own(key: str) -> None:
 
 
 def _read(model: FittedModel, latent: int, text: str) -> None:
-    live = live_model(str(model.folder), model.root)
-    standing = live.ensure()
-    if standing.failed:
-        frame.failed(standing.error)
-        if st.button("Try again", key="latent own again"):
-            live.ensure(again=True)
-            st.rerun()
-    elif standing.ready:
-        _show_own(live.activations(text, [latent]), latent)
-    else:
-        st.fragment(_wait, run_every=POLL)(model)
-
-
-def _wait(model: FittedModel) -> None:
-    standing = live_model(str(model.folder), model.root).ensure()
-    if standing.ready or standing.failed:
-        st.rerun()
-    st.progress(min(1.0, standing.fraction), text=standing.text or "Starting the model")
+    if live_panel.ready(model, "", key="latent own", wanted=True):
+        try:
+            found = live_model(str(model.folder), model.root).activations(text, [latent])
+        except SparseRMError as error:
+            frame.failed(error)
+        else:
+            _show_own(found, latent)
 
 
 def _show_own(found: Mapping[str, Any], latent: int) -> None:

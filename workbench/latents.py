@@ -35,7 +35,8 @@ COLUMNS = ("frequency_chosen", "frequency_rejected", "separation", "low", "high"
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The latents that K selects: `rows` of the table, best first on each side, and `marks`, the columns of the scatter over all latents."""
+    """The latents that K selects: `rows` of the table, best first on each side, and `marks`, the columns of the scatter over all latents
+    that are active in any training response."""
 
     k: int
     own: bool
@@ -58,15 +59,10 @@ def selection(model: FittedModel, k: int | None = None) -> Selection:
     side = np.zeros(len(frequencies.chosen), dtype=np.int64)
     side[ids] = sides
     rows = _own_rows(model, labels) if k == own else _rows_at(model, ids, sides, k, labels)
-    marks = {
-        "latent_id": np.arange(len(side)),
-        "frequency_chosen": frequencies.chosen,
-        "frequency_rejected": frequencies.rejected,
-        "separation": frequencies.separation,
-        "q_value": frequencies.q_value,
-        "side": side,
-        "label": [label_text(labels, latent) for latent in range(len(side))],
-    }
+    ever = np.flatnonzero((frequencies.n_active > 0) | (side != 0))  # the others would all lie in one corner
+    named = {"frequency_chosen": "chosen", "frequency_rejected": "rejected", "separation": "separation", "q_value": "q_value"}
+    marks: dict[str, Any] = {"latent_id": ever, **{name: getattr(frequencies, field)[ever] for name, field in named.items()}}
+    marks |= {"side": side[ever], "label": [label_text(labels, latent) for latent in ever.tolist()]}
     return Selection(k=k, own=k == own, rows=tuple(rows), marks=marks, n_pairs=frequencies.n_pairs, n_prompts=frequencies.n_prompts)
 
 

@@ -29,15 +29,17 @@ def overview(model: FittedModel, found: Selection) -> None:
     """Scatter and curve side by side, and the few figures that say how far to trust the selection."""
     left, right = st.columns([3, 2], gap="medium")
     with left:
-        view = _view()
+        view, chosen = _view(), state.get("latent")
+        ring = int(chosen) if chosen.isdecimal() else None
+        marks = found.marks
         drawn = (
-            charts.frequency_scatter(found.marks, found.n_pairs) if view == "frequency" else charts.significance_scatter(found.marks, found.n_prompts)
+            charts.frequency_scatter(marks, found.n_pairs, ring) if view == "frequency" else charts.significance_scatter(marks, found.n_prompts, ring)
         )
         opened = show_chart(drawn, key=f"latents {view}", name=model.name, select=("points",))
     with right:
         _k_slider(model, found)
         curve(model, found.k)
-    _figures(model, found)
+        _figures(model, found)
     if opened:
         state.go("latent", latent=opened[0])
 
@@ -80,18 +82,18 @@ def _figures(model: FittedModel, found: Selection) -> None:
     stable = [row["stability"] for row in found.rows if row["stability"] is not None]
     held = [_sign(row) * POINTS * row["held_out"] for row in found.rows if row["held_out"] is not None]
     seen = [_sign(row) * POINTS * row["separation"] for row in found.rows]
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="small"):
         told = f"Latents active often enough to be tested: sign test over {prompts}, false discoveries held to 5 %."
-        st.metric("Separate at q < 0.05", f"{about['n_discoveries']:,} of {about['n_live']:,}", help=told)
+        st.metric("q < 0.05", f"{about['n_discoveries']:,} of {about['n_live']:,}", help=told)
         if stable:
             told = (
                 f"Mean share of bootstrap resamples of the {prompts} in which a selected latent is selected again. Below 80 % the choice is unstable."
             )
             st.metric("Selected again", f"{POINTS * mean(stable):.0f} %", help=told)
         if held and seen:
-            told = "Mean over the selected latents, each on its own side. What is lost from training to held-out pairs is the winner's curse."
-            change = f"{mean(held) - mean(seen):+.1f} against training"
-            st.metric("Separation held out", f"{mean(held):.1f} points", change, delta_color="off", delta_arrow="off", help=told)
+            told = "Mean separation of the selected latents on held-out pairs, each on its own side. A fall from training is the winner's curse."
+            change = f"{mean(held) - mean(seen):+.1f} to training"
+            st.metric("Held out", f"{mean(held):.1f} points", change, delta_color="off", delta_arrow="off", help=told)
 
 
 def _sign(row: Mapping[str, Any]) -> int:

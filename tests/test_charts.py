@@ -1,0 +1,304 @@
+"""Figures, token highlighting and downloads: what is drawn is what was given, and texts stay texts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from pages_helpers import HOSTILE
+
+from core.explain.estimates import Estimate
+from core.explain.spaces import SpaceFigures
+from workbench import charts, charts_response, charts_spaces, downloads, tokens
+from workbench.chart_base import CHOSEN, REJECTED, Chart, plain, visible, whiskers, wrapped
+from workbench.charts_response import Step
+from workbench.tokens import Pick, TokenRow
+
+
+def accuracy(value: float, n: int = 50) -> dict[str, Any]:
+    return {"accuracy": value, "low": value - 0.05, "high": value + 0.04, "n": n}
+
+
+def entry(value: float) -> dict[str, Any]:
+    return {**accuracy(value + 0.01), "mean": accuracy(value), "heads": [accuracy(value)] * 5, "n_parameters": 9}
+
+
+EVALUATION = {"sparserm": entry(0.8), "controls": {"dense": entry(0.85), "length-only": entry(0.45)}}
+LATENTS = {
+    "latent_id": np.array([3, 5, 8, 9]),
+    "frequency_chosen": np.array([0.5, 0.1, 0.2, 0.0]),
+    "frequency_rejected": np.array([0.1, 0.4, 0.2, 0.01]),
+    "separation": np.array([0.4, -0.3, 0.0, -0.01]),
+    "q_value": np.array([1e-4, 0.2, 0.9, np.nan]),
+    "side": np.array([1, -1, 0, 0]),
+    "label": [HOSTILE["script"], "", "<b>x</b>", ""],
+}
+FEATURE = {
+    "pos_str": [" a", HOSTILE["image"]],
+    "pos_values": [2.0, 1.0],
+    "neg_str": ["\n", ""],
+    "neg_values": [-3.0, -0.5],
+    "freq_hist_data_bar_values": [1.0, 2.0],
+    "freq_hist_data_bar_heights": [10, 1],
+    "logits_hist_data_bar_values": [-1.0, 1.0],
+    "logits_hist_data_bar_heights": [4, 6],
+    "frac_nonzero": 0.011,
+    "maxActApprox": 2.4,
+}
+STEPS = [
+    Step(label="Average", value=0.25, kind="start"),
+    Step(label=HOSTILE["script"], value=0.5, deviation=0.1, key="7", note=HOSTILE["image"]),
+    Step(label="others", value=-0.2),
+    Step(label="This response", value=0.55, kind="end"),
+]
+ESTIMATE = Estimate(value=0.7, low=0.6, high=0.8, n=40, n_prompts=20)
+
+
+def space_chart() -> Chart:
+    said = {name: SpaceFigures(neighbours=ESTIMATE, silhouette=ESTIMATE).to_json() for name in ("dense", "sparse")}
+    return charts_spaces.space_figures(said, 0.5, 40)
+
+
+def every_chart() -> list[Chart]:
+    curve = [{"kind": kind, "k": k, **accuracy(0.7)} for kind in ("sparserm", "activations") for k in (8, 16)]
+    response = {"projection": [0.0, 1.0], "shipped": [0.1, 0.4], "heads": [[0.1, 0.4], [0.2, 0.3]], "mean": 0.5}
+    row = {"separation": 0.3, "low": 0.2, "high": 0.4, "held_out": None}
+    points, nasty = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]), list(HOSTILE.values())[:3]
+    removal = {"share": [0.0, 1.0], "n_latents": 3, **{name: {"ordered": [0.0, 1.0], "random": [0.0, 0.5]} for name in ("deletion", "insertion")}}
+    return [
+        charts.accuracy_bars(EVALUATION),
+        charts.accuracy_curve(curve, 16),
+        charts.frequency_scatter(LATENTS, 100, 5),
+        charts.significance_scatter(LATENTS, 90),
+        charts.activation_density(FEATURE, 1000),
+        charts.logit_bars(FEATURE),
+        charts.logit_histogram(FEATURE),
+        charts.response_curve(response),
+        charts.separation_dots(row, 90, 0),
+        charts.margins_scatter([1.0, -1.0, 0.5], [1.0, 1.0, -0.5], ["a", "b", "c"], nasty, (HOSTILE["script"], "other")),
+        charts.run_curves({HOSTILE["script"]: [(0.0, 1.0)], "b": [(0.0, 2.0), (1.0, 3.0)]}, x="Seconds", y="Loss"),
+        charts_response.waterfall(STEPS),
+        charts_response.contribution_bars(STEPS[1:3]),
+        charts_response.running_reward(nasty, [0.1, 0.2, 0.3], ["prompt", "response", "response"]),
+        charts_response.removal_curves(removal),
+        charts_response.reward_place(np.linspace(-1, 1, 101), {"chosen": 0.5, HOSTILE["script"]: -0.5}, 60),
+        charts_spaces.space_picture("dense", points, [4, 6, 9], nasty, [wrapped(text) for text in nasty], dict.fromkeys(nasty, CHOSEN), [6]),
+        charts_spaces.space_scale("sparse", points, [4, 6, 9], [1.0, 2.0, 3.0], "tokens", [wrapped(text) for text in nasty]),
+        space_chart(),
+    ]
+
+
+ALL = every_chart()
+NAMES = [f"{number} {chart.name}" for number, chart in enumerate(ALL)]
+
+
+# --- every figure --------------------------------------------------------------------------------------------------
+
+
+def strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for one in value.values() for text in strings(one)]
+    return [text for one in value for text in strings(one)] if isinstance(value, list) else []
+
+
+@pytest.mark.parametrize("chart", ALL, ids=NAMES)
+def test_no_text_of_data_becomes_markup(chart: Chart) -> None:
+    """plotly makes elements of a few tags in texts: only those that we wrote may be left. Ids and table cells are not texts of the figure."""
+    made = chart.figure.to_plotly_json()
+    for trace in made["data"]:
+        trace.pop("customdata", None)
+    for text in strings(json.loads(json.dumps(made, default=lambda value: np.asarray(value).tolist()))):
+        left = text.replace("<b>", "").replace("</b>", "").replace("<br>", "").replace("<extra></extra>", "")
+        assert "<" not in left, text
+
+
+@pytest.mark.parametrize("chart", ALL, ids=NAMES)
+def test_every_axis_has_a_name_and_every_figure_words_and_a_table(chart: Chart) -> None:
+    layout = chart.figure.layout
+    named = [layout.xaxis.title.text, layout.yaxis.title.text]
+    assert named[0], "what runs along the figure is always named"
+    assert named[1] or layout.yaxis.ticktext or isinstance(chart.figure.data[0].y[0], str), "marks without an axis name carry their own"
+    assert len(chart.alt) > 20 and chart.rows and all(isinstance(row, dict) for row in chart.rows)
+
+
+@pytest.mark.parametrize("chart", ALL, ids=NAMES)
+def test_colours_come_from_the_theme_but_for_marks(chart: Chart) -> None:
+    """A figure with a font colour or a background of its own could be read in one theme only."""
+    layout = chart.figure.layout
+    assert layout.font.color is None and layout.paper_bgcolor == layout.plot_bgcolor == "rgba(0, 0, 0, 0)"
+
+
+def test_a_page_of_a_figure_needs_no_network() -> None:
+    page = charts.accuracy_bars(EVALUATION).html()
+    head, _, rest = page.partition("plotly.js v")
+    assert "<script src" not in page and 'src="http' not in head + rest[-5000:] and "MathJax.js" not in page
+
+
+def test_figures_load_no_streamlit() -> None:
+    code = "import sys; from workbench import charts, charts_response, charts_spaces; sys.exit('streamlit' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- single figures ------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_bars_begin_at_chance_and_carry_their_interval() -> None:
+    chart = charts.accuracy_bars(EVALUATION)
+    bars = chart.figure.data[0]
+    assert list(bars.y) == ["Length only", "Dense head on z", "SparseRM"], "SparseRM on top, the others by accuracy"
+    assert np.add(bars.base, bars.x).tolist() == pytest.approx([45.0, 85.0, 80.0])
+    assert list(bars.error_x.array) == pytest.approx([4.0] * 3) and list(bars.error_x.arrayminus) == pytest.approx([5.0] * 3)
+    assert [row["n"] for row in chart.rows] == [50] * 3
+
+
+def test_accuracy_without_test_pairs_says_so() -> None:
+    nothing = {**entry(0.5), "mean": {"accuracy": None, "low": 0.0, "high": 1.0, "n": 0}}
+    chart = charts.accuracy_bars({"sparserm": nothing, "controls": {}})
+    assert not chart.rows and "no test pairs" in chart.alt
+
+
+def test_curve_marks_k_on_its_logarithmic_axis() -> None:
+    chart = charts.accuracy_curve([{"kind": "sparserm", "k": k, **accuracy(0.7)} for k in (8, 16, 64)], 16)
+    line, text = chart.figure.layout.shapes[0], chart.figure.layout.annotations[0]
+    assert line.x0 == 16 and text.x == pytest.approx(np.log10(16)), "plotly places shapes by value, texts by exponent"
+
+
+def test_latents_are_clicked_by_their_number() -> None:
+    chart = charts.frequency_scatter(LATENTS, 100, 5)
+    marks = {trace.name: trace for trace in chart.figure.data if trace.name}
+    chosen, rejected = marks["Selected, chosen side (1)"], marks["Selected, rejected side (1)"]
+    assert chosen.customdata[0][0] == 3 and (chosen.x[0], chosen.y[0]) == pytest.approx((10.0, 50.0)) and chosen.marker.color == CHOSEN
+    assert rejected.customdata[0][0] == 5 and rejected.marker.color == REJECTED and rejected.marker.symbol != chosen.marker.symbol
+    assert [one[0] for one in marks["Not selected (2)"].customdata] == [8, 9]
+    assert (marks["Latent 5"].x[0], marks["Latent 5"].y[0]) == pytest.approx((40.0, 10.0))
+    assert [row["latent_id"] for row in chart.rows] == [3, 5]
+
+
+def test_significance_leaves_out_what_was_not_tested() -> None:
+    chart = charts.significance_scatter(LATENTS, 90)
+    drawn = [one[0] for trace in chart.figure.data for one in trace.customdata]
+    assert sorted(drawn) == [3, 5, 8]
+    assert chart.figure.data[1].y[0] == pytest.approx(4.0) and chart.figure.data[1].x[0] == pytest.approx(40.0)
+
+
+def test_logit_bars_show_white_space() -> None:
+    axis = charts.logit_bars(FEATURE).figure.layout.yaxis
+    assert list(axis.ticktext) == ["↵", "␀", plain(HOSTILE["image"].replace(" ", "␣"), 24), "␣a"]
+
+
+def test_waterfall_adds_up_and_prints_its_residual() -> None:
+    chart = charts_response.waterfall(STEPS)
+    bars = chart.figure.data[0]
+    assert np.add(bars.base, bars.x).tolist() == pytest.approx([0.25, 0.75, 0.55, 0.55])
+    assert list(bars.base) == pytest.approx([0.0, 0.25, 0.75, 0.0]), "each part begins where the one before ended"
+    assert (bars.error_x.array[1], bars.error_x.arrayminus[1]) == pytest.approx((0.1, 0.1)) and bars.error_x.array[2] is None
+    assert bars.customdata[1][0] == "7" and chart.rows[-1]["value"] == pytest.approx(0.0, abs=1e-12)
+    off = charts_response.waterfall([*STEPS[:-1], Step(label="This response", value=0.6, kind="end")])
+    assert off.rows[-1]["value"] == pytest.approx(0.05) and "+5.0e-02" in off.figure.layout.xaxis.title.text
+
+
+def test_running_reward_is_aligned_with_the_response() -> None:
+    line = charts_response.running_reward(["a", "b", "c"], [9.0, 0.2, 0.3], ["prompt", "response", "response"]).figure.data[0]
+    assert list(line.y) == [0.2, 0.3] and [one[0] for one in line.customdata] == [1, 2]
+
+
+def test_a_lasso_marks_the_same_responses_in_both_pictures() -> None:
+    points = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
+    palette = {"chosen": CHOSEN, "rejected": REJECTED}
+    chart = charts_spaces.space_picture("dense", points, [4, 6, 9], ["chosen", "rejected", "chosen"], ["a", "b", "c"], palette, [9, 6])
+    chosen, rejected = chart.figure.data
+    assert [one[0] for one in chosen.customdata] == [4, 9] and list(chosen.selectedpoints) == [1] and list(rejected.selectedpoints) == [0]
+    free = charts_spaces.space_picture("dense", points, [4, 6, 9], ["chosen", "rejected", "chosen"], ["a", "b", "c"], palette)
+    assert free.figure.data[0].selectedpoints is None
+
+
+def test_margins_say_who_flips() -> None:
+    chart = charts.margins_scatter([1.0, -1.0, 0.5, 0.0], [1.0, 1.0, -0.5, 0.1], ["a", "b", "c", "d"], ["t"] * 4, ("one", "two"))
+    ids = {trace.name.split(" (")[0]: [one[0] for one in trace.customdata] for trace in chart.figure.data}
+    assert ids == {"both agree": ["a"], "only two is right": ["b", "d"], "only one is right": ["c"]}, "a margin of 0 is wrong"
+
+
+def test_whiskers_of_missing_ends_are_missing() -> None:
+    bars = whiskers([1.0, 2.0], [0.5, None], [float("nan"), 2.5])
+    assert bars["arrayminus"] == [0.5, None] and bars["array"] == [None, 0.5]
+
+
+# --- texts ---------------------------------------------------------------------------------------------------------
+
+
+def test_texts_lose_what_a_browser_would_obey() -> None:
+    assert visible("a\x00b\u202ec\nd\te") == "a\ufffdb\ufffdc\nd\te"
+    assert plain("<b>&amp;\n x", 60) == "&lt;b&gt;&amp;amp; x"
+    assert len(visible(HOSTILE["long"], 50)) == 50 and visible("short", 50) == "short"
+    assert wrapped("word " * 100, 20, 2).count("<br>") <= 2
+
+
+def test_token_rows_keep_texts_whole_and_figures_short() -> None:
+    row = TokenRow(texts=[HOSTILE["script"], "\u202e", " b"], values=[1.23456789, float("nan"), None], muted={2}, peak=0, caption="\x07c")
+    sent = tokens.row_data(row)
+    assert sent["texts"] == [HOSTILE["script"], "\ufffd", " b"] and sent["values"] == [1.235, None, None]
+    assert (sent["muted"], sent["mark"], sent["caption"]) == ([2], 0, "\ufffdc") and json.dumps(sent, allow_nan=False)
+
+
+def test_the_component_writes_texts_as_texts() -> None:
+    """No way from a text to an element: neither is HTML parsed anywhere, nor are attributes made of texts."""
+    code = (tokens.STATIC / "tokens.js").read_text(encoding="utf-8")
+    assert "textContent" in code and not any(
+        name in code for name in ("innerHTML", "outerHTML", "insertAdjacent", "setHTML", "eval(", "document.write")
+    )
+
+
+def test_long_texts_are_cut_with_a_count() -> None:
+    rows = [TokenRow(texts=["a"] * 5, values=[1.0] * 5), TokenRow(texts=["b"] * 5, values=[2.0] * 5)]
+    kept, cut = tokens.within(rows, 7)
+    assert [len(row.texts) for row in kept] == [5, 2] and cut == 3 and tokens.largest(kept) == 2.0 and tokens.largest([]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("value", "pick"),
+    [
+        ({"row": 0, "first": 1, "last": 2}, Pick(row=0, first=1, last=2)),
+        ({"row": 0, "first": 2, "last": 1}, None),
+        ({"row": 1, "first": 0, "last": 0}, None),
+        ({"row": 0, "first": 0, "last": 3}, None),
+        ({"row": 0, "first": True, "last": 1}, None),
+        ("nonsense", None),
+        (None, None),
+    ],
+)
+def test_only_tokens_that_are_there_can_be_picked(value: Any, pick: Pick | None) -> None:
+    assert tokens.pick_of(value, [TokenRow(texts=["a", "b", "c"], values=[0.0] * 3)]) == pick
+
+
+# --- downloads -----------------------------------------------------------------------------------------------------
+
+ROWS = [{"text": '=HYPERLINK("x")', "n": 1.5, "list": [1, 2]}, {"text": 'a "b"\nc,;d\x00', "n": float("nan"), "more": None}]
+
+
+def test_csv_reads_back_and_holds_no_formula() -> None:
+    read = list(csv.DictReader(io.StringIO(downloads.csv_bytes(ROWS).decode("utf-8-sig"))))
+    assert [row["text"] for row in read] == ['\'=HYPERLINK("x")', 'a "b"\nc,;d\ufffd']
+    assert [row["n"] for row in read] == ["1.5", ""] and read[0]["list"] == "[1, 2]" and set(read[1]) == {"text", "n", "list", "more"}
+
+
+def test_jsonl_is_exact() -> None:
+    read = [json.loads(line) for line in downloads.jsonl_bytes(ROWS).decode("utf-8").split("\n")[:-1]]
+    assert read == [{**ROWS[0]}, {"text": ROWS[1]["text"], "n": None, "more": None}]
+    assert downloads.jsonl_bytes([{"a": "\ud800"}]) and downloads.csv_bytes([]) and downloads.jsonl_bytes([]) == b""
+
+
+def test_file_names_are_words() -> None:
+    assert downloads.file_name("../../etc/passwd", "Demo · K 32", kind="csv") == "etc-passwd-demo-k-32.csv"
+
+
+def test_selected_marks_say_what_they_stand_for() -> None:
+    points = [{"customdata": [7]}, {"customdata": {"0": 9, "1": 1}}, {"customdata": [7]}, {"x": 1}, {"customdata": "id"}]
+    assert downloads.selected({"selection": {"points": points}}) == ["7", "9", "id"] and downloads.selected(None) == []
