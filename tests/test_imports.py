@@ -116,7 +116,7 @@ def _breaches(seen: Import) -> Iterator[str]:
         yield f"{library} outside core.align and core.baselines"
     if not here.startswith("core") and library in HEAVY:
         yield f"{here} imports {library}"
-    if seen.module == "workbench.charts" and library == "streamlit":
+    if seen.module.startswith("workbench.chart") and library == "streamlit":
         yield "charts imports streamlit"
 
 

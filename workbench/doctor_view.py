@@ -90,9 +90,18 @@ def _check(check: Check, number: int) -> None:
         if check.remedy:
             st.text(f"Bound: {check.bound}")
             st.text(f"To do: {check.remedy}")
-    with more, st.popover("Why", type="tertiary"):
-        st.text(check.reason)
-        st.text(f"Bound: {check.bound}")
-        details = doctor.flat(check.details)
-        if details:
-            show_rows(details, key=f"check {number} details")
+    with more:
+        _why(check, number)
+
+
+@st.fragment
+def _why(check: Check, number: int) -> None:
+    """Why the check is there, and its further figures; sent when it is opened."""
+    behind = st.popover("Why", type="tertiary", key=f"check {number} why", on_change="rerun")
+    if behind.open:
+        with behind:
+            st.text(check.reason)
+            st.text(f"Bound: {check.bound}")
+            details = doctor.flat(check.details)
+            if details:
+                show_rows(details, key=f"check {number} details")

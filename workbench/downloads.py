@@ -107,14 +107,19 @@ def first(values: Any) -> str:
     return "" if values is None else str(values)
 
 
+@st.fragment
 def data_behind(chart: Chart, *, key: str, name: str = "") -> None:
-    """The table behind a chart, and its files."""
-    with st.popover("Table and files", icon=":material/table_view:", type="tertiary", help=chart.alt):
-        show_rows(chart.rows, key=f"{key}-table")
+    """The table behind a chart, and its files; sent when it is opened, without running the page again."""
+    told = "The numbers behind this chart, and files of them"
+    behind = st.popover("Table and files", icon=":material/table_view:", type="tertiary", help=told, key=f"{key} behind", on_change="rerun")
+    if not behind.open:
+        return
+    with behind:
+        show_rows(chart.rows, key=f"{key} table")
         with st.container(horizontal=True):
             download_rows(chart.rows, name=name, what=chart.name, key=key)
             files = {"data": chart.html, "file_name": file_name(name, chart.name, kind="html"), "mime": "text/html"}
-            st.download_button("HTML", **files, key=f"{key}-html", on_click="ignore", help="the chart as a page that works offline")
+            st.download_button("HTML", **files, key=f"{key} html", on_click="ignore", help="the chart as a page that works offline")
         st.caption("The camera on the chart saves a PNG.")
 
 
@@ -134,7 +139,7 @@ def download_rows(rows: Rows, *, name: str, what: str, key: str) -> None:
     """Buttons for the rows as CSV and as JSONL."""
     for kind, made, mime in (("csv", csv_bytes, "text/csv"), ("jsonl", jsonl_bytes, "application/jsonl")):
         data = _later(made, rows)
-        st.download_button(kind.upper(), data, file_name(name, what, kind=kind), mime, key=f"{key}-{kind}", on_click="ignore")
+        st.download_button(kind.upper(), data, file_name(name, what, kind=kind), mime, key=f"{key} {kind}", on_click="ignore")
 
 
 def _later(make: Any, rows: Rows) -> Any:

@@ -184,12 +184,14 @@ def evidence(model: FittedModel, page: Feature, pages: LatentPages) -> None:
         show_chart(charts.logit_bars(page), key="latent logits", name=model.name)
         st.markdown("##### How strong it is")
         show_chart(charts.activation_density(page, pages.corpus["tokens"]), key="latent density", name=model.name)
-    with st.expander("Closest latents, and its effect on the whole vocabulary"):
-        first, second = st.columns(2, gap="medium")
-        with first:
-            closest(model, page)
-        with second:
-            show_chart(charts.logit_histogram(page), key="latent vocabulary", name=model.name)
+    further = st.expander("Closest latents, and its effect on the whole vocabulary", key="latent further", on_change="rerun")
+    if further.open:
+        with further:
+            first, second = st.columns(2, gap="medium")
+            with first:
+                closest(model, page)
+            with second:
+                show_chart(charts.logit_histogram(page), key="latent vocabulary", name=model.name)
 
 
 def _texts(page: Feature, pages: LatentPages) -> None:

@@ -1,0 +1,345 @@
+"""The pages Latents, Latent, Spaces and Doctor in their four states, on a fit of the tiny preset, and what they say against the engine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pages_helpers import HOSTILE, FakeLive, open_page, words
+from streamlit.testing.v1 import AppTest
+
+from core.backbone.presets import preset
+from core.config import Config, DoctorConfig, DoctorRunConfig, LatentsConfig, LatentsRunConfig, SpacesConfig, SpacesRunConfig
+from core.defaults import complete
+from core.explain.label_book import LabelBook
+from core.fitted import Fitted
+from core.fitted_latents import FittedLatents
+from core.pipeline import fit
+from core.runs import launch
+from core.runs.registry import Run, Status
+from core.runs.store import Store
+from core.types import no_progress
+from workbench import doctor, latents, latents_view, models, spaces, state
+
+PAGES = ("latents", "latent", "spaces", "doctor")
+MADE: dict[str, type[Any]] = {"latent": LatentsRunConfig, "spaces": SpacesRunConfig, "doctor": DoctorRunConfig}
+KINDS = {"latent": "latents", "spaces": "spaces", "doctor": "doctor"}
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with a fit of the tiny preset and all that is made of it."""
+    root = tmp_path_factory.mktemp("fitted").resolve()
+    store = Store(root)
+    config = complete(preset("tiny", root=root / "models"), store, lambda _: None)
+    folder = fit(config, store, no_progress).artefact
+    Fitted(folder=folder, store=store).spaces(SpacesConfig(random_draws=1))
+    Fitted(folder=folder, store=store).report(DoctorConfig(swaps=3, responses=4, dialogues=2))
+    FittedLatents(folder=folder, store=store).pages(LatentsConfig(corpus="pairs", tokens=2000))
+    return root
+
+
+def opened(root: Path, monkeypatch: pytest.MonkeyPatch) -> models.FittedModel:
+    monkeypatch.setenv("SPARSERM_CACHE", str(root))
+    return models.models(root)[0]
+
+
+@pytest.fixture
+def model(fitted: Path, monkeypatch: pytest.MonkeyPatch) -> models.FittedModel:
+    return opened(fitted, monkeypatch)
+
+
+@pytest.fixture
+def bare(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> models.FittedModel:
+    """The same fit in a cache where nothing was made of it yet."""
+    left_out = shutil.ignore_patterns("spaces", "doctor", "latents", "runs")
+    shutil.copytree(fitted / "artefacts", tmp_path / "artefacts", ignore=left_out)
+    return opened(tmp_path.resolve(), monkeypatch)
+
+
+def no_error(at: AppTest) -> AppTest:
+    assert not at.exception, [(error.value, error.stack_trace) for error in at.exception]
+    assert not at.error, [error.value for error in at.error]
+    return at
+
+
+def metrics(at: AppTest) -> dict[str, str]:
+    return {metric.label: metric.value for metric in at.metric}
+
+
+def button(at: AppTest, label: str) -> Any:
+    return next(one for one in at.button if one.label == label)
+
+
+# --- empty -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_an_empty_cache_offers_the_demo(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path))
+    at = no_error(open_page(page))
+    assert any("demo" in one.label.lower() for one in at.button) and not at.metric
+
+
+@pytest.mark.parametrize(
+    ("page", "label"),
+    [("latent", "Make the pages of all selected latents"), ("spaces", "Make the pictures"), ("doctor", "Examine this reward model")],
+)
+def test_what_was_not_made_yet_is_offered(bare: models.FittedModel, page: str, label: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Config]] = []
+    monkeypatch.setattr("workbench.run_panel.start", lambda kind, config, parent=None: asked.append((kind, config)) or "")
+    at = no_error(open_page(page))
+    button(at, label).click().run()
+    assert asked == [(KINDS[page], MADE[page](model=str(bare.folder)))]
+
+
+# --- running, failed -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_of(bare: models.FittedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Makes a run that nobody works on: held alive here, or written down as failed."""
+    held = []
+
+    def make(kind: str, config: Config, failed: bool) -> Run:
+        run, lock = launch._new_run(kind, config, bare.root, None)
+        if failed:
+            error = {"problem": "the disk is full", "expected": "2 GB", "found": "1 GB", "remedy": "remove something", "exit_code": 1}
+            run.write(Status(state="failed", attempt=1, queued=1.0, started=2.0, ended=3.0, error=error))
+            lock.release()
+        else:
+            held.append(lock)
+        return run
+
+    yield make
+    for lock in held:
+        lock.release()
+
+
+@pytest.mark.parametrize("page", sorted(MADE))
+def test_a_run_that_makes_it_is_shown(bare: models.FittedModel, run_of: Any, page: str) -> None:
+    run_of(KINDS[page], MADE[page](model=str(bare.folder)), failed=False)
+    at = no_error(open_page(page))
+    assert any(one.label == "Cancel" for one in at.button) and not any("Make" in one.label or "Examine" in one.label for one in at.button)
+
+
+@pytest.mark.parametrize("page", sorted(MADE))
+def test_a_run_that_failed_says_why_and_goes_on(bare: models.FittedModel, run_of: Any, page: str) -> None:
+    run_of(KINDS[page], MADE[page](model=str(bare.folder)), failed=True)
+    at = no_error(open_page(page))
+    said = words(at)
+    assert "the disk is full" in said and "remove something" in said and {"Resume", "Start anew"} <= {one.label for one in at.button}
+
+
+# --- ready: Latents --------------------------------------------------------------------------------------------------
+
+
+def test_latents_shows_the_models_own_selection(model: models.FittedModel) -> None:
+    at = no_error(open_page("latents"))
+    table = at.dataframe[0].value
+    rows = model.selection
+    assert table["Latent"].tolist() == [row["latent_id"] for row in rows]
+    assert table["Separation"].tolist() == pytest.approx([100 * row["separation"] for row in rows])
+    assert metrics(at)["q < 0.05"] == f"{model.about['selection']['n_discoveries']:,} of {model.about['selection']['n_live']:,}"
+
+
+def test_another_k_selects_by_the_same_rule(model: models.FittedModel) -> None:
+    own = model.about["selection"]["k"]
+    other = next(k for k in latents.possible_ks(model) if k < own)
+    found, all_of_own = latents.selection(model, other), latents.selection(model)
+    separation = model.frequencies.separation
+    best = sorted(np.flatnonzero(separation > 0), key=lambda j: (-separation[j], j))[:other]
+    assert [row["latent_id"] for row in found.rows if row["side"] == "chosen"] == best
+    again = {row["latent_id"]: row for row in latents.selection(model, own).rows}
+    assert all_of_own.own and not found.own and again == {row["latent_id"]: row for row in all_of_own.rows}
+    at = no_error(open_page("latents", latents_k=str(other)))
+    assert len(at.dataframe[0].value) == len(found.rows) and at.select_slider[0].value == other
+
+
+def test_stability_at_the_own_k_is_the_folders(model: models.FittedModel) -> None:
+    """Computed again from the resamples, as for any other K, it is what the fit wrote."""
+    own = model.about["selection"]["k"]
+    ids, sides = np.array(model.latents), latents._sides(model)
+    rows = latents._rows_at(model, ids, sides, own, {})
+    assert [row["stability"] for row in rows] == pytest.approx([row["stability"] for row in model.selection])
+    assert [row["held_out"] for row in rows] == pytest.approx([row["held_out"] for row in model.selection])
+
+
+def test_latents_are_searched_by_number_and_label() -> None:
+    rows = [{"latent_id": 12, "label": "Hedging words", "side": "chosen"}, {"latent_id": 7, "label": "", "side": "rejected"}]
+    assert latents_view.matching(rows, "hedg", "both") == rows[:1] and latents_view.matching(rows, "7", "both") == rows[1:]
+    assert latents_view.matching(rows, "", "rejected") == rows[1:] and latents_view.matching(rows, "7", "chosen") == []
+
+
+def test_without_frequencies_the_selection_still_shows(bare: models.FittedModel) -> None:
+    shutil.rmtree(bare.root / "artefacts" / "frequencies")
+    models._frequencies.cache_clear()
+    found = latents.selection(bare)
+    assert [row["latent_id"] for row in found.rows] == list(bare.latents) == found.marks["latent_id"].tolist()
+    no_error(open_page("latents"))
+    no_error(open_page("latent"))
+
+
+@pytest.mark.parametrize("asked", ["nonsense", "-1", "999999", "3"])
+def test_a_wrong_k_in_a_link_is_passed_over(model: models.FittedModel, asked: str) -> None:
+    assert len(no_error(open_page("latents", latents_k=asked)).dataframe[0].value) == len(model.selection)
+
+
+# --- ready: Latent ---------------------------------------------------------------------------------------------------
+
+
+def test_latent_shows_its_page(model: models.FittedModel) -> None:
+    latent = model.latents[1]
+    at = no_error(open_page("latent", latent=str(latent)))
+    pages = latents.find_pages(model)
+    assert pages is not None and metrics(at)["Active on"] == f"{100 * pages[latent]['frac_nonzero']:.1f} %"
+    assert metrics(at)["Separation"] == f"{100 * model.selection[1]['separation']:+.1f} points"
+    assert f"{pages.corpus['tokens']:,} tokens read" in words(at)
+
+
+def test_the_response_curve_moves_one_projection_only(model: models.FittedModel) -> None:
+    latent = model.latents[2]
+    curve = latents.curve_of(model, latent)
+    assert curve is not None
+    parts, known = model.parts, model.known
+    v = parts.projection_mean.astype(np.float64).copy()
+    v[2] = np.percentile(known.projections[known.train, 2], 99)
+    hidden = np.maximum(parts.head.weight_1 @ v + parts.head.bias_1, 0)
+    assert curve["shipped"][-1] == pytest.approx(float(parts.head.weight_2[0] @ hidden + parts.head.bias_2[0]), rel=1e-5)
+    assert curve["projection"][-1] == pytest.approx(v[2]) and curve["heads"].shape[0] == len(parts.heads)
+
+
+def test_the_weight_is_the_mean_size_of_contributions(model: models.FittedModel) -> None:
+    """By numeric integration of the gradient along the path, for every held-out response."""
+    parts, known = model.parts, model.known
+    start, along = parts.projection_mean.astype(np.float64), (np.arange(500) + 0.5)[:, None] / 500
+    sizes = []
+    for v in known.projections[known.held_out].astype(np.float64):
+        active = (start + along * (v - start)) @ parts.head.weight_1.T + parts.head.bias_1 > 0
+        gradient = (active * parts.head.weight_2[0]) @ parts.head.weight_1
+        sizes.append(np.abs((v - start) * gradient.mean(axis=0)))
+    weight, _, n = latents.weights(model)
+    assert n == len(known.held_out) and weight == pytest.approx(np.mean(sizes, axis=0), rel=0.02, abs=1e-3)
+
+
+def test_naming_a_latent_keeps_your_label_first(model: models.FittedModel) -> None:
+    latent = model.latents[0]
+    at = no_error(open_page("latent", latent=str(latent)))
+    at.text_input(key=f"latent name {latent}").set_value(HOSTILE["script"])
+    button(at, "Save").click().run()
+    assert LabelBook(model.config["sae"], model.root).labels()[latent].text == HOSTILE["script"]
+    assert HOSTILE["script"] in [text.value for text in no_error(at).text]
+    assert all(HOSTILE["script"] not in str(one.value) for one in (*at.markdown, *at.caption)), "as plain text only"
+    assert latents.selection(model).rows[0]["label"] == HOSTILE["script"]
+    at.text_input(key=f"latent name {latent}").set_value("")
+    button(at, "Save").click().run()
+    assert latent not in LabelBook(model.config["sae"], model.root).labels()
+
+
+def test_a_latent_that_is_not_selected_has_no_curve(model: models.FittedModel) -> None:
+    stranger = next(j for j in range(latents.n_latents(model) or 0) if j not in model.latents)
+    at = no_error(open_page("latent", latent=str(stranger)))
+    assert metrics(at)["Side"] == "Not selected" and "does not read this latent" in words(at)
+    assert any(one.label == "Make this latent's page, too" for one in at.button)
+
+
+@pytest.mark.parametrize("asked", ["-1", "999999999999", "x", "<script>", "256"])
+def test_a_latent_that_is_not_there_is_said(model: models.FittedModel, asked: str) -> None:
+    at = no_error(open_page("latent", latent=asked))
+    button(at, "Show the best separated instead").click().run()
+    assert no_error(at).selectbox(key="pick latent").value == str(model.latents[0])
+
+
+def test_your_own_text_is_read_by_the_models_process(model: models.FittedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    latent = model.latents[0]
+
+    class Reads(FakeLive):
+        def activations(self, text: str, wanted: Any) -> dict[str, Any]:
+            self.asked.append((text, list(wanted)))
+            kinds = ["first", "prompt", "prompt"]
+            return {
+                "texts": ["<s>", *text.split()],
+                "kinds": kinds,
+                "activation": {str(latent): [5.0, 0.0, 1.5]},
+                "top": [{"latent_id": 9, "activation": 2.0}],
+            }
+
+    live = Reads(model.root)
+    for module in ("latent_view", "live_panel"):
+        monkeypatch.setattr(f"workbench.{module}.live_model", lambda *_: live)
+    at = no_error(open_page("latent", latent=str(latent)))
+    assert not live.asked and not live.started, "nobody needs the model yet"
+    at.text_area[0].set_value("hello there")
+    button(at, "Show where it is active").click().run()
+    assert no_error(at) and live.asked == [("hello there", [latent])]
+    assert state.KEPT_ID.fullmatch("".join(at.query_params["latent_own"])), "a copied link holds the text's id"
+
+
+@pytest.mark.parametrize(
+    ("auroc", "active", "said", "warns"),
+    [(0.95, 50, "0.95", False), (0.7, 50, "0.70", True), (0.95, 9, "too rare to say", True), (None, 50, "–", False)],
+)
+def test_detection_warns_as_the_method_says(auroc: float | None, active: int, said: str, warns: bool) -> None:
+    found = latents.detection({"detection_auroc": auroc, "n_active": active})
+    assert found[0] == said and bool(found[1]) == warns
+
+
+# --- ready: Spaces ---------------------------------------------------------------------------------------------------
+
+
+def test_spaces_draws_every_response_once(model: models.FittedModel) -> None:
+    picture = next(iter(spaces.made(model).values()))
+    found = spaces.points(model, picture)
+    for colour in ("side", "correct", "subset", "split"):
+        groups, palette = spaces.groups_of(model, found, colour)
+        assert len(groups) == len(found.rows) == len(found.texts) and set(groups) <= set(palette)
+    right = model.margins > 0
+    row = int(model.known.chosen_rows[0])
+    expected = {bool(right[i]) for i in range(len(right)) if row in (model.known.chosen_rows[i], model.known.rejected_rows[i])}
+    named = spaces.groups_of(model, found, "correct")[0][found.rows.tolist().index(row)]
+    assert named == ("in pairs of both kinds" if len(expected) == 2 else "ranked right" if True in expected else "ranked wrong")
+    for colour in spaces.COLOURS:
+        no_error(open_page("spaces", spaces_colour=colour))
+
+
+def test_a_lasso_holds_all_lists_to_its_pairs(model: models.FittedModel) -> None:
+    picture = next(iter(spaces.made(model).values()))
+    found = spaces.points(model, picture)
+    row = int(model.known.rejected_rows[3])
+    ids = spaces.pair_ids(model, found, [str(row), "nonsense", "999999"])
+    assert model.pairs[3].pair_id in ids
+    assert all(row in (model.known.chosen_rows[i], model.known.rejected_rows[i]) for i, pair in enumerate(model.pairs) if pair.pair_id in ids)
+    kept = state.keep("filter", {"pairs": ids, "said": "lasso in Spaces"})
+    at = no_error(open_page("spaces", filter=kept))
+    assert len(at.dataframe[0].value) == len(ids) and set(spaces.rows_of_pairs(model, ids)) >= {row}
+    button(at, "Clear").click().run()
+    assert "filter" not in at.query_params
+
+
+def test_spaces_says_how_the_pictures_were_made(model: models.FittedModel) -> None:
+    said = words(no_error(open_page("spaces")))
+    assert "perplexity" in said and "seed 0" in said and "t-SNE" in said
+
+
+# --- ready: Doctor ---------------------------------------------------------------------------------------------------
+
+
+def test_doctor_shows_every_check_worst_first(model: models.FittedModel) -> None:
+    report = doctor.report_of(next(iter(doctor.made(model).values())))
+    said = [text.value for text in no_error(open_page("doctor")).text]
+    assert all(check.figure in said for check in report.checks)
+    assert all(f"To do: {check.remedy}" in said for check in report.checks if check.remedy)
+    worst = [check.status for check in doctor.ordered(report)]
+    assert worst == sorted(worst, key=["fail", "warn", "pass"].index) and len(worst) == len(report.checks)
+    failed = [check for check in report.checks if check.status == "warn"]
+    shown = [text.value for text in no_error(open_page("doctor", doctor_show="warn")).text]
+    assert all((check.figure in shown) == (check in failed) for check in report.checks)
+
+
+def test_details_of_a_check_are_flat_rows() -> None:
+    rows = doctor.flat({"a": {"b": 1.23456789, "c": [1, 2]}, "d": None})
+    assert rows == [{"figure": "a · b", "value": "1.235"}, {"figure": "a · c", "value": "1, 2"}, {"figure": "d", "value": "–"}]
