@@ -9,18 +9,9 @@ model = models.find(state.get("model")) or next(iter(known), None)
 sources = {"model": "This reward model's pairs", "own": "Bring your own"}
 source = "own"
 if model is not None:
-    key = "pairs source"
-    st.session_state[key] = state.get("preferences_source") if state.get("preferences_source") in sources else "model"
-    source = st.session_state[key]
-    st.segmented_control(
-        "Which pairs",
-        list(sources),
-        key=key,
-        required=True,
-        format_func=sources.__getitem__,
-        label_visibility="collapsed",
-        on_change=lambda: state.choose(preferences_source=st.session_state[key] if st.session_state[key] != "model" else None),
-    )
+    source = state.get("preferences_source") if state.get("preferences_source") in sources else "model"
+    bound = state.bound("pairs source", source, lambda chosen: state.choose(preferences_source=chosen if chosen != "model" else None))
+    st.segmented_control("Which pairs", list(sources), required=True, format_func=sources.__getitem__, label_visibility="collapsed", **bound)
 if source == "own" or model is None:
     pairs_view.bring()
 else:

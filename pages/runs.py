@@ -2,12 +2,9 @@
 
 import streamlit as st
 
-from workbench import runs_view, state
+from workbench import runs_view
 
-fresh = bool(state.get("runs_new") or state.get("runs_draft") or state.get("runs_kind")) or not runs_view.any_runs()
-with st.expander("Start a run", icon=":material/play_arrow:", expanded=fresh):
-    runs_view.launcher()
-
+runs_view.launcher()
 chosen = runs_view.chosen()
 wide, narrow = st.columns([7, 2], gap="medium")
 with wide:

@@ -207,7 +207,7 @@ def _python(value: Any) -> Any:
 def activation_density(feature: Mapping[str, Any], tokens: int) -> Chart:
     """How strong a latent is where it is active (Neuronpedia's histogram)."""
     values, heights = feature["freq_hist_data_bar_values"], feature["freq_hist_data_bar_heights"]
-    made = figure(x=f"Activation where active (SAE units), n = {tokens:,} tokens", y="Tokens (log)", height=220)
+    made = figure(x=f"Activation where active (SAE units)<br>n = {tokens:,} tokens", y="Tokens (log)", height=236)
     made.add_bar(x=values, y=heights, marker={"color": CHOSEN}, hovertemplate="about %{x:.3g}: %{y:,} tokens<extra></extra>")
     made.update_yaxes(type="log", dtick=1)
     made.update_layout(bargap=0.05)
@@ -219,7 +219,7 @@ def logit_bars(feature: Mapping[str, Any]) -> Chart:
     """The tokens that the latent's direction promotes and suppresses most, with the change of their logit."""
     signs = [(token, value) for side in ("pos", "neg") for token, value in zip(feature[f"{side}_str"], feature[f"{side}_values"], strict=True)]
     rows = [{"token": token, "logit": value} for token, value in sorted(signs, key=lambda one: one[1])]
-    made = figure(x="Change of the token's logit at activation 1", y="", height=60 + 20 * max(len(rows), 2))
+    made = figure(x="Change of logit at activation 1", y="", height=60 + 20 * max(len(rows), 2))
     made.add_bar(
         orientation="h",
         y=list(range(len(rows))),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -23,7 +24,7 @@ from core.options import as_text, reader
 from core.runs.registry import kind_of
 from workbench import run_panel, state
 
-DRAFT = "runs_draft"
+DRAFT, ALL = "runs_draft", "runs_all"
 FIRST_PRESET = "smollm2-135m"
 WITH_PRESETS = ("fit", "sweep")
 # What most people set, in order; everything else stands under "All settings".
@@ -146,18 +147,17 @@ def draft_of(kind: str) -> Draft:
     return Draft(kind=kind)
 
 
-def _choose(draft: Draft) -> None:
-    state.choose(**{DRAFT: None if draft == Draft(kind=draft.kind) else state.keep("draft", vars(draft))})
+def _choose(draft: Draft, **ids: str | None) -> None:
+    state.choose(**{DRAFT: None if draft == Draft(kind=draft.kind) else state.keep("draft", vars(draft))}, **ids)
 
 
-def fill(kind: str, config: Config, parent: str | None = None) -> None:
-    """A form that starts from this config, for callbacks."""
-    _choose(Draft(kind=kind, base=config.to_dict(), parent=parent))
+def fill(kind: str, config: Config, parent: str | None = None, **ids: str | None) -> None:
+    """A form that starts from this config, for callbacks. `ids` are chosen with it."""
+    _choose(Draft(kind=kind, base=config.to_dict(), parent=parent), **ids)
 
 
-def _take(draft: Draft, path: str, key: str, before: str) -> None:
+def _take(draft: Draft, path: str, before: str, value: Any) -> None:
     """A widget's new value, for its callback."""
-    value = st.session_state[key]
     text = "" if value is None else str(value)
     changes = {name: said for name, said in draft.changes.items() if name != path}
     _choose(replace(draft, changes=changes if text == before else {**changes, path: text}))
@@ -176,7 +176,8 @@ def form(kind: str) -> Filled:
     _grid([(path, *_find(draft.start(), path)) for path in main], draft, errors)
     groups = {name: [row for row in rows if row[0] not in main] for name, rows in _groups(draft.start()).items()}
     wrong = sum(path not in main for path in errors)
-    with st.expander("All settings" + (f", {wrong} to mend" if wrong else ""), icon=":material/tune:", expanded=wrong > 0):
+    # Not an expander: what it hides is in the page and would go on telling old values.
+    if _all_settings(f"All settings{f', {wrong} to mend' if wrong else ''}") or wrong:
         for name, rows in groups.items():
             if rows:
                 st.markdown(f"###### {name}")
@@ -184,17 +185,20 @@ def form(kind: str) -> Filled:
     return Filled(draft=draft, config=config, errors=errors)
 
 
+def _all_settings(label: str) -> bool:
+    shown = bool(state.get(ALL))
+    st.toggle(label, **state.bound("form all", shown, lambda on: state.choose(**{ALL: "1" if on else None})))
+    return shown
+
+
 def _preset(draft: Draft) -> None:
     from core.backbone.presets import PRESETS
 
-    key = f"form {draft.kind} preset"
-    st.session_state[key] = draft.preset or FIRST_PRESET
-
-    def taken() -> None:
-        chosen = st.session_state[key]
+    def take(chosen: str) -> None:
         _choose(Draft(kind=draft.kind, preset="" if chosen == FIRST_PRESET else chosen))
 
-    st.segmented_control("Start from", list(PRESETS), key=key, on_change=taken, required=True, help="Changes below are laid over this preset.")
+    bound = state.bound(f"form {draft.kind} preset", draft.preset or FIRST_PRESET, take)
+    st.segmented_control("Start from", list(PRESETS), required=True, help="Changes below are laid over this preset.", **bound)
 
 
 Row = tuple[str, Config, Any]  # path, the config that the field is of, its dataclass field
@@ -230,20 +234,17 @@ def _grid(rows: list[Row], draft: Draft, errors: Mapping[str, str]) -> None:
 
 def _field(row: Row, draft: Draft, error: str) -> None:
     path, config, spec = row
-    before, key = as_text(getattr(config, spec.name)), f"form {draft.kind} {path}"
+    before, name = as_text(getattr(config, spec.name)), f"form {draft.kind} {path}"
     text = draft.changes.get(path, before)
     label = LABELS.get(f"{draft.kind} {path}") or LABELS.get(spec.name) or spec.name.replace("_", " ").capitalize()
-    shared: dict[str, Any] = {"key": key, "help": spec.metadata["help"], "on_change": _take, "args": (draft, path, key, before)}
-    hint, choices = typing.get_type_hints(type(config))[spec.name], spec.metadata["choices"]
+    take = partial(_take, draft, path, before)
+    hint, choices, help_ = typing.get_type_hints(type(config))[spec.name], spec.metadata["choices"], spec.metadata["help"]
     if choices and text in map(str, choices):
-        st.session_state[key] = text
-        st.selectbox(label, list(map(str, choices)), format_func=lambda choice: choice or "none", **shared)
+        st.selectbox(label, list(map(str, choices)), format_func=lambda choice: choice or "none", help=help_, **state.bound(name, text, take))
     elif hint is int and _whole(text):
-        st.session_state[key] = int(text)
-        st.number_input(label, step=1, **shared)
+        st.number_input(label, step=1, help=help_, **state.bound(name, int(text), take))
     else:
-        st.session_state[key] = text
-        st.text_input(label, placeholder=PLACEHOLDERS.get(spec.name), **shared)
+        st.text_input(label, placeholder=PLACEHOLDERS.get(spec.name), help=help_, **state.bound(name, text, take))
     if error:
         st.badge(f"{label}: {error}"[:160], icon=":material/error:", color="red")
 

@@ -60,16 +60,13 @@ def _chips() -> None:
 
 def _pick_model(known: list[FittedModel], model: FittedModel | None) -> None:
     """A select box of the reward models. What is not of the other model is cleared with the change, so that selections never mix."""
-    titles, key = {one.id: one.title for one in known}, "pick model"
-    st.session_state[key] = model.id if model else None
+    titles = {one.id: one.title for one in known}
 
-    def changed() -> None:
-        other = models.find(st.session_state[key])
-        state.choose(model=st.session_state[key], **dict.fromkeys(_strangers(model, other)))
+    def take(chosen: str) -> None:
+        state.choose(model=chosen, **dict.fromkeys(_strangers(model, models.find(chosen))))
 
-    st.selectbox(
-        "Reward model", list(titles), key=key, format_func=lambda name: titles.get(name, name), on_change=changed, label_visibility="collapsed"
-    )
+    bound = state.bound("pick model", model.id if model else None, take)
+    st.selectbox("Reward model", list(titles), format_func=lambda name: titles.get(name, name), label_visibility="collapsed", **bound)
 
 
 def _strangers(model: FittedModel | None, other: FittedModel | None) -> list[str]:

@@ -118,14 +118,15 @@ def browse(found: PairList, key: str) -> None:
     st.caption(f"{len(rows):,} of {len(found.pairs):,} pairs. Mark one to read it.")
     shown = found.table(rows)
     ids = [found.pairs[int(row)].pair_id for row in rows]
-    table_key = f"pairs {key} {hash(tuple(ids))}"
     chosen = state.get("pair")
+    name = f"pairs {key} {hash(tuple(ids))}"
+    table_key = state.table_key(name, chosen)
     st.dataframe(
         shown,
         hide_index=True,
         key=table_key,
         height=min(38 + 35 * max(len(rows), 1), 330),
-        on_select=lambda: _select(table_key, ids),
+        on_select=lambda: _select(name, table_key, ids),
         selection_mode="single-row",
         selection_default={"selection": {"rows": [ids.index(chosen)] if chosen in ids else []}},
         column_config={
@@ -142,9 +143,12 @@ def browse(found: PairList, key: str) -> None:
         side_by_side(found.pairs[number], number, found)
 
 
-def _select(key: str, ids: list[str]) -> None:
+def _select(name: str, key: str, ids: list[str]) -> None:
+    """The pair that a person marked. A fresh table tells of nothing marked, too, so a pair is let go by its chip."""
     rows = st.session_state[key]["selection"]["rows"]
-    state.choose(pair=ids[rows[0]] if rows and rows[0] < len(ids) else None)
+    if rows and rows[0] < len(ids):
+        state.table_shows(name, ids[rows[0]])
+        state.choose(pair=ids[rows[0]])
 
 
 def _filtered(found: PairList) -> Any:
@@ -177,16 +181,10 @@ def _narrow(label: str, options: list[str], name: str) -> str:
 
 
 def _search() -> str:
-    name, key = "preferences_search", "pairs search"
-    st.session_state[key] = state.get(name)
+    name = "preferences_search"
+    bound = state.bound("pairs search", state.get(name), lambda words: state.choose(**{name: words}))
     with st.container(width=230):
-        st.text_input(
-            "Search",
-            key=key,
-            placeholder="Words in prompt or answers",
-            max_chars=200,
-            on_change=lambda: state.choose(**{name: st.session_state[key]}),
-        )
+        st.text_input("Search", placeholder="Words in prompt or answers", max_chars=200, **bound)
     return state.get(name)
 
 

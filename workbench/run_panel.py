@@ -98,8 +98,9 @@ def title(run: Run) -> str:
 def _title(kind: str, config: Mapping[str, Any]) -> str:
     fit = config.get("fit", config)
     if kind in ("fit", "sweep"):
-        layers = ", ".join(map(str, config.get("layers") or [fit["backbone"]["layer"]]))
-        return f"{_data_name(fit['data']['pairs'])} · {_model_name(fit['backbone']['model'])} · layer {layers} · K {_ks(kind, config)}"
+        layers, model = ", ".join(map(str, config.get("layers") or [fit["backbone"]["layer"]])), fit["backbone"]["model"]
+        data = "tiny-1" if model == TOY and not fit["data"]["pairs"] else _data_name(fit["data"]["pairs"])
+        return f"{data} · {_model_name(model)} · layer {layers} · K {_ks(kind, config)}"
     if kind == "sae-train":
         return f"{_model_name(config['backbone']['model'])} · layer {config['backbone']['layer']} · {config['width']:,} latents"
     if kind == "pairs":

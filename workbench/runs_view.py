@@ -18,11 +18,11 @@ from core.runs.registry import Run, all_runs, kind_of, summaries
 from core.runs.space import disk_used, made_only_by, remove_artefacts
 from core.runs.store import Store, cache_root
 from workbench import charts, estimates, forms, progress, run_panel, state
-from workbench.chart_base import visible
+from workbench.chart_base import plain, visible
 from workbench.downloads import download_rows, show_chart
 from workbench.frame import empty, label_text
 
-OPEN, OTHER, KIND = "runs_open", "runs_other", "runs_kind"
+OPEN, OTHER, KIND, NEW = "runs_open", "runs_other", "runs_kind", "runs_new"
 STARTED_HERE = ("fit", "sweep", "sae-train")  # what has a form; the others are started on the pages that need them
 DULL = ("width", "rows", "layer", "seed", "k", "K")  # figures that say where a step is, not how it goes
 MORE = {"pairs": "preferences", "doctor": "doctor", "spaces": "spaces", "latents": "latents"}
@@ -32,15 +32,19 @@ MORE = {"pairs": "preferences", "doctor": "doctor", "spaces": "spaces", "latents
 
 
 def launcher() -> None:
-    """The form, the equal command, the estimate, and the button."""
+    """The button that opens the form; then the form, the equal command, the estimate, and the button that starts."""
     run_panel.say_complaint()
+    if not state.get(NEW) and all_runs():
+        st.button("Start a run", type="primary", icon=":material/add:", on_click=lambda: state.choose(**{NEW: "1"}))
+        return
+    with st.container(border=True, key="launcher"):
+        _form()
+
+
+def _form() -> None:
     kind = state.get(KIND) if state.get(KIND) in STARTED_HERE else STARTED_HERE[0]
-    key = "runs kind"
-    st.session_state[key] = kind
-    st.segmented_control(
-        "Kind of run", STARTED_HERE, key=key, required=True, format_func=run_panel.kind_words, label_visibility="collapsed",
-        on_change=lambda: state.choose(**{KIND: st.session_state[key], forms.DRAFT: None}),
-    )  # fmt: skip
+    bound = state.bound("runs kind", kind, lambda chosen: state.choose(**{KIND: chosen, forms.DRAFT: None}))
+    st.segmented_control("Kind of run", STARTED_HERE, required=True, format_func=run_panel.kind_words, label_visibility="collapsed", **bound)
     filled = forms.form(kind)
     if filled.draft.parent:
         with st.container(horizontal=True, vertical_alignment="center"):
@@ -54,12 +58,15 @@ def launcher() -> None:
         )  # fmt: skip
         if not filled.errors:
             _estimate(kind, filled)
+        if all_runs():
+            st.space("stretch")
+            st.button("Close", type="tertiary", on_click=state.clear, args=(NEW, KIND, forms.DRAFT, forms.ALL))
 
 
 def _start(kind: str, config: Config, parent: str | None) -> None:
     run_id = run_panel.start(kind, config, parent)
     if run_id:
-        state.choose(**{OPEN: run_id, OTHER: None, forms.DRAFT: None})
+        state.choose(**{OPEN: run_id, OTHER: None, NEW: None, forms.DRAFT: None, KIND: None})
 
 
 def _estimate(kind: str, filled: forms.Filled) -> None:
@@ -104,13 +111,15 @@ def table() -> None:
         return
     shown = [_row(row) for row in rows]
     ids = [row["run"] for row in rows]
-    wanted = [ids.index(name) for name in (state.get(OPEN), state.get(OTHER)) if name in ids]
-    key = f"runs table {' '.join(ids[:1])} {len(ids)}"
+    wanted = sorted(ids.index(one) for one in (state.get(OPEN), state.get(OTHER)) if one in ids)
+    marked = " ".join(ids[row] for row in wanted)
+    name = f"runs table {len(ids)} {ids[0]}"
+    key = state.table_key(name, marked)
     st.dataframe(
         shown,
         hide_index=True,
         key=key,
-        on_select=lambda: _select(key, ids),
+        on_select=lambda: _select(name, key, ids),
         selection_mode="multi-row",
         selection_default={"selection": {"rows": wanted}},
         height=min(38 + 35 * len(shown), 320),
@@ -122,13 +131,16 @@ def table() -> None:
         download_rows(shown, name="", what="runs", key="runs")
 
 
-def _select(key: str, ids: list[str]) -> None:
+def _select(name: str, key: str, ids: list[str]) -> None:
+    """What a person marked; of more than two the last two. That nothing is marked is also what a fresh table tells, so only `Close` closes a run."""
     rows = st.session_state[key]["selection"]["rows"]
-    chosen = [ids[row] for row in rows if row < len(ids)]
-    newest = [name for name in chosen if name not in (state.get(OPEN), state.get(OTHER))]
-    kept = [name for name in (state.get(OPEN), state.get(OTHER)) if name in chosen]
-    both = (kept + newest)[-2:]
-    state.choose(**{OPEN: both[0] if both else None, OTHER: both[1] if len(both) > 1 else None})
+    marked = [ids[row] for row in rows if row < len(ids)]
+    if not marked:
+        return
+    before = [one for one in (state.get(OPEN), state.get(OTHER)) if one in marked]
+    both = (before + [one for one in marked if one not in before])[-2:]
+    state.table_shows(name, " ".join(sorted(both, key=ids.index)))
+    state.choose(**{OPEN: both[0], OTHER: both[1] if len(both) > 1 else None})
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,11 +235,12 @@ def _actions(run: Run, live: bool, state_: str) -> None:
         with st.popover("As a command", type="tertiary", icon=":material/terminal:"):
             config = run.resolved() or run.config()
             st.code(run_panel.command(run.kind, config, forms.Draft(kind=run.kind).start()), language="bash", wrap_lines=True)
+        st.space("stretch")
+        st.button("Close", type="tertiary", key=f"close {run.id}", on_click=state.clear, args=(OPEN, OTHER))
 
 
 def _refill(run: Run) -> None:
-    forms.fill(run.kind, run.resolved() or run.config(), parent=run.id)
-    state.choose(**{KIND: run.kind, "runs_new": "1"})
+    forms.fill(run.kind, run.resolved() or run.config(), parent=run.id, **{KIND: run.kind, NEW: "1"})
 
 
 def _removal(also: bool) -> Any:
@@ -269,7 +282,7 @@ def overlay(runs: list[Run]) -> None:
     name = state.pick("Figure", names, "runs_figure", show=lambda name: labels[name], default=first)
     points = {_called(run): _since_start(series[run.id][name]) for run in runs if name in series[run.id]}
     show_chart(
-        charts.run_curves(points, x="Seconds since this step began", y=labels[name]), key=f"figures {' '.join(series)} {name}", name=runs[0].id
+        charts.run_curves(points, x="Seconds since this step began", y=plain(labels[name])), key=f"figures {' '.join(series)} {name}", name=runs[0].id
     )
 
 
@@ -318,7 +331,3 @@ def disk() -> None:
 
 def _clean() -> None:
     st.session_state["freed"] = console.size(Store(cache_root()).clean())
-
-
-def any_runs() -> bool:
-    return bool(all_runs())

@@ -15,6 +15,7 @@ What is too long for a URL is kept as a small file in the cache, named by its co
     state.link("Open", "latent", latent="17")      a link to a page, with something chosen
     state.go("latent", latent="17")                the same at once; ends this script run
     state.pick("Subset", options, "preferences_subset")   a select box bound to a name
+    st.text_input("Search", **state.bound("search", state.get("latents_search"), take))   any other widget that shows what the URL says
 """
 
 from __future__ import annotations
@@ -107,15 +108,54 @@ def pick(
     """A select box bound to a name: what is chosen, or `default` (else the first option) where nothing that exists is."""
     fallback = default if default in options else next(iter(options), "")
     chosen = get(name) if get(name) in options else fallback
-    key = f"pick {name}"
-    st.session_state[key] = chosen if options else None
 
-    def changed() -> None:
-        picked = st.session_state[key]
+    def take(picked: str) -> None:
         choose(**{name: None if picked == fallback and name not in SHARED else picked})
 
-    st.selectbox(label, options, key=key, format_func=show, on_change=changed, help=help, label_visibility=label_visibility)
+    st.selectbox(
+        label, options, format_func=show, help=help, label_visibility=label_visibility, **bound(f"pick {name}", chosen if options else None, take)
+    )
     return chosen
+
+
+def bound(name: str, value: Any, take: Callable[[Any], None]) -> dict[str, Any]:
+    """`key` and `on_change` of a widget that shows `value`; what a person sets there goes to `take`, in a callback.
+
+    A widget whose value a script sets anew can be overruled by the browser, which still tells the old value when it asks next (a live progress asks
+    every second), and that looks like a person's change. So a value that comes from elsewhere makes another widget: what is told of the old one is
+    nobody's.
+    """
+    memory = f"bound {name}"
+    number, _, shown = st.session_state.get(memory, "0 ").partition(" ")
+    if shown != str(value):
+        number = str(int(number) + 1)
+    key = f"{name} {number}"
+    st.session_state[memory] = f"{number} {value}"
+    if key not in st.session_state:
+        st.session_state[key] = value
+
+    def changed() -> None:
+        said = st.session_state[key]
+        st.session_state[memory] = f"{number} {said}"
+        take(said)
+
+    return {"key": key, "on_change": changed}
+
+
+def table_key(name: str, shown: str) -> str:
+    """The key of a table in which `shown` is marked: another one where that comes from elsewhere than from the table (see `bound`)."""
+    memory = f"bound {name}"
+    number, _, before = st.session_state.get(memory, "0 ").partition(" ")
+    number = number if before == shown else str(int(number) + 1)
+    st.session_state[memory] = f"{number} {shown}"
+    return f"{name} {number}"
+
+
+def table_shows(name: str, shown: str) -> None:
+    """Says, in a table's callback, that a person marked this there."""
+    memory = f"bound {name}"
+    number = st.session_state.get(memory, "0 ").partition(" ")[0]
+    st.session_state[memory] = f"{number} {shown}"
 
 
 # --- what is too long for a URL --------------------------------------------------------------------------------------
