@@ -25,6 +25,7 @@ from core.errors import MissingError, StoreError
 from core.runs.store import Artefact, Store, cache_root
 from core.runs.values import load_value
 from core.types import SPLITS, LatentFrequencies, PreferencePair, PreferencePairs
+from workbench import uploads
 
 if TYPE_CHECKING:
     from core.reward.known import KnownResponses
@@ -63,7 +64,7 @@ class FittedModel:
         source = Path(str(self.about["data"]))
         if source.parts[-len(DEMO.parts) :] == DEMO.parts:
             return "Demo pairs"
-        return source.parent.name if source.stem == "pairs" else source.stem
+        return source.parent.name if source.stem == "pairs" else Path(uploads.name_of(source)).stem
 
     @property
     def backbone_name(self) -> str:

@@ -99,14 +99,17 @@ def mapping(data: Mapping[str, Any]) -> None:
     """How the rows were understood: the format found, the columns it reads, the others."""
     format_ = next((f for f in FORMATS if f.name == data["format"] and f.variant == data["variant"]), None)
     uses = format_.uses if format_ else ()
-    st.caption("Read as")
-    st.text(f"{data['format']}{', ' + data['variant'] if data['variant'] else ''}")
-    st.caption("Columns that were read")
-    st.text(visible(", ".join(name for name in data["columns"] if name in uses) or "by your mapping", 400))
-    others = [name for name in data["columns"] if name not in uses]
-    if others:
-        st.caption("Columns kept beside the pairs, or left out")
-        st.text(visible(", ".join(others), 600))
+    read = ", ".join(name for name in data["columns"] if name in uses) or "by your mapping"
+    others = ", ".join(name for name in data["columns"] if name not in uses)
+    said = {
+        "Read as": ", ".join(part for part in (data["format"], data["variant"]) if part),
+        "Columns read": read,
+        "Kept beside, or left out": others,
+    }
+    for column, (name, value) in zip(st.columns([1, 2, 2]), said.items(), strict=True):
+        if value:
+            column.caption(name)
+            column.text(visible(value, 600))
 
 
 # --- browsing ----------------------------------------------------------------------------------------------------------
@@ -279,13 +282,11 @@ def _checked(run: Run, config: PairsRunConfig) -> None:
         st.button("Check again", on_click=run_panel.start, args=("pairs", config))
         return
     report(found, found["shortcuts"])
-    left, right = st.columns([2, 1], gap="medium")
-    with right, st.container(border=True):
+    with st.container(border=True):
         mapping(found["data"])
-    with left:
-        refused(found["data"])
-        if st.button("Fit a reward model on these", type="primary", icon=":material/arrow_forward:", key="fit these"):
-            _to_fit(config)
+    refused(found["data"])
+    if st.button("Fit a reward model on these", type="primary", icon=":material/arrow_forward:", key="fit these"):
+        _to_fit(config)
     browse(pairs, run.id)
 
 

@@ -27,7 +27,7 @@ from core.errors import SparseRMError, StoreError
 from core.options import options_of
 from core.runs import launch as launching
 from core.runs.registry import Run, Status, all_runs, kind_of, runs_root
-from workbench import progress, state
+from workbench import progress, state, uploads
 
 POLL, IDLE_POLL = 1.0, 4.0  # seconds between two looks at live runs, and at whether somebody started one
 DEMO, TOY = "smollm2-135m", "tiny"
@@ -35,7 +35,7 @@ KIND_WORDS = {
     "fit": "Fit",
     "sweep": "Sweep",
     "sae-train": "SAE training",
-    "pairs": "Check of pairs",
+    "pairs": "Pairs check",
     "doctor": "Doctor",
     "spaces": "Spaces",
     "latents": "Latents' pages",
@@ -116,7 +116,7 @@ def _data_name(pairs: str) -> str:
     path = Path(pairs)
     if not pairs or path.parts[-4:] == ("core", "data", "demo", "pairs.jsonl"):
         return "Demo pairs"
-    return path.parent.name if path.stem == "pairs" else path.name
+    return path.parent.name if path.stem == "pairs" else uploads.name_of(path)
 
 
 def _model_name(model: str) -> str:

@@ -123,7 +123,10 @@ def table() -> None:
         selection_mode="multi-row",
         selection_default={"selection": {"rows": wanted}},
         height=min(38 + 35 * len(shown), 320),
-        column_config={"Accuracy, %": st.column_config.NumberColumn(format="%.1f", help="Mean test accuracy of a fit over its heads")},
+        column_config={
+            "Kind": st.column_config.TextColumn(width=110),
+            "Accuracy, %": st.column_config.NumberColumn(format="%.1f", help="Mean test accuracy of a fit over its heads"),
+        },
         alt="All runs with their state and outcome",
     )
     st.caption("Mark one row to see the run, two to lay them over each other.")

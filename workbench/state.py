@@ -37,7 +37,7 @@ from workbench.places import place
 SHARED = ("model", "pair", "latent", "filter")
 NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 KEPT_ID = re.compile(r"[0-9a-f]{16}")
-MAX_ID = 300  # characters; what is longer is no id
+MAX_ID = 500  # characters; what is longer is no id
 MAX_KEPT = 4_000_000  # bytes of JSON
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
+from core.data.rows import printable
 from core.errors import DataError
 from core.runs.store import cache_root
 
 LARGEST = 200 * 2**20  # bytes; as maxUploadSize in .streamlit/config.toml
 KINDS = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
+UPLOADED = re.compile(r"[0-9a-f]{16}(\.jsonl|\.json|\.csv|\.parquet)(\.gz)?")
+LONGEST_NAME = 80
 TOGETHER = 5 * 2**30  # bytes of all uploads; the oldest go first
 
 
@@ -30,14 +34,30 @@ def keep(name: str, data: bytes) -> Path:
         temporary.write_bytes(data)
         os.replace(temporary, path)
         _make_room(path)
+    _name_file(path).write_text(printable(Path(name.replace("\\", "/")).name, LONGEST_NAME), encoding="utf-8")
     return path
 
 
+def name_of(path: Path) -> str:
+    """What the person called an uploaded file, to be shown and nothing else; another file's own name."""
+    try:
+        return _name_file(path).read_text(encoding="utf-8") if UPLOADED.fullmatch(path.name) else path.name
+    except OSError:
+        return path.name
+
+
+def _name_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.name")
+
+
 def _make_room(newest: Path) -> None:
-    files = sorted((file for file in newest.parent.iterdir() if file.is_file() and file != newest), key=lambda file: file.stat().st_mtime)
+    files = sorted(
+        (file for file in newest.parent.iterdir() if UPLOADED.fullmatch(file.name) and file != newest), key=lambda file: file.stat().st_mtime
+    )
     total = sum(file.stat().st_size for file in (*files, newest))
     for file in files:
         if total <= TOGETHER:
             break
         total -= file.stat().st_size
         file.unlink(missing_ok=True)
+        _name_file(file).unlink(missing_ok=True)
