@@ -44,7 +44,8 @@ class Chart:
 
 def visible(text: object, longest: int | None = None) -> str:
     """A text without what a browser would obey or what would reverse its neighbours; line ends stay. Cut where it is long."""
-    shown = "".join(_visible(sign) for sign in (str(text) if longest is None else str(text)[: 4 * longest + 4]))
+    text = str(text) if longest is None else str(text)[: 4 * longest + 4]
+    shown = text if text.isprintable() else "".join(map(_visible, text))  # a printable text holds none of them
     return shown if longest is None or len(shown) <= longest else shown[: longest - 1] + "…"
 
 
@@ -70,7 +71,7 @@ def figure(*, x: str, y: str, height: int, legend: bool = False, left: int = 56)
     made = go.Figure()
     made.update_layout(
         height=height,
-        margin={"l": left, "r": 12, "t": 46 if legend else 22, "b": 48 if x else 24},
+        margin={"l": left, "r": 12, "t": 46 if legend else 22, "b": 48 + 16 * x.count("<br>") if x else 24},
         showlegend=legend,
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "title": {"text": ""}},
         hoverlabel={"align": "left", "namelength": 0},

@@ -174,7 +174,7 @@ def _latent_marks(made: go.Figure, latents: Columns, x: np.ndarray, y: np.ndarra
             selected={"marker": {"size": 13, "opacity": 1}},
             unselected={"marker": {"opacity": 0.75}},
             customdata=ids[rows].reshape(-1, 1).tolist(),
-            hovertext=[_latent_hover(latents, row) for row in rows],
+            hovertext=[_latent_hover(latents, row) for row in rows.tolist()],
             hoverinfo="text",
         )
     ring = np.flatnonzero(ids == chosen) if chosen is not None else ids[:0]
@@ -185,7 +185,7 @@ def _latent_marks(made: go.Figure, latents: Columns, x: np.ndarray, y: np.ndarra
 
 def _latent_hover(latents: Columns, row: int) -> str:
     label = latents["label"][row]
-    lines = [f"<b>latent {int(latents['latent_id'][row])}</b>" + (f" {wrapped(label, 48, 3)}" if label else "")]
+    lines = [f"<b>latent {int(latents['latent_id'][row])}</b>" + (f" {plain(label)}" if label else "")]
     lines.append(f"chosen {percent(latents['frequency_chosen'][row])}, rejected {percent(latents['frequency_rejected'][row])}")
     lines.append(f"separation {number(100 * latents['separation'][row], '+.1f')} points, q = {number(latents['q_value'][row], '.2g')}")
     return "<br>".join(lines)
@@ -310,9 +310,9 @@ def margins_scatter(first: Sequence[float], second: Sequence[float], ids: Sequen
     x, y = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     gains, losses = (x <= 0) & (y > 0), (x > 0) & (y <= 0)
     for label, colour, symbol, rows in (
-        ("both agree", LINE, "circle", np.flatnonzero(~gains & ~losses)),
-        (f"only {plain(names[1], 30)} is right", CHOSEN, "circle", np.flatnonzero(gains)),
-        (f"only {plain(names[0], 30)} is right", REJECTED, "diamond", np.flatnonzero(losses)),
+        ("both agree", LINE, "circle", np.flatnonzero(~gains & ~losses).tolist()),
+        (f"only {plain(names[1], 30)} is right", CHOSEN, "circle", np.flatnonzero(gains).tolist()),
+        (f"only {plain(names[0], 30)} is right", REJECTED, "diamond", np.flatnonzero(losses).tolist()),
     ):
         made.add_scattergl(
             x=x[rows],

@@ -23,7 +23,7 @@ SPACES = {
 def space_picture(
     name: str,
     points: np.ndarray,
-    ids: Sequence[int],
+    ids: Sequence[int] | np.ndarray,
     groups: Sequence[str],
     texts: Sequence[str],
     palette: Mapping[str, str],
@@ -44,7 +44,7 @@ def space_picture(
             selected={"marker": {"opacity": 0.95}},
             unselected={"marker": {"opacity": 0.12}},
             customdata=numbers[rows].reshape(-1, 1).tolist(),
-            hovertext=[texts[row] for row in rows],
+            hovertext=[texts[row] for row in rows.tolist()],
             hoverinfo="text",
         )
     made.update_layout(dragmode="lasso", legend_itemsizing="constant")
@@ -59,7 +59,13 @@ def _symbol(colour: str) -> str:
 
 
 def space_scale(
-    name: str, points: np.ndarray, ids: Sequence[int], values: Sequence[float], unit: str, texts: Sequence[str], marked: Sequence[int] | None = None
+    name: str,
+    points: np.ndarray,
+    ids: Sequence[int] | np.ndarray,
+    values: Sequence[float] | np.ndarray,
+    unit: str,
+    texts: Sequence[str],
+    marked: Sequence[int] | None = None,
 ) -> Chart:
     """As `space_picture`, coloured by a number."""
     made = figure(x="t-SNE 1 (no unit)", y="t-SNE 2 (no unit)", height=460, left=40)
@@ -88,8 +94,12 @@ def space_figures(figures: Mapping[str, Mapping[str, Any]], chance: float | None
     rows = [{"space": SPACES[name], **found} for name, found in reversed(kept.items())]
     neighbours = which == "neighbours"
     scale, unit = (100, " %") if neighbours else (1, "")
-    title = f"Nearest neighbours that agree (% of {n:,} held-out responses)" if neighbours else f"Silhouette, -1 to 1 (n = {n:,} held-out responses)"
-    made = figure(x=title, y="", height=90 + 28 * max(len(rows), 2))
+    title = (
+        f"Nearest neighbours that agree<br>(% of {n:,} held-out responses)"
+        if neighbours
+        else f"Silhouette, -1 to 1<br>(n = {n:,} held-out responses)"
+    )
+    made = figure(x=title, y="", height=106 + 28 * max(len(rows), 2))
     values = [scale * row["value"] for row in rows]
     names = list(reversed(kept))
     made.add_scatter(
@@ -110,7 +120,7 @@ def space_figures(figures: Mapping[str, Mapping[str, Any]], chance: float | None
         straight(made, x=100 * chance, text="chance")
     elif not neighbours:
         straight(made, x=0, text="mixed")
-    return Chart(name=f"spaces-{which}", figure=made, alt=f"{title}, for {len(rows)} spaces.", rows=rows[::-1])
+    return Chart(name=f"spaces-{which}", figure=made, alt=f"{title}, for {len(rows)} spaces.".replace("<br>", " "), rows=rows[::-1])
 
 
 def _figure_said(row: Mapping[str, Any], scale: float) -> str:

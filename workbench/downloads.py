@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import streamlit as st
 
@@ -19,6 +19,7 @@ from workbench.chart_base import Chart, Rows
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 SHOWN_ROWS = 5000
+Selects = Literal["points", "box", "lasso"]
 
 
 def csv_bytes(rows: Rows) -> bytes:
@@ -62,7 +63,7 @@ def show_chart(
     *,
     key: str,
     name: str = "",
-    select: Sequence[str] = (),
+    select: Sequence[Selects] = (),
     on_select: Callable[[list[str]], None] | None = None,
     table: bool = True,
 ) -> list[str]:
@@ -118,7 +119,7 @@ def data_behind(chart: Chart, *, key: str, name: str = "") -> None:
         show_rows(chart.rows, key=f"{key} table")
         with st.container(horizontal=True):
             download_rows(chart.rows, name=name, what=chart.name, key=key)
-            files = {"data": chart.html, "file_name": file_name(name, chart.name, kind="html"), "mime": "text/html"}
+            files: dict[str, Any] = {"data": chart.html, "file_name": file_name(name, chart.name, kind="html"), "mime": "text/html"}
             st.download_button("HTML", **files, key=f"{key} html", on_click="ignore", help="the chart as a page that works offline")
         st.caption("The camera on the chart saves a PNG.")
 

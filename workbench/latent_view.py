@@ -148,7 +148,8 @@ def effect(model: FittedModel, latent: int, row: Mapping[str, Any] | None) -> No
             about = model.about["selection"]
             held = _held_out(model)
             show_chart(charts.separation_dots(row, int(about["n_pairs"]), held), key="latent separation", name=model.name)
-            said = interval(100 * row["separation"], *(None if row[end] is None else 100 * row[end] for end in ("low", "high")), "+.1f")
+            low, high = (None if row[end] is None else 100 * row[end] for end in ("low", "high"))
+            said = interval(100 * row["separation"], low, high, "+.1f")
             shares = f"{percent(row['frequency_chosen'])} of chosen and {percent(row['frequency_rejected'])} of rejected ones"
             st.caption(f"{said} percentage points; active in {row['n_active']:,} training responses: {shares}.")
     with right:

@@ -125,5 +125,5 @@ def pick_of(value: Any, rows: Sequence[TokenRow]) -> Pick | None:
 @st.cache_resource(show_spinner=False)
 def _component() -> Any:
     """Registered once a server, or every run would warn."""
-    read = {kind: (STATIC / f"tokens.{kind}").read_text(encoding="utf-8") for kind in ("js", "css")}
-    return st.components.v2.component(COMPONENT, **read)
+    code, style = ((STATIC / f"tokens.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+    return st.components.v2.component(COMPONENT, js=code, css=style)
