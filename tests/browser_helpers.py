@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, Locator, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, TimeoutError, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 240_000.0  # milliseconds: machines that test are busy
+PATIENCE = 120_000.0  # milliseconds: machines that test are busy
 IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 
 
@@ -126,11 +126,21 @@ class Tab:
         self.page.wait_for_function("title => document.title.startsWith(title)", arg=title)
         return self.settled()
 
-    def says(self, text: str, timeout: float = PATIENCE) -> Locator:
+    def says(self, text: str) -> Locator:
         """Waits for a text that can be seen."""
-        found = self.page.get_by_text(text).filter(visible=True).first
-        found.wait_for(timeout=timeout)
-        return found
+        return self._stands(self.page.get_by_text(text).filter(visible=True).first)
+
+    def draws(self) -> Tab:
+        """Waits for a chart."""
+        self._stands(self.page.locator('[data-testid="stPlotlyChart"]').first)
+        return self.settled()
+
+    def _stands(self, wanted: Locator) -> Locator:
+        try:
+            wanted.wait_for()
+        except TimeoutError as error:
+            raise AssertionError(f"{wanted} is not on {self.page.url}:\n{self.page.inner_text('body')[:3000]}") from error
+        return wanted
 
     def press(self, name: str) -> Tab:
         self.page.get_by_role("button", name=name, exact=True).filter(visible=True).first.click()

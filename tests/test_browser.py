@@ -19,6 +19,8 @@ from browser_helpers import ROOT, Server, Tab, browser, chromium, query
 from pages_helpers import HOSTILE, add_model, hostile_pairs
 from playwright.sync_api import Browser, BrowserContext
 
+from core.runs.launch import cancel
+from core.runs.registry import all_runs
 from workbench import models, state
 from workbench.forms import Draft
 from workbench.resources import Live
@@ -45,6 +47,9 @@ def server(cache: Path) -> Iterator[Server]:
     found.start()
     yield found
     found.stop()
+    for run in all_runs(cache):
+        if run.live():
+            cancel(run)
     for model in models.models(cache):
         Live(model.folder, cache).stop()
 
@@ -210,8 +215,7 @@ def test_hostile_pairs_show_as_plain_text(context: BrowserContext, server: Serve
         narrow = tab.page.evaluate("() => document.scrollingElement.scrollWidth <= window.innerWidth + 1")
         assert narrow  # a word of 10,000 characters breaks, or the page would scroll sideways
     tab.open("compare", model=first, compare_with=second, compare_pairs="all")
-    tab.page.locator('[data-testid="stPlotlyChart"]').first.wait_for()
-    plain(tab)
+    plain(tab.draws())
     tab.open("preferences", model=first)
     plain(tab)
 
@@ -220,14 +224,16 @@ def test_hostile_texts_read_by_a_model_show_as_plain_text(context: BrowserContex
     found = models.find(toy, cache)
     assert found is not None
     texts = "\n".join(text for name, text in HOSTILE.items() if name not in ("long", "null", "rtl"))
-    own = "own-" + Live(found.folder, cache).keep_pair(HOSTILE["script"] + HOSTILE["image"], texts, HOSTILE["rtl"] + HOSTILE["long"][:2000])
+    own = "own-" + Live(found.folder, cache).keep_pair(HOSTILE["script"] + HOSTILE["image"], texts, HOSTILE["rtl"] + HOSTILE["long"][:200])
     tab = Tab(context, server)
     for section in ("words", "delete", "similar"):
         tab.open("response", model=toy, pair=own, response_tab=section)
-        tab.page.locator('[data-testid="stPlotlyChart"]').first.wait_for()
-        tab.settled()
-        plain(tab, HOSTILE["script"])
+        plain(tab.draws(), HOSTILE["script"])
     tab.press("Paste your own")
-    tab.page.locator('[data-testid="stDialog"] textarea').first.wait_for()
+    dialog = tab.page.locator('[data-testid="stDialog"]')
+    dialog.get_by_label("Another answer").fill("Nothing of the kind.")
     plain(tab)
+    dialog.get_by_role("button", name="Explain").click()
+    tab.page.wait_for_function("old => !location.search.includes(old)", arg=own)
+    tab.draws().says("Nothing of the kind.")
     assert not re.search("torch|sklearn", " ".join(server.libraries()))

@@ -25,6 +25,7 @@ def draw(first: FittedModel) -> None:
         frame.empty("There is one reward model only.", "Fit another one, with other data, another layer or another K, and see where the two part.")
         state.link("Launch a fit", "runs")
         return
+    others.sort(key=lambda model: str(model.about["data"]) != str(first.about["data"]))  # those of the same pairs first
     titles = {model.id: model.title for model in others}
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         with st.container(width=380):
@@ -33,8 +34,9 @@ def draw(first: FittedModel) -> None:
     second = next(model for model in others if model.id == wanted)
     found = compare(first, second, held_out=scope == "heldout")
     if not len(found):
-        said = "Both must have been fitted on the same pairs, with texts kept." if scope == "all" else "Look at all shared pairs instead."
-        frame.empty("The two models share no such pairs.", said)
+        shared = len(compare(first, second, held_out=False))
+        said = f"They share {shared:,} others: look at all shared pairs." if shared else "Compare models that were fitted on the same pairs."
+        frame.empty("There are no such pairs.", said)
         return
     _figures(found)
     with st.container(horizontal=True, gap="medium"):

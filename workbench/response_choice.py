@@ -21,15 +21,12 @@ def segments(label: str, options: dict[str, str], name: str, *, default: str = "
     """A row of choices bound to a name of the URL; `options` are ids and the words that show them."""
     fallback = default if default in options else next(iter(options))
     chosen = state.get(name) if state.get(name) in options else fallback
-    key = f"segments {name}"
-    st.session_state[key] = chosen
 
-    def changed() -> None:
-        picked = st.session_state[key]
+    def take(picked: str) -> None:
         state.choose(**{name: None if picked == fallback else picked})
 
-    shown: Any = {"format_func": lambda one: options[one], "label_visibility": "collapsed"}
-    st.segmented_control(label, list(options), key=key, on_change=changed, required=True, **shown)
+    shown: Any = {"format_func": lambda one: options[one], "label_visibility": "collapsed", **state.bound(f"segments {name}", chosen, take)}
+    st.segmented_control(label, list(options), required=True, **shown)
     return chosen
 
 
@@ -71,19 +68,17 @@ def _lists(model: FittedModel, only: frozenset[str] | None) -> list[int]:
     ids = [of.pair(number).pair_id for number in numbers]
     chosen = state.get("pair") or (ids[0] if ids else "")
     at = ids.index(chosen) if chosen in ids else -1
-    _step("Previous pair", "chevron_left", ids, at - 1 if at > 0 else -1)
-    with st.popover(f"{at + 1:,} of {len(ids):,}" if at >= 0 else f"{len(ids):,} pairs", icon=":material/list:", disabled=not ids):
-        _table(model, numbers[:MOST_LISTED], len(ids), f"{order}{scope}{search}{sorted(only or ())[:3]}")
-    _step("Next pair", "chevron_right", ids, at + 1 if at + 1 < len(ids) else -1)
+    with st.container(horizontal=True, wrap=False, width="content", gap="xsmall"):
+        _step("Previous pair", "chevron_left", ids, at - 1 if at > 0 else -1)
+        with st.popover(f"{at + 1:,} of {len(ids):,}" if at >= 0 else f"{len(ids):,} pairs", icon=":material/list:", disabled=not ids):
+            _table(model, numbers[:MOST_LISTED], len(ids), f"{order}{scope}{search}{sorted(only or ())[:3]}")
+        _step("Next pair", "chevron_right", ids, at + 1 if at + 1 < len(ids) else -1)
     return numbers
 
 
 def _search() -> str:
-    key = "response search box"
-    st.session_state[key] = state.get("response_search")
-    st.text_input(
-        "Search", key=key, placeholder="words in any text", max_chars=200, on_change=lambda: state.choose(response_search=st.session_state[key])
-    )
+    bound = state.bound("response search", state.get("response_search"), lambda words: state.choose(response_search=words))
+    st.text_input("Search", placeholder="words in any text", max_chars=200, **bound)
     return state.get("response_search")
 
 

@@ -24,26 +24,25 @@ def switch_off(view: View) -> None:
     """Latents held at their training means: this reward, held-out accuracy and liking for length move."""
     of = kept(view.model)
     options = ranked_latents(of, view.one.attribution.contribution)
-    key = "response off"
-    st.session_state[key] = [one for one in state.get("response_off").split(",") if one in options]
+    chosen = [one for one in state.get("response_off").split(",") if one in options]
     labels = of.labels
+    bound = state.bound("response off", chosen, lambda picked: state.choose(response_off=",".join(picked)))
     st.multiselect(
         "Latents to switch off, those that did most here first",
         options,
-        key=key,
         format_func=lambda one: visible(latent_name(int(one), labels)),
         max_selections=MOST_OFF,
-        on_change=lambda: state.choose(response_off=",".join(st.session_state[key])),
         placeholder="Choose latents",
+        **bound,
     )
-    off, on = switched(view.model, [int(one) for one in st.session_state[key]], view.one)
+    off, on = switched(view.model, [int(one) for one in chosen], view.one)
     with st.container(horizontal=True, gap="small", key="response off figures"):
         _moved("Reward", on.reward, off.reward, ".3f", "of the response in view")
         _moved("Held-out accuracy (%)", 100 * on.accuracy.accuracy, 100 * off.accuracy.accuracy, ".1f", _accuracy(off))
         said = interval(off.length.value, off.length.low, off.length.high, ".2f")
         _moved("Correlation with length", on.length.value, off.length.value, ".2f", said)
     st.caption(f"With these off: accuracy {_accuracy(off)}; correlation with length {said}, Spearman, over held-out responses.")
-    if not st.session_state[key]:
+    if not chosen:
         st.caption("Nothing is switched off. A switched-off latent's projection is held at its training mean, exactly, on the head.")
 
 

@@ -15,7 +15,7 @@ from workbench.response import EditStep, Explained, Subject, edit_steps, edited_
 from workbench.response_choice import choose_subject, segments
 from workbench.response_view import NAMES
 
-LEFT = 500  # pixels
+LEFT = 580  # pixels
 WAITS = "These texts are new to the reward model, so the language model has to read them."
 
 
@@ -90,6 +90,6 @@ def _prompt(subject: Subject) -> None:
     long = sum(len(message["content"]) for message in subject.prompt) > 500 or len(subject.prompt) > 2
     with st.container(border=True, key="response prompt", height=150 if long else "content", gap="xxsmall"):
         for message in subject.prompt:
-            with st.container(horizontal=True, vertical_alignment="top", gap="small"):
-                st.caption({"user": "Prompt", "system": "System", "assistant": "Earlier"}.get(message["role"], "Message"), width=64)
-                st.text(visible(message["content"]), width="stretch")
+            said, text = st.columns([1, 13], gap="small")
+            said.caption({"user": "Prompt", "system": "System", "assistant": "Earlier"}.get(message["role"], "Message"))
+            text.text(visible(message["content"]))
