@@ -73,7 +73,7 @@ def test_the_commands_of_the_readme_are_commands() -> None:
 def test_there_are_two_commands_of_one_line_and_ci_runs_the_second() -> None:
     first, second = (block.strip() for block in blocks("bash")[:2])
     assert "\n" not in first and "\n" not in second
-    assert first.endswith("sparserm fit --preset tiny")
+    assert first.endswith("streamlit run workbench/app.py") and (ROOT / "workbench/app.py").is_file()
     ci = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
     assert "set -euo pipefail" in ci
     assert ci[-1] == second
