@@ -235,5 +235,11 @@ def test_hostile_texts_read_by_a_model_show_as_plain_text(context: BrowserContex
     plain(tab)
     dialog.get_by_role("button", name="Explain").click()
     tab.page.wait_for_function("old => !location.search.includes(old)", arg=own)
-    tab.draws().says("Nothing of the kind.")
+    pasted = query(tab.draws().page.url)["pair"][0].removeprefix("own-")
+    assert Live(found.folder, cache).kept_pair(pasted) == {
+        "prompt": HOSTILE["script"] + HOSTILE["image"],
+        "chosen": texts,
+        "rejected": "Nothing of the kind.",
+    }
+    plain(tab)
     assert not re.search("torch|sklearn", " ".join(server.libraries()))

@@ -13,6 +13,7 @@ from workbench.downloads import download_rows, show_chart
 from workbench.models import FittedModel
 from workbench.response import one_line
 from workbench.response_choice import segments
+from workbench.response_page import LEFT, RIGHT
 
 SCOPES = {"heldout": "Held out by both", "all": "All shared pairs"}
 MOST_ROWS = 200
@@ -40,9 +41,9 @@ def draw(first: FittedModel) -> None:
         return
     _figures(found)
     with st.container(horizontal=True, gap="medium"):
-        with st.container(width=520):
+        with st.container(width=LEFT):
             _scatter(first, second, found)
-        with st.container(width="stretch"):
+        with st.container(width=RIGHT):
             _table(first, found)
 
 

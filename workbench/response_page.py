@@ -15,7 +15,7 @@ from workbench.response import EditStep, Explained, Subject, edit_steps, edited_
 from workbench.response_choice import choose_subject, segments
 from workbench.response_view import NAMES
 
-LEFT = 580  # pixels
+LEFT, RIGHT = 530, 560  # pixels: side by side from about 1,400 on, below one another on narrower screens
 WAITS = "These texts are new to the reward model, so the language model has to read them."
 
 
@@ -61,10 +61,10 @@ def draw(model: FittedModel) -> None:
     response_view.sentence(found, view.name, view.edited)
     response_view.figures(found, view.name, view.edited)
     with st.container(horizontal=True, gap="medium", key="response halves"):
-        with st.container(width=LEFT):  # so that on a narrow screen the other half goes below
+        with st.container(width=LEFT):
             response_view.bars(model, found, view.name, view.edited)
             response_view.latent_card(model, found, view.edited)
-        with st.container(width="stretch"):
+        with st.container(width=RIGHT):
             names = {name: words for name, (words, _) in SECTIONS.items()}
             SECTIONS[segments("Section", names, "response_tab")][1](view)
 
