@@ -111,10 +111,8 @@ def strings(value: Any) -> list[str]:
 
 @pytest.mark.parametrize("chart", ALL, ids=NAMES)
 def test_no_text_of_data_becomes_markup(chart: Chart) -> None:
-    """plotly makes elements of a few tags in texts: only those that we wrote may be left. Ids and table cells are not texts of the figure."""
+    """plotly makes elements of a few tags in texts: only those that we wrote may be left."""
     made = chart.figure.to_plotly_json()
-    for trace in made["data"]:
-        trace.pop("customdata", None)
     for text in strings(json.loads(json.dumps(made, default=lambda value: np.asarray(value).tolist()))):
         left = text.replace("<b>", "").replace("</b>", "").replace("<br>", "").replace("<extra></extra>", "")
         assert "<" not in left, text

@@ -44,6 +44,10 @@ CONTESTANTS = {
     "length-only": "Length only",
 }
 SIDES = {1: ("Selected, chosen side", CHOSEN, "circle"), -1: ("Selected, rejected side", REJECTED, "diamond"), 0: ("Not selected", LINE, "circle")}
+LATENT_HOVER = (
+    "<b>latent %{customdata[0]}</b> %{customdata[5]}<br>chosen %{customdata[1]:.1f} %, rejected %{customdata[2]:.1f} %"
+    "<br>separation %{customdata[3]:+.1f} points, q = %{customdata[4]}<extra></extra>"
+)
 Columns = Mapping[str, Any]
 
 
@@ -173,9 +177,8 @@ def _latent_marks(made: go.Figure, latents: Columns, x: np.ndarray, y: np.ndarra
             marker={"color": colour, "symbol": symbol, "size": 8 if value else 5, "line": {"width": 0}},
             selected={"marker": {"size": 13, "opacity": 1}},
             unselected={"marker": {"opacity": 0.75}},
-            customdata=ids[rows].reshape(-1, 1).tolist(),
-            hovertext=[_latent_hover(latents, row) for row in rows.tolist()],
-            hoverinfo="text",
+            customdata=_hover_values(latents, rows),
+            hovertemplate=LATENT_HOVER,
         )
     ring = np.flatnonzero(ids == chosen) if chosen is not None else ids[:0]
     if len(ring):
@@ -183,12 +186,13 @@ def _latent_marks(made: go.Figure, latents: Columns, x: np.ndarray, y: np.ndarra
         made.add_scattergl(x=x[ring], y=y[ring], mode="markers", name=f"Latent {chosen}", marker=look, hoverinfo="skip")
 
 
-def _latent_hover(latents: Columns, row: int) -> str:
-    label = latents["label"][row]
-    lines = [f"<b>latent {int(latents['latent_id'][row])}</b>" + (f" {plain(label)}" if label else "")]
-    lines.append(f"chosen {percent(latents['frequency_chosen'][row])}, rejected {percent(latents['frequency_rejected'][row])}")
-    lines.append(f"separation {number(100 * latents['separation'][row], '+.1f')} points, q = {number(latents['q_value'][row], '.2g')}")
-    return "<br>".join(lines)
+def _hover_values(latents: Columns, rows: np.ndarray) -> list[list[Any]]:
+    """For each mark its latent, which a click means, and what its hover box says."""
+    names = ("frequency_chosen", "frequency_rejected", "separation")
+    shares = (np.round(100 * np.asarray(latents[name], dtype=float)[rows], 2).tolist() for name in names)
+    q = [number(value, ".2g") for value in np.asarray(latents["q_value"], dtype=float)[rows].tolist()]
+    labels = [plain(latents["label"][row]) for row in rows.tolist()]
+    return [list(values) for values in zip(np.asarray(latents["latent_id"])[rows].tolist(), *shares, q, labels, strict=True)]
 
 
 def _latents_chart(name: str, made: go.Figure, latents: Columns, what: str) -> Chart:

@@ -116,18 +116,19 @@ def data_behind(chart: Chart, *, key: str, name: str = "") -> None:
     if not behind.open:
         return
     with behind:
-        show_rows(chart.rows, key=f"{key} table")
-        with st.container(horizontal=True):
+        with st.container(horizontal=True, vertical_alignment="center"):
             download_rows(chart.rows, name=name, what=chart.name, key=key)
             files: dict[str, Any] = {"data": chart.html, "file_name": file_name(name, chart.name, kind="html"), "mime": "text/html"}
             st.download_button("HTML", **files, key=f"{key} html", on_click="ignore", help="the chart as a page that works offline")
-        st.caption("The camera on the chart saves a PNG.")
+            st.caption("The camera on the chart saves a PNG.")
+        show_rows(chart.rows, key=f"{key} table", width=560, height=270)
 
 
-def show_rows(rows: Rows, *, key: str) -> None:
+def show_rows(rows: Rows, *, key: str, width: Any = "stretch", height: Any = "auto") -> None:
     """Rows as a table of plain values."""
     columns = dict.fromkeys(name for row in rows[:SHOWN_ROWS] for name in row)
-    st.dataframe({name: [_flat(row.get(name)) for row in rows[:SHOWN_ROWS]] for name in columns}, hide_index=True, key=key, height="auto")
+    table = {name: [_flat(row.get(name)) for row in rows[:SHOWN_ROWS]] for name in columns}
+    st.dataframe(table, hide_index=True, key=key, width=width, height=height)
     if len(rows) > SHOWN_ROWS:
         st.caption(f"The first {SHOWN_ROWS:,} of {len(rows):,} rows; the files hold all of them.")
 
