@@ -208,14 +208,21 @@ def side_by_side(pair: PreferencePair, number: int, found: PairList) -> None:
                 state.link("Why this score?", "response", pair=pair.pair_id)
         for message in pair.prompt:
             st.caption({"user": "Prompt", "system": "System", "assistant": "Earlier answer"}.get(message["role"], "Prompt"))
-            st.text(visible(message["content"]))
+            _whole(message["content"], 130)
         for column, words, colour, text in zip(st.columns(2), ("Chosen", "Rejected"), ("blue", "orange"), (pair.chosen, pair.rejected), strict=True):
-            with column, st.container(border=True, height=min(420, 120 + 24 * (len(text) // 60 + text.count("\n")))):
+            with column, st.container(border=True, height="stretch"):
                 st.badge(words, color=colour)
-                st.text(visible(text))
+                _whole(text, 60)
         if pair.meta:
             with st.expander("What the source says beside it"):
                 st.dataframe([{"Name": visible(name, 60), "Value": visible(value, 300)} for name, value in pair.meta.items()], hide_index=True)
+
+
+def _whole(text: str, width: int) -> None:
+    """A whole text as it is; a long one scrolls in a box of its own. `width`: about how many characters a line holds."""
+    lines = sum(1 + len(line) // width for line in text.split("\n"))
+    with st.container(height=380 if lines > 15 else "content"):
+        st.text(visible(text))
 
 
 # --- pairs of one's own --------------------------------------------------------------------------------------------------

@@ -1,0 +1,150 @@
+"""What is chosen: kept in the URL, kept apart from files, never a path; and widgets that the browser can't overrule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pages_helpers import add_model, open_page
+from streamlit.testing.v1 import AppTest
+
+from core.errors import ConfigError
+from workbench import models, state
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path))
+    return tmp_path.resolve()
+
+
+class Query(dict[str, Any]):
+    """As much of st.query_params as state uses; `steps` are the steps of the browser's history."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[dict[str, str]] = []
+
+    def from_dict(self, values: dict[str, str]) -> None:
+        self.clear()
+        self.update(values)
+        self.steps.append(dict(values))
+
+
+@pytest.fixture
+def query(monkeypatch: pytest.MonkeyPatch) -> Query:
+    found = Query()
+    monkeypatch.setattr(state.st, "query_params", found)
+    monkeypatch.setattr(state.st, "session_state", {})
+    return found
+
+
+def test_choosing_is_one_step_and_leaves_the_rest(query: Query) -> None:
+    state.choose(latent=17, pair="p1")
+    state.choose(pair=None, model="m")
+    state.choose(model="m")
+    assert query.steps == [{"latent": "17", "pair": "p1"}, {"latent": "17", "model": "m"}]
+    assert state.get("latent") == "17" and state.get("pair") == "" and state.get("pair", "none") == "none"
+    state.clear("latent", "model")
+    assert query.steps[-1] == {}
+
+
+def test_what_is_no_name_or_no_id(query: Query) -> None:
+    with pytest.raises(ConfigError, match="no choice can have this name"):
+        state.choose(**{"a b": "1"})
+    query["pair"] = "x" * 501
+    assert state.get("pair") == ""
+
+
+def test_kept_by_content_and_never_by_a_path(query: Query, cache: Path) -> None:
+    name = state.keep("draft", {"text": "half \ud800 a pair", "n": [1, 2]})
+    assert name == state.keep("draft", {"n": [1, 2], "text": "half ? a pair"})
+    assert state.kept("draft", name) == {"text": "half ? a pair", "n": [1, 2]}
+    (cache / "secret.json").write_text("1")
+    assert state.kept("draft", "../../secret") is None and state.kept("draft", "0" * 16) is None
+    (cache / "workbench" / "draft" / f"{name}.json").write_text("{")
+    assert state.kept("draft", name) is None
+    with pytest.raises(ConfigError, match="too large"):
+        state.keep("draft", "x" * 4_000_001)
+
+
+def test_a_set_of_pairs_holds_until_it_is_cleared(query: Query) -> None:
+    assert state.chosen_pairs() is None
+    state.choose_pairs(["b", "a", "b"], "lasso in Spaces")
+    held = state.chosen_pairs()
+    assert held is not None and len(held) == 2 and "a" in held and "c" not in held and held.said == "lasso in Spaces"
+    state.choose_pairs([], "nothing")
+    assert "filter" not in query and state.chosen_pairs() is None
+
+
+def test_a_value_from_elsewhere_makes_another_widget(query: Query) -> None:
+    told: list[Any] = []
+    first = state.bound("box", "a", told.append)
+    assert state.st.session_state[first["key"]] == "a"
+    state.st.session_state[first["key"]] = "b"  # the person chooses b
+    first["on_change"]()
+    assert told == ["b"]
+    again = state.bound("box", "b", told.append)
+    assert again["key"] == first["key"]
+    other = state.bound("box", "c", told.append)  # the back button, say
+    assert other["key"] != first["key"] and state.st.session_state[other["key"]] == "c"
+
+
+def test_a_table_is_made_anew_only_where_somebody_else_marks(query: Query) -> None:
+    first = state.table_key("runs", "")
+    state.table_shows("runs", "r1")
+    assert state.table_key("runs", "r1") == first
+    assert state.table_key("runs", "r2") != first
+
+
+def in_url(at: AppTest) -> dict[str, str]:
+    return {name: value[-1] if isinstance(value, list) else value for name, value in at.query_params.items()}
+
+
+def script() -> None:
+    import streamlit as st
+
+    from workbench import state
+
+    st.text(state.pick("Kind", ["x", "y", "z"], "preferences_kind", default="y"))
+
+
+def test_a_select_box_bound_to_a_name() -> None:
+    at = AppTest.from_function(script).run()
+    assert at.text[0].value == "y" and at.selectbox[0].value == "y"
+    at.selectbox[0].select("z").run()
+    assert at.text[0].value == "z" and in_url(at) == {"preferences_kind": "z"}
+    at.selectbox[0].select("y").run()
+    assert in_url(at) == {}
+    at.query_params["preferences_kind"] = "nobody's"
+    assert at.run().text[0].value == "y"
+
+
+# --- chips ---------------------------------------------------------------------------------------------------------------
+
+
+def chips(at: AppTest) -> list[str]:
+    return [button.label for button in at.button if str(button.key).startswith("chip ")]
+
+
+def test_chips_show_and_clear(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_model(cache)
+    model = models.models(cache)[0]
+    pair = model.pairs[3].pair_id
+    at = open_page("compare", pair=pair, latent="12 <b>", filter="0" * 16)
+    assert chips(at) == ["Pair 4", "Latent 12 b", "Unknown filter"]
+    next(button for button in at.button if button.key == "chip latent").click().run()
+    assert chips(at) == ["Pair 4", "Unknown filter"] and "latent" not in at.query_params
+    at.query_params["pair"] = "nobody's"
+    assert chips(at.run())[0] == "Pair not of this model"
+
+
+def test_another_model_takes_only_what_is_its_own(cache: Path) -> None:
+    first, second = add_model(cache, seed=0), add_model(cache, seed=1)
+    model = models.find(first, cache)
+    assert model is not None
+    at = open_page("compare", model=first, latent="11", pair=model.pairs[0].pair_id)
+    box = next(box for box in at.selectbox if box.label == "Reward model")
+    box.select(second).run()
+    assert in_url(at)["model"] == second and in_url(at)["latent"] == "11"  # both read the same SAE
