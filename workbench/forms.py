@@ -18,7 +18,7 @@ from typing import Any
 
 import streamlit as st
 
-from core.config import Config, from_dict
+from core.config import Config, SweepConfig, from_dict
 from core.errors import ConfigError, SparseRMError
 from core.options import as_text, reader
 from core.runs.registry import kind_of
@@ -84,7 +84,7 @@ class Draft:
             return config
         if self.kind == "fit":
             return PRESETS[self.preset or FIRST_PRESET]
-        return cls(fit=PRESETS[self.preset or FIRST_PRESET]) if self.kind == "sweep" else cls()
+        return SweepConfig(fit=PRESETS[self.preset or FIRST_PRESET]) if self.kind == "sweep" else cls()
 
     def built(self) -> tuple[Config, dict[str, str]]:
         """The config with every change that it takes, and what is wrong with the others."""

@@ -209,10 +209,13 @@ def side_by_side(pair: PreferencePair, number: int, found: PairList) -> None:
         for message in pair.prompt:
             st.caption({"user": "Prompt", "system": "System", "assistant": "Earlier answer"}.get(message["role"], "Prompt"))
             _whole(message["content"], 130)
-        for column, words, colour, text in zip(st.columns(2), ("Chosen", "Rejected"), ("blue", "orange"), (pair.chosen, pair.rejected), strict=True):
-            with column, st.container(border=True, height="stretch"):
-                st.badge(words, color=colour)
-                _whole(text, 60)
+        left, right = st.columns(2)
+        with left, st.container(border=True, height="stretch"):
+            st.badge("Chosen", color="blue")
+            _whole(pair.chosen, 60)
+        with right, st.container(border=True, height="stretch"):
+            st.badge("Rejected", color="orange")
+            _whole(pair.rejected, 60)
         if pair.meta:
             with st.expander("What the source says beside it"):
                 st.dataframe([{"Name": visible(name, 60), "Value": visible(value, 300)} for name, value in pair.meta.items()], hide_index=True)
@@ -239,7 +242,7 @@ def bring() -> None:
     if run is None or run.status().state in ("failed", "cancelled", "interrupted"):
         with st.container(horizontal=True, vertical_alignment="center"):
             st.button(
-                "Check these pairs", type="primary", key="check pairs", disabled=bool(filled.errors), on_click=run_panel.start, args=("pairs", config)
+                "Check these pairs", type="primary", key="check pairs", disabled=bool(filled.errors), on_click=run_panel.begin, args=("pairs", config)
             )
             with st.popover("As a command", type="tertiary", icon=":material/terminal:"):
                 st.code(filled.command, language="bash", wrap_lines=True)
@@ -286,7 +289,7 @@ def _checked(run: Run, config: PairsRunConfig) -> None:
         pairs = _of_folder(folder)
     except (OSError, ValueError):
         st.markdown("What this check found is gone from the cache.")
-        st.button("Check again", on_click=run_panel.start, args=("pairs", config))
+        st.button("Check again", on_click=run_panel.begin, args=("pairs", config))
         return
     report(found, found["shortcuts"])
     with st.container(border=True):

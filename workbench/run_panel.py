@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ STATE_LOOKS: Mapping[str, tuple[str, Any]] = {
     "interrupted": (":material/power_off:", "orange"),
     "damaged": (":material/broken_image:", "red"),
 }
+UNKNOWN_LOOK: tuple[str, Any] = (":material/question_mark:", "gray")
 STEP_WORDS = {
     "read pairs": "Reading pairs",
     "duplicates": "Looking for duplicates",
@@ -125,7 +127,7 @@ def _model_name(model: str) -> str:
 
 
 def state_badge(name: str) -> None:
-    icon, colour = STATE_LOOKS.get(name, (None, "gray"))
+    icon, colour = STATE_LOOKS.get(name, UNKNOWN_LOOK)
     st.badge(name.capitalize(), icon=icon, color=colour)
 
 
@@ -139,6 +141,11 @@ def start(kind: str, config: Config, parent: str | None = None) -> str:
     except SparseRMError as error:
         _complain(error)
         return ""
+
+
+def begin(kind: str, config: Config, parent: str | None = None) -> None:
+    """As `start`, for a button's on_click."""
+    start(kind, config, parent)
 
 
 def act(action: Callable[[Run], object], run_id: str) -> None:
@@ -192,11 +199,9 @@ def command(kind: str, config: Config, base: Config | None = None, preset: str =
     return shlex.join(["sparserm", *words, "--detach"])
 
 
-def _named_alike(config: Config, base: Config) -> Config:
+def _named_alike(config: Any, base: Any) -> Any:
     """`base` with the model that the command names without an option."""
-    import dataclasses
-
-    return dataclasses.replace(base, model=config.model) if hasattr(config, "model") else base  # type: ignore[attr-defined]
+    return replace(base, model=config.model) if hasattr(config, "model") else base
 
 
 # --- one run ---------------------------------------------------------------------------------------------------------
@@ -315,7 +320,7 @@ def offer(kind: str, config: Config, button: str, *, said: str = "", again: bool
                 st.markdown(said)
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.button(
-                    button if not run or state_ == "succeeded" else "Start anew", key=f"start {kind} {button}", on_click=start, args=(kind, config),
+                    button if not run or state_ == "succeeded" else "Start anew", key=f"start {kind} {button}", on_click=begin, args=(kind, config),
                     type="secondary" if run and state_ != "succeeded" else "primary",
                 )  # fmt: skip
                 with st.popover("As a command", type="tertiary", icon=":material/terminal:"):
@@ -351,11 +356,11 @@ def demo() -> None:
             "648 preference pairs about truthfulness, safety and tone, read by a small language model on this machine."
         )
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.button("Build the demo", type="primary", icon=":material/play_arrow:", on_click=start, args=("fit", PRESETS[DEMO]))
+            st.button("Build the demo", type="primary", icon=":material/play_arrow:", on_click=begin, args=("fit", PRESETS[DEMO]))
             st.button(
                 "Build a toy instead",
                 key="toy",
-                on_click=start,
+                on_click=begin,
                 args=("fit", PRESETS[TOY]),
                 help="A random model of two layers that is made here: seconds, no download, no sense.",
             )
@@ -384,7 +389,7 @@ def _tick(drawn: list[str]) -> None:
     if [run.id for run in live] != drawn:
         st.rerun()
     for run in live[:3]:
-        now = (progress.follow(run).steps or [None])[-1]
+        now = next(reversed(progress.follow(run).steps), None)
         with st.container(border=True, key=f"tick {run.id}"):
             st.caption(f"**{kind_words(run.kind)}**" + ("" if now else ", queued" if run.status().state == "queued" else ", starting"))
             if now:
