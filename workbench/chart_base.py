@@ -18,7 +18,8 @@ import plotly.graph_objects as go
 
 CHOSEN, REJECTED, NEUTRAL = "#3B7DED", "#DD6B10", "#7F8A99"
 FAINT, LINE = "rgba(127, 138, 153, 0.35)", "rgba(127, 138, 153, 0.55)"
-FURTHER = ("#0F9D8A", "#A855C7", "#B8860B", "#C2416B")  # for what is neither chosen nor rejected, such as the controls
+FURTHER = ("#0F9D8A", "#A855C7", "#B8860B", "#C2416B", "#6A8F2B", "#5F7FBF")  # for what is neither chosen nor rejected, such as the controls
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "x")  # beside colours, for who can't tell those apart
 INTERVAL = "95 % interval"
 REORDERING = {chr(code) for code in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 CONTROL, REPLACED = ("Cc", "Cs", "Co"), "\ufffd"

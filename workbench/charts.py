@@ -309,14 +309,14 @@ def _paired(names: tuple[str, str], first: Sequence[Any], second: Sequence[Any])
 
 
 def margins_scatter(first: Sequence[float], second: Sequence[float], ids: Sequence[str], texts: Sequence[str], names: tuple[str, str]) -> Chart:
-    """The margins of two reward models on the same pairs. Agreement is grey; blue: only the second is right, orange: only the first."""
+    """The margins of two reward models on the same pairs. Agreement is grey; the two ways to disagree have a colour each."""
     made = figure(x=f"Margin, {plain(names[0], 40)} (reward)", y=f"Margin, {plain(names[1], 40)} (reward)", height=480, legend=True)
     x, y = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     gains, losses = (x <= 0) & (y > 0), (x > 0) & (y <= 0)
     for label, colour, symbol, rows in (
         ("both agree", LINE, "circle", np.flatnonzero(~gains & ~losses).tolist()),
-        (f"only {plain(names[1], 30)} is right", CHOSEN, "circle", np.flatnonzero(gains).tolist()),
-        (f"only {plain(names[0], 30)} is right", REJECTED, "diamond", np.flatnonzero(losses).tolist()),
+        (f"only {plain(names[1], 30)} is right", FURTHER[0], "square", np.flatnonzero(gains).tolist()),
+        (f"only {plain(names[0], 30)} is right", FURTHER[3], "diamond", np.flatnonzero(losses).tolist()),
     ):
         made.add_scattergl(
             x=x[rows],
@@ -339,9 +339,7 @@ def margins_scatter(first: Sequence[float], second: Sequence[float], ids: Sequen
 def run_curves(runs: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str) -> Chart:
     """A figure over time or steps for one run, or two overlaid: (x, y) points by the run's name."""
     made = figure(x=x, y=y, height=300, legend=len(runs) > 1)
-    for (name, points), colour, dash in zip(
-        runs.items(), (CHOSEN, REJECTED, *FURTHER), ("solid", "dash", "dot", "dashdot", "solid", "dash"), strict=False
-    ):
+    for (name, points), colour, dash in zip(runs.items(), (FURTHER[0], FURTHER[3], *FURTHER[1:3]), ("solid", "dash", "dot", "dashdot"), strict=False):
         made.add_scatter(
             x=[point[0] for point in points],
             y=[point[1] for point in points],

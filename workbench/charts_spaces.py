@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from workbench.chart_base import CHOSEN, NEUTRAL, REJECTED, Chart, figure, interval, plain, straight, whiskers
+from workbench.chart_base import CHOSEN, NEUTRAL, SYMBOLS, Chart, figure, interval, plain, straight, whiskers
 
 SPACES = {
     "sparse": "Sparse v",
@@ -32,14 +33,14 @@ def space_picture(
     """A t-SNE picture [n, 2]: a colour a group (in the palette's order), `marked` response rows on top of the faded others, by WebGL."""
     made = figure(x="t-SNE 1 (no unit)", y="t-SNE 2 (no unit)", height=460, legend=True, left=40)
     numbers, names, keep = np.asarray(ids), np.asarray(groups, dtype=object), None if marked is None else set(marked)
-    for group, colour in palette.items():
+    for (group, colour), symbol in zip(palette.items(), itertools.cycle(SYMBOLS), strict=False):
         rows = np.flatnonzero(names == group)
         made.add_scattergl(
             x=points[rows, 0],
             y=points[rows, 1],
             mode="markers",
             name=f"{plain(group)} ({len(rows):,})",
-            marker={"color": colour, "size": 5, "opacity": 0.75, "symbol": _symbol(colour)},
+            marker={"color": colour, "size": 5, "opacity": 0.75, "symbol": symbol},
             selectedpoints=None if keep is None else [i for i, row in enumerate(rows) if int(numbers[row]) in keep],
             selected={"marker": {"opacity": 0.95}},
             unselected={"marker": {"opacity": 0.12}},
@@ -52,10 +53,6 @@ def space_picture(
         axis(showticklabels=False, showgrid=False)
     table = [{"response": int(numbers[i]), "x": float(points[i, 0]), "y": float(points[i, 1]), "group": names[i]} for i in range(len(numbers))]
     return Chart(name=f"tsne-{name}", figure=made, alt=f"t-SNE picture of {SPACES.get(name, name)}: {len(numbers):,} responses.", rows=table)
-
-
-def _symbol(colour: str) -> str:
-    return "diamond" if colour == REJECTED else "circle"
 
 
 def space_scale(

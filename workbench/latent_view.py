@@ -9,6 +9,7 @@ import streamlit as st
 
 from core.config import LatentsRunConfig
 from core.errors import SparseRMError
+from core.explain.labels import PERSON, Label
 from core.explain.latents import Feature, LatentPages
 from workbench import charts, frame, latents, live_panel, run_panel, state
 from workbench.chart_base import interval, number, percent
@@ -70,7 +71,7 @@ def naming(model: FittedModel, latent: int) -> None:
         if found:
             st.caption(frame.label_text(_origin(found[0]), 90))
         with st.popover("Name it" if not found else "Labels", icon=":material/edit:", type="tertiary"):
-            mine = next((label.text for label in found if label.source == "person"), "")
+            mine = next((label.text for label in found if label.source == PERSON), "")
             with st.form("latent naming", border=False):
                 st.text_input(
                     "Your label",
@@ -96,10 +97,11 @@ def _name(model: FittedModel, latent: int) -> None:
         st.session_state["latent naming failed"] = f"The label could not be saved: {error}"
 
 
-def _origin(label: Any) -> str:
-    by = label.author or label.model or label.method
+def _origin(label: Label) -> str:
+    by = label.author or label.model or ("" if label.source == PERSON else label.method)
+    source = "yours" if label.source == PERSON else label.source
     scores = ", ".join(latents.score_said(score) for score in label.scores[:1])
-    return ", ".join(part for part in (label.source + (f" by {by}" if by else ""), label.date[:10], scores) if part)
+    return ", ".join(part for part in (source + (f" by {by}" if by else ""), label.date[:10], scores) if part)
 
 
 # --- its figures ---------------------------------------------------------------------------------------------------
@@ -308,8 +310,8 @@ def _show_own(found: Mapping[str, Any], latent: int) -> None:
         hint="" if any(v for v in shown if v) else "It is silent on this text.",
     )
     others = [one for one in found["top"] if one["latent_id"] != latent][:6]
-    with st.container(horizontal=True):
-        st.caption("Most active here:")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption("Most active here:", width="content")
         for one in others:
             st.button(
                 f"{one['latent_id']}",

@@ -28,7 +28,6 @@ COLOURS = {
 }
 SCALES = {"length": "tokens", "reward": "reward"}
 SIDES = {1: "chosen", -1: "rejected", 0: "both, in several pairs"}
-MOST_GROUPS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +82,12 @@ def groups_of(model: FittedModel, found: Points, colour: str) -> tuple[list[str]
     """A group for each point, and the groups' colours in order."""
     spaces = found.spaces
     if colour == "correct":
-        return _correct(model, found), {"ranked right": CHOSEN, "ranked wrong": REJECTED, "in pairs of both kinds": NEUTRAL}
+        return _correct(model, found), {"ranked right": NEUTRAL, "in pairs of both kinds": FURTHER[2], "ranked wrong": FURTHER[3]}
     if colour == "subset":
         return _subsets(model, found)
     if colour == "split":
         names = (*SPLITS, "unused")
-        return [names[int(one)] for one in spaces.split], dict(zip(names, (NEUTRAL, FURTHER[0], CHOSEN, FURTHER[2]), strict=True))
+        return [names[int(one)] for one in spaces.split], dict(zip(names, (NEUTRAL, FURTHER[0], FURTHER[3], FURTHER[2]), strict=True))
     return [SIDES[int(one)] for one in spaces.label], {"chosen": CHOSEN, "rejected": REJECTED, SIDES[0]: NEUTRAL}
 
 
@@ -106,9 +105,8 @@ def _subsets(model: FittedModel, found: Points) -> tuple[list[str], dict[str, st
     field = next((name for name in SUBSET_FIELDS if any(name in pair.meta for pair in pairs)), None)
     names = [_subset(pairs, found.pairs.get(row, ()), field) for row in found.rows.tolist()]
     often = sorted(set(names), key=lambda name: -names.count(name))
-    colours = (CHOSEN, REJECTED, *FURTHER)[:MOST_GROUPS]
-    palette = dict(zip(often, colours, strict=False))
-    if len(often) > len(colours):
+    palette = dict(zip(often, FURTHER, strict=False))
+    if len(often) > len(FURTHER):
         names = [name if name in palette else "others" for name in names]
         palette["others"] = NEUTRAL
     return names, palette
