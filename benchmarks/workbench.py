@@ -102,15 +102,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, browser() as chrome:
         large = Path(folder) / "cache"
         enlarge(known[0], large)
-        found = {"cold start": cold_start(chrome, root, Path(folder))}
-        found |= with_server(root, Path(folder), lambda server: warm(chrome, server, known[0]))
-        found |= with_server(large, Path(folder), lambda server: many(chrome, server))
-        found |= with_server(root, Path(folder), lambda server: crowd(chrome, server))
+        found = told({"cold start": cold_start(chrome, root, Path(folder))})
+        found |= with_server(root, Path(folder), lambda server: told(warm(chrome, server, known[0])))
+        found |= with_server(large, Path(folder), lambda server: told(many(chrome, server)))
+        found |= with_server(root, Path(folder), lambda server: told(crowd(chrome, server)))
         Live(known[0].folder, root).stop()
-    for name, bound in BOUNDS.items():
-        said = found.get(name, {})
-        print(f"{name:20} {'  '.join(f'{key} {value:.3f}' for key, value in said.items())}   wanted < {bound}", flush=True)
     print(json.dumps(found))
+
+
+def told(found: dict[str, Any]) -> dict[str, Any]:
+    """Prints figures as soon as they are known."""
+    for name, said in found.items():
+        print(f"{name:20} {'  '.join(f'{key} {value:.3f}' for key, value in said.items())}   wanted < {BOUNDS[name]}", flush=True)
+    return found
 
 
 def median(times: list[Mapping[str, float]]) -> dict[str, float]:
@@ -173,7 +177,7 @@ def warm(chrome: Browser, server: Server, model: FittedModel) -> dict[str, Any]:
         one.menu(title)
     switches = [timed(one, link(one, title), title=title) for title in PAGES[:TIMES]]
     one.menu("Response")
-    button = one.page.get_by_role("button", name="Next pair")
+    button = one.page.get_by_role("button", name="Next", exact=True)
     pairs = [timed(one, button.click, title="Response", chart=CHART) for _ in range(TIMES)]
     Live(model.folder, model.root).wait(120)
     one.choose("Edit")

@@ -69,10 +69,10 @@ def _lists(model: FittedModel, only: frozenset[str] | None) -> list[int]:
     chosen = state.get("pair") or (ids[0] if ids else "")
     at = ids.index(chosen) if chosen in ids else -1
     with st.container(horizontal=True, wrap=False, width="content", gap="xsmall"):
-        _step("Previous pair", "chevron_left", ids, at - 1 if at > 0 else -1)
+        _step("Back", "Previous pair", "chevron_left", ids, at - 1 if at > 0 else -1)
         with st.popover(f"{at + 1:,} of {len(ids):,}" if at >= 0 else f"{len(ids):,} pairs", icon=":material/list:", disabled=not ids):
             _table(model, numbers[:MOST_LISTED], len(ids), f"{order}{scope}{search}{sorted(only or ())[:3]}")
-        _step("Next pair", "chevron_right", ids, at + 1 if at + 1 < len(ids) else -1)
+        _step("Next", "Next pair", "chevron_right", ids, at + 1 if at + 1 < len(ids) else -1)
     return numbers
 
 
@@ -82,9 +82,9 @@ def _search() -> str:
     return state.get("response_search")
 
 
-def _step(label: str, icon: str, ids: list[str], to: int) -> None:
+def _step(word: str, label: str, icon: str, ids: list[str], to: int) -> None:
     ids_to = {"pair": ids[to] if 0 <= to < len(ids) else None, **OTHER}
-    st.button("", key=f"response {label}", icon=f":material/{icon}:", help=label, disabled=to < 0, on_click=state.choose, kwargs=ids_to)
+    st.button(word, key=f"response {label}", icon=f":material/{icon}:", help=label, disabled=to < 0, on_click=state.choose, kwargs=ids_to)
 
 
 def _table(model: FittedModel, numbers: list[int], total: int, said: str) -> None:
