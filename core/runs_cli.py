@@ -14,11 +14,11 @@ from typing import Any
 
 from core import console
 from core.config import Config
-from core.errors import StoreError
+from core.errors import ConfigError, StoreError
 from core.options import Parser, add_command, add_options, override, print_json
 from core.runs.events import read_events
 from core.runs.launch import cancel, launch, remove, resume, run_size, wait_started
-from core.runs.registry import Run, Status, find_run, summaries
+from core.runs.registry import Run, Status, find_run, kind_of, summaries
 
 POLL = 0.2
 WAITING_AFTER = 5  # looks at a queued run before it is said that it waits
@@ -277,6 +277,9 @@ def verify_command(arguments: argparse.Namespace, display: console.Display) -> N
     from core.runs.verify import verify
 
     run = find_run(arguments.id)
+    if not kind_of(run.kind).alone:
+        said = f"a run of kind {run.kind} reads what its fit left in the cache, and can't be done again in a fresh one"
+        raise ConfigError(said, remedy="verify the run of the fit")
     job, config = load_job(run.kind), run.resolved() or run.config()
     with foreground_turn(job.backbone(config), Store(), display.say):
         report = verify(run, devices_of(job.backbone(config)), input_hashes(job, config), display, display.say)

@@ -172,7 +172,7 @@ def form(kind: str) -> Filled:
     if kind in WITH_PRESETS and draft.base is None:
         _preset(draft)
     config, errors = draft.built()
-    main = MAIN.get(kind, ())
+    main = _main(kind, draft.start())
     _grid([(path, *_find(draft.start(), path)) for path in main], draft, errors)
     groups = {name: [row for row in rows if row[0] not in main] for name, rows in _groups(draft.start()).items()}
     wrong = sum(path not in main for path in errors)
@@ -183,6 +183,13 @@ def form(kind: str) -> Filled:
                 st.markdown(f"###### {name}")
                 _grid(rows, draft, errors)
     return Filled(draft=draft, config=config, errors=errors)
+
+
+def _main(kind: str, config: Any) -> tuple[str, ...]:
+    """What is set first: the SAE by its release where it has one."""
+    sae = getattr(config, "sae", None)
+    named = ("sae.release", "sae.sae_id") if sae is not None and sae.release else ("sae.path",)
+    return tuple(part for path in MAIN.get(kind, ()) for part in (named if path == "sae.path" else (path,)))
 
 
 def _all_settings(label: str) -> bool:

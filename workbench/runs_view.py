@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -150,7 +152,7 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     run = Run(cache_root().resolve() / "runs" / row["run"])
     at = row["progress"] or {}
     done = "" if row["state"] not in ("running", "queued") else f"{run_panel.step_words(str(at.get('step') or ''))} {at.get('fraction') or 0:.0%}"
-    accuracy = _accuracy(run) if row["kind"] == "fit" and row["state"] == "succeeded" else None
+    accuracy = _accuracy(run.path) if row["kind"] == "fit" and row["state"] == "succeeded" else None
     return {
         "Run": row["run"].rpartition("_")[2],
         "Kind": run_panel.kind_words(row["kind"]),
@@ -165,9 +167,11 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _accuracy(run: Run) -> float | None:
+@lru_cache(maxsize=1024)
+def _accuracy(path: Path) -> float | None:
+    """Of a fit that has succeeded: what it wrote never changes."""
     try:
-        mean = (run.result() or {})["outcome"]["sparserm"]["mean"]["accuracy"]
+        mean = (Run(path).result() or {})["outcome"]["sparserm"]["mean"]["accuracy"]
     except (SparseRMError, KeyError, TypeError):
         return None
     return None if mean is None else 100 * float(mean)
