@@ -144,7 +144,7 @@ def test_overview_says_what_the_tables_say(model: FittedModel) -> None:
     shown = metrics(at)
     assert shown["Test accuracy"] == f"{100 * table['sparserm']['mean']['accuracy']:.1f} %"
     lead = table["controls"]["random-isotropic"]["sparserm_minus_this"]
-    assert shown["Over random directions"] == f"{100 * lead['difference']:+.1f} pts"
+    assert shown["Over random directions"] == f"{round(100 * lead['difference'], 1) + 0.0:+.1f} pts"
     said = words(at)
     assert f"n = {table['sparserm']['mean']['n']:,} pairs" in said and f"{lead['n']:,} pairs" in said
     assert "17,409 parameters" in said and "tiny-1, layer 1 of 2" in said

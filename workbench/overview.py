@@ -46,7 +46,7 @@ def headline(model: FittedModel) -> list[Figure]:
             found.append(
                 Figure(
                     name=name,
-                    value=f"{100 * lead['difference']:+.1f} pts",
+                    value=f"{round(100 * lead['difference'], 1) + 0.0:+.1f} pts",
                     beside=beside,
                     help=f"SparseRM less {contestant(kind).lower()}, in points of accuracy on the same pairs; 95 % interval over prompts.",
                 )

@@ -110,6 +110,7 @@ def table() -> None:
     rows = summaries()[::-1]
     if not rows:
         empty("No runs yet.", "Start one above. It goes on when you close this page, and this list finds it again.")
+        disk()
         return
     shown = [_row(row) for row in rows]
     ids = [row["run"] for row in rows]
@@ -131,9 +132,11 @@ def table() -> None:
         },
         alt="All runs with their state and outcome",
     )
-    st.caption("Mark one row to see the run, two to lay them over each other.")
-    with st.container(horizontal=True):
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption("Mark one row to see the run, two to lay them over each other.", width="content")
+        st.space("stretch")
         download_rows(shown, name="", what="runs", key="runs")
+        disk()
 
 
 def _select(name: str, key: str, ids: list[str]) -> None:
@@ -323,17 +326,18 @@ def beside(runs: list[Run]) -> None:
 
 
 def disk() -> None:
-    """Where the disk went, and freeing what was left half-done."""
+    """Where the disk went, and freeing what was left half-done; behind a button that says how much."""
     root = cache_root()
     used = disk_used(root)
     free = shutil.disk_usage(_existing(root)).free
-    st.caption(f"{console.size(sum(used.values()))} used, {console.size(free)} free")
-    st.dataframe([{"What": words, "Size": console.size(size)} for words, size in used.items()], hide_index=True)
-    st.text(visible(root.resolve(), 200))
-    st.button("Remove what was left half-done", on_click=_clean, help="Also what was damaged and set aside. What a run works on stays.")
-    freed = st.session_state.pop("freed", "")
-    if freed:
-        st.caption(f"{freed} freed.")
+    with st.popover(f"Disk: {console.size(sum(used.values()))} used", icon=":material/hard_drive:"):
+        st.caption(f"{console.size(free)} free. The cache lies in")
+        st.text(visible(root.resolve(), 200))
+        st.dataframe([{"What": words, "Size": console.size(size)} for words, size in used.items()], hide_index=True)
+        st.button("Remove what was left half-done", on_click=_clean, help="Also what was damaged and set aside. What a run works on stays.")
+        freed = st.session_state.pop("freed", "")
+        if freed:
+            st.caption(f"{freed} freed.")
 
 
 def _clean() -> None:
