@@ -39,7 +39,16 @@ RANK = {
 # The one arrow that may point up, inside functions only: a reward model offers to explain itself, since that is where people look for it.
 DOORS = {("core.reward.model", "core.explain")}
 HEAVY = {"torch", "transformers", "sae_lens", "trl", "peft", "sklearn"}
-LIGHT_ROOMS = {"core.types", "core.config", "core.errors", "core.data", "core.runs", "core.serving.place", "core.serving.texts", "core.serving.launch"}
+LIGHT_ROOMS = {
+    "core.types",
+    "core.config",
+    "core.errors",
+    "core.data",
+    "core.runs",
+    "core.serving.place",
+    "core.serving.texts",
+    "core.serving.launch",
+}
 
 
 @dataclass(frozen=True)
