@@ -295,6 +295,94 @@ class LatentsRunConfig(Config):
     pages: LatentsConfig = LatentsConfig()
 
 
+TASKS = ("truthfulness", "safety")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidatesConfig(Config):
+    """How a policy makes the candidate pairs of a round (METHOD.md section 5)."""
+
+    mode: str = option(
+        "two_prompts",
+        "two_prompts: an answer under a positive and one under a negative instruction; contrastive: one prompt asks for both; best_of_n: the reward picks",
+        choices=("two_prompts", "contrastive", "best_of_n"),
+    )
+    task: str = option("truthfulness", "whose instructions are used", choices=TASKS)
+    positive: str = option("", "own positive instruction (two_prompts); empty: the task's")
+    negative: str = option("", "own negative instruction (two_prompts); empty: the task's")
+    contrastive: str = option("", "own instruction that asks for both answers (contrastive); empty: the task's")
+    per_prompt: int = option(1, "pairs generated for each prompt", minimum=1)
+    n: int = option(4, "best_of_n: samples a prompt", minimum=2)
+    min_margin: float = option(0.0, "best_of_n: smallest difference of rewards", minimum=0)
+    length_ratio: float = option(2.0, "best_of_n: the longer text has at most so many times the tokens of the other", minimum=1)
+    max_new_tokens: int = option(96, "a longer answer is cut after its last whole sentence, or counts as unparsed if it has none", minimum=1)
+    temperature: float = option(1.0, "sampling temperature", minimum=0.0001)
+    top_p: float = option(0.95, "nucleus of the distribution that is drawn from", minimum=0.01)
+    batch_size: int = option(24, "answers written at a time", minimum=1)
+    endpoint: str = option("", "OpenAI-compatible server that generates instead of the local policy, such as http://localhost:8000/v1; empty: local")
+    endpoint_model: str = option("", "name of the model there")
+    concurrency: int = option(8, "requests to the endpoint at a time", result=False, minimum=1)
+    seed: int = option(0, "seed of the draws")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig(Config):
+    """How a round trains (METHOD.md section 5; beta, epochs and the choice of checkpoint are the paper's)."""
+
+    beta: float = option(0.1, "strength of the pull to the reference", minimum=0)
+    lr: float = option(5e-5, "AdamW learning rate", minimum=0)
+    epochs: int = option(3, "epochs a round", minimum=1)
+    batch_size: int = option(8, "pairs a step", minimum=1)
+    lora_r: int = option(16, "rank of the adapter", minimum=1)
+    lora_alpha: int = option(32, "its scale", minimum=1)
+    lora_dropout: float = option(0.05, "its dropout", minimum=0)
+    reference: str = option(
+        "base", "base: the base model in every round [P]; previous: the policy that the round began with", choices=("base", "previous")
+    )
+    evaluation_share: float = option(0.1, "share of the kept pairs, by prompt, that chooses the epoch", minimum=0)
+    max_length: int = option(512, "longest pair side in tokens; longer ones are refused, never cut", minimum=16)
+    dtype: str = option("float32", "arithmetic of training; bfloat16 is faster and learns less a step", choices=("float32", "bfloat16"))
+    gradient_checkpointing: bool = option(False, "less memory for more time", result=False)
+    seed: int = option(0, "seed of order, dropout and adapter")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyEvaluationConfig(Config):
+    """What is measured of every round's policy."""
+
+    mc: str = option("", "TruthfulQA's mc_task.json for MC1 and MC2; empty: not measured")
+    mc_format: str = option("qa", "prompt of MC: qa (Q: ... A: ...) or chat (the model's own template)", choices=("qa", "chat"))
+    mc_limit: int = option(0, "only the first N questions (0: all)", minimum=0)
+    pairs: int = option(200, "held-out preference pairs for accuracy by log-probability, at most", minimum=2)
+    prompts: int = option(32, "held-out prompts that are answered, for reward, length and KL", minimum=1)
+    samples: int = option(8, "of these answers, so many are kept to be read", minimum=1)
+    max_new_tokens: int = option(96, "longest answer", minimum=1)
+    tokens_per_batch: int = option(2048, "token budget of a batch", result=False, minimum=128)
+    resamples: int = option(1000, "bootstrap resamples of the prompts", minimum=10)
+    seed: int = option(0, "seed of draws and choices")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignConfig(Config):
+    """Everything `sparserm align` needs. `arm` says which reward model filters."""
+
+    fit: FitConfig = FitConfig()
+    model: str = option("", "folder of a reward model that was fitted with this cache; empty: the one of the fit's options, found or fitted")
+    prompts: str = option(
+        "", "file with prompts: preference pairs in any known format, or JSONL rows with `prompt`; empty: the fit's own training prompts"
+    )
+    prompts_limit: int = option(0, "use only so many prompts a round, drawn by seed (0: all)", minimum=0)
+    arm: str = option(
+        "sparserm", "sparserm; none; random (drops as many as sparserm would); a control's name (dense, activations, random-rows, ...); or a folder"
+    )
+    min_margin: float = option(0.0, "a pair is kept if its intended winner scores higher by more than this", minimum=0)
+    rounds: int = option(5, "rounds", minimum=1)
+    candidates: CandidatesConfig = CandidatesConfig()
+    dpo: DPOConfig = DPOConfig()
+    evaluation: PolicyEvaluationConfig = PolicyEvaluationConfig()
+    seed: int = option(0, "seed of the choice of prompts and of random drops")
+
+
 def from_dict(cls: type[Any], values: Mapping[str, Any]) -> Any:
     """A config of class `cls` from (nested) plain values. Raises ConfigError on an unknown field."""
     known = {spec.name: spec for spec in fields(cls)}
