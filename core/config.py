@@ -304,7 +304,7 @@ class CandidatesConfig(Config):
 
     mode: str = option(
         "two_prompts",
-        "two_prompts: an answer under a positive and one under a negative instruction; contrastive: one prompt asks for both; best_of_n: the reward picks",
+        "two_prompts: an answer under a positive, one under a negative instruction; contrastive: one prompt asks for both; best_of_n: by reward",
         choices=("two_prompts", "contrastive", "best_of_n"),
     )
     task: str = option("truthfulness", "whose instructions are used", choices=TASKS)
@@ -336,9 +336,7 @@ class DPOConfig(Config):
     lora_r: int = option(16, "rank of the adapter", minimum=1)
     lora_alpha: int = option(32, "its scale", minimum=1)
     lora_dropout: float = option(0.05, "its dropout", minimum=0)
-    reference: str = option(
-        "base", "base: the base model in every round [P]; previous: the policy that the round began with", choices=("base", "previous")
-    )
+    reference: str = option("base", "base: the base model [P]; previous: the policy the round began with", choices=("base", "previous"))
     evaluation_share: float = option(0.1, "share of the kept pairs, by prompt, that chooses the epoch", minimum=0)
     max_length: int = option(512, "longest pair side in tokens; longer ones are refused, never cut", minimum=16)
     dtype: str = option("float32", "arithmetic of training; bfloat16 is faster and learns less a step", choices=("float32", "bfloat16"))
@@ -369,11 +367,11 @@ class AlignConfig(Config):
     fit: FitConfig = FitConfig()
     model: str = option("", "folder of a reward model that was fitted with this cache; empty: the one of the fit's options, found or fitted")
     prompts: str = option(
-        "", "file with prompts: preference pairs in any known format, or JSONL rows with `prompt`; empty: the fit's own training prompts"
+        "", "file with prompts: preference pairs in any known format, or JSONL rows with `prompt`; empty: the fit's training prompts"
     )
     prompts_limit: int = option(0, "use only so many prompts a round, drawn by seed (0: all)", minimum=0)
     arm: str = option(
-        "sparserm", "sparserm; none; random (drops as many as sparserm would); a control's name (dense, activations, random-rows, ...); or a folder"
+        "sparserm", "what filters: sparserm; none; random (drops as many as sparserm would); a control's name (dense, random-rows ...); or a folder"
     )
     min_margin: float = option(0.0, "a pair is kept if its intended winner scores higher by more than this", minimum=0)
     rounds: int = option(5, "rounds", minimum=1)

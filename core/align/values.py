@@ -30,7 +30,7 @@ class Prompt:
 class Candidate:
     """One generated pair. `chosen` is the intended winner (two_prompts, contrastive) or the higher-scored sample (best_of_n), `rejected` the other.
 
-    `refused` says why it is no pair (unparsed output, nothing left to choose among), empty if it is one; `raw` keeps the generated texts as they came.
+    `refused` says why it is no pair (unparsed output, nothing left to choose among) and is empty for a pair; `raw` keeps the texts as generated.
     """
 
     candidate_id: str
@@ -60,7 +60,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What the filter did with a parsed candidate. `reason` is empty for a kept one; `latents` are those that spoke most against the intended winner."""
+    """What the filter did with a parsed candidate. `reason` is empty for a kept one; `latents` spoke most against the intended winner."""
 
     candidate_id: str
     kept: bool
