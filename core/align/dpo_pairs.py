@@ -1,0 +1,83 @@
+"""Preference pairs as the tokens that DPO reads: the plain prompt and both answers through the project's own chat template.
+
+The answer's tokens are those of its text and the end of turn behind it, so that a policy learns where to stop as well; the template's white space
+after that is left out. A pair that can't be used whole is refused with its reason, never cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from core.backbone.model import Backbone
+from core.backbone.template import Rendered
+from core.types import Message, PreferencePair
+
+NO_TOKEN = "an answer has no token of its own"
+EQUAL = "answers equal"
+CONTROL = "an answer holds a control token"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPair:
+    """A pair in tokens: `prompt + chosen` and `prompt + rejected` are the two sequences."""
+
+    pair_id: str
+    prompt_id: str
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of both sequences."""
+        return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer sequence."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+
+def encode_pairs(pairs: Sequence[PreferencePair], backbone: Backbone, max_length: int) -> tuple[list[EncodedPair], dict[str, str]]:
+    """The pairs that DPO can train on, in order, and under the id of each other one why it can't.
+
+    Raises BackboneError where the chat template refuses a dialogue, as reading it for a reward would.
+    """
+    dialogues = [dialogue for pair in pairs for dialogue in _dialogues(pair)]
+    rendered = backbone.render_all(dialogues)
+    control = frozenset(backbone.tokenizer.all_special_ids)
+    encoded, refused = list[EncodedPair](), dict[str, str]()
+    for pair, chosen, rejected in zip(pairs, rendered[::2], rendered[1::2], strict=True):
+        found = _encode(pair, chosen, rejected, control, max_length)
+        if isinstance(found, str):
+            refused[pair.pair_id] = found
+        else:
+            encoded.append(found)
+    return encoded, refused
+
+
+def _dialogues(pair: PreferencePair) -> Iterator[list[Message]]:
+    for text in (pair.chosen, pair.rejected):
+        yield [*pair.prompt, Message(role="assistant", content=text)]
+
+
+def _encode(pair: PreferencePair, chosen: Rendered, rejected: Rendered, control: frozenset[int], max_length: int) -> EncodedPair | str:
+    if pair.chosen.strip() == pair.rejected.strip():
+        return EQUAL
+    if not (pair.chosen.strip() and pair.rejected.strip() and chosen.response_starts and rejected.response_starts):
+        return NO_TOKEN
+    for side in (chosen, rejected):
+        if control.intersection(side.ids[side.response_starts[-1] : side.response_ends[-1] + 1].tolist()):
+            return CONTROL
+    ids = [side.ids[: max(side.response_ends[-1], side.turn_ends[-1]) + 1].tolist() for side in (chosen, rejected)]
+    # Normally the same for both; a tokenizer that merges over the border gives the answer the prompt's last token as well.
+    same = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(*ids, strict=False)))
+    n_prompt = min(same, chosen.response_starts[-1], rejected.response_starts[-1])
+    found = EncodedPair(
+        pair_id=pair.pair_id, prompt_id=pair.prompt_id, prompt=ids[0][:n_prompt], chosen=ids[0][n_prompt:], rejected=ids[1][n_prompt:]
+    )
+    if found.longest > max_length:
+        return f"too long: {found.longest} tokens, at most {max_length}"
+    return found
