@@ -367,7 +367,8 @@ class AlignConfig(Config):
     fit: FitConfig = FitConfig()
     model: str = option("", "folder of a reward model that was fitted with this cache; empty: the one of the fit's options, found or fitted")
     prompts: str = option(
-        "", "file with prompts: preference pairs in any known format, or JSONL rows with `prompt`; empty: the fit's training prompts"
+        "",
+        "file with prompts: preference pairs in any known format, or rows with `prompt`; empty: those the split left unused, else its training ones",
     )
     prompts_limit: int = option(0, "use only so many prompts a round, drawn by seed (0: all)", minimum=0)
     arm: str = option(

@@ -22,6 +22,15 @@ NAMES = {
     "SelectionConfig.seed": "bootstrap_seed",
     "DataConfig.seed": "split_seed",
     "BackboneConfig.revision": "model_revision",
+    "AlignConfig.model": "reward_model",
+    "CandidatesConfig.batch_size": "generation_batch_size",
+    "CandidatesConfig.min_margin": "best_of_margin",
+    "CandidatesConfig.seed": "candidates_seed",
+    **{f"DPOConfig.{name}": f"dpo_{name}" for name in ("batch_size", "dtype", "epochs", "lr", "max_length", "seed")},
+    **{
+        f"PolicyEvaluationConfig.{name}": f"evaluation_{name}"
+        for name in ("max_new_tokens", "pairs", "prompts", "resamples", "samples", "seed", "tokens_per_batch")
+    },
 }
 # One option, --sae, stands for these three.
 SAE_FIELDS = ("release", "sae_id", "path")
@@ -130,9 +139,17 @@ def reader(kind: Any) -> Callable[[str], Any]:
         return _named("comma-separated list", lambda text: tuple(item(part.strip()) for part in text.split(",") if part.strip()))
     if typing.get_origin(kind) in (Mapping, typing.get_origin(Mapping[str, str])):
         return _named("OUR=YOURS,... list", _mapping)
+    if kind is bool:
+        return _named("true or false", _truth)
     if kind is int:
         return _named("whole number", lambda text: int(text.replace("_", "")))
     return kind if kind in (float, str) else _refuse(kind)
+
+
+def _truth(text: str) -> bool:
+    if text.strip().lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.strip().lower() == "true"
 
 
 def _mapping(text: str) -> dict[str, str]:
@@ -154,7 +171,7 @@ def _refuse(kind: Any) -> Callable[[str], Any]:
 def _metavar(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
         return "N,N,..." if typing.get_args(kind)[0] is not str else "A,B,..."
-    return {int: "N", float: "X"}.get(kind, "A=B,..." if kind is not str else "TEXT")
+    return {bool: "true|false", int: "N", float: "X"}.get(kind, "A=B,..." if kind is not str else "TEXT")
 
 
 def _shown(value: Any) -> str:

@@ -1,0 +1,44 @@
+"""Named configurations for `sparserm align --preset NAME`: those of `fit` (core.backbone.presets) with a policy beside, and `demo`.
+
+The paper's: 5 rounds, 3 epochs, beta 0.1, LoRA (METHOD.md section 5); everything else is our choice, for `tiny` and `demo` the size above all:
+`tiny` runs two rounds of a random toy model in seconds, `demo` two rounds of the embedded model in minutes on two cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from core.backbone.presets import PRESETS
+from core.config import AlignConfig, CandidatesConfig, DPOConfig, PolicyEvaluationConfig
+from core.errors import ConfigError
+
+DEMO, TINY = "demo", "tiny"
+# On GPUs, where a model of billions of weights trains in bfloat16 or not at all.
+LARGE = DPOConfig(dtype="bfloat16", gradient_checkpointing=True)
+
+ALIGN_PRESETS: Mapping[str, AlignConfig] = {
+    "smollm2-135m": AlignConfig(fit=PRESETS["smollm2-135m"]),
+    **{name: AlignConfig(fit=PRESETS[name], prompts_limit=2000, dpo=LARGE) for name in ("gemma-2-2b", "gemma-2-9b", "llama-3.1-8b")},
+    DEMO: AlignConfig(
+        fit=PRESETS["smollm2-135m"],
+        prompts_limit=48,
+        rounds=2,
+        candidates=CandidatesConfig(max_new_tokens=64),
+        evaluation=PolicyEvaluationConfig(pairs=100, prompts=24, max_new_tokens=64),
+    ),
+    TINY: AlignConfig(
+        fit=PRESETS[TINY],
+        rounds=2,
+        # A random model hardly ever ends a sentence, so it is given many tokens to do so.
+        candidates=CandidatesConfig(per_prompt=2, max_new_tokens=200, batch_size=48),
+        dpo=DPOConfig(lr=1e-3),
+        evaluation=PolicyEvaluationConfig(pairs=40, prompts=12, max_new_tokens=48, resamples=200),
+    ),
+}
+
+
+def align_preset(name: str) -> AlignConfig:
+    """The preset of this name. Raises ConfigError on an unknown one."""
+    if name not in ALIGN_PRESETS:
+        raise ConfigError("there is no such preset", expected=" | ".join(ALIGN_PRESETS), found=repr(name))
+    return ALIGN_PRESETS[name]

@@ -1,0 +1,202 @@
+"""Which pairs are kept: margins and latents by hand, the arms against one another, and every reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from model_helpers import FakeReader, make_parts
+
+from core.align.filtering import AT_RANDOM, MARGIN, TOP, UNREAD, Rewarded, check_arm, counts_of, decide, judge_folder, latents_against, reward_pairs
+from core.align.values import Candidate, Decision
+from core.errors import ConfigError
+from core.reward.head import Head
+from core.reward.model import SparseRM
+
+
+def candidate(number: int, chosen: str = "", rejected: str = "", **more: Any) -> Candidate:
+    prompt = ({"role": "user", "content": f"Question {number}?"},)
+    chosen, rejected = chosen or f"good {number}", rejected or f"bad {number}"
+    return Candidate(candidate_id=f"c{number:02d}", prompt=prompt, chosen=chosen, rejected=rejected, **more)
+
+
+def rewarded(margins: Sequence[float], d_model: int = 6) -> Rewarded:
+    z = np.random.default_rng(0).normal(size=(len(margins), 2, d_model)).astype(np.float32)
+    return Rewarded(rewards=np.array([[margin, 0.0] for margin in margins]), z=z)
+
+
+def run(margins: Sequence[float], *, refused: dict[str, str] | None = None, kind: str = "sparserm", **options: Any) -> list[Decision]:
+    options = {"arm": "sparserm", "min_margin": 0.0, "seed": 0, **options}
+    return decide([candidate(n) for n in range(len(margins))], rewarded(margins), refused or {}, parts=make_parts(kind), **options)
+
+
+def kept(decisions: Sequence[Decision]) -> list[str]:
+    return [one.candidate_id for one in decisions if one.kept]
+
+
+# --- decisions -----------------------------------------------------------------------------------------------------
+
+
+def test_the_winner_must_score_higher_and_a_tie_is_none() -> None:
+    decisions = run([0.5, 0.0, -0.5, 1e-9])
+    assert kept(decisions) == ["c00", "c03"]
+    assert [one.reason for one in decisions] == ["", MARGIN, MARGIN, ""]
+    assert [one.margin for one in decisions] == [0.5, 0.0, -0.5, 1e-9]
+    assert kept(run([0.5, 0.3, 0.2], min_margin=0.3)) == ["c00"], "more than the least margin, not as much"
+
+
+def test_no_filter_keeps_all_that_dpo_can_use() -> None:
+    decisions = run([0.5, -2.0, np.nan], arm="none", refused={"c00": "answers equal"})
+    assert kept(decisions) == ["c01", "c02"] and decisions[0].reason == "answers equal"
+    assert decisions[2].margin is None and all(not one.latents for one in decisions)
+
+
+def test_what_the_reward_model_cannot_read_is_dropped_and_says_so() -> None:
+    assert [(one.kept, one.reason, one.margin) for one in run([np.nan, 1.0])] == [(False, UNREAD, None), (True, "", 1.0)]
+
+
+def test_random_drops_as_many_as_the_reward_model_and_others() -> None:
+    margins = np.random.default_rng(3).normal(size=40)
+    refused = {"c00": "too long: 900 tokens, at most 512"}
+    ours, random = run(margins, refused=refused), run(margins, refused=refused, arm="random")
+    assert len(kept(random)) == len(kept(ours)) and set(kept(random)) != set(kept(ours))
+    assert Counter(one.reason for one in random if not one.kept)[AT_RANDOM] == Counter(one.reason for one in ours if not one.kept)[MARGIN]
+    assert random[0].reason == refused["c00"] and "c00" not in kept(ours)
+    assert kept(run(margins, refused=refused, arm="random")) == kept(random), "the same seed draws the same"
+    assert kept(run(margins, refused=refused, arm="random", seed=1)) != kept(random)
+
+
+def test_random_drops_do_not_depend_on_the_margin() -> None:
+    """Over many seeds a pair is dropped as often whatever its margin: three of ten fail, so each pair goes in three tenths of the draws."""
+    margins = [-1.0] * 3 + [1.0] * 7
+    dropped = Counter(one.candidate_id for seed in range(400) for one in run(margins, arm="random", seed=seed) if not one.kept)
+    shares = np.array([dropped[f"c{n:02d}"] / 400 for n in range(10)])
+    assert np.abs(shares - 0.3).max() < 4 * np.sqrt(0.3 * 0.7 / 400)
+
+
+def test_counts_add_up_and_name_the_reasons() -> None:
+    candidates = [candidate(n) for n in range(4)] + [candidate(9, refused="no answer could be found")]
+    decisions = run([1.0, -1.0, 1.0, 1.0], refused={"c02": "too long: 900 tokens, at most 512", "c03": "too long: 800 tokens, at most 512"})
+    counts = counts_of(candidates, decisions)
+    assert counts == {"generated": 5, "parsed": 4, "kept": 1, "dropped": 3, "reasons": {MARGIN: 1, "too long": 2}}
+    assert counts["kept"] + counts["dropped"] == counts["parsed"] <= counts["generated"]
+
+
+# --- latents -------------------------------------------------------------------------------------------------------
+
+
+def linear_head(weights: Sequence[float]) -> Head:
+    """s = sum w_i v_i + 100, as an MLP that stays on one side of its ReLU."""
+    w = np.array([weights], dtype=np.float32)
+    return Head(
+        weight_1=w, bias_1=np.array([100.0], dtype=np.float32), weight_2=np.array([[1.0]], dtype=np.float32), bias_2=np.zeros(1, dtype=np.float32)
+    )
+
+
+def test_the_latents_that_speak_against_the_winner_by_hand() -> None:
+    """Projections are the coordinates of z and the head is linear: contribution_i = w_i (v_w,i - v_l,i)."""
+    heads = linear_head([1.0, -2.0, 0.5]), linear_head([1.0, 2.0, 0.5])
+    parts = make_parts(
+        d_model=3, k=3, head=heads[0], heads=heads, seeds=(0, 1), directions=np.eye(3, dtype=np.float32), latent_ids=np.array([7, 8, 9])
+    )
+    table = tuple({"latent_id": i, "side": "chosen", "detection_auroc": 0.9} for i in (7, 8, 9))
+    parts = make_parts(**{**vars(parts), "selection": table, "d_model": 3, "k": 3, "kind": "sparserm"})
+    z = np.array([[[1.0, 3.0, 0.0], [2.0, 1.0, 4.0]]], dtype=np.float32)
+    (found,) = latents_against(parts, z)
+    # 1 * (1 - 2) = -1;  -2 * (3 - 1) = -4, of the other head +4;  0.5 * (0 - 4) = -2
+    assert [(row["latent_id"], row["contribution"], row["agreed"]) for row in found] == [(8, -4.0, False), (9, -2.0, True), (7, -1.0, True)]
+    assert found[0]["deviation"] == pytest.approx(np.std([-4.0, 4.0], ddof=1)) and found[1]["deviation"] == 0.0
+    assert found[0]["side"] == "chosen" and found[0]["detection_auroc"] == 0.9
+
+
+def test_only_pairs_dropped_by_their_margin_name_latents_and_these_sum_to_no_less_than_the_margin() -> None:
+    parts = make_parts(k=4)
+    model = SparseRM(parts, FakeReader(6))
+    candidates = [candidate(n) for n in range(30)]
+    found = reward_pairs(model, candidates)
+    decisions = decide(candidates, found, {"c00": "answers equal"}, arm="sparserm", min_margin=0.0, seed=0, parts=parts)
+    for row, one in enumerate(decisions):
+        assert bool(one.latents) == (one.reason == MARGIN and found.margins[row] < 0), "a tie may have nobody against it"
+        assert len(one.latents) <= TOP and all(latent["contribution"] < 0 for latent in one.latents)
+        if one.latents:  # k = 4 <= TOP: all that spoke against it are named, and what spoke for it can only raise the margin
+            assert sum(latent["contribution"] for latent in one.latents) <= found.margins[row] + 1e-9
+    assert sum(bool(one.latents) for one in decisions) > 5 and sum(one.kept for one in decisions) > 5
+
+
+@pytest.mark.parametrize("kind", ["dense", "random-isotropic"])
+def test_a_control_without_latents_drops_without_naming_any(kind: str) -> None:
+    decisions = run([-1.0, 1.0], kind=kind)
+    assert [(one.kept, list(one.latents)) for one in decisions] == [(False, []), (True, [])]
+
+
+def test_a_control_of_random_rows_names_its_own_latents() -> None:
+    parts = make_parts("random-rows")
+    found = decide([candidate(0)], rewarded([-1.0]), {}, arm="random-rows", min_margin=0.0, seed=0, parts=parts)
+    assert {latent["latent_id"] for latent in found[0].latents} <= set(parts.latent_ids.tolist()) and found[0].latents
+
+
+# --- rewards -------------------------------------------------------------------------------------------------------
+
+
+def test_rewards_are_those_of_the_reward_model_side_by_side() -> None:
+    model = SparseRM(make_parts(), FakeReader(6))
+    candidates = [candidate(n) for n in range(300)]
+    found = reward_pairs(model, candidates)
+    chosen, rejected = model.score_pairs([one.pair() for one in candidates])
+    assert np.array_equal(found.rewards, np.stack([chosen, rejected], axis=1)) and np.array_equal(found.margins, chosen - rejected)
+    assert np.allclose(model.rewards_of(found.z[:, 1]), rejected)
+
+
+def test_a_text_that_cannot_be_read_spoils_its_pair_only() -> None:
+    """An empty text is refused before the language model, one that holds no token of its own by it."""
+    model = SparseRM(make_parts(), Picky(6))
+    found = reward_pairs(model, [candidate(0), candidate(1, chosen="mute"), candidate(2, rejected=" "), candidate(3)])
+    assert np.isnan(found.rewards).tolist() == [[False, False], [True, False], [False, True], [False, False]]
+    alone = model.score([candidate(3).prompt[0]["content"]], ["bad 3"])
+    assert found.rewards[3, 1] == alone[0]
+
+
+class Picky(FakeReader):
+    def __call__(self, items: Sequence[Any]) -> tuple[np.ndarray, dict[int, str]]:
+        mute = {n for n, (_, text) in enumerate(items) if text == "mute"}
+        z, _ = super().__call__([item for n, item in enumerate(items) if n not in mute])
+        return z, dict.fromkeys(sorted(mute), "no token")
+
+
+def test_rewards_tell_how_far_they_are_and_can_be_cancelled() -> None:
+    seen: list[tuple[float, float]] = []
+    reward_pairs(SparseRM(make_parts(), FakeReader(6)), [candidate(n) for n in range(300)], lambda step, done, total, **_: seen.append((done, total)))
+    assert seen[0] == (0, 300) and seen[-1] == (300, 300) and len(seen) > 3
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reward_pairs(SparseRM(make_parts(), FakeReader(6)), [candidate(0)], stop)
+
+
+# --- arms ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_arm_is_a_control_beside_the_model_or_a_folder(tmp_path: Path) -> None:
+    for folder in (tmp_path / "model", tmp_path / "model/controls/dense", tmp_path / "other"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    model = tmp_path / "model"
+    assert {judge_folder(arm, model) for arm in ("sparserm", "none", "random")} == {model}
+    assert judge_folder("dense", model) == model / "controls/dense"
+    assert judge_folder(str(tmp_path / "other"), model) == tmp_path / "other"
+    with pytest.raises(ConfigError, match=r"(?s)there is no such arm.*sparserm \| none \| random \| dense.*'denser'"):
+        judge_folder("denser", model)
+
+
+@pytest.mark.parametrize("arm", ["none", "random"])
+def test_best_of_n_has_no_arm_without_the_reward(arm: str) -> None:
+    with pytest.raises(ConfigError, match="best_of_n selects by the reward itself"):
+        check_arm(arm, "best_of_n")
+    check_arm(arm, "two_prompts")
+    check_arm("sparserm", "best_of_n")
