@@ -1,0 +1,207 @@
+"""What alignments leave on disk, read without an engine: prompts, the ledger and its rounds, the audit of dropped pairs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from statsmodels.stats.proportion import proportion_confint
+
+from core.align import audit
+from core.align.filtering import AT_RANDOM, MARGIN
+from core.align.presets import ALIGN_PRESETS
+from core.align.prompts import choose_prompts
+from core.align.records import ALIGNMENT, LEDGER, ROUND, Ledger, alignments, find_alignment, key_of, write_rows
+from core.align.values import Candidate, Decision
+from core.config import AlignConfig, DPOConfig
+from core.errors import ConfigError, DataError, StoreError
+from core.runs.store import Store, write_json
+from core.types import PreferencePair, PreferencePairs
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def asked(text: str) -> tuple[dict[str, str], ...]:
+    return ({"role": "user", "content": text},)
+
+
+def pairs(**splits: int) -> PreferencePairs:
+    """Two pairs a prompt, prompts named by their split."""
+    rows = [(f"{name} {n}", name, side) for name, count in splits.items() for n in range(count) for side in ("a", "b")]
+    made = tuple(PreferencePair(pair_id=f"{q} {side}", prompt=asked(q), chosen=f"yes {side}", rejected=f"no {side}") for q, _, side in rows)
+    return PreferencePairs(pairs=made, split=tuple(name for _, name, _ in rows))
+
+
+# --- prompts -------------------------------------------------------------------------------------------------------
+
+
+def texts(found: Any) -> list[str]:
+    return [prompt.messages[-1]["content"] for prompt in found.prompts]
+
+
+def test_without_a_file_the_free_prompts_are_asked_else_the_training_ones() -> None:
+    assert texts(choose_prompts("", pairs(train=3, validation=1, test=2), limit=0, seed=0)) == ["train 0", "train 1", "train 2"]
+    free = choose_prompts("", pairs(train=3, test=2, unused=2), limit=0, seed=0)
+    assert texts(free) == ["unused 0", "unused 1"] and free.source == "the fit's unused prompts"
+
+
+def test_held_out_prompts_of_a_file_are_never_asked(tmp_path: Path) -> None:
+    rows = [{"prompt": q, "chosen": "a", "rejected": "b"} for q in ("new", "test 0", "validation 0", "train 0", "new")]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = choose_prompts(str(tmp_path / "p.jsonl"), pairs(train=1, validation=1, test=1), limit=0, seed=0)
+    assert texts(found) == ["new", "train 0"] and (found.n_held_out, found.n_refused) == (2, 0)
+    (tmp_path / "q.jsonl").write_text(json.dumps(rows[1]) + "\n")
+    with pytest.raises(DataError, match=r"(?s)no prompt is left.*1 in .*q.jsonl"):
+        choose_prompts(str(tmp_path / "q.jsonl"), pairs(train=1, validation=1, test=1), limit=0, seed=0)
+
+
+def test_a_file_of_prompts_alone(tmp_path: Path) -> None:
+    lines = [{"prompt": "one", "id": "x1"}, {"prompt": [*asked("hi"), {"role": "assistant", "content": "ho"}, *asked("two")]}, {"prompt": " "}]
+    lines += [{"prompt": [*asked("q"), {"role": "assistant", "content": "a"}]}, {"question": "three"}]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines) + "not JSON\n")
+    found = choose_prompts(str(tmp_path / "p.jsonl"), pairs(train=1, test=1), limit=0, seed=0)
+    assert texts(found) == ["one", "two"] and found.n_refused == 4 and found.prompts[0].meta == {"id": "x1"}
+    assert len(found.prompts[1].messages) == 3
+    (tmp_path / "none.jsonl").write_text('{"question": "three"}\n')
+    with pytest.raises(DataError, match="holds no prompt"):
+        choose_prompts(str(tmp_path / "none.jsonl"), pairs(train=1, test=1), limit=0, seed=0)
+
+
+def test_a_limit_draws_by_seed_and_keeps_the_order() -> None:
+    every = texts(choose_prompts("", pairs(train=50), limit=0, seed=0))
+    some = texts(choose_prompts("", pairs(train=50), limit=10, seed=1))
+    assert len(some) == len(set(some)) == 10 and [text for text in every if text in some] == some
+    assert texts(choose_prompts("", pairs(train=50), limit=10, seed=1)) == some != texts(choose_prompts("", pairs(train=50), limit=10, seed=2))
+    assert len(texts(choose_prompts("", pairs(train=5), limit=10, seed=1))) == 5
+
+
+# --- ledger --------------------------------------------------------------------------------------------------------
+
+
+def stands(store: Store, step: str, fingerprint: str, **files: Any) -> str:
+    folder = store.folder(step, fingerprint)
+    folder.mkdir(parents=True)
+    for name, value in files.items():
+        name = name.replace("_json", ".json")
+        write_rows(folder / f"{name}l", value) if isinstance(value, list) else write_json(folder / name, value)
+    return fingerprint
+
+
+def test_a_ledger_is_read_while_it_is_written(tmp_path: Path) -> None:
+    store, config = Store(tmp_path), ALIGN_PRESETS["demo"]
+    assert find_alignment(tmp_path, key_of(config)) is None and alignments(tmp_path) == []
+    ledger = Ledger(tmp_path, config)
+    ledger.about(model="/models/a", judge="/models/a/controls/dense")
+    record = find_alignment(tmp_path, key_of(config))
+    assert record is not None and record.config == config and record.rounds == [] and record.result is None
+    assert (record.model, record.judge) == (Path("/models/a"), Path("/models/a/controls/dense"))
+
+    candidate = Candidate(candidate_id="c", prompt=asked("q"), chosen="a", rejected="b", raw=("a", "b"), meta={"n": 1})
+    decision = Decision(candidate_id="c", kept=False, margin=-1.0, reason=MARGIN, latents=({"latent_id": 3},))
+    counts = {"generated": 1, "parsed": 1}
+    ledger.step(0, "align-evaluation", stands(store, "align-evaluation", "e" * 64, evaluation_json={"reward": 1}))
+    ledger.step(1, "align-candidates", stands(store, "align-candidates", "c" * 64, candidates_json=[candidate.to_json()], counts_json=counts))
+    first, second = record.rounds
+    assert first.evaluation == {"reward": 1} and second.candidates == [candidate] and second.counts == counts
+    assert second.decisions == [] and second.manifest is None and second.dpo is None and not second.finished
+    filtered = stands(store, "align-filter", "f" * 64, decisions_json=[decision.to_json()], counts_json={**counts, "kept": 0, "dropped": 1})
+    ledger.step(1, "align-filter", filtered)
+    assert record.rounds[1].counts["dropped"] == 1
+    assert [(one.candidate_id, one.margin, one.latents[0]["latent_id"]) for one in record.rounds[1].decisions] == [("c", -1.0, 3)]
+    ledger.step(1, ROUND, stands(store, ROUND, "d" * 64, round_json={"round": 1}))
+    assert record.rounds[1].finished and record.rounds[1].manifest == {"round": 1}
+    ledger.about(alignment=stands(store, ALIGNMENT, "a" * 64, alignment_json={}))
+    assert record.result == store.folder(ALIGNMENT, "a" * 64)
+
+
+def test_what_was_removed_or_is_anothers_is_passed_over(tmp_path: Path) -> None:
+    config = ALIGN_PRESETS["demo"]
+    Ledger(tmp_path, config).step(1, "align-filter", "f" * 64)
+    assert find_alignment(tmp_path, key_of(config)).rounds[0].steps == {}  # type: ignore[union-attr]
+    other = tmp_path / "alignments" / "0123456789abcdef"
+    other.mkdir()
+    (other / LEDGER).write_text(json.dumps({"schema": 99}))
+    assert [one.key for one in alignments(tmp_path)] == [key_of(config)]
+    with pytest.raises(StoreError, match="this version reads"):
+        _ = find_alignment(tmp_path, other.name).rounds  # type: ignore[union-attr]
+
+
+def test_the_key_is_of_what_changes_the_result() -> None:
+    config = AlignConfig()
+    assert key_of(config) == key_of(replace(config, dpo=DPOConfig(gradient_checkpointing=True)))
+    assert (
+        len({key_of(one) for one in (config, replace(config, arm="none"), replace(config, rounds=1), replace(config, dpo=DPOConfig(beta=0.2)))}) == 4
+    )
+
+
+def test_reading_loads_no_engine() -> None:
+    heavy = {"torch", "transformers", "peft", "trl", "sklearn"}
+    code = f"import sys, core.align.records, core.align.audit, core.align.presets\nprint(sorted(set(sys.modules) & {heavy!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+# --- audit ---------------------------------------------------------------------------------------------------------
+
+
+def dropped(n: int) -> tuple[list[Candidate], list[Decision]]:
+    """Candidates dropped by their margin, and one each that was kept, dropped at random and too long."""
+    made = [Candidate(candidate_id=f"c{i:03d}", prompt=asked(f"q{i}"), chosen=f"meant {i}", rejected=f"other {i}") for i in range(n + 3)]
+    reasons = [*[MARGIN] * n, "", AT_RANDOM, "too long: 900 tokens"]
+    return made, [
+        Decision(candidate_id=one.candidate_id, kept=not reason, margin=-float(i), reason=reason)
+        for i, (one, reason) in enumerate(zip(made, reasons, strict=True))
+    ]
+
+
+def test_cases_are_the_pairs_dropped_by_margin_in_an_order_of_their_own() -> None:
+    candidates, decisions = dropped(40)
+    every = audit.cases(1, candidates, decisions, n=99, seed=0)
+    assert sorted(case.candidate_id for case in every) == [f"c{i:03d}" for i in range(40)]
+    assert audit.cases(1, candidates, decisions[::-1], n=10, seed=0) == every[:10], "a longer sample begins with the shorter one"
+    assert audit.cases(1, candidates, decisions, n=10, seed=1) != every[:10] and audit.cases(2, candidates, decisions, n=10, seed=0) != every[:10]
+    assert 8 < Counter(case.first_is_intended for case in every)[True] < 32, "either answer can stand first"
+    for case in every:
+        assert case.first.startswith("meant") == case.first_is_intended and {case.first[:5], case.second[:5]} == {"meant", "other"}
+        assert case.margin == -float(case.candidate_id[1:])
+
+
+def test_a_judgement_names_the_better_answer_not_the_intended_one() -> None:
+    candidates, decisions = dropped(40)
+    for case in audit.cases(1, candidates, decisions, n=40, seed=0):
+        meant = "first" if case.first.startswith("meant") else "second"
+        assert case.verdict(meant) == "intended" and case.verdict({"first": "second", "second": "first"}[meant]) == "other"
+        assert case.verdict("neither") == "neither"
+    with pytest.raises(ConfigError, match=r"first \| second \| neither"):
+        case.verdict("both")
+
+
+def test_judgements_are_kept_the_newest_counts_and_the_agreement_runs(tmp_path: Path) -> None:
+    candidates, decisions = dropped(10)
+    found = audit.cases(1, candidates, decisions, n=10, seed=0)
+    assert audit.judgements(tmp_path / "none") == [] and audit.agreement([]).accuracy is None
+    wrong = "first" if found[0].first_is_intended else "second"
+    audit.judge(tmp_path, found[0], wrong, by=" me ")
+    audit.judge(tmp_path, found[1], "neither")
+    assert audit.judgements(tmp_path)[0].judge == "me"
+    assert audit.agreement(audit.judgements(tmp_path)).accuracy == 0.5
+    audit.judge(tmp_path, found[0], "second" if wrong == "first" else "first")
+    for case in found[2:5]:
+        audit.judge(tmp_path, case, "first" if case.first_is_intended else "second")
+    said = audit.agreement(audit.judgements(tmp_path))
+    low, high = proportion_confint(2, 5, method="wilson")
+    assert (said.n, said.intended, said.other, said.neither, said.accuracy) == (5, 3, 1, 1, 0.4)
+    assert (said.low, said.high) == pytest.approx((low, high))
+    assert len((tmp_path / audit.FILE).read_text().splitlines()) == 5 and [path.name for path in tmp_path.glob(".audit.jsonl-*")] == []
+
+
+def test_a_damaged_audit_says_so(tmp_path: Path) -> None:
+    (tmp_path / audit.FILE).write_text("{")
+    with pytest.raises(StoreError, match="is damaged"):
+        audit.judgements(tmp_path)
