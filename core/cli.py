@@ -1,4 +1,4 @@
-"""The `sparserm` command: fit, score, sae train, sweep, cache; explain, runs, doctor, spaces, latents, labels and serve in core.*_cli.
+"""The `sparserm` command: fit, score, sae train, sweep, cache; align, explain, runs, doctor, spaces, latents, labels and serve in core.*_cli.
 
 Every command is a thin shell: options become a config, the config goes to `core.pipeline`, the outcome is printed for a person or as one JSON
 line. Errors are printed as problem, expected, found and remedy; the exit code tells the kind (core/errors.py). Start-up is a feature: nothing
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from core import console
+from core.align_cli import add_align
 from core.config import BackboneConfig, FitConfig, SAETrainConfig, SampleConfig, SweepConfig
 from core.doctor_cli import add_doctor
 from core.errors import Cancelled, ConfigError, SparseRMError, StoreError
@@ -123,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_command(cache, "cache verify", verify_command, "read every byte of every artefact and move damaged ones aside", EXAMPLES)
     clean = add_command(cache, "cache clean", clean_command, "remove what was left half-done or set aside", EXAMPLES)
     clean.add_argument("--everything", action="store_true", help="remove all artefacts too (models stay)")
+    add_align(commands)
     add_pairs(commands)
     add_explain(commands)
     add_serving(commands)

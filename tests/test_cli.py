@@ -22,7 +22,7 @@ import pytest
 from core import console, defaults, steps
 from core.backbone.presets import PRESETS, preset
 from core.cli import build_parser, main
-from core.config import BackboneConfig, FitConfig, SAEConfig, SAETrainConfig, SweepConfig
+from core.config import AlignConfig, BackboneConfig, FitConfig, SAEConfig, SAETrainConfig, SweepConfig
 from core.data.saved import read_pairs
 from core.errors import ConfigError, MissingError
 from core.options import NAMES, SAE_FIELDS, option_name, override, sae_config
@@ -124,6 +124,7 @@ def test_every_command_has_an_example_that_parses() -> None:
         ("fit", [FitConfig()]),
         ("sweep", [SweepConfig()]),
         ("sae train", [SAETrainConfig(), BackboneConfig()]),
+        ("align", [AlignConfig()]),
     ],
 )
 def test_every_config_field_is_an_option_with_its_help(name: str, configs: list[Any]) -> None:
@@ -144,8 +145,19 @@ def test_every_config_field_is_an_option_with_its_help(name: str, configs: list[
 
 
 def test_renamed_options_still_name_fields() -> None:
-    known = {f"{type(c).__name__}.{spec.name}" for c in (FitConfig(), *vars(FitConfig()).values()) if is_dataclass(c) for spec in fields(c)}
+    parts = (AlignConfig(), *vars(AlignConfig()).values(), *vars(FitConfig()).values())
+    known = {f"{type(c).__name__}.{spec.name}" for c in parts if is_dataclass(c) for spec in fields(c)}
     assert set(NAMES) <= known
+
+
+def test_no_two_fields_of_an_alignment_have_one_option() -> None:
+    """argparse would refuse them in one parser; `runs rerun` makes one of a whole config."""
+    configs, names = [AlignConfig()], []
+    for config in configs:
+        parts = [getattr(config, spec.name) for spec in fields(config)]
+        configs += [part for part in parts if is_dataclass(part)]
+        names += [option_name(config, spec.name) for spec, part in zip(fields(config), parts, strict=True) if not is_dataclass(part)]
+    assert len(configs) == 10 and sorted(names) == sorted(set(names))
 
 
 def test_options_override_the_preset(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config import (
+    AlignConfig,
     Config,
     DoctorRunConfig,
     FitConfig,
@@ -68,6 +69,7 @@ KINDS = {
     "doctor": Kind(config=DoctorRunConfig, job="core.model_jobs:DOCTOR", alone=False),
     "spaces": Kind(config=SpacesRunConfig, job="core.model_jobs:SPACES", alone=False),
     "latents": Kind(config=LatentsRunConfig, job="core.model_jobs:LATENTS"),
+    "align": Kind(config=AlignConfig, job="core.align_job:ALIGN"),
 }
 
 

@@ -1,0 +1,268 @@
+"""Each step of a round wrapped by the store: what stands is found, what does not is computed (core.align.loop has them in order).
+
+    align-candidates   candidates.jsonl (every generated pair), counts.json
+    align-rewards      rewards.jsonl, states.safetensors (z of both texts of each parsed pair, in the order of the rows)
+    align-filter       decisions.jsonl, kept.jsonl (TRL's preference format, with the split that chooses the epoch), counts.json
+    align-dpo          adapter/ (PEFT), dpo.json
+    align-evaluation   evaluation.json, samples.jsonl ... (core.align.evaluation); of round 0 the base model's
+    align-shift        shift.json, shift.safetensors (core.explain.shift)
+
+A policy is known by what it was made from: the base model's identity, then the chain of `align-dpo` artefacts. So arms that begin alike share what they
+begin with. Between steps values go over the disk; models are loaded only if a step has to be computed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from core.align.filtering import NONE, RANDOM, Rewarded, counts_of, decide, reward_pairs
+from core.align.prompts import PromptSet, choose_prompts
+from core.align.records import CANDIDATES, DPO, FILTER, REWARDS, Ledger, read_rows, write_rows
+from core.align.values import Candidate
+from core.backbone.source import backbone_identity, find_model
+from core.config import AlignConfig, BackboneConfig, DataConfig
+from core.data.saved import read_pairs, write_pairs
+from core.data.splits import split_pairs
+from core.errors import MissingError
+from core.reward.model import SparseRM
+from core.runs.store import Artefact, Store, file_sha256, write_json
+from core.types import PreferencePair, PreferencePairs, Progress, sha256_of
+
+if TYPE_CHECKING:
+    from core.align.policy import Policy
+
+# Bumped by hand when a step computes something else from the same inputs.
+VERSIONS = {CANDIDATES: 1, REWARDS: 1, FILTER: 1, DPO: 1, "align-evaluation": 1, "align-shift": 1, "align-round": 1, "alignment": 1}
+CONTENT = ("config.json", "model.safetensors", "heads.safetensors", "selection.jsonl", "known.safetensors", "known.jsonl")
+SEEDS_A_ROUND = 1000  # apart: seeds below it never meet another round's
+BASE = "base"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyAt:
+    """A policy by what it was made from; `adapter` is None for the base model."""
+
+    fingerprint: str
+    adapter: Path | None = None
+
+
+def round_seed(seed: int, round: int) -> int:
+    """The seed of a round's own draws."""
+    return seed + SEEDS_A_ROUND * round
+
+
+@dataclass(kw_only=True)
+class AlignSteps:
+    """One run over the steps. `model` is the reward model that measures, `judge` the one that filters (often the same)."""
+
+    config: AlignConfig
+    model: SparseRM
+    judge: SparseRM
+    store: Store
+    ledger: Ledger
+    progress: Progress
+    seconds: dict[int, dict[str, float]] = field(default_factory=dict)
+    _policy: tuple[str, Policy] | None = None
+
+    # --- what the rounds share ---
+
+    @cached_property
+    def pairs(self) -> PreferencePairs:
+        """The pairs that the reward model was fitted on, with their splits. Raises MissingError where they are not kept beside it."""
+        known = self.model.known
+        if known is None or known.pairs is None:
+            said = f"{self.model.folder} does not keep the pairs it was fitted on"
+            raise MissingError(said, expected="known.safetensors, known.jsonl", remedy="fit it again with this cache")
+        return known.pairs
+
+    @cached_property
+    def prompts(self) -> PromptSet:
+        config = self.config
+        return choose_prompts(config.prompts, self.pairs, limit=config.prompts_limit, seed=config.seed, progress=self.progress)
+
+    @cached_property
+    def base(self) -> BackboneConfig:
+        """The base model of policy and reward model, on the device that is asked for."""
+        asked = self.config.fit.backbone
+        speed = {"device": asked.device, "device_map": asked.device_map, "tokens_per_batch": asked.tokens_per_batch}
+        return replace(self.model.parts.backbone_config, **speed)
+
+    @cached_property
+    def start(self) -> PolicyAt:
+        """The policy before the first round."""
+        return PolicyAt(fingerprint=sha256_of(backbone_identity(self.base, find_model(self.base, progress=self.progress))))
+
+    @cached_property
+    def contents(self) -> dict[str, str]:
+        """What the two reward models are, by their files."""
+        return {name: content_of(rm.folder) for name, rm in (("model", self.model), ("judge", self.judge)) if rm.folder}
+
+    def policy(self, at: PolicyAt, progress: Progress) -> Policy:
+        """The loaded policy; the last one is kept."""
+        from core.align.policy import load_policy
+
+        if self._policy is None or self._policy[0] != at.fingerprint:
+            self._policy = None  # before the next one is loaded
+            self._policy = (at.fingerprint, load_policy(self.base, at.adapter, progress=progress))
+        return self._policy[1]
+
+    def let_go(self) -> None:
+        """Frees the policy's memory, for a training."""
+        self._policy = None
+
+    # --- the steps ---
+
+    def step(self, round: int, step: str, config: Mapping[str, Any], inputs: Sequence[str], make: Callable[[Path, Path, Progress], Mapping[str, Any]]) -> Artefact:
+        """The step's artefact, found or made, and noted in the ledger."""
+        label = f"round {round}: {step.removeprefix('align-')}"
+
+        def tell(part: str, done: float, total: float, **figures: Any) -> None:
+            self.progress(f"round {round}: {part}", done, total, **figures)
+
+        self.progress(label, 0, 1)
+        found = self.store.get_or_make(step, VERSIONS[step], config, inputs, lambda folder, scratch: make(folder, scratch, tell))
+        self.seconds.setdefault(round, {})[step] = float(found.manifest["time_seconds"])
+        self.ledger.step(round, step, found.fingerprint)
+        shown = {name: value for name, value in found.manifest["said"].items() if name in ("generated", "parsed", "kept", "dropped")}
+        self.progress(label, 1, 1, **shown)
+        return found
+
+    def candidates(self, round: int, policy: PolicyAt) -> Artefact:
+        """The policy's pairs for every prompt, before any reward (but for best_of_n, where the reward chooses)."""
+        config = replace(self.config.candidates, seed=round_seed(self.config.candidates.seed, round))
+        asked = [[list(prompt.messages), dict(prompt.meta)] for prompt in self.prompts.prompts]
+        inputs = [policy.fingerprint, sha256_of(asked), *([self.contents["judge"]] if config.mode == "best_of_n" else [])]
+
+        def make(folder: Path, scratch: Path, progress: Progress) -> dict[str, Any]:
+            from core.align.candidates import best_of_n, make_candidates
+
+            generator = self._generator(policy, scratch, progress)
+            if config.mode == "best_of_n":
+                found = best_of_n(self.prompts.prompts, generator, self._score, config, progress=progress)
+            else:
+                found = make_candidates(self.prompts.prompts, generator, config, progress=progress)
+            write_rows(folder / "candidates.jsonl", [one.to_json() for one in found])
+            return _said(folder, {"generated": len(found), "parsed": sum(one.parsed for one in found), "refused": _reasons(found)})
+
+        return self.step(round, CANDIDATES, config.result_fields(), inputs, make)
+
+    def rewards(self, round: int, candidates: Artefact) -> Artefact:
+        """What the reward model that filters makes of every parsed pair."""
+
+        def make(folder: Path, _scratch: Path, progress: Progress) -> dict[str, Any]:
+            parsed = parsed_of(candidates)
+            found = reward_pairs(self.judge, parsed, progress)
+            values = [[None if np.isnan(value) else float(value) for value in row] for row in found.rewards]
+            rows = [{"candidate_id": one.candidate_id, "reward_chosen": w, "reward_rejected": x} for one, (w, x) in zip(parsed, values, strict=True)]
+            write_rows(folder / "rewards.jsonl", rows)
+            _save(folder / "states.safetensors", {"z": found.z, "rewards": found.rewards})
+            return {"kind": self.judge.parts.kind, "n": len(parsed), "n_unread": int(np.isnan(found.margins).sum())}
+
+        return self.step(round, REWARDS, {}, [candidates.fingerprint, self.contents["judge"]], make)
+
+    def filter(self, round: int, candidates: Artefact, rewards: Artefact) -> Artefact:
+        """Which pairs DPO learns from, and why not from the others."""
+        config, arm = self.config, self.config.arm if self.config.arm in (NONE, RANDOM) else "reward"
+        asked = {"arm": arm, "min_margin": config.min_margin, "max_length": config.dpo.max_length, "share": config.dpo.evaluation_share}
+        seeds = {"seed": round_seed(config.seed, round) if arm == RANDOM else 0, "split": round_seed(config.dpo.seed, round)}
+
+        def make(folder: Path, _scratch: Path, _progress: Progress) -> dict[str, Any]:
+            everything, parsed = candidates_of(candidates), parsed_of(candidates)
+            decisions = decide(
+                parsed,
+                rewarded_of(rewards),
+                self._refused(parsed),
+                arm=config.arm,
+                min_margin=config.min_margin,
+                seed=seeds["seed"],
+                parts=self.judge.parts,
+            )
+            write_rows(folder / "decisions.jsonl", [one.to_json() for one in decisions])
+            chosen = [one.pair() for one, said in zip(parsed, decisions, strict=True) if said.kept]
+            kept = set_apart(chosen, share=config.dpo.evaluation_share, seed=seeds["split"])
+            write_pairs(kept, folder / "kept.jsonl")
+            return {**_said(folder, counts_of(everything, decisions)), "pairs": kept.content_hash}
+
+        return self.step(round, FILTER, {**asked, **seeds}, [candidates.fingerprint, rewards.fingerprint, self.contents["judge"]], make)
+
+    def dpo(self, round: int, kept: Artefact, policy: PolicyAt) -> Artefact:
+        """The next policy's adapter."""
+        config = replace(self.config.dpo, seed=round_seed(self.config.dpo.seed, round))
+
+        def make(folder: Path, _scratch: Path, progress: Progress) -> dict[str, Any]:
+            from core.align.dpo import train_dpo
+
+            self.let_go()
+            pairs = read_pairs(kept.path / "kept.jsonl")
+            train, validation = ([pairs[int(i)] for i in pairs.rows_of(split)] for split in ("train", "validation"))
+            (folder / "adapter").mkdir()
+            outcome = train_dpo(
+                train, validation, base=self.base, adapter=policy.adapter, config=config, out=folder / "adapter", progress=progress
+            ).to_json()
+            write_json(folder / "dpo.json", outcome)
+            return {name: outcome[name] for name in ("adapter_before", "adapter_after", "reference", "tokens", "best_epoch")}
+
+        return self.step(round, DPO, config.result_fields(), [policy.fingerprint, kept.manifest["said"]["pairs"]], make)
+
+    # --- what they need ---
+
+    def _refused(self, parsed: Sequence[Candidate]) -> dict[str, str]:
+        """Why DPO can't use a pair, by candidate: read with the reward model's own backbone, whose tokenizer and template are the policy's."""
+        from core.align.dpo_pairs import encode_pairs
+        from core.reward.model import BackboneReader
+
+        reader = self.judge.reader
+        assert isinstance(reader, BackboneReader)  # loaded from a folder
+        return encode_pairs([one.pair() for one in parsed], reader.backbone, self.config.dpo.max_length)[1]
+
+
+def content_of(folder: Path) -> str:
+    """A hash over the files that make a reward model what it is."""
+    return sha256_of([[name, file_sha256(folder / name)] for name in CONTENT if (folder / name).is_file()])
+
+
+def set_apart(pairs: Sequence[PreferencePair], *, share: float, seed: int) -> PreferencePairs:
+    """The kept pairs, `share` of their prompts as `validation`, which chooses the epoch, the others as `train`; one prompt alone is trained on."""
+    n_prompts = len({pair.prompt_id for pair in pairs})
+    if n_prompts < 2 or not share:
+        return PreferencePairs(pairs=tuple(pairs), split=("train",) * len(pairs))
+    return split_pairs(PreferencePairs(pairs=tuple(pairs)), DataConfig(ratios=(1.0 - share, share, 0.0), seed=seed))
+
+
+def candidates_of(artefact: Artefact) -> list[Candidate]:
+    return [Candidate.from_json(row) for row in read_rows(artefact.path / "candidates.jsonl")]
+
+
+def parsed_of(artefact: Artefact) -> list[Candidate]:
+    return [one for one in candidates_of(artefact) if one.parsed]
+
+
+def rewarded_of(artefact: Artefact) -> Rewarded:
+    from safetensors.numpy import load_file
+
+    tensors = load_file(artefact.path / "states.safetensors")
+    return Rewarded(rewards=tensors["rewards"], z=tensors["z"])
+
+
+def _save(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, path)
+
+
+def _said(folder: Path, counts: dict[str, Any]) -> dict[str, Any]:
+    write_json(folder / "counts.json", counts)
+    return counts
+
+
+def _reasons(candidates: Sequence[Candidate]) -> dict[str, int]:
+    return dict(sorted(Counter(one.refused for one in candidates if one.refused).items()))
