@@ -288,6 +288,19 @@ def test_an_edit_is_scored_beside_its_parent_and_can_be_linked(cache: Path, mode
     assert metrics(linked) == metrics(at)
 
 
+def test_an_edit_is_kept_as_the_model_reads_it(cache: Path, model: str, live: FakeLive) -> None:
+    live.name = "ready"
+    at = open_page("response", response_tab="edit")
+    before = at.text_area[0].value
+    at.text_area[0].set_value(f" {before}\n")
+    next(button for button in at.button if button.label == "Score again").click().run()
+    assert "Nothing was changed." in words(no_error(at)) and "response_edit" not in at.query_params
+    at.text_area[0].set_value("A better answer. \n")
+    next(button for button in at.button if button.label == "Score again").click().run()
+    chain = live.edit_texts(no_error(at).query_params["response_edit"])
+    assert [text["response"] for text in chain] == [before, "A better answer."]
+
+
 def test_an_edit_of_an_edit_keeps_the_chain_and_the_change_sums(cache: Path, model: str, live: FakeLive) -> None:
     live.name = "ready"
     found = find(model, cache)

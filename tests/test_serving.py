@@ -25,6 +25,7 @@ import torch
 
 from core.backbone.presets import preset
 from core.errors import BackboneError, ConfigError, DataError, MissingError, StoreError
+from core.explain.edits import edit_name
 from core.explain.study import study
 from core.pipeline import fit
 from core.reward.model import SparseRM
@@ -216,6 +217,15 @@ def test_edits_keep_their_parents(live: Live, model: SparseRM) -> None:
     assert [step["response"] for step in steps] == [GOOD, GOOD + " Enjoy!"]
     np.testing.assert_allclose([step["reward"] for step in steps], model.score([QUESTION] * 2, [GOOD, GOOD + " Enjoy!"]), **CLOSE)
     assert [text["response"] for text in live.edit_texts(second["edit_id"])] == [GOOD, GOOD + " Enjoy!"]
+
+
+def test_a_text_kept_with_outer_white_space_can_be_a_parent(live: Live) -> None:
+    """A page names an edit before it is scored; the model reads texts without outer white space, so the names part."""
+    name = edit_name("", USER, f"{BAD} \n")
+    live.texts.keep_edit(name, list(USER), f"{BAD} \n", None)
+    found = live.edit(QUESTION, GOOD, name)
+    assert found["change"] is not None and found["parent_id"] == edit_name("", USER, BAD)
+    assert live.edit(QUESTION, GOOD, name)["edit_id"] == found["edit_id"]
 
 
 def test_kept_texts_are_found_by_id_only(live: Live) -> None:

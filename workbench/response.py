@@ -216,9 +216,12 @@ class EditStep:
 
 
 def keep_edit(model: FittedModel, item: Item, response: str, parent_id: str) -> str:
-    """Keeps an edit of `item`, after `parent_id` (empty: the first one), and returns its id; scored when it is looked at. Needs no process."""
+    """Keeps an edit of `item`, after `parent_id` (empty: the first one), and returns its id; scored when it is looked at. Needs no process.
+
+    As the reward model will read it, without outer white space: the id is made of the text.
+    """
     texts = live_model(str(model.folder), model.root).texts
-    prompt = list(item[0])
+    prompt, response = list(item[0]), response.strip()
     if not parent_id:
         parent_id = edit_name("", prompt, item[1])
         texts.keep_edit(parent_id, prompt, item[1], None)

@@ -28,7 +28,7 @@ def draw(view: View) -> None:
         whose = "edited response" if last is not None else {"response": "response"}.get(view.side, f"{view.side} response")
         text = st.text_area(f"Change the {whose}", before, height=170, max_chars=LONGEST_TEXT, key=key)
         sent = st.form_submit_button("Score again", type="primary", icon=":material/refresh:")
-    if sent and text.strip() and text != before:
+    if sent and text.strip() and text.strip() != before.strip():
         item = (view.found.subject.prompt, before)
         name = keep_edit(view.model, item, text, last.edit_id if last is not None else "")
         state.choose(pair=view.found.subject.pair_id, response_edit=name, response_tab="edit")

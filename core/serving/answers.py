@@ -185,12 +185,15 @@ class Answers:
 
     def _edit(self, edit_id: str, explainer: Explainer) -> Edit:
         """An edit by its id: from memory, else made again from the texts that are kept."""
-        if edit_id not in self._edits:
-            parent = None
+        found = self._edits.get(edit_id)
+        if found is None:
             for text in self.texts.chain(edit_id):
-                parent = self._keep(explainer.edit(text["prompt"], text["response"], parent))
+                found = self._keep(explainer.edit(text["prompt"], text["response"], found))
+            assert found is not None  # a chain has a root
+        # Under the id that was asked for, too: a text that was kept with outer white space is read without, and then has another name.
+        self._edits[edit_id] = found
         self._edits.move_to_end(edit_id)
-        return self._edits[edit_id]
+        return found
 
     def _keep(self, edit: Edit) -> Edit:
         self._edits[edit.edit_id] = edit
