@@ -314,7 +314,7 @@ class CandidatesConfig(Config):
     per_prompt: int = option(1, "pairs generated for each prompt", minimum=1)
     n: int = option(4, "best_of_n: samples a prompt", minimum=2)
     min_margin: float = option(0.0, "best_of_n: smallest difference of rewards", minimum=0)
-    length_ratio: float = option(2.0, "best_of_n: the longer text has at most so many times the tokens of the other", minimum=1)
+    length_ratio: float = option(2.0, "best_of_n: the longer text has at most so many times the characters of the other", minimum=1)
     max_new_tokens: int = option(96, "a longer answer is cut after its last whole sentence, or counts as unparsed if it has none", minimum=1)
     temperature: float = option(1.0, "sampling temperature", minimum=0.0001)
     top_p: float = option(0.95, "nucleus of the distribution that is drawn from", minimum=0.01)

@@ -1,0 +1,40 @@
+"""Who writes answers: the seam between candidates and what generates them, and the local policy behind it (the other: core.align.endpoint)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from core.backbone.generation import Sampling, Spent, Writer
+from core.backbone.journal import Generated, Journal
+from core.backbone.model import Backbone
+from core.config import CandidatesConfig
+from core.types import Message, Progress, no_progress
+
+STEP = "generate"
+
+
+class Generator(Protocol):
+    """Writes `n` answers to each prompt, in the prompts' order. What can't be answered is `Generated` with `failed` set, never left out."""
+
+    @property
+    def spent(self) -> Spent:
+        """What was written so far: answers, tokens, seconds."""
+
+    def generate(self, prompts: Sequence[Sequence[Message]], n: int, *, progress: Progress = no_progress) -> list[list[Generated]]: ...
+
+
+class LocalGenerator:
+    """A policy on this machine, in batches of `config.batch_size` answers. `partial`: file in which it keeps what is written."""
+
+    def __init__(self, backbone: Backbone, config: CandidatesConfig, *, partial: Path | None = None) -> None:
+        sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed)
+        self._writer = Writer(backbone, sampling, config.batch_size, Journal(partial))
+
+    @property
+    def spent(self) -> Spent:
+        return self._writer.spent
+
+    def generate(self, prompts: Sequence[Sequence[Message]], n: int, *, progress: Progress = no_progress) -> list[list[Generated]]:
+        return self._writer.write(prompts, n, STEP, progress)
