@@ -321,6 +321,7 @@ class CandidatesConfig(Config):
     batch_size: int = option(24, "answers written at a time", minimum=1)
     endpoint: str = option("", "OpenAI-compatible server that generates instead of the local policy, such as http://localhost:8000/v1; empty: local")
     endpoint_model: str = option("", "name of the model there")
+    endpoint_timeout: float = option(120.0, "seconds without an answer after which the endpoint is asked again", result=False, minimum=1)
     concurrency: int = option(8, "requests to the endpoint at a time", result=False, minimum=1)
     seed: int = option(0, "seed of the draws")
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from labels_helpers import OTHER, SAE, Request, feature, serving, window
 
+from core import http
 from core.config import EndpointConfig
 from core.errors import Cancelled, ConfigError, DataError, MissingError
-from core.explain import label_http, label_sources
+from core.explain import label_sources
 from core.explain.label_book import LabelBook
 from core.explain.label_endpoint import KEY, ask_labels, evidence, label_text
-from core.explain.label_http import LONGEST_WAIT, TRIES, Http, HttpError
 from core.explain.label_sources import download_export, import_labels
+from core.http import LONGEST_WAIT, TRIES, Http, HttpError
 
 GEMMA = {**SAE, "release": "gemma-scope-2b-pt-res-canonical", "sae_id": "layer_13/width_16k/canonical", "d_sae": 16384}
 MODEL, SOURCE = "gemma-2-2b", "13-gemmascope-res-16k"
@@ -33,7 +34,7 @@ def book(tmp_path: Path) -> LabelBook:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waited: list[float] = []
-    monkeypatch.setattr(label_http, "sleep", waited.append)
+    monkeypatch.setattr(http, "sleep", lambda seconds, _: waited.append(seconds))
     return waited
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RANK = {
     **dict.fromkeys(("core.types", "core.errors"), 0),
     "core.config": 0.5,
-    **dict.fromkeys(("core.runs", "core.data"), 1),
+    **dict.fromkeys(("core.runs", "core.data", "core.http"), 1),
     "core.backbone": 2,
     "core.reward": 3,
     **dict.fromkeys(("core.explain", "core.baselines"), 4),
@@ -45,6 +45,7 @@ LIGHT_ROOMS = {
     "core.errors",
     "core.data",
     "core.runs",
+    "core.http",
     "core.serving.place",
     "core.serving.texts",
     "core.serving.launch",

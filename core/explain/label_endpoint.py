@@ -18,11 +18,10 @@ from core.config import EndpointConfig
 from core.errors import ConfigError, MissingError
 from core.explain.label_book import LabelBook
 from core.explain.label_evidence import Feature, marked_text, promoted, shown_windows
-from core.explain.label_http import Http, HttpError
 from core.explain.labels import ENDPOINT, Label, one_line, today
+from core.http import KEY, Http, HttpError
 from core.types import Progress, no_progress
 
-KEY = "SPARSERM_ENDPOINT_KEY"
 METHOD = "sparserm-activations-promoted"
 PROMOTED = 10
 LARGEST = 2**20  # bytes of an answer

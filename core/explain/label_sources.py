@@ -22,8 +22,8 @@ from core.data.readers import open_source
 from core.data.rows import Row, printable
 from core.errors import DataError, MissingError
 from core.explain.label_book import LabelBook, refused_row
-from core.explain.label_http import Http, HttpError
 from core.explain.labels import NEURONPEDIA, SOURCES, WRITTEN, Label, label_from_row
+from core.http import Http, HttpError
 from core.types import Progress, RefusedRow, no_progress
 
 BUCKET = "https://neuronpedia-datasets.s3.us-east-1.amazonaws.com"

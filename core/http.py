@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from time import sleep
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ HERE = ("localhost", "127.0.0.1", "::1")
 TRIES = 5  # of a request that fails in passing: no connection, too many requests, an error of the server's
 LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 TIMEOUT = 120.0  # seconds without a byte
+KEY = "SPARSERM_ENDPOINT_KEY"  # environment variable with the key of a language model's endpoint, and the only place it is read from
 
 
 class HttpError(Exception):
@@ -32,20 +33,24 @@ class HttpError(Exception):
 
 
 class Http:
-    """Requests below one base address. Use it in a `with`. Raises ConfigError for an address that is not allowed, HttpError where one fails."""
+    """Requests below one base address, from any thread. Use it in a `with`: its end also ends the waiting between tries.
 
-    def __init__(self, base: str, *, key: str = "", plain: bool = False) -> None:
-        self.base = base.rstrip("/")
+    Raises ConfigError for an address that is not allowed, HttpError where a request fails. `timeout`: seconds without a byte.
+    """
+
+    def __init__(self, base: str, *, key: str = "", plain: bool = False, timeout: float = TIMEOUT) -> None:
+        self.base, self._closed = base.rstrip("/"), threading.Event()
         _check_base(base, key=bool(key), plain=plain)
         import httpx2
 
         headers = {"User-Agent": "sparserm-workbench", **({"Authorization": f"Bearer {key}"} if key else {})}
-        self._client = httpx2.Client(headers=headers, timeout=TIMEOUT, follow_redirects=False)
+        self._client = httpx2.Client(headers=headers, timeout=timeout, follow_redirects=False)
 
     def __enter__(self) -> Http:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._closed.set()
         self._client.close()
 
     def get(self, path: str, params: Mapping[str, str] | None = None, *, largest: int) -> bytes:
@@ -76,7 +81,9 @@ class Http:
                     raise HttpError(f"{type(error).__name__}: {error}") from error
             except httpx2.HTTPError as error:
                 raise HttpError(f"{type(error).__name__}: {error}") from error
-            sleep(min(wait, LONGEST_WAIT))
+            sleep(min(wait, LONGEST_WAIT), self._closed)
+            if self._closed.is_set():
+                raise HttpError("given up")
         return None
 
     def _body(self, method: str, path: str, largest: int, **request: Any) -> bytes:
@@ -96,6 +103,11 @@ class Http:
             os.replace(part, target)
         finally:
             part.unlink(missing_ok=True)
+
+
+def sleep(seconds: float, ended: threading.Event) -> None:
+    """Waits so long, or until `ended` is set."""
+    ended.wait(seconds)
 
 
 class _TryAgain(Exception):
