@@ -1,9 +1,9 @@
 """Answers from an OpenAI-compatible server (`POST /chat/completions`): vLLM, SGLang, TGI, `transformers serve`, here or elsewhere.
 
-One request an answer, several at a time, each with a seed of its own; the server applies its model's chat template. What comes back is not trusted: it is
-limited in size and taken as text. Every answer is kept the moment it is there. Where the server refuses one request (too long a prompt, say), that
-answer failed and the others go on; where it is silent, overloaded or makes no sense, the call ends with an error, and the same call asks only for what
-is missing. The key comes from the environment alone (SPARSERM_ENDPOINT_KEY).
+One request an answer, several at a time, each with a seed of its own; the server applies its model's chat template. What comes back is not
+trusted: it is limited in size and taken as text. Every answer is kept the moment it is there. Where the server refuses one request (too long a
+prompt, say), that answer failed and the others go on; where it is silent, overloaded or makes no sense, the call ends with an error, and the same
+call asks only for what is missing. The key comes from the environment alone (SPARSERM_ENDPOINT_KEY).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from core.types import Message, Progress, no_progress, sha256_of
 LARGEST = 2**20  # bytes of an answer
 REFUSED = (400, 413, 422, 500)  # this request's fault, as far as the server says
 LOCKED = (401, 403, 404)  # no other request will fare better
+WARM, SEVERAL = 0.5, 4  # from such a temperature on, the draws of so many prompts can't all be alike
 LOOK_UP = 1.0  # seconds between two words to `progress` while no answer comes
 
 
@@ -63,7 +64,22 @@ class EndpointGenerator:
         missing = list({one.key: one for one in requests if one.key not in self._journal.known}.values())
         refused = self._ask_all(missing, len(requests), progress) if missing else {}
         found = {one.place: self._journal.known.get(one.key) or refused[one.key] for one in requests}
-        return [[found[i, sample] for sample in range(n)] for i in range(len(prompts))]
+        answers = [[found[i, sample] for sample in range(n)] for i in range(len(prompts))]
+        self._check_draws(answers)
+        return answers
+
+    def _check_draws(self, answers: Sequence[Sequence[Generated]]) -> None:
+        """Raises MissingError where no two draws of any prompt differ: `transformers serve` ignores a temperature if the model's files don't say
+        `do_sample`, and then n samples are one."""
+        draws = [{one.text for one in row} for row in answers if sum(bool(one.text) for one in row) > 1]
+        if self.config.temperature >= WARM and len(draws) >= SEVERAL and all(len(texts) == 1 for texts in draws):
+            self._journal.forget()  # a server that draws is to be asked anew
+            raise MissingError(
+                "the endpoint answers every draw alike, so it does not sample",
+                expected=f"answers drawn at temperature {self.config.temperature}",
+                found=f"{len(answers[0])} equal answers to each prompt",
+                remedy="let it sample (transformers serve: do_sample true in the model's generation_config.json)",
+            )
 
     def _request(self, prompt: Sequence[Message], number: int, sample: int) -> _Request:
         config = self.config

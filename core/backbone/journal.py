@@ -43,6 +43,12 @@ class Journal:
                 os.fsync(handle.fileno())
         self.known.update(answers)
 
+    def forget(self) -> None:
+        """Drops everything that was kept."""
+        self.known.clear()
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
 
 def _read(line: bytes) -> tuple[str, Generated] | None:
     try:
