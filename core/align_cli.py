@@ -8,7 +8,7 @@ from typing import Any
 
 from core import console
 from core.align.presets import ALIGN_PRESETS, align_preset
-from core.config import AlignConfig, BackboneConfig, FitConfig
+from core.config import AlignConfig, BackboneConfig, Config
 from core.errors import ConfigError
 from core.options import add_command, add_options, override, print_json
 from core.runs.store import Store
@@ -30,13 +30,11 @@ def add_align(commands: Any) -> None:
     parser.add_argument("--merge", action="store_true", help="with --out: the whole model with the adapter merged into its weights, not the adapter")
     defaults = ALIGN_PRESETS[embedded]
     add_options(parser, defaults, "alignment")
-    for title, part in (("candidates", defaults.candidates), ("training", defaults.dpo), ("evaluation", defaults.evaluation)):
+    fit, titled = defaults.fit, dict[str, Config]()
+    titled |= {"candidates": defaults.candidates, "training": defaults.dpo, "evaluation": defaults.evaluation, "preference pairs": fit.data}
+    titled |= {"backbone": fit.backbone, "sparse autoencoder": fit.sae, "selection": fit.selection, "head": fit.head, "controls": fit}
+    for title, part in titled.items():
         add_options(parser, part, title)
-    fit: FitConfig = defaults.fit
-    for title, part in {"preference pairs": fit.data, "backbone": fit.backbone, "sparse autoencoder": fit.sae, "selection": fit.selection}.items():
-        add_options(parser, part, title)
-    add_options(parser, fit.head, "head")
-    add_options(parser, fit, "controls")
     parser.add_argument("--detach", action="store_true", help=DETACH_HELP)
     parser.add_argument("--estimate", action="store_true", help="say what it will take, and end")
 
@@ -109,4 +107,6 @@ def _check_out(arguments: argparse.Namespace) -> None:
     if arguments.out and arguments.out.exists():
         raise ConfigError(f"{arguments.out} exists already", remedy="give --out a new folder, or remove this one")
     if arguments.out and arguments.detach:
-        raise ConfigError("--out does not go with --detach", remedy="take adapter/ of the folder that sparserm runs show names when the run has ended")
+        raise ConfigError(
+            "--out does not go with --detach", remedy="take adapter/ of the folder that sparserm runs show names when the run has ended"
+        )

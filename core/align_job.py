@@ -22,7 +22,7 @@ from core.types import Progress
 if TYPE_CHECKING:
     from core.align.loop import AlignOutcome
 
-# Rough figures from two cores and SmolLM2 (METHOD.md section 5), scaled by the model's size; what is said before the start hangs on them, nothing else.
+# Rough figures from two cores and SmolLM2 (METHOD.md section 5), scaled by the model's size; only what is said before the start hangs on them.
 SMOLLM2_PARAMETERS, GENERATED_A_SECOND, TRAINED_A_SECOND, READ_A_SECOND = 134e6, 120.0, 75.0, 900.0
 PROMPT_TOKENS, UNKNOWN_PROMPTS = 60, 200
 ADAPTER_BYTES, ROW_BYTES = 20e6, 6e3
@@ -34,7 +34,9 @@ def checked(config: AlignConfig) -> AlignConfig:
 
     check_arm(config.arm, config.candidates.mode)
     if not config.dpo.evaluation_share < 1:
-        raise ConfigError("all kept pairs would choose the epoch and none be trained on", expected="--evaluation-share < 1", found=str(config.dpo.evaluation_share))
+        raise ConfigError(
+            "all kept pairs would choose the epoch and none be trained on", expected="--evaluation-share < 1", found=str(config.dpo.evaluation_share)
+        )
     if config.candidates.endpoint and not config.candidates.endpoint_model:
         raise ConfigError("an endpoint needs the name of its model", remedy="--endpoint-model NAME")
     return config
@@ -43,9 +45,9 @@ def checked(config: AlignConfig) -> AlignConfig:
 def completed(config: AlignConfig, store: Store, say: Say) -> AlignConfig:
     """The fit's part filled in as `sparserm fit` does it (where no reward model is named), and paths made absolute."""
     fit = config.fit if config.model else complete(config.fit, store, say)
-    paths = {"model": absolute(config.model), "prompts": absolute(config.prompts), "arm": absolute(config.arm) if "/" in config.arm else config.arm}
     evaluation = replace(config.evaluation, mc=absolute(config.evaluation.mc))
-    return checked(replace(config, fit=fit, evaluation=evaluation, **paths))
+    arm = absolute(config.arm) if "/" in config.arm else config.arm
+    return checked(replace(config, fit=fit, evaluation=evaluation, model=absolute(config.model), prompts=absolute(config.prompts), arm=arm))
 
 
 def run_alignment(config: AlignConfig, store: Store, progress: Progress) -> AlignOutcome:

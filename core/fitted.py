@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from core.explain.spaces import Spaces
     from core.reward.known import KnownResponses
     from core.reward.model import SparseRM
+    from core.types import LatentFrequencies
 
 # Bumped by hand when something else is computed from the same inputs.
 VERSIONS = {"spaces": 1, "doctor": 1}
@@ -94,6 +95,26 @@ class Fitted:
         path = self._get_or_make("spaces", config, make).path
         return load_spaces(path), path
 
+    # --- what the fit left in the cache ---
+
+    def states(self, model: SparseRM) -> np.ndarray:
+        """z of each response that is kept beside the model, in their order; may be a memory map. Raises MissingError as `report`."""
+        if model.known is None:
+            raise MissingError(f"{self.folder} does not keep the responses it was fitted on", expected="known.safetensors", remedy=FIT_AGAIN)
+        return self._states(model, model.known)
+
+    def frequencies(self, model: SparseRM) -> LatentFrequencies | None:
+        """How often each latent is active in the training responses; None, with a word in the log, where the cache does not hold it any more."""
+        from core.runs.values import load_value
+        from core.types import LatentFrequencies
+
+        kept = self.store.find("frequencies", model.parts.method.get("fingerprints", {}).get("frequencies", "none"))
+        if kept is None:
+            log.warning("no random decoder rows stand beside: this cache does not hold the fit's latent frequencies any more")
+            return None
+        found: LatentFrequencies = load_value(kept.path, "frequencies", LatentFrequencies)
+        return found
+
     # --- where it is kept ---
 
     def _inputs(self) -> list[str]:
@@ -152,15 +173,11 @@ class Fitted:
     def _random(self, model: SparseRM, config: SpacesConfig) -> dict[str, list[np.ndarray]]:
         """Directions of each draw of the random controls: as many as were selected, draw i with seed i, as a fit's own."""
         from core.reward.projection import isotropic_directions, random_live_latents
-        from core.runs.values import load_value
-        from core.types import LatentFrequencies
 
         k, width = model.parts.k, model.parts.d_model
         found = {"random-isotropic": [isotropic_directions(k, width, seed) for seed in range(config.random_draws)]}
-        kept = self.store.find("frequencies", model.parts.method.get("fingerprints", {}).get("frequencies", "none"))
-        if kept is None:
-            log.warning("no random decoder rows stand beside: this cache does not hold the fit's latent frequencies any more")
+        frequencies = self.frequencies(model)
+        if frequencies is None:
             return found
-        frequencies = load_value(kept.path, "frequencies", LatentFrequencies)
         rows = [model.sae.directions(random_live_latents(frequencies, k, seed)) for seed in range(config.random_draws)]
         return {**found, "random-rows": rows}

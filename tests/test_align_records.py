@@ -177,8 +177,8 @@ def test_a_judgement_names_the_better_answer_not_the_intended_one() -> None:
     for case in audit.cases(1, candidates, decisions, n=40, seed=0):
         meant = "first" if case.first.startswith("meant") else "second"
         assert case.verdict(meant) == "intended" and case.verdict({"first": "second", "second": "first"}[meant]) == "other"
-        assert case.verdict("neither") == "neither"
-    with pytest.raises(ConfigError, match=r"first \| second \| neither"):
+        assert case.verdict("neither") == "neither" and case.verdict("unsure") == "unsure"
+    with pytest.raises(ConfigError, match=r"first \| second \| neither \| unsure"):
         case.verdict("both")
 
 
@@ -194,11 +194,12 @@ def test_judgements_are_kept_the_newest_counts_and_the_agreement_runs(tmp_path: 
     audit.judge(tmp_path, found[0], "second" if wrong == "first" else "first")
     for case in found[2:5]:
         audit.judge(tmp_path, case, "first" if case.first_is_intended else "second")
+    audit.judge(tmp_path, found[5], "unsure")
     said = audit.agreement(audit.judgements(tmp_path))
     low, high = proportion_confint(2, 5, method="wilson")
-    assert (said.n, said.intended, said.other, said.neither, said.accuracy) == (5, 3, 1, 1, 0.4)
+    assert (said.n, said.intended, said.other, said.neither, said.unsure, said.accuracy) == (5, 3, 1, 1, 1, 0.4)
     assert (said.low, said.high) == pytest.approx((low, high))
-    assert len((tmp_path / audit.FILE).read_text().splitlines()) == 5 and [path.name for path in tmp_path.glob(".audit.jsonl-*")] == []
+    assert len((tmp_path / audit.FILE).read_text().splitlines()) == 6 and [path.name for path in tmp_path.glob(".audit.jsonl-*")] == []
 
 
 def test_a_damaged_audit_says_so(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
     <cache>/alignments/<key>/audit.jsonl      one line a judgement: candidate_id, verdict, judge, time_judged; the newest of a pair counts
 
-Each pair's two answers are shown in an order drawn by seed. The person says which is better, or that neither is; the filter was right where the
-intended winner is not the better one. The agreement is that share, with its Wilson interval: a pair where no answer is better agrees, for DPO would
-have learned from a difference that is not there. Nothing heavy is imported.
+Each pair's two answers are shown in an order drawn by seed. The person says which is better, that neither is, or that they can't tell; the filter was
+right where the intended winner is not the better one. The agreement is that share, with its Wilson interval: a pair where no answer is better agrees,
+for DPO would have learned from a difference that is not there. Who can't tell is counted apart. Nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from core.runs.locks import make_lock
 from core.types import Message
 
 FILE = "audit.jsonl"
-INTENDED, OTHER, NEITHER = "intended", "other", "neither"
-VERDICTS = (INTENDED, OTHER, NEITHER)
+INTENDED, OTHER, NEITHER, UNSURE = VERDICTS = ("intended", "other", "neither", "unsure")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +45,11 @@ class Case:
     latents: Sequence[Mapping[str, Any]]
 
     def verdict(self, better: str) -> str:
-        """What `better` (`first`, `second` or `neither`) says of the intended winner. Raises ConfigError for anything else."""
-        if better == NEITHER:
-            return NEITHER
+        """What `better` (`first`, `second`, `neither` or `unsure`) says of the intended winner. Raises ConfigError for anything else."""
+        if better in (NEITHER, UNSURE):
+            return better
         if better not in ("first", "second"):
-            raise ConfigError("this is no judgement of a pair", expected="first | second | neither", found=repr(better))
+            raise ConfigError("this is no judgement of a pair", expected="first | second | neither | unsure", found=repr(better))
         return INTENDED if (better == "first") == self.first_is_intended else OTHER
 
 
@@ -67,7 +66,10 @@ class Judgement:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How often the person agrees with the filter: the share of the n judged pairs whose intended winner is not the better answer, 95 % interval."""
+    """How often the person agrees with the filter: the share of n judged pairs whose intended winner is not the better answer, 95 % interval.
+
+    Where the person was `unsure`, the pair is judged and not among the n.
+    """
 
     accuracy: float | None
     low: float
@@ -76,6 +78,7 @@ class Agreement:
     intended: int
     other: int
     neither: int
+    unsure: int
 
 
 def cases(round: int, candidates: Iterable[Candidate], decisions: Iterable[Decision], *, n: int, seed: int) -> list[Case]:
@@ -128,7 +131,7 @@ def agreement(found: Iterable[Judgement]) -> Agreement:
     counts = dict.fromkeys(VERDICTS, 0)
     for one in found:
         counts[one.verdict] += 1
-    n, right = sum(counts.values()), counts[OTHER] + counts[NEITHER]
+    n, right = sum(counts.values()) - counts[UNSURE], counts[OTHER] + counts[NEITHER]
     low, high = wilson(right, n)
     return Agreement(accuracy=right / n if n else None, low=low, high=high, n=n, **counts)
 

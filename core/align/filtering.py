@@ -69,7 +69,7 @@ def reward_pairs(model: SparseRM, candidates: Sequence[Candidate], progress: Pro
     rewards = np.full((len(candidates), 2), np.nan)
     z = np.zeros((len(candidates), 2, model.parts.d_model), dtype=np.float32)
     for at in range(0, len(candidates), CHUNK):
-        progress("rewards", at, len(candidates))
+        progress("score pairs", at, len(candidates))
         chunk = candidates[at : at + CHUNK]
         texts = [text for one in chunk for text in (one.chosen, one.rejected)]
         items, _ = items_of([one.prompt for one in chunk for _ in range(2)], texts)
@@ -77,7 +77,7 @@ def reward_pairs(model: SparseRM, candidates: Sequence[Candidate], progress: Pro
         read = [number for place, number in enumerate(items) if place not in unread]
         for number, state, reward in zip(read, states, model.rewards_of(states), strict=True):
             z[at + number // 2, number % 2], rewards[at + number // 2, number % 2] = state, reward
-    progress("rewards", len(candidates), len(candidates))
+    progress("score pairs", len(candidates), len(candidates))
     return Rewarded(rewards=rewards, z=z)
 
 

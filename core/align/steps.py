@@ -7,8 +7,8 @@
     align-evaluation   evaluation.json, samples.jsonl ... (core.align.evaluation); of round 0 the base model's
     align-shift        shift.json, shift.safetensors (core.explain.shift)
 
-A policy is known by what it was made from: the base model's identity, then the chain of `align-dpo` artefacts. So arms that begin alike share what they
-begin with. Between steps values go over the disk; models are loaded only if a step has to be computed.
+A policy is known by what it was made from: the base model's identity, then the chain of `align-dpo` artefacts. So arms that begin alike share their
+beginnings. Between steps values go over the disk; models are loaded only if a step has to be computed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,20 +28,22 @@ from core.align.prompts import PromptSet, choose_prompts
 from core.align.records import CANDIDATES, DPO, FILTER, REWARDS, Ledger, read_rows, write_rows
 from core.align.values import Candidate
 from core.backbone.source import backbone_identity, find_model
-from core.config import AlignConfig, BackboneConfig, DataConfig
+from core.config import AlignConfig, BackboneConfig, CandidatesConfig, DataConfig
 from core.data.saved import read_pairs, write_pairs
 from core.data.splits import split_pairs
 from core.errors import MissingError
 from core.reward.model import SparseRM
 from core.runs.store import Artefact, Store, file_sha256, write_json
-from core.types import PreferencePair, PreferencePairs, Progress, sha256_of
+from core.types import Message, PreferencePair, PreferencePairs, Progress, sha256_of
 
 if TYPE_CHECKING:
+    from core.align.generation import Generator
     from core.align.policy import Policy
 
 # Bumped by hand when a step computes something else from the same inputs.
 VERSIONS = {CANDIDATES: 1, REWARDS: 1, FILTER: 1, DPO: 1, "align-evaluation": 1, "align-shift": 1, "align-round": 1, "alignment": 1}
 CONTENT = ("config.json", "model.safetensors", "heads.safetensors", "selection.jsonl", "known.safetensors", "known.jsonl")
+COUNTS = ("generated", "parsed", "kept", "dropped")  # shown while it runs
 SEEDS_A_ROUND = 1000  # apart: seeds below it never meet another round's
 BASE = "base"
 log = logging.getLogger(__name__)
@@ -70,7 +72,6 @@ class AlignSteps:
     store: Store
     ledger: Ledger
     progress: Progress
-    seconds: dict[int, dict[str, float]] = field(default_factory=dict)
     _policy: tuple[str, Policy] | None = None
 
     # --- what the rounds share ---
@@ -121,19 +122,19 @@ class AlignSteps:
 
     # --- the steps ---
 
-    def step(self, round: int, step: str, config: Mapping[str, Any], inputs: Sequence[str], make: Callable[[Path, Path, Progress], Mapping[str, Any]]) -> Artefact:
-        """The step's artefact, found or made, and noted in the ledger."""
-        label = f"round {round}: {step.removeprefix('align-')}"
+    def step(
+        self, round: int, name: str, config: Mapping[str, Any], inputs: Sequence[str], make: Callable[[Path, Path, Progress], Mapping[str, Any]]
+    ) -> Artefact:
+        """A step's artefact, found or made, and noted in the ledger."""
+        label = name.removeprefix("align-")
 
-        def tell(part: str, done: float, total: float, **figures: Any) -> None:
-            self.progress(f"round {round}: {part}", done, total, **figures)
+        def tell(step: str, done: float, total: float, **figures: Any) -> None:
+            self.progress(f"round {round}: {step}", done, total, **figures)
 
-        self.progress(label, 0, 1)
-        found = self.store.get_or_make(step, VERSIONS[step], config, inputs, lambda folder, scratch: make(folder, scratch, tell))
-        self.seconds.setdefault(round, {})[step] = float(found.manifest["time_seconds"])
-        self.ledger.step(round, step, found.fingerprint)
-        shown = {name: value for name, value in found.manifest["said"].items() if name in ("generated", "parsed", "kept", "dropped")}
-        self.progress(label, 1, 1, **shown)
+        tell(label, 0, 1)
+        found = self.store.get_or_make(name, VERSIONS[name], config, inputs, lambda folder, scratch: make(folder, scratch, tell))
+        self.ledger.step(round, name, found.fingerprint)
+        tell(label, 1, 1, **{count: found.manifest["said"][count] for count in COUNTS if count in found.manifest["said"]})
         return found
 
     def candidates(self, round: int, policy: PolicyAt) -> Artefact:
@@ -145,13 +146,14 @@ class AlignSteps:
         def make(folder: Path, scratch: Path, progress: Progress) -> dict[str, Any]:
             from core.align.candidates import best_of_n, make_candidates
 
-            generator = self._generator(policy, scratch, progress)
+            generator = self._generator(policy, config, scratch / "answers.jsonl", progress)
             if config.mode == "best_of_n":
-                found = best_of_n(self.prompts.prompts, generator, self._score, config, progress=progress)
+                found = best_of_n(self.prompts.prompts, generator, score_by(self.judge), config, progress=progress)
             else:
                 found = make_candidates(self.prompts.prompts, generator, config, progress=progress)
             write_rows(folder / "candidates.jsonl", [one.to_json() for one in found])
-            return _said(folder, {"generated": len(found), "parsed": sum(one.parsed for one in found), "refused": _reasons(found)})
+            counts = {"generated": len(found), "parsed": sum(one.parsed for one in found), "refused": _reasons(found)}
+            return {**_said(folder, counts), "tokens": sum(sum(one.meta["tokens"]) for one in found)}
 
         return self.step(round, CANDIDATES, config.result_fields(), inputs, make)
 
@@ -215,14 +217,32 @@ class AlignSteps:
 
     # --- what they need ---
 
+    def _generator(self, policy: PolicyAt, config: CandidatesConfig, partial: Path, progress: Progress) -> Generator:
+        """What answers: the policy, or a server in its place. What is written is kept in `partial` until the step is done."""
+        from core.align.endpoint import EndpointGenerator
+        from core.align.generation import LocalGenerator
+
+        if config.endpoint:
+            return EndpointGenerator(config, partial=partial)
+        return LocalGenerator(self.policy(policy, progress).backbone, config, partial=partial)
+
     def _refused(self, parsed: Sequence[Candidate]) -> dict[str, str]:
-        """Why DPO can't use a pair, by candidate: read with the reward model's own backbone, whose tokenizer and template are the policy's."""
+        """Why a pair can't be used, by candidate: what its maker says (`unfit`), and DPO's reasons.
+
+        Read with the reward model's own backbone, whose tokenizer and template are the policy's.
+        """
         from core.align.dpo_pairs import encode_pairs
         from core.reward.model import BackboneReader
 
         reader = self.judge.reader
         assert isinstance(reader, BackboneReader)  # loaded from a folder
-        return encode_pairs([one.pair() for one in parsed], reader.backbone, self.config.dpo.max_length)[1]
+        unfit = {one.candidate_id: str(one.meta["unfit"]) for one in parsed if one.meta.get("unfit")}
+        return {**encode_pairs([one.pair() for one in parsed], reader.backbone, self.config.dpo.max_length)[1], **unfit}
+
+
+def score_by(model: SparseRM) -> Callable[[Sequence[tuple[Sequence[Message], str]]], np.ndarray]:
+    """Rewards of (prompt, response) items; NaN where one can't be read."""
+    return lambda items: model.try_score([list(prompt) for prompt, _ in items], [text for _, text in items])[0]
 
 
 def content_of(folder: Path) -> str:
@@ -265,4 +285,4 @@ def _said(folder: Path, counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reasons(candidates: Sequence[Candidate]) -> dict[str, int]:
-    return dict(sorted(Counter(one.refused for one in candidates if one.refused).items()))
+    return dict(sorted(Counter(one.refused.partition(":")[0] for one in candidates if one.refused).items()))

@@ -1,0 +1,64 @@
+"""The manifest of a round, `round.json`: what went in, what came out, how to make it again. Everything but `time_*` is the same in every run of it.
+
+round, arm, mode, reference      which round, what filtered, how candidates were made, what DPO was held to
+generated, parsed, kept, dropped, reasons      in pairs: kept + dropped = parsed <= generated
+adapter_before, adapter_after    sha256 over tensors; `base` where there is no adapter
+reward_model, measured_by        kind and content hash of what filtered and of what measures
+prompts, tokens, seeds           how many and from where; written and trained on; all that was drawn with
+evaluation                       the policy after the round (core.align.evaluation); of round 0 the base model
+steps                            step -> fingerprint of its artefact
+stopped                          why no further round was begun; empty if none was to come, or one came
+time_seconds                     step -> seconds it took when it was computed, and their sum as `total`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from core.align.filtering import NONE
+from core.align.records import CANDIDATES, DPO, FILTER
+from core.align.steps import AlignSteps, round_seed
+from core.reward.model import SparseRM
+from core.runs.store import Artefact
+
+NO_PAIR = "no pair was kept, so there was nothing to learn from"
+
+
+def round_manifest(work: AlignSteps, round: int, steps: Mapping[str, Artefact], evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a round whose artefacts are `steps`."""
+    config = work.config
+    said = {step: artefact.manifest["said"] for step, artefact in steps.items()}
+    times = {step: artefact.manifest["time_seconds"] for step, artefact in steps.items()}
+    trained, kept = said.get(DPO), said.get(FILTER, {})
+    return {
+        "round": round,
+        "arm": config.arm,
+        "mode": config.candidates.mode,
+        "reference": config.dpo.reference,
+        **{name: kept.get(name, 0) for name in ("generated", "parsed", "kept", "dropped")},
+        "reasons": kept.get("reasons", {}),
+        "reward_model": None if config.arm == NONE else _named(work, "judge", work.judge),
+        "measured_by": _named(work, "model", work.model),
+        "prompts": {"n": len(work.prompts.prompts), **{name: getattr(work.prompts, name) for name in ("source", "n_held_out", "n_refused")}},
+        "tokens": {"written": said.get(CANDIDATES, {}).get("tokens", 0), "trained": trained["tokens"] if trained else 0},
+        "seeds": _seeds(work, round),
+        "evaluation": dict(evaluation),
+        "steps": {step: artefact.fingerprint for step, artefact in steps.items()},
+        "stopped": NO_PAIR if round and not trained else "",
+        "time_seconds": {**times, "total": sum(times.values())},
+    }
+
+
+def _named(work: AlignSteps, name: str, model: SparseRM) -> dict[str, Any]:
+    return {"kind": model.parts.kind, "content": work.contents[name]}
+
+
+def _seeds(work: AlignSteps, round: int) -> dict[str, int]:
+    config = work.config
+    own = {"candidates": config.candidates.seed, "dpo": config.dpo.seed, "random_drop": config.seed}
+    return {
+        "prompts": config.seed,
+        **{name: round_seed(seed, round) for name, seed in own.items()},
+        EVALUATION.removeprefix("align-"): config.evaluation.seed,
+    }
