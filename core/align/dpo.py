@@ -8,12 +8,14 @@ validation pairs and the best one's adapter kept, in memory: no checkpoint of th
 its beginning, with the same seeds.
 
 Under `accelerate launch` every process trains the same job: `train_dpo` in the first, `follow` in the others (core/align/ranks.py). A step's pairs
-are shared out, so the number of processes does not change what a step is; the first process alone writes and tells progress.
+are shared out, so the number of processes does not change what a step is (where an epoch's last step has too few pairs for all of them, its first
+pairs count twice); the first process alone writes and tells progress.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import tempfile
 import time
@@ -25,13 +27,15 @@ from typing import Any
 import numpy as np
 
 from core.align.dpo_pairs import EncodedPair, encode_pairs
-from core.align.dpo_trainer import Watch, new_trainer, quiet, sequence_logprobs, trainable_parameters
-from core.align.policy import adapter_hash, adapter_tensors, load_adapter, save_adapter, tensors_hash, training_base
+from core.align.dpo_trainer import Watch, new_trainer, sequence_logprobs, trainable_parameters
+from core.align.policy import adapter_hash, adapter_tensors, load_adapter, quiet, save_adapter, tensors_hash, training_base
 from core.align.ranks import hear, n_processes, tell
 from core.config import BackboneConfig, DPOConfig, from_dict
 from core.errors import BackboneError, DataError
 from core.reward.evaluation import accuracy_of
 from core.types import PreferencePair, Progress, no_progress
+
+REFERENCE = "read reference"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,10 @@ def train_dpo(
     job = _Job(pairs=tuple(pairs), validation=tuple(validation), base=base, config=config, start=start)
     if n_processes() > 1:
         tell(*job.message())
-    return _train(job, adapter_hash(adapter), out, progress)
+    try:
+        return _train(job, adapter_hash(adapter), out, progress)
+    finally:
+        gc.collect()  # a Trainer and its callbacks hold each other, and with them the model, until someone looks
 
 
 def follow() -> None:
@@ -94,6 +101,7 @@ def follow() -> None:
         if message is None:
             return
         _train(_Job.heard(message, blob), "", None, no_progress)
+        gc.collect()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +153,17 @@ def _train(job: _Job, adapter_before: str, out: Path | None, progress: Progress)
             "no pair is left to train on", expected="at least one usable pair", found=found, remedy="more prompts, or a longer --max-length"
         )
     with tempfile.TemporaryDirectory() as scratch, _own_random_numbers():
-        progress("reference", 0, 1)
+        progress(REFERENCE, 0, 1)
         trainer = new_trainer(backbone, job.start, usable, config, scratch)
         watch = Watch(judge=_judge(trainer, held_out, config), progress=progress)
+        progress(REFERENCE, 1, 1)
         before, trainable = tensors_hash(adapter_tensors(trainer.model)), trainable_parameters(trainer.model)
         trainer.add_callback(watch.callback(trainer))
         with quiet():
             trainer.train()
         after = tensors_hash(watch.best)
+        if not all(bool(tensor.isfinite().all()) for tensor in watch.best.values()):
+            raise BackboneError("the training left an adapter that is not finite", found=f"lr {config.lr}", remedy="a smaller --lr")
         if after == before:
             raise BackboneError(
                 "the training left the adapter as it was", found=f"{len(watch.curve)} steps at lr {config.lr}", remedy="a larger --lr"

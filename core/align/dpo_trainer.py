@@ -16,16 +16,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from core.align.dpo_pairs import EncodedPair
-from core.align.policy import adapter_tensors, new_lora, set_adapter_tensors
+from core.align.policy import adapter_tensors, new_lora, quiet, set_adapter_tensors
 from core.align.ranks import n_processes, on_cpu
 from core.backbone.activations import plan_batches
-from core.backbone.model import Backbone, quiet_transformers
+from core.backbone.model import Backbone
 from core.config import DPOConfig
 from core.errors import BackboneError, ConfigError
 from core.types import Progress
@@ -76,14 +75,6 @@ def new_trainer(backbone: Backbone, start: Mapping[str, torch.Tensor] | None, pa
     return trainer
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without bars, and without the warnings that TRL 1.16 draws from transformers 5.23 by names it will have to change."""
-    with quiet_transformers(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
-        yield
-
-
 def trainable_parameters(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
@@ -104,9 +95,7 @@ def _trainer_class() -> Any:
 def _arguments(backbone: Backbone, config: DPOConfig, scratch: str) -> Any:
     from trl.trainer.dpo_config import DPOConfig as Arguments
 
-    device, many = backbone.config.device, n_processes()
-    if device not in ("auto", "cpu", "cuda", "cuda:0", "mps"):
-        raise ConfigError("a policy is trained on the first device", expected="auto, cpu, cuda or mps", found=device, remedy="CUDA_VISIBLE_DEVICES")
+    many = n_processes()
     if config.batch_size % many:
         expected = f"--batch-size in multiples of the {many} processes"
         raise ConfigError("a step's pairs can't be shared out evenly", expected=expected, found=str(config.batch_size))
@@ -128,6 +117,7 @@ def _arguments(backbone: Backbone, config: DPOConfig, scratch: str) -> Any:
         report_to="none",
         logging_steps=1,
         logging_nan_inf_filter=False,
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
     )
     # Without a launcher one process would spread over all GPUs by `DataParallel`, which TRL refuses; it takes the first.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from core.backbone.model import Backbone, load_backbone, quiet_transformers
 from core.backbone.source import find_model
 from core.config import BackboneConfig, DPOConfig
-from core.errors import BackboneError, MismatchError, StoreError
+from core.errors import BackboneError, ConfigError, MismatchError, StoreError
 from core.types import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -58,11 +59,19 @@ def _attached(model: Any, adapter: Path) -> Any:
     from peft import PeftModel
 
     _read_tensors(adapter)
-    with quiet_transformers():
+    with quiet():
         try:
             return PeftModel.from_pretrained(model, str(adapter), adapter_name=NAME).eval()
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             raise StoreError(f"the adapter in {adapter} does not fit this model", found=f"{type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without bars, and without the warnings that PEFT 0.21 and TRL 1.16 draw from transformers 5.23 by names they will have to change."""
+    with quiet_transformers(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def new_lora(config: DPOConfig) -> Any:
@@ -194,10 +203,15 @@ def merge_and_save(base: BackboneConfig, adapter: Path, folder: Path, *, progres
 def training_base(base: BackboneConfig, config: DPOConfig, *, spread: bool, progress: Progress = no_progress) -> Backbone:
     """The whole base model as it is trained on: in the arithmetic of `config`, without dropout of its own (LoRA's is the only one).
 
-    `spread`: one of several processes, each of which is given its device later. Raises BackboneError for weights that can't be trained on.
+    `spread`: one of several processes, each of which is given its device later. Raises BackboneError for weights that can't be trained on,
+    ConfigError for another device than the first.
     """
     if base.quantization != "none":
         raise BackboneError("quantised weights are not trained on", expected="--quantization none", found=base.quantization)
+    if base.device not in ("auto", "cpu", "cuda", "cuda:0", "mps"):
+        raise ConfigError(
+            "a policy is trained on the first device", expected="auto, cpu, cuda or mps", found=base.device, remedy="set CUDA_VISIBLE_DEVICES"
+        )
     backbone = load_backbone(replace(base, dtype=config.dtype, device="cpu" if spread else base.device), progress=progress)
     _without_dropout(backbone.model)
     return backbone
