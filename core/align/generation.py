@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from core.backbone.generation import Sampling, Spent, Writer
 from core.backbone.journal import Generated, Journal
@@ -15,6 +15,7 @@ from core.types import Message, Progress, no_progress
 STEP = "generate"
 
 
+@runtime_checkable
 class Generator(Protocol):
     """Writes `n` answers to each prompt, in the prompts' order. What can't be answered is `Generated` with `failed` set, never left out."""
 
