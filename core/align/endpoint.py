@@ -118,30 +118,28 @@ class EndpointGenerator:
         return refused
 
     def _answers(self, missing: Sequence[_Request], tell: Callable[[], None]) -> Iterator[tuple[_Request, Generated | HttpError]]:
-        """Answers and failures as they come, from threads that nobody has to wait for; closing this iterator ends them."""
-        left, found, ended = SimpleQueue[_Request](), SimpleQueue[_Told](), threading.Event()
-        for request in missing:
-            left.put(request)
-        with Http(self.config.endpoint, key=os.environ.get(KEY, ""), plain=True, timeout=self.config.endpoint_timeout) as http:
-            for _ in range(min(self.config.concurrency, len(missing))):
-                threading.Thread(target=_work, args=(http, left, found, ended), daemon=True).start()
+        """Answers and failures as they come, from threads that nobody has to wait for; a next request goes out when its answer is asked for."""
+        left, found, waiting = SimpleQueue[_Request | None](), SimpleQueue[_Told](), iter(missing)
+        config, workers = self.config, min(self.config.concurrency, len(missing))
+        with Http(config.endpoint, key=os.environ.get(KEY, ""), plain=True, timeout=config.endpoint_timeout) as http:
+            for _ in range(workers):
+                left.put(next(waiting))
+                threading.Thread(target=_work, args=(http, left, found), daemon=True).start()
             try:
                 for _ in missing:
                     request, answer = _next(found, tell)
                     if isinstance(answer, Exception) and not isinstance(answer, HttpError):
                         raise answer
                     yield request, answer
+                    left.put(next(waiting, None))
             finally:
-                ended.set()
+                for _ in range(workers):
+                    left.put(None)
 
 
-def _work(http: Http, left: SimpleQueue[_Request], found: SimpleQueue[_Told], ended: threading.Event) -> None:
-    """Asks until nothing is left; what goes wrong is told to who waits."""
-    while not ended.is_set():
-        try:
-            request = left.get_nowait()
-        except Empty:
-            return
+def _work(http: Http, left: SimpleQueue[_Request | None], found: SimpleQueue[_Told]) -> None:
+    """Asks until there is nothing to ask; what goes wrong is told to who waits."""
+    while (request := left.get()) is not None:
         try:
             found.put((request, _ask(http, request.body)))
         except Exception as error:
