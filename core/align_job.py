@@ -52,12 +52,22 @@ def completed(config: AlignConfig, store: Store, say: Say) -> AlignConfig:
 
 def run_alignment(config: AlignConfig, store: Store, progress: Progress) -> AlignOutcome:
     """The whole of it, from a completed config. Raises the errors of core.errors, and what `progress` raises to cancel."""
+    from core.align.filtering import judge_folder
     from core.align.loop import align
+    from core.align.records import Ledger
+    from core.align.steps import AlignSteps, same_reading
     from core.fitted import Fitted
     from core.pipeline import fit
+    from core.reward.model import SparseRM
 
-    model = Path(config.model) if config.model else fit(config.fit, store, progress).artefact
-    return align(config, Fitted(folder=model, store=store), progress)
+    folder = Path(config.model) if config.model else fit(config.fit, store, progress).artefact
+    device, judging = config.fit.backbone.device, judge_folder(config.arm, folder)
+    model = SparseRM.load(folder, device=device)
+    judge = model if judging == folder else SparseRM.load(judging, device=device)
+    if same_reading(model.parts, judge.parts):
+        judge.reader = model.reader  # one language model for both
+    fitted, ledger = Fitted(folder=folder, store=store), Ledger(store.root, config)
+    return align(AlignSteps(config=config, model=model, judge=judge, fitted=fitted, store=store, ledger=ledger, progress=progress))
 
 
 def _run(config: AlignConfig, store: Store, progress: Progress) -> Mapping[str, Any]:

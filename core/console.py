@@ -171,7 +171,7 @@ def accuracy_cells(value: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def print_outcome(kind: str, result: Mapping[str, Any]) -> None:
     """What a finished run of this kind found (`result.json`)."""
-    printers = {"fit": print_fit, "sweep": print_sweep, "sae-train": print_training}
+    printers = {"fit": print_fit, "sweep": print_sweep, "sae-train": print_training, "align": print_align}
     if kind in printers:
         printers[kind](result["outcome"])
     else:
@@ -229,6 +229,38 @@ def print_curve(title: str, points: Sequence[Mapping[str, Any]]) -> None:
     named = ("directions", "layer")[: max(map(len, cells), default=1)]
     pairs = f"{points[0]['n']:,} pairs" if points else "no pairs"
     table(f"{title}, {pairs}", (*named, *(f"K = {k}" for k in ks)), [(*name, *(row.get(k, "") for k in ks)) for name, row in cells.items()])
+
+
+ALIGN_FIGURES = ("validation_accuracy", "accuracy", "reward", "length", "kl_per_token", "mc1_unseen", "mc2_unseen")
+
+
+def print_align(outcome: Mapping[str, Any]) -> None:
+    """`AlignOutcome.to_json`: the pairs of each round and why some were dropped, the policy after it, what was chosen, and warnings."""
+    counts = ("generated", "parsed", "kept", "dropped")
+    rows = [
+        (
+            str(one["round"]),
+            *(str(one[name]) for name in counts),
+            ", ".join(f"{n} {why}" for why, n in one["reasons"].items()),
+            duration(one["seconds"]),
+        )
+        for one in outcome["rounds"]
+    ]
+    table(f"Pairs, arm {outcome['arm']}", ("round", *counts, "dropped for", "time"), rows)
+    every = [outcome["base"], *outcome["rounds"]]
+    shown = [name for name in ALIGN_FIGURES if name in outcome["base"]["evaluation"]["figures"]]
+    columns = ("round", *(name.replace("_", " ") for name in shown))
+    table("Policy after each round (0: the base model), 95 % intervals", columns, [_policy_cells(one, shown) for one in every])
+    for warning in outcome["warnings"]:
+        print(f"round {warning['round']}: {warning['text']}")
+    for said in filter(None, (outcome["stopped"], f"chosen: round {outcome['chosen_round']} ({outcome['choice']})")):
+        print(said)
+    print(f"alignment: {outcome['artefact']}" + (f"\nadapter: {outcome['adapter']}" if outcome["adapter"] else ""))
+
+
+def _policy_cells(one: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
+    found = [one["evaluation"]["figures"].get(name) for name in names]
+    return (str(one["round"]), *("" if figure is None else "{value:.3f} ({low:.3f} to {high:.3f})".format(**figure) for figure in found))
 
 
 def figures_of(card: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:

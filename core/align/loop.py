@@ -8,25 +8,29 @@
              evaluation   policy_{t+1} on held-out pairs, prompts, questions  core.align.evaluation, mc
              shift        generated against training representations          core.explain.shift
 
-Each step is an artefact (core.align.steps), so a killed run goes on inside its round. A round that keeps no pair is the last one. The round is chosen on
-validation and reported on test; a rule that is stated beforehand says where reward was won at the price of something else (core.align.watch).
+Each step is an artefact (core.align.steps), so a killed run goes on inside its round. A round that keeps no pair is the last one. The round is chosen
+on validation and reported on test; a rule stated beforehand says where reward was won at the price of something else (core.align.watch).
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.align.records import CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, SHIFT
-from core.align.round import NO_PAIR
-from core.align.steps import AlignSteps, PolicyAt
+from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, key_of, read_json
+from core.align.round import NO_PAIR, round_manifest
+from core.align.steps import VERSIONS, AlignSteps, PolicyAt
+from core.align.watch import CHOICE, RULE, choose_round
 from core.config import BackboneConfig
 from core.errors import MissingError
-from core.runs.store import Artefact, publish_folder
+from core.runs.store import Artefact, publish_folder, write_json
 from core.types import Progress, no_progress
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,24 +61,31 @@ class AlignOutcome:
         if merge:
             merge_and_save(self.base, self.adapter, target, progress=progress)
         else:
-            publish_folder(target, lambda folder: shutil.copytree(self.artefact / "adapter", folder, dirs_exist_ok=True) and None)
+            _copy(self.adapter, target)
+
+
+def _copy(adapter: Path, target: Path) -> None:
+    def copy(folder: Path) -> None:
+        shutil.copytree(adapter, folder, dirs_exist_ok=True)
+
+    publish_folder(target, copy)
 
 
 def align(work: AlignSteps) -> AlignOutcome:
     """All rounds, and the choice among them. Raises the errors of core.errors, and what `progress` raises to cancel."""
     work.ledger.about(model=str(work.model.folder), judge=str(work.judge.folder))
     policy, total = work.start, work.config.rounds
-    evaluations = [work.evaluation(0, policy, None)]
-    finished = [work.finish(0, {EVALUATION: evaluations[0]}, evaluations)]
+    first = work.evaluation(0, policy, None)
+    finished = [_finish(work, 0, {EVALUATION: first})]
     for round in range(1, total + 1):
         work.progress("rounds", round - 1, total)
-        steps, policy = _round(work, round, policy, evaluations)
-        finished.append(work.finish(round, steps, evaluations))
+        steps, policy = _round(work, round, policy, first)
+        finished.append(_finish(work, round, steps))
         if DPO not in steps:
-            work.say(f"round {round} is the last: {NO_PAIR}")
+            log.warning("round %d is the last: %s", round, NO_PAIR)
             break
     work.progress("rounds", total, total)
-    return _outcome(work, finished, evaluations)
+    return _outcome(work, finished)
 
 
 def _round(work: AlignSteps, round: int, policy: PolicyAt, first: Artefact) -> tuple[dict[str, Artefact], PolicyAt]:
@@ -87,5 +98,37 @@ def _round(work: AlignSteps, round: int, policy: PolicyAt, first: Artefact) -> t
         steps[DPO] = work.dpo(round, kept, policy)
         policy = PolicyAt(fingerprint=steps[DPO].fingerprint, adapter=steps[DPO].path / "adapter")
     steps[EVALUATION] = work.evaluation(round, policy, first)
-    steps[SHIFT] = work.shift(round, candidates, rewards)
+    if rewards.manifest["said"]["n_read"]:
+        steps[SHIFT] = work.shift(round, candidates, rewards)
     return steps, policy
+
+
+def _finish(work: AlignSteps, round: int, steps: dict[str, Artefact]) -> Artefact:
+    """The round's manifest, `round.json`, as an artefact of its own."""
+
+    def make(folder: Path, _scratch: Path, _progress: Progress) -> dict[str, Any]:
+        manifest = round_manifest(work, round, steps)
+        write_json(folder / "round.json", manifest)
+        return {name: manifest[name] for name in ("generated", "parsed", "kept", "dropped", "adapter_after")}
+
+    return work.step(round, ROUND, {"round": round, "alignment": key_of(work.config)}, [one.fingerprint for one in steps.values()], make)
+
+
+def _outcome(work: AlignSteps, finished: Sequence[Artefact]) -> AlignOutcome:
+    """The choice of the round and everything that was found, as the artefact `alignment`."""
+
+    def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+        rounds = [read_json(one.path / "round.json") for one in finished]
+        chosen = choose_round([one["evaluation"]["figures"] for one in rounds])
+        if (steps := rounds[chosen]["steps"]).get(DPO):
+            shutil.copytree(work.store.folder(DPO, steps[DPO]) / "adapter", folder / "adapter")
+        warnings = [{"round": one["round"], **said} for one in rounds for said in one["evaluation"]["warnings"]]
+        head = {"arm": work.config.arm, "chosen_round": chosen, "choice": CHOICE, "warnings": warnings, "rule": RULE}
+        stopped = next((one["stopped"] for one in rounds if one["stopped"]), "")
+        write_json(folder / "alignment.json", {**head, "stopped": stopped, "base": rounds[0], "rounds": rounds[1:], "config": work.config.to_dict()})
+        return {"arm": work.config.arm, "rounds": len(rounds) - 1, "chosen_round": chosen}
+
+    inputs = [one.fingerprint for one in finished]
+    found = work.store.get_or_make(ALIGNMENT, VERSIONS[ALIGNMENT], {"alignment": key_of(work.config)}, inputs, make)
+    work.ledger.about(alignment=found.fingerprint)
+    return AlignOutcome(artefact=found.path, said=read_json(found.path / "alignment.json"), base=work.base)

@@ -111,7 +111,7 @@ class RoundRecord:
 
     def _json(self, step: str, name: str) -> Mapping[str, Any] | None:
         path = self.steps.get(step)
-        return None if path is None else _read(path / name)
+        return None if path is None else read_json(path / name)
 
     def _rows(self, step: str, name: str) -> list[Any]:
         path = self.steps.get(step)
@@ -168,7 +168,7 @@ class AlignmentRecord:
 
     @property
     def _ledger(self) -> Mapping[str, Any]:
-        found = _read(self.folder / LEDGER)
+        found = read_json(self.folder / LEDGER)
         if found.get("schema") != SCHEMA:
             raise StoreError(f"{self.folder} holds no alignment that this version reads", expected=f"{LEDGER} of schema {SCHEMA}")
         return found
@@ -211,9 +211,10 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
         handle.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n" for row in rows)
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a step's file. Raises StoreError."""
     try:
-        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} can't be read", found=str(error), remedy="sparserm cache verify") from error
     return found

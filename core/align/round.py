@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.align.filtering import NONE
-from core.align.records import CANDIDATES, DPO, FILTER
+from core.align.records import CANDIDATES, DPO, EVALUATION, FILTER, read_json
 from core.align.steps import AlignSteps, round_seed
 from core.reward.model import SparseRM
 from core.runs.store import Artefact
@@ -25,7 +25,7 @@ from core.runs.store import Artefact
 NO_PAIR = "no pair was kept, so there was nothing to learn from"
 
 
-def round_manifest(work: AlignSteps, round: int, steps: Mapping[str, Artefact], evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def round_manifest(work: AlignSteps, round: int, steps: Mapping[str, Artefact]) -> dict[str, Any]:
     """The manifest of a round whose artefacts are `steps`."""
     config = work.config
     said = {step: artefact.manifest["said"] for step, artefact in steps.items()}
@@ -38,12 +38,14 @@ def round_manifest(work: AlignSteps, round: int, steps: Mapping[str, Artefact], 
         "reference": config.dpo.reference,
         **{name: kept.get(name, 0) for name in ("generated", "parsed", "kept", "dropped")},
         "reasons": kept.get("reasons", {}),
+        "adapter_before": trained["adapter_before"] if trained else said[EVALUATION]["adapter"],
+        "adapter_after": trained["adapter_after"] if trained else said[EVALUATION]["adapter"],
         "reward_model": None if config.arm == NONE else _named(work, "judge", work.judge),
         "measured_by": _named(work, "model", work.model),
         "prompts": {"n": len(work.prompts.prompts), **{name: getattr(work.prompts, name) for name in ("source", "n_held_out", "n_refused")}},
         "tokens": {"written": said.get(CANDIDATES, {}).get("tokens", 0), "trained": trained["tokens"] if trained else 0},
         "seeds": _seeds(work, round),
-        "evaluation": dict(evaluation),
+        "evaluation": read_json(steps[EVALUATION].path / "evaluation.json"),
         "steps": {step: artefact.fingerprint for step, artefact in steps.items()},
         "stopped": NO_PAIR if round and not trained else "",
         "time_seconds": {**times, "total": sum(times.values())},

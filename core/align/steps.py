@@ -19,33 +19,36 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from core.align.filtering import NONE, RANDOM, Rewarded, counts_of, decide, reward_pairs
 from core.align.prompts import PromptSet, choose_prompts
-from core.align.records import CANDIDATES, DPO, FILTER, REWARDS, Ledger, read_rows, write_rows
+from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, Ledger, read_rows, write_rows
 from core.align.values import Candidate
 from core.backbone.source import backbone_identity, find_model
-from core.config import AlignConfig, BackboneConfig, CandidatesConfig, DataConfig
+from core.config import AlignConfig, BackboneConfig, CandidatesConfig, DataConfig, SpacesConfig
 from core.data.saved import read_pairs, write_pairs
 from core.data.splits import split_pairs
 from core.errors import MissingError
+from core.reward.known import KnownResponses, prompt_id
 from core.reward.model import SparseRM
+from core.reward.parts import RewardParts
 from core.runs.store import Artefact, Store, file_sha256, write_json
-from core.types import Message, PreferencePair, PreferencePairs, Progress, sha256_of
+from core.types import LatentFrequencies, Message, PreferencePair, PreferencePairs, Progress, sha256_of
 
 if TYPE_CHECKING:
     from core.align.generation import Generator
     from core.align.policy import Policy
 
 # Bumped by hand when a step computes something else from the same inputs.
-VERSIONS = {CANDIDATES: 1, REWARDS: 1, FILTER: 1, DPO: 1, "align-evaluation": 1, "align-shift": 1, "align-round": 1, "alignment": 1}
+VERSIONS = dict.fromkeys((CANDIDATES, REWARDS, FILTER, DPO, EVALUATION, SHIFT, ROUND, ALIGNMENT), 1)
 CONTENT = ("config.json", "model.safetensors", "heads.safetensors", "selection.jsonl", "known.safetensors", "known.jsonl")
 COUNTS = ("generated", "parsed", "kept", "dropped")  # shown while it runs
 SEEDS_A_ROUND = 1000  # apart: seeds below it never meet another round's
-BASE = "base"
+SHIFT_POINTS = 1000  # of training and generated answers, in the pictures
+READING = ("name", "revision", "sha256", "template_sha256", "dtype")  # of a backbone's identity
 log = logging.getLogger(__name__)
 
 
@@ -55,6 +58,16 @@ class PolicyAt:
 
     fingerprint: str
     adapter: Path | None = None
+
+
+class FitLeft(Protocol):
+    """What the reward model's fit left in the cache (core.fitted.Fitted)."""
+
+    def states(self, model: SparseRM) -> np.ndarray:
+        """z of each known response, in their order."""
+
+    def frequencies(self, model: SparseRM) -> LatentFrequencies | None:
+        """Of all latents; None where they are gone."""
 
 
 def round_seed(seed: int, round: int) -> int:
@@ -69,6 +82,7 @@ class AlignSteps:
     config: AlignConfig
     model: SparseRM
     judge: SparseRM
+    fitted: FitLeft
     store: Store
     ledger: Ledger
     progress: Progress
@@ -77,18 +91,30 @@ class AlignSteps:
     # --- what the rounds share ---
 
     @cached_property
-    def pairs(self) -> PreferencePairs:
-        """The pairs that the reward model was fitted on, with their splits. Raises MissingError where they are not kept beside it."""
+    def known(self) -> KnownResponses:
+        """The responses that the reward model was fitted on. Raises MissingError where they or their texts are not kept beside it."""
         known = self.model.known
         if known is None or known.pairs is None:
             said = f"{self.model.folder} does not keep the pairs it was fitted on"
             raise MissingError(said, expected="known.safetensors, known.jsonl", remedy="fit it again with this cache")
-        return known.pairs
+        return known
+
+    @property
+    def pairs(self) -> PreferencePairs:
+        """The pairs that the reward model was fitted on, with their splits."""
+        pairs = self.known.pairs
+        assert pairs is not None  # `known` has looked
+        return pairs
 
     @cached_property
     def prompts(self) -> PromptSet:
         config = self.config
         return choose_prompts(config.prompts, self.pairs, limit=config.prompts_limit, seed=config.seed, progress=self.progress)
+
+    @cached_property
+    def asked(self) -> str:
+        """A hash over the prompts."""
+        return sha256_of([[list(prompt.messages), dict(prompt.meta)] for prompt in self.prompts.prompts])
 
     @cached_property
     def base(self) -> BackboneConfig:
@@ -140,8 +166,7 @@ class AlignSteps:
     def candidates(self, round: int, policy: PolicyAt) -> Artefact:
         """The policy's pairs for every prompt, before any reward (but for best_of_n, where the reward chooses)."""
         config = replace(self.config.candidates, seed=round_seed(self.config.candidates.seed, round))
-        asked = [[list(prompt.messages), dict(prompt.meta)] for prompt in self.prompts.prompts]
-        inputs = [policy.fingerprint, sha256_of(asked), *([self.contents["judge"]] if config.mode == "best_of_n" else [])]
+        inputs = [policy.fingerprint, self.asked, *([self.contents["judge"]] if config.mode == "best_of_n" else [])]
 
         def make(folder: Path, scratch: Path, progress: Progress) -> dict[str, Any]:
             from core.align.candidates import best_of_n, make_candidates
@@ -167,7 +192,7 @@ class AlignSteps:
             rows = [{"candidate_id": one.candidate_id, "reward_chosen": w, "reward_rejected": x} for one, (w, x) in zip(parsed, values, strict=True)]
             write_rows(folder / "rewards.jsonl", rows)
             _save(folder / "states.safetensors", {"z": found.z, "rewards": found.rewards})
-            return {"kind": self.judge.parts.kind, "n": len(parsed), "n_unread": int(np.isnan(found.margins).sum())}
+            return {"kind": self.judge.parts.kind, "n": len(parsed), "n_read": int(np.isfinite(found.margins).sum())}
 
         return self.step(round, REWARDS, {}, [candidates.fingerprint, self.contents["judge"]], make)
 
@@ -215,7 +240,53 @@ class AlignSteps:
 
         return self.step(round, DPO, config.result_fields(), [policy.fingerprint, kept.manifest["said"]["pairs"]], make)
 
+    def evaluation(self, round: int, policy: PolicyAt, first: Artefact | None) -> Artefact:
+        """The policy on what nobody trained on, `first` being round 0's. Its draws are the same in every round, so differences are paired."""
+        from core.align.evaluation import mc_content
+
+        config, asked = self.config.evaluation, self.config.candidates
+        written = replace(asked, seed=config.seed, max_new_tokens=config.max_new_tokens, endpoint="")
+        sampling = {name: getattr(written, name) for name in ("temperature", "top_p", "batch_size")}
+        inputs = [policy.fingerprint, self.contents["model"], *([first.fingerprint] if first else [])]
+        inputs += [mc_content(config), self.asked] if config.mc else []
+
+        def make(folder: Path, scratch: Path, progress: Progress) -> dict[str, Any]:
+            from core.align.evaluation import evaluate_policy, load_evaluation, save_evaluation
+
+            generator, before = self._generator(policy, written, scratch / "answers.jsonl", progress), load_evaluation(first.path) if first else None
+            loaded = self.policy(policy, progress)
+            found = evaluate_policy(
+                loaded, self.pairs, generator, self.model, config, aligned_on=self.prompts.prompts, first=before, progress=progress
+            )
+            save_evaluation(folder, found)
+            return {"adapter": loaded.adapter_hash, "n_warnings": len(found.to_json()["warnings"])}
+
+        return self.step(round, EVALUATION, {**config.result_fields(), **sampling}, inputs, make)
+
+    def shift(self, round: int, candidates: Artefact, rewards: Artefact) -> Artefact:
+        """How far generated answers lie from the reward model's training answers; at least one generated pair must have been read."""
+        config = SpacesConfig(points=SHIFT_POINTS, seed=self.config.evaluation.seed)
+
+        def make(folder: Path, _scratch: Path, progress: Progress) -> dict[str, Any]:
+            from core.explain.shift import Generated, compare_shift, save_shift, shift_spaces
+
+            parsed, rewarded = parsed_of(candidates), self._measured(candidates, rewards, progress)
+            read = np.flatnonzero(np.isfinite(rewarded.margins))
+            ids = np.array([prompt_id(parsed[int(i)].prompt) for i in read], dtype=np.int64)
+            generated = Generated(z=rewarded.z[read], prompt_ids=ids, ids=tuple(parsed[int(i)].candidate_id for i in read))
+            spaces = shift_spaces(self.model, self.fitted.frequencies(self.model), config.random_draws)
+            save_shift(folder, compare_shift(generated, self.known, self.fitted.states(self.model), spaces, config, progress))
+            return {"n": len(read)}
+
+        return self.step(round, SHIFT, config.result_fields(), [candidates.fingerprint, rewards.fingerprint, self.contents["model"]], make)
+
     # --- what they need ---
+
+    def _measured(self, candidates: Artefact, rewards: Artefact, progress: Progress) -> Rewarded:
+        """z as the reward model that measures reads it: what the filter's reward model read, unless that reads another model, layer or position."""
+        if same_reading(self.model.parts, self.judge.parts):
+            return rewarded_of(rewards)
+        return reward_pairs(self.model, parsed_of(candidates), progress)
 
     def _generator(self, policy: PolicyAt, config: CandidatesConfig, partial: Path, progress: Progress) -> Generator:
         """What answers: the policy, or a server in its place. What is written is kept in `partial` until the step is done."""
@@ -243,6 +314,12 @@ class AlignSteps:
 def score_by(model: SparseRM) -> Callable[[Sequence[tuple[Sequence[Message], str]]], np.ndarray]:
     """Rewards of (prompt, response) items; NaN where one can't be read."""
     return lambda items: model.try_score([list(prompt) for prompt, _ in items], [text for _, text in items])[0]
+
+
+def same_reading(a: RewardParts, b: RewardParts) -> bool:
+    """Whether two reward models read the same states of the same language model."""
+    one, other = ((p.layer, p.position, *(p.backbone.get(name) for name in READING)) for p in (a, b))
+    return tuple(one) == tuple(other)
 
 
 def content_of(folder: Path) -> str:
