@@ -357,7 +357,6 @@ class PolicyEvaluationConfig(Config):
     samples: int = option(8, "of these answers, so many are kept to be read", minimum=1)
     max_new_tokens: int = option(96, "longest answer", minimum=1)
     tokens_per_batch: int = option(2048, "token budget of a batch", result=False, minimum=128)
-    resamples: int = option(1000, "bootstrap resamples of the prompts", minimum=10)
     seed: int = option(0, "seed of draws and choices")
 
 

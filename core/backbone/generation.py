@@ -134,9 +134,9 @@ def write_answers(backbone: Backbone, prompts: Sequence[Sequence[int]], rows: Se
     from transformers import LogitsProcessorList
 
     used = list(dict.fromkeys(prompt for prompt, _ in rows))
-    ids, mask = _left_padded(backbone, [prompts[i] for i in used])
+    ids, mask = left_padded(backbone, [prompts[i] for i in used])
     places = torch.tensor([used.index(prompt) for prompt, _ in rows], device=ids.device)
-    cache = _shared_cache(backbone, ids, mask, places) if len(rows) > len(used) and ids.shape[1] > 1 else None
+    cache = shared_cache(backbone, ids, mask, places) if len(rows) > len(used) and ids.shape[1] > 1 else None
     uniform = np.stack([_uniform(prompts[prompt], sample, sampling) for prompt, sample in rows])
     stops = stop_tokens(backbone)
     with torch.no_grad(), _plain_settings(backbone, stops, sampling.max_new_tokens), quiet_transformers():
@@ -149,7 +149,7 @@ def write_answers(backbone: Backbone, prompts: Sequence[Sequence[int]], rows: Se
     return [_answer(backbone, row, stops) for row in found.tolist()]
 
 
-def _left_padded(backbone: Backbone, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(backbone: Backbone, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask [b, t]. What pads is never looked at, so any token does."""
     import torch
 
@@ -161,7 +161,7 @@ def _left_padded(backbone: Backbone, prompts: Sequence[Sequence[int]]) -> tuple[
     return ids.to(backbone.device), mask.to(backbone.device)
 
 
-def _shared_cache(backbone: Backbone, ids: torch.Tensor, mask: torch.Tensor, places: torch.Tensor) -> Any:
+def shared_cache(backbone: Backbone, ids: torch.Tensor, mask: torch.Tensor, places: torch.Tensor) -> Any:
     """The cache of each prompt but its last token, computed once and laid out for the rows; None for models with a cache of another kind."""
     import torch
     from transformers import DynamicCache
