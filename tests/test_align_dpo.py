@@ -212,6 +212,26 @@ def test_plain_peft_loads_it_and_the_policy_computes_the_same(first: tuple[Path,
     assert policy.adapter_hash == first[1].adapter_after and load_policy(base_config(), None).adapter_hash == BASE
 
 
+def test_half_precision_keeps_a_small_update(tmp_path: Path) -> None:
+    """How much of a small update's effect on the logits is left in bfloat16: nearly all of it, and little with PEFT's layers beside the weights."""
+    from peft import PeftModel
+
+    train(tmp_path / "a", config=replace(CONFIG, lr=2e-5))
+    ids = torch.tensor([plain_ids(ALL[0], ALL[0].chosen)[0]])
+    with torch.no_grad():
+        true = plain_model(tmp_path / "a")(ids).logits - plain_model()(ids).logits
+
+        def kept(with_adapter: torch.Tensor, without: torch.Tensor) -> float:
+            return float(((with_adapter - without) * true).sum() / true.square().sum())
+
+        policy = load_policy(replace(base_config(), dtype="bfloat16"), tmp_path / "a")
+        ours = policy.backbone.model(ids).logits.float()
+        with policy.base() as backbone:
+            bare = backbone.model(ids).logits.float()
+        beside = PeftModel.from_pretrained(plain_model().to(torch.bfloat16), tmp_path / "a")(ids).logits.float()
+    assert kept(ours, bare) == pytest.approx(1, abs=0.2) and kept(beside, bare) < 0.6
+
+
 def test_hidden_states_of_a_policy_are_its_own(first: tuple[Path, DPOOutcome]) -> None:
     ids = torch.tensor([plain_ids(ALL[0], ALL[0].chosen)[0]])
     with torch.no_grad():

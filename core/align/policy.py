@@ -1,7 +1,11 @@
-"""The policy that is aligned: a backbone with its language-model head, and a LoRA adapter of ours on it or none.
+"""The policy that is aligned: a backbone with its language-model head, and a LoRA adapter of ours or none.
 
-PEFT puts its layers into the backbone's own modules, so one `Backbone` serves for everything: it computes with the adapter, and inside
-`Policy.base()` without. An adapter is a folder as PEFT writes it (safetensors, no pickle), and is known by a hash over its tensors.
+An adapter is a folder as PEFT writes it (safetensors, no pickle), known by a hash over its tensors. To be trained it stands beside the weights; to
+generate and to be evaluated it is added into them, since beside half-precision weights a small update is lost: a layer's output lies on bfloat16's
+grid, and what LoRA adds to it is rounded away where it is less than half a step. Measured on SmolLM2 after six steps of DPO in float32 (16 pairs,
+lr 5e-5): these pairs' mean margin is 0.271 in float32, 0.058 in bfloat16 with the adapter beside the weights, and 0.253 in bfloat16 with the adapter
+added to float32 weights and the sums rounded. Weights that lie on the grid themselves, as the Hub's do, would have the same trouble, so sums are
+rounded up or down at random (seeded): the update is kept on average, and a weight that it leaves alone stays as it is.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from core.backbone.model import Backbone, load_backbone, quiet_transformers
 from core.backbone.source import find_model
 from core.config import BackboneConfig, DPOConfig
 from core.errors import BackboneError, ConfigError, MismatchError, StoreError
+from core.runs.store import publish_folder
 from core.types import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -30,40 +35,78 @@ NAME = "default"  # under which PEFT keeps the adapter
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """A loaded policy. `backbone` computes with the adapter; `peft` is the wrapper that holds it, None for the base model itself."""
+    """A loaded policy. `backbone` computes with the adapter; `changed`: each weight that the adapter changes, its values without and with it."""
 
     backbone: Backbone
-    peft: Any
     adapter_hash: str
+    changed: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...] = ()
+
+    @property
+    def is_base(self) -> bool:
+        """Whether this is the base model itself."""
+        return not self.changed
 
     @contextlib.contextmanager
     def base(self) -> Iterator[Backbone]:
-        """The backbone without the adapter, as long as the context lasts."""
-        with contextlib.nullcontext() if self.peft is None else self.peft.disable_adapter():
+        """The same backbone without the adapter, as long as the context lasts; nothing is computed or copied for it."""
+        for weight, without, _ in self.changed:
+            weight.data = without
+        try:
             yield self.backbone
+        finally:
+            for weight, _, with_it in self.changed:
+                weight.data = with_it
 
 
 def load_policy(base: BackboneConfig, adapter: Path | None, *, progress: Progress = no_progress) -> Policy:
-    """The whole base model with the adapter of a folder (None: the base model itself), ready to generate and to be evaluated.
+    """The whole base model with the adapter of a folder in its weights (None: the base model itself), ready to generate and to be evaluated.
 
-    The adapter stays beside the weights: merged into bfloat16 weights, most of a small update would be rounded away.
-    Raises BackboneError as loading does, and StoreError if the folder holds no adapter of this model.
+    Raises BackboneError as loading does and for quantised weights with an adapter, StoreError if the folder holds no LoRA adapter of this model.
     """
+    if adapter is not None and base.quantization != "none":
+        raise BackboneError("an adapter can't be added into quantised weights", expected="--quantization none", found=base.quantization)
     backbone = load_backbone(base, progress=progress)
     if adapter is None:
-        return Policy(backbone=backbone, peft=None, adapter_hash=BASE)
-    return Policy(backbone=backbone, peft=_attached(backbone.model, adapter), adapter_hash=adapter_hash(adapter))
+        return Policy(backbone=backbone, adapter_hash=BASE)
+    changed = _changed_weights(backbone.model, adapter)
+    for weight, _, with_it in changed:
+        weight.data = with_it
+    return Policy(backbone=backbone, adapter_hash=adapter_hash(adapter), changed=changed)
 
 
-def _attached(model: Any, adapter: Path) -> Any:
+def _changed_weights(model: Any, adapter: Path) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...]:
+    """Each weight of the model that the adapter changes, its values now, and its values with the adapter added."""
+    import torch
     from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
 
-    _read_tensors(adapter)
+    other = [name for name, _ in _read_tensors(adapter) if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
+    if other:
+        raise StoreError(f"the adapter in {adapter} is more than LoRA on linear layers", expected="lora_A and lora_B", found=", ".join(other[:3]))
     with quiet():
         try:
-            return PeftModel.from_pretrained(model, str(adapter), adapter_name=NAME).eval()
+            peft = PeftModel.from_pretrained(model, str(adapter), adapter_name=NAME)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             raise StoreError(f"the adapter in {adapter} does not fit this model", found=f"{type(error).__name__}: {error}") from error
+    layers: list[Any] = [layer for layer in peft.modules() if isinstance(layer, LoraLayer)]
+    weights, draws = [layer.get_base_layer().weight for layer in layers], torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        added = [_added(weight.data, layer.get_delta_weight(NAME), draws) for weight, layer in zip(weights, layers, strict=True)]
+    changed = tuple((weight, weight.data, with_it) for weight, with_it in zip(weights, added, strict=True))
+    peft.unload()
+    return changed
+
+
+def _added(weight: torch.Tensor, update: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    """`weight + update` in the weight's dtype; in half precision rounded up or down with the chances that keep its mean."""
+    import torch
+
+    total = weight.float() + update.float()
+    if weight.dtype == torch.float32:
+        return total
+    step = torch.finfo(weight.dtype).eps * torch.ldexp(torch.ones_like(total), torch.frexp(total).exponent - 1)
+    chance = torch.rand(total.shape, generator=draws).to(total.device) - 0.5
+    return (total + chance * step).to(weight.dtype)
 
 
 @contextlib.contextmanager
@@ -175,29 +218,26 @@ def _read_tensors(folder: Path) -> list[tuple[str, Any]]:
 
 
 def merge_and_save(base: BackboneConfig, adapter: Path, folder: Path, *, progress: Progress = no_progress) -> None:
-    """Writes the base model with the adapter merged into its weights, and its tokenizer, as a plain model folder.
+    """Writes the base model with the adapter in its weights, and its tokenizer, as a plain model folder, in the dtype of the base's own files.
 
-    Merged in float32, then rounded once to the dtype the base's files are in. Raises BackboneError if the folder stands, and as `load_policy`.
+    Raises BackboneError if the folder stands, and as `load_policy`.
     """
-    import torch
     from transformers import AutoConfig
-
-    from core.runs.store import publish_folder
 
     if folder.exists():
         raise BackboneError(f"{folder} exists already", remedy="name a new folder, or remove this one")
     stored = AutoConfig.from_pretrained(find_model(base, progress=progress).folder, trust_remote_code=False).get_text_config().dtype
-    policy = load_policy(replace(base, dtype="float32", quantization="none"), adapter, progress=progress)
-    progress("merge", 0, 1)
-    merged = policy.peft.merge_and_unload().to(stored or torch.float32)
+    dtype = str(stored).removeprefix("torch.") if stored is not None else "float32"
+    backbone = load_policy(replace(base, dtype=dtype, quantization="none"), adapter, progress=progress).backbone
+    progress("save model", 0, 1)
 
     def make(target: Path) -> None:
         with quiet_transformers():
-            merged.save_pretrained(target)
-            policy.backbone.tokenizer.save_pretrained(target)
+            backbone.model.save_pretrained(target)
+            backbone.tokenizer.save_pretrained(target)
 
     publish_folder(folder, make)
-    progress("merge", 1, 1)
+    progress("save model", 1, 1)
 
 
 def training_base(base: BackboneConfig, config: DPOConfig, *, spread: bool, progress: Progress = no_progress) -> Backbone:
