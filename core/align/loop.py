@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.align.evaluation import load_evaluation
 from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, key_of, read_json
 from core.align.round import NO_PAIR, round_manifest
 from core.align.steps import VERSIONS, AlignSteps, PolicyAt
 from core.align.watch import CHOICE, RULE, choose_round
 from core.config import BackboneConfig
 from core.errors import MissingError
-from core.runs.store import Artefact, publish_folder, write_json
+from core.runs.store import Artefact, Store, publish_folder, write_json
 from core.types import Progress, no_progress
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class AlignOutcome:
     artefact: Path
     said: Mapping[str, Any]
     base: BackboneConfig
+    store: Store
 
     @property
     def adapter(self) -> Path | None:
@@ -47,17 +49,23 @@ class AlignOutcome:
         return self.artefact / "adapter" if self.said["chosen_round"] else None
 
     def to_json(self) -> dict[str, Any]:
-        """One object for machines; `seconds` is what a round took when it was computed."""
-        rounds = [{**one, "seconds": one["time_seconds"]["total"]} for one in self.said["rounds"]]
+        """One object for machines; `seconds` is what a round took when it was computed, `adapter` where its adapter lies."""
+        rounds = [{**one, "seconds": one["time_seconds"]["total"], "adapter": self._adapter_of(one)} for one in self.said["rounds"]]
         place = {"artefact": str(self.artefact), "adapter": None if self.adapter is None else str(self.adapter)}
         return {**place, **self.said, "rounds": rounds}
+
+    def _adapter_of(self, one: Mapping[str, Any]) -> str | None:
+        made = one["steps"].get(DPO)
+        return str(self.store.folder(DPO, made) / "adapter") if made else None
 
     def save(self, target: Path, *, merge: bool = False, progress: Progress = no_progress) -> None:
         """A copy of the adapter, or the whole model with it merged, as a new folder. Raises MissingError where there is no adapter."""
         from core.align.policy import merge_and_save
 
         if self.adapter is None:
-            raise MissingError("no round was better than the base model, so there is no adapter to save", found=str(self.said["choice"]))
+            remedy = ", ".join(one["adapter"] for one in self.to_json()["rounds"] if one["adapter"])
+            said = "no round was better than the base model, so no adapter was chosen to be saved"
+            raise MissingError(said, expected=str(self.said["choice"]), remedy=f"copy a round's own: {remedy}" if remedy else "")
         if merge:
             merge_and_save(self.base, self.adapter, target, progress=progress)
         else:
@@ -119,7 +127,7 @@ def _outcome(work: AlignSteps, finished: Sequence[Artefact]) -> AlignOutcome:
 
     def make(folder: Path, _scratch: Path) -> dict[str, Any]:
         rounds = [read_json(one.path / "round.json") for one in finished]
-        chosen = choose_round([one["evaluation"]["figures"] for one in rounds])
+        chosen = choose_round([load_evaluation(work.store.folder(EVALUATION, one["steps"][EVALUATION])).figures for one in rounds])
         if (steps := rounds[chosen]["steps"]).get(DPO):
             shutil.copytree(work.store.folder(DPO, steps[DPO]) / "adapter", folder / "adapter")
         warnings = [{"round": one["round"], **said} for one in rounds for said in one["evaluation"]["warnings"]]
@@ -131,4 +139,4 @@ def _outcome(work: AlignSteps, finished: Sequence[Artefact]) -> AlignOutcome:
     inputs = [one.fingerprint for one in finished]
     found = work.store.get_or_make(ALIGNMENT, VERSIONS[ALIGNMENT], {"alignment": key_of(work.config)}, inputs, make)
     work.ledger.about(alignment=found.fingerprint)
-    return AlignOutcome(artefact=found.path, said=read_json(found.path / "alignment.json"), base=work.base)
+    return AlignOutcome(artefact=found.path, said=read_json(found.path / "alignment.json"), base=work.base, store=work.store)

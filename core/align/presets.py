@@ -32,7 +32,7 @@ ALIGN_PRESETS: Mapping[str, AlignConfig] = {
         # A random model hardly ever ends a sentence, so it is given many tokens to do so.
         candidates=CandidatesConfig(per_prompt=2, max_new_tokens=200, batch_size=48),
         dpo=DPOConfig(lr=1e-3),
-        evaluation=PolicyEvaluationConfig(pairs=40, prompts=12, max_new_tokens=48),
+        evaluation=PolicyEvaluationConfig(pairs=40, prompts=24, max_new_tokens=200),
     ),
 }
 

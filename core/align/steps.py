@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -60,6 +60,7 @@ class PolicyAt:
     adapter: Path | None = None
 
 
+@runtime_checkable
 class FitLeft(Protocol):
     """What the reward model's fit left in the cache (core.fitted.Fitted)."""
 
@@ -242,7 +243,7 @@ class AlignSteps:
 
     def evaluation(self, round: int, policy: PolicyAt, first: Artefact | None) -> Artefact:
         """The policy on what nobody trained on, `first` being round 0's. Its draws are the same in every round, so differences are paired."""
-        from core.align.evaluation import mc_content
+        from core.align.mc import mc_content
 
         config, asked = self.config.evaluation, self.config.candidates
         written = replace(asked, seed=config.seed, max_new_tokens=config.max_new_tokens, endpoint="")

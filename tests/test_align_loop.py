@@ -1,0 +1,352 @@
+"""The rounds of an alignment, on the tiny preset through the command line: counts, manifests, adapters, arms, the store, and what a page reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from core.align import audit
+from core.align.filtering import AT_RANDOM, MARGIN
+from core.align.policy import adapter_hash
+from core.align.presets import align_preset
+from core.align.records import ALIGNMENT, DPO, EVALUATION, ROUND, SHIFT, STEPS, AlignmentRecord, RoundRecord, find_alignment, key_of
+from core.align.round import NO_PAIR
+from core.align.steps import SEEDS_A_ROUND, VERSIONS, round_seed, set_apart
+from core.align_job import completed, run_alignment
+from core.config import AlignConfig, DPOConfig, FitConfig, HeadConfig, PolicyEvaluationConfig, SelectionConfig
+from core.data.saved import read_pairs
+from core.errors import Cancelled, ConfigError, MissingError
+from core.explain.shift import load_shift
+from core.reward.model import SparseRM
+from core.runs.store import MANIFEST, Artefact, Store
+from core.types import PreferencePair
+
+ROOT = Path(__file__).resolve().parents[1]
+COUNTS = ("generated", "parsed", "kept", "dropped")
+
+
+def quick(**changes: Any) -> AlignConfig:
+    """The tiny preset with a smaller fit and evaluation."""
+    tiny = align_preset("tiny")
+    fit: FitConfig = replace(tiny.fit, head=HeadConfig(epochs=3, seeds=2), selection=SelectionConfig(k=8, resamples=20), curve=(4, 8), random_draws=2)
+    small = {"fit": fit, "evaluation": PolicyEvaluationConfig(pairs=10, prompts=8, max_new_tokens=200), "dpo": DPOConfig(lr=1e-3, epochs=1)}
+    return replace(tiny, **{**small, **changes})
+
+
+class Made:
+    """An alignment that was run in this process, and what it left on disk."""
+
+    def __init__(self, config: AlignConfig, store: Store) -> None:
+        self.config, self.store = completed(config, store, lambda _: None), store
+        self.told: list[tuple[str, float, float, dict[str, Any]]] = []
+        self.outcome = run_alignment(self.config, store, lambda *told, **figures: self.told.append((*told, figures)))
+        self.said = self.outcome.to_json()
+
+    @property
+    def record(self) -> AlignmentRecord:
+        found = find_alignment(self.store.root, key_of(self.config))
+        assert found is not None
+        return found
+
+    @property
+    def rounds(self) -> list[RoundRecord]:
+        return self.record.rounds
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("align"))
+
+
+@pytest.fixture(scope="module")
+def made(store: Store) -> Made:
+    return Made(quick(), store)
+
+
+@pytest.fixture(scope="module")
+def reward_model(made: Made) -> Path:
+    assert made.record.model is not None
+    return made.record.model
+
+
+# --- a run ---------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_add_up_in_every_round(made: Made) -> None:
+    assert [one["round"] for one in made.said["rounds"]] == [1, 2] and made.said["base"]["round"] == 0
+    for one in made.said["rounds"]:
+        assert one["kept"] + one["dropped"] == one["parsed"] <= one["generated"] == 48 and one["kept"] > 0
+        assert sum(one["reasons"].values()) == one["dropped"] and one["reasons"][MARGIN] > 0
+    for one in made.rounds[1:]:
+        assert one.manifest is not None and one.counts is not None
+        assert {name: one.counts[name] for name in COUNTS} == {name: one.manifest[name] for name in COUNTS}
+        assert Counter(said.kept for said in one.decisions) == {True: one.counts["kept"], False: one.counts["dropped"]}
+        assert len(one.candidates) == 48 and sum(candidate.parsed for candidate in one.candidates) == one.counts["parsed"]
+        assert all(candidate.raw for candidate in one.candidates), "unparsed text is kept"
+
+
+def test_what_was_kept_has_the_higher_reward_and_that_is_the_reward_models_own(made: Made, reward_model: Path) -> None:
+    one = made.rounds[1]
+    rewards = {row["candidate_id"]: (row["reward_chosen"], row["reward_rejected"]) for row in one.rewards}
+    parsed = {candidate.candidate_id: candidate for candidate in one.candidates if candidate.parsed}
+    assert [said.candidate_id for said in one.decisions] == list(parsed)
+    model = SparseRM.load(reward_model)
+    for said in one.decisions:
+        chosen, rejected = rewards[said.candidate_id]
+        if said.kept or said.reason == MARGIN:
+            candidate = parsed[said.candidate_id]
+            alone = model.score([candidate.prompt] * 2, [candidate.chosen, candidate.rejected])
+            assert (chosen, rejected) == pytest.approx(tuple(alone), abs=1e-4)
+            assert said.margin == pytest.approx(chosen - rejected) and said.kept == (chosen > rejected)
+    kept = read_pairs(one.steps["align-filter"] / "kept.jsonl")
+    assert {pair.pair_id for pair in kept} == {said.candidate_id for said in one.decisions if said.kept}
+    for pair in kept:
+        assert pair.prompt == parsed[pair.pair_id].prompt and len(pair.prompt) == 1 and "Answer in" not in pair.prompt[0]["content"]
+
+
+def test_adapters_are_chained_and_load_with_plain_peft(made: Made) -> None:
+    first, second = made.said["rounds"]
+    assert first["adapter_before"] == "base" and first["adapter_after"] == second["adapter_before"] != second["adapter_after"]
+    for one, record in zip(made.said["rounds"], made.rounds[1:], strict=True):
+        assert adapter_hash(record.steps[DPO] / "adapter") == one["adapter_after"]
+        assert record.dpo is not None and record.dpo["adapter_after"] == one["adapter_after"] and record.dpo["reference"] == "base"
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(made.outcome.base.model)
+    loaded = PeftModel.from_pretrained(base, made.said["rounds"][1]["adapter"])
+    assert any(tensor.abs().sum() > 0 for name, tensor in loaded.state_dict().items() if "lora_B" in name)
+
+
+def test_the_manifest_says_how_to_make_the_round_again(made: Made, reward_model: Path) -> None:
+    manifest = made.rounds[2].manifest
+    assert manifest is not None
+    assert manifest["seeds"] == {"prompts": 0, "evaluation": 0, **dict.fromkeys(("candidates", "dpo", "random_drop"), 2 * SEEDS_A_ROUND)}
+    assert manifest["reward_model"] == manifest["measured_by"] and manifest["reward_model"]["kind"] == "sparserm"
+    assert manifest["prompts"] == {"n": 24, "source": "the fit's train prompts", "n_held_out": 0, "n_refused": 0}
+    assert manifest["tokens"]["written"] > 0 and manifest["tokens"]["trained"] > 0 and manifest["stopped"] == ""
+    assert set(manifest["steps"]) == set(STEPS) and manifest["time_seconds"]["total"] == pytest.approx(
+        sum(seconds for step, seconds in manifest["time_seconds"].items() if step != "total")
+    )
+    assert made.said["rounds"][1]["seconds"] == manifest["time_seconds"]["total"] > 0
+
+
+def test_every_round_is_evaluated_against_the_base(made: Made) -> None:
+    base, *after = [one["evaluation"]["figures"] for one in (made.said["base"], *made.said["rounds"])]
+    assert base["reward"]["difference"] is None and base["kl_per_token"]["value"] == pytest.approx(0.0, abs=1e-6)
+    for figures in after:
+        for name in ("reward", "accuracy", "validation_accuracy", "length"):
+            assert figures[name]["low"] <= figures[name]["value"] <= figures[name]["high"] and figures[name]["n"] > 0
+            assert figures[name]["difference"]["value"] == pytest.approx(figures[name]["value"] - base[name]["value"], abs=1e-6)
+        assert figures["kl_per_token"]["value"] > 0
+    best = [one["validation_accuracy"]["value"] for one in (base, *after)]
+    assert made.said["chosen_round"] == int(np.argmax(best))
+
+
+def test_the_final_artefact_holds_the_chosen_adapter_and_everything_said(made: Made) -> None:
+    said = json.loads((made.outcome.artefact / "alignment.json").read_text())
+    assert said["config"] == made.config.to_dict() and [one["round"] for one in said["rounds"]] == [1, 2] and said["stopped"] == ""
+    assert made.record.result == made.outcome.artefact and made.record.config == made.config
+    chosen = said["chosen_round"]
+    if chosen:
+        assert adapter_hash(made.outcome.artefact / "adapter") == said["rounds"][chosen - 1]["adapter_after"]
+    else:
+        assert made.outcome.adapter is None
+        with pytest.raises(MissingError, match="no round was better"):
+            made.outcome.save(made.store.root / "x")
+
+
+def test_generated_and_training_answers_are_compared(made: Made) -> None:
+    for one in made.rounds[1:]:
+        shift = load_shift(one.steps[SHIFT])
+        read = sum(row["reward_chosen"] is not None and row["reward_rejected"] is not None for row in one.rewards)
+        assert len(shift.ids) == read and {row.space for row in shift.rows} >= {"dense", "sparse", "random-isotropic"}
+
+
+def test_progress_tells_every_step_of_every_round_and_its_counts(made: Made) -> None:
+    ends = {step: figures for step, done, total, figures in made.told if done == total}
+    for round in (1, 2):
+        for step in STEPS:
+            assert f"round {round}: {step.removeprefix('align-')}" in ends
+        assert {name: ends[f"round {round}: filter"][name] for name in COUNTS} == {name: made.said["rounds"][round - 1][name] for name in COUNTS}
+    assert [(done, total) for step, done, total, _ in made.told if step == "rounds"] == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_the_audit_finds_its_cases_in_a_round(made: Made) -> None:
+    one = made.rounds[1]
+    found = audit.cases(1, one.candidates, one.decisions, n=3, seed=0)
+    assert found and all(case.first != case.second and case.margin <= 0 and case.latents for case in found)
+    audit.judge(made.record.folder, found[0], "neither")
+    assert audit.agreement(audit.judgements(made.record.folder)).accuracy == 1.0
+
+
+# --- the store -----------------------------------------------------------------------------------------------------
+
+
+def artefacts(store: Store) -> dict[str, int]:
+    return dict(Counter(one.step for _, one in store.all() if isinstance(one, Artefact)))
+
+
+def test_a_second_run_finds_everything(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    from core.align import policy
+
+    monkeypatch.setattr(policy, "load_policy", lambda *_, **__: pytest.fail("a policy was loaded"))
+    before = artefacts(made.store)
+    again = Made(quick(), made.store)
+    assert again.said == made.said and artefacts(made.store) == before and set(before) >= set(VERSIONS)
+
+
+def test_one_round_more_computes_one_round_more(made: Made) -> None:
+    before = artefacts(made.store)
+    more = Made(quick(rounds=3), made.store)
+    after = artefacts(made.store)
+    assert [one["steps"] for one in more.said["rounds"][:2]] == [one["steps"] for one in made.said["rounds"]]
+    grown = {step: after[step] - before[step] for step in STEPS}
+    assert grown == dict.fromkeys(STEPS, 1) and after[ALIGNMENT] == before[ALIGNMENT] + 1
+
+
+def test_a_cancelled_run_goes_on(store: Store, made: Made) -> None:
+    config = replace(made.config, seed=5, prompts_limit=20)
+
+    def stop(step: str, done: float, total: float, **_: Any) -> None:
+        if step == "round 1: train policy" and done:
+            raise Cancelled
+
+    before = artefacts(store)
+    with pytest.raises(Cancelled):
+        run_alignment(config, store, stop)
+    assert artefacts(store)["align-filter"] == before["align-filter"] + 1 and artefacts(store)[DPO] == before[DPO]
+    record = find_alignment(store.root, key_of(config))
+    assert record is not None and [one.finished for one in record.rounds] == [True, False] and record.result is None
+    assert set(record.rounds[1].steps) == {"align-candidates", "align-rewards", "align-filter"}
+
+
+# --- arms ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def arms(store: Store, made: Made) -> dict[str, Made]:
+    return {arm: Made(quick(arm=arm, rounds=1), store) for arm in ("none", "random", "dense")} | {"sparserm": made}
+
+
+def test_arms_begin_alike(arms: dict[str, Made]) -> None:
+    """The same candidates and, but for another reward model, the same rewards; the base model is evaluated once."""
+    steps = {arm: one.said["rounds"][0]["steps"] for arm, one in arms.items()}
+    assert len({one["align-candidates"] for one in steps.values()}) == 1
+    assert steps["none"]["align-rewards"] == steps["random"]["align-rewards"] == steps["sparserm"]["align-rewards"] != steps["dense"]["align-rewards"]
+    assert len({one.said["base"]["steps"][EVALUATION] for one in arms.values()}) == 1
+    assert len({one["align-filter"] for one in steps.values()}) == 4
+
+
+def test_each_arm_filters_in_its_way(arms: dict[str, Made]) -> None:
+    first = {arm: one.said["rounds"][0] for arm, one in arms.items()}
+    assert MARGIN not in first["none"]["reasons"] and first["none"]["kept"] >= first["sparserm"]["kept"] + first["sparserm"]["reasons"][MARGIN]
+    assert first["random"]["kept"] == first["sparserm"]["kept"] and first["random"]["reasons"].keys() <= {AT_RANDOM}
+    assert first["none"]["reward_model"] is None and first["dense"]["reward_model"]["kind"] == "dense"
+    assert {one["measured_by"]["kind"] for one in first.values()} == {"sparserm"}
+    dense = [said for said in arms["dense"].rounds[1].decisions if said.reason == MARGIN]
+    assert dense and not any(said.latents for said in dense), "the dense control has no latents to name"
+    assert arms["dense"].record.judge == arms["dense"].record.model / "controls" / "dense"  # type: ignore[operator]
+
+
+def test_an_arm_that_keeps_nothing_stops_and_says_so(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "core.align.loop"):
+        made = Made(quick(min_margin=1e9), store)
+    (only,) = made.said["rounds"]
+    assert (only["kept"], only["dropped"]) == (0, only["parsed"]) and only["stopped"] == made.said["stopped"] == NO_PAIR
+    assert only["adapter_before"] == only["adapter_after"] == "base" and DPO not in only["steps"]
+    assert made.said["chosen_round"] == 0 and made.said["adapter"] is None and NO_PAIR in caplog.text
+    assert only["evaluation"]["figures"]["accuracy"]["difference"]["value"] == 0
+
+
+def test_best_of_n_is_filtered_by_its_own_reward(store: Store) -> None:
+    config = quick(rounds=1)
+    made = Made(replace(config, candidates=replace(config.candidates, mode="best_of_n", n=6, per_prompt=1)), store)
+    one = made.rounds[1]
+    rewards = {row["candidate_id"]: row["reward_chosen"] - row["reward_rejected"] for row in one.rewards}
+    for candidate in one.candidates:
+        if candidate.parsed:
+            high, low = candidate.meta["rewards"]
+            assert rewards[candidate.candidate_id] == pytest.approx(high - low, abs=1e-4) and high >= low
+    unfit = {c.candidate_id: c.meta["unfit"] for c in one.candidates if c.meta.get("unfit")}
+    assert unfit and {said.candidate_id: said.reason for said in one.decisions if said.candidate_id in unfit} == unfit
+    assert any(said.kept for said in one.decisions)
+
+
+def test_what_cannot_go_together_is_refused_at_once(store: Store) -> None:
+    for config, said in (
+        (replace(quick(arm="none"), candidates=replace(quick().candidates, mode="best_of_n")), "best_of_n selects by the reward"),
+        (quick(dpo=DPOConfig(evaluation_share=1.0)), "none be trained on"),
+        (replace(quick(), candidates=replace(quick().candidates, endpoint="http://localhost:1")), "needs the name of its model"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            completed(config, store, lambda _: None)
+
+
+def test_a_reward_model_without_its_pairs_says_what_to_do(store: Store, reward_model: Path, tmp_path: Path) -> None:
+    model = SparseRM.load(reward_model)
+    model.folder = None  # saved without what is kept for explaining
+    folder = model.save(tmp_path / "bare")
+    with pytest.raises(MissingError, match=r"(?s)does not keep the pairs.*fit it again"):
+        run_alignment(completed(quick(model=str(folder)), store, lambda _: None), store, lambda *_, **__: None)
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------
+
+
+def pair(number: int, prompt: int) -> PreferencePair:
+    return PreferencePair(pair_id=f"p{number}", prompt=({"role": "user", "content": f"q{prompt}"},), chosen="a", rejected="b")
+
+
+def test_pairs_that_choose_the_epoch_share_no_prompt_with_those_trained_on() -> None:
+    pairs = [pair(n, n // 2) for n in range(40)]
+    found = set_apart(pairs, share=0.1, seed=0)
+    sides = {split: {found[int(i)].prompt_id for i in found.rows_of(split)} for split in ("train", "validation")}
+    assert len(sides["train"]) == 18 and len(sides["validation"]) == 2 and not sides["train"] & sides["validation"]
+    assert set_apart(pairs, share=0.1, seed=1).split != found.split == set_apart(pairs, share=0.1, seed=0).split
+    assert set(set_apart(pairs[:2], share=0.5, seed=0).split) == set(set_apart(pairs, share=0.0, seed=0).split) == {"train"}
+    assert sorted(set_apart([pair(0, 0), pair(1, 1)], share=0.1, seed=0).split) == ["train", "validation"]
+
+
+def test_rounds_draw_with_seeds_of_their_own() -> None:
+    seeds = {round_seed(seed, round) for seed in range(100) for round in range(10)}
+    assert len(seeds) == 1000 and round_seed(7, 0) == 7
+
+
+def test_the_states_kept_are_those_of_the_rewards(made: Made, reward_model: Path) -> None:
+    tensors = load_file(made.rounds[1].steps["align-rewards"] / "states.safetensors")
+    again = SparseRM.load(reward_model).rewards_of(tensors["z"][:, 0])
+    read = np.isfinite(tensors["rewards"][:, 0])
+    assert read.any() and np.allclose(again[read], tensors["rewards"][read, 0], atol=1e-6)
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+def command(*words: object, cache: Path) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "core.cli", *map(str, words)]
+    return subprocess.run(line, cwd=ROOT, env={**os.environ, "SPARSERM_CACHE": str(cache)}, capture_output=True, text=True, timeout=600)
+
+
+def test_the_tiny_preset_from_an_empty_cache(tmp_path: Path) -> None:
+    done = command("align", "--preset", "tiny", "--json", cache=tmp_path / "cache")
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert len(said["rounds"]) == 2
+    for one in said["rounds"]:
+        assert {*COUNTS, "adapter_before", "adapter_after", "seconds", "evaluation"} <= set(one)
+        assert one["kept"] > 0 and one["kept"] + one["dropped"] == one["parsed"] <= one["generated"] and one["seconds"] > 0
+        assert one["adapter_before"] != one["adapter_after"]
+    times = [json.loads(path.read_text())["time_seconds"] for path in (tmp_path / "cache/artefacts").rglob(MANIFEST)]
+    assert sum(times) < 60, "two rounds and the fit are to take less than a minute"
+    assert [path.name for path in (tmp_path / "cache/artefacts").iterdir() if path.name == ROUND] == [ROUND]
