@@ -60,7 +60,7 @@ def templates_of(config: CandidatesConfig) -> Templates:
     """The task's instructions, own ones of the config in their place. Raises ConfigError for an own `contrastive` that names no marks."""
     own = {name: text for name in ("positive", "negative", "contrastive") if (text := str(getattr(config, name)).strip())}
     found = replace(TEMPLATES[config.task], **own)
-    missing = [mark for mark in found.marks if mark.lower() not in found.contrastive.lower()]
+    missing = [mark for mark in found.marks if not re.search(rf"\b{re.escape(mark)}", found.contrastive, re.IGNORECASE)]
     if missing:
         raise ConfigError(
             "the contrastive instruction does not say how the two answers are told apart",

@@ -1,0 +1,103 @@
+"""How fast candidates are written, by the embedded model: `python benchmarks/align_generation.py`. 48 instructed prompts, 40 tokens each.
+
+1. The plain recipe: `model.generate`, one prompt at a time, drawing with the same temperature and nucleus.
+2. Ours with batches of 1, which shows what the draw alone saves.
+3. Ours with the default batch.
+4. Ours, four samples a prompt (best_of_n), with the prompt's cache shared, and 5. the same without sharing.
+
+The arms take turns. Tokens per second, medians; the ratio is between 3 and 1. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from core.align.generation import LocalGenerator
+from core.align.templates import instructed, templates_of
+from core.backbone import generation
+from core.backbone.generation import answer_prefix
+from core.backbone.model import Backbone, load_backbone, quiet_transformers
+from core.config import BackboneConfig, CandidatesConfig, DataConfig
+from core.data.pairs import load_pairs
+from core.defaults import DEMO_PAIRS
+from core.types import Message
+
+N = 4  # samples a prompt in the arms of best_of_n
+
+
+def asked(count: int, config: CandidatesConfig) -> list[tuple[Message, ...]]:
+    pairs, _ = load_pairs(DataConfig(pairs=str(DEMO_PAIRS)))
+    prompts = list(dict.fromkeys(pair.prompt[-1]["content"] for pair in pairs))[:count]
+    return [instructed([Message(role="user", content=text)], templates_of(config).positive) for text in prompts]
+
+
+def plain(backbone: Backbone, prompts: Sequence[Sequence[Message]], config: CandidatesConfig) -> tuple[int, float]:
+    """Tokens written and seconds of the plain recipe."""
+    tokens, began = 0, time.perf_counter()
+    with quiet_transformers():
+        for prompt in prompts:
+            ids = torch.tensor([answer_prefix(backbone, prompt)], device=backbone.device)
+            drawn = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
+            found = backbone.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=config.max_new_tokens, **drawn)
+            tokens += found.shape[1] - ids.shape[1]
+    return tokens, time.perf_counter() - began
+
+
+def ours(backbone: Backbone, prompts: Sequence[Sequence[Message]], config: CandidatesConfig, n: int = 1) -> tuple[int, float]:
+    generator, began = LocalGenerator(backbone, config), time.perf_counter()
+    generator.generate(prompts, n)
+    return generator.spent.tokens, time.perf_counter() - began
+
+
+def unshared(backbone: Backbone, prompts: Sequence[Sequence[Message]], config: CandidatesConfig, n: int) -> tuple[int, float]:
+    """As `ours`, but every sample reads its prompt by itself."""
+    shared, generation._shared_cache = generation._shared_cache, lambda *_: None
+    try:
+        return ours(backbone, prompts, config, n)
+    finally:
+        generation._shared_cache = shared
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("tokens", 40), ("prompts", 48), ("turns", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dtype", default=BackboneConfig().dtype)
+    options = parser.parse_args()
+    config = CandidatesConfig(max_new_tokens=options.tokens)
+    backbone = load_backbone(BackboneConfig(dtype=options.dtype))
+    prompts = asked(options.prompts, config)
+    arms: dict[str, Callable[[], tuple[int, float]]] = {
+        "plain_batch_1": lambda: plain(backbone, prompts, config),
+        "ours_batch_1": lambda: ours(backbone, prompts, replace(config, batch_size=1)),
+        f"ours_batch_{config.batch_size}": lambda: ours(backbone, prompts, config),
+        f"best_of_{N}_shared": lambda: ours(backbone, prompts, config, N),
+        f"best_of_{N}_unshared": lambda: unshared(backbone, prompts, config, N),
+    }
+    ours(backbone, prompts[:4], replace(config, max_new_tokens=4))  # warm up
+    rates: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(options.turns):
+        for name, arm in arms.items():
+            tokens, seconds = arm()
+            rates[name].append(tokens / seconds)
+            print(f"{name:22} {tokens:6} tokens in {seconds:7.2f} s: {tokens / seconds:7.1f} tokens/s", flush=True)
+    report(rates, f"ours_batch_{config.batch_size}", {"dtype": str(backbone.dtype), "threads": torch.get_num_threads(), **vars(options)})
+
+
+def report(rates: dict[str, list[float]], batched: str, about: dict[str, object]) -> None:
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    ratios = [mine / other for mine, other in zip(rates[batched], rates["plain_batch_1"], strict=True)]
+    ratio = median[batched] / median["plain_batch_1"]
+    print(f"\n{batched} against plain_batch_1: {ratio:.1f} times ({min(ratios):.1f} to {max(ratios):.1f} over {len(ratios)} turns)")
+    print(json.dumps({**about, "tokens_per_second": median, "ratio": ratio, "ratio_lowest": min(ratios), "ratio_highest": max(ratios)}))
+
+
+if __name__ == "__main__":
+    main()
