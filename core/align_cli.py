@@ -48,7 +48,6 @@ def align_config(arguments: argparse.Namespace) -> AlignConfig:
 
 
 def align_command(arguments: argparse.Namespace, display: console.Display) -> None:
-    from core.align.ranks import dismiss, leads
     from core.align_job import checked
 
     config = checked(align_config(arguments))
@@ -57,18 +56,22 @@ def align_command(arguments: argparse.Namespace, display: console.Display) -> No
         detach("align", config, arguments, display)
     elif arguments.estimate:
         _estimate(config, arguments, display)
-    elif leads():
+    else:
+        _together(config, arguments, display)
+
+
+def _together(config: AlignConfig, arguments: argparse.Namespace, display: console.Display) -> None:
+    """Alone, or under `accelerate launch`: the first process aligns, the others train along until it is done."""
+    from core.align.ranks import dismiss, join, leads
+
+    join()
+    if leads():
         _align(config, arguments, display)
         dismiss()
     else:
-        _follow()
+        from core.align.dpo import follow
 
-
-def _follow() -> None:
-    """One of several processes under `accelerate launch`, not the first: trains along."""
-    from core.align.dpo import follow
-
-    follow()
+        follow()
 
 
 def _align(config: AlignConfig, arguments: argparse.Namespace, display: console.Display) -> None:

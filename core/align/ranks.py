@@ -38,6 +38,12 @@ def on_cpu() -> bool:
     return not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
 
 
+def join() -> None:
+    """Meets the other processes: at once, since they would give up waiting long before the first training."""
+    if n_processes() > 1:
+        _group()
+
+
 def tell(message: Mapping[str, Any] | None, blob: bytes = b"") -> None:
     """From the first process to all others: JSON and bytes, or None that there is nothing more to do. Raises ConfigError in another process."""
     if not leads():
