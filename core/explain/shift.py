@@ -213,7 +213,7 @@ def _cosines(
 
 def _of_draw(
     answers: Float[np.ndarray, "n 2 d_model"],
-    training: Sequence[Points],
+    training: Sequence[np.ndarray],
     prompts: Sequence[tuple[np.ndarray, np.ndarray]],
     directions: np.ndarray | None,
 ) -> dict[str, Float[np.ndarray, "4 m"]]:
