@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +117,7 @@ class EndpointGenerator:
             raise _gave_out(said, f"{kept} of {total} answers are there", kept=self._journal.path is not None)
         return refused
 
-    def _answers(self, missing: Sequence[_Request], tell: Callable[[], None]) -> Iterator[tuple[_Request, Generated | HttpError]]:
+    def _answers(self, missing: Sequence[_Request], tell: Callable[[], None]) -> Generator[tuple[_Request, Generated | HttpError], None, None]:
         """Answers and failures as they come, from threads that nobody has to wait for; a next request goes out when its answer is asked for."""
         left, found, waiting = SimpleQueue[_Request | None](), SimpleQueue[_Told](), iter(missing)
         config, workers = self.config, min(self.config.concurrency, len(missing))

@@ -58,8 +58,13 @@ TEMPLATES = {
 
 def templates_of(config: CandidatesConfig) -> Templates:
     """The task's instructions, own ones of the config in their place. Raises ConfigError for an own `contrastive` that names no marks."""
-    own = {name: text for name in ("positive", "negative", "contrastive") if (text := str(getattr(config, name)).strip())}
-    found = replace(TEMPLATES[config.task], **own)
+    task = TEMPLATES[config.task]
+    found = replace(
+        task,
+        positive=config.positive.strip() or task.positive,
+        negative=config.negative.strip() or task.negative,
+        contrastive=config.contrastive.strip() or task.contrastive,
+    )
     missing = [mark for mark in found.marks if not re.search(rf"\b{re.escape(mark)}", found.contrastive, re.IGNORECASE)]
     if missing:
         raise ConfigError(
