@@ -1,0 +1,95 @@
+"""Arms side by side: every alignment of the cache in a table like the paper's, and two of them in the same curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from workbench import align, align_figures, state
+from workbench.align import Entry
+from workbench.align_evaluation import evaluated, grid
+from workbench.align_figures import FIGURES
+from workbench.chart_base import visible
+from workbench.downloads import download_rows, show_rows
+
+if TYPE_CHECKING:
+    from workbench.align_page import View
+
+TABLE = ("accuracy", "mc1_unseen", "mc2_unseen", "reward", "length", "kl_per_token")
+
+
+def draw(view: View) -> None:
+    others = [one for one in view.known if one.id != view.entry.id and evaluated(one.rounds)]
+    if not others:
+        st.caption(
+            "There is one alignment only. Start another arm, such as no filter or a random drop of as many pairs, and lay the two side by side."
+        )
+        st.button("Start the same without a filter", icon=":material/add:", key="other arm", on_click=_other_arm, args=(view.entry,))
+    else:
+        _curves(view.entry, sorted(others, key=lambda one: not _alike(one, view.entry)))
+    st.markdown("##### All alignments")
+    rows = [row for one in view.known for row in _row(one)]
+    show_rows([{name: visible(value, 120) if isinstance(value, str) else value for name, value in row.items()} for row in rows], key="align arms")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption("Figures of the chosen round, of a running alignment the newest; with 95 % intervals.", width="content")
+        download_rows(rows, name="", what="alignments", key="align arms files")
+
+
+def _other_arm(entry: Entry) -> None:
+    from dataclasses import replace
+
+    from core.align.filtering import NONE, SPARSERM
+    from workbench.align_form import fill
+
+    arm = SPARSERM if entry.config.arm == NONE else NONE
+    fill(replace(entry.config, arm=arm), parent=entry.run.id if entry.run else entry.id, align_new="1")
+
+
+def _alike(one: Entry, other: Entry) -> bool:
+    """Whether two alignments differ in nothing but the arm and its seed."""
+    settings = [{name: value for name, value in entry.config.result_fields().items() if name not in ("arm", "seed")} for entry in (one, other)]
+    return settings[0] == settings[1]
+
+
+def _curves(entry: Entry, others: Sequence[Entry]) -> None:
+    titles = {one.id: one.title for one in others}
+    with st.container(width=560):
+        wanted = state.pick("Beside", list(titles), "align_with", show=lambda name: visible(titles[name], 120))
+    other = next(one for one in others if one.id == wanted)
+    if not _alike(entry, other):
+        st.caption("These two differ in more than the arm, so a difference between them need not be the filter's doing.")
+    found = {_called(one): align_figures.curves(evaluated(one.rounds)) for one in (entry, other)}
+    names = [name for name in align_figures.FIRST if any(name in curves for curves in found.values())]
+    series = {name: {title: curves[name] for title, curves in found.items() if name in curves} for name in names}
+    grid(series, key=f"align compare {entry.id} {other.id}")
+
+
+def _called(entry: Entry) -> str:
+    return f"{entry.arm} {align.short(entry.id)}"
+
+
+def _row(entry: Entry) -> list[dict[str, Any]]:
+    """An alignment's line: what was asked, how many pairs were kept, and the figures of its round."""
+    rounds = evaluated(entry.rounds)
+    if not rounds:
+        return []
+    result = align_figures.result_of(entry)
+    chosen = result.chosen if result else rounds[-1].round
+    found = align_figures.curves(rounds)
+    flows = [align.flow(one) for one in entry.rounds if one.round and one.counts and "kept" in one.counts]
+    row: dict[str, Any] = {
+        "Alignment": align.short(entry.id),
+        "Arm": entry.arm,
+        "Seed": entry.config.seed,
+        "Rounds": len(rounds) - 1,
+        "State": "finished" if result else "running" if entry.live else "not finished",
+        "Kept of parsed": f"{sum(one['kept'] for one in flows):,} of {sum(one['parsed'] for one in flows):,}",
+        "Round": chosen,
+    }
+    for name in TABLE:
+        point = align_figures.point_of(found, name, chosen)
+        if point is not None:
+            row[FIGURES[name].short] = FIGURES[name].within(point)
+    return [row]
