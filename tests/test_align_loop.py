@@ -39,7 +39,7 @@ def quick(**changes: Any) -> AlignConfig:
     """The tiny preset with a smaller fit and evaluation."""
     tiny = align_preset("tiny")
     fit: FitConfig = replace(tiny.fit, head=HeadConfig(epochs=3, seeds=2), selection=SelectionConfig(k=8, resamples=20), curve=(4, 8), random_draws=2)
-    small = {"fit": fit, "evaluation": PolicyEvaluationConfig(pairs=10, prompts=8, max_new_tokens=200), "dpo": DPOConfig(lr=1e-3, epochs=1)}
+    small = {"fit": fit, "evaluation": PolicyEvaluationConfig(pairs=10, prompts=24, max_new_tokens=200), "dpo": DPOConfig(lr=1e-3, epochs=1)}
     return replace(tiny, **{**small, **changes})
 
 
@@ -147,6 +147,8 @@ def test_every_round_is_evaluated_against_the_base(made: Made) -> None:
     for figures in after:
         for name in ("reward", "accuracy", "validation_accuracy", "length"):
             assert figures[name]["low"] <= figures[name]["value"] <= figures[name]["high"] and figures[name]["n"] > 0
+        # The same pairs, so that means differ by the mean difference; answers are not all readable in both rounds.
+        for name in ("accuracy", "validation_accuracy", "logprob_margin"):
             assert figures[name]["difference"]["value"] == pytest.approx(figures[name]["value"] - base[name]["value"], abs=1e-6)
         assert figures["kl_per_token"]["value"] > 0
     best = [one["validation_accuracy"]["value"] for one in (base, *after)]
@@ -269,6 +271,14 @@ def test_an_arm_that_keeps_nothing_stops_and_says_so(store: Store, caplog: pytes
     assert only["evaluation"]["figures"]["accuracy"]["difference"]["value"] == 0
 
 
+def test_a_round_in_which_nothing_parses_stops_too(store: Store) -> None:
+    config = quick()
+    made = Made(replace(config, candidates=replace(config.candidates, max_new_tokens=1)), store)
+    (only,) = made.said["rounds"]
+    assert only["generated"] == 48 and only["parsed"] == only["kept"] == only["dropped"] == 0 and only["stopped"] == NO_PAIR
+    assert len(made.rounds[1].candidates) == 48 and load_shift(made.rounds[1].steps[SHIFT]).ids == ()
+
+
 def test_best_of_n_is_filtered_by_its_own_reward(store: Store) -> None:
     config = quick(rounds=1)
     made = Made(replace(config, candidates=replace(config.candidates, mode="best_of_n", n=6, per_prompt=1)), store)
@@ -281,6 +291,25 @@ def test_best_of_n_is_filtered_by_its_own_reward(store: Store) -> None:
     unfit = {c.candidate_id: c.meta["unfit"] for c in one.candidates if c.meta.get("unfit")}
     assert unfit and {said.candidate_id: said.reason for said in one.decisions if said.candidate_id in unfit} == unfit
     assert any(said.kept for said in one.decisions)
+
+
+def test_other_prompts_are_aligned_on_and_training_prompts_compared(store: Store, tmp_path: Path) -> None:
+    """Prompts of a file, with a held-out one among them; the shift is about answers to training prompts, which have a match."""
+    made = Made(quick(min_margin=1e9), store)
+    held_out = made.record.model and SparseRM.load(made.record.model).known
+    assert held_out and held_out.pairs
+    test = held_out.pairs[int(held_out.pairs.rows_of("test")[0])].prompt[0]["content"]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("How do I grow leeks?", "Is it hard to ski?", test)))
+    other = Made(quick(prompts=str(tmp_path / "p.jsonl"), min_margin=1e9, rounds=1), store)
+    one = other.rounds[1]
+    assert one.manifest and (one.manifest["prompts"]["n"], one.manifest["prompts"]["n_held_out"]) == (2, 1)
+    assert {candidate.prompt[0]["content"] for candidate in one.candidates} == {"How do I grow leeks?", "Is it hard to ski?"}
+    train = {pair.prompt_id for pair, split in zip(held_out.pairs, held_out.pairs.split, strict=True) if split == "train"}
+    assert {candidate.candidate_id[:16] for candidate in one.beside} == train and len(one.beside) == 48
+    shift = load_shift(one.steps[SHIFT])
+    assert shift.ids and set(shift.ids) <= {candidate.candidate_id for candidate in one.beside}
+    assert any(row.measure == "matched" and row.figure for row in shift.rows)
+    assert made.rounds[1].beside == []
 
 
 def test_what_cannot_go_together_is_refused_at_once(store: Store) -> None:

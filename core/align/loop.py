@@ -106,8 +106,7 @@ def _round(work: AlignSteps, round: int, policy: PolicyAt, first: Artefact) -> t
         steps[DPO] = work.dpo(round, kept, policy)
         policy = PolicyAt(fingerprint=steps[DPO].fingerprint, adapter=steps[DPO].path / "adapter")
     steps[EVALUATION] = work.evaluation(round, policy, first)
-    if rewards.manifest["said"]["n_read"]:
-        steps[SHIFT] = work.shift(round, candidates, rewards)
+    steps[SHIFT] = work.shift(round, candidates, rewards)
     return steps, policy
 
 

@@ -90,6 +90,11 @@ class RoundRecord:
         return [Candidate.from_json(row) for row in self._rows(CANDIDATES, "candidates.jsonl")]
 
     @property
+    def beside(self) -> list[Candidate]:
+        """Answers to training prompts that the shift is about where the prompts are others: the candidates that its points name then."""
+        return [Candidate.from_json(row) for row in self._rows(CANDIDATES, "beside.jsonl")]
+
+    @property
     def rewards(self) -> list[Mapping[str, Any]]:
         """`candidate_id`, `reward_chosen`, `reward_rejected` (null: can't be read) of each parsed pair."""
         return self._rows(REWARDS, "rewards.jsonl")

@@ -1,6 +1,6 @@
 """Each step of a round wrapped by the store: what stands is found, what does not is computed (core.align.loop has them in order).
 
-    align-candidates   candidates.jsonl (every generated pair), counts.json
+    align-candidates   candidates.jsonl (every generated pair), counts.json, beside.jsonl (answers to training prompts, where the prompts are others)
     align-rewards      rewards.jsonl, states.safetensors (z of both texts of each parsed pair, in the order of the rows)
     align-filter       decisions.jsonl, kept.jsonl (TRL's preference format, with the split that chooses the epoch), counts.json
     align-dpo          adapter/ (PEFT), dpo.json
@@ -26,7 +26,7 @@ import numpy as np
 from core.align.filtering import NONE, RANDOM, Rewarded, counts_of, decide, reward_pairs
 from core.align.prompts import PromptSet, choose_prompts
 from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, Ledger, read_rows, write_rows
-from core.align.values import Candidate
+from core.align.values import Candidate, Prompt
 from core.backbone.source import backbone_identity, find_model
 from core.config import AlignConfig, BackboneConfig, CandidatesConfig, DataConfig, SpacesConfig
 from core.data.saved import read_pairs, write_pairs
@@ -113,16 +113,28 @@ class AlignSteps:
         return choose_prompts(config.prompts, self.pairs, limit=config.prompts_limit, seed=config.seed, progress=self.progress)
 
     @cached_property
+    def beside(self) -> tuple[Prompt, ...]:
+        """Training prompts that are answered beside, for the shift alone, where no prompt is one: METHOD.md compares answers to the same prompts."""
+        known = {pair.prompt_id for pair, split in zip(self.pairs, self.pairs.split, strict=True) if split == "train"}
+        if any(prompt.prompt_id in known for prompt in self.prompts.prompts):
+            return ()
+        config = self.config.evaluation
+        return choose_prompts("", self._of_split("train"), limit=config.prompts, seed=config.seed).prompts
+
+    def _of_split(self, split: str) -> PreferencePairs:
+        return self.pairs.take(self.pairs.rows_of(split))
+
+    @cached_property
     def asked(self) -> str:
         """A hash over the prompts."""
-        return sha256_of([[list(prompt.messages), dict(prompt.meta)] for prompt in self.prompts.prompts])
+        return sha256_of([[list(prompt.messages), dict(prompt.meta)] for prompts in (self.prompts.prompts, self.beside) for prompt in prompts])
 
     @cached_property
     def base(self) -> BackboneConfig:
         """The base model of policy and reward model, on the device that is asked for."""
         asked = self.config.fit.backbone
-        speed = {"device": asked.device, "device_map": asked.device_map, "tokens_per_batch": asked.tokens_per_batch}
-        return replace(self.model.parts.backbone_config, **speed)
+        read = self.model.parts.backbone_config
+        return replace(read, device=asked.device, device_map=asked.device_map, tokens_per_batch=asked.tokens_per_batch)
 
     @cached_property
     def start(self) -> PolicyAt:
@@ -168,18 +180,21 @@ class AlignSteps:
         """The policy's pairs for every prompt, before any reward (but for best_of_n, where the reward chooses)."""
         config = replace(self.config.candidates, seed=round_seed(self.config.candidates.seed, round))
         inputs = [policy.fingerprint, self.asked, *([self.contents["judge"]] if config.mode == "best_of_n" else [])]
+        prompts, n = [*self.prompts.prompts, *self.beside], len(self.prompts.prompts) * config.per_prompt
 
         def make(folder: Path, scratch: Path, progress: Progress) -> dict[str, Any]:
             from core.align.candidates import best_of_n, make_candidates
 
             generator = self._generator(policy, config, scratch / "answers.jsonl", progress)
             if config.mode == "best_of_n":
-                found = best_of_n(self.prompts.prompts, generator, score_by(self.judge), config, progress=progress)
+                every = best_of_n(prompts, generator, score_by(self.judge), config, progress=progress)
             else:
-                found = make_candidates(self.prompts.prompts, generator, config, progress=progress)
+                every = make_candidates(prompts, generator, config, progress=progress)
+            found = every[:n]
             write_rows(folder / "candidates.jsonl", [one.to_json() for one in found])
-            counts = {"generated": len(found), "parsed": sum(one.parsed for one in found), "refused": _reasons(found)}
-            return {**_said(folder, counts), "tokens": sum(sum(one.meta["tokens"]) for one in found)}
+            write_rows(folder / "beside.jsonl", [one.to_json() for one in every[n:]])
+            counts = {"generated": n, "parsed": sum(one.parsed for one in found), "refused": _reasons(found)}
+            return {**_said(folder, counts), "tokens": sum(sum(one.meta["tokens"]) for one in every)}
 
         return self.step(round, CANDIDATES, config.result_fields(), inputs, make)
 
@@ -265,13 +280,13 @@ class AlignSteps:
         return self.step(round, EVALUATION, {**config.result_fields(), **sampling}, inputs, make)
 
     def shift(self, round: int, candidates: Artefact, rewards: Artefact) -> Artefact:
-        """How far generated answers lie from the reward model's training answers; at least one generated pair must have been read."""
+        """How far generated answers lie from the reward model's training answers."""
         config = SpacesConfig(points=SHIFT_POINTS, seed=self.config.evaluation.seed)
 
         def make(folder: Path, _scratch: Path, progress: Progress) -> dict[str, Any]:
             from core.explain.shift import Generated, compare_shift, save_shift, shift_spaces
 
-            parsed, rewarded = parsed_of(candidates), self._measured(candidates, rewards, progress)
+            parsed, rewarded = self._compared(candidates, rewards, progress)
             read = np.flatnonzero(np.isfinite(rewarded.margins))
             ids = np.array([prompt_id(parsed[int(i)].prompt) for i in read], dtype=np.int64)
             generated = Generated(z=rewarded.z[read], prompt_ids=ids, ids=tuple(parsed[int(i)].candidate_id for i in read))
@@ -283,11 +298,13 @@ class AlignSteps:
 
     # --- what they need ---
 
-    def _measured(self, candidates: Artefact, rewards: Artefact, progress: Progress) -> Rewarded:
-        """z as the reward model that measures reads it: what the filter's reward model read, unless that reads another model, layer or position."""
-        if same_reading(self.model.parts, self.judge.parts):
-            return rewarded_of(rewards)
-        return reward_pairs(self.model, parsed_of(candidates), progress)
+    def _compared(self, candidates: Artefact, rewards: Artefact, progress: Progress) -> tuple[list[Candidate], Rewarded]:
+        """The pairs that the shift is about, and z as the reward model that measures reads it: at hand where the filter's reads the same states."""
+        beside = [one for one in candidates_of(candidates, "beside.jsonl") if one.parsed]
+        if beside:
+            return beside, reward_pairs(self.model, beside, progress)
+        parsed = parsed_of(candidates)
+        return parsed, rewarded_of(rewards) if same_reading(self.model.parts, self.judge.parts) else reward_pairs(self.model, parsed, progress)
 
     def _generator(self, policy: PolicyAt, config: CandidatesConfig, partial: Path, progress: Progress) -> Generator:
         """What answers: the policy, or a server in its place. What is written is kept in `partial` until the step is done."""
@@ -336,8 +353,8 @@ def set_apart(pairs: Sequence[PreferencePair], *, share: float, seed: int) -> Pr
     return split_pairs(PreferencePairs(pairs=tuple(pairs)), DataConfig(ratios=(1.0 - share, share, 0.0), seed=seed))
 
 
-def candidates_of(artefact: Artefact) -> list[Candidate]:
-    return [Candidate.from_json(row) for row in read_rows(artefact.path / "candidates.jsonl")]
+def candidates_of(artefact: Artefact, name: str = "candidates.jsonl") -> list[Candidate]:
+    return [Candidate.from_json(row) for row in read_rows(artefact.path / name)]
 
 
 def parsed_of(artefact: Artefact) -> list[Candidate]:

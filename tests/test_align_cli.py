@@ -1,0 +1,280 @@
+"""`sparserm align`: options and presets, what it refuses, the estimate, the run in the background, what a person is shown; two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs_helpers import wait_state
+
+import core.runs.launch as launching
+from core import align_cli, console
+from core.align.presets import ALIGN_PRESETS, align_preset
+from core.align_cli import align_config
+from core.align_job import ALIGN, completed
+from core.backbone.presets import PRESETS, preset
+from core.cli import build_parser, main
+from core.config import AlignConfig, DataConfig, from_dict
+from core.errors import ConfigError
+from core.options import options_of, override
+from core.runs.registry import all_runs, find_run
+from core.runs.store import Store
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command in this process: exit code, standard output, standard error."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as left:
+            code = int(left.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def asked(*words: str) -> AlignConfig:
+    return align_config(build_parser().parse_args(["align", *words]))
+
+
+# --- options -------------------------------------------------------------------------------------------------------
+
+
+def test_options_reach_their_configs() -> None:
+    config = asked(
+        *(
+            "--preset",
+            "demo",
+            "--reward-model",
+            "rm",
+            "--arm",
+            "dense",
+            "--rounds",
+            "3",
+            "--seed",
+            "4",
+            "--min-margin",
+            "0.5",
+            "--prompts",
+            "p.jsonl",
+        ),
+        *(
+            "--mode",
+            "best_of_n",
+            "--n",
+            "6",
+            "--best-of-margin",
+            "0.2",
+            "--candidates-seed",
+            "5",
+            "--max-new-tokens",
+            "20",
+            "--endpoint",
+            "http://x/v1",
+        ),
+        *("--dpo-lr", "1e-4", "--dpo-epochs", "2", "--dpo-seed", "6", "--gradient-checkpointing", "true", "--reference", "previous"),
+        *(
+            "--mc",
+            "mc.json",
+            "--evaluation-pairs",
+            "7",
+            "--evaluation-seed",
+            "8",
+            "--k",
+            "9",
+            "--lr",
+            "0.1",
+            "--model",
+            "org/m",
+            "--dtype",
+            "float16",
+        ),
+    )
+    assert (config.model, config.arm, config.rounds, config.seed, config.min_margin, config.prompts) == ("rm", "dense", 3, 4, 0.5, "p.jsonl")
+    candidates = config.candidates
+    assert (candidates.mode, candidates.n, candidates.min_margin, candidates.seed, candidates.max_new_tokens) == ("best_of_n", 6, 0.2, 5, 20)
+    assert candidates.endpoint == "http://x/v1"
+    dpo = config.dpo
+    assert (dpo.lr, dpo.epochs, dpo.seed, dpo.gradient_checkpointing, dpo.reference) == (1e-4, 2, 6, True, "previous")
+    assert (config.evaluation.mc, config.evaluation.pairs, config.evaluation.seed) == ("mc.json", 7, 8)
+    fit = config.fit
+    assert (fit.selection.k, fit.head.lr, fit.backbone.model, fit.backbone.dtype) == (9, 0.1, "org/m", "float16")
+    assert (fit.data.seed, fit.selection.seed, config.prompts_limit) == (0, 0, 48)
+
+
+def test_a_config_comes_back_from_its_own_options() -> None:
+    """As the form's command line and a rerun need it."""
+    config = asked("--preset", "tiny", "--gradient-checkpointing", "true", "--dpo-seed", "3", "--evaluation-prompts", "5", "--arm", "none")
+    words = options_of(config, align_preset("tiny"))
+    assert asked("--preset", "tiny", *words) == config and len(words) == 8
+    assert from_dict(AlignConfig, json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["--gradient-checkpointing", "yes"], "invalid true or false value: 'yes'"), (["--rounds", "0"], "too small")]
+)
+def test_a_wrong_option_is_named(cli: Any, words: list[str], said: str) -> None:
+    code, out, err = cli("align", *words)
+    assert code == 2 and out == "" and said in err and "Traceback" not in err
+
+
+def test_without_a_preset_the_embedded_models_values_hold_only_for_it() -> None:
+    assert asked() == ALIGN_PRESETS["smollm2-135m"] and asked().fit == PRESETS["smollm2-135m"]
+    assert asked("--model", "org/other") == override(AlignConfig(), {"model": "org/other"})
+
+
+def test_the_presets_are_the_papers_and_small_ones() -> None:
+    assert set(ALIGN_PRESETS) == {*PRESETS, "demo"}
+    for name in ("gemma-2-2b", "gemma-2-9b", "llama-3.1-8b"):
+        config = align_preset(name)
+        assert config.fit == PRESETS[name] and (config.rounds, config.dpo.epochs, config.dpo.beta, config.dpo.reference) == (5, 3, 0.1, "base")
+        assert (config.dpo.lora_r, config.dpo.lora_alpha, config.candidates.mode, config.arm) == (16, 32, "two_prompts", "sparserm")
+    assert align_preset("demo").prompts_limit <= 48 and align_preset("demo").rounds == 2 and align_preset("demo").fit == PRESETS["smollm2-135m"]
+    with pytest.raises(ConfigError, match=r"(?s)no such preset.*demo.*'gemma'"):
+        align_preset("gemma")
+
+
+# --- refused before anything is computed ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--mode", "best_of_n", "--arm", "none"], "best_of_n selects by the reward itself"),
+        (["--evaluation-share", "1"], "none be trained on"),
+        (["--endpoint", "http://localhost:1/v1"], "--endpoint-model NAME"),
+        (["--merge"], "--merge needs a folder"),
+        (["--out", str(ROOT)], "exists already"),
+        (["--out", "/tmp/never-made", "--detach"], "--out does not go with --detach"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(cli: Any, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str) -> None:
+    monkeypatch.setattr(align_cli, "_align", lambda *_: pytest.fail("began"))
+    code, out, err = cli("align", "--preset", "tiny", *words)
+    assert code == 2 and out == "" and said in err
+
+
+# --- completing, estimating, detaching -----------------------------------------------------------------------------
+
+
+def test_completing_fills_in_the_fit_and_makes_paths_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "prompts.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path)
+    store = Store(tmp_path / "cache")
+    config = completed(asked("--preset", "tiny", "--prompts", "prompts.jsonl"), store, lambda _: None)
+    assert config.prompts == str(tmp_path / "prompts.jsonl") and Path(config.fit.data.pairs).is_file() and Path(config.fit.sae.path).is_dir()
+    assert completed(config, store, lambda _: None) == config
+    (tmp_path / "rm").mkdir()
+    named = completed(asked("--preset", "tiny", "--reward-model", "rm", "--arm", "./rm"), store, lambda _: None)
+    assert (named.model, named.arm, named.fit.data) == (str(tmp_path / "rm"), str(tmp_path / "rm"), DataConfig())
+
+
+def test_the_estimate_grows_with_the_work(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    found = {}
+    for rounds, limit in ((1, 10), (2, 10), (2, 100)):
+        config = completed(asked("--preset", "tiny", "--rounds", str(rounds), "--prompts-limit", str(limit)), store, lambda _: None)
+        found[rounds, limit] = ALIGN.plan(config, store, lambda *_, **__: None)
+        assert found[rounds, limit].memory > 0 and ALIGN.disk(config, tmp_path) > 0 and ALIGN.inputs(config) == [config.fit.data.pairs]
+    assert found[1, 10].seconds < found[2, 10].seconds < found[2, 100].seconds and found[1, 10].disk < found[2, 10].disk < found[2, 100].disk
+
+
+def test_the_estimate_is_said_and_nothing_else_done(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(align_cli, "_align", lambda *_: pytest.fail("began"))
+    code, out, _ = cli("align", "--preset", "tiny", "--estimate", "--json")
+    assert code == 0 and set(json.loads(out)) == {"memory", "disk", "seconds"}
+    code, out, _ = cli("align", "--preset", "tiny", "--estimate")
+    assert code == 0 and out.startswith("about ")
+
+
+def test_detach(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command's options arrive in the run; nothing is computed here."""
+    monkeypatch.setattr(launching, "WORKER", [sys.executable, "-c", "raise SystemExit('enough')"])
+    code, out, err = cli("align", "--preset", "tiny", "--arm", "none", "--rounds", "3", "--detach")
+    run = find_run(out.strip())
+    assert code == 0 and run.kind == "align" and "sparserm runs follow" in err
+    assert run.config() == asked("--preset", "tiny", "--arm", "none", "--rounds", "3")
+    for one in all_runs():
+        wait_state(one, "failed")
+
+
+# --- what is shown -------------------------------------------------------------------------------------------------
+
+
+def manifest(round: int, **more: Any) -> dict[str, Any]:
+    figures = {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}, "kl_per_token": {"value": 0.01 * round, "low": 0.0, "high": 0.02}}
+    figures |= {"reward": {"value": 1.0, "low": 0.5, "high": 1.5}} if round < 2 else {}
+    counts = {"generated": 48, "parsed": 40, "kept": 30, "dropped": 10, "reasons": {"margin": 9, "too long": 1}}
+    return {"round": round, **counts, "seconds": 75.0, "evaluation": {"figures": figures}, **more}
+
+
+def test_a_person_sees_pairs_policy_warnings_and_places(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = {"arm": "sparserm", "base": manifest(0), "rounds": [manifest(1), manifest(2)], "chosen_round": 1, "choice": "the best", "stopped": ""}
+    console.print_align({**outcome, "warnings": [{"round": 2, "figure": "length", "text": "reward rose"}], "artefact": "/a", "adapter": "/a/adapter"})
+    out = capsys.readouterr().out
+    assert "9 margin, 1 too long" in out and "1 min 15 s" in out and "0.500 (0.400 to 0.600)" in out and "0.020 (0.000 to 0.020)" in out
+    assert "round 2: reward rose" in out and "chosen: round 1 (the best)" in out and "adapter: /a/adapter" in out and "mc1" not in out
+    console.print_outcome("align", {"outcome": {**outcome, "warnings": [], "stopped": "no pair was kept", "artefact": "/a", "adapter": None}})
+    out = capsys.readouterr().out
+    assert "no pair was kept" in out and "adapter" not in out
+
+
+# --- the whole, with its adapter, by one process and by two --------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_adapter_and_the_merged_model_are_saved(tmp_path: Path) -> None:
+    """Validation pairs are few, so that a random model's round 1 may well be chosen; where it is not, the way out is said."""
+    words = ["align", "--preset", "tiny", "--rounds", "1", "--json"]
+    env = {**os.environ, "SPARSERM_CACHE": str(tmp_path / "cache")}
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "core.cli", *words, *more]
+        return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+
+    first = run("--out", str(tmp_path / "adapter"))
+    if json_of(first) is None:
+        assert first.returncode == 8 and "copy a round's own: " in first.stderr
+        return
+    assert run("--out", str(tmp_path / "merged"), "--merge").returncode == 0
+    from transformers import AutoModelForCausalLM
+
+    assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").num_parameters() > 0
+
+
+def json_of(done: subprocess.CompletedProcess[str]) -> Any:
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
+
+
+@pytest.mark.slow
+def test_the_same_command_under_accelerate_launch(tmp_path: Path) -> None:
+    """Two processes train what one trains; one of them writes, and prints the one line."""
+    tiny = preset("tiny")
+    words = ["align", "--preset", "tiny", "--rounds", "1", "--json", "--lora-dropout", "0"]
+    words += ["--pairs", tiny.data.pairs, "--model", tiny.backbone.model, "--sae", tiny.sae.path]
+    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    found = {}
+    for n in (1, 2):
+        launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(n), *plain] if n > 1 else []
+        env = {**os.environ, "SPARSERM_CACHE": str(tmp_path / str(n)), "ACCELERATE_USE_CPU": "true"}
+        done = subprocess.run([sys.executable, *launcher, "-m", "core.cli", *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (line,) = done.stdout.splitlines()
+        found[n] = json.loads(line)["rounds"][0]
+        (folder,) = (tmp_path / str(n) / "artefacts/align-dpo").glob("*/*")
+        assert json.loads((folder / "dpo.json").read_text())["n_processes"] == n
+    assert all(found[1][name] == found[2][name] for name in ("generated", "parsed", "kept", "dropped"))
+    accuracy = [found[n]["evaluation"]["figures"]["logprob_margin"]["value"] for n in (1, 2)]
+    assert accuracy[0] == pytest.approx(accuracy[1], rel=0.05)
