@@ -356,6 +356,9 @@ class PolicyEvaluationConfig(Config):
     prompts: int = option(32, "held-out prompts that are answered, for reward, length and KL", minimum=1)
     samples: int = option(8, "of these answers, so many are kept to be read", minimum=1)
     max_new_tokens: int = option(96, "longest answer", minimum=1)
+    dtype: str = option(
+        "float32", "arithmetic of log-probabilities; bfloat16 is faster, and its rounding hides small steps", choices=("float32", "bfloat16")
+    )
     tokens_per_batch: int = option(2048, "token budget of a batch", result=False, minimum=128)
     seed: int = option(0, "seed of draws and choices")
 

@@ -29,7 +29,7 @@ NAMES = {
     **{f"DPOConfig.{name}": f"dpo_{name}" for name in ("batch_size", "dtype", "epochs", "lr", "max_length", "seed")},
     **{
         f"PolicyEvaluationConfig.{name}": f"evaluation_{name}"
-        for name in ("max_new_tokens", "pairs", "prompts", "resamples", "samples", "seed", "tokens_per_batch")
+        for name in ("dtype", "max_new_tokens", "pairs", "prompts", "samples", "seed", "tokens_per_batch")
     },
 }
 # One option, --sae, stands for these three.

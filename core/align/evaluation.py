@@ -83,6 +83,8 @@ def evaluate_policy(
 ) -> PolicyEvaluation:
     """Measures a policy. `pairs` are those the reward model knows, with their splits; `generator` writes as this policy; `model` measures rewards.
 
+    Log-probabilities are computed in the arithmetic of `policy`, which may be another than the generator's: in bfloat16 those of SmolLM2 are off by
+    0.07 nats a token and 0.5 an answer, and diverge from its own in float32 by 0.0016 nats a token, like a small step (12 answers of the demo pairs).
     `aligned_on` are the prompts of the rounds: an MC question among them is no unseen one. `first` is round 0's evaluation, None in round 0. Raises
     DataError where the MC file can't be read, MismatchError if `first` measured something else, and what `progress` raises to cancel.
     """

@@ -7,6 +7,7 @@ The paper's: 5 rounds, 3 epochs, beta 0.1, LoRA (METHOD.md section 5); everythin
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from core.backbone.presets import PRESETS
 from core.config import AlignConfig, CandidatesConfig, DPOConfig, PolicyEvaluationConfig
@@ -14,11 +15,15 @@ from core.errors import ConfigError
 
 DEMO, TINY = "demo", "tiny"
 # On GPUs, where a model of billions of weights trains in bfloat16 or not at all.
-LARGE = DPOConfig(dtype="bfloat16", gradient_checkpointing=True)
+LARGE: Mapping[str, Any] = {
+    "prompts_limit": 2000,
+    "dpo": DPOConfig(dtype="bfloat16", gradient_checkpointing=True),
+    "evaluation": PolicyEvaluationConfig(dtype="bfloat16"),
+}
 
 ALIGN_PRESETS: Mapping[str, AlignConfig] = {
     "smollm2-135m": AlignConfig(fit=PRESETS["smollm2-135m"]),
-    **{name: AlignConfig(fit=PRESETS[name], prompts_limit=2000, dpo=LARGE) for name in ("gemma-2-2b", "gemma-2-9b", "llama-3.1-8b")},
+    **{name: AlignConfig(fit=PRESETS[name], **LARGE) for name in ("gemma-2-2b", "gemma-2-9b", "llama-3.1-8b")},
     DEMO: AlignConfig(
         fit=PRESETS["smollm2-135m"],
         prompts_limit=48,

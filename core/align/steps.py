@@ -27,7 +27,7 @@ from core.align.filtering import NONE, RANDOM, Rewarded, counts_of, decide, rewa
 from core.align.prompts import PromptSet, choose_prompts
 from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, Ledger, read_rows, write_rows
 from core.align.values import Candidate, Prompt
-from core.backbone.source import backbone_identity, find_model
+from core.backbone.source import backbone_identity, find_model, resolve_dtype
 from core.config import AlignConfig, BackboneConfig, CandidatesConfig, DataConfig, SpacesConfig
 from core.data.saved import read_pairs, write_pairs
 from core.data.splits import split_pairs
@@ -155,6 +155,14 @@ class AlignSteps:
             self._policy = (at.fingerprint, load_policy(self.base, at.adapter, progress=progress))
         return self._policy[1]
 
+    def measured(self, at: PolicyAt, progress: Progress) -> Policy:
+        """The policy in the arithmetic that log-probabilities are measured in; it writes in the base model's own."""
+        from core.align.policy import load_policy
+
+        if resolve_dtype(self.base) == self.config.evaluation.dtype:
+            return self.policy(at, progress)
+        return load_policy(replace(self.base, dtype=self.config.evaluation.dtype), at.adapter, progress=progress)
+
     def let_go(self) -> None:
         """Frees the policy's memory, for a training."""
         self._policy = None
@@ -270,7 +278,7 @@ class AlignSteps:
             from core.align.evaluation import evaluate_policy, load_evaluation, save_evaluation
 
             generator, before = self._generator(policy, written, scratch / "answers.jsonl", progress), load_evaluation(first.path) if first else None
-            loaded = self.policy(policy, progress)
+            loaded = self.measured(policy, progress)
             found = evaluate_policy(
                 loaded, self.pairs, generator, self.model, config, aligned_on=self.prompts.prompts, first=before, progress=progress
             )
