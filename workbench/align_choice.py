@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from core.align.records import RoundRecord
@@ -21,7 +23,7 @@ def choose(known: list[Entry], *, new: bool = True) -> Entry | None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         with st.container(width=560):
             bound = state.bound("pick alignment", found.id if found else None, lambda picked: state.choose(align_open=picked, **OTHER))
-            show = {"format_func": lambda name: visible(titles.get(name, name), 120), "label_visibility": "collapsed"}
+            show: Any = {"format_func": lambda name: visible(titles.get(name, name), 120), "label_visibility": "collapsed"}
             st.selectbox("Alignment", list(titles), placeholder="Choose an alignment", **show, **bound)
         if new:
             st.button("New alignment", icon=":material/add:", key="new alignment", on_click=_open_form, args=(None,))

@@ -36,8 +36,8 @@ class Figure:
 
     def within(self, one: Mapping[str, Any], form: str = "") -> str:
         """The value with its interval."""
-        ends = [None if one[end] is None else self.scale * one[end] for end in ("value", "low", "high")]
-        return interval(*ends, form or (".1f" if self.scale == 100 else ".3g"))
+        value, low, high = (self.scale * one[end] for end in ("value", "low", "high"))
+        return interval(value, low, high, form or (".1f" if self.scale == 100 else ".3g"))
 
 
 def _share(title: str, short: str, of: str) -> Figure:
@@ -95,7 +95,9 @@ def evaluation_of(round: RoundRecord) -> Mapping[str, Any]:
 def curves(rounds: Sequence[RoundRecord]) -> dict[str, list[Point]]:
     """Each figure's points over these evaluated rounds, in the order of `FIGURES`; a figure that was never measured is absent."""
     said = {one.round: evaluation_of(one)["figures"] for one in rounds}
-    found = {name: [{"round": round, **figures[name]} for round, figures in said.items() if name in figures] for name in FIGURES}
+    found: dict[str, list[Point]] = {
+        name: [{"round": round, **figures[name]} for round, figures in said.items() if name in figures] for name in FIGURES
+    }
     return {name: points for name, points in found.items() if points}
 
 

@@ -104,8 +104,8 @@ def margin_histogram(margins: Sequence[float], kept: Sequence[bool], threshold: 
         )
     made.update_layout(barmode="stack", bargap=0)
     straight(made, x=threshold, text="kept above")
-    rows = [{"margin": float(value), "kept": bool(one)} for value, one in zip(values, chosen, strict=True)]
-    return Chart(name="margins", figure=made, alt=f"Histogram of {len(values):,} margins, {int(chosen.sum()):,} of them kept. {mean}", rows=rows)
+    table = [{"margin": float(value), "kept": bool(one)} for value, one in zip(values, chosen, strict=True)]
+    return Chart(name="margins", figure=made, alt=f"Histogram of {len(values):,} margins, {int(chosen.sum()):,} of them kept. {mean}", rows=table)
 
 
 def reward_histogram(winners: Sequence[float], others: Sequence[float], means: tuple[str, str]) -> Chart:
@@ -190,8 +190,8 @@ def training_curve(dpo: Mapping[str, Any]) -> Chart:
 
 
 def _epoch_said(one: Mapping[str, Any], place: int) -> str:
-    shares = [None if one.get(name) is None else 100 * one[name] for name in ("accuracy", "low", "high")]
-    return f"<b>epoch {place + 1}</b><br>loss {number(one['loss'])}<br>accuracy {interval(*shares, '.1f')} %, n = {one['n']:,} pairs"
+    share, low, high = (None if one.get(name) is None else 100 * one[name] for name in ("accuracy", "low", "high"))
+    return f"<b>epoch {place + 1}</b><br>loss {number(one['loss'])}<br>accuracy {interval(share, low, high, '.1f')} %, n = {one['n']:,} pairs"
 
 
 # --- the policy, round by round --------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def policy_curve(
 def _moved(one: Point) -> bool:
     """Whether the paired difference to round 0 has an interval clear of zero."""
     said = one.get("difference")
-    return bool(said) and said["low"] is not None and (said["low"] > 0 or said["high"] < 0)
+    return said is not None and bool(said["low"] > 0 or said["high"] < 0)
 
 
 def _point_said(title: str, one: Point, scale: float) -> str:
