@@ -5,8 +5,8 @@
 - Every (prompt, sample) has its own seed, so what is drawn depends on neither neighbours, batch size nor what was drawn before. What remains is
   arithmetic: a batch's shape changes the last bits of the logits, and now and then they decide. So batches are planned before anything is drawn, and
   a call that was killed writes the same text again on the same machine.
-- The nucleus is found among the likeliest tokens; the whole vocabulary is sorted for those rows alone whose nucleus is wider (sorting 24 rows of
-  49,152 took as long as SmolLM2 itself).
+- The nucleus is found among the likeliest tokens; the whole vocabulary is sorted for those rows alone whose nucleus is wider (sorting
+  and drawing from 24 rows of 49,152 took two thirds as long as SmolLM2's own step; this takes a seventh).
 """
 
 from __future__ import annotations
