@@ -32,6 +32,7 @@ from core.align.evaluation import (
     held_out_split,
     load_evaluation,
     preference_measures,
+    read_answers,
     save_evaluation,
 )
 from core.align.figures import MEANING, SHARES, Measure, figure_of
@@ -616,6 +617,21 @@ def test_an_evaluation_can_be_cancelled(reward_model: SparseRM, config: PolicyEv
     with pytest.raises(Cancelled):
         evaluate(load_policy(tiny_config(), None), BEFORE, reward_model, config, progress=progress)
     assert list(dict.fromkeys(steps)) == ["held-out pairs", "validation pairs", "rewards", "multiple choice"]
+
+
+def test_what_the_reader_refuses_has_no_reward() -> None:
+    """Neither what is empty before it is read, nor what the reader itself can't read: the others keep their places."""
+
+    class Choosy(FakeReader):
+        def __call__(self, items: Sequence[Any]) -> tuple[np.ndarray, dict[int, str]]:
+            refused = {number: "too long" for number, (_, text) in enumerate(items) if "long" in text}
+            return np.array([self.state(*item) for number, item in enumerate(items) if number not in refused]), refused
+
+    model, texts = SparseRM(make_parts(), Choosy(6)), ["Yes.", "", "A long one.", "No.", "As long.", "Well."]
+    answers = [Answer(prompt=Prompt(messages=user(f"q{number}")), generated=said(text, 1)) for number, text in enumerate(texts)]
+    rewards, projections = read_answers(model, answers)
+    assert np.isnan(rewards).tolist() == np.isnan(projections).any(axis=1).tolist() == [False, True, True, False, True, False]
+    assert rewards[[0, 3, 5]] == pytest.approx([reward_of(model, answers[i].prompt.messages, texts[i]) for i in (0, 3, 5)])
 
 
 def test_an_answer_is_read_up_to_its_last_whole_sentence() -> None:
