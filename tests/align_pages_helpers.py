@@ -105,10 +105,10 @@ def evaluation_of(round: int, first: PolicyEvaluation | None, seed: int = 0) -> 
     ]
     told = {"reward": 0.1 * round, "n_tokens": 9, "finished": True}
     asked = [(f"p{i}", list(question(f"{text} held out?")), f"{text} answer {round}") for i, text in enumerate(TEXTS)]
-    samples = [{"prompt_id": name, "prompt": prompt, "response": answer, **told} for name, prompt, answer in asked]
+    samples = tuple({"prompt_id": name, "prompt": prompt, "response": answer, **told} for name, prompt, answer in asked)
     return PolicyEvaluation(
         figures=figures, measures=measures, projections=np.zeros((32, 3), dtype=np.float32), samples=samples,
-        drift=drift if first else [], warnings=warnings_of(figures) if first else [],
+        drift=tuple(drift) if first else (), warnings=tuple(warnings_of(figures)) if first else (),
         about={"mc_format": "qa", "mc_questions": 817, "mc_unseen": 700, "answers": 32, "seed": 0},
     )  # fmt: skip
 

@@ -72,9 +72,14 @@ class Entry:
     def title(self) -> str:
         """What tells it from others. Holds names of files and models."""
         config = self.config
-        model = Path(config.fit.backbone.model).name if not config.model else f"reward model {Path(config.model).name[:4]}"
+        model = f"reward model {Path(config.model).name[:4]}" if config.model else _model_name(Path(config.fit.backbone.model))
         extra = "" if config.seed == config.dpo.seed == config.candidates.seed == 0 else f" · seed {config.seed}"
         return f"{self.arm} · {model} · {config.rounds} rounds · {MODE_WORDS[config.candidates.mode]}{extra} · {short(self.id)}"
+
+
+def _model_name(path: Path) -> str:
+    """A folder called `model` goes by the folder around it."""
+    return path.parent.name if path.name == "model" else path.name
 
 
 def short(name: str) -> str:

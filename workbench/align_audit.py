@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 20  # pairs of a round that are judged
 BETTER = {"first": "First is better", "second": "Second is better", audit.NEITHER: "Neither is better", audit.UNSURE: "Unsure"}
+HELP = "Share of the judged pairs whose intended winner is not the better answer, so that dropping them was right; 95 % Wilson interval."
 VERDICTS = {
     audit.OTHER: "You agree with the filter: the other answer is better.",
     audit.NEITHER: "You agree with the filter: with no better answer there is nothing to learn.",
@@ -76,7 +77,7 @@ def _figure(label: str, one: Agreement) -> None:
     value = "–" if one.accuracy is None else percent(one.accuracy)
     beside = f"{percent(one.low)} to {percent(one.high)}, n = {one.n:,} judged" if one.n else "nothing judged yet"
     unsure = f", {one.unsure:,} unsure" if one.unsure else ""
-    st.metric(label, value, beside + unsure, delta_color="off", delta_arrow="off", border=True, help=f"95 % Wilson interval. {audit.__doc__}")
+    st.metric(label, value, beside + unsure, delta_color="off", delta_arrow="off", border=True, help=HELP)
 
 
 def _case(view: View, case: Case, cases: Sequence[Case], said: dict[str, Judgement], pair: Generated) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
@@ -10,7 +10,7 @@ import streamlit as st
 from workbench import align, align_figures, state
 from workbench.align import Entry
 from workbench.align_evaluation import evaluated, grid
-from workbench.align_figures import FIGURES
+from workbench.align_figures import FIGURES, Point
 from workbench.chart_base import visible
 from workbench.downloads import download_rows, show_rows
 
@@ -33,7 +33,7 @@ def draw(view: View) -> None:
     rows = [row for one in view.known for row in _row(one)]
     show_rows([{name: visible(value, 120) if isinstance(value, str) else value for name, value in row.items()} for row in rows], key="align arms")
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.caption("Figures of the chosen round, of a running alignment the newest; with 95 % intervals.", width="content")
+        st.caption("Measured on held-out data, with 95 % intervals. The round is chosen on validation pairs.", width="content")
         download_rows(rows, name="", what="alignments", key="align arms files")
 
 
@@ -71,25 +71,25 @@ def _called(entry: Entry) -> str:
 
 
 def _row(entry: Entry) -> list[dict[str, Any]]:
-    """An alignment's line: what was asked, how many pairs were kept, and the figures of its round."""
+    """An alignment's lines: what was asked, how many pairs were kept, and the figures of the chosen and of the last round."""
     rounds = evaluated(entry.rounds)
     if not rounds:
         return []
-    result = align_figures.result_of(entry)
-    chosen = result.chosen if result else rounds[-1].round
+    result, last = align_figures.result_of(entry), rounds[-1].round
+    which = {last: "last" if result or not entry.live else "newest"} | ({result.chosen: "chosen"} if result else {})
     found = align_figures.curves(rounds)
     flows = [align.flow(one) for one in entry.rounds if one.round and one.counts and "kept" in one.counts]
-    row: dict[str, Any] = {
+    head: dict[str, Any] = {
         "Alignment": align.short(entry.id),
         "Arm": entry.arm,
         "Seed": entry.config.seed,
         "Rounds": len(rounds) - 1,
         "State": "finished" if result else "running" if entry.live else "not finished",
         "Kept of parsed": f"{sum(one['kept'] for one in flows):,} of {sum(one['parsed'] for one in flows):,}",
-        "Round": chosen,
     }
-    for name in TABLE:
-        point = align_figures.point_of(found, name, chosen)
-        if point is not None:
-            row[FIGURES[name].short] = FIGURES[name].within(point)
-    return [row]
+    return [head | {"Round": f"{round}, {said}"} | _figures(found, round) for round, said in sorted(which.items())]
+
+
+def _figures(found: Mapping[str, Sequence[Point]], round: int) -> dict[str, str]:
+    points = {name: align_figures.point_of(found, name, round) for name in TABLE}
+    return {FIGURES[name].short: FIGURES[name].within(point) for name, point in points.items() if point is not None}

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from workbench.align_page import View
 
 MOST_ROWS = 500
-WEAK, TOO_FEW = latents.AUROC_BOUND, latents.TOO_RARE
 
 
 def draw(view: View) -> None:
@@ -89,7 +88,7 @@ def _table(view: View, round: RoundRecord, shown: Sequence[Generated], reason: s
         column_config={
             "Margin": st.column_config.NumberColumn(format="%+.2f", width=70, help="Reward of the intended winner less that of the other answer"),
             "Prompt": st.column_config.TextColumn(width=200),
-            "Against it": st.column_config.TextColumn(width=190, help="The latent that took most from the margin"),
+            "Why": st.column_config.TextColumn(width=190, help="Of a drop by margin, the latent that took most from it"),
         },
         alt="Pairs that were not kept",
     )
@@ -103,7 +102,7 @@ def _table(view: View, round: RoundRecord, shown: Sequence[Generated], reason: s
 def _row(one: Generated, labels: Labels) -> dict[str, Any]:
     named = "" if one.decision is None or not one.decision.latents else latent_name(int(one.decision.latents[0]["latent_id"]), labels)
     why = "" if named else visible(one.why, 120)
-    return {"Margin": one.margin, "Prompt": excerpt(align.prompt_text(one.candidate.prompt)), "Against it": visible(named) or why}
+    return {"Margin": one.margin, "Prompt": excerpt(align.prompt_text(one.candidate.prompt)), "Why": f"{visible(named)} against it" if named else why}
 
 
 def labels_of(model: FittedModel | None) -> Labels:
@@ -160,9 +159,9 @@ def against(one: Generated, model: FittedModel | None, labels: Labels, *, key: s
     chart = contribution_bars(steps, x="Contribution to the margin (reward)")
     at = f"against {key} {one.candidate.candidate_id}"
     clicked(at, show_chart(chart, key=at, name=one.candidate.candidate_id, select=("points",) if model is not None else ()))
-    notes = [f"{latent_name(int(row['latent_id']), labels)}: {_note(row)}" for row in found if _note(row)]
-    for note in notes:
-        st.text(visible(note))
+    notes = [f"{step.label}: {step.note}" for step in steps if step.note]
+    if notes:
+        st.text(visible("\n".join(notes)))
     wanted = state.get("latent")
     if model is not None and wanted in {str(row["latent_id"]) for row in found}:
         state.link("Open the chosen latent", "latent", latent=wanted, model=model.id)
@@ -170,16 +169,18 @@ def against(one: Generated, model: FittedModel | None, labels: Labels, *, key: s
 
 def _step(row: Mapping[str, Any], labels: Labels) -> Step:
     name = latent_name(int(row["latent_id"]), labels)
-    return Step(label=name, value=row["contribution"], deviation=row["deviation"], key=str(row["latent_id"]), note=_note(row))
+    return Step(label=name, value=row["contribution"], deviation=row["deviation"], key=str(row["latent_id"]), note=_note(row, labels))
 
 
-def _note(row: Mapping[str, Any]) -> str:
+def _note(row: Mapping[str, Any], labels: Labels) -> str:
     """What weakens a latent's line: heads that disagree, and a label that the projection does not show (METHOD.md section 1)."""
     auroc = row.get("detection_auroc")
     said = [] if row["agreed"] else ["the heads disagree on its sign"]
+    if int(row["latent_id"]) not in labels:
+        return "; ".join(said)
     if auroc is None:
         said.append("too rare to say whether its projection shows its label")
-    elif auroc < WEAK:
+    elif auroc < latents.AUROC_BOUND:
         said.append(f"its projection shows its label poorly (detection AUROC {auroc:.2f})")
     return "; ".join(said)
 

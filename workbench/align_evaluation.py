@@ -11,7 +11,7 @@ from core.align.records import EVALUATION, RoundRecord
 from workbench import align, align_figures, state
 from workbench.align_choice import choose_round
 from workbench.align_drops import answers, labels_of, texts_of
-from workbench.align_figures import FIGURES, Figure, Point
+from workbench.align_figures import FIGURES, Figure, Point, Result
 from workbench.chart_base import visible
 from workbench.charts_align import drift_dots, policy_curve
 from workbench.downloads import download_rows, show_chart
@@ -22,7 +22,7 @@ from workbench.response_view import clicked
 if TYPE_CHECKING:
     from workbench.align_page import View
 
-HEADLINE = ("accuracy", "mc1_unseen", "reward", "length", "kl_per_token")
+HEADLINE, SHOWN = ("accuracy", "mc1_unseen", "reward", "kl_per_token", "length"), 4  # as many as stand beside one another on a narrow screen
 COLUMNS = 3
 
 
@@ -39,17 +39,23 @@ def headline(view: View) -> None:
     result = align_figures.result_of(view.entry)
     chosen = rounds[-1].round if result is None else result.chosen
     found = align_figures.curves(rounds)
+    points = [(FIGURES[name], one) for name in HEADLINE if (one := align_figures.point_of(found, name, chosen)) is not None]
+    st.markdown(f"**{_which(view, result, chosen)}**")
     with st.container(horizontal=True, gap="small", key="align headline"):
-        _metric("Chosen round" if result else "Newest round", str(chosen) if chosen else "Base model", f"of {view.entry.config.rounds}")
-        for name in HEADLINE:
-            one = align_figures.point_of(found, name, chosen)
-            if one is not None:
-                figure = FIGURES[name]
-                _metric(figure.short, figure.said(one), _against(figure, one))
+        for figure, one in points[:SHOWN]:
+            _metric(figure.short, figure.said(one), _against(figure, one))
     if result is not None:
         early = f" It ended early: {result.stopped}." if result.stopped else ""
-        st.caption(visible(f"Chosen by {result.choice}. Accuracy, MC, reward and KL are measured on what is held out.{early}", 500))
+        st.caption(visible(f"The round is chosen by {result.choice}. What stands above is measured on held-out data.{early}", 500))
     _warn([one for one in rounds if one.round == chosen])
+
+
+def _which(view: View, result: Result | None, chosen: int) -> str:
+    """Whose figures stand first."""
+    total = view.entry.config.rounds
+    if result is None:
+        return f"So far: round {chosen} of {total}" if chosen else "So far: the base model, before any round"
+    return f"Chosen: round {chosen} of {total}" if chosen else "Chosen: the base model, since no round did better on validation pairs"
 
 
 def _warn(rounds: Sequence[RoundRecord]) -> None:
@@ -125,7 +131,7 @@ def _drift(view: View, rounds: Sequence[RoundRecord]) -> None:
     labels = labels_of(model)
     moved = [{**row, "label": latent_name(int(row["latent_id"]), labels)} for row in align_figures.drift_of(round)]
     key = f"align drift {view.entry.id} {round.round}"
-    clicked(key, show_chart(drift_dots(moved, align_figures.DRIFT), key=key, name=view.entry.id, select=("points",) if model else ()))
+    clicked(key, show_chart(drift_dots(moved, align_figures.DRIFT.capitalize()), key=key, name=view.entry.id, select=("points",) if model else ()))
     wanted = state.get("latent")
     if model is not None and wanted in {str(row["latent_id"]) for row in moved}:
         state.link("Open the chosen latent", "latent", latent=wanted, model=model.id)
@@ -141,7 +147,7 @@ def samples(view: View) -> None:
     if not later:
         st.caption("Answers after round 1 are laid beside the base model's as soon as round 1 is evaluated.")
         return
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+    with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
         round = choose_round(later)
         before, after = align_figures.samples_of(rounds[0]), align_figures.samples_of(round)
         both = [(before[name], after[name]) for name in before if name in after]

@@ -18,7 +18,7 @@ from core import console
 from core.align.filtering import NONE, RANDOM, SPARSERM
 from core.align.presets import ALIGN_PRESETS, DEMO, TINY
 from core.config import AlignConfig, Config
-from core.options import options_of
+from core.options import SAE_FIELDS, options_of
 from core.runs import launch as launching
 from core.runs.store import cache_root
 from workbench import align, estimates, forms, models, run_panel, state
@@ -33,7 +33,7 @@ SAID = {
     "smollm2-135m": "Five rounds of SmolLM2-135M over all prompts that the split left free.",
 }
 PAPER = "The paper's cell: five rounds over 2,000 prompts, on a GPU."
-MAIN = ("arm", "rounds", "prompts", "prompts_limit", "candidates.mode", "candidates.task")
+MAIN = ("arm", "rounds", "prompts", "prompts_limit", "candidates.mode", "candidates.task", "evaluation.mc", "dpo.lr")
 ARMS = (SPARSERM, NONE, RANDOM, "dense", "activations", "random-rows", "random-isotropic")
 # Title of a group of settings -> the config that holds them.
 GROUPS = {"This alignment": "", "Candidates": "candidates", "Training": "dpo", "Evaluation": "evaluation"}
@@ -73,10 +73,16 @@ def preset_of(draft: Draft) -> str:
 
 
 def command(config: AlignConfig, preset: str = "") -> str:
-    """The `sparserm align` command that does the same, in the words of the preset that it is nearest to."""
-    words = {name: options_of(config, ALIGN_PRESETS[name]) for name in ([preset] if preset else ORDER)}
+    """The `sparserm align` command that does the same, from this preset where that can be, else from the one that needs the fewest words."""
+    possible = [name for name in ORDER if _can_start(ALIGN_PRESETS[name], config)]
+    words = {name: options_of(config, ALIGN_PRESETS[name]) for name in ([preset] if preset in possible else possible)}
     nearest = min(words, key=lambda name: len(words[name]))
     return shlex.join(["sparserm", "align", "--preset", nearest, *words[nearest], "--detach"])
+
+
+def _can_start(base: AlignConfig, config: AlignConfig) -> bool:
+    """Whether options can turn a preset into this config: none of them takes away an SAE that the preset names."""
+    return all(not getattr(base.fit.sae, name) or getattr(config.fit.sae, name) for name in SAE_FIELDS)
 
 
 def fill(config: AlignConfig, parent: str | None = None, **ids: str | None) -> None:

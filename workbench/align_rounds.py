@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from core.align.filtering import NONE
+from core.align.filtering import MARGIN, NONE
 from core.align.records import RoundRecord
 from core.explain.estimates import Estimate
 from workbench import align, align_live
@@ -53,14 +53,13 @@ def _flow(round: RoundRecord) -> dict[str, Any]:
 
 def _counts(round: RoundRecord) -> None:
     found, kept = align.flow(round), align.share_kept(round.counts or {})
-    within = "of the generated" if found["generated"] else ""
     with st.container(horizontal=True, gap="small", key="align counts"):
         _figure("Generated", f"{found['generated']:,}", "pairs")
-        _figure("Parsed", f"{found['parsed']:,}", f"{percent(found['parsed'] / max(found['generated'], 1))} {within}")
+        _figure("Parsed", f"{found['parsed']:,}", f"{percent(found['parsed'] / max(found['generated'], 1))} of the generated")
         if kept is not None:
-            ends = f"{percent(kept.low)} to {percent(kept.high)}".replace(" %", "", 1)
-            _figure("Kept", f"{found['kept']:,}", f"{percent(kept.accuracy)} of the parsed")
-            _figure("Dropped", f"{found['dropped']:,}", f"95 % interval of the share kept {ends}")
+            share = interval(100 * kept.accuracy, 100 * kept.low, 100 * kept.high, ".0f") if kept.n else "–"
+            _figure("Kept", f"{found['kept']:,}", f"{share} % of the parsed")
+            _figure("Dropped", f"{found['dropped']:,}", f"{found['reasons'].get(MARGIN, 0):,} by their margin")
 
 
 def _figure(label: str, value: str, beside: str) -> None:

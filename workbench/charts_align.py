@@ -50,7 +50,7 @@ def round_bars(rounds: Sequence[Mapping[str, Any]], words: Mapping[str, str]) ->
             y=bars,
             x=counts,
             name=plain(name, 40),
-            marker={"color": colour, "pattern": {"shape": pattern, "size": 5, "solidity": 0.25}},
+            marker=_marker(colour, pattern),
             text=[f"{count:,}" if count else "" for count in counts],
             textposition="inside",
             insidetextanchor="middle",
@@ -58,13 +58,18 @@ def round_bars(rounds: Sequence[Mapping[str, Any]], words: Mapping[str, str]) ->
             hovertext=[_part_said(bar, name, count, one) for bar, count, one in zip(bars, counts, rounds, strict=True)],
             hoverinfo="text",
         )
-    made.update_layout(barmode="stack")
+    made.update_layout(barmode="stack", legend={"traceorder": "normal"})
     made.update_yaxes(autorange="reversed", showgrid=False)
     fields = ("round", "generated", "parsed", "kept", "dropped", "not parsed")
     reasons = _reasons(rounds)
     table = [{name: one[name] for name in fields} | {words.get(r, r): one["reasons"].get(r, 0) for r in reasons} for one in rounds]
     said = [f"round {one['round']}: {'not yet' if one['kept'] is None else one['kept']} of {one['generated']} pairs kept" for one in rounds]
     return Chart(name="rounds", figure=made, alt=f"What became of the pairs. {'; '.join(said)}.", rows=table)
+
+
+def _marker(colour: str, pattern: str) -> dict[str, Any]:
+    """A bar's colour, and a pattern beside it for who can't tell colours apart."""
+    return {"color": colour, "pattern": {"shape": pattern, "size": 6, "solidity": 0.12, "fillmode": "overlay"}}
 
 
 def _reasons(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -88,7 +93,8 @@ def _part_said(bar: str, name: str, count: int, one: Mapping[str, Any]) -> str:
 
 def margin_histogram(margins: Sequence[float], kept: Sequence[bool], threshold: float, mean: str) -> Chart:
     """The intended winners' margins, kept and dropped pairs stacked; `mean`: the mean with its interval and n, in words."""
-    made = figure(x=f"Margin: reward of the intended winner less the other's<br>{mean}", y="Pairs", height=300, legend=True)
+    said = f"Margin: reward of the intended winner less the other's (kept above {threshold:g})"
+    made = figure(x=f"{said}<br>{mean}", y="Pairs", height=300, legend=True)
     values, chosen = np.asarray(margins, dtype=float), np.asarray(kept, dtype=bool)
     edges = _edges(values, threshold)
     for name, colour, pattern, rows in (("kept", KEPT, "", chosen), ("dropped", DROPPED, "/", ~chosen)):
@@ -98,12 +104,13 @@ def margin_histogram(margins: Sequence[float], kept: Sequence[bool], threshold: 
             y=counts,
             width=np.diff(edges) * 0.94,
             name=f"{name} ({int(rows.sum()):,})",
-            marker={"color": colour, "pattern": {"shape": pattern, "size": 5, "solidity": 0.25}},
+            marker=_marker(colour, pattern),
             hovertext=[f"{number(a)} to {number(b)}: {n:,} {name}" for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)],
             hoverinfo="text",
         )
-    made.update_layout(barmode="stack", bargap=0)
-    straight(made, x=threshold, text="kept above")
+    made.update_layout(barmode="stack", bargap=0, legend={"traceorder": "normal"})
+    made.update_yaxes(rangemode="tozero", tickformat=",d", nticks=6)
+    straight(made, x=threshold)
     table = [{"margin": float(value), "kept": bool(one)} for value, one in zip(values, chosen, strict=True)]
     return Chart(name="margins", figure=made, alt=f"Histogram of {len(values):,} margins, {int(chosen.sum()):,} of them kept. {mean}", rows=table)
 
@@ -130,6 +137,7 @@ def reward_histogram(winners: Sequence[float], others: Sequence[float], means: t
             hovertext=[f"{number(a)} to {number(b)}: {n:,} {name}" for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)] + [""],
             hoverinfo="text",
         )
+    made.update_yaxes(rangemode="tozero", tickformat=",d", nticks=6)
     rows = [{"intended winner": float(a), "other answer": float(b)} for a, b in zip(winners, others, strict=True)]
     return Chart(name="rewards", figure=made, alt=f"Rewards of both answers of {len(rows):,} pairs: {means[0]} and {means[1]}.", rows=rows)
 
