@@ -350,7 +350,9 @@ class PolicyEvaluationConfig(Config):
     """What is measured of every round's policy."""
 
     mc: str = option("", "TruthfulQA's mc_task.json for MC1 and MC2; empty: not measured")
-    mc_format: str = option("qa", "prompt of MC: qa (Q: ... A: ...) or chat (the model's own template)", choices=("qa", "chat"))
+    mc_format: str = option(
+        "qa", "prompt of MC: qa (Q: ... A: ..., without examples before) or chat (the model's own template)", choices=("qa", "chat")
+    )
     mc_limit: int = option(0, "only the first N questions (0: all)", minimum=0)
     pairs: int = option(200, "held-out preference pairs for accuracy by log-probability, at most", minimum=2)
     prompts: int = option(32, "held-out prompts that are answered, for reward, length and KL", minimum=1)

@@ -358,4 +358,5 @@ def test_the_spaces_of_a_model() -> None:
     np.testing.assert_array_equal(spaces[SPARSE][0], parts.directions)
     np.testing.assert_array_equal(spaces[ROWS][1], rows[frequency_matched(counts, parts.latent_ids, 1)])
     np.testing.assert_allclose(np.linalg.norm(spaces[ISOTROPIC][2], axis=1), 1.0, rtol=1e-6)
+    assert all(len({one.tobytes() for one in spaces[name]}) == 3 for name in (ISOTROPIC, ROWS)), "three draws"
     assert set(shift_spaces(model, None, 3)) == {SPARSE, ISOTROPIC}, "without the fit's frequencies there is nothing to match"
