@@ -353,7 +353,7 @@ def demo() -> None:
         st.markdown("#### See why a response scored low")
         st.markdown(
             "A reward model from a sparse autoencoder says which features of a text move its score. Build the demo to look at one: "
-            "948 preference pairs about truthfulness, safety and helpfulness, read by a small language model on this machine."
+            "939 preference pairs about truthfulness, safety and helpfulness, read by a small language model on this machine."
         )
         with st.container(horizontal=True, vertical_alignment="center"):
             st.button("Build the demo", type="primary", icon=":material/play_arrow:", on_click=begin, args=("fit", PRESETS[DEMO]))
