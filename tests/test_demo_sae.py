@@ -43,9 +43,7 @@ def test_sae_lens_and_ours_agree() -> None:
 
 ENDS = [
     "harmless-base_test.jsonl.gz",
-    pytest.param(
-        "demo/pairs.jsonl", marks=pytest.mark.xfail(strict=True, reason="0.320: see core/data/demo/README.md, which says what was tried")
-    ),
+    pytest.param("demo/pairs.jsonl", marks=pytest.mark.xfail(strict=True, reason="0.320: see core/data/demo/README.md, which says what was tried")),
 ]
 
 
