@@ -46,7 +46,8 @@ class AlignOutcome:
     @property
     def adapter(self) -> Path | None:
         """The chosen round's adapter, as PEFT saves it; None where the base model was chosen."""
-        return self.artefact / "adapter" if self.said["chosen_round"] else None
+        folder = self.artefact / "adapter"
+        return folder if folder.is_dir() else None
 
     def to_json(self) -> dict[str, Any]:
         """One object for machines; `seconds` is what a round took when it was computed, `adapter` where its adapter lies."""
@@ -127,8 +128,9 @@ def _outcome(work: AlignSteps, finished: Sequence[Artefact]) -> AlignOutcome:
     def make(folder: Path, _scratch: Path) -> dict[str, Any]:
         rounds = [read_json(one.path / "round.json") for one in finished]
         chosen = choose_round([load_evaluation(work.store.folder(EVALUATION, one["steps"][EVALUATION])).figures for one in rounds])
-        if (steps := rounds[chosen]["steps"]).get(DPO):
-            shutil.copytree(work.store.folder(DPO, steps[DPO]) / "adapter", folder / "adapter")
+        trained = [one["steps"][DPO] for one in rounds[: chosen + 1] if DPO in one["steps"]]
+        if trained:
+            shutil.copytree(work.store.folder(DPO, trained[-1]) / "adapter", folder / "adapter")
         warnings = [{"round": one["round"], **said} for one in rounds for said in one["evaluation"]["warnings"]]
         head = {"arm": work.config.arm, "chosen_round": chosen, "choice": CHOICE, "warnings": warnings, "rule": RULE}
         stopped = next((one["stopped"] for one in rounds if one["stopped"]), "")

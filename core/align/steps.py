@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from core.align.filtering import NONE, RANDOM, Rewarded, counts_of, decide, reward_pairs
+from core.align.mc import mc_content
 from core.align.prompts import PromptSet, choose_prompts
 from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, Ledger, read_rows, write_rows
 from core.align.values import Candidate, Prompt
@@ -265,9 +266,13 @@ class AlignSteps:
         return self.step(round, DPO, config.result_fields(), [policy.fingerprint, kept.manifest["said"]["pairs"]], make)
 
     def evaluation(self, round: int, policy: PolicyAt, first: Artefact | None) -> Artefact:
-        """The policy on what nobody trained on, `first` being round 0's. Its draws are the same in every round, so differences are paired."""
-        from core.align.mc import mc_content
+        """The policy on what nobody trained on, `first` being round 0's. Its draws are the same in every round, so differences are paired.
 
+        A policy that still is the base model has round 0's evaluation.
+        """
+        if first and policy.adapter is None:
+            self.ledger.step(round, EVALUATION, first.fingerprint)
+            return first
         config, asked = self.config.evaluation, self.config.candidates
         written = replace(asked, seed=config.seed, max_new_tokens=config.max_new_tokens, endpoint="")
         sampling = {name: getattr(written, name) for name in ("temperature", "top_p", "batch_size")}
