@@ -58,11 +58,11 @@ def ours(backbone: Backbone, prompts: Sequence[Sequence[Message]], config: Candi
 
 def unshared(backbone: Backbone, prompts: Sequence[Sequence[Message]], config: CandidatesConfig, n: int) -> tuple[int, float]:
     """As `ours`, but every sample reads its prompt by itself."""
-    shared, generation._shared_cache = generation._shared_cache, lambda *_: None
+    shared, generation.shared_cache = generation.shared_cache, lambda *_: None
     try:
         return ours(backbone, prompts, config, n)
     finally:
-        generation._shared_cache = shared
+        generation.shared_cache = shared
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def main() -> None:
             tokens, seconds = arm()
             rates[name].append(tokens / seconds)
             print(f"{name:22} {tokens:6} tokens in {seconds:7.2f} s: {tokens / seconds:7.1f} tokens/s", flush=True)
-    report(rates, f"ours_batch_{config.batch_size}", {"dtype": str(backbone.dtype), "threads": torch.get_num_threads(), **vars(options)})
+    report(rates, f"ours_batch_{config.batch_size}", {**vars(options), "dtype": str(backbone.dtype), "threads": torch.get_num_threads()})
 
 
 def report(rates: dict[str, list[float]], batched: str, about: dict[str, object]) -> None:
