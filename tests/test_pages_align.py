@@ -210,6 +210,21 @@ def test_a_running_round_fills_in_step_by_step(unfinished: Any) -> None:
     assert "Shift is the last step of a round" in words(fine(open_page("shift", align_open=run.id)))
 
 
+def test_a_page_is_drawn_again_when_a_step_is_done(unfinished: Any, empty: Path) -> None:
+    """What the live panel looks at every second changes with every step, the first one of a fresh run, too."""
+    run = unfinished("running", begun=False)
+    entry = align.find(run.id, align.entries())
+    assert entry is not None and entry.record is None
+    seen = [align.signature(entry)]
+    write_json(run.path / "resolved.json", some_config().to_dict())
+    seen.append(align.signature(entry))
+    for steps in ((CANDIDATES,), (CANDIDATES, REWARDS)):
+        add_alignment(empty, model=models.models(empty)[0].folder, rounds=1, steps=steps, finished=False)
+        seen.append(align.signature(entry))
+    assert len(set(seen)) == 4 and align.signature(entry) == seen[-1]
+    assert align.find(run.id, align.entries()).record is not None
+
+
 def test_before_the_filter_a_round_says_what_it_waits_for(unfinished: Any) -> None:
     run = unfinished("running", (CANDIDATES,))
     at = fine(open_page("align", align_open=run.id))

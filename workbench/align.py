@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from core.align.filtering import MARGIN, NONE, RANDOM, SPARSERM
-from core.align.records import STEPS, AlignmentRecord, RoundRecord, alignments, key_of, read_rows
+from core.align.records import FOLDER, LEDGER, STEPS, AlignmentRecord, RoundRecord, alignments, key_of, read_rows
 from core.align.values import Candidate, Decision
 from core.config import AlignConfig
 from core.errors import SparseRMError
@@ -165,10 +165,11 @@ def _key(run: Run) -> str:
 
 
 def signature(entry: Entry) -> str:
-    """Changes whenever a page would show something else: a step done, a run begun or ended."""
-    states = "" if entry.run is None else f"{entry.run.status().state} {_key(entry.run)}"
-    ledger = None if entry.record is None else entry.record.folder / "ledger.json"
-    return f"{states} {ledger.stat().st_mtime_ns if ledger and ledger.is_file() else 0}"
+    """Changes whenever a page would show something else: a step done (also the first, of a run that had none), a run begun or ended."""
+    state, key = ("", entry.id) if entry.run is None else (entry.run.status().state, _key(entry.run))
+    root = entry.run.root if entry.run is not None else cache_root()
+    ledger = root / FOLDER / key / LEDGER
+    return f"{state} {key} {ledger.stat().st_mtime_ns if key and ledger.is_file() else 0}"
 
 
 # --- the reward models of an alignment -------------------------------------------------------------------------------

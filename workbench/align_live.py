@@ -23,6 +23,8 @@ PART_WORDS = {
     "filter": "filtering",
     "dpo": "training",
     "train policy": "training",
+    "read reference": "reading the reference",
+    "held-out pairs": "reading held-out pairs",
     "validation pairs": "reading validation pairs",
     "test pairs": "reading test pairs",
     "multiple choice": "answering multiple choice",

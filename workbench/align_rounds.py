@@ -28,7 +28,8 @@ def draw(view: View) -> None:
         return
     show_chart(round_bars([_flow(one) for one in begun], align.REASON_WORDS), key=f"align rounds {view.entry.id}", name=view.entry.id)
     round = choose_round(begun)
-    align_live.strip(view.entry, round)
+    if round.finished or not view.entry.live:  # else the live panel above has it
+        align_live.strip(view.entry, round)
     _counts(round)
     pairs = align.pairs_of(round)
     scored = [one for one in pairs if one.margin is not None and one.decision is not None]
