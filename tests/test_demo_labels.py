@@ -1,0 +1,91 @@
+"""Labels of the embedded SAE: each latent that the demo's fit selects has one, in Neuronpedia's format, with what was measured of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from core.backbone.model import load_backbone
+from core.backbone.presets import preset
+from core.backbone.sae import load_sae
+from core.config import DataConfig, SAEConfig
+from core.data.pairs import load_pairs
+from core.data.splits import split_pairs
+from core.defaults import DEMO, DEMO_PAIRS, DEMO_SAE
+from core.explain.label_book import SHIPPED_FILE, LabelBook
+from core.explain.labels import EMBEDDING, SHIPPED
+from core.reward.extraction import extract, load_hidden_states
+
+ROWS: list[dict[str, Any]] = [json.loads(line) for line in SHIPPED_FILE.read_text(encoding="utf-8").splitlines()]
+PRESET = preset("smollm2-135m")
+LARGEST = 128
+BLIND, N_BLIND, TEXTS = "blind reading", 0, 20
+
+
+def scores(method: str) -> dict[int, dict[str, Any]]:
+    return {int(row["index"]): score for row in ROWS for score in row["scores"] if score["explanationScoreTypeName"] == method}
+
+
+@pytest.fixture(scope="module")
+def active(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, np.ndarray]:
+    """Which latents are active at the last token of each chosen and each rejected response of the demo's training split."""
+    config = DataConfig(pairs=str(DEMO_PAIRS))
+    pairs = split_pairs(load_pairs(config)[0], config)
+    backbone, folder = PRESET.backbone, tmp_path_factory.mktemp("demo")
+    loaded = load_backbone(backbone, depth=backbone.layer + 1)
+    extract(
+        pairs.take(pairs.rows_of("train")), loaded, layers=[backbone.layer], positions=["response_end"], folder=folder, scratch=folder / "scratch"
+    )
+    hidden, sae = load_hidden_states(folder, backbone.layer, "response_end"), load_sae(SAEConfig(path=str(DEMO_SAE)))
+    chosen, rejected = (sae.encode(torch.from_numpy(np.array(states))).numpy() > 0 for states in (hidden.chosen, hidden.rejected))
+    return chosen, rejected
+
+
+def selected(active: tuple[np.ndarray, np.ndarray], k: int) -> set[int]:
+    """From plain means: the k latents a side that are active more often there, ties to the lower index."""
+    separation = active[0].mean(axis=0) - active[1].mean(axis=0)
+    return {int(j) for side in (separation, -separation) for j in np.argsort(-side, kind="stable")[:k] if side[j] > 0}
+
+
+def test_every_latent_that_the_demo_selects_has_a_label(active: tuple[np.ndarray, np.ndarray]) -> None:
+    """At K = 128, where many latents tie at the cut, other batches move some across it: nine in ten must be labelled there."""
+    named, small, large = {int(row["index"]) for row in ROWS}, selected(active, PRESET.selection.k), selected(active, LARGEST)
+    assert len(small) == 2 * PRESET.selection.k and not small - named
+    assert len(large) == 2 * LARGEST and len(large & named) >= 0.9 * len(large)
+
+
+def test_the_book_gives_each_latent_its_shipped_label(tmp_path: Path) -> None:
+    book = LabelBook(load_sae(SAEConfig(path=str(DEMO_SAE))).identity, root=tmp_path)
+    assert not book.refused
+    assert {latent: label.text for latent, label in book.labels().items()} == {int(row["index"]): row["description"] for row in ROWS}
+    assert {label.source for label in book.labels().values()} == {SHIPPED}
+
+
+def test_form() -> None:
+    """One label a latent, in words: short, on one line, with its method, model and date."""
+    assert max(Counter(row["index"] for row in ROWS).values()) == 1 and len(ROWS) >= 2 * PRESET.selection.k
+    for row in ROWS:
+        assert isinstance(row["index"], str) and 3 <= len(row["description"]) <= 120 and "\n" not in row["description"]
+        assert row["typeName"] and row["explanationModelName"] and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", row["createdAt"])
+    texts = Counter(row["description"].lower() for row in ROWS if "no clear pattern" not in row["description"])
+    assert max(texts.values()) <= 3  # labels tell latents apart
+
+
+def test_scores() -> None:
+    """The embedding scorer on nearly all, a blind reading of thirty: values with intervals, and the card's summary of them."""
+    embedding, blind = scores(EMBEDDING), scores(BLIND)
+    assert len(embedding) >= 0.9 * len(ROWS) and len(blind) == N_BLIND
+    for score in (*embedding.values(), *blind.values()):
+        assert score["low"] <= score["value"] <= score["high"] and score["n"] >= 10
+    assert all(score["n"] == TEXTS and (score["value"] * TEXTS) % 1 == pytest.approx(0) for score in blind.values())
+    card = (DEMO / "README.md").read_text(encoding="utf-8")
+    assert f"median {np.median([score['value'] for score in embedding.values()]):.2f}" in card
+    if blind:
+        assert f"right on {np.mean([score['value'] for score in blind.values()]):.2f}" in card
