@@ -55,7 +55,8 @@ def run_alignment(config: AlignConfig, store: Store, progress: Progress) -> Alig
     from core.align.filtering import judge_folder
     from core.align.loop import align
     from core.align.records import Ledger
-    from core.align.steps import AlignSteps, same_reading
+    from core.align.setting import same_reading
+    from core.align.steps import AlignSteps
     from core.fitted import Fitted
     from core.pipeline import fit
     from core.reward.model import SparseRM

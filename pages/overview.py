@@ -4,7 +4,7 @@ import streamlit as st
 
 from workbench import charts, frame, overview
 from workbench.chart_base import visible
-from workbench.downloads import download_rows, show_chart
+from workbench.downloads import show_chart
 
 model = frame.need_model()
 
@@ -23,7 +23,7 @@ with right, st.container(border=True, height="stretch"):
     st.markdown("##### More or fewer latents")
     show_chart(charts.accuracy_curve(model.curve, int(model.about["selection"]["k"])), key="curve", name=model.id)
 
-rows = overview.subsets(model)
+rows = overview.kinds(model)
 left, right = st.columns(2, gap="medium") if rows else (st.container(), None)
 with left, st.container(border=True, height="stretch"):
     st.markdown("##### Made of")
@@ -34,9 +34,7 @@ with left, st.container(border=True, height="stretch"):
 if rows:
     with right, st.container(border=True, height="stretch"):
         st.markdown("##### By kind of pair")
-        st.dataframe(rows, hide_index=True, height=min(38 + 35 * len(rows), 340))
-        with st.container(horizontal=True):
-            download_rows(rows, name=model.id, what="accuracy by kind", key="kinds")
+        show_chart(charts.accuracy_kinds(rows), key="kinds", name=model.id)
 
 st.markdown("##### Look further")
 frame.cards("overview")

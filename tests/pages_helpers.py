@@ -109,6 +109,10 @@ class FakeLive:
         active = {str(self.latents[0]): [0.0] * 2 + [float(i % 3) for i in range(len(words))]}
         return {"texts": texts, "kinds": kinds, "activation": active, "running_reward": [0.1 * i for i in range(len(texts))]}
 
+    def gradient(self, prompt: Any, response: str) -> dict[str, Any]:
+        self.asked.append(("gradient", response))
+        return {"norm": [0.5 + i for i in range(len(self.tokens(prompt, response)["texts"]))], "reward": 0.0}
+
     def deletions(self, prompt: Any, response: str, spans: Any = None) -> list[dict[str, Any]]:
         self.asked.append(("deletions", spans))
         if "unreadable" in response:

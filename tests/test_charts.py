@@ -163,6 +163,20 @@ def test_accuracy_without_test_pairs_says_so() -> None:
     assert not chart.rows and "no test pairs" in chart.alt
 
 
+def test_kinds_of_pairs_stand_beside_their_wording() -> None:
+    rows = [
+        {"kind": "a<b>", "by": by, "accuracy": share, "low": share - 0.1, "high": share + 0.2, "n": 40}
+        for by, share in (("SparseRM", 0.7), ("Wording only", 0.6))
+    ]
+    rows += [{**rows[0], "kind": f"kind {i}", "n": 10} for i in range(20)]
+    chart = charts.accuracy_kinds(rows)
+    ours, wording = chart.figure.data
+    assert ours.x[0] == pytest.approx(70.0) and wording.x[0] == pytest.approx(60.0) and abs(ours.y[0]) < 0.5 and abs(wording.y[0]) < 0.5
+    assert (ours.error_x.arrayminus[0], ours.error_x.array[0]) == pytest.approx((10.0, 20.0))
+    assert chart.figure.layout.yaxis.ticktext[0] == "a&lt;b&gt; (n = 40)" and len(ours.x) == charts.MOST_KINDS
+    assert chart.rows == rows, "the table has all"
+
+
 def test_curve_marks_k_on_its_logarithmic_axis() -> None:
     chart = charts.accuracy_curve([{"kind": "sparserm", "k": k, **accuracy(0.7)} for k in (8, 16, 64)], 16)
     line, text = chart.figure.layout.shapes[0], chart.figure.layout.annotations[0]
@@ -175,14 +189,15 @@ def test_latents_are_clicked_by_their_number() -> None:
     chosen, rejected = marks["Selected, chosen side (1)"], marks["Selected, rejected side (1)"]
     assert chosen.customdata[0][0] == 3 and (chosen.x[0], chosen.y[0]) == pytest.approx((10.0, 50.0)) and chosen.marker.color == CHOSEN
     assert rejected.customdata[0][0] == 5 and rejected.marker.color == REJECTED and rejected.marker.symbol != chosen.marker.symbol
-    assert [one[0] for one in marks["Not selected (2)"].customdata] == [8, 9]
+    assert list(marks["Not selected (2)"].customdata) == [8, 9], "a number alone: there are thousands"
+    assert "%{customdata}<" in marks["Not selected (2)"].hovertemplate and chosen.customdata[0][5] == plain(LATENTS["label"][0])
     assert (marks["Latent 5"].x[0], marks["Latent 5"].y[0]) == pytest.approx((40.0, 10.0))
     assert [row["latent_id"] for row in chart.rows] == [3, 5]
 
 
 def test_significance_leaves_out_what_was_not_tested() -> None:
     chart = charts.significance_scatter(LATENTS, 90)
-    drawn = [one[0] for trace in chart.figure.data for one in trace.customdata]
+    drawn = [int(np.ravel(one)[0]) for trace in chart.figure.data for one in trace.customdata]
     assert sorted(drawn) == [3, 5, 8]
     assert chart.figure.data[1].y[0] == pytest.approx(4.0) and chart.figure.data[1].x[0] == pytest.approx(40.0)
 
@@ -222,6 +237,8 @@ def test_margins_say_who_flips() -> None:
     chart = charts.margins_scatter([1.0, -1.0, 0.5, 0.0], [1.0, 1.0, -0.5, 0.1], ["a", "b", "c", "d"], ["t"] * 4, ("one", "two"))
     ids = {trace.name.split(" (")[0]: [one[0] for one in trace.customdata] for trace in chart.figure.data}
     assert ids == {"both agree": ["a"], "only two is right": ["b", "d"], "only one is right": ["c"]}, "a margin of 0 is wrong"
+    held = charts.margins_scatter([1.0, -1.0], [1.0, 1.0], ["a", "b"], ["t"] * 2, ("one", "two"), marked={"b"}, chosen="a").figure.data
+    assert [trace.selectedpoints for trace in held[:2]] == [(), (0,)] and (held[3].x[0], held[3].y[0]) == (1.0, 1.0)
 
 
 def test_whiskers_of_missing_ends_are_missing() -> None:

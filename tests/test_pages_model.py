@@ -189,6 +189,22 @@ def test_a_wrong_k_in_a_link_is_passed_over(model: models.FittedModel, asked: st
     assert len(no_error(open_page("latents", latents_k=asked)).dataframe[0].value) == len(model.selection)
 
 
+def test_what_a_link_says_goes_before_what_a_widget_held(model: models.FittedModel) -> None:
+    """As after the back button: the URL changes under a page whose widgets hold something else."""
+    own = model.about["selection"]["k"]
+    other = next(k for k in latents.possible_ks(model) if k < own)
+    at = no_error(open_page("latents", latents_search="zzz"))
+    at.select_slider[0].set_value(other).run()
+    assert at.query_params["latents_k"] == [str(other)] or at.query_params["latents_k"] == str(other)
+    del at.query_params["latents_k"], at.query_params["latents_search"]
+    no_error(at.run())
+    assert at.select_slider[0].value == own and at.text_input[0].value == "" and len(at.dataframe[0].value) == len(model.selection)
+    at = no_error(open_page("latent", latent=str(model.latents[0])))
+    at.number_input[0].set_value(model.latents[1]).run()
+    at.query_params["latent"] = str(model.latents[2])
+    assert no_error(at.run()).number_input[0].value == model.latents[2]
+
+
 # --- ready: Latent ---------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from core.explain.edits import edit_name
 from core.explain.kept import Kept
-from workbench import compare, response
+from workbench import compare, response, state
 from workbench.models import find
 
 
@@ -29,7 +29,7 @@ def live(cache: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLive:
     found = FakeLive(cache, "off")
     for module in ("response", "response_choice", "live_panel"):
         monkeypatch.setattr(f"workbench.{module}.live_model", lambda *_: found)
-    for cached in (response._read, response._tokens, response._deletions, response._edit):
+    for cached in (response._read, response._tokens, response._deletions, response._gradient, response._edit):
         cached.cache_clear()
     return found
 
@@ -244,6 +244,28 @@ def test_words_are_shown_once_it_is_up(model: str, live: FakeLive) -> None:
     assert "Running reward" in words(at)
 
 
+def test_words_are_shaded_by_the_gradient_when_asked(model: str, live: FakeLive, monkeypatch: pytest.MonkeyPatch) -> None:
+    live.name, shown = "ready", []
+    monkeypatch.setattr("workbench.response_words.show_tokens", lambda rows, **more: shown.append((rows, more["unit"])))
+    no_error(open_page("response"))
+    assert "gradient" not in [what for what, _ in live.asked], "it costs seconds, so nobody computes it unasked"
+    at = no_error(open_page("response", response_shade="gradient"))
+    rows, unit = shown[-1]
+    assert unit == "gradient" and len(rows) == 2
+    assert all(row.values == [2.5 + i for i in range(len(row.texts))] for row in rows), "the response's own tokens, from the third on"
+    assert "how sensitive the reward is" in words(at) and "does not say what a word adds" in words(at)
+
+
+def test_the_latents_that_the_sentence_names_are_one_click_away(cache: Path, model: str) -> None:
+    of = kept_at(cache, model)
+    named = of.explain(int(of.held_out("worst")[0])).why.named
+    assert named
+    at = no_error(open_page("response"))
+    next(button for button in at.button if button.key == f"response named {named[0].latent_id}").click().run()
+    assert no_error(at).query_params["latent"] == str(named[0].latent_id)
+    assert "contribution" in words(at).lower()
+
+
 def test_ones_own_single_answer_is_explained(cache: Path, model: str, live: FakeLive) -> None:
     live.name = "ready"
     name = live.keep_pair("Is the Earth flat?", "No, it is round.", "")
@@ -393,3 +415,27 @@ def test_hostile_texts_stay_text_in_compare(hostile: list[Any], cache: Path) -> 
     at = no_error(open_page("compare", model=other, compare_pairs="all"))
     read = " ".join(str(element.value) for element in [*at.markdown, *at.caption])
     assert "<script>" not in read and "onerror" not in read
+
+
+def test_compare_keeps_to_the_selected_pairs(cache: Path, model: str) -> None:
+    other = add_model(cache, seed=1)
+    first, second = find(model, cache), find(other, cache)
+    assert first is not None and second is not None
+    ids = compare.compare(first, second).pair_ids
+    kept = state.keep("filter", {"pairs": [ids[1], ids[3], "nobody's"], "said": "lasso in Spaces"})
+    at = no_error(open_page("compare", model=model, compare_with=other, filter=kept))
+    few = compare.compare(first, second).only({ids[1], ids[3]})
+    assert few.pair_ids == [ids[1], ids[3]] and len(at.dataframe[0].value) == 2
+    assert metrics(at)["Accuracy, second (%)"] == f"{100 * float((few.margins[1] > 0).mean()):.1f}"
+    at = no_error(open_page("compare", model=model, compare_with=other, filter=state.keep("filter", {"pairs": ["x"], "said": "s"})))
+    assert "None of the selected pairs" in words(at) and not at.dataframe
+
+
+def test_compare_reads_the_chosen_pair(cache: Path, model: str) -> None:
+    other = add_model(cache, seed=1)
+    found = find(model, cache)
+    assert found is not None
+    pair = found.pairs[int(found.known.held_out_pairs[2])]
+    at = no_error(open_page("compare", model=model, compare_with=other, pair=pair.pair_id))
+    assert pair.chosen in words(at) and pair.rejected in words(at)
+    assert pair.chosen not in words(no_error(open_page("compare", model=model, compare_with=other)))

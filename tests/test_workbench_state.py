@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from pages_helpers import add_model, open_page
 from streamlit.testing.v1 import AppTest
 
 from core.errors import ConfigError
-from workbench import models, state
+from workbench import collector, models, state
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +93,23 @@ def test_a_value_from_elsewhere_makes_another_widget(query: Query) -> None:
     assert other["key"] != first["key"] and state.st.session_state[other["key"]] == "c"
 
 
+def rows_script() -> None:
+    import streamlit as st
+
+    from workbench import state
+
+    st.text(state.segments("Which", {"a": "First", "b": "Second"}, "compare_kind"))
+
+
+def test_a_row_of_choices_bound_to_a_name() -> None:
+    at = AppTest.from_function(rows_script).run()
+    assert at.text[0].value == "a"
+    at.button_group[0].select("b").run()
+    assert at.text[0].value == "b" and in_url(at) == {"compare_kind": "b"}
+    at.query_params["compare_kind"] = "a"  # the back button
+    assert at.run().text[0].value == "a" and at.button_group[0].value == "a"
+
+
 def test_a_table_is_made_anew_only_where_somebody_else_marks(query: Query) -> None:
     first = state.table_key("runs", "")
     state.table_shows("runs", "r1")
@@ -138,6 +157,8 @@ def test_chips_show_and_clear(cache: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert chips(at) == ["Pair 4", "Unknown filter"] and "latent" not in at.query_params
     at.query_params["pair"] = "nobody's"
     assert chips(at.run())[0] == "Pair not of this model"
+    at.query_params["pair"] = "own-0123456789abcdef"
+    assert chips(at.run())[0] == "Your own texts"
 
 
 def test_another_model_takes_only_what_is_its_own(cache: Path) -> None:
@@ -148,3 +169,44 @@ def test_another_model_takes_only_what_is_its_own(cache: Path) -> None:
     box = next(box for box in at.selectbox if box.label == "Reward model")
     box.select(second).run()
     assert in_url(at)["model"] == second and in_url(at)["latent"] == "11"  # both read the same SAE
+
+
+def test_ones_own_texts_are_any_models(cache: Path) -> None:
+    first, second = add_model(cache, seed=0), add_model(cache, seed=1)
+    found = [models.find(name, cache) for name in (first, second)]
+    for model, data in zip(found, ("one", "two"), strict=True):  # fitted on other texts
+        assert model is not None
+        model.config["method"]["data"] = {"texts": data}  # type: ignore[index]
+    at = open_page("compare", model=first, pair="own-0123456789abcdef", filter="0" * 16)
+    next(box for box in at.selectbox if box.label == "Reward model").select(second).run()
+    assert in_url(at) == {"model": second, "pair": "own-0123456789abcdef"}
+    at = open_page("compare", model=first, pair="p1")
+    next(box for box in at.selectbox if box.label == "Reward model").select(second).run()
+    assert in_url(at) == {"model": second}
+
+
+# --- the collector -------------------------------------------------------------------------------------------------------
+
+
+def test_what_stays_is_out_of_the_collectors_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Circle:
+        pass
+
+    monkeypatch.setattr(collector, "MUCH", 1000)
+    try:
+        circle = Circle()
+        circle.itself = circle  # type: ignore[attr-defined]
+        alive = weakref.ref(circle)
+        held = [[number] for number in range(2000)]
+        gc.collect()
+        assert collector.spare() and len(gc.get_objects(generation=2)) < 1000 and gc.get_freeze_count() > len(held)
+        assert not collector.spare(), "nothing has come in since"
+        del circle
+        gc.collect()
+        assert alive() is not None, "out of sight"
+        more = [[number] for number in range(2000)]
+        gc.collect()
+        assert collector.spare() and alive() is None, "found the next time"
+        assert len(held) == len(more)
+    finally:
+        gc.unfreeze()

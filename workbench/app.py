@@ -11,7 +11,7 @@ from pathlib import Path
 import streamlit as st
 
 from core.errors import SparseRMError
-from workbench import frame, run_panel
+from workbench import collector, frame, run_panel
 from workbench.places import Place, places
 
 # A file of ours: the browser would fetch the picture of an icon's name from a font server.
@@ -38,6 +38,8 @@ def main() -> None:
         chosen.run()
     except SparseRMError as error:
         frame.failed(error)
+    finally:  # a page may end the script
+        collector.spare()
 
 
 def _sections(known: tuple[Place, ...], pages: dict[str, st.Page]) -> dict[str, list[st.Page]]:

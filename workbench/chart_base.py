@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 CHOSEN, REJECTED, NEUTRAL = "#3B7DED", "#DD6B10", "#7F8A99"
@@ -96,6 +97,16 @@ def whiskers(values: Sequence[float], low: Sequence[float | None], high: Sequenc
 
 def _gap(upper: float | None, lower: float | None) -> float | None:
     return None if upper is None or lower is None or not math.isfinite(upper - lower) else max(0.0, upper - lower)
+
+
+def carried(*columns: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """What marks carry as `customdata`, a column each, or as hover texts: `carried(texts)[:, 0]`. Plotly takes such arrays ten times as fast as
+    lists; the browser gets lists.
+    """
+    made = np.empty((len(columns[0]), len(columns)), dtype=object)
+    for place, column in enumerate(columns):
+        made[:, place] = column
+    return made
 
 
 def straight(made: go.Figure, *, x: float | None = None, y: float | None = None, text: str = "") -> None:

@@ -7,7 +7,7 @@ mixes between traces.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from workbench.chart_base import (
     NEUTRAL,
     REJECTED,
     Chart,
+    carried,
     figure,
     interval,
     number,
@@ -48,7 +49,11 @@ LATENT_HOVER = (
     "<b>latent %{customdata[0]}</b> %{customdata[5]}<br>chosen %{customdata[1]:.1f} %, rejected %{customdata[2]:.1f} %"
     "<br>separation %{customdata[3]:+.1f} points, q = %{customdata[4]}<extra></extra>"
 )
+# Of the thousands that are not selected a mark carries its number only: texts of so many cost a third of a second.
+FREQUENCY_HOVER = "<b>latent %{customdata}</b><br>chosen %{y:.1f} %, rejected %{x:.1f} %<extra></extra>"
+SIGNIFICANCE_HOVER = "<b>latent %{customdata}</b><br>separation %{x:+.1f} points, -log10 q = %{y:.2f}<extra></extra>"
 Columns = Mapping[str, Any]
+MOST_KINDS = 12  # kinds of pairs in a figure; its table has all
 
 
 def contestant(kind: str) -> str:
@@ -92,6 +97,33 @@ def accuracy_bars(evaluation: Mapping[str, Any]) -> Chart:
 
 def _accuracy_row(kind: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": kind, "name": contestant(kind), **entry["mean"], "heads": len(entry["heads"]), "parameters": entry["n_parameters"]}
+
+
+def accuracy_kinds(rows: Sequence[Mapping[str, Any]]) -> Chart:
+    """Test accuracy by kind of pair, `rows` of kind, by (whose), accuracy, low, high and n: a dot each, with its 95 % interval."""
+    names = list(dict.fromkeys(row["kind"] for row in rows))[:MOST_KINDS]
+    n = {row["kind"]: row["n"] for row in rows}
+    made = figure(x="Test accuracy (% of pairs)", y="", height=100 + 38 * max(len(names), 1), legend=True)
+    looks = {"SparseRM": (CHOSEN, "circle", -0.14), "Wording only": (NEUTRAL, "diamond", 0.14)}
+    for by, (colour, symbol, shift) in looks.items():
+        mine = [row for row in rows if row["by"] == by and row["kind"] in names]
+        shares = [100 * row["accuracy"] for row in mine]
+        made.add_scatter(
+            x=shares,
+            y=[names.index(row["kind"]) + shift for row in mine],
+            mode="markers",
+            name=by,
+            marker={"color": colour, "symbol": symbol, "size": 10},
+            error_x={**whiskers(shares, [100 * row["low"] for row in mine], [100 * row["high"] for row in mine]), "color": colour},
+            hovertext=[f"<b>{by}, {plain(row['kind'])}</b><br>{share_said(row)}" for row in mine],
+            hoverinfo="text",
+        )
+    straight(made, x=50, text="chance")
+    made.update_xaxes(ticksuffix=" %")
+    said = [f"{plain(name, 30)} (n = {n[name]:,})" for name in names]
+    made.update_yaxes(tickvals=list(range(len(names))), ticktext=said, range=[len(names) - 0.4, -0.6], showgrid=False)
+    alt = f"Test accuracy of SparseRM and of wording alone on {len(names)} kinds of pairs."
+    return Chart(name="accuracy-by-kind", figure=made, alt=alt, rows=rows)
 
 
 def accuracy_curve(points: Sequence[Mapping[str, Any]], k: int | None = None) -> Chart:
@@ -143,7 +175,7 @@ def frequency_scatter(latents: Columns, n_pairs: int, chosen: int | None = None)
     x, y = 100 * np.asarray(latents["frequency_rejected"]), 100 * np.asarray(latents["frequency_chosen"])
     top = float(max([1.0, *x, *y])) * 1.03
     made.add_scatter(x=[0, top], y=[0, top], mode="lines", line={"color": NEUTRAL, "width": 1, "dash": "dot"}, hoverinfo="skip", showlegend=False)
-    _latent_marks(made, latents, x, y, chosen)
+    _latent_marks(made, latents, x, y, chosen, FREQUENCY_HOVER)
     made.update_xaxes(range=[-top / 60, top], ticksuffix=" %")
     made.update_yaxes(range=[-top / 60, top], ticksuffix=" %")
     return _latents_chart("frequencies", made, latents, "Share of chosen against share of rejected responses in which each latent is active")
@@ -157,28 +189,28 @@ def significance_scatter(latents: Columns, n_prompts: int, chosen: int | None = 
     made = figure(
         x="Separation, mu_w - mu_l (percentage points)", y=f"Significance, -log10 q (sign test over {n_prompts:,} prompts)", height=470, legend=True
     )
-    _latent_marks(made, kept, 100 * np.asarray(kept["separation"], dtype=float), -np.log10(np.maximum(q[tested], 1e-300)), chosen)
+    _latent_marks(made, kept, 100 * np.asarray(kept["separation"], dtype=float), -np.log10(np.maximum(q[tested], 1e-300)), chosen, SIGNIFICANCE_HOVER)
     straight(made, y=-float(np.log10(0.05)), text="q = 0.05")
     straight(made, x=0)
     return _latents_chart("significance", made, kept, "Separation against significance of each tested latent")
 
 
-def _latent_marks(made: go.Figure, latents: Columns, x: np.ndarray, y: np.ndarray, chosen: int | None) -> None:
-    """A trace for each side, the selected ones on top, drawn by WebGL."""
+def _latent_marks(made: go.Figure, latents: Columns, x: np.ndarray, y: np.ndarray, chosen: int | None, hover: str) -> None:
+    """A trace for each side, the selected ones on top, drawn by WebGL. `hover` is what those say that are not selected."""
     side, ids = np.asarray(latents["side"]), np.asarray(latents["latent_id"])
     for value in (0, 1, -1):
         name, colour, symbol = SIDES[value]
         rows = np.flatnonzero(side == value)
         made.add_scattergl(
-            x=x[rows],
-            y=y[rows],
+            x=x[rows].astype(np.float32),
+            y=y[rows].astype(np.float32),
             mode="markers",
             name=f"{name} ({len(rows):,})",
             marker={"color": colour, "symbol": symbol, "size": 8 if value else 5, "line": {"width": 0}},
             selected={"marker": {"size": 13, "opacity": 1}},
             unselected={"marker": {"opacity": 0.75}},
-            customdata=_hover_values(latents, rows),
-            hovertemplate=LATENT_HOVER,
+            customdata=_hover_values(latents, rows) if value else ids[rows].astype(np.int32),
+            hovertemplate=LATENT_HOVER if value else hover,
         )
     ring = np.flatnonzero(ids == chosen) if chosen is not None else ids[:0]
     if len(ring):
@@ -186,13 +218,13 @@ def _latent_marks(made: go.Figure, latents: Columns, x: np.ndarray, y: np.ndarra
         made.add_scattergl(x=x[ring], y=y[ring], mode="markers", name=f"Latent {chosen}", marker=look, hoverinfo="skip")
 
 
-def _hover_values(latents: Columns, rows: np.ndarray) -> list[list[Any]]:
+def _hover_values(latents: Columns, rows: np.ndarray) -> np.ndarray:
     """For each mark its latent, which a click means, and what its hover box says."""
     names = ("frequency_chosen", "frequency_rejected", "separation")
-    shares = (np.round(100 * np.asarray(latents[name], dtype=float)[rows], 2).tolist() for name in names)
+    shares = (np.round(100 * np.asarray(latents[name], dtype=float)[rows], 2) for name in names)
     q = [number(value, ".2g") for value in np.asarray(latents["q_value"], dtype=float)[rows].tolist()]
     labels = [plain(latents["label"][row]) for row in rows.tolist()]
-    return [list(values) for values in zip(np.asarray(latents["latent_id"])[rows].tolist(), *shares, q, labels, strict=True)]
+    return carried(np.asarray(latents["latent_id"])[rows], *shares, q, labels)
 
 
 def _latents_chart(name: str, made: go.Figure, latents: Columns, what: str) -> Chart:
@@ -308,8 +340,19 @@ def _paired(names: tuple[str, str], first: Sequence[Any], second: Sequence[Any])
 # --- two models, and runs ------------------------------------------------------------------------------------------
 
 
-def margins_scatter(first: Sequence[float], second: Sequence[float], ids: Sequence[str], texts: Sequence[str], names: tuple[str, str]) -> Chart:
-    """The margins of two reward models on the same pairs. Agreement is grey; the two ways to disagree have a colour each."""
+def margins_scatter(
+    first: Sequence[float],
+    second: Sequence[float],
+    ids: Sequence[str],
+    texts: Sequence[str],
+    names: tuple[str, str],
+    *,
+    marked: Collection[str] | None = None,
+    chosen: str = "",
+) -> Chart:
+    """The margins of two reward models on the same pairs. Agreement is grey; the two ways to disagree have a colour each. The `marked` pairs stand
+    out from the faded others, a ring around the `chosen` one.
+    """
     made = figure(x=f"Margin, {plain(names[0], 40)} (reward)", y=f"Margin, {plain(names[1], 40)} (reward)", height=480, legend=True)
     x, y = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     gains, losses = (x <= 0) & (y > 0), (x > 0) & (y <= 0)
@@ -324,11 +367,16 @@ def margins_scatter(first: Sequence[float], second: Sequence[float], ids: Sequen
             mode="markers",
             name=f"{label} ({len(rows):,})",
             marker={"color": colour, "symbol": symbol, "size": 7},
+            selectedpoints=None if marked is None else [i for i, row in enumerate(rows) if ids[row] in marked],
             unselected={"marker": {"opacity": 0.25}},
-            customdata=[[ids[row]] for row in rows],
-            hovertext=[f"{wrapped(texts[row], 60, 2)}<br>{x[row]:+.3g} and {y[row]:+.3g}" for row in rows],
+            customdata=carried([ids[row] for row in rows]),
+            hovertext=carried([f"{wrapped(texts[row], 60, 2)}<br>{x[row]:+.3g} and {y[row]:+.3g}" for row in rows])[:, 0],
             hoverinfo="text",
         )
+    if chosen in ids:
+        at = list(ids).index(chosen)
+        look = {"size": 15, "symbol": "circle-open", "color": CHOSEN, "line": {"width": 2.5}}
+        made.add_scattergl(x=[x[at]], y=[y[at]], mode="markers", name="chosen pair", marker=look, hoverinfo="skip")
     straight(made, x=0)
     straight(made, y=0)
     table = [{"pair": one, names[0]: float(a), names[1]: float(b)} for one, a, b in zip(ids, x, y, strict=True)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.chart_base import CHOSEN, NEUTRAL, SYMBOLS, Chart, figure, interval, plain, straight, whiskers
+from workbench.chart_base import CHOSEN, NEUTRAL, SYMBOLS, Chart, carried, figure, interval, plain, straight, whiskers
 
 SPACES = {
     "sparse": "Sparse v",
@@ -33,6 +33,7 @@ def space_picture(
     """A t-SNE picture [n, 2]: a colour a group (in the palette's order), `marked` response rows on top of the faded others, by WebGL."""
     made = figure(x="t-SNE 1 (no unit)", y="t-SNE 2 (no unit)", height=460, legend=True, left=40)
     numbers, names, keep = np.asarray(ids), np.asarray(groups, dtype=object), None if marked is None else set(marked)
+    said = carried(texts)[:, 0]
     for (group, colour), symbol in zip(palette.items(), itertools.cycle(SYMBOLS), strict=False):
         rows = np.flatnonzero(names == group)
         made.add_scattergl(
@@ -44,8 +45,8 @@ def space_picture(
             selectedpoints=None if keep is None else [i for i, row in enumerate(rows) if int(numbers[row]) in keep],
             selected={"marker": {"opacity": 0.95}},
             unselected={"marker": {"opacity": 0.12}},
-            customdata=numbers[rows].reshape(-1, 1).tolist(),
-            hovertext=[texts[row] for row in rows.tolist()],
+            customdata=carried(numbers[rows]),
+            hovertext=said[rows],
             hoverinfo="text",
         )
     made.update_layout(dragmode="lasso", legend_itemsizing="constant")
@@ -71,11 +72,17 @@ def space_scale(
         x=points[:, 0],
         y=points[:, 1],
         mode="markers",
-        marker={"color": list(values), "colorscale": "Cividis", "size": 5, "opacity": 0.8, "colorbar": {"title": {"text": unit}, "thickness": 10}},
+        marker={
+            "color": np.asarray(values),
+            "colorscale": "Cividis",
+            "size": 5,
+            "opacity": 0.8,
+            "colorbar": {"title": {"text": unit}, "thickness": 10},
+        },
         selectedpoints=None if keep is None else [i for i, row in enumerate(ids) if int(row) in keep],
         unselected={"marker": {"opacity": 0.12}},
-        customdata=[[int(row)] for row in ids],
-        hovertext=list(texts),
+        customdata=carried(np.asarray(ids)),
+        hovertext=carried(texts)[:, 0],
         hoverinfo="text",
     )
     made.update_layout(dragmode="lasso")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,12 @@ class Comparison:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    def only(self, pair_ids: Container[str]) -> Comparison:
+        """The same of these pairs alone."""
+        rows = np.array([row for row, pair_id in enumerate(self.pair_ids) if pair_id in pair_ids], dtype=np.int64)
+        margins, probability = self.margins[:, rows], self.probability[:, rows]
+        return replace(self, numbers=self.numbers[rows], margins=margins, probability=probability, groups=self.groups[rows])
 
     @cached_property
     def accuracies(self) -> tuple[Accuracy, Accuracy]:

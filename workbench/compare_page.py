@@ -12,7 +12,7 @@ from workbench.compare import KINDS, Comparison, compare
 from workbench.downloads import download_rows, show_chart
 from workbench.models import FittedModel
 from workbench.response import one_line
-from workbench.response_choice import segments
+from workbench.response_choice import OTHER
 from workbench.response_page import LEFT, RIGHT
 
 SCOPES = {"heldout": "Held out by both", "all": "All shared pairs"}
@@ -31,7 +31,7 @@ def draw(first: FittedModel) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         with st.container(width=380):
             wanted = state.pick("Second reward model", list(titles), "compare_with", show=lambda name: visible(titles[name]))
-        scope = segments("Pairs", SCOPES, "compare_pairs")
+        scope = state.segments("Pairs", SCOPES, "compare_pairs")
     second = next(model for model in others if model.id == wanted)
     found = compare(first, second, held_out=scope == "heldout")
     if not len(found):
@@ -39,12 +39,19 @@ def draw(first: FittedModel) -> None:
         said = f"They share {shared:,} others: look at all shared pairs." if shared else "Compare models that were fitted on the same pairs."
         frame.empty("There are no such pairs.", said)
         return
-    _figures(found)
+    only = state.chosen_pairs()
+    held = found if only is None else found.only(only)
+    if len(held):
+        _figures(held)
     with st.container(horizontal=True, gap="medium"):
         with st.container(width=LEFT):
-            _scatter(first, second, found)
+            _scatter(first, second, found, None if only is None else only.pair_ids)
         with st.container(width=RIGHT):
-            _table(first, found)
+            if len(held):
+                _table(first, held)
+            else:
+                frame.empty("None of the selected pairs is among these.", "Clear the selection above, or look at all shared pairs.")
+            _pair(found, state.get("pair"))
 
 
 def _figures(found: Comparison) -> None:
@@ -73,54 +80,72 @@ def _figure(label: str, value: str, below: str, help: str) -> None:
     st.metric(label, value, below, delta_color="off", delta_arrow="off", help=help)
 
 
-def _scatter(first: FittedModel, second: FittedModel, found: Comparison) -> None:
+def _scatter(first: FittedModel, second: FittedModel, found: Comparison, marked: frozenset[str] | None) -> None:
     names = (f"first ({first.id[:4]})", f"second ({second.id[:4]})")
-    chart = margins_scatter(found.margins[0].tolist(), found.margins[1].tolist(), found.pair_ids, found.prompts, names)
-    picked = show_chart(
-        chart, key=f"compare {first.id} {second.id} {len(found)}", name=f"{first.id[:4]}-{second.id[:4]}", select=("points", "lasso", "box")
-    )
-    if len(picked) > 1:
-        st.button(
-            f"Hold all lists to these {len(picked):,} pairs",
-            icon=":material/filter_alt:",
-            on_click=state.choose_pairs,
-            args=(picked, "lasso in Compare"),
-        )
-    elif picked:
-        _pair(found, picked[0])
+    margins = (found.margins[0].tolist(), found.margins[1].tolist())
+    chart = margins_scatter(*margins, found.pair_ids, found.prompts, names, marked=marked, chosen=state.get("pair"))
+    key = f"compare {first.id} {second.id} {len(found)}"
+    show_chart(chart, key=key, name=f"{first.id[:4]}-{second.id[:4]}", select=("points", "lasso", "box"), on_select=_picked)
+    st.caption("Click a point to read its pair. A lasso holds all lists to its pairs, here and on every page.")
+
+
+def _picked(pair_ids: list[str]) -> None:
+    """A click chooses a pair; a lasso holds every list to its pairs."""
+    if len(pair_ids) == 1:
+        state.choose(pair=pair_ids[0], **OTHER)
+    elif pair_ids:
+        state.choose_pairs(pair_ids, "lasso in Compare")
 
 
 def _pair(found: Comparison, pair_id: str) -> None:
-    """The pair of a point, and the way to its explanation."""
-    row = found.pair_ids.index(pair_id) if pair_id in found.pair_ids else None
-    if row is None:
+    """The chosen pair, and the way to its explanation."""
+    if pair_id not in found.pair_ids:
         return
+    row = found.pair_ids.index(pair_id)
     pair = found.first.pair(int(found.numbers[row]))
-    with st.container(border=True, gap="small"):
-        st.text(visible(found.prompts[row]))
+    with st.container(border=True, gap="small", key="compare pair"):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.text(visible(found.prompts[row]), width="stretch")
+            state.link("Explain it", "response", pair=pair_id, response_edit=None, response_off=None)
         for name in ("chosen", "rejected"):
             st.caption(name.capitalize())
             st.text(visible(one_line(getattr(pair, name), 400)))
-        state.link("Explain it", "response", pair=pair_id, response_edit=None, response_off=None)
 
 
 def _table(first: FittedModel, found: Comparison) -> None:
     counts = {kind: len(found.rows_of(kind)) for kind in KINDS}
-    kind = segments("Which", {kind: f"{said} ({counts[kind]:,})" if kind != "any" else said for kind, said in KINDS.items()}, "compare_kind")
+    kind = state.segments("Which", {kind: f"{said} ({counts[kind]:,})" if kind != "any" else said for kind, said in KINDS.items()}, "compare_kind")
     rows = found.table(found.rows_of(kind)[:MOST_ROWS])
     if not rows:
         st.caption("No pair: neither model is right where the other is wrong in this way.")
         return
-    key = f"compare table {first.id} {state.get('compare_with')} {kind} {len(found)}"
+    ids = [row["pair"] for row in rows]
+    chosen = state.get("pair") if state.get("pair") in ids else ""
+    name = f"compare table {first.id} {state.get('compare_with')} {kind} {len(found)}"
+    key = state.table_key(name, chosen)
     shown = {name: [visible(row[name]) if isinstance(row[name], str) else row[name] for row in rows] for name in rows[0] if name != "pair"}
     numbers = {name: st.column_config.NumberColumn(format="%.2f") for name in shown if name.startswith(("margin", "P("))}
-    event = st.dataframe(shown, key=key, on_select="rerun", selection_mode="single-row", hide_index=True, height=400, column_config=numbers)
-    chosen = event.get("selection", {}).get("rows", [])
-    if chosen and chosen[0] < len(rows):
-        _pair(found, rows[chosen[0]]["pair"])
+    st.dataframe(
+        shown,
+        key=key,
+        on_select=lambda: _marked(name, key, ids),
+        selection_mode="single-row",
+        selection_default={"selection": {"rows": [ids.index(chosen)] if chosen else []}},
+        hide_index=True,
+        height=320,
+        column_config=numbers,
+    )
     with st.container(horizontal=True):
         download_rows(
             found.table(found.rows_of(kind)), name=f"{first.id[:4]}-{state.get('compare_with')[:4]}", what=f"compare-{kind}", key="compare files"
         )
     if counts[kind] > MOST_ROWS:
         st.caption(f"The first {MOST_ROWS:,} of {counts[kind]:,}; the files hold all of them.")
+
+
+def _marked(name: str, key: str, ids: list[str]) -> None:
+    """The pair that a person marked in the table."""
+    rows = st.session_state[key]["selection"]["rows"]
+    if rows and rows[0] < len(ids):
+        state.table_shows(name, ids[rows[0]])
+        state.choose(pair=ids[rows[0]], **OTHER)

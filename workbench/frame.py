@@ -18,7 +18,7 @@ import streamlit as st
 
 from core.errors import SparseRMError
 from workbench import models, run_panel, state
-from workbench.models import FittedModel
+from workbench.models import OWN, FittedModel
 from workbench.places import Place, places
 
 
@@ -42,7 +42,7 @@ def _chips() -> None:
     known = models.models()
     model = models.find(state.get("model")) or next(iter(known), None)
     chips = {
-        "pair": f"Pair {_pair_number(model)}",
+        "pair": _pair_words(model),
         "latent": f"Latent {label_text(state.get('latent'), 12)}",
         "filter": _filter_words(),
     }
@@ -78,19 +78,21 @@ def _strangers(model: FittedModel | None, other: FittedModel | None) -> list[str
         if (model.config["sae"] or {}).get("sha256") != (other.config["sae"] or {}).get("sha256"):
             found.append("latent")
         if model.config["method"].get("data", {}).get("texts") != other.config["method"].get("data", {}).get("texts"):
-            found += ["pair", "filter"]
+            found += ["filter"] if state.get("pair").startswith(OWN) else ["pair", "filter"]  # any model can read a person's own texts
     except (SparseRMError, KeyError):
         return list(state.SHARED[1:])
     return found
 
 
-def _pair_number(model: FittedModel | None) -> str:
+def _pair_words(model: FittedModel | None) -> str:
     """The pair's place, since its id is a text from the data."""
+    if state.get("pair").startswith(OWN):
+        return "Your own texts"
     try:
         row = model.pair_row(state.get("pair")) if model else None
     except SparseRMError:
         row = None
-    return "not of this model" if row is None else f"{row + 1:,}"
+    return "Pair not of this model" if row is None else f"Pair {row + 1:,}"
 
 
 def _filter_words() -> str:

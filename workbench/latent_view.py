@@ -45,16 +45,11 @@ def choose(model: FittedModel, latent: int) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         state.pick("Latent", options, "latent", show=said, default=str(latent))
         width = latents.n_latents(model)
-        st.session_state["latent number"] = latent
         most = None if width is None else width - 1
-        st.number_input("Any latent", 0, most, step=1, key="latent number", on_change=_open_number, width=150)
+        st.number_input("Any latent", 0, most, step=1, width=150, **state.bound("latent number", latent, _open))
         url = latents.neuronpedia_url(model, latent)
         if url:
             st.link_button("Neuronpedia", url, icon=":material/open_in_new:", help="Opens neuronpedia.org in a new tab")
-
-
-def _open_number() -> None:
-    state.choose(latent=int(st.session_state["latent number"]), latent_texts=None)
 
 
 # --- its name ------------------------------------------------------------------------------------------------------
@@ -203,28 +198,13 @@ def _texts(page: Feature, pages: LatentPages) -> None:
         st.caption("It is active on none of the tokens that were read.")
         return
     names = list(groups)
-    chosen = state.get("latent_texts")
-    place = int(chosen) if chosen.isdecimal() and int(chosen) < len(names) else 0
-    key = "latent texts"
-    st.session_state[key] = str(place)
-    st.selectbox(
-        "Which texts",
-        [str(i) for i in range(len(names))],
-        key=key,
-        format_func=lambda i: names[int(i)],
-        on_change=_keep_texts,
-        label_visibility="collapsed",
-    )
+    places = [str(place) for place in range(len(names))]
+    place = int(state.pick("Which texts", places, "latent_texts", show=lambda one: names[int(one)], label_visibility="collapsed"))
     rows = latents.token_rows(groups[names[place]])
     show_tokens(rows, key=f"latent tokens {page['index']} {place}", scale=page["maxActApprox"], height=640)
     corpus = pages.corpus
     parts = ", ".join(f"{frame.label_text(part['name'], 30)} {part['tokens']:,}" for part in corpus["sources"] if part["tokens"])
     st.caption(f"{corpus['tokens']:,} tokens read ({parts}). The strongest token is underlined; template tokens are pale and not counted.")
-
-
-def _keep_texts() -> None:
-    value = st.session_state["latent texts"]
-    state.choose(latent_texts=None if value == "0" else value)
 
 
 def closest(model: FittedModel, page: Feature) -> None:

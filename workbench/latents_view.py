@@ -29,7 +29,7 @@ def overview(model: FittedModel, found: Selection) -> None:
     """Scatter and curve side by side, and the few figures that say how far to trust the selection."""
     left, right = st.columns([3, 2], gap="medium")
     with left:
-        view, chosen = _view(), state.get("latent")
+        view, chosen = state.segments("Axes", VIEWS, "latents_view", label_visibility="visible"), state.get("latent")
         ring = int(chosen) if chosen.isdecimal() else None
         marks = found.marks
         drawn = (
@@ -44,27 +44,12 @@ def overview(model: FittedModel, found: Selection) -> None:
         state.go("latent", latent=opened[0])
 
 
-def _view() -> str:
-    key = "latents view"
-    st.session_state[key] = state.get("latents_view") if state.get("latents_view") in VIEWS else "frequency"
-    shown = st.segmented_control(
-        "Axes", list(VIEWS), key=key, format_func=VIEWS.__getitem__, on_change=_keep, args=(key, "latents_view"), required=True
-    )
-    return shown or "frequency"
-
-
-def _keep(key: str, name: str, default: object = None) -> None:
-    value = st.session_state[key]
-    state.choose(**{name: None if value == default else value})
-
-
 def _k_slider(model: FittedModel, found: Selection) -> None:
     ks, own = latents.possible_ks(model), int(model.about["selection"]["k"])
-    key = "latents k"
-    st.session_state[key] = found.k
     if len(ks) > 1:
         said = f"The model was fitted with K = {own}. Another K shows who would be selected; fit again to use it."
-        st.select_slider("K, latents a side", ks, key=key, on_change=_keep, args=(key, "latents_k", own), help=said)
+        bound = state.bound("latents k", found.k, lambda k: state.choose(latents_k=None if k == own else k))
+        st.select_slider("K, latents a side", ks, help=said, **bound)
 
 
 def curve(model: FittedModel, k: int) -> None:
@@ -125,9 +110,9 @@ def table(model: FittedModel, found: Selection) -> None:
 
 
 def _search() -> str:
-    key = "latents search"
-    st.session_state[key] = state.get("latents_search")
-    return st.text_input("Search", key=key, on_change=_keep, args=(key, "latents_search", ""), placeholder="label or number", width=260)
+    bound = state.bound("latents search", state.get("latents_search"), lambda words: state.choose(latents_search=words))
+    st.text_input("Search", placeholder="label or number", max_chars=200, width=260, **bound)
+    return state.get("latents_search")
 
 
 def matching(rows: Sequence[Mapping[str, Any]], asked: str, side: str) -> list[Mapping[str, Any]]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from core.reward.parts import RewardParts
 
 ID_LENGTH = 12
+OWN = "own-"  # begins the id of a pair that a person typed in
 DEMO = Path("core/data/demo/pairs.jsonl")
 KEPT = 6  # models whose values stay in memory
 

@@ -107,22 +107,12 @@ def seconds(model: FittedModel) -> float:
     return float(sum(artefact.manifest["time_seconds"] for artefact in found if isinstance(artefact, Artefact)))
 
 
-def subsets(model: FittedModel) -> list[dict[str, Any]]:
-    """Accuracy by kind of pair, where the data names kinds, with what wording alone reaches there."""
+def kinds(model: FittedModel) -> list[dict[str, Any]]:
+    """Accuracy by kind of pair, where the data names kinds, largest kind first: SparseRM's (mean over heads) and what wording alone reaches."""
     table = model.evaluation
-    ours, wording = _by_kind(table["sparserm"]), _by_kind(table["controls"].get("wording-only", {}))
-    return [
-        {"Kind of pair": name, "Accuracy, %": _percent(value), "95 % interval": within(value).partition(" %")[0], "Pairs": value["n"]}
-        | ({"Wording alone, %": _percent(wording[name])} if name in wording else {})
-        for name, value in ours.items()
-        if value["accuracy"] is not None
-    ]
-
-
-def _by_kind(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = entry.get("subsets") or {}
-    return found
-
-
-def _percent(value: Mapping[str, Any]) -> float | None:
-    return None if value["accuracy"] is None else round(100 * value["accuracy"], 1)
+    ours, wording = table["sparserm"].get("subsets") or {}, table["controls"].get("wording-only", {}).get("subsets") or {}
+    told = [(name, value) for name, value in ours.items() if value["accuracy"] is not None]
+    rows = [("SparseRM", name, value) for name, value in told]
+    rows += [("Wording only", name, wording[name]) for name, _ in told if name in wording and wording[name]["accuracy"] is not None]
+    rows.sort(key=lambda row: -row[2]["n"])
+    return [{"kind": name, "by": by, **{part: value[part] for part in ("accuracy", "low", "high", "n")}} for by, name, value in rows]

@@ -25,12 +25,11 @@ from core.explain.reasons import Seen
 from core.explain.switch import Switchboard, SwitchedOff
 from core.types import Message
 from workbench.charts_response import Step
-from workbench.models import FittedModel
+from workbench.models import OWN, FittedModel
 from workbench.resources import live_model
 
 SIDES = ("chosen", "rejected")
 ORDERS = {"worst": "Worst scored", "misranked": "Most mis-ranked", "listed": "As they stand"}
-OWN = "own-"  # begins the id of a pair that a person typed in
 MOST_BARS = 8
 MODELS, READINGS = 6, 32  # that stay in memory
 Item = tuple[tuple[Message, ...], str]
@@ -168,6 +167,17 @@ def tokens_of(model: FittedModel, item: Item) -> dict[str, Any]:
 def deletions_of(model: FittedModel, item: Item, spans: tuple[tuple[int, int], ...] = ()) -> list[dict[str, Any]]:
     """What each span adds ({start, stop, text, effect}); without spans each sentence."""
     return _deletions(str(model.folder), model.root, _frozen(item), spans)
+
+
+def gradient_of(model: FittedModel, item: Item) -> list[float]:
+    """Length of the reward's gradient to each token's embedding, for the tokens of `tokens_of`. The first one costs seconds."""
+    return _gradient(str(model.folder), model.root, _frozen(item))
+
+
+@lru_cache(maxsize=READINGS)
+def _gradient(folder: str, root: Path, item: Frozen) -> list[float]:
+    norm: list[float] = live_model(folder, root).gradient(_thawed(item), item[1])["norm"]
+    return norm
 
 
 @lru_cache(maxsize=READINGS)

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import streamlit as st
 
 from core.types import sha256_of
 from workbench import frame, state
-from workbench.models import FittedModel
+from workbench.models import OWN, FittedModel
 from workbench.resources import live_model
-from workbench.response import ORDERS, OWN, Subject, kept, kept_subject, listed, pair_rows, subject_of
+from workbench.response import ORDERS, Subject, kept, kept_subject, listed, pair_rows, subject_of
 
 MOST_LISTED = 200
 LONGEST_TEXT = 200_000  # characters of a text of one's own
 OTHER = {"response_edit": None, "response_off": None}  # belongs to one pair, and goes with it
-
-
-def segments(label: str, options: dict[str, str], name: str, *, default: str = "") -> str:
-    """A row of choices bound to a name of the URL; `options` are ids and the words that show them."""
-    fallback = default if default in options else next(iter(options))
-    chosen = state.get(name) if state.get(name) in options else fallback
-
-    def take(picked: str) -> None:
-        state.choose(**{name: None if picked == fallback else picked})
-
-    shown: Any = {"format_func": lambda one: options[one], "label_visibility": "collapsed", **state.bound(f"segments {name}", chosen, take)}
-    st.segmented_control(label, list(options), required=True, **shown)
-    return chosen
+segments = state.segments
 
 
 def choose_subject(model: FittedModel) -> Subject | None:

@@ -12,7 +12,7 @@ from workbench import live_panel, response_edit, response_more, response_view, r
 from workbench.chart_base import visible
 from workbench.models import FittedModel
 from workbench.response import EditStep, Explained, Subject, edit_steps, edited_side, explain
-from workbench.response_choice import choose_subject, segments
+from workbench.response_choice import choose_subject
 from workbench.response_view import NAMES
 
 LEFT, RIGHT = 530, 560  # pixels: side by side from about 1,400 on, below one another on narrower screens
@@ -58,7 +58,7 @@ def draw(model: FittedModel) -> None:
         return
     found = explain(model, subject)
     view = _view(model, found)
-    response_view.sentence(found, view.name, view.edited)
+    response_view.sentence(model, found, view.name, view.edited)
     response_view.figures(found, view.name, view.edited)
     with st.container(horizontal=True, gap="medium", key="response halves"):
         with st.container(width=LEFT):
@@ -66,7 +66,7 @@ def draw(model: FittedModel) -> None:
             response_view.latent_card(model, found, view.edited)
         with st.container(width=RIGHT):
             names = {name: words for name, (words, _) in SECTIONS.items()}
-            SECTIONS[segments("Section", names, "response_tab")][1](view)
+            SECTIONS[state.segments("Section", names, "response_tab")][1](view)
 
 
 def _view(model: FittedModel, found: Explained) -> View:
@@ -77,10 +77,7 @@ def _view(model: FittedModel, found: Explained) -> View:
     edits = edit_steps(model, edit_id) if live else []
     names = {"margin": NAMES["margin"]} if found.pair is not None else {}
     names |= {side: NAMES[side] for side in found.sides} | ({"edited": NAMES["edited"]} if edits else {})
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        name = segments("View", names, "response_view") if len(names) > 1 else next(iter(names))
-        response_view.weaknesses(found, name, edits[-1].explanation if edits else None)
-        response_view.download(model, found)
+    name = state.segments("View", names, "response_view") if len(names) > 1 else next(iter(names))
     side = name if name in found.sides else began or found.lowest
     return View(model=model, found=found, name=name, side=side, edits=edits)
 

@@ -56,17 +56,25 @@ def one_of(found: Explained, view: str, edited: Explanation | None) -> Explanati
     return found.sides[view if view in found.sides else found.lowest]
 
 
-def sentence(found: Explained, view: str, edited: Explanation | None) -> None:
-    """Why, in a sentence of the engine's."""
-    st.text(visible(_why(found, view, edited).text))
+def sentence(model: FittedModel, found: Explained, view: str, edited: Explanation | None) -> None:
+    """Why, in a sentence of the engine's, and a button for each latent that it names: its evidence stands beside the waterfall."""
+    why = _why(found, view, edited)
+    with st.container(border=True, gap="xsmall", key="response why"):
+        st.text(visible(why.text))
+        with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
+            for one in why.named:
+                shown: Any = {"type": "primary" if state.get("latent") == str(one.latent_id) else "secondary", "on_click": state.choose}
+                st.button(f"Latent {one.latent_id}", key=f"response named {one.latent_id}", kwargs={"latent": one.latent_id}, **shown)
+            weaknesses(why)
+            st.space("stretch")
+            download(model, found)
 
 
-def weaknesses(found: Explained, view: str, edited: Explanation | None) -> None:
+def weaknesses(why: Why) -> None:
     """What stands against believing the sentence."""
-    said = _why(found, view, edited).weaknesses
-    if said:
-        with st.popover(f"What weakens this ({len(said)})", icon=":material/info:", type="tertiary"):
-            for one in said:
+    if why.weaknesses:
+        with st.popover(f"What weakens this ({len(why.weaknesses)})", icon=":material/info:", type="tertiary"):
+            for one in why.weaknesses:
                 st.text(visible(one))
 
 

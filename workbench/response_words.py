@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
@@ -12,6 +13,7 @@ from workbench.charts_response import Step, contribution_bars, running_reward
 from workbench.downloads import show_chart
 from workbench.response import (
     deletions_of,
+    gradient_of,
     keep_edit,
     kept,
     latent_name,
@@ -26,6 +28,11 @@ from workbench.tokens import TokenRow, show_tokens
 if TYPE_CHECKING:
     from workbench.response_page import View
 
+SHADES = {"latent": "A latent", "gradient": "Gradient"}
+GRADIENT = (
+    "Shaded by the length of the reward's gradient to each token's embedding: how sensitive the reward is to a small change there, up or down. "
+    "It does not say what a word adds; that is measured under Delete."
+)
 NAMES = {"chosen": "Chosen", "rejected": "Rejected", "response": "Response", "edited": "Edited"}
 WORDS_NEED = "Marking words, the running reward, deletions and edits need the language model. It loads in seconds and is given up when idle."
 TEXT_HEIGHT = 330
@@ -38,31 +45,50 @@ def words(view: View) -> None:
     if not live_panel.ready(view.model, WORDS_NEED, key="words"):
         _plain(view, sides)
         return
-    latents = ranked_latents(kept(view.model), view.found.pair.margin.contribution if view.found.pair else view.one.attribution.contribution)
-    labels = kept(view.model).labels
-    chosen = state.pick("Mark the words of", latents, "latent", show=lambda one: visible(latent_name(int(one), labels)))
+    shade = state.segments("Shade words by", SHADES, "response_shade")
     read = {side: _tokens(view, side) for side in sides}
-    rows = [_row(side, tokens, chosen) for side, tokens in read.items()]
-    show_tokens(rows, key=f"response words {'-'.join(sides)}", unit="activation", height=TEXT_HEIGHT)
+    rows, unit = (_gradient_rows(view, read), "gradient") if shade == "gradient" else (_latent_rows(view, read), "activation")
+    show_tokens(rows, key=f"response words {shade} {'-'.join(sides)}", unit=unit, height=TEXT_HEIGHT)
     first, *others = [view.side, *(side for side in sides if side != view.side)] if view.side in sides else sides
     _running(view, first, read[first], read[others[0]] if others else None, others)
 
 
 def _tokens(view: View, side: str) -> dict[str, Any]:
-    if side == "edited":
-        return dict(view.edits[-1].tokens)
-    return tokens_of(view.model, view.found.subject.item(side))
+    return dict(view.edits[-1].tokens) if side == "edited" else tokens_of(view.model, view.found.subject.item(side))
 
 
-def _row(side: str, tokens: dict[str, Any], latent: str) -> TokenRow:
-    """The response's own tokens, shaded by one latent."""
+def _latent_rows(view: View, read: Mapping[str, dict[str, Any]]) -> list[TokenRow]:
+    """Each side shaded by the chosen latent."""
+    latents = ranked_latents(kept(view.model), view.found.pair.margin.contribution if view.found.pair else view.one.attribution.contribution)
+    labels = kept(view.model).labels
+    chosen = state.pick("Mark the words of", latents, "latent", show=lambda one: visible(latent_name(int(one), labels)))
+    rows = []
+    for side, tokens in read.items():
+        activation = tokens["activation"].get(chosen, [])
+        values = [activation[i] if i < len(activation) else 0.0 for i in response_tokens(tokens)]
+        active = bool(values) and max(values) > 0
+        rows.append(_row(tokens, values, NAMES[side] + ("" if active else ", not active here"), active))
+    return rows
+
+
+def _gradient_rows(view: View, read: Mapping[str, dict[str, Any]]) -> list[TokenRow]:
+    """Each side shaded by how sensitive its reward is to each token."""
+    st.caption(GRADIENT)
+    rows = []
+    with st.spinner("Computing gradients; the first one takes some seconds."):
+        for side, tokens in read.items():
+            item = (view.found.subject.prompt, view.edits[-1].response) if side == "edited" else view.found.subject.item(side)
+            norm = gradient_of(view.model, item)
+            rows.append(_row(tokens, [norm[i] for i in response_tokens(tokens)], NAMES[side], True))
+    return rows
+
+
+def _row(tokens: Mapping[str, Any], values: list[float], caption: str, peaks: bool) -> TokenRow:
+    """The response's own tokens."""
     own = response_tokens(tokens)
-    activation = tokens["activation"].get(latent, [])
-    values = [activation[i] if i < len(activation) else 0.0 for i in own]
-    peak = max(range(len(values)), key=values.__getitem__) if values and max(values) > 0 else None
+    peak = max(range(len(values)), key=values.__getitem__) if values and peaks else None
     notes = {place: f"reward read here {tokens['running_reward'][i]:.2f}" for place, i in enumerate(own)}
-    where = "" if peak is not None else ", not active here"
-    return TokenRow(texts=[tokens["texts"][i] for i in own], values=values, caption=f"{NAMES[side]}{where}", notes=notes, peak=peak)
+    return TokenRow(texts=[tokens["texts"][i] for i in own], values=values, caption=caption, notes=notes, peak=peak)
 
 
 def _running(view: View, side: str, tokens: dict[str, Any], beside: dict[str, Any] | None, others: list[str]) -> None:

@@ -26,6 +26,8 @@ from workbench.frame import empty, label_text
 
 OPEN, OTHER, KIND, NEW = "runs_open", "runs_other", "runs_kind", "runs_new"
 STARTED_HERE = ("fit", "sweep", "sae-train")  # what has a form; the others are started on the pages that need them
+SECTIONS = {"figures": "Figures", "settings": "Settings", "said": "What it said", "log": "Log"}
+FIGURES_POLL = 2.0  # seconds between two looks at the figures and the log of a live run
 DULL = ("width", "rows", "layer", "seed", "k", "K")  # figures that say where a step is, not how it goes
 MORE = {"pairs": "preferences", "doctor": "doctor", "spaces": "spaces", "latents": "latents"}
 
@@ -106,12 +108,21 @@ def _existing(folder: Any) -> Any:
 
 
 def table() -> None:
-    """All runs, newest first. One row opens that run, two lay them over each other."""
-    rows = summaries()[::-1]
-    if not rows:
+    """All runs, newest first, drawn again while one lives. One row opens that run, two lay them over each other."""
+    if not all_runs():
         empty("No runs yet.", "Start one above. It goes on when you close this page, and this list finds it again.")
         disk()
         return
+    st.fragment(_table, run_every=FIGURES_POLL if run_panel.live_runs() else None)()
+    disk()
+
+
+def _table() -> None:
+    if st.session_state.pop("runs marked", ""):  # what is marked is drawn below, outside of this fragment
+        st.rerun()
+    rows = summaries()[::-1]
+    if not rows:  # the last one has just been deleted elsewhere
+        st.rerun()
     shown = [_row(row) for row in rows]
     ids = [row["run"] for row in rows]
     wanted = sorted(ids.index(one) for one in (state.get(OPEN), state.get(OTHER)) if one in ids)
@@ -136,7 +147,6 @@ def table() -> None:
         st.caption("Mark one row to see the run, two to lay them over each other.", width="content")
         st.space("stretch")
         download_rows(shown, name="", what="runs", key="runs")
-        disk()
 
 
 def _select(name: str, key: str, ids: list[str]) -> None:
@@ -149,6 +159,7 @@ def _select(name: str, key: str, ids: list[str]) -> None:
     both = (before + [one for one in marked if one not in before])[-2:]
     state.table_shows(name, " ".join(sorted(both, key=ids.index)))
     state.choose(**{OPEN: both[0], OTHER: both[1] if len(both) > 1 else None})
+    st.session_state["runs marked"] = "1"
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,14 +206,19 @@ def detail(run: Run) -> None:
     run_panel.show(run)
     _outcome(run)
     _actions(run, status.live, status.state)
-    figures, settings, said, log = st.tabs(["Figures", "Settings", "What it said", "Log"])
-    with figures:
-        overlay([run])
-    with settings:
+    section = state.segments("Section", SECTIONS, "runs_section")
+    if section == "settings":
         _settings(run)
-    with said:
+    else:  # what grows while it runs is looked at again, without drawing the page anew
+        st.fragment(_growing, run_every=FIGURES_POLL if status.live else None)(run, section)
+
+
+def _growing(run: Run, section: str) -> None:
+    if section == "figures":
+        overlay([run])
+    elif section == "said":
         st.code(visible("\n".join(progress.follow(run).said)) or "Nothing yet.", language=None, wrap_lines=True)
-    with log:
+    else:
         st.code(visible(progress.log_tail(run)) or "Nothing was printed.", language=None, height=360, wrap_lines=True)
 
 
@@ -308,7 +324,7 @@ def beside(runs: list[Run]) -> None:
     """Two runs: their figures overlaid, and the settings in which they differ."""
     for run in runs:
         run_panel.show(run)
-    overlay(runs)
+    st.fragment(overlay, run_every=FIGURES_POLL if any(run.live() for run in runs) else None)(runs)
     settings = [dict(console.figures_of((run.resolved() or run.config()).to_dict())) for run in runs]
     names = [name for name in sorted(set().union(*settings)) if settings[0].get(name) != settings[1].get(name)]
     st.markdown("###### Where their settings differ")

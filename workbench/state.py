@@ -15,6 +15,7 @@ What is too long for a URL is kept as a small file in the cache, named by its co
     state.link("Open", "latent", latent="17")      a link to a page, with something chosen
     state.go("latent", latent="17")                the same at once; ends this script run
     state.pick("Subset", options, "preferences_subset")   a select box bound to a name
+    state.segments("View", {"a": "As it is"}, "response_view")   a row of choices bound to a name
     st.text_input("Search", **state.bound("search", state.get("latents_search"), take))   any other widget that shows what the URL says
 """
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,19 @@ def pick(
     st.selectbox(
         label, options, format_func=show, help=help, label_visibility=label_visibility, **bound(f"pick {name}", chosen if options else None, take)
     )
+    return chosen
+
+
+def segments(label: str, options: Mapping[str, str], name: str, *, default: str = "", label_visibility: Any = "collapsed") -> str:
+    """A row of choices bound to a name: ids, and the words that show them. Returns what is chosen, or `default` (else the first)."""
+    fallback = default if default in options else next(iter(options))
+    chosen = get(name) if get(name) in options else fallback
+
+    def take(picked: str) -> None:
+        choose(**{name: None if picked == fallback else picked})
+
+    shown: Any = {"format_func": options.__getitem__, "label_visibility": label_visibility, **bound(f"segments {name}", chosen, take)}
+    st.segmented_control(label, list(options), required=True, **shown)
     return chosen
 
 

@@ -24,7 +24,8 @@ from typing import Any
 from core.align.evaluation import load_evaluation
 from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, key_of, read_json
 from core.align.round import NO_PAIR, round_manifest
-from core.align.steps import VERSIONS, AlignSteps, PolicyAt
+from core.align.setting import PolicyAt
+from core.align.steps import VERSIONS, AlignSteps
 from core.align.watch import CHOICE, RULE, choose_round
 from core.config import BackboneConfig
 from core.errors import MissingError

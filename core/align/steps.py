@@ -7,69 +7,36 @@
     align-evaluation   evaluation.json, samples.jsonl ... (core.align.evaluation); of round 0 the base model's
     align-shift        shift.json, shift.safetensors (core.explain.shift)
 
-A policy is known by what it was made from: the base model's identity, then the chain of `align-dpo` artefacts. So arms that begin alike share their
-beginnings. Between steps values go over the disk; models are loaded only if a step has to be computed.
+Between steps values go over the disk; models are loaded only if a step has to be computed.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from core.align.filtering import NONE, RANDOM, Rewarded, counts_of, decide, reward_pairs
 from core.align.mc import mc_content
-from core.align.prompts import PromptSet, choose_prompts
 from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, Ledger, read_rows, write_rows
-from core.align.values import Candidate, Prompt
-from core.backbone.source import backbone_identity, find_model, resolve_dtype
-from core.config import AlignConfig, BackboneConfig, CandidatesConfig, DataConfig, SpacesConfig
+from core.align.setting import PolicyAt, Setting, same_reading, score_by
+from core.align.values import Candidate
+from core.config import DataConfig, SpacesConfig
 from core.data.saved import read_pairs, write_pairs
 from core.data.splits import split_pairs
-from core.errors import MissingError
-from core.reward.known import KnownResponses, prompt_id
-from core.reward.model import SparseRM
-from core.reward.parts import RewardParts
-from core.runs.store import Artefact, Store, file_sha256, write_json
-from core.types import LatentFrequencies, Message, PreferencePair, PreferencePairs, Progress, sha256_of
-
-if TYPE_CHECKING:
-    from core.align.generation import Generator
-    from core.align.policy import Policy
+from core.reward.known import prompt_id
+from core.runs.store import Artefact, write_json
+from core.types import PreferencePair, PreferencePairs, Progress
 
 # Bumped by hand when a step computes something else from the same inputs.
 VERSIONS = dict.fromkeys((CANDIDATES, REWARDS, FILTER, DPO, EVALUATION, SHIFT, ROUND, ALIGNMENT), 1)
-CONTENT = ("config.json", "model.safetensors", "heads.safetensors", "selection.jsonl", "known.safetensors", "known.jsonl")
 COUNTS = ("generated", "parsed", "kept", "dropped")  # shown while it runs
 SEEDS_A_ROUND = 1000  # apart: seeds below it never meet another round's
 SHIFT_POINTS = 1000  # of training and generated answers, in the pictures
-READING = ("name", "revision", "sha256", "template_sha256", "dtype")  # of a backbone's identity
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyAt:
-    """A policy by what it was made from; `adapter` is None for the base model."""
-
-    fingerprint: str
-    adapter: Path | None = None
-
-
-@runtime_checkable
-class FitLeft(Protocol):
-    """What the reward model's fit left in the cache (core.fitted.Fitted)."""
-
-    def states(self, model: SparseRM) -> np.ndarray:
-        """z of each known response, in their order."""
-
-    def frequencies(self, model: SparseRM) -> LatentFrequencies | None:
-        """Of all latents; None where they are gone."""
 
 
 def round_seed(seed: int, round: int) -> int:
@@ -78,97 +45,10 @@ def round_seed(seed: int, round: int) -> int:
 
 
 @dataclass(kw_only=True)
-class AlignSteps:
-    """One run over the steps. `model` is the reward model that measures, `judge` the one that filters (often the same)."""
+class AlignSteps(Setting):
+    """One run over the steps; what stands is noted in the ledger."""
 
-    config: AlignConfig
-    model: SparseRM
-    judge: SparseRM
-    fitted: FitLeft
-    store: Store
     ledger: Ledger
-    progress: Progress
-    _policy: tuple[str, Policy] | None = None
-
-    # --- what the rounds share ---
-
-    @cached_property
-    def known(self) -> KnownResponses:
-        """The responses that the reward model was fitted on. Raises MissingError where they or their texts are not kept beside it."""
-        known = self.model.known
-        if known is None or known.pairs is None:
-            said = f"{self.model.folder} does not keep the pairs it was fitted on"
-            raise MissingError(said, expected="known.safetensors, known.jsonl", remedy="fit it again with this cache")
-        return known
-
-    @property
-    def pairs(self) -> PreferencePairs:
-        """The pairs that the reward model was fitted on, with their splits."""
-        pairs = self.known.pairs
-        assert pairs is not None  # `known` has looked
-        return pairs
-
-    @cached_property
-    def prompts(self) -> PromptSet:
-        config = self.config
-        return choose_prompts(config.prompts, self.pairs, limit=config.prompts_limit, seed=config.seed, progress=self.progress)
-
-    @cached_property
-    def beside(self) -> tuple[Prompt, ...]:
-        """Training prompts that are answered beside, for the shift alone, where no prompt is one: METHOD.md compares answers to the same prompts."""
-        known = {pair.prompt_id for pair, split in zip(self.pairs, self.pairs.split, strict=True) if split == "train"}
-        if any(prompt.prompt_id in known for prompt in self.prompts.prompts):
-            return ()
-        config = self.config.evaluation
-        return choose_prompts("", self._of_split("train"), limit=config.prompts, seed=config.seed).prompts
-
-    def _of_split(self, split: str) -> PreferencePairs:
-        return self.pairs.take(self.pairs.rows_of(split))
-
-    @cached_property
-    def asked(self) -> str:
-        """A hash over the prompts."""
-        return sha256_of([[list(prompt.messages), dict(prompt.meta)] for prompts in (self.prompts.prompts, self.beside) for prompt in prompts])
-
-    @cached_property
-    def base(self) -> BackboneConfig:
-        """The base model of policy and reward model, on the device that is asked for."""
-        asked = self.config.fit.backbone
-        read = self.model.parts.backbone_config
-        return replace(read, device=asked.device, device_map=asked.device_map, tokens_per_batch=asked.tokens_per_batch)
-
-    @cached_property
-    def start(self) -> PolicyAt:
-        """The policy before the first round."""
-        return PolicyAt(fingerprint=sha256_of(backbone_identity(self.base, find_model(self.base, progress=self.progress))))
-
-    @cached_property
-    def contents(self) -> dict[str, str]:
-        """What the two reward models are, by their files."""
-        return {name: content_of(rm.folder) for name, rm in (("model", self.model), ("judge", self.judge)) if rm.folder}
-
-    def policy(self, at: PolicyAt, progress: Progress) -> Policy:
-        """The loaded policy; the last one is kept."""
-        from core.align.policy import load_policy
-
-        if self._policy is None or self._policy[0] != at.fingerprint:
-            self._policy = None  # before the next one is loaded
-            self._policy = (at.fingerprint, load_policy(self.base, at.adapter, progress=progress))
-        return self._policy[1]
-
-    def measured(self, at: PolicyAt, progress: Progress) -> Policy:
-        """The policy in the arithmetic that log-probabilities are measured in; it writes in the base model's own."""
-        from core.align.policy import load_policy
-
-        if resolve_dtype(self.base) == self.config.evaluation.dtype:
-            return self.policy(at, progress)
-        return load_policy(replace(self.base, dtype=self.config.evaluation.dtype), at.adapter, progress=progress)
-
-    def let_go(self) -> None:
-        """Frees the policy's memory, for a training."""
-        self._policy = None
-
-    # --- the steps ---
 
     def step(
         self, round: int, name: str, config: Mapping[str, Any], inputs: Sequence[str], make: Callable[[Path, Path, Progress], Mapping[str, Any]]
@@ -194,7 +74,7 @@ class AlignSteps:
         def make(folder: Path, scratch: Path, progress: Progress) -> dict[str, Any]:
             from core.align.candidates import best_of_n, make_candidates
 
-            generator = self._generator(policy, config, scratch / "answers.jsonl", progress)
+            generator = self.generator(policy, config, scratch / "answers.jsonl", progress)
             if config.mode == "best_of_n":
                 every = best_of_n(prompts, generator, score_by(self.judge), config, progress=progress)
             else:
@@ -282,7 +162,7 @@ class AlignSteps:
         def make(folder: Path, scratch: Path, progress: Progress) -> dict[str, Any]:
             from core.align.evaluation import evaluate_policy, load_evaluation, save_evaluation
 
-            generator, before = self._generator(policy, written, scratch / "answers.jsonl", progress), load_evaluation(first.path) if first else None
+            generator, before = self.generator(policy, written, scratch / "answers.jsonl", progress), load_evaluation(first.path) if first else None
             loaded = self.measured(policy, progress)
             found = evaluate_policy(
                 loaded, self.pairs, generator, self.model, config, aligned_on=self.prompts.prompts, first=before, progress=progress
@@ -319,43 +199,18 @@ class AlignSteps:
         parsed = parsed_of(candidates)
         return parsed, rewarded_of(rewards) if same_reading(self.model.parts, self.judge.parts) else reward_pairs(self.model, parsed, progress)
 
-    def _generator(self, policy: PolicyAt, config: CandidatesConfig, partial: Path, progress: Progress) -> Generator:
-        """What answers: the policy, or a server in its place. What is written is kept in `partial` until the step is done."""
-        from core.align.endpoint import EndpointGenerator
-        from core.align.generation import LocalGenerator
-
-        if config.endpoint:
-            return EndpointGenerator(config, partial=partial)
-        return LocalGenerator(self.policy(policy, progress).backbone, config, partial=partial)
-
     def _refused(self, parsed: Sequence[Candidate]) -> dict[str, str]:
         """Why a pair can't be used, by candidate: what its maker says (`unfit`), and DPO's reasons.
 
-        Read with the reward model's own backbone, whose tokenizer and template are the policy's.
+        Read with the backbone of the reward model that measures, whose tokenizer and template are the policy's.
         """
         from core.align.dpo_pairs import encode_pairs
         from core.reward.model import BackboneReader
 
-        reader = self.judge.reader
+        reader = self.model.reader
         assert isinstance(reader, BackboneReader)  # loaded from a folder
         unfit = {one.candidate_id: str(one.meta["unfit"]) for one in parsed if one.meta.get("unfit")}
         return {**encode_pairs([one.pair() for one in parsed], reader.backbone, self.config.dpo.max_length)[1], **unfit}
-
-
-def score_by(model: SparseRM) -> Callable[[Sequence[tuple[Sequence[Message], str]]], np.ndarray]:
-    """Rewards of (prompt, response) items; NaN where one can't be read."""
-    return lambda items: model.try_score([list(prompt) for prompt, _ in items], [text for _, text in items])[0]
-
-
-def same_reading(a: RewardParts, b: RewardParts) -> bool:
-    """Whether two reward models read the same states of the same language model."""
-    one, other = ((p.layer, p.position, *(p.backbone.get(name) for name in READING)) for p in (a, b))
-    return tuple(one) == tuple(other)
-
-
-def content_of(folder: Path) -> str:
-    """A hash over the files that make a reward model what it is."""
-    return sha256_of([[name, file_sha256(folder / name)] for name in CONTENT if (folder / name).is_file()])
 
 
 def set_apart(pairs: Sequence[PreferencePair], *, share: float, seed: int) -> PreferencePairs:
