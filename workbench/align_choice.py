@@ -10,7 +10,6 @@ from core.align.records import RoundRecord
 from workbench import align, align_form, state
 from workbench.align import Entry
 from workbench.chart_base import visible
-from workbench.response_choice import segments
 
 OTHER = {"align_round": None, "align_drop": None, "align_case": None, "align_reason": None, "align_sample": None}  # goes with its alignment
 
@@ -44,5 +43,5 @@ def _open_form(entry: Entry | None) -> None:
 def choose_round(rounds: list[RoundRecord], name: str = "align_round") -> RoundRecord:
     """One of these rounds; the newest where the link names none."""
     options = {str(one.round): f"Round {one.round}" if one.round else "Base model" for one in rounds}
-    chosen = segments("Round", options, name, default=str(rounds[-1].round))
+    chosen = state.segments("Round", options, name, default=str(rounds[-1].round))
     return next(one for one in rounds if str(one.round) == chosen)

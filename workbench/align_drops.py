@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from workbench.align_page import View
 
 MOST_ROWS = 500
+LEFT, RIGHT = 480, 610  # pixels: side by side from about 1,400 on, below one another on narrower screens
 
 
 def draw(view: View) -> None:
     if not view.filtered:
         st.caption("Pairs are dropped by the filter, and no round has come to it yet.")
         return
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+    with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
         round = choose_round(view.filtered)
         pairs = [one for one in align.pairs_of(round) if one.fate != "kept"]
         reason = _reason(pairs)
@@ -41,11 +42,11 @@ def draw(view: View) -> None:
     if not shown:
         st.caption("Every pair of this round was kept.")
         return
-    left, right = st.columns([5, 6], gap="medium")
-    with left:
-        chosen = _table(view, round, shown, reason)
-    with right:
-        pair_card(chosen, align.judge_model(view.entry), key=f"drop {round.round}")
+    with st.container(horizontal=True, gap="medium"):
+        with st.container(width=LEFT):
+            chosen = _table(view, round, shown, reason)
+        with st.container(width=RIGHT):
+            pair_card(chosen, align.judge_model(view.entry), key=f"drop {round.round}")
 
 
 def _reason(pairs: Sequence[Generated]) -> str:

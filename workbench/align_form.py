@@ -28,11 +28,11 @@ from workbench.frame import label_text
 
 ORDER = (DEMO, TINY, *(name for name in ALIGN_PRESETS if name not in (DEMO, TINY)))
 SAID = {
-    DEMO: "48 prompts, two rounds of SmolLM2-135M: minutes on two cores. Enough to see every part work, too little to judge the method by.",
+    DEMO: "SmolLM2-135M in minutes on two cores: enough to see every part work, too little to judge the method by.",
     TINY: "A random toy model, made here: under a minute, no download, no sense.",
-    "smollm2-135m": "Five rounds of SmolLM2-135M over all prompts that the split left free.",
+    "smollm2-135m": "SmolLM2-135M over all prompts that the split left free: hours on two cores.",
 }
-PAPER = "The paper's cell: five rounds over 2,000 prompts, on a GPU."
+PAPER = "The paper's cell, for a GPU."
 MAIN = ("arm", "rounds", "prompts", "prompts_limit", "candidates.mode", "candidates.task", "evaluation.mc", "dpo.lr")
 ARMS = (SPARSERM, NONE, RANDOM, "dense", "activations", "random-rows", "random-isotropic")
 # Title of a group of settings -> the config that holds them.
@@ -112,7 +112,9 @@ def _preset(draft: Draft) -> None:
     bound = state.bound("align preset", name or None, lambda chosen: fill(ALIGN_PRESETS[chosen]))
     st.segmented_control("Start from", ORDER, help="Changes below are laid over this preset.", **bound)
     if name:
-        st.caption(SAID.get(name, PAPER))
+        preset = ALIGN_PRESETS[name]
+        prompts = f"{preset.prompts_limit:,} prompts" if preset.prompts_limit else "All free prompts"
+        st.caption(f"{prompts}, {preset.rounds} rounds. {SAID.get(name, PAPER)}")
     elif draft.parent:
         st.caption(f"Made from {label_text(align.short(draft.parent))}. Choose a preset to start anew.")
 

@@ -12,7 +12,6 @@ from workbench import align, align_audit, align_compare, align_drops, align_eval
 from workbench.align import Entry
 from workbench.align_choice import choose
 from workbench.frame import empty
-from workbench.response_choice import segments
 
 ABOUT = (
     "Round after round the policy answers prompts twice, the reward model drops the pairs whose intended winner scores lower, and DPO learns from "
@@ -80,4 +79,4 @@ def _read(view: View) -> None:
         return
     align_evaluation.headline(view)
     names = {name: said for name, (said, _) in SECTIONS.items()}
-    SECTIONS[segments("Show", names, "align_show")][1](view)
+    SECTIONS[state.segments("Show", names, "align_show")][1](view)

@@ -78,7 +78,7 @@ def _distributions(view: View, round: RoundRecord, scored: Sequence[Generated]) 
         show_chart(shown, key=f"align margins {view.entry.id} {round.round}", name=view.entry.id)
     with right:
         sides = [[one.rewards[side] if one.rewards else float("nan") for one in scored] for side in (0, 1)]
-        first, second = (estimated("mean", align.mean_of(values, scored), "answers") for values in sides)
+        first, second = (estimated("mean", align.mean_of(values, scored), "") for values in sides)
         shown = reward_histogram(sides[0], sides[1], (first, second))
         show_chart(shown, key=f"align rewards {view.entry.id} {round.round}", name=view.entry.id)
     if view.entry.config.arm == NONE:
@@ -88,7 +88,9 @@ def _distributions(view: View, round: RoundRecord, scored: Sequence[Generated]) 
 def estimated(word: str, one: Estimate | None, what: str) -> str:
     """`mean 0.31 (0.12 to 0.50), n = 46 pairs`"""
     return (
-        f"{word} unknown: fewer than two prompts" if one is None else f"{word} {interval(one.value, one.low, one.high, '.3g')}, n = {one.n:,} {what}"
+        f"{word} unknown: fewer than two prompts"
+        if one is None
+        else f"{word} {interval(one.value, one.low, one.high, '.3g')}, n = {one.n:,} {what}".rstrip()
     )
 
 
@@ -104,7 +106,7 @@ def _training(view: View, round: RoundRecord) -> None:
             f"{dpo['trainable']:,} trainable parameters. The adapter of epoch {dpo['best_epoch']} was kept; reference: the {dpo['reference']} model."
         )
         st.caption("Adapter before and after, sha256 over its tensors")
-        st.code(f"{dpo['adapter_before'][:16]}  →  {dpo['adapter_after'][:16]}", language=None)
+        st.code(f"{dpo['adapter_before'][:10]}  →  {dpo['adapter_after'][:10]}", language=None)
         if dpo["refused"]:
             st.caption(f"{len(dpo['refused']):,} pairs were refused by the training itself.")
 

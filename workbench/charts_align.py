@@ -7,7 +7,7 @@ Intended winner blue, the other answer orange; kept and dropped pairs have colou
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,8 @@ from workbench.chart_base import (
     whiskers,
 )
 
-KEPT, DROPPED, UNREADABLE = FURTHER[0], FURTHER[3], LINE
-REASONS = (DROPPED, FURTHER[2], FURTHER[1], FURTHER[4], FURTHER[5])  # by margin first
+KEPT, DROPPED, UNREADABLE = FURTHER[0], FURTHER[3], NEUTRAL
+REASONS = (DROPPED, FURTHER[2], FURTHER[1], FURTHER[4])  # by margin first
 BINS = 24
 Point = Mapping[str, Any]  # round, value, low, high, n, and `difference` to round 0 with the same four, or None
 
@@ -81,9 +81,9 @@ def _parts(rounds: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> lis
     """The parts of the bars that hold any pair: name, pairs in each round, colour, pattern."""
     waiting = [one["generated"] - one["not parsed"] if one["kept"] is None else 0 for one in rounds]
     parts = [("kept", [one["kept"] or 0 for one in rounds], KEPT, "")]
-    for reason, colour in zip(_reasons(rounds), itertools.chain(REASONS, itertools.repeat(NEUTRAL)), strict=False):
+    for reason, colour in zip(_reasons(rounds), itertools.chain(REASONS, itertools.repeat(FURTHER[5])), strict=False):
         parts.append((words.get(reason, reason), [one["reasons"].get(reason, 0) for one in rounds], colour, "/"))
-    parts += [("not parsed", [one["not parsed"] for one in rounds], UNREADABLE, "x"), ("not filtered yet", waiting, FURTHER[5], "")]
+    parts += [("not parsed", [one["not parsed"] for one in rounds], UNREADABLE, "x"), ("not filtered yet", waiting, LINE, "")]
     return [part for part in parts if any(part[1])]
 
 
@@ -93,7 +93,7 @@ def _part_said(bar: str, name: str, count: int, one: Mapping[str, Any]) -> str:
 
 def margin_histogram(margins: Sequence[float], kept: Sequence[bool], threshold: float, mean: str) -> Chart:
     """The intended winners' margins, kept and dropped pairs stacked; `mean`: the mean with its interval and n, in words."""
-    said = f"Margin: reward of the intended winner less the other's (kept above {threshold:g})"
+    said = f"Margin of the intended winner (reward), kept above {threshold:g}"
     made = figure(x=f"{said}<br>{mean}", y="Pairs", height=300, legend=True)
     values, chosen = np.asarray(margins, dtype=float), np.asarray(kept, dtype=bool)
     edges = _edges(values, threshold)
@@ -109,7 +109,7 @@ def margin_histogram(margins: Sequence[float], kept: Sequence[bool], threshold: 
             hoverinfo="text",
         )
     made.update_layout(barmode="stack", bargap=0, legend={"traceorder": "normal"})
-    made.update_yaxes(rangemode="tozero", tickformat=",d", nticks=6)
+    _whole(made.update_yaxes, max((sum(counts) for counts in zip(*(trace.y for trace in made.data), strict=True)), default=0))
     straight(made, x=threshold)
     table = [{"margin": float(value), "kept": bool(one)} for value, one in zip(values, chosen, strict=True)]
     return Chart(name="margins", figure=made, alt=f"Histogram of {len(values):,} margins, {int(chosen.sum()):,} of them kept. {mean}", rows=table)
@@ -137,9 +137,14 @@ def reward_histogram(winners: Sequence[float], others: Sequence[float], means: t
             hovertext=[f"{number(a)} to {number(b)}: {n:,} {name}" for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)] + [""],
             hoverinfo="text",
         )
-    made.update_yaxes(rangemode="tozero", tickformat=",d", nticks=6)
+    _whole(made.update_yaxes, max(max(trace.y) for trace in made.data))
     rows = [{"intended winner": float(a), "other answer": float(b)} for a, b in zip(winners, others, strict=True)]
     return Chart(name="rewards", figure=made, alt=f"Rewards of both answers of {len(rows):,} pairs: {means[0]} and {means[1]}.", rows=rows)
+
+
+def _whole(update: Callable[..., Any], most: float) -> None:
+    """An axis of whole numbers up to `most`: about six of them are written."""
+    update(rangemode="tozero", tickformat=",d", dtick=1 if most <= 6 else None)
 
 
 def _edges(values: np.ndarray, through: float | None) -> np.ndarray:
@@ -191,6 +196,7 @@ def training_curve(dpo: Mapping[str, Any]) -> Chart:
             hovertext=[_epoch_said(one, place) for place, one in epochs],
             hoverinfo="text",
         )
+    made.update_xaxes(tickformat=",d", dtick=1 if len(curve) <= 8 else None)
     straight(made, y=float(np.log(2)), text="ln 2")
     rows = [{"step": step, **row} for step, row in zip(steps, curve, strict=True)]
     last = number(curve[-1]["loss"]) if curve else "–"

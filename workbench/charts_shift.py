@@ -29,7 +29,7 @@ def similarity_curves(series: Mapping[str, Sequence[Mapping[str, Any]]], what: s
 
 def lead_curves(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart:
     """The sparse space's cosine less another's, paired by answer: above zero, the sparse space is nearer. `series` as for `similarity_curves`."""
-    made, rows = _curves({name: points for name, points in series.items() if name != "sparse"}, "Sparse less this space (cosine)")
+    made, rows = _curves({name: points for name, points in series.items() if name != "sparse"}, "Sparse less other (cosine)")
     straight(made, y=0)
     last = "; ".join(f"{SPACES[name][0]} {number(points[-1]['value'], '+.3g')}" for name, points in series.items() if points)
     return Chart(name="sparse-lead", figure=made, alt=f"Lead of the sparse space over the others by round; at the last {last}.", rows=rows)

@@ -17,7 +17,6 @@ from workbench.charts_shift import lead_curves, similarity_curves
 from workbench.charts_spaces import SPACES, space_picture
 from workbench.downloads import download_rows, show_chart
 from workbench.frame import empty
-from workbench.response_choice import segments
 from workbench.shift import COLOURS, MEASURES, PALETTES, SCALES, Points
 
 
@@ -54,8 +53,8 @@ def _not_yet(entry: Entry) -> None:
 def figures(entry: Entry, found: Mapping[int, Shift]) -> None:
     """The cosines of a chosen kind, and the sparse space's lead over the others."""
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
-        measure = segments("Similarity", {name: MEASURES[name][0] for name in shift.measures(found)}, "shift_measure")
-        scale = segments("Scale", {name: said for name, (said, _) in SCALES.items()}, "shift_scale")
+        measure = state.segments("Similarity", {name: MEASURES[name][0] for name in shift.measures(found)}, "shift_measure")
+        scale = state.segments("Scale", {name: said for name, (said, _) in SCALES.items()}, "shift_scale")
     st.markdown(f"**{shift.verdict(found, measure, scale)}**")
     what = f"{MEASURES[measure][1]}; {SCALES[scale][1]}"
     left, right = st.columns([3, 2], gap="medium")
@@ -79,7 +78,7 @@ def pictures(entry: Entry, rounds: list[RoundRecord]) -> None:
     st.markdown("##### Training and generated answers as pictures")
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
         round = choose_round(rounds, "shift_round")
-        colour = segments("Colour", COLOURS, "shift_colour")
+        colour = state.segments("Colour", COLOURS, "shift_colour")
     points = shift.points_of(entry, round)
     st.caption(_how(points.shift))
     groups, texts, ids = points.groups(colour), points.texts, shift.ids_of(points)
