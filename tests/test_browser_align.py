@@ -96,7 +96,7 @@ def test_from_the_form_to_the_shift_page(context: BrowserContext, server: Server
     _reads_a_drop(tab, record)
     _judges_three(tab, record)
     tab.menu("Shift").draws()
-    tab.says("In the sparse space the answers generated in round")
+    tab.says("In the sparse space the training data lie")
     assert tab.page.locator('[data-testid="stPlotlyChart"]').count() == 4
     harmless(tab)
     assert server.libraries() & {"torch", "sklearn"} == set()

@@ -30,7 +30,7 @@ from core.runs import launch as launching
 from core.runs.events import EventLog
 from core.runs.registry import Run, Status
 from core.runs.store import write_json
-from workbench import align, align_compare, align_drops, align_figures, align_form, models, shift, state
+from workbench import align, align_compare, align_drops, align_evaluation, align_figures, align_form, models, shift, state
 from workbench.chart_base import visible
 from workbench.forms import Draft
 
@@ -419,6 +419,11 @@ def test_samples_lie_side_by_side_and_step_on(cache: Path) -> None:
     assert f"{HOSTILE['image']} answer 1" in [text.value for text in at.text] and in_url(at, "align_sample") == "2"
 
 
+def test_an_answer_that_was_cut_is_said_to_be() -> None:
+    whole, cut = ({"response": text, "reward": 0.5, "n_tokens": 9, "finished": text == "a"} for text in "ab")
+    assert "Cut at the limit after" in align_evaluation._changed(whole, cut) and "Cut" not in align_evaluation._changed(whole, whole)
+
+
 def test_two_arms_are_laid_side_by_side(cache: Path) -> None:
     at = fine(open_page("align", align_open=ready(cache).id, align_show="compare"))
     table = at.dataframe[-1].value
@@ -468,8 +473,14 @@ def test_shift_draws_the_rounds_own_cosines(cache: Path) -> None:
 def test_shift_says_only_what_its_intervals_bear() -> None:
     """By hand: the sparse space leads dense states by 0.1 +- 0.06, directions by 0.01 +- 0.06, and trails rows by 0.05 +- 0.06."""
     assert shift.verdict({1: shift_of(1)}, "centroid", "raw") == (
-        "In the sparse space the answers generated in round 1 are clearly nearer to the training data than in dense states."
+        "In the sparse space the training data lie clearly nearer than in dense states, seen from the answers generated in round 1."
     )
+    rows = [replace(row, lead=row.lead and replace(row.lead, low=-0.2, high=-0.1)) for row in shift_of(1).rows]
+    assert "clearly further away than in dense states, random directions and random decoder rows" in shift.verdict(
+        {1: replace(shift_of(1), rows=tuple(rows))}, "centroid", "raw"
+    )
+    level = [replace(row, lead=row.lead and replace(row.lead, low=-0.1, high=0.1)) for row in shift_of(1).rows]
+    assert "neither clearly nearer" in shift.verdict({1: replace(shift_of(1), rows=tuple(level))}, "centroid", "raw")
 
 
 def test_without_training_prompts_nothing_is_matched() -> None:

@@ -74,7 +74,8 @@ class Entry:
         config = self.config
         model = f"reward model {Path(config.model).name[:4]}" if config.model else _model_name(Path(config.fit.backbone.model))
         extra = "" if config.seed == config.dpo.seed == config.candidates.seed == 0 else f" · seed {config.seed}"
-        return f"{self.arm} · {model} · {config.rounds} rounds · {MODE_WORDS[config.candidates.mode]}{extra} · {short(self.id)}"
+        rounds = f"{config.rounds} round{'s' * (config.rounds != 1)}"
+        return f"{self.arm} · {model} · {rounds} · {MODE_WORDS[config.candidates.mode]}{extra} · {short(self.id)}"
 
 
 def _model_name(path: Path) -> str:
@@ -288,9 +289,3 @@ def seconds_of(folder: Path) -> float:
 @lru_cache(maxsize=512)
 def _seconds(folder: Path) -> float:
     return float(json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["time_seconds"])
-
-
-@lru_cache(maxsize=64)
-def json_of(path: Path) -> Any:
-    """A JSON file of an artefact. Raises StoreError."""
-    return models._json(path)

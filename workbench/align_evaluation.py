@@ -184,11 +184,13 @@ def _side(name: str, colour: str, one: Mapping[str, Any]) -> tuple[str, str, str
 
 
 def _changed(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    cut = [name for name, one in (("before", first), ("after", second)) if not one.get("finished", True)]
+    unended = f" Cut at the limit {' and '.join(cut)}: the reward reads up to the last whole sentence." if cut else ""
     if first["response"] == second["response"]:
-        return "The same answer, word by word."
+        return f"The same answer, word by word.{unended}"
     rewards = [one.get("reward") for one in (first, second)]
     moved = "" if None in rewards else f"Reward {rewards[1] - rewards[0]:+.2f}. "  # type: ignore[operator]
-    return f"{moved}{first['n_tokens']:,} tokens before, {second['n_tokens']:,} after."
+    return f"{moved}{first['n_tokens']:,} tokens before, {second['n_tokens']:,} after.{unended}"
 
 
 def _sample_row(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

@@ -236,6 +236,7 @@ def policy_curve(
             hoverinfo="text",
         )
     made.update_xaxes(tickvals=rounds, range=[min(rounds, default=0) - 0.35, max(rounds, default=1) + 0.35])
+    made.update_yaxes(exponentformat="none")
     if chosen is not None:
         straight(made, x=chosen, text="chosen")
     rows = [{"alignment": title, **_flat(one)} for title, points in series.items() for one in points]
@@ -284,7 +285,7 @@ def drift_dots(rows: Sequence[Mapping[str, Any]], unit: str) -> Chart:
         hoverinfo="text",
     )  # fmt: skip
     made.update_yaxes(
-        tickvals=list(range(len(rows))), ticktext=[plain(row["label"], 34) for row in rows], range=[len(rows) - 0.4, -0.6], showgrid=False
+        tickvals=list(range(len(rows))), ticktext=[plain(row["label"], 44) for row in rows], range=[len(rows) - 0.4, -0.6], showgrid=False
     )
     straight(made, x=0)
     return Chart(

@@ -81,10 +81,11 @@ def verdict(found: Mapping[int, Shift], measure: str, scale: str) -> str:
     leads = {row.space: row.lead for row in found[newest].rows if (row.measure, row.scale) == (measure, scale) and row.space != SPARSE}
     nearer, behind = ([name for name, lead in leads.items() if lead is not None and side(lead)] for side in (_above, _below))
     words = {"dense": "dense states", "random-isotropic": "random directions", "random-rows": "random decoder rows"}
-    said = [f"clearly nearer to the training data than in {_listed([words[name] for name in nearer])}" if nearer else ""]
-    said += [f"clearly further from it than in {_listed([words[name] for name in behind])}" if behind else ""]
-    told = " and ".join(one for one in said if one) or "neither clearly nearer to the training data than in the others, nor further"
-    return f"In the sparse space the answers generated in round {newest} are {told}."
+    said = [f"nearer than in {_listed([words[name] for name in nearer])}" if nearer else ""]
+    said += [f"further away than in {_listed([words[name] for name in behind])}" if behind else ""]
+    told = " and ".join(one for one in said if one)
+    told = f"clearly {told}" if told else "neither clearly nearer than in the other spaces nor further away"
+    return f"In the sparse space the training data lie {told}, seen from the answers generated in round {newest}."
 
 
 def _above(lead: Any) -> bool:
