@@ -26,7 +26,7 @@ ALIGN_PRESETS: Mapping[str, AlignConfig] = {
     **{name: AlignConfig(fit=PRESETS[name], **LARGE) for name in ("gemma-2-2b", "gemma-2-9b", "llama-3.1-8b")},
     DEMO: AlignConfig(
         fit=PRESETS["smollm2-135m"],
-        prompts_limit=32,
+        prompts_limit=48,
         rounds=2,
         candidates=CandidatesConfig(max_new_tokens=48),
         evaluation=PolicyEvaluationConfig(pairs=40, prompts=16, max_new_tokens=48),
