@@ -252,6 +252,15 @@ def test_an_interrupted_alignment_keeps_what_it_had(unfinished: Any) -> None:
     assert metrics(at)["Kept"][0] == f"{counts_of(1)['Kept']}" and "Resume" in labels(at) and align.find(run.id, align.entries()).run.id == run.id
 
 
+def test_runs_and_the_sidebar_know_alignments(unfinished: Any) -> None:
+    run = unfinished("running")
+    at = fine(open_page("runs", runs_open=run.id))
+    progress = [one.proto.text for one in at.get("progress")]
+    assert progress and all("Round 1: train policy" in text and "Downloading" not in text for text in progress)
+    assert "Alignment: sparserm · tiny · 2 rounds" in words(at) and any("Alignment" in one.value for one in at.sidebar.caption)
+    assert any(one.value == "sparserm align --preset tiny --detach" for one in at.code)
+
+
 # --- ready: rounds ---------------------------------------------------------------------------------------------------
 
 

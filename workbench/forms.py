@@ -53,6 +53,16 @@ LABELS = {
     "path": "SAE folder",
     "gamma": "Margin gamma",
     "sae-train k": "K, active latents a token",
+    "mc": "Multiple choice: mc_task.json",
+    "mc_format": "Multiple choice: format",
+    "mc_limit": "Multiple choice: questions",
+    "align prompts": "Prompts: file",
+    "prompts_limit": "Prompts a round",
+    "align candidates.mode": "Candidates by",
+    "align candidates.n": "Samples a prompt",
+    "lora_r": "LoRA rank",
+    "lora_alpha": "LoRA alpha",
+    "lora_dropout": "LoRA dropout",
 }
 PLACEHOLDERS = {
     "pairs": "the embedded demo pairs",
@@ -61,6 +71,8 @@ PLACEHOLDERS = {
     "saes": "one a layer",
     "layers": "9, 16",
     "out": "the cache",
+    "mc": "not measured",
+    "prompts": "those the split left free",
 }
 
 

@@ -8,7 +8,7 @@
     run_panel.command("fit", config)    the `sparserm` command that does the same
     run_panel.demo(), run_panel.ticker()    for frame.py and app.py
 
-Kinds: fit, sweep, sae-train, pairs, doctor, spaces, latents (core.runs.registry).
+Kinds: fit, sweep, sae-train, pairs, doctor, spaces, latents, align (core.runs.registry).
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ KIND_WORDS = {
     "doctor": "Doctor",
     "spaces": "Spaces",
     "latents": "Latents' pages",
+    "align": "Alignment",
 }
 STATE_LOOKS: Mapping[str, tuple[str, Any]] = {
     "queued": (":material/hourglass_empty:", "gray"),
@@ -107,6 +108,8 @@ def _title(kind: str, config: Mapping[str, Any]) -> str:
         return f"{_model_name(config['backbone']['model'])} · layer {config['backbone']['layer']} · {config['width']:,} latents"
     if kind == "pairs":
         return _data_name(config["data"]["pairs"])
+    if kind == "align":
+        return f"{config['arm']} · {_model_name(fit['backbone']['model'])} · {config['rounds']} rounds"
     return f"of {Path(config['model']).name[:12]}" if "model" in config else ""
 
 
@@ -191,6 +194,10 @@ def live_runs() -> list[Run]:
 
 def command(kind: str, config: Config, base: Config | None = None, preset: str = "") -> str:
     """The `sparserm` command that does the same. `base` is what the command starts from: the preset's config, else that of the options' defaults."""
+    if kind == "align":
+        from workbench.align_form import command as of_alignment
+
+        return of_alignment(config)  # type: ignore[arg-type]
     words = {"sae-train": ["sae", "train"]}.get(kind, [kind])
     if hasattr(config, "model") and kind in ("doctor", "spaces", "latents"):
         words += [str(config.model)]
@@ -253,7 +260,7 @@ def _head(run: Run, status: Status, head: bool) -> None:
 
 
 def _safe_step(name: str) -> str:
-    return step_words(name) if name in STEP_WORDS or name.replace(" ", "").replace("-", "").isalnum() else "Downloading"
+    return step_words(name) if name in STEP_WORDS or name.replace(" ", "").replace("-", "").replace(":", "").isalnum() else "Downloading"
 
 
 def _left(left: float | None) -> str:
@@ -394,6 +401,7 @@ def _tick(drawn: list[str]) -> None:
             st.caption(f"**{kind_words(run.kind)}**" + ("" if now else ", queued" if run.status().state == "queued" else ", starting"))
             if now:
                 st.progress(now.fraction or 0.0, text=f"{_safe_step(now.name)}{_left(now.left).removesuffix(' in this step')}")
-            state.link("Show", "runs", runs_open=run.id)
+            page, name = ("align", "align_open") if run.kind == "align" else ("runs", "runs_open")
+            state.link("Show", page, **{name: run.id})
     if len(live) > 3:
         st.caption(f"and {len(live) - 3} more")

@@ -29,7 +29,7 @@ STARTED_HERE = ("fit", "sweep", "sae-train")  # what has a form; the others are 
 SECTIONS = {"figures": "Figures", "settings": "Settings", "said": "What it said", "log": "Log"}
 FIGURES_POLL = 2.0  # seconds between two looks at the figures and the log of a live run
 DULL = ("width", "rows", "layer", "seed", "k", "K")  # figures that say where a step is, not how it goes
-MORE = {"pairs": "preferences", "doctor": "doctor", "spaces": "spaces", "latents": "latents"}
+MORE = {"pairs": "preferences", "doctor": "doctor", "spaces": "spaces", "latents": "latents", "align": "align"}
 
 
 # --- starting --------------------------------------------------------------------------------------------------------
