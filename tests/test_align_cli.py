@@ -110,7 +110,7 @@ def test_options_reach_their_configs() -> None:
     assert (config.evaluation.mc, config.evaluation.pairs, config.evaluation.seed) == ("mc.json", 7, 8)
     fit = config.fit
     assert (fit.selection.k, fit.head.lr, fit.backbone.model, fit.backbone.dtype) == (9, 0.1, "org/m", "float16")
-    assert (fit.data.seed, fit.selection.seed, config.prompts_limit) == (0, 0, 32)
+    assert (fit.data.seed, fit.selection.seed, config.prompts_limit) == (0, 0, ALIGN_PRESETS["demo"].prompts_limit)
 
 
 def test_a_config_comes_back_from_its_own_options() -> None:
