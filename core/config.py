@@ -185,6 +185,7 @@ class SAETrainConfig(Config):
     context: int = option(256, "longest dialogue in tokens", minimum=16)
     batch_size: int = option(1024, "tokens a training step", minimum=16)
     lr: float = option(2e-3, "Adam learning rate", minimum=0)
+    init: str = option("", "folder of an SAE to go on from (same layer, width and form): its latents stay, give a small --lr; empty: a new one")
     held_out: float = option(0.03, "share of the dialogues kept out of training, for the card", minimum=0)
     seed: int = option(0, "seed of weights, order and splits")
     checkpoint_every: int = option(200_000, "tokens between resumable states", result=False, minimum=1024)

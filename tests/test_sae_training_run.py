@@ -22,7 +22,7 @@ from safetensors import safe_open
 from core.backbone import sae_training
 from core.backbone.corpus import documents, load_corpus, pair_dialogues, split_corpus
 from core.backbone.sae import load_sae
-from core.backbone.sae_trainer import make_trainer, save_inference
+from core.backbone.sae_trainer import make_trainer, save_inference, start_from
 from core.backbone.sae_training import command_line, train_sae
 from core.config import DataConfig, SAEConfig, SAETrainConfig
 from core.data.pairs import load_pairs
@@ -105,6 +105,37 @@ def test_folding_the_input_scale_moves_threshold_and_norms_together(tmp_path: Pa
     assert ((found > 0) != (acts > 0)).float().sum(1).mean() < 0.06  # only what float16 moves across the threshold
     assert (loaded.decode(found) - expected).norm() < 0.02 * expected.norm()
     assert float(pre.max()) > 0
+
+
+def test_going_on_from_an_sae_begins_as_that_sae(trained: Path) -> None:
+    """Loaded into a trainer with another input scale, folded and saved again, it encodes and decodes as before."""
+    init = load_sae(SAEConfig(path=str(trained)))
+    trainer = make_trainer(CONFIG, 64, "cpu", mixed=False)
+    trainer.activation_scaler.scaling_factor = 0.3
+    start_from(trainer, init)
+    z = 5 * torch.randn(100, 64) + init.tensors["b_dec"]
+    _, pre = trainer.sae.encode_with_hidden_pre(z * 0.3)
+    expected = (z - init.tensors["b_dec"]) @ init.tensors["W_enc"] + init.tensors["b_enc"]
+    assert torch.allclose(pre / 0.3, expected, atol=1e-3)
+    ours = trainer.sae.decode(init.encode(z) * 0.3) / 0.3
+    assert torch.allclose(ours, init.decode(init.encode(z)), atol=1e-3)
+
+
+def test_going_on_keeps_latents_and_what_is_held_out(trained: Path, tmp_path: Path) -> None:
+    more = replace(CONFIG, init=str(trained), lr=1e-5, seed=7, out=str(tmp_path / "more"))
+    card = card_of(train_sae(more, root=tmp_path))
+    assert card["held_out"] == card_of(trained)["held_out"] and f"--init {trained}" in card["command"]
+    assert card["training"]["init"] == file_sha256(trained / "sae_weights.safetensors") != card["sae"]["sha256"]
+    before, after = (load_sae(SAEConfig(path=str(f))).tensors["W_dec"] for f in (trained, tmp_path / "more"))
+    assert (before * after).sum(1).min() > 0.99  # another seed draws other weights: these can only be the first SAE's
+    assert card["measured"]["fvu"]["value"] < 1.1 * card_of(trained)["measured"]["fvu"]["value"]
+
+
+def test_an_sae_of_another_width_is_not_gone_on_from(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(SAEError, match="can't be gone on from"):
+        train_sae(replace(CONFIG, init=str(trained), width=CONFIG.width * 2), root=tmp_path)
+    with pytest.raises(ConfigError, match="no SAE to go on from"):
+        train_sae(replace(CONFIG, init=str(tmp_path / "nowhere")), root=tmp_path)
 
 
 def test_the_card_says_how_it_was_made(trained: Path, reports: StopAt) -> None:

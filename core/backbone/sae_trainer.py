@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.backbone.activations import Round, Stream
 from core.config import SAETrainConfig
 from core.errors import SAEError
 from core.runs.store import write_json
+
+if TYPE_CHECKING:
+    from core.backbone.sae import SparseAutoencoder
 
 WEIGHTS, SETTINGS = "sae_weights.safetensors", "cfg.json"
 MATRICES = ("W_enc", "W_dec")  # float16 on disk; vectors hold large numbers and cost little
@@ -61,6 +64,32 @@ def set_up_inputs(trainer: Any, first: Round) -> None:
     trainer.activation_scaler.scaling_factor = factor
     with torch.no_grad():
         trainer.sae.b_dec.copy_(mean * factor)
+
+
+def start_from(trainer: Any, init: SparseAutoencoder) -> None:
+    """Gives the trainer's SAE the weights of `init`, in the units of the scaled inputs; call it after `set_up_inputs`.
+
+    Decoder rows become unit vectors and take their norms into the encoder. With inputs s x, activations are s times as large: the matrices stay,
+    both biases are multiplied by s. Raises SAEError for an SAE of another form or width.
+    """
+    import torch
+
+    sae, tensors = trainer.sae, init.tensors
+    expected, found = tuple(sae.W_dec.shape), tuple(tensors["W_dec"].shape)
+    if init.architecture not in ("jumprelu", "topk") or not init.centred or found != expected:
+        raise SAEError(
+            "this SAE can't be gone on from",
+            expected=f"jumprelu or topk, inputs centred by b_dec, decoder {expected}",
+            found=f"{init.identity['name']}: {init.architecture}, centred {init.centred}, decoder {found}",
+            remedy="give --width as its own, or train a new one without --init",
+        )
+    scale = float(trainer.activation_scaler.scaling_factor)
+    norms = tensors["W_dec"].norm(dim=1, keepdim=True).clamp(min=1e-8)
+    with torch.no_grad():
+        sae.W_dec.copy_(tensors["W_dec"] / norms)
+        sae.W_enc.copy_(tensors["W_enc"] * norms.T)
+        sae.b_enc.copy_(tensors["b_enc"] * norms[:, 0] * scale)
+        sae.b_dec.copy_(tensors["b_dec"] * scale)
 
 
 def measure_threshold(trainer: Any, stream: Stream, current: Round) -> None:
