@@ -70,6 +70,27 @@ def test_from_launch_to_result(tmp_path: Path) -> None:
     assert find_run("", tmp_path).id == find_run(run.id[-6:], tmp_path).id == run.id
 
 
+SLOW_TO_SAY = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from core.console import Display
+say = Display.say
+def say_late(self, text):
+    time.sleep(0.7 if "nap: done" in text else 0)
+    say(self, text)
+Display.say = say_late
+import runs_worker
+"""
+
+
+def test_the_log_is_whole_when_the_status_says_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under load the last line came after the status. Here it always comes late."""
+    monkeypatch.setattr(launching, "WORKER", [sys.executable, "-c", SLOW_TO_SAY])
+    run = start(tmp_path)
+    wait_state(run, "succeeded")
+    assert "nap: done" in run.log.read_text()
+
+
 def test_the_worker_leads_a_session_of_its_own_and_is_no_zombie(tmp_path: Path) -> None:
     run = start(tmp_path, looks=1000)
     pid = wait_state(run, "running").pid

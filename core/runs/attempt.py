@@ -53,9 +53,10 @@ class Attempt:
         self._write(state="queued")
         log_to(self.say)
         threading.Thread(target=self._watch, name="cancel", daemon=True).start()
-        with self.display, contextlib.ExitStack() as turn:  # the device is let go when all is said
+        with contextlib.ExitStack() as turn:  # the device is let go when all is said
             try:
-                self._do(turn)
+                with self.display:  # closed before the status says how it ended: who sees that reads the whole log
+                    self._do(turn)
             except Cancelled:
                 self._end("cancelled")
             except Exception as error:
