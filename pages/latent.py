@@ -10,7 +10,7 @@ row = latents.figures_of(model, latent)
 
 latent_view.choose(model, latent)
 latent_view.naming(model, latent)
-latent_view.figures(row, page, pages)
+latent_view.figures(model, row, page, pages)
 if page is not None and pages is not None:
     latent_view.evidence(model, page, pages)
 else:

@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 from pages_helpers import HOSTILE, FakeLive, open_page, words
+from sklearn.metrics import roc_auc_score
 from streamlit.testing.v1 import AppTest
 
 from core.backbone.presets import preset
 from core.config import Config, DoctorConfig, DoctorRunConfig, LatentsConfig, LatentsRunConfig, SpacesConfig, SpacesRunConfig
 from core.defaults import complete
 from core.explain.label_book import LabelBook
+from core.explain.labels import Label, Score
 from core.fitted import Fitted
 from core.fitted_latents import FittedLatents
 from core.pipeline import fit
+from core.reward.statistics import resample_weights
 from core.runs import launch
 from core.runs.registry import Run, Status
 from core.runs.store import Store
@@ -302,6 +305,48 @@ def test_your_own_text_is_read_by_the_models_process(model: models.FittedModel, 
 def test_detection_warns_as_the_method_says(auroc: float | None, active: int, said: str, warns: bool) -> None:
     found = latents.detection({"detection_auroc": auroc, "n_active": active})
     assert found[0] == said and bool(found[1]) == warns
+
+
+def test_every_score_of_a_label_is_shown_with_its_interval_and_n(model: models.FittedModel) -> None:
+    """The embedding's and the blind reader's, each with what was stored of it; words of a model as words only."""
+    latent = model.latents[3]
+    scores = (
+        Score(value=0.61, low=0.55, high=0.68, n=100, method="embedding", model="a sentence model", windows="beyond the top 10"),
+        Score(value=0.85, low=0.64, high=0.95, n=20, method="blind reading"),
+        Score(value=0.5, method="![x](http://example.invalid/x.png)"),
+    )
+    book = LabelBook(model.config["sae"], model.root)
+    label = Label(index=latent, text="full stops", source="written", author="somebody", scores=scores)
+    book.add("written", [label])
+    try:
+        at = no_error(open_page("latent", latent=str(latent)))
+    finally:
+        book.path("written").unlink()
+    badges = [one.value for one in at.markdown if "badge[" in one.value]
+    assert any("embedding 0.61 (0.55 to 0.68), n = 100" in one for one in badges)
+    assert any("blind reading 0.85 (0.64 to 0.95), n = 20" in one for one in badges)
+    assert len(badges) == 3 and not any("![" in one or "http:" in one for one in badges)
+    assert any("written by somebody" in one.value for one in at.caption)
+
+
+def test_detection_has_an_interval_over_prompts(model: models.FittedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against scikit-learn on the same resamples, ties included; and beside the figure on the page."""
+    monkeypatch.setattr(latents, "RESAMPLES", (40, 40))
+    rng = np.random.default_rng(0)
+    active, groups = rng.random(60) < 0.4, rng.integers(20, size=60)
+    values = np.round(active + rng.normal(size=60), 1)
+    (weights,) = resample_weights(len(set(groups)), 40, 0)
+    numbers = np.unique(groups, return_inverse=True)[1]
+    expected = [roc_auc_score(active, values, sample_weight=times[numbers]) for times in weights]
+    assert latents.auroc_interval(active, values, groups) == pytest.approx(np.quantile(expected, [0.025, 0.975]))
+    assert latents.auroc_interval(np.ones(5, dtype=bool), np.arange(5.0), np.arange(5)) is None
+    row = next(row for row in latents.selection(model).rows if row["detection_auroc"] is not None)
+    at = no_error(open_page("latent", latent=str(row["latent_id"])))
+    shown = {metric.label: metric.delta for metric in at.metric}
+    low, high, n = latents.detection_interval(model, row["latent_id"])  # type: ignore[misc]
+    assert low <= row["detection_auroc"] <= high and n == len(model.known.train)
+    assert shown["Detection AUROC"] == f"{low:.2f} to {high:.2f}, n = {n:,}"
+    assert shown["Separation"] == f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
 
 
 # --- ready: Spaces ---------------------------------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
 
 from core.config import LatentsRunConfig
 from core.errors import SparseRMError
-from core.explain.labels import PERSON, Label
+from core.explain.labels import EMBEDDING, PERSON, Label, Score
 from core.explain.latents import Feature, LatentPages
 from workbench import charts, frame, latents, live_panel, run_panel, state
 from workbench.chart_base import interval, number, percent
@@ -65,6 +66,9 @@ def naming(model: FittedModel, latent: int) -> None:
         st.text(found[0].text if found else "No label yet")
         if found:
             st.caption(frame.label_text(_origin(found[0]), 90))
+            for score in found[0].scores:
+                named = replace(score, method=frame.label_text(score.method, 40))  # a badge reads Markdown
+                st.badge(latents.score_said(named), color="gray", help=_measured(score))
         with st.popover("Name it" if not found else "Labels", icon=":material/edit:", type="tertiary"):
             mine = next((label.text for label in found if label.source == PERSON), "")
             with st.form("latent naming", border=False):
@@ -95,8 +99,16 @@ def _name(model: FittedModel, latent: int) -> None:
 def _origin(label: Label) -> str:
     by = label.author or label.model or ("" if label.source == PERSON else label.method)
     source = "yours" if label.source == PERSON else label.source
-    scores = ", ".join(latents.score_said(score) for score in label.scores[:1])
-    return ", ".join(part for part in (source + (f" by {by}" if by else ""), label.date[:10], scores) if part)
+    return ", ".join(part for part in (source + (f" by {by}" if by else ""), label.date[:10]) if part)
+
+
+def _measured(score: Score) -> str:
+    """What a score says of its label, who measured it, and on which texts."""
+    what = (
+        "AUROC of its likeness to active against silent texts; 0.5 is chance" if score.method == EMBEDDING else "From 0 to 1, the higher the better"
+    )
+    about = (("by", score.model), ("texts", score.windows), ("on", score.date[:10]))
+    return ", ".join([what, *(f"{word} {frame.label_text(value)}" for word, value in about if value)]) + "."
 
 
 # --- its figures ---------------------------------------------------------------------------------------------------
@@ -104,14 +116,15 @@ def _origin(label: Label) -> str:
 
 METRICS = {
     "Side": "On which responses it is more often active, if the model selects it",
-    "Separation": "mu_w - mu_l: how much more often it is active in chosen than in rejected training responses",
+    "Separation": "mu_w - mu_l: how much more often it is active in chosen than in rejected training responses. Below: 95 % interval over prompts.",
     "q-value": "Sign test over prompts, Benjamini-Hochberg; – where it is active too rarely to be tested",
-    "Detection AUROC": "How well its projection tells where it is active. A label describes the activation, the head reads the projection.",
+    "Detection AUROC": "How well its projection tells where it is active. A label describes the activation, the head reads the projection. "
+    "Below: 95 % interval over prompts, and training responses.",
     "Weight in the head": "Mean size of its contribution to the reward of held-out responses",
 }
 
 
-def figures(row: Mapping[str, Any] | None, page: Feature | None, pages: LatentPages | None) -> None:
+def figures(model: FittedModel, row: Mapping[str, Any] | None, page: Feature | None, pages: LatentPages | None) -> None:
     """What is known of it in a line, and what speaks against taking its label for the projection."""
     if row is None:
         st.caption("This cache holds no frequencies of this latent any more.")
@@ -125,15 +138,28 @@ def figures(row: Mapping[str, Any] | None, page: Feature | None, pages: LatentPa
             strict=True,
         )
     )
+    beside = _beside(model, row)
     with st.container(horizontal=True, gap="medium"):
         for name, value in values.items():
-            spread = row["weight_deviation"] if name == "Weight in the head" else None
-            st.metric(name, value, spread and f"± {spread:.3f} over heads", delta_color="off", delta_arrow="off", help=METRICS[name])
+            st.metric(name, value, beside.get(name), delta_color="off", delta_arrow="off", help=METRICS[name])
         if page is not None and pages is not None:
             told = f"Of {pages.corpus['tokens']:,} tokens of {pages.corpus['documents']:,} texts, template and first tokens not counted"
-            st.metric("Active on", percent(page["frac_nonzero"]), help=told)
+            n = f"of {pages.corpus['tokens']:,} tokens"
+            st.metric("Active on", percent(page["frac_nonzero"]), n, delta_color="off", delta_arrow="off", help=told)
     if warning:
         st.warning(warning[:1].upper() + warning[1:] + ".", icon=":material/warning:")
+
+
+def _beside(model: FittedModel, row: Mapping[str, Any]) -> dict[str, str]:
+    """How sure each of the figures is, where that is known."""
+    low, high, spread = row["low"], row["high"], row["weight_deviation"]
+    sure = latents.detection_interval(model, int(row["latent_id"])) if row["detection_auroc"] is not None else None
+    found = {
+        "Separation": "" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}",
+        "Detection AUROC": "" if sure is None else f"{sure[0]:.2f} to {sure[1]:.2f}, n = {sure[2]:,}",
+        "Weight in the head": "" if spread is None else f"± {spread:.3f} over heads",
+    }
+    return {name: said for name, said in found.items() if said}
 
 
 def effect(model: FittedModel, latent: int, row: Mapping[str, Any] | None) -> None:

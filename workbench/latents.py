@@ -23,6 +23,7 @@ from core.explain.latent_response import head_weights, response_curve
 from core.explain.latents import LatentPages
 from core.fitted_latents import FittedLatents
 from core.reward.ranking import Resamples, select, stability
+from core.reward.statistics import resample_weights
 from core.runs.store import Store
 from core.runs.values import load_value
 from workbench.chart_base import interval
@@ -30,6 +31,7 @@ from workbench.models import FittedModel
 from workbench.tokens import TokenRow
 
 AUROC_BOUND, TOO_RARE = 0.8, 10  # METHOD.md section 1: below, a label says little of the projection
+DRAWN, RESAMPLES = 4_000_000, (200, 2000)  # responses in all resamples of an interval that a page waits for; fewest and most resamples
 COLUMNS = ("frequency_chosen", "frequency_rejected", "separation", "low", "high", "q_value", "held_out", "n_active")
 
 
@@ -194,6 +196,41 @@ def detection(row: Mapping[str, Any]) -> tuple[str, str]:
     said = f"{auroc:.2f}"
     weak = f"the projection tells only poorly ({said}) whether the latent is active, so its label may not describe what moves the reward"
     return said, weak if auroc < AUROC_BOUND else ""
+
+
+def detection_interval(model: FittedModel, latent: int) -> tuple[float, float, int] | None:
+    """The 95 % interval of the detection AUROC over prompts, and the training responses behind it; None where they are not kept."""
+    column = column_of(model, latent)
+    try:
+        return None if column is None else _detection_interval(model, column)
+    except MissingError:
+        return None
+
+
+@lru_cache(maxsize=256)
+def _detection_interval(model: FittedModel, column: int) -> tuple[float, float, int] | None:
+    known = model.known
+    rows = known.train
+    found = auroc_interval(known.activations[rows, column] > 0, known.projections[rows, column], known.groups[rows])
+    return None if found is None else (*found, len(rows))
+
+
+def auroc_interval(active: np.ndarray, values: np.ndarray, groups: np.ndarray) -> tuple[float, float] | None:
+    """Percentile interval of the AUROC by which `values` tell who is active; the bootstrap draws groups. None where one side is empty."""
+    prompts = np.unique(groups, return_inverse=True)[1]
+    silent = np.flatnonzero(~active)[np.argsort(values[~active])]
+    if not 0 < len(silent) < len(active):
+        return None
+    first, last = (np.searchsorted(values[silent], values[active], side=side) for side in ("left", "right"))
+    drawn = []
+    for weights in resample_weights(int(prompts.max()) + 1, int(np.clip(DRAWN // len(active), *RESAMPLES)), 0):
+        times, others = weights[:, prompts[active]], weights[:, prompts[silent]]
+        below = np.pad(np.cumsum(others, axis=1), ((0, 0), (1, 0)))
+        wins = np.einsum("bi,bi->b", times, (below[:, first] + below[:, last]) / 2)  # a tie is half a win
+        both = times.sum(axis=1) * below[:, -1]
+        drawn.append(wins[both > 0] / both[both > 0])
+    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def n_latents(model: FittedModel) -> int | None:
