@@ -180,8 +180,8 @@ def score_command(arguments: argparse.Namespace, display: console.Display) -> No
     if arguments.json:
         print_json({"scored": len(scores), "too_few_texts": few, "sources": sources})
         return
-    rows = [(name, str(row["n"]), f"{row['median']:.3f}", str(row["poor"])) for name, row in sources.items()]
-    console.table("Labels, by the AUROC of their likeness to active texts", ("from", "labels", "median score", "below 0.7"), rows)
+    rows = [(name, str(row["n"]), f"{row['median']:.3f} [{row['low']:.3f}, {row['high']:.3f}]", str(row["poor"])) for name, row in sources.items()]
+    console.table("Labels, by the AUROC of their likeness to active texts", ("from", "labels", "median score [95 %]", "below 0.7"), rows)
     if few:
         print(f"{few} labels have too few texts to be scored")
 
@@ -264,15 +264,20 @@ def _cells(label: Label | None) -> tuple[str, str, str, str, str]:
 
 
 def _by_source(scores: Sequence[tuple[Label, Score]]) -> dict[str, dict[str, Any]]:
-    """How many labels of each source were scored, their median, and how many score poorly."""
-    from statistics import median
+    """How many labels of each source were scored, their median with a 95 % bootstrap interval over labels, and how many score poorly."""
+    import numpy as np
 
+    from core.explain.estimates import RESAMPLES, SEED
     from core.explain.labels import POOR, SOURCES
 
-    values = {source: [score.value for label, score in scores if label.source == source] for source in SOURCES}
-    return {
-        source: {"n": len(found), "median": median(found), "poor": sum(value < POOR for value in found)} for source, found in values.items() if found
-    }
+    found = {}
+    for source in SOURCES:
+        values = np.array([score.value for label, score in scores if label.source == source])
+        if len(values):
+            drawn = np.median(np.random.default_rng(SEED).choice(values, (RESAMPLES, len(values))), axis=1)
+            low, high = map(float, np.quantile(drawn, [0.025, 0.975]))
+            found[source] = {"n": len(values), "median": float(np.median(values)), "low": low, "high": high, "poor": int((values < POOR).sum())}
+    return found
 
 
 def _tell(arguments: argparse.Namespace, display: console.Display, found: dict[str, Any]) -> None:

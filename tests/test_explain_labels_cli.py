@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import pytest
 from explain_helpers import tiny_explainer
 from labels_helpers import serving
 
+from core import labels_cli
 from core.cli import main
 from core.explain import label_scores
 from core.explain.label_book import LabelBook
+from core.explain.labels import Label, Score
 
 EGG, ANSWER = "How do I boil an egg?", "Take your time. Ask someone who has done it before, thanks"
 PAGES = ("--corpus", "pairs", "--tokens", "2000", "--snippets", "100")
@@ -98,7 +102,9 @@ def test_automatic_labels_are_scored_exported_and_imported(labels: Any, tmp_path
     assert scored["scored"] + scored["too_few_texts"] == made["labels"] and scored["sources"]["automatic"]["n"] == scored["scored"] > 0
     assert sum(label.score is not None for label in book().of("automatic")) == scored["scored"]
     code, out, _ = labels("score", *PAGES)
-    assert code == 0 and "median score" in out and "automatic" in out
+    ours = scored["sources"]["automatic"]
+    assert code == 0 and "automatic" in out and f"{ours['median']:.3f} [{ours['low']:.3f}, {ours['high']:.3f}]" in out
+    assert ours["low"] <= ours["median"] <= ours["high"]
 
     target = tmp_path / "labels.jsonl"
     assert labels("export", "--out", target)[1] == f"labels: {made['labels']}, file: {target}\n"
@@ -160,3 +166,15 @@ def test_rows_that_cant_be_used_are_told(labels: Any, tmp_path: Path) -> None:
 def test_impossible_wishes(labels: Any, words: tuple[Any, ...], code: int, said: str) -> None:
     found = labels(*words)
     assert found[0] == code and said in found[2] and found[1] == ""
+
+
+def test_a_median_of_scores_has_its_interval_over_labels() -> None:
+    """Against a bootstrap by plain loops."""
+    values = [0.5, 0.55, 0.6, 0.62, 0.7, 0.9]
+    scores = [(Label(index=i, text="x", source="automatic"), Score(value=value, method="embedding")) for i, value in enumerate(values)]
+    rng = random.Random(1)
+    drawn = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(4000))
+    found = labels_cli._by_source(scores)["automatic"]
+    assert (found["n"], found["median"], found["poor"]) == (6, pytest.approx(0.61), 4)
+    assert found["low"] == pytest.approx(drawn[100], abs=0.03) and found["high"] == pytest.approx(drawn[3900], abs=0.03)
+    assert set(labels_cli._by_source(scores)) == {"automatic"}
