@@ -341,7 +341,7 @@ class DPOConfig(Config):
     reference: str = option("base", "base: the base model [P]; previous: the policy the round began with", choices=("base", "previous"))
     evaluation_share: float = option(0.1, "share of the kept pairs, by prompt, that chooses the epoch", minimum=0)
     max_length: int = option(512, "longest pair side in tokens; longer ones are refused, never cut", minimum=16)
-    dtype: str = option("float32", "arithmetic of training; bfloat16 is faster and learns less a step", choices=("float32", "bfloat16"))
+    dtype: str = option("float32", "arithmetic of training; auto: bfloat16 where the device is fast at it", choices=("float32", "bfloat16", "auto"))
     gradient_checkpointing: bool = option(False, "less memory for more time", result=False)
     seed: int = option(0, "seed of order, dropout and adapter")
 

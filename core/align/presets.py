@@ -28,7 +28,9 @@ ALIGN_PRESETS: Mapping[str, AlignConfig] = {
         fit=PRESETS["smollm2-135m"],
         prompts_limit=48,
         rounds=2,
-        candidates=CandidatesConfig(max_new_tokens=48),
+        # So small a model writes near gibberish at temperature 1, and the nine steps of its rounds moved nothing at the default rate.
+        candidates=CandidatesConfig(max_new_tokens=48, temperature=0.7),
+        dpo=DPOConfig(lr=5e-4, dtype="auto"),
         evaluation=PolicyEvaluationConfig(pairs=40, prompts=16, max_new_tokens=48),
     ),
     TINY: AlignConfig(

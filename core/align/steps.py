@@ -128,11 +128,11 @@ class AlignSteps(Setting):
 
     def dpo(self, round: int, kept: Artefact, policy: PolicyAt) -> Artefact:
         """The next policy's adapter."""
-        config = replace(self.config.dpo, seed=round_seed(self.config.dpo.seed, round))
+        from core.align.dpo import train_dpo, with_dtype
+
+        config = with_dtype(replace(self.config.dpo, seed=round_seed(self.config.dpo.seed, round)), self.base)
 
         def make(folder: Path, _scratch: Path, progress: Progress) -> dict[str, Any]:
-            from core.align.dpo import train_dpo
-
             self.let_go()
             pairs = read_pairs(kept.path / "kept.jsonl")
             train, validation = ([pairs[int(i)] for i in pairs.rows_of(split)] for split in ("train", "validation"))
