@@ -261,6 +261,27 @@ def test_runs_and_the_sidebar_know_alignments(unfinished: Any) -> None:
     assert any(one.value == "sparserm align --preset tiny --detach" for one in at.code)
 
 
+def test_runs_starts_an_alignment_by_the_same_form(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = fine(open_page("runs"))
+    fine(at.button_group(key="runs kind 1").set_value("align").run())
+    assert in_url(at, "runs_kind") == "align" and at.code[-1].value == "sparserm align --preset demo --detach"
+    fine(at.button_group(key="align preset 1").set_value("tiny").run())
+    started: list[Any] = []
+    monkeypatch.setattr(launching, "launch", lambda kind, config, **_: started.append((kind, config)) or "the-run")
+    fine(button(at, "Start").click().run())
+    assert started == [("align", ALIGN_PRESETS["tiny"])] and in_url(at, "runs_open") == "the-run"
+    assert not any(in_url(at, name) for name in ("runs_kind", "runs_draft", "align_open"))
+
+
+def test_an_alignment_is_changed_and_run_again_from_runs(unfinished: Any) -> None:
+    run = unfinished("failed")
+    at = fine(open_page("runs", runs_open=run.id))
+    fine(button(at, "Rerun with changes").click().run())
+    assert in_url(at, "runs_kind") == "align" and "Made from" in words(at)
+    assert sum(one.value == "sparserm align --preset tiny --detach" for one in at.code) == 2, "of the form, and of the run below"
+    assert not button(at, "Start").disabled and any(one.label == "See its rounds" for one in at.get("page_link"))
+
+
 # --- ready: rounds ---------------------------------------------------------------------------------------------------
 
 

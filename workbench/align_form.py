@@ -176,15 +176,17 @@ def _group(title: str, path: str, draft: Draft, errors: Mapping[str, str]) -> No
 # --- starting --------------------------------------------------------------------------------------------------------
 
 
-def launcher(*, first: bool) -> None:
-    """The form, the equal command, the estimate and the button. `first`: there is nothing to close it for."""
+def launcher(*, first: bool, shows: str = "align_open", asked: tuple[str, ...] = ("align_new", "align_round", "align_show")) -> None:
+    """The form, the equal command, the estimate and the button. `first`: there is nothing to close it for. `shows` is the id in the URL under which
+    the page shows what was started; the ids in `asked` are forgotten with the form.
+    """
     filled = form()
     st.code(filled.command, language="bash", wrap_lines=True)
     problem = _impossible(filled.config)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
             "Start", type="primary", icon=":material/play_arrow:", key="start alignment", disabled=bool(filled.errors or problem),
-            on_click=_start, args=(filled.config, filled.draft.parent), help="Mend what is marked first." if filled.errors else None,
+            on_click=_start, args=(filled.config, filled.draft.parent, shows, asked), help="Mend what is marked first." if filled.errors else None,
         )  # fmt: skip
         if problem:
             st.text(visible(problem, 300))
@@ -192,7 +194,7 @@ def launcher(*, first: bool) -> None:
             _estimate(filled)
         if not first:
             st.space("stretch")
-            st.button("Close", type="tertiary", key="close form", on_click=state.clear, args=("align_new", forms.DRAFT, forms.ALL))
+            st.button("Close", type="tertiary", key="close form", on_click=state.clear, args=(*asked, forms.DRAFT, forms.ALL))
 
 
 def _impossible(config: AlignConfig) -> str:
@@ -207,10 +209,10 @@ def _impossible(config: AlignConfig) -> str:
     return ""
 
 
-def _start(config: Config, parent: str | None) -> None:
+def _start(config: Config, parent: str | None, shows: str, asked: tuple[str, ...]) -> None:
     run_id = run_panel.start(align.KIND, config, parent if parent and run_panel.find_id(parent) else None)
     if run_id:
-        state.choose(**{"align_open": run_id, "align_new": None, "align_round": None, "align_show": None, forms.DRAFT: None, forms.ALL: None})
+        state.choose(**dict.fromkeys((*asked, forms.DRAFT, forms.ALL)), **{shows: run_id})
 
 
 def _estimate(filled: Filled) -> None:

@@ -19,17 +19,18 @@ from core.runs import launch as launching
 from core.runs.registry import Run, all_runs, kind_of, summaries
 from core.runs.space import disk_used, made_only_by, remove_artefacts
 from core.runs.store import Store, cache_root
-from workbench import charts, estimates, forms, progress, run_panel, state
+from workbench import align, align_form, charts, estimates, forms, progress, run_panel, state
 from workbench.chart_base import plain, visible
 from workbench.downloads import download_rows, show_chart
 from workbench.frame import empty, label_text
+from workbench.models import ID_LENGTH
 
 OPEN, OTHER, KIND, NEW = "runs_open", "runs_other", "runs_kind", "runs_new"
-STARTED_HERE = ("fit", "sweep", "sae-train")  # what has a form; the others are started on the pages that need them
+STARTED_HERE = ("fit", "sweep", "sae-train", align.KIND)  # what has a form; the others are started on the pages that need them
 SECTIONS = {"figures": "Figures", "settings": "Settings", "said": "What it said", "log": "Log"}
 FIGURES_POLL = 2.0  # seconds between two looks at the figures and the log of a live run
 DULL = ("width", "rows", "layer", "seed", "k", "K")  # figures that say where a step is, not how it goes
-MORE = {"pairs": "preferences", "doctor": "doctor", "spaces": "spaces", "latents": "latents", "align": "align"}
+MORE = {"pairs": "preferences", "doctor": "doctor", "spaces": "spaces", "latents": "latents"}
 
 
 # --- starting --------------------------------------------------------------------------------------------------------
@@ -49,6 +50,9 @@ def _form() -> None:
     kind = state.get(KIND) if state.get(KIND) in STARTED_HERE else STARTED_HERE[0]
     bound = state.bound("runs kind", kind, lambda chosen: state.choose(**{KIND: chosen, forms.DRAFT: None}))
     st.segmented_control("Kind of run", STARTED_HERE, required=True, format_func=run_panel.kind_words, label_visibility="collapsed", **bound)
+    if kind == align.KIND:  # the Align page's own form
+        align_form.launcher(first=not all_runs(), shows=OPEN, asked=(OTHER, NEW, KIND))
+        return
     filled = forms.form(kind)
     if filled.draft.parent:
         with st.container(horizontal=True, vertical_alignment="center"):
@@ -233,13 +237,14 @@ def _outcome(run: Run) -> None:
             if mean["accuracy"] is not None:
                 interval = f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f} %, n = {mean['n']:,}"
                 st.markdown(f"Test accuracy **{100 * mean['accuracy']:.1f} %** ({interval} pairs)")
-            state.link("Open the reward model", "overview", model=str(result["artefact"]).rpartition("/")[2][:12])
+            state.link("Open the reward model", "overview", model=Path(result["artefact"]).name[:ID_LENGTH])
         elif run.kind == "sweep":
             best = outcome["best"]
             interval = f"{100 * best['low']:.1f} to {100 * best['high']:.1f} %, n = {best['n']:,}"
             st.markdown(f"Best on validation: layer {best['layer']}, K {best['k']}, **{100 * best['accuracy']:.1f} %** ({interval} pairs)")
         elif run.kind in MORE:
-            state.link("Open what it made", MORE[run.kind])
+            config = run.config().to_dict()
+            state.link("Open what it made", MORE[run.kind], **({"model": Path(config["model"]).name[:ID_LENGTH]} if "model" in config else {}))
         if result["artefact"]:
             st.text(visible(result["artefact"], 300))
     if run.kind == "sweep":
@@ -252,6 +257,8 @@ def _actions(run: Run, live: bool, state_: str) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         if run.kind in STARTED_HERE:
             st.button("Rerun with changes", icon=":material/tune:", key=f"change {run.id}", on_click=_refill, args=(run,))
+        if run.kind == align.KIND:
+            state.link("See its rounds", "align", align_open=run.id)
         if not live:
             with st.popover("Delete", icon=":material/delete:"):
                 only = made_only_by(run)
