@@ -11,6 +11,7 @@ Artefacts never change, so what is read of them is kept: never write into it.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +27,7 @@ from core.config import AlignConfig
 from core.errors import SparseRMError
 from core.explain.estimates import Estimate, mean_over_prompts
 from core.reward.statistics import wilson
+from core.runs.locks import is_held
 from core.runs.registry import Run, all_runs
 from core.runs.store import cache_root
 from core.types import Accuracy, Message
@@ -39,6 +41,7 @@ MODE_WORDS = {"two_prompts": "two prompts", "contrastive": "contrastive prompt",
 STEP_WORDS = dict(zip(STEPS, ("Candidates", "Rewards", "Filter", "DPO", "Evaluation", "Shift"), strict=True))
 REASON_WORDS = {MARGIN: "intended winner scores lower", "at random": "dropped at random", "not parsed": "not parsed"}
 UNPARSED = "not parsed"
+BETWEEN_STEPS = 10.0  # seconds after a step in which the next one begins, or nobody works on the alignment any more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,8 @@ class Entry:
 
     @property
     def live(self) -> bool:
-        return self.run is not None and self.run.live()
+        """Whether somebody works on it: a run, or a command in the foreground."""
+        return (self.run is not None and self.run.live()) or in_foreground(self)
 
     @property
     def rounds(self) -> list[RoundRecord]:
@@ -171,6 +175,22 @@ def signature(entry: Entry) -> str:
     root = entry.run.root if entry.run is not None else cache_root()
     ledger = root / FOLDER / key / LEDGER
     return f"{state} {key} {ledger.stat().st_mtime_ns if key and ledger.is_file() else 0}"
+
+
+def in_foreground(entry: Entry) -> bool:
+    """Whether a command works on it that is no run. Such a command leaves no status: it is told by the locks of alignments' steps, which last as long
+    as their holders, and between two steps by the ledger, which was just written. Of several unfinished alignments it is the one written last.
+    """
+    record = entry.record
+    if record is None or record.result is not None or any(run.live() for run in _runs(_root(record))):
+        return False
+    just_now = entry.run is None and time.time() - record.written < BETWEEN_STEPS  # else its run, which has just ended, wrote it
+    at_work = just_now or any(map(is_held, (_root(record) / "locks").glob("align-*.lock")))
+    return at_work and record.key == next((one.key for one in alignments(_root(record)) if one.result is None), "")
+
+
+def _root(record: AlignmentRecord) -> Path:
+    return record.folder.parent.parent
 
 
 # --- the reward models of an alignment -------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from core.runs.registry import Run
 from workbench import align, progress, run_panel
 from workbench.align import Entry
 
+FOREGROUND_POLL = 2.0  # seconds between two looks at what a command in the foreground has done
 ROUND = re.compile(r"round (\d+): (.+)")
 # What the engine calls the parts of a step -> what people call them.
 PART_WORDS = {
@@ -39,19 +40,32 @@ LOOKS = {"done": (":material/check:", "green"), "now": (":material/progress_acti
 
 
 def show(entry: Entry) -> None:
-    """The newest run of an alignment, unless it has ended well: its progress, or why it ended and the way on."""
+    """Who works on an alignment, and how far it is; or why its newest run did not end well, and the way on."""
     run = entry.run
-    if run is None:
-        return
     try:
-        status = run.status()
+        status = None if run is None else run.status()
     except StoreError as error:
         st.text(error.problem)
         return
-    if status.live:
+    if run and status and status.live:
         st.fragment(_live, run_every=run_panel.POLL)(entry, run, align.signature(entry))
-    elif status.state != "succeeded":
+    elif entry.live:
+        st.fragment(_in_foreground, run_every=FOREGROUND_POLL)(entry, align.signature(entry))
+    elif run and status and status.state != "succeeded":
         run_panel.show(run, head=False)
+
+
+def _in_foreground(entry: Entry, drawn: str) -> None:
+    """A command's alignment: it tells no page how far a step is, but each step that stands is seen."""
+    if align.signature(entry) != drawn or not align.in_foreground(entry):
+        st.rerun()
+    with st.container(border=True, key=f"live {entry.id}"):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            run_panel.state_badge("running")
+            st.caption("A command works on it; its terminal says how far a step is. Each step stands here as soon as it is done.")
+        rounds = entry.rounds
+        last = rounds[-1] if rounds else RoundRecord(round=0, steps={})
+        strip(entry, RoundRecord(round=last.round + 1, steps={}) if last.finished and last.round < entry.config.rounds else last)
 
 
 def _live(entry: Entry, run: Run, drawn: str) -> None:
