@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from core.explain.edits import edit_name
 from core.explain.kept import Kept
-from workbench import compare, response, state
+from workbench import compare, response, response_view, state
 from workbench.models import find
 
 
@@ -195,6 +195,7 @@ def test_switching_off_moves_what_the_engine_says(cache: Path, model: str, live:
     assert shown["Reward"].value == f"{off.reward:.3f}"
     assert shown["Reward"].delta == f"{off.reward - on.reward:+.3f}"  # type: ignore[operator]
     assert f"n = {off.accuracy.n:,} pairs" in words(at)
+    assert f"{off.length.low:.2f} to {off.length.high:.2f}), n = {len(of.known.held_out):,} responses" in words(at)
     assert sorted(at.multiselect[0].value) == ["10", "13"]
     at.multiselect[0].set_value(["11"]).run()
     assert no_error(at).query_params["response_off"] == "11"
@@ -242,6 +243,24 @@ def test_words_are_shown_once_it_is_up(model: str, live: FakeLive) -> None:
     at = no_error(open_page("response", latent="12"))
     assert "12" in [box.value for box in at.selectbox if box.label == "Mark the words of"]
     assert "Running reward" in words(at)
+
+
+def test_marked_words_can_be_read_and_taken_away_as_a_table(model: str, live: FakeLive, monkeypatch: pytest.MonkeyPatch) -> None:
+    live.name, made = "ready", []
+    monkeypatch.setattr("workbench.response_words.rows_behind", lambda make, **more: made.append(make()))
+    no_error(open_page("response", latent="10"))
+    (rows,) = made
+    assert {row["of"] for row in rows} == {"Chosen", "Rejected"}
+    first = [row for row in rows if row["text"] == 1]
+    assert [row["activation"] for row in first] == [float(i % 3) for i in range(len(first))]
+    assert all(row["token"] and row["note"].startswith("reward read here") for row in rows)
+
+
+def test_evidence_says_how_sure_it_is() -> None:
+    row = {"separation": 0.1, "low": 0.05, "high": 0.15, "held_out": 0.08, "detection_auroc": 0.83, "stability": 0.9}
+    said = response_view.evidence_words(row, (0.71, 0.92, 376))
+    assert "+10.0 (+5.0 to +15.0) points" in said and "detection AUROC 0.83 (0.71 to 0.92), n = 376 responses" in said
+    assert "detection AUROC 0.83, selected" in response_view.evidence_words(row)
 
 
 def test_words_are_shaded_by_the_gradient_when_asked(model: str, live: FakeLive, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,6 +419,8 @@ def test_two_models_are_compared_on_what_both_hold_out(cache: Path, model: str) 
     assert found.rows_of("any")[0] == int(np.argmax(gaps))
     at = no_error(open_page("compare", model=model, compare_with=other))
     assert metrics(at)["Accuracy, first (%)"] == f"{100 * right[0].mean():.1f}"
+    sizes = {metric.label: str(metric.delta) for metric in at.metric}
+    assert all(f"n = {len(numbers)}" in sizes[name] for name in ("Accuracy, first (%)", "Second less first", "Correlation of margins"))
     assert len(compare.compare(first, second, held_out=False)) == 12
 
 

@@ -21,8 +21,8 @@ from core.defaults import complete
 from core.errors import DataError
 from core.pipeline import fit
 from core.runs import launch as launching
-from core.runs.registry import Run, all_runs
-from core.runs.store import Store
+from core.runs.registry import Run, Status, all_runs
+from core.runs.store import Store, write_json
 from core.types import PreferencePair, PreferencePairs, no_progress
 from workbench import models, overview, run_panel, uploads
 from workbench.models import FittedModel
@@ -332,6 +332,21 @@ def test_two_runs_beside_one_another(cache: Path) -> None:
     at = fine(open_page("runs", runs_open=first.id, runs_other=second.id))
     differing = next(frame.value for frame in at.dataframe if "Setting" in frame.value.columns)
     assert list(differing["Setting"]) == ["looks"] and list(differing.iloc[0])[1:] == ["2", "3"]
+
+
+def test_a_fits_accuracy_stands_with_its_interval_and_n(cache: Path) -> None:
+    run, lock = launching._new_run("fit", preset("tiny"), cache, None)
+    run.write(Status(state="succeeded", attempt=1, queued=1.0, started=2.0, ended=3.0))
+    lock.release()
+    mean = {"accuracy": 0.75, "low": 0.612, "high": 0.848, "n": 1234}
+    write_json(run.path / "result.json", {"artefact": "/cache/a1b2", "artefacts": [], "outcome": {"sparserm": {"mean": mean}}})
+    run.log.write_text("heads: done\n")
+    at = fine(open_page("runs", runs_open=run.id, runs_section="log"))
+    row = at.dataframe[0].value.iloc[0]
+    assert (row["Accuracy, %"], row["95 %, n"]) == (75.0, "61.2 to 84.8, 1,234")
+    assert "Whole log" in {one.proto.label for one in at.get("download_button")}, "what is shown can be taken away"
+    at = fine(open_page("runs", runs_open=run.id, runs_section="settings"))
+    assert f"settings {run.id}" in {one.proto.id.rpartition("-")[2] for one in at.get("download_button")}
 
 
 def test_a_damaged_run_is_in_nobodys_way(cache: Path) -> None:

@@ -61,11 +61,21 @@ def _figures(found: Comparison) -> None:
         difference = found.difference
         if difference is not None:
             ends = (100 * difference.low, 100 * difference.high)
-            _figure("Second less first", f"{100 * difference.difference:+.1f} points", f"{ends[0]:+.1f} to {ends[1]:+.1f}", "paired by prompt")
+            _figure(
+                "Second less first",
+                f"{100 * difference.difference:+.1f} points",
+                f"{ends[0]:+.1f} to {ends[1]:+.1f}, n = {difference.n:,}",
+                "paired by prompt",
+            )
         _share("Same preference (%)", found.agreement)
         rho = found.correlation
         if rho is not None:
-            _figure("Correlation of margins", f"{rho.value:.2f}", f"{rho.low:.2f} to {rho.high:.2f}", "Spearman, 95 % interval over prompts")
+            _figure(
+                "Correlation of margins",
+                f"{rho.value:.2f}",
+                f"{rho.low:.2f} to {rho.high:.2f}, n = {len(found):,}",
+                "Spearman, 95 % interval over prompts",
+            )
         shared = found.shared_latents
         if shared is not None:
             _figure("Latents in common", f"{shared[0]:,}", f"of {shared[1]:,} and {shared[2]:,}", "both read the same SAE")

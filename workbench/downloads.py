@@ -111,8 +111,7 @@ def first(values: Any) -> str:
 @st.fragment
 def data_behind(chart: Chart, *, key: str, name: str = "") -> None:
     """The table behind a chart, and its files; sent when it is opened, without running the page again."""
-    told = "The numbers behind this chart, and files of them"
-    behind = st.popover("Table and files", icon=":material/table_view:", type="tertiary", help=told, key=f"{key} behind", on_change="rerun")
+    behind = _behind("The numbers behind this chart, and files of them", key)
     if not behind.open:
         return
     with behind:
@@ -122,6 +121,22 @@ def data_behind(chart: Chart, *, key: str, name: str = "") -> None:
             st.download_button("HTML", **files, key=f"{key} html", on_click="ignore", help="the chart as a page that works offline")
             st.caption("The camera on the chart saves a PNG.")
         show_rows(chart.rows, key=f"{key} table", width=560, height=270)
+
+
+@st.fragment
+def rows_behind(make: Callable[[], Rows], *, what: str, key: str, name: str = "") -> None:
+    """As `data_behind`, for what is no chart: `make` gives its rows when they are asked for."""
+    behind = _behind("The same as a table, and files of it", key)
+    if behind.open:
+        rows = make()
+        with behind:
+            with st.container(horizontal=True):
+                download_rows(rows, name=name, what=what, key=key)
+            show_rows(rows, key=f"{key} table", width=560, height=270)
+
+
+def _behind(told: str, key: str) -> Any:
+    return st.popover("Table and files", icon=":material/table_view:", type="tertiary", help=told, key=f"{key} behind", on_change="rerun")
 
 
 def show_rows(rows: Rows, *, key: str, width: Any = "stretch", height: Any = "auto") -> None:

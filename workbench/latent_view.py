@@ -14,10 +14,10 @@ from core.explain.labels import EMBEDDING, PERSON, Label, Score
 from core.explain.latents import Feature, LatentPages
 from workbench import charts, frame, latents, live_panel, run_panel, state
 from workbench.chart_base import interval, number, percent
-from workbench.downloads import show_chart, show_rows
+from workbench.downloads import rows_behind, show_chart, show_rows
 from workbench.models import FittedModel
 from workbench.resources import live_model
-from workbench.tokens import TokenRow, show_tokens
+from workbench.tokens import TokenRow, show_tokens, table
 
 LONGEST_TEXT = 20_000
 
@@ -228,6 +228,7 @@ def _texts(page: Feature, pages: LatentPages) -> None:
     place = int(state.pick("Which texts", places, "latent_texts", show=lambda one: names[int(one)], label_visibility="collapsed"))
     rows = latents.token_rows(groups[names[place]])
     show_tokens(rows, key=f"latent tokens {page['index']} {place}", scale=page["maxActApprox"], height=640)
+    rows_behind(lambda: table(rows), what=f"latent {page['index']} texts", key="latent texts")
     corpus = pages.corpus
     parts = ", ".join(f"{frame.label_text(part['name'], 30)} {part['tokens']:,}" for part in corpus["sources"] if part["tokens"])
     st.caption(f"{corpus['tokens']:,} tokens read ({parts}). The strongest token is underlined; template tokens are pale and not counted.")
@@ -310,11 +311,13 @@ def _show_own(found: Mapping[str, Any], latent: int) -> None:
     kinds: Sequence[str] = found["kinds"]
     silent = [place for place, kind in enumerate(kinds) if kind in ("first", "template")]
     shown = [None if place in silent else value for place, value in enumerate(values)]
+    rows = [TokenRow(texts=found["texts"], values=shown, muted=silent)]
     show_tokens(
-        [TokenRow(texts=found["texts"], values=shown, muted=silent)],
+        rows,
         key="latent own tokens",
         hint="" if any(v for v in shown if v) else "It is silent on this text.",
     )
+    rows_behind(lambda: table(rows), what=f"latent {latent} own text", key="latent own")
     others = [one for one in found["top"] if one["latent_id"] != latent][:6]
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption("Most active here:", width="content")

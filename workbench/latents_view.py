@@ -76,9 +76,19 @@ def _figures(model: FittedModel, found: Selection) -> None:
             )
             st.metric("Selected again", f"{POINTS * mean(stable):.0f} %", help=told)
         if held and seen:
-            told = "Mean separation of the selected latents on held-out pairs, each on its own side. A fall from training is the winner's curse."
+            told = (
+                f"Mean separation of the {len(held):,} selected latents on {_held_out(model)}held-out pairs, each on its own side. "
+                "A fall from training is the winner's curse."
+            )
             change = f"{mean(held) - mean(seen):+.1f} to training"
             st.metric("Held out", f"{mean(held):.1f} points", change, delta_color="off", delta_arrow="off", help=told)
+
+
+def _held_out(model: FittedModel) -> str:
+    try:
+        return f"{model.frequencies.n_pairs_held_out:,} "
+    except MissingError:
+        return ""
 
 
 def _sign(row: Mapping[str, Any]) -> int:

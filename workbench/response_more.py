@@ -39,7 +39,7 @@ def switch_off(view: View) -> None:
     with st.container(horizontal=True, gap="small", key="response off figures"):
         _moved("Reward", on.reward, off.reward, ".3f", "of the response in view")
         _moved("Held-out accuracy (%)", 100 * on.accuracy.accuracy, 100 * off.accuracy.accuracy, ".1f", _accuracy(off))
-        said = interval(off.length.value, off.length.low, off.length.high, ".2f")
+        said = f"{interval(off.length.value, off.length.low, off.length.high, '.2f')}, n = {view.one.figures.n_held_out:,} responses"
         _moved("Correlation with length", on.length.value, off.length.value, ".2f", said)
     st.caption(f"With these off: accuracy {_accuracy(off)}; correlation with length {said}, Spearman, over held-out responses.")
     if not chosen:

@@ -13,6 +13,7 @@ from workbench import state
 from workbench.chart_base import interval, number, percent, visible
 from workbench.charts_response import waterfall
 from workbench.downloads import file_name, show_chart
+from workbench.latents import detection_interval
 from workbench.models import FittedModel
 from workbench.response import SIDES, Explained, kept, latent_facts, latent_name, latent_row, margin_steps, response_steps
 
@@ -120,7 +121,7 @@ def latent_card(model: FittedModel, found: Explained, edited: Explanation | None
                 st.text(visible(latent_name(latent, of.labels)), width="stretch")
                 state.link("Its page", "latent", latent=latent)
             st.markdown(facts_table(facts))
-            st.caption(evidence_words(latent_row(of, latent)))
+            st.caption(evidence_words(latent_row(of, latent), detection_interval(model, latent)))
 
 
 ROWS = {
@@ -153,13 +154,15 @@ def _fact(name: str, one: dict[str, float | None]) -> str:
     return f"{value:.2f}" if name == "activation" else f"{value:+.3f}"
 
 
-def evidence_words(row: object) -> str:
-    """What the selection measured of a latent, in one line of our words."""
+def evidence_words(row: object, sure: tuple[float, float, int] | None = None) -> str:
+    """What the selection measured of a latent, in one line of our words. `sure`: interval and n of its detection AUROC."""
     if not isinstance(row, dict) or not row:
         return "± is the deviation over the heads."
     points = {name: None if row.get(name) is None else 100 * row[name] for name in ("separation", "low", "high", "held_out")}
     said = [f"Separation {interval(points['separation'], points['low'], points['high'], '+.1f')} points in training"]
-    said.append(f"{number(points['held_out'], '+.1f')} held out, detection AUROC {number(row.get('detection_auroc'), '.2f')}")
+    low, high, n = sure or (None, None, 0)
+    detection = interval(row.get("detection_auroc"), low, high, ".2f") + (f", n = {n:,} responses" if sure else "")
+    said.append(f"{number(points['held_out'], '+.1f')} held out, detection AUROC {detection}")
     said.append(f"selected again in {percent(row.get('stability'))} of resamples. ± is the deviation over the heads.")
     return ", ".join(said)
 

@@ -10,7 +10,7 @@ import streamlit as st
 from workbench import live_panel, state
 from workbench.chart_base import visible
 from workbench.charts_response import Step, contribution_bars, running_reward
-from workbench.downloads import show_chart
+from workbench.downloads import rows_behind, show_chart
 from workbench.response import (
     deletions_of,
     gradient_of,
@@ -23,7 +23,7 @@ from workbench.response import (
     span_of,
     tokens_of,
 )
-from workbench.tokens import TokenRow, show_tokens
+from workbench.tokens import TokenRow, show_tokens, table
 
 if TYPE_CHECKING:
     from workbench.response_page import View
@@ -49,6 +49,7 @@ def words(view: View) -> None:
     read = {side: _tokens(view, side) for side in sides}
     rows, unit = (_gradient_rows(view, read), "gradient") if shade == "gradient" else (_latent_rows(view, read), "activation")
     show_tokens(rows, key=f"response words {shade} {'-'.join(sides)}", unit=unit, height=TEXT_HEIGHT)
+    rows_behind(lambda: table(rows, unit), what="words", key="response words", name=view.model.name)
     first, *others = [view.side, *(side for side in sides if side != view.side)] if view.side in sides else sides
     _running(view, first, read[first], read[others[0]] if others else None, others)
 

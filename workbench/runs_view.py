@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -144,6 +145,7 @@ def _table() -> None:
         column_config={
             "Kind": st.column_config.TextColumn(width=110),
             "Accuracy, %": st.column_config.NumberColumn(format="%.1f", help="Mean test accuracy of a fit over its heads"),
+            "95 %, n": st.column_config.TextColumn(help="Interval of the accuracy over prompts, and test pairs"),
         },
         alt="All runs with their state and outcome",
     )
@@ -170,14 +172,15 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     run = Run(cache_root().resolve() / "runs" / row["run"])
     at = row["progress"] or {}
     done = "" if row["state"] not in ("running", "queued") else f"{run_panel.step_words(str(at.get('step') or ''))} {at.get('fraction') or 0:.0%}"
-    accuracy = _accuracy(run.path) if row["kind"] == "fit" and row["state"] == "succeeded" else None
+    mean = _accuracy(run.path) if row["kind"] == "fit" and row["state"] == "succeeded" else None
     return {
         "Run": row["run"].rpartition("_")[2],
         "Kind": run_panel.kind_words(row["kind"]),
         "State": row["state"],
         "Of": visible(run_panel.title(run), 120) if row["state"] != "damaged" else "",
         "Now": done,
-        "Accuracy, %": accuracy,
+        "Accuracy, %": None if mean is None else 100 * mean["accuracy"],
+        "95 %, n": "" if mean is None else f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f}, {mean['n']:,}",
         "Time": "" if row["seconds"] is None else console.duration(row["seconds"]),
         "Started": "" if not row["queued"] else console.date(row["queued"]),
         "Made from": (row["parent"] or "").rpartition("_")[2],
@@ -186,13 +189,13 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1024)
-def _accuracy(path: Path) -> float | None:
+def _accuracy(path: Path) -> Mapping[str, Any] | None:
     """Of a fit that has succeeded: what it wrote never changes."""
     try:
-        mean = (Run(path).result() or {})["outcome"]["sparserm"]["mean"]["accuracy"]
+        mean: Mapping[str, Any] = (Run(path).result() or {})["outcome"]["sparserm"]["mean"]
+        return mean if mean["accuracy"] is not None else None
     except (SparseRMError, KeyError, TypeError):
         return None
-    return None if mean is None else 100 * float(mean)
 
 
 # --- one run, or two ------------------------------------------------------------------------------------------------------
@@ -224,6 +227,8 @@ def _growing(run: Run, section: str) -> None:
         st.code(visible("\n".join(progress.follow(run).said)) or "Nothing yet.", language=None, wrap_lines=True)
     else:
         st.code(visible(progress.log_tail(run)) or "Nothing was printed.", language=None, height=360, wrap_lines=True)
+        if run.log.is_file():
+            st.download_button("Whole log", run.log.read_bytes, f"{run.id}.txt", "text/plain", key=f"log {run.id}", on_click="ignore")
 
 
 def _outcome(run: Run) -> None:
@@ -296,6 +301,11 @@ def _settings(run: Run) -> None:
     rows = [{"Setting": name, "Value": visible(value, 300)} for name, value in console.figures_of(config.to_dict())]
     with st.expander("All settings"):
         st.dataframe(rows, hide_index=True, height=400)
+        st.download_button("JSON", _json(config), f"{run.id}.json", "application/json", key=f"settings {run.id}", on_click="ignore")
+
+
+def _json(config: Config) -> str:
+    return json.dumps(config.to_dict(), indent=2)
 
 
 # --- figures over time ------------------------------------------------------------------------------------------------------

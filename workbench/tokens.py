@@ -82,6 +82,22 @@ def show_tokens(
     return None
 
 
+def table(rows: Sequence[TokenRow], unit: str = "activation") -> list[dict[str, Any]]:
+    """Every token with its figure: for who can't see shades, and for files."""
+    return [
+        {
+            "text": number,
+            "of": visible(row.caption),
+            "place": place,
+            "token": visible(token),
+            unit: row.values[place],
+            "note": row.notes.get(place, ""),
+        }
+        for number, row in enumerate(rows, start=1)
+        for place, token in enumerate(row.texts)
+    ]
+
+
 def row_data(row: TokenRow) -> dict[str, Any]:
     """What the browser gets of a row."""
     values = [None if value is None or not math.isfinite(value) else float(f"{value:.4g}") for value in row.values]
