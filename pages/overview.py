@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from workbench import charts, frame, overview
+from workbench import charts, frame, latents_view, overview
 from workbench.chart_base import visible
 from workbench.downloads import show_chart
 
@@ -21,7 +21,7 @@ with left, st.container(border=True, height="stretch"):
     show_chart(charts.accuracy_bars(model.evaluation), key="accuracy", name=model.id)
 with right, st.container(border=True, height="stretch"):
     st.markdown("##### More or fewer latents")
-    show_chart(charts.accuracy_curve(model.curve, int(model.about["selection"]["k"])), key="curve", name=model.id)
+    latents_view.curve(model, int(model.about["selection"]["k"]))
 
 rows = overview.kinds(model)
 left, right = st.columns(2, gap="medium") if rows else (st.container(), None)

@@ -167,6 +167,14 @@ def test_the_verdict_is_sober(model: FittedModel, monkeypatch: pytest.MonkeyPatc
     assert "Wording alone comes as far" in with_leads(0.01, 0.78)
 
 
+@pytest.mark.parametrize("points", [[], [{"k": 4, "kind": "sparserm", "accuracy": None, "low": 0.0, "high": 1.0, "n": 0}]])
+def test_a_curve_that_was_not_measured_is_said(model: FittedModel, monkeypatch: pytest.MonkeyPatch, points: Any) -> None:
+    drawn = len(fine(open_page("overview")).get("plotly_chart"))
+    monkeypatch.setattr(FittedModel, "curve", points)
+    at = fine(open_page("overview"))
+    assert "was not measured" in words(at) and len(at.get("plotly_chart")) == drawn - 1 > 0
+
+
 def test_a_link_to_a_model_that_is_gone_is_not_answered_by_another(model: FittedModel) -> None:
     at = fine(open_page("overview", model="0123456789ab"))
     assert "not in this cache" in words(at) and not at.metric

@@ -57,7 +57,9 @@ def curve(model: FittedModel, k: int) -> None:
     try:
         points = model.curve
     except MissingError:
-        st.caption("This model keeps no curve of accuracy against K.")
+        points = []
+    if not any(point["accuracy"] is not None for point in points):
+        st.caption("Accuracy against K was not measured: the fit was asked for no other K, or had no validation pairs.")
         return
     show_chart(charts.accuracy_curve(points, k), key="latents curve", name=model.name)
 
