@@ -26,7 +26,7 @@ from core.reward.extraction import extract, load_hidden_states
 ROWS: list[dict[str, Any]] = [json.loads(line) for line in SHIPPED_FILE.read_text(encoding="utf-8").splitlines()]
 PRESET = preset("smollm2-135m")
 LARGEST = 128
-BLIND, N_BLIND, TEXTS = "blind reading", 0, 20
+BLIND, N_BLIND, TEXTS = "blind reading", 30, 20
 
 
 def scores(method: str) -> dict[int, dict[str, Any]]:
