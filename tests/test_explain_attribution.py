@@ -17,11 +17,11 @@ from core.reward.head import ROWS_AT_ONCE, Head
 
 
 def gradient(head: Head, v: np.ndarray) -> np.ndarray:
-    """ds/dv by a loop over hidden units; at a kink itself the unit counts as off."""
+    """ds/dv by a loop over hidden units; at a kink itself the unit counts as off, and so does one that rounding lifts off it."""
     total = np.zeros(len(v))
     for unit in range(len(head.bias_1)):
         first = head.weight_1[unit].astype(np.float64)
-        if first @ v + float(head.bias_1[unit]) > 0:
+        if first @ v + float(head.bias_1[unit]) > 1e-9:
             total += float(head.weight_2[0, unit]) * first
     return total
 
