@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import rankdata
 
 from core.reward.head import ROWS_AT_ONCE, Head
 
@@ -100,6 +99,8 @@ def contributions_by_head(heads: Sequence[Head], start: Float[np.ndarray, "n k"]
 
 def rank_correlations(by_head: Float[np.ndarray, "heads n k"]) -> Float[np.ndarray, " n"]:
     """For each response the mean Spearman correlation of its contributions over all pairs of heads; NaN with one head, or where a head gives none."""
+    from scipy.stats import rankdata  # 0.7 s to import: not for those who only read contributions, as pages do
+
     heads = len(by_head)
     ranks = rankdata(by_head, axis=2)
     ranks -= ranks.mean(axis=2, keepdims=True)

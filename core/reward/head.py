@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import minimize_scalar
 
 # Responses scored at once: 4,096 x 512 hidden units in float64 are 16 MB.
 ROWS_AT_ONCE = 4096
@@ -78,6 +77,8 @@ def fit_margin_scale(margins: Float[np.ndarray, " n_pairs"]) -> float:
         return 0.0
     scaled = margins / typical
     bound = float(np.log(len(margins) + 1))
+    from scipy.optimize import minimize_scalar
+
     found = minimize_scalar(lambda a: float(np.logaddexp(0.0, -a * scaled).sum()), bounds=(0.0, bound), method="bounded", options={"xatol": 1e-10})
     # The bounded search never lands on an end: there the end is meant.
     best = min((0.0, bound, float(found.x)), key=lambda a: float(np.logaddexp(0.0, -a * scaled).sum()))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import rankdata
 
 from core.reward.selection import Encoder, kth_values, states_on_device
 from core.reward.statistics import TOO_RARE
@@ -71,6 +70,8 @@ def detection_auroc(projections: Float[np.ndarray, "n k"], active: Bool[np.ndarr
     """
     n_on = active.sum(axis=0)
     n_off = len(active) - n_on
+    from scipy.stats import rankdata
+
     ranks = rankdata(projections, axis=0)
     area = ((ranks * active).sum(axis=0) - n_on * (n_on + 1) / 2) / np.maximum(n_on * n_off, 1)
     return np.where((n_on >= TOO_RARE) & (n_off > 0), area, np.nan)
