@@ -157,8 +157,10 @@ def _train_complete(config: SAETrainConfig, store: Store, say: Say) -> SAETrainC
         ",".join(name if name == EMBEDDED_CORPUS else absolute(name) for name in map(str.strip, text.split(",")))
         for text in (config.corpus, config.measure)
     )
-    out = str(Path(config.out).expanduser().resolve()) if config.out else ""
-    return replace(config, corpus=corpus, measure=measure, out=out, backbone=replace(config.backbone, model=absolute(config.backbone.model)))
+    init, out = (str(Path(folder).expanduser().resolve()) if folder else "" for folder in (config.init, config.out))
+    return replace(
+        config, corpus=corpus, measure=measure, init=init, out=out, backbone=replace(config.backbone, model=absolute(config.backbone.model))
+    )
 
 
 def _train_disk(config: SAETrainConfig, root: Path) -> float:

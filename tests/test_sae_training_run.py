@@ -28,7 +28,8 @@ from core.config import DataConfig, SAEConfig, SAETrainConfig
 from core.data.pairs import load_pairs
 from core.data.splits import split_pairs
 from core.errors import Cancelled, ConfigError, SAEError
-from core.runs.store import file_sha256
+from core.jobs import SAE_TRAIN
+from core.runs.store import Store, file_sha256
 
 CONFIG = train_config()
 
@@ -129,6 +130,13 @@ def test_going_on_keeps_latents_and_what_is_held_out(trained: Path, tmp_path: Pa
     before, after = (load_sae(SAEConfig(path=str(f))).tensors["W_dec"] for f in (trained, tmp_path / "more"))
     assert (before * after).sum(1).min() > 0.99  # another seed draws other weights: these can only be the first SAE's
     assert card["measured"]["fvu"]["value"] < 1.1 * card_of(trained)["measured"]["fvu"]["value"]
+
+
+def test_a_run_in_the_background_finds_the_sae_to_go_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker has another working folder than the command that launched it."""
+    monkeypatch.chdir(tmp_path)
+    config = SAE_TRAIN.complete(replace(CONFIG, init="first"), Store(tmp_path), lambda *_: None)
+    assert config.init == str((tmp_path / "first").resolve())
 
 
 def test_an_sae_of_another_width_is_not_gone_on_from(trained: Path, tmp_path: Path) -> None:
