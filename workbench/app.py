@@ -1,7 +1,7 @@
-"""The workbench: `streamlit run workbench/app.py`. Only this frame is here; each page is a file in pages/ (workbench/places.py lists them).
+"""The workbench's server: `streamlit run workbench/app.py`. What a session sees is made by workbench/shell.py.
 
-This process never loads torch, transformers, sae_lens, trl, peft or scikit-learn: what needs one is done by a run (workbench/run_panel.py) or by the
-model process (workbench/resources.py).
+Streamlit's page asks for its chart library, 4.7 MB, when the first chart comes. Here it asks at once, while the server still runs the session's first
+script: the first chart is then there 0.4 s earlier (benchmarks/workbench.py, cold start).
 """
 
 from __future__ import annotations
@@ -9,44 +9,39 @@ from __future__ import annotations
 from pathlib import Path
 
 import streamlit as st
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.errors import SparseRMError
-from workbench import collector, frame, run_panel
-from workbench.places import Place, places
-
-# A file of ours: the browser would fetch the picture of an icon's name from a font server.
-STATIC = Path(__file__).with_name("static")
-ICON, STYLE = STATIC / "icon.png", STATIC / "frame.css"
-SIDEBAR = 220  # pixels
-ABOUT = "SparseRM Workbench: reward models from sparse autoencoders, with their controls. Everything stays on this machine."
+SCRIPTS = Path(st.__file__).parent / "static" / "static" / "js"
+# To import a module twice is to import it once. Without such a file (another Streamlit) the page stays as it is.
+EARLY = "".join(f'<script type="module">import("./static/js/{file.name}")</script>' for file in SCRIPTS.glob("PlotlyChart.*.js")).encode()
 
 
-def main() -> None:
-    st.set_page_config(
-        page_title="SparseRM Workbench", page_icon=str(ICON), layout="wide", initial_sidebar_state=SIDEBAR, menu_items={"About": ABOUT}
-    )
-    st.html(STYLE)
-    known = places()
-    pages = {place.name: st.Page(place.script, title=place.title, icon=place.icon, url_path=place.name, default=place is known[0]) for place in known}
-    chosen = st.navigation(_sections(known, pages))
-    place = next(place for place in known if pages[place.name] == chosen)
-    st.set_page_config(page_title=f"{place.title} · SparseRM Workbench")
-    with st.sidebar:
-        run_panel.ticker()
-    frame.head(place)
-    try:
-        chosen.run()
-    except SparseRMError as error:
-        frame.failed(error)
-    finally:  # a page may end the script
-        collector.spare()
+class EarlyCharts:
+    """Adds `EARLY` to the end of every HTML page."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or b"text/html" not in dict(scope["headers"]).get(b"accept", b""):
+            return await self.app(scope, receive, send)
+        page = False
+
+        async def sent(message: Message) -> None:
+            nonlocal page
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                page = message["status"] == 200 and headers.get("content-type", "").startswith("text/html")
+                if page and "content-length" in headers:
+                    headers["content-length"] = str(int(headers["content-length"]) + len(EARLY))
+            elif page and not message.get("more_body"):
+                message = {**message, "body": message.get("body", b"") + EARLY}
+            await send(message)
+
+        plain = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]  # a compressed page could not be added to
+        await self.app({**scope, "headers": plain}, receive, sent)
 
 
-def _sections(known: tuple[Place, ...], pages: dict[str, st.Page]) -> dict[str, list[st.Page]]:
-    sections: dict[str, list[st.Page]] = {}
-    for place in known:
-        sections.setdefault(place.section, []).append(pages[place.name])
-    return sections
-
-
-main()
+app = st.App(Path(__file__).with_name("shell.py"), middleware=[Middleware(EarlyCharts)])

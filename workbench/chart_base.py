@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from workbench import first_run
+
 CHOSEN, REJECTED, NEUTRAL = "#3B7DED", "#DD6B10", "#7F8A99"
 FAINT, LINE = "rgba(127, 138, 153, 0.35)", "rgba(127, 138, 153, 0.55)"
 FURTHER = ("#0F9D8A", "#A855C7", "#B8860B", "#C2416B", "#6A8F2B", "#5F7FBF")  # for what is neither chosen nor rejected, such as the controls
@@ -70,6 +72,7 @@ def wrapped(text: object, width: int = 70, lines: int = 6) -> str:
 
 def figure(*, x: str, y: str, height: int, legend: bool = False, left: int = 56) -> go.Figure:
     """An empty figure with named axes. Empty names: an axis whose marks name themselves."""
+    first_run.settle()
     made = go.Figure()
     made.update_layout(
         height=height,

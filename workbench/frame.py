@@ -3,7 +3,7 @@
     model = frame.need_model()      the chosen reward model, else the newest. Where there is none, says so, offers to build the demo (or shows
                                     how far it is) and ends the page.
     frame.empty("No pages yet.", "What to do next, in a sentence.")     a designed empty state; draw the button below it
-    frame.failed(error)             problem, expected, found, what to do. app.py does this for every SparseRMError that a page raises.
+    frame.failed(error)             problem, expected, found, what to do. shell.py does this for every SparseRMError that a page raises.
 
 Texts of data or models never go into a label or Markdown: st.text, st.code, a select box and a table's cells show them as they are. Where a label
 must hold one, `label_text` takes out all that Markdown knows.

@@ -24,7 +24,7 @@ class Place:
 
     @property
     def script(self) -> str:
-        """As Streamlit wants it: relative to workbench/app.py."""
+        """As Streamlit wants it: relative to workbench/shell.py."""
         return f"../pages/{self.name}.py"
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import rankdata
 
 from core.reward.known import KnownResponses
 from core.reward.parts import RewardParts
@@ -69,6 +68,8 @@ def length_cue(parts: RewardParts, known: KnownResponses) -> LengthCue | None:
 
 def correlations(values: Float[np.ndarray, "n m"], length: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> tuple[Correlation, ...]:
     """Spearman correlation of each column with length. Ranks are taken once, over all responses; the bootstrap draws prompts."""
+    from scipy.stats import rankdata  # half a second to import: not for pages that switch nothing off
+
     ranks = rankdata(np.column_stack([length, values]), axis=0)
     ranks = (ranks - ranks.mean(axis=0)) / len(ranks)
     x, y = ranks[:, :1], ranks[:, 1:]
