@@ -26,7 +26,8 @@ class EarlyCharts:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or b"text/html" not in dict(scope["headers"]).get(b"accept", b""):
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         page = False
 
         async def sent(message: Message) -> None:

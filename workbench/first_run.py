@@ -11,32 +11,32 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_lock, _settled = threading.RLock(), threading.Event()  # re-entrant: the first page draws charts, too
-_first = True
+_lock, _settled = threading.RLock(), threading.Event()
+_first, _drawing = True, False  # whether no page has run yet; whether the thread that holds the lock draws the first
 
 
 @contextmanager
 def alone(quick: bool) -> Iterator[None]:
     """Around a page's script. The process' first one, if it is `quick`, holds back the others; the rest pass freely once pandas is there."""
-    global _first
-    if quick and _first and not _settled.is_set():
+    global _first, _drawing
+    if quick and not _settled.is_set():
         with _lock:
             if _first:
+                _first, _drawing = False, True
                 try:
                     yield
                 finally:
-                    _first = False
+                    _drawing = False
                 return
-    _first = False
     settle()
     yield
 
 
 def settle() -> None:
-    """Before a chart is made: pandas is there as a whole, or, on the first page, nobody imports it."""
+    """Before a chart is made: pandas is there as a whole, or this is the first page, and nobody imports it meanwhile."""
     if _settled.is_set():
         return
     with _lock:
-        if not _first:
+        if not _drawing:
             importlib.import_module("pandas")
             _settled.set()
