@@ -196,6 +196,7 @@ def test_stability_is_the_mean_over_held_out_responses() -> None:
         each.append(np.mean([spearmanr(a, b).statistic for a, b in combinations(by_head, 2)]))
     assert found.n == len(known.held_out) and found.rank_correlation == pytest.approx(np.mean(each))
     assert found.overlap == pytest.approx(0.95) and found.verdict == "unstable"
+    assert found.low is not None and found.high is not None and min(each) <= found.low <= np.mean(each) <= found.high <= max(each)
 
 
 @pytest.mark.parametrize(

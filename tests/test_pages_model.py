@@ -172,6 +172,22 @@ def test_stability_at_the_own_k_is_the_folders(model: models.FittedModel) -> Non
     assert [row["held_out"] for row in rows] == pytest.approx([row["held_out"] for row in model.selection])
 
 
+def test_the_held_out_separation_has_its_interval_over_prompts(model: models.FittedModel) -> None:
+    """The mean of the table's own column, which the fit counted from the states; the interval by a bootstrap of our own."""
+    found, known = latents.held_out_separation(model), model.known
+    signs = np.array([1 if row["side"] == "chosen" else -1 for row in model.selection])
+    assert found is not None
+    assert found.value == pytest.approx(np.mean(signs * [row["held_out"] for row in model.selection]), abs=1e-6)
+    by_prompt: dict[int, list[float]] = {}
+    for pair in np.flatnonzero(known.split == 1):
+        sides = [(known.activations[rows[pair]] > 0) * signs for rows in (known.chosen_rows, known.rejected_rows)]
+        by_prompt.setdefault(int(known.prompt_ids[known.chosen_rows[pair]]), []).append(float((sides[0] - sides[1]).mean()))
+    rng, groups = np.random.default_rng(7), list(by_prompt.values())
+    drawn = [np.mean([value for i in rng.integers(len(groups), size=len(groups)) for value in groups[i]]) for _ in range(2000)]
+    assert (found.n_prompts, found.n) == (len(groups), int((known.split == 1).sum()))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.15 * (found.high - found.low))
+
+
 def test_latents_are_searched_by_number_and_label() -> None:
     rows = [{"latent_id": 12, "label": "Hedging words", "side": "chosen"}, {"latent_id": 7, "label": "", "side": "rejected"}]
     assert latents_view.matching(rows, "hedg", "both") == rows[:1] and latents_view.matching(rows, "7", "both") == rows[1:]

@@ -17,6 +17,7 @@ import numpy as np
 from core.backbone.presets import neuronpedia_source
 from core.config import LatentsConfig
 from core.errors import MissingError
+from core.explain.estimates import Estimate, mean_over_prompts
 from core.explain.label_book import LabelBook
 from core.explain.labels import Label, Labels, Score
 from core.explain.latent_response import head_weights, response_curve
@@ -149,6 +150,20 @@ def _weights(model: FittedModel) -> tuple[np.ndarray, np.ndarray, int]:
 def _resamples(folder: Path) -> Resamples:
     found: Resamples = load_value(folder, "resamples", Resamples)
     return found
+
+
+def held_out_separation(model: FittedModel) -> Estimate | None:
+    """Mean separation of the model's own latents, each on its own side, on validation pairs, with its interval over prompts.
+
+    None where the responses are not kept, or come from fewer than two prompts.
+    """
+    try:
+        known = model.known
+    except MissingError:
+        return None
+    pairs = known.pairs_of_split("validation")
+    active = np.where(known.activations > 0, _sides(model), 0).mean(axis=1)
+    return mean_over_prompts(active[known.chosen_rows[pairs]] - active[known.rejected_rows[pairs]], known.groups[known.chosen_rows[pairs]])
 
 
 # --- one latent ----------------------------------------------------------------------------------------------------

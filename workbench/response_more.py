@@ -105,9 +105,8 @@ def trust(view: View) -> None:
     rows = [("Start and bars less the reward (residual)", f"{attribution.residual:+.1e}", "0 but for rounding")]
     rows.append(("Rank correlation of the heads, here", number(attribution.rank_correlation, ".2f"), "at least 0.8"))
     stable = figures.stability
-    rows.append(
-        ("Rank correlation of the heads, this model", f"{number(stable.rank_correlation, '.2f')}, n = {stable.n:,} responses", "at least 0.8")
-    )
+    agreed = number(stable.rank_correlation, ".2f") if stable.low is None else interval(stable.rank_correlation, stable.low, stable.high, ".2f")
+    rows.append(("Rank correlation of the heads, this model", f"{agreed}, n = {stable.n:,} responses", "at least 0.8"))
     rows.append(("Selected again over resampled prompts", number(stable.overlap, ".2f"), "at least 0.8"))
     share = figures.prompt_share
     if share is not None:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from core.explain.attribution import contributions_by_head, rank_correlations
+from core.explain.estimates import mean_over_prompts
 from core.reward.known import KnownResponses
 from core.reward.parts import RewardParts
 from core.reward.statistics import prompt_sums, resample_weights
@@ -27,12 +28,15 @@ RESAMPLES, SEED = 2000, 0
 class Stability:
     """The verdict on a reward model's explanations. A figure that is not known (no selection table, one head) is None and can't speak for stability.
 
-    `overlap`: mean share of the selected latents that a resample selects again. `rank_correlation`: mean over `n` held-out responses.
+    `overlap`: mean share of the selected latents that a resample selects again. `rank_correlation`: mean over `n` held-out responses, from `low` to
+    `high` at 95 % over prompts; both None with responses to fewer than two.
     """
 
     overlap: float | None
     rank_correlation: float | None
     n: int
+    low: float | None = None
+    high: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -50,12 +54,14 @@ def stability(parts: RewardParts, known: KnownResponses | None) -> Stability:
     """The verdict on this reward model."""
     shares = [row["stability"] for row in parts.selection if row.get("stability") is not None]
     overlap = float(np.mean(shares)) if shares else None
-    v = np.zeros((0, parts.k), dtype=np.float32) if known is None else known.projections[spread(known.held_out, MOST)]
-    if not len(v) or len(parts.heads) < 2:
+    if known is None or not len(known.held_out) or len(parts.heads) < 2:
         return Stability(overlap=overlap, rank_correlation=None, n=0)
+    rows = spread(known.held_out, MOST)
+    v = known.projections[rows]
     found = rank_correlations(contributions_by_head(parts.heads, np.broadcast_to(parts.projection_mean, v.shape), v))
-    found = found[np.isfinite(found)]
-    return Stability(overlap=overlap, rank_correlation=float(found.mean()) if len(found) else None, n=len(found))
+    finite, sure = found[np.isfinite(found)], mean_over_prompts(found, known.groups[rows])
+    low, high = (None, None) if sure is None else (sure.low, sure.high)
+    return Stability(overlap=overlap, rank_correlation=float(finite.mean()) if len(finite) else None, n=len(finite), low=low, high=high)
 
 
 def spread(rows: Int[np.ndarray, " n"], most: int) -> Int[np.ndarray, " m"]:
