@@ -8,7 +8,7 @@ pages = latents.find_pages(model, [latent]) or latents.find_pages(model)
 page = pages[latent] if pages is not None and latent in pages else None
 row = latents.figures_of(model, latent)
 
-latent_view.choose(model, latent)
+latent_view.choose(model, latent, page)
 latent_view.naming(model, latent)
 latent_view.figures(model, row, page, pages)
 if page is not None and pages is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from core.runs.registry import Run, Status
 from core.runs.store import Store
 from core.types import no_progress
 from workbench import doctor, latents, latents_view, models, spaces, state
+from workbench.downloads import jsonl_bytes
 
 PAGES = ("latents", "latent", "spaces", "doctor")
 MADE: dict[str, type[Any]] = {"latent": LatentsRunConfig, "spaces": SpacesRunConfig, "doctor": DoctorRunConfig}
@@ -234,6 +236,9 @@ def test_latent_shows_its_page(model: models.FittedModel) -> None:
     assert pages is not None and metrics(at)["Active on"] == f"{100 * pages[latent]['frac_nonzero']:.1f} %"
     assert metrics(at)["Separation"] == f"{100 * model.selection[1]['separation']:+.1f} points"
     assert f"{pages.corpus['tokens']:,} tokens read" in words(at)
+    assert "JSON" in [one.proto.label for one in at.get("download_button")]
+    taken = json.loads(jsonl_bytes([pages[latent]]))
+    assert (int(taken["index"]), taken["frac_nonzero"]) == (latent, pages[latent]["frac_nonzero"])
 
 
 def test_the_response_curve_moves_one_projection_only(model: models.FittedModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -14,7 +15,7 @@ from core.explain.labels import EMBEDDING, PERSON, Label, Score
 from core.explain.latents import Feature, LatentPages
 from workbench import charts, frame, latents, live_panel, run_panel, state
 from workbench.chart_base import interval, number, percent
-from workbench.downloads import rows_behind, show_chart, show_rows
+from workbench.downloads import file_name, jsonl_bytes, rows_behind, show_chart, show_rows
 from workbench.models import FittedModel
 from workbench.resources import live_model
 from workbench.tokens import TokenRow, show_tokens, table
@@ -35,8 +36,8 @@ def need_latent(model: FittedModel) -> int:
     raise AssertionError  # st.stop has ended the page
 
 
-def choose(model: FittedModel, latent: int) -> None:
-    """The selected latents to choose from, any other by its number, and the way out to Neuronpedia."""
+def choose(model: FittedModel, latent: int, page: Feature | None) -> None:
+    """The selected latents to choose from, any other by its number, its page as a file, and the way out to Neuronpedia."""
     labels = latents.labels_of(model)
     options = [str(one) for one in dict.fromkeys((*model.latents, latent))]
 
@@ -48,6 +49,9 @@ def choose(model: FittedModel, latent: int) -> None:
         width = latents.n_latents(model)
         most = None if width is None else width - 1
         st.number_input("Any latent", 0, most, step=1, width=150, **state.bound("latent number", latent, _open))
+        if page is not None:
+            data, file, told = partial(jsonl_bytes, [page]), file_name("latent", str(latent), kind="json"), "This page in Neuronpedia's format"
+            st.download_button("JSON", data, file, "application/json", key="latent json", on_click="ignore", icon=":material/download:", help=told)
         url = latents.neuronpedia_url(model, latent)
         if url:
             st.link_button("Neuronpedia", url, icon=":material/open_in_new:", help="Opens neuronpedia.org in a new tab")
