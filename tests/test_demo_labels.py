@@ -54,6 +54,7 @@ def selected(active: tuple[np.ndarray, np.ndarray], k: int) -> set[int]:
     return {int(j) for side in (separation, -separation) for j in np.argsort(-side, kind="stable")[:k] if side[j] > 0}
 
 
+@pytest.mark.slow  # minutes where the processor has no bfloat16
 def test_every_latent_that_the_demo_selects_has_a_label(active: tuple[np.ndarray, np.ndarray]) -> None:
     """At K = 128, where many latents tie at the cut, other batches move some across it: nine in ten must be labelled there."""
     named, small, large = {int(row["index"]) for row in ROWS}, selected(active, PRESET.selection.k), selected(active, LARGEST)
