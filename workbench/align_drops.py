@@ -42,7 +42,7 @@ def draw(view: View) -> None:
     if not shown:
         st.caption("Every pair of this round was kept.")
         return
-    with st.container(horizontal=True, gap="medium"):
+    with st.container(horizontal=True, gap="medium", key="align drop halves"):
         with st.container(width=LEFT):
             chosen = _table(view, round, shown, reason)
         with st.container(width=RIGHT):

@@ -7,6 +7,7 @@ mixes between traces.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -152,6 +153,8 @@ def accuracy_curve(points: Sequence[Mapping[str, Any]], k: int | None = None) ->
         )
     ks = sorted({row["k"] for row in rows})
     made.update_xaxes(type="log", tickvals=ks, ticktext=[str(one) for one in ks])
+    if len(ks) == 1:  # else what stands a little apart would fill the axis
+        made.update_xaxes(range=[math.log10(ks[0] / 2), math.log10(2 * ks[0])])
     made.update_yaxes(ticksuffix=" %")
     if k is not None and rows:
         straight(made, x=k, text=f"K = {k}")

@@ -32,7 +32,7 @@ def waterfall(steps: Sequence[Step], *, unit: str = "reward") -> Chart:
     start, end = (next((step.value for step in steps if step.kind == kind), 0.0) for kind in TOTALS)
     parts = [step for step in steps if step.kind == "part"]
     residual = end - start - sum(step.value for step in parts)
-    made = figure(x=unit.capitalize(), y="", height=90 + 30 * len(steps))
+    made = figure(x=f"{unit.capitalize()}, residual {residual:+.1e}<br>whiskers: deviation over heads", y="", height=106 + 30 * len(steps))
     before, drawn = start, []
     for step in steps:
         base, length = (0.0, step.value) if step.kind in TOTALS else (before, step.value)
@@ -66,9 +66,7 @@ def waterfall(steps: Sequence[Step], *, unit: str = "reward") -> Chart:
     )
     reach = [0.0, *ends, *outer, *(base for base, _ in drawn)]
     pad = 0.12 * (max(reach) - min(reach) or 1.0)
-    made.update_xaxes(
-        range=[min(reach) - pad, max(reach) + pad], title={"text": f"{unit.capitalize()} (residual {residual:+.1e}; whiskers: deviation over heads)"}
-    )
+    made.update_xaxes(range=[min(reach) - pad, max(reach) + pad])
     straight(made, x=0)
     rows = [{"bar": step.label, "kind": step.kind, "value": step.value, "deviation": step.deviation, "key": step.key} for step in steps]
     alt = f"Waterfall from {start:.3g} to {end:.3g} in {len(parts)} parts, residual {residual:.1e}."

@@ -43,7 +43,7 @@ def draw(first: FittedModel) -> None:
     held = found if only is None else found.only(only)
     if len(held):
         _figures(held)
-    with st.container(horizontal=True, gap="medium"):
+    with st.container(horizontal=True, gap="medium", key="compare halves"):
         with st.container(width=LEFT):
             _scatter(first, second, found, None if only is None else only.pair_ids)
         with st.container(width=RIGHT):

@@ -82,7 +82,8 @@ def _figures(model: FittedModel, found: Selection) -> None:
                 f"Mean separation of the {len(held):,} selected latents on {_held_out(model)}held-out pairs, each on its own side. "
                 "A fall from training is the winner's curse."
             )
-            change, sure = f"{mean(held) - mean(seen):+.1f} to training", latents.held_out_separation(model) if found.own else None
+            fall = round(mean(held) - mean(seen), 1) + 0.0  # never -0.0
+            change, sure = f"{fall:+.1f} to training", latents.held_out_separation(model) if found.own else None
             if sure is not None:
                 told += f" In brackets: 95 % interval over {sure.n_prompts:,} prompts."
                 change = f"[{POINTS * sure.low:.1f}, {POINTS * sure.high:.1f}], {change}"
