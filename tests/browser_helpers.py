@@ -44,7 +44,7 @@ class Server:
 
     def start(self, patience: float = PATIENCE / 1000) -> None:
         command = [sys.executable, "-m", "streamlit", "run", "workbench/app.py", "--server.port", str(self.port), "--server.headless", "true"]
-        environment = {**os.environ, "SPARSERM_CACHE": str(self.cache), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "SPARSERM_CACHE": str(self.cache), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
