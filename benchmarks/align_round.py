@@ -2,7 +2,8 @@
 
 Ours is a real round, out of the cache that the workbench uses, with seeds that were never used before, so that every step is computed.
 Plain: candidates on the same prompts by `model.generate`, one answer at a time, then TRL's DPOTrainer with its defaults (bf16 autocast, gradient
-checkpointing, the reference read again in every step) on the very pairs that ours trained on, with the same LoRA and the same number of epochs.
+checkpointing, the reference read again in every step) on the very pairs that ours trained on, with the same LoRA and the same number of epochs; where
+the processor has no fast bfloat16 it trains in float32, as ours does, for emulated products would make it many times slower.
 Its rewards and filter are ours. Evaluation and shift are no part of the recipe: they are printed, and left out of the ratio.
 
 `--prompts 24` halves it. Prints where the time goes; the last line is one JSON object.
@@ -26,6 +27,7 @@ from core.align.records import CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, SHI
 from core.align.templates import instructed, templates_of
 from core.align_job import completed, run_alignment
 from core.backbone.model import Backbone, load_backbone
+from core.backbone.source import resolve_dtype
 from core.config import AlignConfig, DPOConfig
 from core.data.saved import read_pairs
 from core.runs.store import Store
@@ -68,6 +70,7 @@ def plain_dpo(backbone: Backbone, pairs: Sequence[PreferencePair], config: DPOCo
     rows = Dataset.from_list([{"prompt": list(pair.prompt), **both} for pair, both in zip(pairs, answer, strict=True)])
     with tempfile.TemporaryDirectory() as folder, quiet():
         own = {"num_train_epochs": config.epochs, "use_cpu": backbone.device.type == "cpu", "save_strategy": "no", "report_to": "none"}
+        own |= {} if resolve_dtype(replace(backbone.config, dtype="auto")) == "bfloat16" else {"bf16": False}
         began = time.perf_counter()
         arguments = Arguments(folder, disable_tqdm=True, **own)
         DPOTrainer(backbone.model, args=arguments, train_dataset=rows, processing_class=backbone.tokenizer, peft_config=new_lora(config)).train()
