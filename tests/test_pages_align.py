@@ -152,6 +152,15 @@ def test_a_preset_is_one_click_and_one_word(empty: Path, preset: str) -> None:
     assert at.code[-1].value == f"sparserm align --preset {preset} --detach"
 
 
+def test_a_click_on_the_chosen_preset_is_back_to_it(empty: Path) -> None:
+    """A row of choices lets go of what is clicked twice: the browser then says that nothing is chosen."""
+    at = fine(open_page("align"))
+    fine(next(box for box in at.number_input if box.label == "Rounds").set_value(4).run())
+    assert "--rounds 4" in at.code[-1].value
+    fine(at.button_group(key="align preset 1").set_value(None).run())
+    assert at.code[-1].value == "sparserm align --preset demo --detach"
+
+
 @pytest.mark.parametrize(
     "config",
     [

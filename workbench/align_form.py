@@ -109,7 +109,7 @@ def form() -> Filled:
 
 def _preset(draft: Draft) -> None:
     name = preset_of(draft)
-    bound = state.bound("align preset", name or None, lambda chosen: fill(ALIGN_PRESETS[chosen]))
+    bound = state.bound("align preset", name or None, lambda chosen: fill(ALIGN_PRESETS[chosen or name]))  # a click on the chosen one: back to it
     st.segmented_control("Start from", ORDER, help="Changes below are laid over this preset.", **bound)
     if name:
         preset = ALIGN_PRESETS[name]
