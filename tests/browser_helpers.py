@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, TimeoutError, 
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 120_000.0  # milliseconds: machines that test are busy
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 
 
@@ -29,10 +30,10 @@ def chromium() -> str | None:
 
 
 class Server:
-    """`streamlit run workbench/app.py`, as a person starts it, on a port and a cache of its own."""
+    """`streamlit run workbench/app.py`, as a person starts it, on a port and a cache of its own; `threads` of the runs that it starts."""
 
-    def __init__(self, cache: Path, log: Path) -> None:
-        self.cache, self.log = cache, log
+    def __init__(self, cache: Path, log: Path, threads: int = 1) -> None:
+        self.cache, self.log, self.threads = cache, log, threads
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
@@ -44,7 +45,7 @@ class Server:
 
     def start(self, patience: float = PATIENCE / 1000) -> None:
         command = [sys.executable, "-m", "streamlit", "run", "workbench/app.py", "--server.port", str(self.port), "--server.headless", "true"]
-        environment = {**os.environ, "SPARSERM_CACHE": str(self.cache), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        environment = {**os.environ, "SPARSERM_CACHE": str(self.cache), **dict.fromkeys(THREADS, str(self.threads))}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

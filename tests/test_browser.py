@@ -126,7 +126,7 @@ def test_the_whole_journey(chrome: Browser, server: Server, cache: Path) -> None
 def test_the_same_journey_on_smollm2(chrome: Browser, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.mkdir()
-    server = Server(cache, tmp_path / "server.log")
+    server = Server(cache, tmp_path / "server.log", os.cpu_count() or 1)
     server.start()
     try:
         journey(chrome, server, cache, "Build the demo")
