@@ -26,6 +26,12 @@ from core.serving.queries import Queries
 from core.serving.texts import Texts
 
 
+@pytest.fixture(autouse=True)
+def _uncapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine caps the memory of its process; here that is the tests', whose browsers would inherit it and crash."""
+    monkeypatch.setattr("core.serving.engine.cap_memory", lambda _more: None)
+
+
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
     return load_backbone(preset("tiny").backbone, depth=2)
