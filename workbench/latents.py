@@ -152,6 +152,7 @@ def _resamples(folder: Path) -> Resamples:
     return found
 
 
+@lru_cache(maxsize=16)
 def held_out_separation(model: FittedModel) -> Estimate | None:
     """Mean separation of the model's own latents, each on its own side, on validation pairs, with its interval over prompts.
 

@@ -4,6 +4,8 @@ This process never loads torch, transformers, sae_lens, trl, peft or scikit-lear
 model process (workbench/resources.py).
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import streamlit as st
