@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from pages_helpers import add_model, open_page
+from streamlit.proto.WidgetStates_pb2 import WidgetStates
 from streamlit.testing.v1 import AppTest
 
 from core.errors import ConfigError
@@ -112,9 +113,37 @@ def test_a_row_of_choices_bound_to_a_name() -> None:
 
 def test_a_table_is_made_anew_only_where_somebody_else_marks(query: Query) -> None:
     first = state.table_key("runs", "")
-    state.table_shows("runs", "r1")
+    assert state.table_shows("runs", first, "r1")
+    assert not state.table_shows("runs", first, "r1")  # known
     assert state.table_key("runs", "r1") == first
-    assert state.table_key("runs", "r2") != first
+    second = state.table_key("runs", "r2")
+    assert second != first and not state.table_shows("runs", first, "r1")  # told of a table that is gone
+    assert state.table_key("runs", "r2") == second
+
+
+def vanishing_script() -> None:
+    import streamlit as st
+
+    from workbench import state
+
+    if state.get("runs_open"):
+        st.text("open")
+    else:
+        state.segments("Which", {"a": "First", "b": "Second"}, "compare_kind", default="b")
+        st.button("Start", on_click=lambda: state.choose(runs_open="7", compare_kind=None))
+
+
+def test_a_late_word_of_a_widget_that_is_gone_changes_nothing() -> None:
+    """A browser that has not heard yet that the form is gone tells all it holds when a live progress asks: once that undid the start of a run."""
+    at = AppTest.from_function(vanishing_script).run()
+    at.button_group[0].select("a").run()
+    late = at.button_group[0]._widget_state
+    at.button[0].click().run()
+    assert in_url(at) == {"runs_open": "7"} and at.text[0].value == "open"
+    told = WidgetStates()
+    told.widgets.append(late)
+    at._run(told)
+    assert in_url(at) == {"runs_open": "7"}
 
 
 def in_url(at: AppTest) -> dict[str, str]:

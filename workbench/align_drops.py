@@ -74,8 +74,7 @@ def _table(view: View, round: RoundRecord, shown: Sequence[Generated], reason: s
 
     def opened() -> None:
         picked = st.session_state[key]["selection"]["rows"]
-        if picked and picked[0] < len(ids):
-            state.table_shows(name, ids[picked[0]])
+        if picked and picked[0] < len(ids) and state.table_shows(name, key, ids[picked[0]]):
             state.choose(align_drop=ids[picked[0]])
 
     st.dataframe(

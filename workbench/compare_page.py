@@ -156,6 +156,5 @@ def _table(first: FittedModel, found: Comparison) -> None:
 def _marked(name: str, key: str, ids: list[str]) -> None:
     """The pair that a person marked in the table."""
     rows = st.session_state[key]["selection"]["rows"]
-    if rows and rows[0] < len(ids):
-        state.table_shows(name, ids[rows[0]])
+    if rows and rows[0] < len(ids) and state.table_shows(name, key, ids[rows[0]]):
         state.choose(pair=ids[rows[0]], **OTHER)

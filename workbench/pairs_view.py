@@ -149,8 +149,7 @@ def browse(found: PairList, key: str) -> None:
 def _select(name: str, key: str, ids: list[str]) -> None:
     """The pair that a person marked. A fresh table tells of nothing marked, too, so a pair is let go by its chip."""
     rows = st.session_state[key]["selection"]["rows"]
-    if rows and rows[0] < len(ids):
-        state.table_shows(name, ids[rows[0]])
+    if rows and rows[0] < len(ids) and state.table_shows(name, key, ids[rows[0]]):
         state.choose(pair=ids[rows[0]])
 
 

@@ -163,7 +163,8 @@ def _select(name: str, key: str, ids: list[str]) -> None:
         return
     before = [one for one in (state.get(OPEN), state.get(OTHER)) if one in marked]
     both = (before + [one for one in marked if one not in before])[-2:]
-    state.table_shows(name, " ".join(sorted(both, key=ids.index)))
+    if not state.table_shows(name, key, " ".join(sorted(both, key=ids.index))):
+        return
     state.choose(**{OPEN: both[0], OTHER: both[1] if len(both) > 1 else None})
     st.session_state["runs marked"] = "1"
 

@@ -137,7 +137,8 @@ def bound(name: str, value: Any, take: Callable[[Any], None]) -> dict[str, Any]:
 
     A widget whose value a script sets anew can be overruled by the browser, which still tells the old value when it asks next (a live progress asks
     every second), and that looks like a person's change. So a value that comes from elsewhere makes another widget: what is told of the old one is
-    nobody's.
+    nobody's. Nor is a value that was known: Streamlit forgets a widget that is no longer drawn, so when the browser, which has not heard of that yet,
+    still tells what it holds, every such widget seems to have changed.
     """
     memory = f"bound {name}"
     number, _, shown = st.session_state.get(memory, "0 ").partition(" ")
@@ -150,8 +151,8 @@ def bound(name: str, value: Any, take: Callable[[Any], None]) -> dict[str, Any]:
 
     def changed() -> None:
         said = st.session_state[key]
-        st.session_state[memory] = f"{number} {said}"
-        take(said)
+        if _news(memory, number, str(said)):
+            take(said)
 
     return {"key": key, "on_change": changed}
 
@@ -165,11 +166,18 @@ def table_key(name: str, shown: str) -> str:
     return f"{name} {number}"
 
 
-def table_shows(name: str, shown: str) -> None:
-    """Says, in a table's callback, that a person marked this there."""
-    memory = f"bound {name}"
-    number = st.session_state.get(memory, "0 ").partition(" ")[0]
-    st.session_state[memory] = f"{number} {shown}"
+def table_shows(name: str, key: str, shown: str) -> bool:
+    """For a table's callback: notes that this is marked now. False where no person marked it: in a table that is gone, or known (see `bound`)."""
+    return _news(f"bound {name}", key.rpartition(" ")[2], shown)
+
+
+def _news(memory: str, number: str, said: str) -> bool:
+    """Notes what the widget of this number tells; False where another has taken its place, or where it was known."""
+    known = st.session_state.get(memory, "0 ")
+    if known.partition(" ")[0] != number or known == f"{number} {said}":
+        return False
+    st.session_state[memory] = f"{number} {said}"
+    return True
 
 
 # --- what is too long for a URL --------------------------------------------------------------------------------------
