@@ -147,6 +147,7 @@ def _table() -> None:
             "Accuracy, %": st.column_config.NumberColumn(format="%.1f", help="Mean test accuracy of a fit over its heads"),
             "95 %, n": st.column_config.TextColumn(help="Interval of the accuracy over prompts, and test pairs"),
         },
+        placeholder="",
         alt="All runs with their state and outcome",
     )
     with st.container(horizontal=True, vertical_alignment="center"):
