@@ -9,7 +9,8 @@ How this differs from handing TRL the policy and the pairs, and why:
 3. **Tokens** come from our chat template (`dpo_pairs`), so TRL prepares nothing, and cuts nothing.
 4. **Epochs** are judged by exact accuracy over the validation pairs. TRL's is a mean over batches, in which a last small batch weighs too much.
 5. **Losses** are logged as they are: by default transformers logs an average in place of a NaN. One that is not finite ends the training.
-6. TRL reports its use to a server at every start; here it does not.
+6. **Prompts** are computed once for both answers where the model allows it (`dpo_prompts`).
+7. TRL reports its use to a server at every start; here it does not.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from core.align.dpo_pairs import EncodedPair
+from core.align.dpo_prompts import can_share, shared_prompts
 from core.align.policy import adapter_tensors, new_lora, quiet, set_adapter_tensors
 from core.align.ranks import n_processes, on_cpu
 from core.backbone.activations import plan_batches
@@ -82,14 +84,22 @@ def trainable_parameters(model: Any) -> int:
 def _trainer_class() -> Any:
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    class Trainer(DPOTrainer):
+    class Trainer(DPOTrainer):  # private names of trl 1.16, which is pinned; tests/test_align_dpo.py sees that each does what it should
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset  # the rows are tokens already
 
         def _send_telemetry(self) -> None:
             pass
 
+        def _compute_loss(self, model: Any, inputs: Any, return_outputs: Any) -> Any:
+            return super()._compute_loss(reader(model), inputs, return_outputs)
+
     return Trainer
+
+
+def reader(model: Any) -> Any:
+    """How the trainer calls its model: with each prompt computed once where the model allows it."""
+    return shared_prompts(model) if can_share(getattr(model, "module", model).get_base_model()) else model
 
 
 def _arguments(backbone: Backbone, config: DPOConfig, scratch: str) -> Any:
@@ -135,14 +145,14 @@ def sequence_logprobs(trainer: Any, pairs: Sequence[EncodedPair], *, bare: bool)
     model, accelerator = trainer.model, trainer.accelerator
     found = torch.zeros(len(pairs), 2, device=accelerator.device)
     batches = plan_batches([2 * pair.longest for pair in pairs], 2 * max(pair.longest for pair in pairs) * trainer.args.per_device_train_batch_size)
-    training = model.training
+    read, training = reader(model), model.training
     model.eval()
     with torch.no_grad(), model.disable_adapter() if bare else contextlib.nullcontext(), accelerator.autocast():
         for batch in batches[accelerator.process_index :: accelerator.num_processes]:
             rows = [{"prompt_ids": pairs[i].prompt, "chosen_ids": pairs[i].chosen, "rejected_ids": pairs[i].rejected} for i in batch]
             inputs = {name: tensor.to(accelerator.device) for name, tensor in trainer.data_collator(rows).items()}
             labels = inputs["input_ids"].masked_fill(inputs.pop("completion_mask") == 0, -100)
-            sums = model(**inputs, labels=labels, use_cache=False, fused_lm_head=True).log_probs.float().sum(1)
+            sums = read(**inputs, labels=labels, use_cache=False, fused_lm_head=True).log_probs.float().sum(1)
             found[batch] = torch.stack(sums.chunk(2), dim=1)
     model.train(training)
     result: torch.Tensor = accelerator.reduce(found, reduction="sum").cpu()

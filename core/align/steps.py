@@ -33,7 +33,7 @@ from core.runs.store import Artefact, write_json
 from core.types import PreferencePair, PreferencePairs, Progress
 
 # Bumped by hand when a step computes something else from the same inputs.
-VERSIONS = dict.fromkeys((CANDIDATES, REWARDS, FILTER, DPO, EVALUATION, SHIFT, ROUND, ALIGNMENT), 1)
+VERSIONS = {**dict.fromkeys((CANDIDATES, REWARDS, FILTER, EVALUATION, SHIFT, ROUND, ALIGNMENT), 1), DPO: 2}
 COUNTS = ("generated", "parsed", "kept", "dropped")  # shown while it runs
 SEEDS_A_ROUND = 1000  # apart: seeds below it never meet another round's
 SHIFT_POINTS = 1000  # of training and generated answers, in the pictures
