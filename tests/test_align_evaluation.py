@@ -22,7 +22,6 @@ from reward_helpers import make_pairs
 from core.align import logprobs
 from core.align.dpo_pairs import encode_pairs
 from core.align.evaluation import (
-    ARRAYS,
     FILE,
     Answer,
     PolicyEvaluation,
@@ -35,7 +34,7 @@ from core.align.evaluation import (
     read_answers,
     save_evaluation,
 )
-from core.align.figures import MEANING, SHARES, Measure, figure_of
+from core.align.figures import ARRAYS, MEANING, SHARES, Measure, figure_of
 from core.align.logprobs import Asked, answer_logprobs, encode_answers, kl_from_base, plan
 from core.align.mc import Question, encode_choices, mc_content, mc_of, measure_mc, read_questions, seen_questions
 from core.align.policy import BASE, Policy, adapter_tensors, load_policy, new_lora, quiet, save_adapter

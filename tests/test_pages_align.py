@@ -21,7 +21,7 @@ from scipy.stats import binomtest
 from streamlit.testing.v1 import AppTest
 
 from core.align import audit
-from core.align.figures import MEANING
+from core.align.figures import MEANING, read_measures
 from core.align.presets import ALIGN_PRESETS, align_preset
 from core.align.records import CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, STEPS, find_alignment, key_of
 from core.align_cli import align_config
@@ -508,6 +508,20 @@ def test_two_arms_are_laid_side_by_side(cache: Path) -> None:
     parsed = sum(counts_by_arm(round, "none")[0] for round in (1, 2))
     said = dict(zip(table["Arm"], table["Kept of parsed"], strict=True))
     assert said == {"SparseRM filter": f"{kept['sparserm']} of {parsed}", "No filter": f"{kept['none']} of {parsed}"}
+
+
+def test_two_arms_are_paired_item_by_item(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = fine(open_page("align", align_open=ready(cache).id, align_show="compare"))
+    assert "SparseRM filter" in words(at) and "after round 2" in words(at)
+    table = at.dataframe[-2].value.set_index("Figure")
+    own, other = ready(cache), next(one for one in align.entries(cache) if one.config.arm == "none")
+    found = align_figures.leads(own.rounds[-1], other.rounds[-1])
+    assert set(table.index) == {align_figures.FIGURES[name].title for name in found} and {"reward", "accuracy", "mc1_unseen"} <= set(found)
+    later = align_figures.leads(own.rounds[-1], other.rounds[-2])["accuracy"]
+    after, before = (read_measures(one.steps[EVALUATION])["accuracy"].values for one in (own.rounds[-1], other.rounds[-2]))
+    assert later.value == pytest.approx((after - before).mean()) and later.value < 0 and later.low <= later.value <= later.high and later.n == 60
+    monkeypatch.setattr(align_compare, "_alike", lambda *_: False)
+    assert "after round 2" not in words(fine(open_page("align", align_open=own.id, align_show="compare")))
 
 
 def counts_by_arm(round: int, arm: str) -> tuple[int, int]:

@@ -64,6 +64,24 @@ def _curves(entry: Entry, others: Sequence[Entry]) -> None:
     names = [name for name in align_figures.FIRST if any(name in curves for curves in found.values())]
     series = {name: {title: curves[name] for title, curves in found.items() if name in curves} for name in names}
     grid(series, key=f"align compare {entry.id} {other.id}")
+    if _alike(entry, other):
+        _leads(entry, other)
+
+
+def _leads(entry: Entry, other: Entry) -> None:
+    """The two arms after the last round that both have, item by item: far narrower than two intervals side by side."""
+    here, there = ({one.round: one for one in evaluated(each.rounds)} for each in (entry, other))
+    round = max(here.keys() & there.keys())
+    found = align_figures.leads(here[round], there[round])
+    if not round or not found:
+        return
+    st.markdown(f"##### {_called(entry)} less {_called(other)}, after round {round}")
+    rows = [
+        {"Figure": FIGURES[name].title, "Difference": FIGURES[name].within(lead.to_json()), "n": lead.n, "Prompts": lead.n_prompts}
+        for name, lead in found.items()
+    ]
+    show_rows(rows, key="align leads")
+    st.caption("Each pair, prompt and question against itself, with 95 % intervals over prompts: one that holds zero shows no difference.")
 
 
 def _called(entry: Entry) -> str:

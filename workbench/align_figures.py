@@ -8,9 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from core.align.figures import MEANING
+from core.align.figures import MEANING, difference_of, read_measures
 from core.align.records import EVALUATION, RoundRecord, read_rows
 from core.align.watch import DRIFT, RULE  # for the pages
+from core.errors import MismatchError
+from core.explain.estimates import Estimate
 from workbench import models
 from workbench.align import Entry
 from workbench.chart_base import interval, number
@@ -104,6 +106,25 @@ def curves(rounds: Sequence[RoundRecord]) -> dict[str, list[Point]]:
 def point_of(found: Mapping[str, Sequence[Point]], name: str, round: int) -> Point | None:
     """A figure after a round."""
     return next((one for one in found.get(name, ()) if one["round"] == round), None)
+
+
+def leads(one: RoundRecord, other: RoundRecord) -> dict[str, Estimate]:
+    """How far the first policy's figures lie above the second's, each pair, prompt and question against itself; what was not the same is absent."""
+    return _leads(one.steps[EVALUATION], other.steps[EVALUATION])
+
+
+@lru_cache(maxsize=32)
+def _leads(one: Path, other: Path) -> dict[str, Estimate]:
+    own, theirs = read_measures(one), read_measures(other)
+    found = dict[str, Estimate]()
+    for name in (name for name in FIGURES if name in own and name in theirs):
+        try:
+            lead = difference_of(name, own[name], theirs[name])
+        except MismatchError:
+            continue
+        if lead is not None:
+            found[name] = lead
+    return found
 
 
 def rows(found: Mapping[str, Sequence[Point]]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from core.align.dpo_pairs import encode_pairs
-from core.align.figures import MEANING, Figure, Measure, figure_of
+from core.align.figures import ARRAYS, MEANING, Figure, Measure, figure_of, read_measures
 from core.align.generation import Generator
 from core.align.logprobs import Asked, answer_logprobs, encode_answers, kl_from_base
 from core.align.mc import measure_mc, read_questions, seen_questions
@@ -41,7 +41,7 @@ from core.reward.model import SparseRM
 from core.runs.store import write_json
 from core.types import PreferencePairs, Progress, no_progress
 
-FILE, SAMPLES, ARRAYS = "evaluation.json", "samples.jsonl", "arrays.safetensors"
+FILE, SAMPLES = "evaluation.json", "samples.jsonl"
 PROJECTIONS = "projections"
 LEARNT_FROM = ("train", "validation")  # splits that the reward model's weights or choices come from
 NAN = float("nan")
@@ -271,12 +271,11 @@ def load_evaluation(folder: Path) -> PolicyEvaluation:
     from safetensors.numpy import load_file
 
     try:
-        said, arrays = json.loads((folder / FILE).read_text(encoding="utf-8")), load_file(folder / ARRAYS)
-        names = sorted({name.partition(".")[0] for name in arrays} - {PROJECTIONS})
+        said = json.loads((folder / FILE).read_text(encoding="utf-8"))
         return PolicyEvaluation(
             figures={name: _figure(one) for name, one in said["figures"].items()},
-            measures={name: Measure(values=arrays[f"{name}.values"], groups=arrays[f"{name}.groups"]) for name in names},
-            projections=arrays[PROJECTIONS],
+            measures=read_measures(folder),
+            projections=load_file(folder / ARRAYS)[PROJECTIONS],
             samples=tuple(read_rows(folder / SAMPLES)),
             about=said["about"],
             drift=tuple(Drift(**one) for one in said["drift"]),

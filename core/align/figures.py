@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ MEANING: Mapping[str, str] = {
     "mc2_all": "MC2 on all questions, seen ones too",
 }
 SHARES = ("finished", "accuracy", "accuracy_per_token", "validation_accuracy", "mc1_unseen", "mc1_all")
+ARRAYS = "arrays.safetensors"
 OWN_DIFFERENCE = ("kl_per_token", "kl_per_sequence")  # already stand against the base model
 
 
@@ -68,7 +70,7 @@ def figure_of(name: str, measure: Measure, first: Measure | None) -> Figure | No
     found = _share(measure.values[kept], measure.groups[kept]) if name in SHARES else mean_over_prompts(measure.values, measure.groups)
     if found is None:
         return None
-    difference = None if first is None or name in OWN_DIFFERENCE else _difference(name, measure, first)
+    difference = None if first is None or name in OWN_DIFFERENCE else difference_of(name, measure, first)
     return Figure(**found.__dict__, difference=difference)
 
 
@@ -79,12 +81,22 @@ def _share(values: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> Es
     return Estimate(value=said.accuracy, low=said.low, high=said.high, n=said.n, n_prompts=len(np.unique(groups)))
 
 
-def _difference(name: str, measure: Measure, first: Measure) -> Estimate | None:
-    if not np.array_equal(measure.groups, first.groups):
+def difference_of(name: str, measure: Measure, other: Measure) -> Estimate | None:
+    """How far a measure lies above another policy's, each item against itself. Raises MismatchError if the two measured other items."""
+    if not np.array_equal(measure.groups, other.groups):
         raise MismatchError(
-            f"round 0 measured {name} on other items, so nothing can be paired",
-            expected=f"{len(first.groups)} items of {len(np.unique(first.groups))} prompts",
+            f"{name} was measured on other items, so nothing can be paired",
+            expected=f"{len(other.groups)} items of {len(np.unique(other.groups))} prompts",
             found=f"{len(measure.groups)} items of {len(np.unique(measure.groups))} prompts",
             remedy="evaluate every round with the same pairs and options",
         )
-    return mean_over_prompts(measure.values - first.values, measure.groups)
+    return mean_over_prompts(measure.values - other.values, measure.groups)
+
+
+def read_measures(folder: Path) -> dict[str, Measure]:
+    """The measures in a folder that `core.align.evaluation.save_evaluation` wrote. Raises what safetensors raises. Loads no torch."""
+    from safetensors.numpy import load_file
+
+    arrays, parts = load_file(folder / ARRAYS), ("values", "groups")
+    names = sorted(name.removesuffix(".values") for name in arrays if name.endswith(".values"))
+    return {name: Measure(**{part: arrays[f"{name}.{part}"] for part in parts}) for name in names}
