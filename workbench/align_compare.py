@@ -10,11 +10,12 @@ import streamlit as st
 from workbench import align, align_figures, state
 from workbench.align import Entry
 from workbench.align_evaluation import evaluated, grid
-from workbench.align_figures import FIGURES, Point
+from workbench.align_figures import FIGURES, Figure, Point
 from workbench.chart_base import visible
 from workbench.downloads import download_rows, show_rows
 
 if TYPE_CHECKING:
+    from core.explain.estimates import Estimate
     from workbench.align_page import View
 
 TABLE = ("accuracy", "mc1_unseen", "mc2_unseen", "reward", "length", "kl_per_token")
@@ -35,6 +36,12 @@ def draw(view: View) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption("Measured on held-out data, with 95 % intervals. The round is chosen on validation pairs.", width="content")
         download_rows(rows, name="", what="alignments", key="align arms files")
+
+
+def _lead(figure: Figure, lead: Estimate) -> dict[str, Any]:
+    share = figure.scale == 100
+    said = figure.within(lead.to_json(), "+.1f" if share else "+.3g")
+    return {"Figure": figure.title, "Difference": said, "Unit": "percentage points" if share else figure.unit, "n": lead.n, "Prompts": lead.n_prompts}
 
 
 def _other_arm(entry: Entry) -> None:
@@ -76,11 +83,8 @@ def _leads(entry: Entry, other: Entry) -> None:
     if not round or not found:
         return
     st.markdown(f"##### {_called(entry)} less {_called(other)}, after round {round}")
-    rows = [
-        {"Figure": FIGURES[name].title, "Difference": FIGURES[name].within(lead.to_json()), "n": lead.n, "Prompts": lead.n_prompts}
-        for name, lead in found.items()
-    ]
-    show_rows(rows, key="align leads")
+    rows = [_lead(FIGURES[name], lead) for name, lead in found.items()]
+    show_rows(rows, key="align leads", height="content")
     st.caption("Each pair, prompt and question against itself, with 95 % intervals over prompts: one that holds zero shows no difference.")
 
 
