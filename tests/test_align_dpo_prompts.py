@@ -11,7 +11,11 @@ from backbone_helpers import save_model, tiny_folder
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
+from core.align.dpo_pairs import EncodedPair
 from core.align.dpo_prompts import PER_TOKEN, can_share, shared_prompts
+from core.align.dpo_trainer import new_trainer
+from core.align.policy import training_base
+from core.config import BackboneConfig, DPOConfig
 
 # (prompt, chosen, rejected): lengths that differ every way, a prompt of one token, an answer of one.
 PAIRS = [([5, 6, 7, 8, 9], [10, 11, 2], [12, 2]), ([5], [13, 2], [14, 15, 16, 17, 2]), ([20, 21, 22], [2], [30, 2])]
@@ -61,6 +65,17 @@ def test_equal_to_whole_sequences(tmp_path: Path, kind: str, attention: str) -> 
     assert gradients.keys() == plain_gradients.keys() and len(gradients) > 10
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, plain_gradients[name], rtol=1e-3, atol=1e-5, msg=lambda said, name=name: f"{name}: {said}")
+
+
+def test_the_trainer_reads_each_prompt_once(tmp_path: Path) -> None:
+    """TRL calls its model in a method of a private name: the day that is another, this fails, and nothing else would."""
+    config = DPOConfig(batch_size=3)
+    backbone = training_base(BackboneConfig(model=str(tiny_folder()), layer=1, dtype="float32", device="cpu"), config, spread=False)
+    pairs = [EncodedPair(pair_id=str(i), prompt_id=str(i), prompt=p, chosen=c, rejected=r) for i, (p, c, r) in enumerate(PAIRS)]
+    trainer, seen = new_trainer(backbone, None, pairs, config, str(tmp_path)), list[int]()
+    backbone.model.get_input_embeddings().register_forward_hook(lambda _, given, __: seen.append(given[0].numel()))
+    trainer.compute_loss(trainer.model, trainer.data_collator([trainer.train_dataset[i] for i in range(3)]))
+    assert seen == [ONCE]
 
 
 def test_the_answers_do_not_see_each_other() -> None:

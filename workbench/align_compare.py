@@ -78,9 +78,9 @@ def _curves(entry: Entry, others: Sequence[Entry]) -> None:
 def _leads(entry: Entry, other: Entry) -> None:
     """The two arms after the last round that both have, item by item: far narrower than two intervals side by side."""
     here, there = ({one.round: one for one in evaluated(each.rounds)} for each in (entry, other))
-    round = max(here.keys() & there.keys())
-    found = align_figures.leads(here[round], there[round])
-    if not round or not found:
+    round = max(here.keys() & there.keys(), default=0)
+    found = align_figures.leads(here[round], there[round]) if round else {}
+    if not found:
         return
     st.markdown(f"##### {_called(entry)} less {_called(other)}, after round {round}")
     rows = [_lead(FIGURES[name], lead) for name, lead in found.items()]

@@ -84,7 +84,7 @@ def trainable_parameters(model: Any) -> int:
 def _trainer_class() -> Any:
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    class Trainer(DPOTrainer):  # private names of trl 1.16, which is pinned; tests/test_align_dpo.py sees that each does what it should
+    class Trainer(DPOTrainer):  # private names of trl 1.16, which is pinned; the tests fail where one has gone
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset  # the rows are tokens already
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from core.errors import MismatchError
+from core.errors import MismatchError, StoreError
 from core.explain.estimates import Estimate, mean_over_prompts
 from core.reward.evaluation import accuracy_of
 
@@ -94,9 +94,14 @@ def difference_of(name: str, measure: Measure, other: Measure) -> Estimate | Non
 
 
 def read_measures(folder: Path) -> dict[str, Measure]:
-    """The measures in a folder that `core.align.evaluation.save_evaluation` wrote. Raises what safetensors raises. Loads no torch."""
+    """The measures in a folder that `core.align.evaluation.save_evaluation` wrote. Raises StoreError where they are damaged. Loads no torch."""
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    arrays, parts = load_file(folder / ARRAYS), ("values", "groups")
-    names = sorted(name.removesuffix(".values") for name in arrays if name.endswith(".values"))
-    return {name: Measure(**{part: arrays[f"{name}.{part}"] for part in parts}) for name in names}
+    parts = ("values", "groups")
+    try:
+        arrays = load_file(folder / ARRAYS)
+        names = sorted(name.removesuffix(".values") for name in arrays if name.endswith(".values"))
+        return {name: Measure(**{part: arrays[f"{name}.{part}"] for part in parts}) for name in names}
+    except (OSError, KeyError, SafetensorError) as error:
+        raise StoreError(f"{folder} holds no evaluation", found=f"{type(error).__name__}: {error}", remedy="sparserm cache verify") from error
