@@ -131,8 +131,9 @@ def test_hub_errors_say_what_to_do(error: str, words: str, monkeypatch: pytest.M
 def test_offline_and_wrong_names() -> None:
     with pytest.raises(BackboneError, match=r"not on this machine(.|\n)*--model FOLDER"):
         load_backbone(BackboneConfig(model="nobody/nothing-at-all"))
-    with pytest.raises(BackboneError, match=r"there is no model at \./nowhere"):
+    with pytest.raises(BackboneError, match=r"there is no model at \./nowhere") as told:
         load_backbone(BackboneConfig(model="./nowhere"))
+    assert "put the model back" in told.value.remedy
     with pytest.raises(BackboneError, match="no GGUF file"):
         load_backbone(BackboneConfig(model="nowhere.gguf"))
     with pytest.raises(BackboneError, match="neither a folder nor a Hub id"):

@@ -53,7 +53,11 @@ def find_model(config: BackboneConfig, *, progress: Progress = no_progress) -> M
     if path.is_dir():
         return _folder_source(path)
     if path.is_absolute() or config.model.startswith((".", "~")):
-        raise BackboneError(f"there is no model at {config.model}", expected="a folder with config.json, a .gguf file, or a Hub id such as org/name")
+        raise BackboneError(
+            f"there is no model at {config.model}",
+            expected="a folder with config.json, a .gguf file, or a Hub id such as org/name",
+            remedy="put the model back there, or fit anew with another --model",
+        )
     return _from_hub(config)
 
 
