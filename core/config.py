@@ -99,6 +99,16 @@ class BackboneConfig(Config):
     quantization: str = option("none", "bitsandbytes weights", choices=("none", "8bit", "4bit"))
     max_length: int = option(2048, "longest sequence in tokens", minimum=8)
     over_length: str = option("drop_turns", "a longer prompt: drop its leading turns, or refuse the row", choices=("drop_turns", "refuse"))
+    control_tokens: str = option(
+        "refuse",
+        "a control token inside a prompt or answer (closing ones at an answer's very end are cut): refuse the row, or encode its characters as text",
+        choices=("refuse", "text"),
+    )
+    think: str = option(
+        "keep",
+        "a thinking block of an answer: keep it as the policy wrote it, strip it, or refuse the row",
+        choices=("keep", "strip", "refuse"),
+    )
     template_date: str = option("26 Jul 2024", "date given to templates that print today's date")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", result=False)
     device_map: str = option("", "accelerate's device map (auto spreads a large model)", result=False)

@@ -21,7 +21,36 @@ DATED = (
     "{{ '<|im_start|>system\nToday is ' + date_string + ' or ' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}"
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 )
-REWRITING = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] | upper + '<|im_end|>' }}{% endfor %}"
+REWRITING = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] | replace('e', 'E') + '<|im_end|>' }}{% endfor %}"
+# As Qwen3 does: a block leaves earlier answers, the last one's is laid out anew, and without one an empty block stands before it.
+QWEN_LIKE = (
+    "{% for m in messages %}{% set text = m['content'] %}{% set thought = '' %}"
+    "{% if '</think>' in text %}{% set thought = text.split('</think>')[0].split('<think>')[-1].strip() %}"
+    "{% set text = text.split('</think>')[-1].lstrip() %}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}"
+    "{{ text + '<|im_end|>\n' }}{% endfor %}"
+)
+# As R1's distillations do: whatever stands before the end of a block is dropped.
+R1_LIKE = "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] }}{{ m['content'].split('</think>')[-1] + '<|im_end|>' }}{% endfor %}"
+# As Mistral-Nemo does: the system text opens the last user turn; turns must alternate; no marks of its own around an answer but its end.
+NEMO_LIKE = (
+    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set turns = messages[1:] %}"
+    "{% else %}{% set system = '' %}{% set turns = messages %}{% endif %}"
+    "{% for m in turns %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if m['role'] == 'user' %}"
+    "{% if system and loop.index0 >= turns | length - 2 %}{{ '[INST]' + system + '\n\n' + m['content'] + '[/INST]' }}"
+    "{% else %}{{ '[INST]' + m['content'] + '[/INST]' }}{% endif %}"
+    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
+)
+# As Llama-2 does: markers that are no tokens, the system text inside the first user turn, texts stripped.
+LLAMA2_LIKE = (
+    "{% if messages[0]['role'] == 'system' %}{% set system = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}"
+    "{% set turns = messages[1:] %}{% else %}{% set system = '' %}{% set turns = messages %}{% endif %}"
+    "{% for m in turns %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + (system if loop.first else '') + m['content'].strip() + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'].strip() + ' <|im_end|>' }}{% endif %}{% endfor %}"
+)
 
 
 def tiny_folder() -> Path:

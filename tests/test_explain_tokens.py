@@ -43,8 +43,9 @@ def explainer() -> Explainer:
     "response", [ANSWER, "  padded \n ", "emoji 👩‍👩‍👧 é́ at the end 🎉", "مرحبا بالعالم", "<|im_end|> is no template here", "a\n\nb"]
 )
 def test_texts_join_to_the_dialogue_and_kinds_are_told(response: str) -> None:
-    backbone = explainer().backbone
-    found = tiny_reading(EGG, response)
+    fitted = explainer().backbone
+    backbone = Backbone(fitted.model, fitted.tokenizer, replace(fitted.config, control_tokens="text"), fitted.identity)
+    found = tiny_reading(EGG, response, backbone)
     shown = item_of(EGG, response)[1]
     whole = backbone.template.text([{"role": "user", "content": EGG}, {"role": "assistant", "content": shown}])
     assert whole.startswith("".join(found.texts))

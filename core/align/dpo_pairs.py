@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from core.backbone.layout import Unreadable
 from core.backbone.model import Backbone
 from core.backbone.template import Rendered
 from core.types import Message, PreferencePair
 
 NO_TOKEN = "an answer has no token of its own"
 EQUAL = "answers equal"
-CONTROL = "an answer holds a control token"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +41,12 @@ class EncodedPair:
 
 
 def encode_pairs(pairs: Sequence[PreferencePair], backbone: Backbone, max_length: int) -> tuple[list[EncodedPair], dict[str, str]]:
-    """The pairs that DPO can train on, in order, and under the id of each other one why it can't.
-
-    Raises BackboneError where the chat template refuses a dialogue, as reading it for a reward would.
-    """
+    """The pairs that DPO can train on, in order, and under the id of each other one why it can't: also where the chat template refuses it."""
     dialogues = [dialogue for pair in pairs for dialogue in _dialogues(pair)]
     rendered = backbone.render_all(dialogues)
-    control = frozenset(backbone.tokenizer.all_special_ids)
     encoded, refused = list[EncodedPair](), dict[str, str]()
     for pair, chosen, rejected in zip(pairs, rendered[::2], rendered[1::2], strict=True):
-        found = _encode(pair, chosen, rejected, control, max_length)
+        found = _encode(pair, chosen, rejected, max_length)
         if isinstance(found, str):
             refused[pair.pair_id] = found
         else:
@@ -63,14 +59,16 @@ def _dialogues(pair: PreferencePair) -> Iterator[list[Message]]:
         yield [*pair.prompt, Message(role="assistant", content=text)]
 
 
-def _encode(pair: PreferencePair, chosen: Rendered, rejected: Rendered, control: frozenset[int], max_length: int) -> EncodedPair | str:
-    if pair.chosen.strip() == pair.rejected.strip():
+def _encode(pair: PreferencePair, chosen: Rendered | Unreadable, rejected: Rendered | Unreadable, max_length: int) -> EncodedPair | str:
+    if isinstance(chosen, Unreadable):
+        return chosen.reason
+    if isinstance(rejected, Unreadable):
+        return rejected.reason
+    answers = [side.messages[-1]["content"].strip() for side in (chosen, rejected)]
+    if answers[0] == answers[1]:
         return EQUAL
-    if not (pair.chosen.strip() and pair.rejected.strip() and chosen.response_starts and rejected.response_starts):
+    if not (all(answers) and chosen.answered and rejected.answered):
         return NO_TOKEN
-    for side in (chosen, rejected):
-        if control.intersection(side.ids[side.response_starts[-1] : side.response_ends[-1] + 1].tolist()):
-            return CONTROL
     ids = [side.ids[: max(side.response_ends[-1], side.turn_ends[-1]) + 1].tolist() for side in (chosen, rejected)]
     # Normally the same for both; a tokenizer that merges over the border gives the answer the prompt's last token as well.
     same = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(*ids, strict=False)))

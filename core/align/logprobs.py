@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from core.align.policy import Policy
 from core.backbone.generation import left_padded, shared_cache
+from core.backbone.layout import Unreadable
 from core.backbone.model import Backbone
 from core.reward.dialogues import Item
 from core.types import Message, Progress, no_progress
@@ -35,12 +36,12 @@ class Asked(NamedTuple):
 def encode_answers(backbone: Backbone, items: Sequence[Item], *, closed: Sequence[bool]) -> list[Asked | None]:
     """Items through the chat template: what stands before an answer's own text, and its tokens; where `closed`, its end of turn as well.
 
-    None where an answer has no token of its own, or is too long for the backbone's `max_length`.
+    None where a dialogue can't be read, an answer has no token of its own, or is too long for the backbone's `max_length`.
     """
     rendered = backbone.render_all([[*prompt, Message(role="assistant", content=text)] for prompt, text in items])
     found = list[Asked | None]()
     for (_, text), one, ends in zip(items, rendered, closed, strict=True):
-        if not text.strip() or not one.response_starts:
+        if isinstance(one, Unreadable) or not text.strip() or not one.answered:
             found.append(None)
             continue
         start, stop = one.response_starts[-1], (max(one.response_ends[-1], one.turn_ends[-1]) if ends else one.response_ends[-1]) + 1

@@ -73,6 +73,7 @@ class Cursor:
     distinct_tokens: int = 0
     ends: int = 0
     distinct_ends: int = 0
+    unreadable: int = 0  # dialogues of the first epoch that the template can't render as they are
 
     def after_batch(self) -> Cursor:
         return replace(self, batch=self.batch + 1)
@@ -177,6 +178,7 @@ class Stream:
             distinct_tokens=cursor.distinct_tokens + tokens * first,
             ends=cursor.ends + ends,
             distinct_ends=cursor.distinct_ends + ends * first,
+            unreadable=cursor.unreadable + (first and not parts),
         )
 
     def _states(self, found: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:

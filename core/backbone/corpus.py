@@ -165,16 +165,19 @@ def pair_dialogues(pairs: Iterable[PreferencePair]) -> Iterator[Dialogue]:
 
 def documents(dialogues: Sequence[Dialogue], backbone: Backbone, context: int) -> list[list[Document]]:
     """Each dialogue as documents of at most `context` tokens, cut between exchanges (a question and its answer). An exchange that is itself
-    longer is cut at `context`. Raises BackboneError where the template refuses a dialogue."""
+    longer is cut at `context`. A dialogue that can't be read (the template refuses it, a control token in a text) has no document."""
     rendered = backbone.render_all([d.messages for d in dialogues])
     # Tokens of the shortest exchange: a little more than what the template puts before a first one.
     head = len(backbone.render([Message(role="user", content="a"), Message(role="assistant", content="a")]).ids)
     parts: list[list[Sequence[Message]]] = []
     for dialogue, whole in zip(dialogues, rendered, strict=True):
-        parts.append([] if len(whole.ids) <= context else list(_parts(dialogue.messages, whole.response_ends, head, context)))
+        long = isinstance(whole, Rendered) and len(whole.ids) > context
+        parts.append(list(_parts(dialogue.messages, whole.response_ends, head, context)) if long else [])
     again = iter(backbone.render_all([part for several in parts for part in several]))
     found = [[next(again) for _ in several] or [whole] for several, whole in zip(parts, rendered, strict=True)]
-    return [[_document(r, d.group, context, backbone) for r in several] for several, d in zip(found, dialogues, strict=True)]
+    return [
+        [_document(r, d.group, context, backbone) for r in several if isinstance(r, Rendered)] for several, d in zip(found, dialogues, strict=True)
+    ]
 
 
 def _document(rendered: Rendered, group: str, context: int, backbone: Backbone) -> Document:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.backbone.journal import Generated, Journal
+from core.backbone.layout import Unreadable
 from core.backbone.model import Backbone, quiet_transformers
 from core.types import Message, Progress, no_progress, sha256_of
 
@@ -66,11 +67,12 @@ class Writer:
 
     def write(self, prompts: Sequence[Sequence[Message]], n: int, step: str, progress: Progress = no_progress) -> list[list[Generated]]:
         """`n` answers to each prompt, in order; a prompt that leaves no room for one has `failed` answers."""
-        encoded = [answer_prefix(self.backbone, prompt) for prompt in prompts]
+        prefixes = [answer_prefix(self.backbone, prompt) for prompt in prompts]
         room = longest_prefix(self.backbone, self.sampling.max_new_tokens)
-        fitting = [i for i, ids in enumerate(encoded) if len(ids) <= room]
+        encoded: list[list[int]] = [[] if isinstance(prefix, Unreadable) else prefix for prefix in prefixes]
+        fitting = [i for i, ids in enumerate(encoded) if 0 < len(ids) <= room]
         batches = plan_rows([len(encoded[i]) for i in fitting], n, self.batch_size)
-        found = {(i, sample): _too_long(len(ids), room) for i, ids in enumerate(encoded) for sample in range(n)}
+        found = {(i, sample): _unanswered(prefix, room) for i, prefix in enumerate(prefixes) for sample in range(n)}
         for number, batch in enumerate(batches):
             progress(step, number, len(batches), tokens_per_second=round(self.spent.tokens_per_second, 1))
             rows = [(fitting[i], sample) for i, sample in batch]
@@ -89,13 +91,18 @@ class Writer:
         return [self.journal.known[key] for key in keys]
 
 
-def _too_long(length: int, room: int) -> Generated:
-    return Generated(text="", n_tokens=0, finished=False, failed=f"the prompt has {length} tokens, at most {room} leave room for an answer")
+def _unanswered(prefix: list[int] | Unreadable, room: int) -> Generated:
+    """What stands for the answer to a prompt that can't be read or leaves no room, until there is one."""
+    if isinstance(prefix, Unreadable):
+        return Generated(text="", n_tokens=0, finished=False, failed=prefix.reason)
+    return Generated(text="", n_tokens=0, finished=False, failed=f"the prompt has {len(prefix)} tokens, at most {room} leave room for an answer")
 
 
-def answer_prefix(backbone: Backbone, prompt: Sequence[Message]) -> list[int]:
-    """The prompt's tokens up to where the answer begins: a placeholder answer's tokens and what follows them are cut off."""
-    rendered = backbone.render([*prompt, Message(role="assistant", content="a")])
+def answer_prefix(backbone: Backbone, prompt: Sequence[Message]) -> list[int] | Unreadable:
+    """The prompt's tokens up to where the answer begins: a placeholder answer's tokens and what follows them are cut off. Or why it can't be read."""
+    rendered = backbone.render_all([[*prompt, Message(role="assistant", content="a")]])[0]
+    if isinstance(rendered, Unreadable):
+        return rendered
     return [int(i) for i in rendered.ids[: rendered.response_starts[-1]]]
 
 
@@ -238,7 +245,8 @@ def _inverted(probabilities: torch.Tensor, uniform: torch.Tensor, top_p: float) 
 
 def _answer(backbone: Backbone, ids: list[int], stops: Sequence[int]) -> Generated:
     end = next((place for place, token in enumerate(ids) if token in stops), None)
-    text = str(backbone.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
+    # Control tokens inside an answer stay in its text: whoever reads it as a response refuses it for them.
+    text = str(backbone.tokenizer.decode(ids[:end], skip_special_tokens=False)).strip()
     return Generated(text=text, n_tokens=len(ids[:end]), finished=end is not None)
 
 

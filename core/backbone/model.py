@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,17 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from core.backbone.layout import Unreadable
 from core.backbone.pieces import token_bytes
 from core.backbone.source import ModelSource, backbone_identity, find_model, resolve_device
 from core.backbone.template import ChatTemplate, Rendered
 from core.config import BackboneConfig
-from core.errors import BackboneError
+from core.errors import BackboneError, DataError
 from core.types import Message, Progress, no_progress
 
 if TYPE_CHECKING:
     import torch
 
 
+log = logging.getLogger(__name__)
 QUOTES = b"\"')]*_"  # what may stand between a sentence's mark and the next sentence
 
 
@@ -35,19 +38,26 @@ class Backbone:
 
     def __init__(self, model: Any, tokenizer: Any, config: BackboneConfig, identity: dict[str, Any]) -> None:
         self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
-        self.template = ChatTemplate(tokenizer, date=config.template_date)
+        rules = {"control_tokens": config.control_tokens, "think": config.think}
+        self.template = ChatTemplate(tokenizer, date=config.template_date, **rules)
         self.layers = decoder_layers(model)
         self.device, self.dtype = model.device, model.dtype
         self.d_model, self.n_layers = int(identity["d_model"]), int(identity["n_layers"])
         self.identity = {**identity, "system_message": self._injected_system()}
+        if self.template.name:
+            self.identity["chat_template"] = self.template.name
+            log.warning("%s has several chat templates: %s is used", identity["name"], self.template.name)
 
     def render(self, messages: Sequence[Message]) -> Rendered:
-        """A whole dialogue as tokens."""
-        return self.render_all([messages])[0]
+        """A whole dialogue as tokens. Raises DataError where it can't be read."""
+        rendered = self.render_all([messages])[0]
+        if isinstance(rendered, Unreadable):
+            raise DataError("this dialogue can't be read", found=rendered.reason)
+        return rendered
 
-    def render_all(self, dialogues: Sequence[Sequence[Message]]) -> list[Rendered]:
-        """Several dialogues as tokens, in one call of the tokenizer."""
-        return self.template.render([self.template.fold_system(messages) for messages in dialogues])
+    def render_all(self, dialogues: Sequence[Sequence[Message]]) -> list[Rendered | Unreadable]:
+        """Several dialogues as tokens, in one call of the tokenizer; in place of one that can't be read, why."""
+        return self.template.render(dialogues)
 
     @cached_property
     def sentence_marks(self) -> tuple[np.ndarray, np.ndarray]:
@@ -153,9 +163,10 @@ class Backbone:
         """What the template puts before a first user message by itself (SmolLM2: a system message of its own)."""
         if not self.template.has_template:
             return ""
-        mark = "\ue000"
-        before, _, _ = self.template.text([{"role": "user", "content": mark}]).partition(mark)
-        return before
+        try:
+            return self.template.fixed_pieces(("user",)).around[0]
+        except Unreadable:  # a template that demands an answer
+            return self.template.fixed_pieces(("user", "assistant")).around[0]
 
 
 class _Enough(Exception):

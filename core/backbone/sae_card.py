@@ -53,16 +53,19 @@ def sae_card(
     `last_response_only`: only the last answer's last token of each dialogue counts as response-final (preference pairs), else every answer's.
     Keys: `fvu`, `fvu_median_dimension`, `l0`, the same with `_response_end`, and `loss_recovered`, each {value, low, high, n_tokens, n_documents}
     (null values where the documents leave nothing to measure); `dead_share` {value, n_tokens}: latents that no content token activates. It has no
-    interval: a resample can only lose tokens, never find a new one active.
+    interval: a resample can only lose tokens, never find a new one active. `unreadable_dialogues`, where there are any: how many were left out.
     Raises DataError if the dialogues have no content token.
     """
-    parts = [part for several in documents(dialogues, backbone, context) for part in _last_only(several, last_response_only)]
+    by_dialogue = documents(dialogues, backbone, context)
+    parts = [part for several in by_dialogue for part in _last_only(several, last_response_only)]
     units = _units(parts)
     tokens, ends, active = _measure_states(sae, backbone, parts, units, layer, progress)
     if not tokens.counts.sum():
         raise DataError("these dialogues have no text to measure an SAE on")
     draws = _draws(int(units.max()) + 1, seed)
     card = {**tokens.figures("", draws), **ends.figures("_response_end", draws)}
+    if unreadable := sum(not several for several in by_dialogue):
+        card["unreadable_dialogues"] = unreadable
     card["dead_share"] = {"value": float(1 - active.mean()), "n_tokens": int(tokens.counts.sum())}
     if backbone.model.get_output_embeddings() is not None:
         card["loss_recovered"] = _loss_recovered(sae, backbone, parts, units, layer, tokens.mean, seed, progress)

@@ -288,6 +288,7 @@ def _seen(state: TrainingState, stream: Stream) -> dict[str, Any]:
         "content_tokens_distinct": cursor.distinct_tokens,
         "response_ends_drawn": drawn,
         "response_ends_distinct": cursor.distinct_ends,
+        "dialogues_unreadable": cursor.unreadable,
         "response_ends_times_used": round(drawn / cursor.distinct_ends, 2) if cursor.distinct_ends else 0.0,
         "dead_in_training": int(state.trainer.dead_neurons.sum()),
     }

@@ -1,26 +1,33 @@
 """Dialogues become token ids: chat template, exactly one real BOS, and where each message's own text lies (METHOD.md section 2).
 
 How a message's text is found in the rendered dialogue: the template is rendered once per sequence of roles with unmistakable placeholders instead
-of the texts; what stands around them are the template's fixed pieces. The real rendering must be those pieces with the texts (as they are, or
-stripped, as Gemma's and Llama's templates do) in between, which is checked. So no text can be mistaken for a part of the template.
+of the texts; what stands around them are the template's fixed pieces, in whichever order it writes the messages (some put the system text into the
+last user turn). The real rendering must be those pieces with the texts (as they are, or stripped, as Gemma's and Llama's templates do) in
+between, which is checked. So no text can be mistaken for a part of the template.
+
+A dialogue that can't be read so (the template refuses it, leaves a message out or rewrites its text; a text holds a control token; a config field
+asks to refuse thinking) comes back as `Unreadable`, with the reason, and the others go on.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from core.backbone.control_tokens import ControlTokens, control_in, without_closing
+from core.backbone.layout import SEPARATOR, Layout, Span, TemplatePieces, Unreadable, concatenate, default_template, find_spans
+from core.backbone.thinking import strip_all, thinks, without_empty_block
 from core.errors import BackboneError
 from core.types import Message
 
 OPEN, CLOSE = "\ue000", "\ue001"  # private-use characters: no template and hardly any text holds them
-Span = tuple[int, int, int]  # characters of a message's text: its start, the end of what is not white space, its end
-SEPARATOR = "\n"  # between messages of a model without a template
+ANSWER = f"{OPEN}answer{CLOSE}"
+KEPT, STRIPPED = "kept", "stripped"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +35,10 @@ class Rendered:
     """A dialogue as tokens. `content` marks tokens of the messages' own texts (never the first position, never the template's).
 
     For every assistant message: `response_starts` its first own token, `response_ends` the last token of its text, trailing white space apart,
-    `turn_ends` the token that follows its text (the end of turn), -1 where nothing follows.
+    `turn_ends` the token that follows its text (the end of turn), -1 where nothing follows. `answered`: the last message is an assistant's and has a
+    token of its own. `messages` are those that were rendered (a system text may have been folded into the first user message, a closing token cut),
+    `text` is the rendered dialogue and `starts` the character of it at which each token begins (-1 for a BOS that was put in front).
+    `n_closing` control tokens were cut behind assistant messages; `thinking` says whether a block was kept or stripped (empty: there is none).
     """
 
     ids: Int32[np.ndarray, " t"]
@@ -36,91 +46,173 @@ class Rendered:
     response_starts: tuple[int, ...]
     response_ends: tuple[int, ...]
     turn_ends: tuple[int, ...]
+    answered: bool
+    messages: tuple[Message, ...]
+    text: str
+    starts: Int32[np.ndarray, " t"]
+    n_closing: int
+    thinking: str
 
 
 class ChatTemplate:
-    """Renders dialogues for one tokenizer."""
+    """Renders dialogues for one tokenizer. `control_tokens` and `think` are the fields of BackboneConfig.
 
-    def __init__(self, tokenizer: Any, *, date: str) -> None:
+    `name` says which of several named templates is used (empty where there is one). Raises BackboneError where none can be used.
+    """
+
+    def __init__(self, tokenizer: Any, *, date: str, control_tokens: str = "refuse", think: str = "keep") -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise BackboneError(
                 "this model's tokenizer gives no character offsets", expected="a tokenizer.json (fast tokenizer)", found=type(tokenizer).__name__
             )
-        self.tokenizer = tokenizer
-        self.has_template = bool(tokenizer.chat_template)
+        self.tokenizer, self._control_rule, self._think = tokenizer, control_tokens, think
+        source, self.name = default_template(tokenizer.chat_template)
+        self.has_template = bool(source)
         self._date = date
         # A template that asks for today's date gets the fixed one, or equal texts would have other tokens tomorrow.
         clock = "{%- macro strftime_now(format) -%}{{ " + json.dumps(date) + " }}{%- endmacro -%}"
-        self._source = clock + str(tokenizer.chat_template) if "strftime_now" in str(tokenizer.chat_template) else tokenizer.chat_template
-        self._pieces: dict[tuple[str, ...], list[str]] = {}
+        self._source = clock + source if "strftime_now" in source else source
+        self._pieces: dict[tuple[str, ...], TemplatePieces | Unreadable] = {}
         first = tokenizer("a")["input_ids"][:1]
         # A real BOS is one that the tokenizer itself puts first. SmolLM2 names <|im_start|> its BOS and never adds it.
         self.bos = first[0] if first and first[0] == tokenizer.bos_token_id else None
+        turn = self._turn_pieces()
+        self.control = ControlTokens(tokenizer, "".join(turn))
+        self.closing = self.control.closing_tokens(turn[-1])
 
-    def render(self, dialogues: Sequence[Sequence[Message]]) -> list[Rendered]:
-        """Tokens and positions of each dialogue. Raises BackboneError if the template refuses one or rewrites its text."""
-        laid = [self._lay_out(list(messages)) for messages in dialogues]
-        if not laid:
-            return []
-        encoded = self.tokenizer([text for text, _ in laid], add_special_tokens=False, padding=False, truncation=False)
-        return [self._locate(encoded, i, list(dialogues[i]), spans) for i, (_, spans) in enumerate(laid)]
+    def _turn_pieces(self) -> tuple[str, ...]:
+        """What the template writes around one question and its answer. Raises BackboneError where it can't."""
+        if not self.has_template:
+            return ("", SEPARATOR, "")
+        try:
+            return self.fixed_pieces(("user", "assistant")).around
+        except Unreadable as error:
+            raise BackboneError(
+                "this model's chat template can't be used: it does not render a user's message and its answer",
+                found=error.reason,
+                remedy="give a model folder with a working chat_template",
+            ) from error
+
+    def render(self, dialogues: Sequence[Sequence[Message]]) -> list[Rendered | Unreadable]:
+        """Tokens and positions of each dialogue, or why it can't be read."""
+        layouts = [self._lay_out_or_refuse(messages) for messages in dialogues]
+        texts = [layout.text for layout in layouts if isinstance(layout, Layout)]
+        # `split_special_tokens` is said each time: a tokenizer folder may have it switched on, and the template's tokens would come apart.
+        encoded = self.tokenizer(texts, add_special_tokens=False, padding=False, truncation=False, split_special_tokens=False) if texts else []
+        encodings = iter(encoded.encodings if texts else [])
+        return [self._locate_or_refuse(next(encodings), layout) if isinstance(layout, Layout) else layout for layout in layouts]
 
     def text(self, messages: Sequence[Message]) -> str:
-        """The rendered dialogue."""
-        return self._lay_out(list(messages))[0]
+        """The rendered dialogue. Raises Unreadable."""
+        return self._lay_out(messages).text
 
-    def _lay_out(self, messages: list[Message]) -> tuple[str, list[Span]]:
-        """The rendered text and each message's own span in it."""
+    def _lay_out_or_refuse(self, messages: Sequence[Message]) -> Layout | Unreadable:
+        try:
+            return self._lay_out(messages)
+        except Unreadable as error:
+            return error
+
+    def _lay_out(self, messages: Sequence[Message]) -> Layout:
+        """The rendered text and each message's own span in it. Raises Unreadable."""
+        messages, n_closing = self._without_closing(messages)
+        thinking = self._rule_on_thinking(messages)
+        if thinking == STRIPPED:
+            messages = strip_all(messages)
+        self._check_control_tokens(messages)
+        messages = self.fold_system(messages)
         if not self.has_template:
-            return _concatenate(messages)
+            return concatenate(messages, n_closing, thinking)
         pieces = self.fixed_pieces(tuple(m["role"] for m in messages))
         text = self._apply(messages)
-        spans, at = [], len(pieces[0])
-        if not text.startswith(pieces[0]):
-            raise self._rewritten(text)
-        for message, piece in zip(messages, pieces[1:], strict=True):
-            for own in (message["content"], message["content"].strip()):
-                if text.startswith(own + piece, at):
-                    spans.append((at, at + len(own.rstrip()), at + len(own)))
-                    at += len(own) + len(piece)
-                    break
-            else:
-                raise self._rewritten(text)
-        if at != len(text):
-            raise self._rewritten(text)
-        return text, spans
+        spans = find_spans(text, messages, pieces)
+        if spans is None and thinking == KEPT:
+            return replace(self._lay_out_as_written(messages), n_closing=n_closing)
+        if spans is None:
+            raise Unreadable("the chat template changes the text of a message, so its tokens can't be told apart")
+        return Layout(messages=tuple(messages), text=text, spans=spans, n_closing=n_closing, thinking=thinking)
 
-    def _rewritten(self, text: str) -> BackboneError:
-        return BackboneError(
-            "the chat template changes the text of a message, so its tokens can't be told apart",
-            expected="texts as they are, or stripped",
-            found=text[:120],
-            remedy="give a tokenizer with a plainer chat_template",
-        )
+    def _without_closing(self, messages: Sequence[Message]) -> tuple[list[Message], int]:
+        """The messages without the closing tokens behind the assistant's, and in how many of them there was one."""
+        cut = [Message(role=m["role"], content=without_closing(m["content"], self.closing)) if m["role"] == "assistant" else m for m in messages]
+        return cut, sum(before["content"] != after["content"] for before, after in zip(messages, cut, strict=True))
 
-    def fixed_pieces(self, roles: tuple[str, ...]) -> list[str]:
-        """What the template puts before, between and behind messages of these roles. Raises BackboneError where it refuses them."""
+    def _rule_on_thinking(self, messages: Sequence[Message]) -> str:
+        """What happens to the blocks in which the assistant thinks; empty where there are none. Raises Unreadable where they are refused."""
+        if not any(m["role"] == "assistant" and thinks(m["content"]) for m in messages):
+            return ""
+        if self._think == "refuse":
+            raise Unreadable("an answer holds a thinking block (<think>), and think is set to refuse")
+        return STRIPPED if self._think == "strip" else KEPT
+
+    def _check_control_tokens(self, messages: Sequence[Message]) -> None:
+        if self._control_rule == "text":
+            return
+        for number, message in enumerate(messages):
+            token = self.control.first_in(message["content"])
+            if token:
+                raise Unreadable(self._control_reason(token, number, messages))
+
+    def _control_reason(self, token: str, number: int, messages: Sequence[Message]) -> str:
+        place = "the response" if number == len(messages) - 1 and messages[-1]["role"] == "assistant" else f"the prompt ({messages[number]['role']})"
+        whose = "the control token" if self.control.is_token(token) else "a control token of another chat template,"
+        return f"{place} holds {whose} {token}: it is not plain text (control_tokens = text reads it as characters)"
+
+    def _lay_out_as_written(self, messages: list[Message]) -> Layout:
+        """A dialogue whose last message thinks, or an earlier one, where the template rewrites such texts.
+
+        Earlier turns are read without their blocks, as the template writes them. The response is put in as it is: the template renders a placeholder
+        in its place, and the empty block that some templates open before an answer goes, since the policy's own block stands there.
+        """
+        *earlier, last = messages
+        if last["role"] != "assistant":
+            raise Unreadable("the chat template changes the text of a message, so its tokens can't be told apart")
+        history = strip_all(earlier)
+        with_placeholder = [*history, Message(role="assistant", content=ANSWER)]
+        text = self._apply(with_placeholder)
+        spans = find_spans(text, with_placeholder, self.fixed_pieces(tuple(m["role"] for m in messages)))
+        if spans is None:
+            raise Unreadable("the chat template changes the text of a message, so its tokens can't be told apart")
+        own = next(span for span in spans if span.message == len(messages) - 1)
+        if any(span.start > own.start for span in spans):
+            raise Unreadable("the chat template writes another message behind the answer, which thinks")
+        before = without_empty_block(text[: own.start]) if thinks(last["content"]) else text[: own.start]
+        answer = last["content"].strip()
+        end = len(before) + len(answer)
+        placed = (*(span for span in spans if span is not own), Span(message=own.message, start=len(before), visible_end=end, end=end))
+        return Layout(messages=(*history, last), text=before + answer + text[own.end :], spans=placed, n_closing=0, thinking=KEPT)
+
+    def fixed_pieces(self, roles: tuple[str, ...]) -> TemplatePieces:
+        """What the template puts before, between and behind messages of these roles. Raises Unreadable where it refuses them."""
         if roles not in self._pieces:
-            marks = [f"{OPEN}{i}{CLOSE}" for i in range(len(roles))]
-            text = self._apply([{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)])
-            pieces = []
-            for mark in marks:
-                before, found, text = text.partition(mark)
-                if not found:
-                    raise BackboneError("the chat template leaves a message out", found=f"roles {', '.join(roles)}")
-                pieces.append(before)
-            self._pieces[roles] = [*pieces, text]
-        return self._pieces[roles]
+            try:
+                self._pieces[roles] = self._find_pieces(roles)
+            except Unreadable as error:
+                self._pieces[roles] = error
+        pieces = self._pieces[roles]
+        if isinstance(pieces, Unreadable):
+            raise pieces
+        return pieces
 
-    def _apply(self, messages: list[Message]) -> str:
-        from jinja2.exceptions import TemplateError
+    def _find_pieces(self, roles: tuple[str, ...]) -> TemplatePieces:
+        marks = [f"{OPEN}{i}{CLOSE}" for i in range(len(roles))]
+        text = self._apply([Message(role=role, content=mark) for role, mark in zip(roles, marks, strict=True)])
+        for role, mark in zip(roles, marks, strict=True):
+            if text.count(mark) != 1:
+                what = "leaves a message out" if mark not in text else "writes a message twice"
+                raise Unreadable(f"the chat template {what} (a {role} message; roles: {', '.join(roles)})")
+        order = sorted(range(len(roles)), key=lambda i: text.index(marks[i]))
+        around = []
+        for number in order:
+            before, _, text = text.partition(marks[number])
+            around.append(before)
+        return TemplatePieces(around=(*around, text), order=tuple(order))
 
+    def _apply(self, messages: Sequence[Message]) -> str:
         try:
-            return str(self.tokenizer.apply_chat_template(messages, chat_template=self._source, tokenize=False, date_string=self._date))
-        except TemplateError as error:
-            raise BackboneError(
-                "the chat template refuses this dialogue", found=f"{error} (roles: {', '.join(m['role'] for m in messages)})"
-            ) from error
+            return str(self.tokenizer.apply_chat_template(list(messages), chat_template=self._source, tokenize=False, date_string=self._date))
+        except Exception as error:  # a template is foreign code: whatever it raises, it refuses this dialogue
+            roles = ", ".join(m["role"] for m in messages)
+            raise Unreadable(f"the chat template refuses this dialogue: {str(error)[:200]} (roles: {roles})") from error
 
     def fold_system(self, messages: Sequence[Message]) -> list[Message]:
         """The messages as the template takes them: where it refuses a system role (Gemma-2), that text opens the first user message."""
@@ -128,69 +220,93 @@ class ChatTemplate:
         if not (messages and messages[0]["role"] == "system") or self._takes_system():
             return messages
         if len(messages) < 2 or messages[1]["role"] != "user":
-            raise BackboneError("the chat template takes no system message, and no user message follows to carry it")
+            raise Unreadable("the chat template takes no system message, and no user message follows to carry it")
         merged = messages[0]["content"] + "\n\n" + messages[1]["content"]
-        return [{"role": "user", "content": merged}, *messages[2:]]
+        return [Message(role="user", content=merged), *messages[2:]]
 
     def _takes_system(self) -> bool:
         if not self.has_template:
             return True
         try:
             self.fixed_pieces(("system", "user", "assistant"))
-        except BackboneError:
+        except Unreadable:
             return False
         return True
 
-    def _locate(self, encoded: Any, i: int, messages: list[Message], spans: list[Span]) -> Rendered:
-        ids, shift = self._with_one_bos(list(encoded[i].ids))
-        content = np.zeros(len(ids), dtype=bool)
-        starts, ends, turns = [], [], []
-        for message, (start, stop, following) in zip(messages, spans, strict=True):
-            first, last = _token_span(encoded, i, start, stop)
-            if first is None:
+    def _locate_or_refuse(self, encoding: Any, layout: Layout) -> Rendered | Unreadable:
+        try:
+            return self._locate(encoding, layout)
+        except Unreadable as error:
+            return error
+
+    def _locate(self, encoding: Any, layout: Layout) -> Rendered:
+        ids = np.array(encoding.ids, dtype=np.int32)
+        places = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+        content = self._content_of(layout, places)
+        if control := control_in(ids, content, self.control.ids):
+            ids, places = self._as_plain_text(layout, ids, places, control)
+            content = self._content_of(layout, places)
+        ids, starts, shift = self._with_one_bos(ids, places[:, 0])
+        content = np.concatenate([np.zeros(max(shift, 0), dtype=bool), content[max(-shift, 0) :]])
+        content[:1] = False
+        responses, answered = list[tuple[int, int, int]](), False
+        for span in sorted(layout.spans, key=lambda span: span.message):
+            if layout.messages[span.message]["role"] != "assistant":
                 continue
-            content[max(first + shift, 1) : last + shift + 1] = True
-            if message["role"] == "assistant":
-                starts.append(first + shift)
-                ends.append(last + shift)
-                after = encoded.char_to_token(i, following) if self.has_template else None
-                turns.append(-1 if after is None else after + shift)
+            tokens = _tokens_between(places, span.start, span.visible_end)
+            answered = len(tokens) > 0
+            if answered:
+                following = _tokens_between(places, span.end, span.end + 1) if self.has_template else []
+                turn_end = int(following[0]) + shift if len(following) else -1
+                responses.append((int(tokens[0]) + shift, int(tokens[-1]) + shift, turn_end))
         return Rendered(
-            ids=np.array(ids, dtype=np.int32), content=content, response_starts=tuple(starts), response_ends=tuple(ends), turn_ends=tuple(turns)
+            ids=ids,
+            content=content,
+            response_starts=tuple(start for start, _, _ in responses),
+            response_ends=tuple(end for _, end, _ in responses),
+            turn_ends=tuple(turn for _, _, turn in responses),
+            answered=answered and layout.messages[-1]["role"] == "assistant",
+            messages=layout.messages,
+            text=layout.text,
+            starts=starts,
+            n_closing=layout.n_closing,
+            thinking=layout.thinking,
         )
 
-    def _with_one_bos(self, ids: list[int]) -> tuple[list[int], int]:
-        """The ids with exactly one real BOS in front, and by how many places they moved."""
+    def _content_of(self, layout: Layout, places: Int32[np.ndarray, "t 2"]) -> Bool[np.ndarray, " t"]:
+        content = np.zeros(len(places), dtype=bool)
+        for span in layout.spans:
+            tokens = _tokens_between(places, span.start, span.visible_end)
+            if len(tokens):
+                content[tokens[0] : tokens[-1] + 1] = True
+        return content
+
+    def _as_plain_text(
+        self, layout: Layout, ids: Int32[np.ndarray, " t"], places: Int32[np.ndarray, "t 2"], control: list[int]
+    ) -> tuple[Int32[np.ndarray, " m"], Int32[np.ndarray, "m 2"]]:
+        """The tokens with each control token inside a text replaced by the tokens of its characters. Raises Unreadable where that is refused."""
+        new_ids, new_places = ids.tolist(), places.tolist()
+        for at in reversed(control):
+            start, stop = new_places[at]
+            token = layout.text[start:stop]
+            plain = self.control.as_plain_text(token) if self._control_rule == "text" else None
+            if plain is None:
+                number = next((span.message for span in layout.spans if span.start <= start < span.end), len(layout.messages) - 1)
+                raise Unreadable(self._control_reason(token, number, layout.messages))
+            new_ids[at : at + 1] = plain[0]
+            new_places[at : at + 1] = [[start + a, start + b] for a, b in plain[1]]
+        return np.array(new_ids, dtype=np.int32), np.array(new_places, dtype=np.int32)
+
+    def _with_one_bos(self, ids: Int32[np.ndarray, " t"], starts: Int32[np.ndarray, " t"]) -> tuple[np.ndarray, np.ndarray, int]:
+        """The ids with exactly one real BOS in front, their first characters, and by how many places they moved."""
         if self.bos is None:
-            return ids, 0
-        have = 0
-        while have < len(ids) and ids[have] == self.bos:
-            have += 1
-        return [self.bos, *ids[have:]], 1 - have
+            return ids, starts, 0
+        have = next((i for i, number in enumerate(ids.tolist()) if number != self.bos), len(ids))
+        front = np.array([self.bos], dtype=np.int32)
+        first = starts[:1] if have else np.array([-1], dtype=np.int32)
+        return np.concatenate([front, ids[have:]]), np.concatenate([first, starts[have:]]), 1 - have
 
 
-def _concatenate(messages: list[Message]) -> tuple[str, list[Span]]:
-    spans, text = [], ""
-    for message in messages:
-        text += SEPARATOR if text else ""
-        own = message["content"]
-        spans.append((len(text), len(text) + len(own.rstrip()), len(text) + len(own)))
-        text += own
-    return text, spans
-
-
-def _token_span(encoded: Any, i: int, start: int, stop: int) -> tuple[int | None, int]:
-    """First and last token of the text between two characters; None where the text has no token.
-
-    The last character can take several tokens (emoji in byte-level vocabularies); the last of them counts.
-    """
-    text_range = range(start, stop)
-    first = next((t for c in text_range if (t := encoded.char_to_token(i, c)) is not None), None)
-    last = next((t for c in reversed(text_range) if (t := encoded.char_to_token(i, c)) is not None), None)
-    if first is None or last is None:
-        return None, -1
-    while (
-        last + 1 < len(encoded[i].ids) and (span := encoded.token_to_chars(i, last + 1)) is not None and span.start < stop and span.end > span.start
-    ):
-        last += 1
-    return first, last
+def _tokens_between(places: Int32[np.ndarray, "t 2"], start: int, stop: int) -> np.ndarray:
+    """Tokens that hold a character from `start` to before `stop`. One character can take several tokens (emoji in byte-level vocabularies)."""
+    return np.flatnonzero((places[:, 0] < stop) & (places[:, 1] > start) & (places[:, 1] > places[:, 0]))

@@ -50,7 +50,7 @@ def readings_of(backbone: Backbone, items: Sequence[Item]) -> list[Tokens]:
 
 def _reading(backbone: Backbone, item: Item) -> Tokens:
     messages: list[Message] = [*item[0], {"role": "assistant", "content": item[1]}]
-    found = as_read(backbone, messages, backbone.render(messages), ["response_end"])
+    found = as_read(backbone, messages, backbone.render_all([messages])[0], ["response_end"])
     if isinstance(found, str):
         raise DataError("a response of the fit can't be read any more", found=found, remedy="read it with the fit's own --max-length")
     rendered, _ = found

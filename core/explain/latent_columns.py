@@ -55,6 +55,7 @@ class TokenisedCorpus:
     starts: Int[np.ndarray, " n_documents_1"]
     source: Int[np.ndarray, " n_documents"]
     names: tuple[str, ...]
+    n_unreadable: int = 0  # dialogues that the template can't render as they are
 
     def __len__(self) -> int:
         return len(self.source)
@@ -85,7 +86,7 @@ class TokenisedCorpus:
             {"name": name, "documents": int((self.source == i).sum()), "tokens": int(sizes[self.source == i].sum())}
             for i, name in enumerate(self.names)
         ]
-        return {"documents": len(self), "tokens": self.n_counted, "sources": sources}
+        return {"documents": len(self), "tokens": self.n_counted, "unreadable_dialogues": self.n_unreadable, "sources": sources}
 
 
 def tokenise(
@@ -98,11 +99,12 @@ def tokenise(
     tokens, context, seed = config.tokens, config.context, config.seed
     kept: list[Document] = []
     source: list[int] = []
-    counted = 0
+    counted = unreadable = 0
     for number, dialogues in enumerate(sources.values()):
         order = np.random.default_rng([seed, number]).permutation(len(dialogues))
         for at in range(0, len(order) if counted < tokens else 0, RENDER):
             for parts in documents([dialogues[i] for i in order[at : at + RENDER]], backbone, context):
+                unreadable += counted < tokens and not parts
                 usable = [part for part in parts if part.content.any()] if counted < tokens else []
                 kept += usable
                 source += [number] * len(usable)
@@ -118,6 +120,7 @@ def tokenise(
         starts=np.concatenate([[0], np.cumsum([len(document.ids) for document in kept])]).astype(np.int64),
         source=np.array(source, dtype=np.int64),
         names=tuple(Path(name).name for name in sources),
+        n_unreadable=unreadable,
     )
 
 

@@ -50,7 +50,7 @@ def read_text(backbone: Backbone, text: str, *, layer: int) -> OwnText:
     kinds = np.where(rendered.content, PROMPT, TEMPLATE).astype(object)
     kinds[0] = FIRST
     states = backbone.states(torch.from_numpy(rendered.ids.astype(np.int64))[None], None, [layer])[layer][0].float().cpu().numpy()
-    return OwnText(texts=token_texts(backbone, messages, rendered), kinds=tuple(map(str, kinds)), states=states)
+    return OwnText(texts=token_texts(rendered), kinds=tuple(map(str, kinds)), states=states)
 
 
 def latents_of(text: OwnText, sae: SparseAutoencoder, latents: Sequence[int], *, top: int) -> dict[str, Any]:

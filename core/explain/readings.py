@@ -8,7 +8,6 @@ change, too (measured on SmolLM2, 235 tokens: 1.9 % of the reward's standard dev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,10 +53,10 @@ def read_tokens(backbone: Backbone, item: Item, *, layer: int, position: str, pa
     Raises DataError where it can't be read (empty, or over-long), BackboneError where it does not fit into memory.
     """
     messages: list[Message] = [*item[0], {"role": "assistant", "content": item[1]}]
-    found = as_read(backbone, messages, backbone.render(messages), [position])
-    if isinstance(found, str):
-        raise DataError("the response can't be read", found=found, remedy="shorten it or raise --max-length")
-    rendered, kept = found
+    as_tokens = as_read(backbone, messages, backbone.render_all([messages])[0], [position])
+    if isinstance(as_tokens, str):
+        raise DataError("the response can't be read", found=as_tokens)
+    rendered, _ = as_tokens
     end = read_position(rendered, position) + 1
     ids = rendered.ids[:end]
     reuse = _takes_caches(backbone, ids)
@@ -66,7 +65,7 @@ def read_tokens(backbone: Backbone, item: Item, *, layer: int, position: str, pa
     return Reading(
         ids=ids,
         kinds=token_kinds(rendered)[:end],
-        texts=token_texts(backbone, kept, rendered)[:end],
+        texts=token_texts(rendered)[:end],
         states=states,
         n_computed=end - begin,
         cache=cache,
@@ -117,11 +116,8 @@ def token_kinds(rendered: Rendered) -> tuple[str, ...]:
     return tuple(str(kind) for kind in kinds)
 
 
-def token_texts(backbone: Backbone, messages: Sequence[Message], rendered: Rendered) -> tuple[str, ...]:
+def token_texts(rendered: Rendered) -> tuple[str, ...]:
     """The characters of each token. Of several tokens that make up one character the last one carries it, a BOS put in front has none."""
-    text = backbone.template.text(backbone.template.fold_system(messages))
-    encoded = backbone.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    starts = [start for start, _ in encoded["offset_mapping"]]
-    pieces = [text[start:following] for start, following in zip(starts, [*starts[1:], len(text)], strict=True)]
-    shift = len(rendered.ids) - len(pieces)  # 1 where a BOS was put in front, negative where doubled ones were taken away
-    return tuple("" if at < shift else pieces[at - shift] for at in range(len(rendered.ids)))
+    starts, text = rendered.starts.tolist(), rendered.text
+    following = [*starts[1:], len(text)]
+    return tuple(text[start:stop] if start >= 0 else "" for start, stop in zip(starts, following, strict=True))

@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from core.backbone.layout import Unreadable
 from core.backbone.model import Backbone
-from core.backbone.template import Rendered
+from core.backbone.template import KEPT, STRIPPED, Rendered
 from core.errors import BackboneError, DataError, StoreError
 from core.reward.packing import PackedBatch, Plan, Sequences, Tree, pack, plan_batches, row_size
 from core.runs.store import HOLD, write_json
@@ -36,13 +38,19 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """Rendered responses that can be read: their tokens, and for each item its row among them or why it has none."""
+    """Rendered responses that can be read: their tokens, and for each item its row among them or why it has none.
+
+    Counts of items: `n_shortened` lost leading turns of their prompt, `n_closing_cut` a closing control token, `n_thinking` by what became of a
+    thinking block (`kept`, `stripped`).
+    """
 
     sequences: Sequences
     row_of_item: Int[np.ndarray, " n_items"]
     n_tokens: Int[np.ndarray, " n_sequences"]
     refused: dict[int, str]
     n_shortened: int
+    n_closing_cut: int
+    n_thinking: dict[str, int]
 
 
 def extract(
@@ -63,7 +71,10 @@ def extract(
     read = read_items(backbone, items, positions, progress)
     keep = [i for i in range(len(pairs)) if read.row_of_item[chosen[i]] >= 0 and read.row_of_item[rejected[i]] >= 0]
     if not keep:
-        raise DataError("no pair can be read by this model", found=next(iter(read.refused.values()), "no pair at all"), remedy="raise --max-length")
+        counts = Counter(read.refused.values()).most_common(3)
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in counts) or "no pair at all"
+        remedy = "mend the texts, or change what is read: --max-length, --control-tokens, --think"
+        raise DataError("no pair can be read by this model", found=reasons, remedy=remedy)
     plan = plan_batches(read.sequences, tokens_per_batch=backbone.config.tokens_per_batch, share=shares(backbone, read.sequences))
     layers = sorted(set(layers))
     _run_shards(backbone, read.sequences, plan, layers, positions, scratch, progress)
@@ -83,6 +94,9 @@ def extract(
         "n_tokens_without_sharing": len(read.sequences.flat),
         "common_prefix": plan.prefix,
         "dialogues_shortened": read.n_shortened,
+        "closing_tokens_cut": read.n_closing_cut,
+        "closing_tokens": list(backbone.template.closing) if read.n_closing_cut else [],
+        "thinking": read.n_thinking,
         "refused": [vars(row) for row in _refused_pairs(read, chosen, rejected)],
     }
 
@@ -119,7 +133,7 @@ def response_states(backbone: Backbone, items: Sequence[Item], *, layer: int, po
     read = read_items(backbone, [items[first[n]] for n in range(len(numbers))], [position], no_progress)
     if read.refused:
         worst = min(read.refused)
-        raise DataError(f"response {first[worst]} can't be read", found=read.refused[worst], remedy="shorten it or raise --max-length")
+        raise DataError(f"response {first[worst]} can't be read", found=read.refused[worst])
     plan = plan_batches(read.sequences, tokens_per_batch=backbone.config.tokens_per_batch, share=shares(backbone, read.sequences))
     runner = BatchRunner(backbone, read.sequences, [layer], prefix=plan.prefix, share=plan.share)
     out = np.zeros((len(read.sequences), backbone.d_model), dtype=np.float32)
@@ -131,12 +145,13 @@ def response_states(backbone: Backbone, items: Sequence[Item], *, layer: int, po
 
 
 def read_items(backbone: Backbone, items: Sequence[Item], positions: Sequence[str], progress: Progress = no_progress) -> Read:
-    """Renders items and finds the tokens to read.
+    """Renders items and finds the tokens to read. An item that can't be read has its reason in `refused`, and the others go on.
 
     Over-long prompts lose their leading turns or are refused (config `over_length`); responses are never cut.
     """
     prompts: dict[str, int] = {}
-    flat, facts, refused, shortened = [np.zeros(0, dtype=np.int32)], array("q"), dict[int, str](), 0
+    flat, facts, refused = [np.zeros(0, dtype=np.int32)], array("q"), dict[int, str]()
+    counts: Counter[str] = Counter()
     rows = np.full(len(items), -1, dtype=np.int64)
     width = 3 + len(positions)  # of each sequence: length, prompt, own tokens, positions to read
     for at in range(0, len(items), RENDER_CHUNK):
@@ -146,43 +161,60 @@ def read_items(backbone: Backbone, items: Sequence[Item], positions: Sequence[st
             if isinstance(found, str):
                 refused[at + offset] = found
                 continue
-            ids, reads, own, cut = found
-            shortened += cut
+            ids, reads, own, changes = found
+            counts.update(changes)
             rows[at + offset] = len(facts) // width
             parts.append(ids[: max(reads) + 1])
             facts.extend([len(parts[-1]), prompts.setdefault(sha256_of(list(chunk[offset][0])), len(prompts)), own, *reads])
         flat.append(np.concatenate(parts))
     table = np.array(facts, dtype=np.int64).reshape(-1, width)
     sequences = Sequences(flat=np.concatenate(flat), starts=np.concatenate([[0], np.cumsum(table[:, 0])]), prompts=table[:, 1], reads=table[:, 3:])
-    return Read(sequences=sequences, row_of_item=rows, n_tokens=table[:, 2], refused=refused, n_shortened=shortened)
+    return Read(
+        sequences=sequences,
+        row_of_item=rows,
+        n_tokens=table[:, 2],
+        refused=refused,
+        n_shortened=counts["shortened"],
+        n_closing_cut=counts["closing"],
+        n_thinking={name: counts[name] for name in (KEPT, STRIPPED) if counts[name]},
+    )
 
 
 def _render_chunk(backbone: Backbone, chunk: Sequence[Item], positions: Sequence[str]) -> Iterable[Any]:
-    """For each item (ids, positions to read, own tokens, turns dropped?) or the reason for refusing it."""
+    """For each item (ids, positions to read, own tokens, what was changed before it was read) or the reason for refusing it."""
     dialogues: list[list[Message]] = [[*prompt, {"role": "assistant", "content": response}] for prompt, response in chunk]
     for messages, rendered in zip(dialogues, backbone.render_all(dialogues), strict=True):
         found = as_read(backbone, messages, rendered, positions)
         if isinstance(found, str):
             yield found
             continue
-        read, kept = found
+        read, shortened = found
         own = read.response_ends[-1] - read.response_starts[-1] + 1
-        yield read.ids, [read_position(read, name) for name in positions], own, len(kept) < len(messages)
+        changes = [*(["shortened"] if shortened else []), *(["closing"] if read.n_closing else []), *([read.thinking] if read.thinking else [])]
+        yield read.ids, [read_position(read, name) for name in positions], own, changes
 
 
-def as_read(backbone: Backbone, messages: list[Message], rendered: Rendered, positions: Sequence[str]) -> tuple[Rendered, list[Message]] | str:
-    """A dialogue as the model reads it, without the leading turns that `over_length` drops, and the messages kept; or the reason for refusing it."""
+def as_read(backbone: Backbone, messages: list[Message], rendered: Rendered | Unreadable, positions: Sequence[str]) -> tuple[Rendered, bool] | str:
+    """A dialogue as the model reads it and whether `over_length` dropped leading turns of it; or the reason for refusing it."""
     limit, kept = backbone.config.max_length, messages
-    while len(rendered.ids) > limit and backbone.config.over_length == "drop_turns" and (shorter := _without_first_turn(kept)):
+    while (
+        isinstance(rendered, Rendered)
+        and len(rendered.ids) > limit
+        and backbone.config.over_length == "drop_turns"
+        and (shorter := _without_first_turn(kept))
+    ):
         kept = shorter
-        rendered = backbone.render(kept)
+        rendered = backbone.render_all([kept])[0]
+    if isinstance(rendered, Unreadable):
+        return rendered.reason
     if len(rendered.ids) > limit:
         return f"{len(rendered.ids)} tokens, at most {limit} are read"
-    if not rendered.response_ends or not kept[-1]["content"].strip():
-        return "the response has no token of its own"
+    if not rendered.answered:
+        only = "a thinking block" if rendered.thinking == STRIPPED else "closing tokens" if rendered.n_closing else ""
+        return f"the response holds nothing but {only}" if only else "the response has no token of its own"
     if "turn_end" in positions and rendered.turn_ends[-1] < 0:
         raise BackboneError("this model's template has no end-of-turn token", expected="position response_end", found="position turn_end")
-    return rendered, kept
+    return rendered, len(kept) < len(messages)
 
 
 def read_position(rendered: Rendered, position: str) -> int:
