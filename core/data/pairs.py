@@ -30,8 +30,9 @@ SAMPLE = 100  # rows looked at to detect the format; more, until one row fits a 
 class DataReport:
     """What came of reading a source.
 
-    `n_rows` rows were met (blank lines not counted), `n_used` of them gave pairs, the others are in `refused`, one entry each. `columns` are all
-    names met, in the source's words; `notes` say in a sentence each what a reader should know.
+    `n_rows` rows were met (blank lines not counted), `n_used` of them gave pairs, the others are in `refused`, one entry each. `n_pairs` are kept;
+    `n_over_limit` more were left out by `DataConfig.limit`. `columns` are all names met, in the source's words; `notes` say in a sentence each what
+    a reader should know.
     """
 
     source: str
@@ -45,6 +46,7 @@ class DataReport:
     refused: tuple[RefusedRow, ...]
     duplicates: Duplicates
     notes: tuple[str, ...] = ()
+    n_over_limit: int = 0
 
     def refused_by_reason(self) -> dict[str, int]:
         """How many rows were refused for what, the most frequent first; keys are `field: reason`."""
@@ -53,7 +55,7 @@ class DataReport:
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
         return {
-            **{name: getattr(self, name) for name in ("source", "format", "variant", "n_rows", "n_used", "n_pairs", "n_prompts")},
+            **{name: getattr(self, name) for name in ("source", "format", "variant", "n_rows", "n_used", "n_pairs", "n_prompts", "n_over_limit")},
             "columns": list(self.columns),
             "notes": list(self.notes),
             "duplicates": self.duplicates.to_json(),
@@ -211,7 +213,8 @@ def _finish(reading: _Reading, source: Source, format: Format, config: DataConfi
         n_prompts=len({pair.prompt_id for pair in kept}),
         refused=tuple(sorted(reading.refused, key=lambda r: r.row)),
         duplicates=find_duplicates(kept),
-        notes=notes,
+        notes=(*source.notes, *notes),
+        n_over_limit=len(pairs) - len(kept),
     )
     return kept, report
 

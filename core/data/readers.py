@@ -22,7 +22,7 @@ import io
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,16 @@ CONTAINERS = ("data", "rows", "examples", "train")  # keys under which a JSON do
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """An open source: its name, its rows, and how far the reading is (`done` of `total`, bytes or rows). Close it after use."""
+    """An open source: its name, its rows, and how far the reading is (`done` of `total`, bytes or rows). Close it after use.
+
+    `notes` say in a sentence each what was detected or left out; they are complete once all rows have been read.
+    """
 
     name: str
     rows: Rows
     position: Callable[[], tuple[float, float]]
     close: Callable[[], None]
+    notes: list[str] = field(default_factory=list)
 
 
 def open_source(config: DataConfig) -> Source:
