@@ -185,14 +185,23 @@ def print_training(outcome: Mapping[str, Any]) -> None:
 
 
 def print_sweep(outcome: Mapping[str, Any]) -> None:
-    """`SweepOutcome.to_json`: accuracy against layer and K, and the best of them."""
+    """`SweepOutcome.to_json`: accuracy against layer and K, the best of them, and the pairs that are not among them."""
     print_curve("Validation accuracy", outcome["points"])
     best = outcome["best"]
     print(f"best on validation: layer {best['layer']}, K = {best['k']}, {' '.join(accuracy_cells(best))} pairs")
+    print_pair_counts(outcome.get("pair_counts"))
+
+
+def print_pair_counts(counts: Mapping[str, Any] | None) -> None:
+    """The foot of a table of figures: the pairs that are not in it (core.reward.pair_counts). `counts` is None where an older version made it."""
+    from core.reward.pair_counts import sentences
+
+    lines = ["Pairs that were left out have not been counted: fit again with this version."] if counts is None else sentences(counts)
+    print("\n".join(lines))
 
 
 def print_fit(outcome: Mapping[str, Any]) -> None:
-    """`FitOutcome.to_json`: the table of a fit, the curve, the seconds, and where the reward model lies."""
+    """`FitOutcome.to_json`: the table of a fit, the pairs that are not in it, the curve, the seconds, and where the reward model lies."""
     about, table_ = outcome["about"], outcome
     what = f"{about['backbone']}, layer {about['layer']}, {about['selection']['k']} latents a side, {Path(about['data']).name}"
     lines = [("SparseRM", table_["sparserm"])]
@@ -204,11 +213,23 @@ def print_fit(outcome: Mapping[str, Any]) -> None:
         by_kind = [(name, *(" ".join(accuracy_cells(entry["subsets"][kind])[:2]) for kind in kinds)) for name, entry in lines]
         sizes = [f"{kind} ({table_['sparserm']['subsets'][kind]['n']:,} pairs)" for kind in kinds]
         table("Test accuracy by kind of pair, mean of heads", ("test pairs", *sizes), by_kind)
+    _print_subset_counts(table_.get("subset_counts"))
     print_curve("Validation accuracy by K", outcome["curve"])
+    print_pair_counts(table_.get("pair_counts"))
     if about["selection"]["note"]:
         print(about["selection"]["note"])
     print("seconds: " + ", ".join(f"{step} {seconds:.1f}" for step, seconds in outcome["seconds"].items()))
     print(f"reward model: {outcome['artefact']}")
+
+
+def _print_subset_counts(counts: Mapping[str, Any] | None) -> None:
+    """The pairs that stand in no line of a table by kind; nothing where no kind is named."""
+    if not counts or not counts["n_kinds"]:
+        return
+    if not counts["shown"]:
+        print(f"No table by kind: `{counts['field']}` names {counts['n_kinds']:,} kinds.")
+    elif counts["n_unnamed"]:
+        print(f"{counts['n_unnamed']:,} of {counts['n_named'] + counts['n_unnamed']:,} test pairs name no `{counts['field']}`.")
 
 
 def _spread_cells(entry: Mapping[str, Any]) -> tuple[str, str, str]:

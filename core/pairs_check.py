@@ -4,7 +4,9 @@ and how far wording or length alone get. No language model is needed.
 A check is an artefact: `pairs.jsonl` (the pairs with their splits) and `report.json`:
 
     data         DataReport.to_json        split    SplitReport.to_json
-    shortcuts    wording-only, length-only: accuracy, low, high, n, note; on test pairs (validation pairs where there is no test split)
+    shortcuts    wording-only, length-only: accuracy, low, high, n, note, split, unit. On all test pairs (validation pairs where there is no test
+                 split), also those that a language model will refuse as too long; a fit's controls of the same names see the others only, and count
+                 tokens where this counts characters, so the two can differ
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from core.data.splits import split_pairs, split_report
 from core.runs.store import Artefact, Store, file_sha256, write_json
 from core.types import PreferencePairs, Progress, no_progress
 
-STEP, VERSION = "pairs_check", 1
+STEP, VERSION = "pairs_check", 2
 REPORT, PAIRS = "report.json", "pairs.jsonl"
 
 
@@ -43,7 +45,8 @@ def check_pairs(config: DataConfig, store: Store, progress: Progress = no_progre
         found = {"data": report.to_json(), "split": described.to_json(), "shortcuts": shortcuts(split)}
         progress("wording", 1, 1)
         write_json(folder / REPORT, found)
-        return {"source": split.source, "n_pairs": len(split), "n_prompts": report.n_prompts, "n_refused": len(report.refused)}
+        counts = {"n_rows": report.n_rows, "n_rows_refused": len(report.refused), "n_pairs_over_limit": report.n_over_limit}
+        return {"source": split.source, **counts, "n_pairs": len(split), "n_prompts": report.n_prompts}
 
     return store.get_or_make(STEP, VERSION, asked, [source], make)
 
@@ -61,7 +64,8 @@ def shortcuts(pairs: PreferencePairs) -> dict[str, Mapping[str, Any]]:
     margins, note = _length_margins(pairs, train)
     found = {"wording-only": (wording.margins, wording.note), "length-only": (margins, note)}
     groups = pairs.prompt_groups()[judged]
-    return {name: {**accuracy_of(m[judged][None], groups).to_json(), "note": note} for name, (m, note) in found.items()}
+    where = {"split": "test" if len(test) else "validation", "unit": "characters"}
+    return {name: {**accuracy_of(m[judged][None], groups).to_json(), "note": note, **where} for name, (m, note) in found.items()}
 
 
 def _length_margins(pairs: PreferencePairs, train: Int[np.ndarray, " n_train"]) -> tuple[Float[np.ndarray, " n_pairs"], str]:

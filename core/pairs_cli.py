@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core import console
@@ -13,7 +13,7 @@ from core.options import add_command, add_options, override, print_json
 from core.runs.store import Store
 from core.runs_cli import DETACH_HELP, detach
 
-SHOWN = 20  # reasons that are listed
+SHOWN, FIRST = 20, 5  # reasons that are listed, and the row numbers of each
 EXAMPLES = {
     "pairs": "examples:\n  sparserm pairs --pairs pairs.jsonl\n  sparserm pairs --pairs table.csv --columns prompt=question,chosen=good,rejected=bad"
 }
@@ -47,16 +47,26 @@ def pairs_command(arguments: argparse.Namespace, display: console.Display) -> No
 
 def print_report(report: Mapping[str, Any]) -> None:
     """What came of reading, and how far shortcuts get."""
-    data, split = report["data"], report["split"]
+    data, splits = report["data"], report["split"]
     counted = [(name, f"{data[name]:,}") for name in ("n_rows", "n_used", "n_pairs", "n_prompts")]
-    counted += [(f"pairs in {name}", f"{n:,}") for name, n in split["n_pairs"].items() if n]
+    counted += [("n_pairs left out by --limit", f"{data['n_over_limit']:,}")] if data["n_over_limit"] else []
+    counted += [(f"pairs in {name}", f"{n:,}") for name, n in splits["n_pairs"].items() if n]
     counted += [(f"{kind} duplicates", f"{data['duplicates'][f'n_{kind}_extra']:,}") for kind in ("exact", "near", "contradictory")]
-    counted += [(f"prompts in {sides}", f"{n:,}") for sides, n in split["shared_prompts"].items()]
+    counted += [(f"prompts in {sides}", f"{n:,}") for sides, n in splits["shared_prompts"].items()]
     console.table(f"{data['source']}, format {data['format']}", ("what", "number"), counted)
     if data["refused"]:
-        reasons = list(data["refused_by_reason"].items())[:SHOWN]
-        console.table(f"{len(data['refused']):,} rows refused", ("reason", "rows"), [(reason, f"{n:,}") for reason, n in reasons])
+        reasons = list(data["refused_by_reason"].items())
+        lines = [(reason, f"{n:,}", _first_rows(data["refused"], reason)) for reason, n in reasons[:SHOWN]]
+        rest = [("other reasons", f"{sum(n for _, n in reasons[SHOWN:]):,}", "")] if len(reasons) > SHOWN else []
+        console.table(f"{len(data['refused']):,} of {data['n_rows']:,} rows refused", ("reason", "rows", "the first"), [*lines, *rest])
     rows = [(name, *console.accuracy_cells(value), value["note"]) for name, value in report["shortcuts"].items()]
-    console.table("Without any model", ("seen", "accuracy", "95 % interval", "pairs", "how"), rows)
-    for note in (*data["notes"], *split["notes"]):
+    split = next((value["split"] for value in report["shortcuts"].values()), "test")
+    title = f"Without any model, on all {split} pairs (a fit leaves out those that its language model can't read)"
+    console.table(title, ("seen", "accuracy", "95 % interval", "pairs", "how"), rows)
+    for note in (*data["notes"], *splits["notes"]):
         print(note)
+
+
+def _first_rows(refused: Sequence[Mapping[str, Any]], reason: str) -> str:
+    numbers = [str(row["row"]) for row in refused if f"{row['field']}: {row['reason']}" == reason]
+    return ", ".join(numbers[:FIRST]) + (" ..." if len(numbers) > FIRST else "")

@@ -7,6 +7,7 @@
     controls       random directions, activations, dense, probes, wording, length                     core.reward.fitting
     curve          validation accuracy against K                                                      core.reward.curve
     evaluation     the test split, read once                                                          core.reward.evaluation
+    (pair counts)  how many pairs never came so far, where and why: stands beside every figure        core.reward.pair_counts
     known          what explaining needs of every response                                            core.reward.known
     reward_model   the folder that scores, each control beside it, faithfulness of its explanations   core.reward.folder
 
@@ -25,6 +26,7 @@ from typing import Any
 from core.config import FitConfig
 from core.errors import ConfigError
 from core.reward.fitting import largest_k
+from core.reward.recorded_files import read_config
 from core.runs.store import MANIFEST, Store, publish_folder
 from core.steps import Steps, read_json
 from core.types import Progress, no_progress
@@ -32,7 +34,8 @@ from core.types import Progress, no_progress
 
 @dataclass(frozen=True, kw_only=True)
 class FitOutcome:
-    """A finished fit: the reward model's folder, the table (`Evaluation.to_json`, NaN as None), the curve, and the seconds each step took now."""
+    """A finished fit: the reward model's folder, the table (`Evaluation.to_json`, NaN as None, with `pair_counts` of core.reward.pair_counts), the
+    curve, and the seconds each step took now."""
 
     artefact: Path
     evaluation: Mapping[str, Any]
@@ -48,14 +51,19 @@ class FitOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOutcome:
-    """Validation accuracy of every layer, K and kind of direction (`CurvePoint.to_json` and `layer`), and the best SparseRM among them."""
+    """Validation accuracy of every layer, K and kind of direction (`CurvePoint.to_json` and `layer`), and the best SparseRM among them.
+
+    `pair_counts`: how many pairs never came so far (core.reward.pair_counts), the same for every layer.
+    """
 
     points: tuple[Mapping[str, Any], ...]
     best: Mapping[str, Any]
+    pair_counts: Mapping[str, Any]
     seconds: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        return {"best": dict(self.best), "points": list(self.points), "seconds": dict(self.seconds)}
+        head = {"best": dict(self.best), "points": list(self.points)}
+        return {**head, "pair_counts": dict(self.pair_counts), "seconds": dict(self.seconds)}
 
 
 def fit(config: FitConfig, store: Store, progress: Progress = no_progress) -> FitOutcome:
@@ -67,6 +75,7 @@ def fit(config: FitConfig, store: Store, progress: Progress = no_progress) -> Fi
     pairs = work.pairs()
     work.check_sae()
     states = work.extraction(pairs, [config.backbone.layer])[config.backbone.layer]
+    work.say_pair_counts(pairs, states)
     frequencies = work.frequencies(pairs, states, largest_k(config))
     heads = work.heads(pairs, states, frequencies)
     controls = work.controls(pairs, states, frequencies, heads)
@@ -93,6 +102,7 @@ def sweep(configs: Sequence[FitConfig], store: Store, progress: Progress = no_pr
     for work in works:
         work.check_sae()
     states = works[0].extraction(pairs, [config.backbone.layer for config in configs])
+    counts = works[0].say_pair_counts(pairs, states[works[0].config.backbone.layer])
     points: list[dict[str, Any]] = []
     for work in works:
         layer = work.config.backbone.layer
@@ -101,13 +111,18 @@ def sweep(configs: Sequence[FitConfig], store: Store, progress: Progress = no_pr
         points += [{"layer": layer, **point} for point in read_json(curve.file("curve.json"))]
     best = max((point for point in points if point["kind"] == "sparserm"), key=lambda point: (point["accuracy"], -point["k"]))
     seconds = {step: sum(work.seconds.get(step, 0.0) for work in works) for step in ("pairs", "extraction", "frequencies", "curve")}
-    return SweepOutcome(points=tuple(points), best=best, seconds=seconds)
+    return SweepOutcome(points=tuple(points), best=best, pair_counts=counts, seconds=seconds)
 
 
 def copy_out(artefact: Path, target: Path) -> Path:
-    """A copy of a reward model's folder for keeps, outside the cache; it appears whole or not at all. Raises ConfigError if `target` exists."""
+    """A copy of a reward model's folder for keeps, outside the cache; it appears whole or not at all.
+
+    Raises ConfigError if `target` exists, StoreError if the folder in the cache is damaged.
+    """
     if target.exists():
         raise ConfigError(f"{target} exists already", remedy="give a new folder, or remove this one")
+    for folder in (artefact, *sorted((artefact / "controls").glob("*"))):
+        read_config(folder)
 
     def copy(folder: Path) -> None:
         shutil.copytree(artefact, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))

@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,16 +25,19 @@ from core.config import FitConfig
 from core.data.pairs import load_pairs
 from core.data.saved import read_pairs, write_pairs
 from core.data.splits import split_pairs, split_report
+from core.errors import DataError
 from core.explain.faithfulness import faithfulness
 from core.reward.controls import Probe
 from core.reward.curve import accuracy_curve
 from core.reward.extraction import extract, load_hidden_states
 from core.reward.fitting import Controls, Family, SparseFit, evaluate_fit, fit_controls, fit_sparserm
-from core.reward.folder import copy_beside, write_parts
+from core.reward.folder import write_parts
 from core.reward.head import Head, TrainedHead
-from core.reward.known import FAITHFULNESS, KNOWN, KNOWN_TEXTS, known_responses, read_known, write_known
+from core.reward.known import known_responses, read_known, write_known
+from core.reward.pair_counts import brief, pair_counts, reading_details, sentences, summed_rows
 from core.reward.projection import activations, project
 from core.reward.ranking import Resamples
+from core.reward.recorded_files import CURVE, EVALUATION, FAITHFULNESS, KNOWN, KNOWN_TEXTS
 from core.reward.selection import SelectionSummary, latent_frequencies
 from core.reward.shipping import PartsMaker
 from core.runs.store import Artefact, Store, file_sha256, write_json
@@ -43,20 +45,24 @@ from core.runs.values import load_value, save_value
 from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, sha256_of
 
 # Bumped by hand when a step computes something else from the same inputs; golden numbers in the tests catch a forgotten bump.
-VERSIONS = {"pairs": 2, "extraction": 1, "frequencies": 1, "heads": 1, "controls": 1, "curve": 1, "evaluation": 2, "known": 1, "reward_model": 1}
+VERSIONS = {"pairs": 3, "extraction": 2, "frequencies": 1, "heads": 1, "controls": 1, "curve": 1, "evaluation": 3, "known": 1, "reward_model": 2}
 CLASSES = (LatentFrequencies, Resamples, SparseFit, SelectedDirections, SelectionSummary, Family, TrainedHead, Head, Controls, Probe)
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class States:
-    """Where the hidden states of one layer lie. `fingerprint` is that of an extraction of this layer alone, whichever pass computed it."""
+    """Where the hidden states of one layer lie. `fingerprint` is that of an extraction of this layer alone, whichever pass computed it.
+
+    `backbone` is the language model's identity, `report` what the extraction says of the pairs that it could not read.
+    """
 
     folder: Path
     layer: int
     position: str
     fingerprint: str
     backbone: Mapping[str, Any]
+    report: Mapping[str, Any]
 
     def load(self, pairs: PreferencePairs) -> tuple[HiddenStates, PreferencePairs]:
         """The states (a memory map) and the pairs in the same order; pairs too long to be read are left out of both."""
@@ -114,7 +120,8 @@ class Steps:
             write_pairs(split, folder / "pairs.jsonl")
             described = split_report(split, data, report.duplicates)
             write_json(folder / "report.json", {"data": report.to_json(), "split": described.to_json()})
-            counts = {"n_pairs": len(split), "splits": dict(described.n_pairs), "n_prompts": report.n_prompts, "n_refused": len(report.refused)}
+            counts = {"n_pairs": len(split), "splits": dict(described.n_pairs), "n_prompts": report.n_prompts}
+            counts |= {"n_rows": report.n_rows, "n_rows_refused": len(report.refused)}
             return {"source": split.source, "format": report.format, **counts, "texts": pairs.content_hash, "content": split.content_hash}
 
         return self.step("pairs", asked, [source], make)
@@ -133,8 +140,8 @@ class Steps:
             texts, position = pairs_of(pairs.path), self.config.backbone.position
             self._say_estimate(texts, layers)
             backbone = load_backbone(self.config.backbone, depth=max(layers) + 1, progress=self.progress)
-            said = extract(texts, backbone, layers=layers, positions=[position], folder=folder, scratch=scratch, progress=self.progress)
-            return {"backbone": backbone.identity, **said}
+            report = extract(texts, backbone, layers=layers, positions=[position], folder=folder, scratch=scratch, progress=self.progress)
+            return {"backbone": backbone.identity, **report, **reading_details(texts, backbone, [position], report, self.progress)}
 
         return make
 
@@ -182,8 +189,28 @@ class Steps:
         held = self._holding(pairs, layer)
         assert held is not None  # just found or made
         alone = self.store.fingerprint("extraction", VERSIONS["extraction"], self._reading([layer]), self._read_from(pairs))
-        position, backbone = self.config.backbone.position, held.manifest["said"]["backbone"]
-        return States(folder=held.path, layer=layer, position=position, fingerprint=alone, backbone=backbone)
+        position, report = self.config.backbone.position, held.manifest["said"]
+        return States(folder=held.path, layer=layer, position=position, fingerprint=alone, backbone=report["backbone"], report=report)
+
+    def pair_counts(self, pairs: Artefact, states: States) -> dict[str, Any]:
+        """How many pairs left the computation so far, where and why (core.reward.pair_counts)."""
+        data = read_json(pairs.file("report.json"))["data"]
+        return pair_counts(pairs_of(pairs.path), data, states.report, self._reading([states.layer]))
+
+    def say_pair_counts(self, pairs: Artefact, states: States) -> dict[str, Any]:
+        """The counts, and a word in the log (and so in a run's events) where pairs were refused or prompts cut.
+
+        Raises DataError where nothing is left to train on, or to choose by.
+        """
+        counts = self.pair_counts(pairs, states)
+        if counts["n_refused"] or counts["n_shortened"]:
+            log.warning("%s", "\n".join(sentences(counts)))
+        for split in ("train", "validation"):
+            if counts["splits"][split]["n_pairs"] and not counts["splits"][split]["n_kept"]:
+                reasons = ", ".join(f"{n} x {reason}" for reason, n in counts["splits"][split]["by_reason"].items())
+                remedy = "mend the texts, or change what is read: --max-length"
+                raise DataError(f"no pair of the {split} split can be read by this model", found=reasons, remedy=remedy)
+        return counts
 
     def frequencies(self, pairs: Artefact, states: States, keep: int) -> Artefact:
         """`frequencies.*` (LatentFrequencies) and `resamples.*`, for every K up to `keep`."""
@@ -241,15 +268,15 @@ class Steps:
         return self.step("curve", asked, [a.fingerprint for a in (frequencies, *(fitted or ()))], make)
 
     def evaluation(self, pairs: Artefact, states: States, heads: Artefact, controls: Artefact) -> Artefact:
-        """`evaluation.json`: the table on the test pairs."""
+        """`evaluation.json`: the table on the test pairs, and how many pairs never came so far. Two files of the same good rows differ in that."""
 
         def make(folder: Path, _scratch: Path) -> dict[str, Any]:
             _, aligned = states.load(pairs_of(pairs.path))
             table = evaluate_fit(aligned, value_of(heads.path, "heads"), value_of(controls.path, "controls"))
-            write_json(folder / "evaluation.json", _finite(table.to_json()))
+            write_json(folder / "evaluation.json", _finite({**table.to_json(), "pair_counts": self.pair_counts(pairs, states)}))
             return {}
 
-        return self.step("evaluation", {}, [heads.fingerprint, controls.fingerprint], make)
+        return self.step("evaluation", {}, [heads.fingerprint, controls.fingerprint, pairs.fingerprint], make)
 
     def known(self, pairs: Artefact, states: States, heads: Artefact) -> Artefact:
         """`known.*` (core.reward.known): projections, activations and texts of all responses, so that explaining needs no language model for them."""
@@ -278,30 +305,32 @@ class Steps:
         config, before = self.config, (pairs, frequencies, heads, controls, curve, evaluation, known)
         asked = {"backbone": config.backbone.result_fields(), "sae": config.sae.result_fields()}
 
-        def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+        def make(folder: Path, scratch: Path) -> dict[str, Any]:
             sparse, measured = value_of(heads.path, "heads"), value_of(frequencies.path, "frequencies")
             table = read_json(evaluation.file("evaluation.json"))
+            counts = table["pair_counts"]
             method = {
-                "data": dict(pairs.manifest["said"]),
+                "data": {**pairs.manifest["said"], **summed_rows(counts)},
+                "pair_counts": counts,
                 "config": {"selection": config.selection.result_fields(), "head": config.head.result_fields()},
                 "selection": sparse.summary.to_json(),
                 "fingerprints": {artefact.step: artefact.fingerprint for artefact in before} | {"extraction": states.fingerprint},
             }
             maker = PartsMaker(config=config, backbone=states.backbone, sae=self.sae, frequencies=measured, method=method)
             parts = maker.sparserm(sparse, table["sparserm"])
-            write_parts(parts, folder)
-            copy_beside([known.file(KNOWN), known.file(KNOWN_TEXTS)], folder)
+            beside = [known.file(KNOWN), known.file(KNOWN_TEXTS), evaluation.file(EVALUATION), curve.file(CURVE)]
             kept = read_known(known.path, parts.k)
             if kept is not None:
-                write_json(folder / FAITHFULNESS, faithfulness(parts, kept, self.progress).to_json())
+                write_json(scratch / FAITHFULNESS, faithfulness(parts, kept, self.progress).to_json())
+                beside.append(scratch / FAITHFULNESS)
+            write_parts(parts, folder, beside)
             for kind, family in value_of(controls.path, "controls").families.items():
                 (folder / "controls" / kind).mkdir(parents=True)
                 write_parts(maker.control(family, table["controls"][kind]), folder / "controls" / kind)
-            shutil.copyfile(evaluation.file("evaluation.json"), folder / "evaluation.json")
-            shutil.copyfile(curve.file("curve.json"), folder / "curve.json")
             about = {"data": pairs.manifest["said"]["source"], "backbone": states.backbone["name"], "sae": self.sae.identity["name"]}
             place = {"layer": states.layer, "position": states.position}
-            return {**about, **place, "selection": sparse.summary.to_json(), "n_prompts": table["n_prompts"]}
+            rest = {"selection": sparse.summary.to_json(), "n_prompts": table["n_prompts"], "pair_counts": brief(counts)}
+            return {**about, **place, **rest}
 
         return self.step("reward_model", asked, [artefact.fingerprint for artefact in before], make)
 

@@ -74,6 +74,7 @@ def test_the_limit_counts_prompts_and_is_noted(tmp_path: Path) -> None:
     pairs, report = load_rows(tmp_path, rows, limit=4)
     assert (len(pairs), report.n_prompts, report.n_rows, report.n_used) == (12, 4, 30, 30)
     assert report.notes == ("limit: the first 4 of 10 prompts are kept, 12 of 30 pairs",)
+    assert report.n_over_limit == report.to_json()["n_over_limit"] == 18
     assert load_rows(tmp_path, rows, limit=10)[1].notes == ()
 
 

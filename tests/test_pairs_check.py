@@ -35,6 +35,7 @@ def test_length_learns_its_side_on_training_pairs(side: str, note: str) -> None:
     found = shortcuts(pairs(60, side=side))
     assert found["length-only"]["accuracy"] == 1.0 and found["length-only"]["n"] == 20 and found["length-only"]["note"] == note
     assert found["wording-only"]["accuracy"] == 1.0 and 0 < found["wording-only"]["low"] < 1
+    assert all((one["split"], one["unit"]) == ("test", "characters") for one in found.values()), "on which pairs, and in what"
 
 
 def test_shortcuts_are_judged_on_pairs_they_did_not_learn_from() -> None:
@@ -73,7 +74,13 @@ def test_a_check_counts_every_row_and_is_found_again(
     before = Path(found["artefact"]).stat().st_mtime_ns
     assert main(["pairs", "--pairs", str(source)]) == 0
     shown = capsys.readouterr().out
-    assert "1 rows refused" in shown and "wording-only" in shown and Path(found["artefact"]).stat().st_mtime_ns == before
+    assert (
+        "1 of 43 rows refused" in shown
+        and "43" in shown.partition("rows refused")[2]
+        and "on all test pairs" in shown
+        and "wording-only" in shown
+        and Path(found["artefact"]).stat().st_mtime_ns == before
+    )
     assert check_pairs(DataConfig(pairs=str(source), seed=1), Store(tmp_path / "cache")).path != Path(found["artefact"])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from core.reward.pair_counts import sentences
 from core.reward.parts import RewardParts
 
 REPOSITORY = "sparserm-workbench"
@@ -49,6 +50,10 @@ As a TRL reward function: `GRPOTrainer(reward_funcs=reward_model, ...)`.
 
 {accuracy}
 
+## Which pairs these figures stand on
+
+{counts}
+
 ## Limits
 
 - Rewards of responses to different prompts are hardly comparable: the training loss sees differences within a prompt only.
@@ -70,6 +75,7 @@ def model_card(parts: RewardParts) -> ModelCard:
         depth=parts.layer + 1,
         table="\n".join(f"| {name} | {_cell(value)} |" for name, value in _facts(parts).items()),
         accuracy=_accuracy(parts.evaluation),
+        counts=_counts(parts.method.get("pair_counts")),
     )
     return ModelCard.from_template(data, template_str=template)
 
@@ -88,8 +94,24 @@ def _facts(parts: RewardParts) -> dict[str, str]:
 
 
 def _accuracy(evaluation: Mapping[str, Any]) -> str:
-    rows = [f"| {split} | {e['accuracy']:.3f} | {e['low']:.3f} to {e['high']:.3f} | {e['n']} |" for split, e in evaluation.items()]
-    return "\n".join(["| split | accuracy | 95 % interval | pairs |", "|---|---|---|---|", *rows]) if rows else "Not measured."
+    rows = [
+        f"| {split} | {e['accuracy']:.3f} | {e['low']:.3f} to {e['high']:.3f} | {e['n']} | {e.get('n_refused', 'not counted')} |"
+        for split, e in evaluation.items()
+    ]
+    columns = ["| split | accuracy | 95 % interval | pairs | pairs left out |", "|---|---|---|---|---|"]
+    return "\n".join([*columns, *rows]) if rows else "Not measured."
+
+
+def _counts(counts: Mapping[str, Any] | None) -> str:
+    """The pairs that were left out, as a list. A reason can hold text of the data's own."""
+    if counts is None:
+        return "Pairs that were left out have not been counted by the version that fitted this model."
+    return "\n".join(f"{'  ' * line.startswith('  ')}- {_plain(line.strip())}" for line in sentences(counts))
+
+
+def _plain(line: str) -> str:
+    """A sentence without signs that Markdown or the template engine would read."""
+    return "".join(f"\\{sign}" if sign in "`*_[]<>#|!~\\" else sign for sign in _cell(line))
 
 
 def _cell(value: str) -> str:

@@ -24,6 +24,7 @@ FEWEST_PROMPTS = 10
 SUBSET_FIELDS = ("subset", "category", "Category")
 # A table of more kinds than this is a list of rows, not of kinds.
 MOST_SUBSETS = 100
+MEASURED_ON = "test pairs that the language model can read"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,21 +87,44 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SubsetCounts:
+    """The kinds of pairs behind a table by kind: `n_named` pairs name one in the meta's `field` (empty: no field is there), `n_unnamed` do not and
+    stand in no line. `shown` is False where no kind is named, or more than MOST_SUBSETS are: then there is no table."""
+
+    field: str
+    n_kinds: int
+    n_named: int
+    n_unnamed: int
+    shown: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The table: SparseRM, its controls and the three losses, each by kind of pair too where the data names kinds."""
+    """The table: SparseRM, its controls and the three losses, each by kind of pair too where the data names kinds.
+
+    Every line is measured on the same pairs, `measured_on`: the test pairs that the language model could read, `n_pairs` of `n_prompts`.
+    `subset_counts` says how many of them name a kind (`SubsetCounts`).
+    """
 
     sparserm: Entry
     controls: Mapping[str, Entry]
     losses: Mapping[str, Entry]
+    n_pairs: int
     n_prompts: int
+    subset_counts: SubsetCounts
 
     def to_json(self) -> dict[str, Any]:
-        """Every object with `accuracy` carries `low`, `high` and `n`."""
+        """Every object with `accuracy` carries `low`, `high` and `n`: the number of pairs that it was computed on."""
         return {
             "sparserm": self.sparserm.to_json(),
             "controls": {name: entry.to_json() for name, entry in self.controls.items()},
             "losses": {name: entry.to_json() for name, entry in self.losses.items()},
             "n_prompts": self.n_prompts,
+            "measured_on": {"split": "test", "which": MEASURED_ON, "n_pairs": self.n_pairs, "n_prompts": self.n_prompts},
+            "subset_counts": self.subset_counts.to_json(),
         }
 
 
@@ -140,7 +164,9 @@ def evaluate(pairs: PreferencePairs, sparserm: Contestant, controls: Sequence[Co
         sparserm=entry(sparserm),
         controls={one.kind: entry(one) for one in controls},
         losses={name: entry(one) for name, one in losses.items()},
+        n_pairs=len(test),
         n_prompts=len(np.unique(pairs.prompt_groups()[test])),
+        subset_counts=subset_counts(pairs, test),
     )
 
 
@@ -165,15 +191,27 @@ def _entry(one: Contestant, sparserm: Contestant, test: np.ndarray, validation: 
 def accuracy_by_subset(margins: Float[np.ndarray, "n_heads n_pairs"], pairs: PreferencePairs, rows: Int[np.ndarray, " n"]) -> dict[str, Accuracy]:
     """Mean accuracy of the heads for each kind of pair that the data's meta names (`subset`, else `category`).
 
-    Empty where it names none, or too many to be kinds.
+    Empty where it names none, or too many to be kinds: `subset_counts` says which.
     """
-    field = next((name for name in SUBSET_FIELDS if any(name in pairs[int(i)].meta for i in rows)), None)
-    names = np.array([str(pairs[int(i)].meta.get(field, "")) for i in rows]) if field else np.array([])
-    kinds = sorted(set(names.tolist()) - {""})
-    if len(kinds) > MOST_SUBSETS:
+    if not subset_counts(pairs, rows).shown:
         return {}
-    groups = pairs.prompt_groups()
+    names, groups = np.array(subset_names(pairs, rows)[1]), pairs.prompt_groups()
+    kinds = sorted(set(names.tolist()) - {""})
     return {kind: accuracy_of(margins[:, rows[names == kind]], groups[rows[names == kind]]) for kind in kinds}
+
+
+def subset_names(pairs: PreferencePairs, rows: Int[np.ndarray, " n"]) -> tuple[str, list[str]]:
+    """The field of the meta that names these pairs' kinds (empty where none does), and each pair's kind (empty where it names none)."""
+    field = next((name for name in SUBSET_FIELDS if any(name in pairs[int(i)].meta for i in rows)), "")
+    return field, [str(pairs[int(i)].meta.get(field, "")) if field else "" for i in rows]
+
+
+def subset_counts(pairs: PreferencePairs, rows: Int[np.ndarray, " n"]) -> SubsetCounts:
+    """How many of these pairs name a kind, and how many kinds there are."""
+    field, names = subset_names(pairs, rows)
+    kinds = set(names) - {""}
+    named = sum(name != "" for name in names)
+    return SubsetCounts(field=field, n_kinds=len(kinds), n_named=named, n_unnamed=len(names) - named, shown=0 < len(kinds) <= MOST_SUBSETS)
 
 
 def _resampled_means(values: Float[np.ndarray, "n m"], groups: Int[np.ndarray, " n"]) -> Float[np.ndarray, "resamples m"]:

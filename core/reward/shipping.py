@@ -11,6 +11,7 @@ import numpy as np
 from core.backbone.sae import SparseAutoencoder
 from core.config import FitConfig
 from core.reward.fitting import Family, SparseFit
+from core.reward.pair_counts import split_figures
 from core.reward.parts import WITH_LATENTS, RewardParts, selection_table
 from core.types import LatentFrequencies, SelectedDirections
 
@@ -19,7 +20,7 @@ FOUR = ("accuracy", "low", "high", "n")
 
 @dataclass(frozen=True, kw_only=True)
 class PartsMaker:
-    """What all folders of one fit share: config, identities, frequencies, and how the fit was made (`method`, JSON)."""
+    """What all folders of one fit share: config, identities, frequencies, and how the fit was made (`method`, JSON, with `pair_counts`)."""
 
     config: FitConfig
     backbone: Mapping[str, Any]
@@ -50,7 +51,9 @@ class PartsMaker:
         shipped, has_sae = family.heads[family.shipped], family.kind in WITH_LATENTS
         # Each draw of random directions has a head of its own; the other draws' directions are not kept, so their heads would mean nothing.
         kept = (shipped,) if family.kind.startswith("random") else family.heads
-        evaluation = {"validation": entry["validation"], "test": {name: entry[name] for name in FOUR}}
+        figures = {"validation": entry["validation"], "test": {name: entry[name] for name in FOUR}}
+        counts = self.method["pair_counts"]
+        evaluation = {split: {**accuracy, **split_figures(counts, split)} for split, accuracy in figures.items()}
         return RewardParts(
             kind=family.kind,
             backbone=self.backbone,
@@ -58,7 +61,7 @@ class PartsMaker:
             sae=dict(self.sae.identity) if has_sae else None,
             sae_config=self.config.sae if has_sae else None,
             method={**self.method, "shipped_seed": shipped.seed, "loss": shipped.loss},
-            evaluation={split: figures for split, figures in evaluation.items() if figures["n"]},
+            evaluation={split: accuracy for split, accuracy in evaluation.items() if accuracy["n"]},
             selection=table,
             head=shipped.head,
             heads=tuple(trained.head for trained in kept),

@@ -1,0 +1,242 @@
+"""How many pairs left the computation between the file and the figures, where and why: one object that stands beside every figure of a fit.
+
+    rows of the source      the data reader refuses some (core.data.pairs)            n_rows, n_rows_refused
+    pairs of these rows     --limit leaves some out                                   n_pairs_over_limit
+    pairs that are split    train, validation, test, unused                           n_pairs, splits
+    pairs that are read     the language model can't read some (core.reward.extraction): an answer that is longer than the model reads, a control
+                            token in a text, a dialogue that the chat template refuses      n_pairs_refused; splits' n_refused, n_kept
+    prompts that are read   some without their leading turns, to fit the length       n_shortened
+
+Duplicates are counted and kept, never dropped. A refused pair is gone whole, whichever of its answers can't be read.
+
+`pair_counts(...)` makes the object, JSON values only; core.reward.model documents it among the files of a reward model. `sentences(...)` says it in
+plain words. No language model is loaded here but by `reading_details`, which extraction calls with a loaded one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from core.data.rows import printable
+from core.data.splits import NAMES, UNUSED
+from core.types import PreferencePair, PreferencePairs, Progress, no_progress
+
+if TYPE_CHECKING:
+    from core.backbone.model import Backbone
+
+BOTH = "both"
+SIDES = ("chosen", "rejected", BOTH)
+LISTED = 20  # reasons that are told apart; the rest are counted together
+FIRST = 8  # rows that are named for each reason
+OTHER = "other reasons"
+DUPLICATES = ("exact", "contradictory", "near")
+TOO_LONG = re.compile(r"[\d,]+ tokens, at most ([\d,]+) are read")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LostPair:
+    """A pair that the language model can't read. `index` is its place among the split pairs; `side` is `chosen`, `rejected` or `both`.
+
+    `reason` is that of its first unreadable side.
+    """
+
+    index: int
+    pair: PreferencePair
+    split: str
+    side: str
+    reason: str
+
+    @property
+    def row(self) -> int | None:
+        """Number of its row in the source; None where the source gave none."""
+        number = self.pair.meta.get("row")
+        return number if isinstance(number, int) else None
+
+    def to_json(self) -> dict[str, Any]:
+        place = {"row": self.row, "pair_id": self.pair.pair_id, "split": self.split, "side": self.side}
+        return {**place, "reason": printable(self.reason, 200), "kind": reason_kind(self.reason)}
+
+
+def reason_kind(reason: str) -> str:
+    """The reason without what differs from pair to pair: `140 tokens, at most 128 are read` becomes `more than 128 tokens`."""
+    too_long = TOO_LONG.fullmatch(reason)
+    return f"more than {too_long[1]} tokens" if too_long else printable(re.sub(r"^\d[\d,]*", "N", reason), 120)
+
+
+def reading_details(
+    pairs: PreferencePairs, backbone: Backbone, positions: Sequence[str], report: Mapping[str, Any], progress: Progress = no_progress
+) -> dict[str, list[Any]]:
+    """What an extraction's report (`core.reward.extraction.extract`) leaves open, as more of its fields.
+
+    `refused_sides`: for each entry of `refused` which side of the pair can't be read; `shortened_pairs`: indices of the pairs that were read, one of
+    whose dialogues at least lost leading turns. Only refused pairs, and (where any dialogue was shortened) those with several turns, are rendered
+    again; no forward pass.
+    """
+    from core.reward.extraction import read_items
+
+    refused = [int(row["row"]) for row in report["refused"]]
+    read = [i for i in range(len(pairs)) if len(pairs[i].prompt) > 1] if report["dialogues_shortened"] else []
+    again = [*refused, *sorted(set(read) - set(refused))]
+    sides, shortened = [], []
+    for number, index in enumerate(again):
+        progress("count pairs", number, len(again))
+        pair = pairs[index]
+        found = read_items(backbone, [(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)], positions)
+        if number < len(refused):
+            sides.append(BOTH if len(found.refused) > 1 else SIDES[next(iter(found.refused))])
+        elif found.n_shortened:
+            shortened.append(index)
+    return {"refused_sides": sides, "shortened_pairs": shortened}
+
+
+def lost_pairs(pairs: PreferencePairs, report: Mapping[str, Any]) -> tuple[LostPair, ...]:
+    """The pairs that an extraction of these split `pairs` refused, by its report; without `refused_sides` (an older one) by the first side."""
+    sides = report.get("refused_sides") or [row["field"] for row in report["refused"]]
+    return tuple(
+        LostPair(index=row["row"], pair=pairs[row["row"]], split=pairs.split[row["row"]], side=side, reason=row["reason"])
+        for row, side in zip(report["refused"], sides, strict=True)
+    )
+
+
+def pair_counts(pairs: PreferencePairs, data: Mapping[str, Any], report: Mapping[str, Any], reading: Mapping[str, Any]) -> dict[str, Any]:
+    """The object of the module. `pairs`: all that were split; `data`: `DataReport.to_json`; `report`: the extraction's, with `reading_details`;
+    `reading`: the extraction's config (`max_length`, `over_length`)."""
+    lost = lost_pairs(pairs, report)
+    shortened = set(report["shortened_pairs"])
+    n_rows_refused = len(data["refused"])
+    return {
+        "n_rows": data["n_rows"],
+        "n_rows_refused": n_rows_refused,
+        "n_pairs_over_limit": data.get("n_over_limit", 0),
+        "n_pairs": len(pairs),
+        "n_pairs_refused": len(lost),
+        "n_refused": n_rows_refused + len(lost),
+        "n_shortened": len(shortened),
+        "n_duplicates": {name: data["duplicates"][f"n_{name}_extra"] for name in DUPLICATES},
+        "splits": {name: _split_counts(name, pairs, lost, shortened) for name in NAMES},
+        "by_reason": _by_reason(lost),
+        "rows_by_reason": _most_frequent(data["refused_by_reason"]),
+        "first_rows": _first_of_each_kind([_row_to_json(row) for row in data["refused"]]),
+        "first_pairs": _first_of_each_kind([one.to_json() for one in lost]),
+        "reading": {name: reading[name] for name in ("max_length", "over_length")},
+    }
+
+
+def _split_counts(name: str, pairs: PreferencePairs, lost: Sequence[LostPair], shortened: set[int]) -> dict[str, Any]:
+    rows = [int(i) for i in pairs.rows_of(name)]
+    gone = [one for one in lost if one.split == name]
+    kept = set(rows) - {one.index for one in gone}
+    by_side = Counter(one.side for one in gone)
+    return {
+        "n_pairs": len(rows),
+        "n_refused": len(gone),
+        "n_kept": len(kept),
+        "n_shortened": len(kept & shortened),
+        "n_prompts": len({pairs[i].prompt_id for i in rows}),
+        "n_prompts_kept": len({pairs[i].prompt_id for i in kept}),
+        "by_reason": _by_reason(gone),
+        "by_side": {side: by_side[side] for side in SIDES},
+    }
+
+
+def _by_reason(lost: Iterable[LostPair]) -> dict[str, int]:
+    return _most_frequent(Counter(reason_kind(one.reason) for one in lost))
+
+
+def _row_to_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    kind = printable(f"{row['field']}: {row['reason']}", 120)
+    return {"row": row["row"], "field": row["field"], "reason": printable(row["reason"], 200), "kind": kind}
+
+
+def _first_of_each_kind(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In their order, at most FIRST of each of the first LISTED kinds met."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        seen[row["kind"]] += 1
+        if seen[row["kind"]] <= FIRST and len(seen) <= LISTED:
+            kept.append(row)
+    return kept
+
+
+def _most_frequent(counts: Mapping[str, int]) -> dict[str, int]:
+    """The most frequent first; beyond LISTED the rest together."""
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    rest = sum(count for _, count in ordered[LISTED:])
+    return {**{printable(reason, 120): count for reason, count in ordered[:LISTED]}, **({OTHER: rest} if rest else {})}
+
+
+def brief(counts: Mapping[str, Any]) -> dict[str, Any]:
+    """The object without its lists of rows, for a manifest."""
+    return {name: value for name, value in counts.items() if name not in ("first_rows", "first_pairs")}
+
+
+def split_figures(counts: Mapping[str, Any], split: str) -> dict[str, int]:
+    """What stands beside an accuracy of this split: how many of its pairs were refused, and how many were read with a cut prompt."""
+    return {name: counts["splits"][split][name] for name in ("n_refused", "n_shortened")}
+
+
+def summed_rows(counts: Mapping[str, Any]) -> dict[str, int]:
+    """The refused ones for `method.data` of a reward model: rows and pairs apart, and their sum."""
+    return {name: counts[name] for name in ("n_rows_refused", "n_pairs_refused", "n_refused")}
+
+
+# --- in words --------------------------------------------------------------------------------------------------------
+
+
+def sentences(counts: Mapping[str, Any]) -> list[str]:
+    """Whole sentences for a person, the most important first; one that says so where nothing was left out or cut."""
+    found = [*_refused_sentences(counts), *_shortened_sentence(counts), *_row_sentences(counts)]
+    if counts["n_pairs_over_limit"]:
+        found.append(f"--limit left out {_pairs(counts['n_pairs_over_limit'])}.")
+    if unused := counts["splits"][UNUSED]["n_pairs"]:
+        found.append(f"{_pairs(unused)} {'is' if unused == 1 else 'are'} in no split (unused).")
+    return found or [f"All {_pairs(counts['n_pairs'])} were read; nothing was left out."]
+
+
+def _refused_sentences(counts: Mapping[str, Any]) -> list[str]:
+    n, total = counts["n_pairs_refused"], counts["n_pairs"]
+    if not n:
+        return []
+    where = _by_split(counts, "n_refused", "n_pairs")
+    lines = [f"Left out: the language model can't read {n:,} of {_pairs(total)} ({where})."]
+    sides = [f"{side} {sum(one['by_side'][side] for one in counts['splits'].values()):,}" for side in SIDES]
+    lines += [f"  {reason}: {_pairs(count)}{_first_rows(counts['first_pairs'], reason)}" for reason, count in counts["by_reason"].items()]
+    return [*lines, f"  the answer that can't be read: {', '.join(sides)}"]
+
+
+def _first_rows(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
+    """` (the first in rows 3, 17, 21)`: those of this kind; empty where none has a number."""
+    numbers = [str(row["row"]) for row in rows if row["row"] is not None and row["kind"] == kind]
+    return f" (the first in rows {', '.join(numbers)})" if len(numbers) > 1 else f" (row {numbers[0]})" if numbers else ""
+
+
+def _shortened_sentence(counts: Mapping[str, Any]) -> list[str]:
+    n = counts["n_shortened"]
+    if not n:
+        return []
+    total, limit = sum(one["n_kept"] for one in counts["splits"].values()), counts["reading"]["max_length"]
+    where = _by_split(counts, "n_shortened", "n_kept")
+    return [f"Cut: the prompts of {n:,} of {_pairs(total)} lost their leading turns, to fit {limit:,} tokens ({where})."]
+
+
+def _row_sentences(counts: Mapping[str, Any]) -> list[str]:
+    n = counts["n_rows_refused"]
+    if not n:
+        return []
+    lines = [f"{n:,} of {counts['n_rows']:,} rows of the source can't be used:"]
+    for kind, count in counts["rows_by_reason"].items():
+        lines.append(f"  {kind}: {count:,} {'row' if count == 1 else 'rows'}{_first_rows(counts['first_rows'], kind)}")
+    return lines
+
+
+def _by_split(counts: Mapping[str, Any], part: str, whole: str) -> str:
+    return ", ".join(f"{one[part]:,} of {one[whole]:,} in {name}" for name, one in counts["splits"].items() if one[whole])
+
+
+def _pairs(n: int) -> str:
+    return f"{n:,} {'pair' if n == 1 else 'pairs'}"
