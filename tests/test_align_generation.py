@@ -57,9 +57,9 @@ def plain_text(backbone: Backbone, prompt: Sequence[Message], sample: int, sampl
             logits = backbone.model(input_ids=torch.tensor([[*ids, *written]])).logits[0, -1].double() / sampling.temperature
         token = drawn_by_hand(logits.softmax(-1).tolist(), float(uniform[number]), sampling.top_p)
         if token in stop_tokens(backbone):
-            return Generated(text=backbone.tokenizer.decode(written, skip_special_tokens=True).strip(), n_tokens=len(written), finished=True)
+            return Generated(text=backbone.tokenizer.decode(written).strip(), n_tokens=len(written), finished=True)
         written.append(token)
-    return Generated(text=backbone.tokenizer.decode(written, skip_special_tokens=True).strip(), n_tokens=len(written), finished=False)
+    return Generated(text=backbone.tokenizer.decode(written).strip(), n_tokens=len(written), finished=False)
 
 
 def drawn_by_hand(probabilities: list[float], uniform: float, top_p: float) -> int:
@@ -122,7 +122,7 @@ def test_cold_answers_are_the_likeliest_ones(family: Backbone) -> None:
             if token in stop_tokens(family):
                 break
             written.append(token)
-        assert answer.text == family.tokenizer.decode(written, skip_special_tokens=True).strip() and answer.n_tokens == len(written)
+        assert answer.text == family.tokenizer.decode(written).strip() and answer.n_tokens == len(written)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 100])

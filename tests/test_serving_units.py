@@ -6,15 +6,18 @@ import asyncio
 import json
 import threading
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from backbone_helpers import DATED, GEMMA_LIKE, LLAMA2_LIKE, NEMO_LIKE, QWEN_LIKE, R1_LIKE, tiny_tokenizer
 from model_helpers import FakeReader, make_parts
 
 from core.backbone.model import Backbone, load_backbone
 from core.backbone.presets import preset
+from core.backbone.thinking import without_empty_block
 from core.errors import ConfigError, DataError, StoreError, described, error_from
 from core.explain.kept import Kept
 from core.pipeline import fit
@@ -24,6 +27,9 @@ from core.serving.answers import Answers
 from core.serving.engine import MOST_WAITING, PHASES, PIECE, Busy, Engine, Loading
 from core.serving.queries import Queries
 from core.serving.texts import Texts
+from core.types import Message
+
+CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 
 
 @pytest.fixture(autouse=True)
@@ -57,16 +63,44 @@ def rendered(backbone: Backbone, messages: list[dict[str, str]]) -> str:
 @pytest.mark.parametrize("with_prompts", [True, False])
 def test_a_rendered_dialogue_is_taken_apart(backbone: Backbone, messages: list[dict[str, str]], end: str, with_prompts: bool) -> None:
     prompt = rendered(backbone, messages)
-    prompts, responses = Queries(backbone).divide([f"{prompt}Ten minutes.\nOr so.{end}"], [prompt] if with_prompts else None)
-    assert responses == ["Ten minutes.\nOr so."]
-    # What the template put there by itself may stand as a message of its own: the rendering is the same.
-    assert rendered(backbone, prompts[0]) == prompt  # type: ignore[arg-type]
-    assert prompts[0][-len(messages) :] == messages
+    item = Queries(backbone).divide([f"{prompt}Ten minutes.\nOr so.{end}"], [prompt] if with_prompts else None)
+    assert item == [(tuple(messages), "Ten minutes.\nOr so.")]
+
+
+# Templates with the habits of real ones, how a policy's text begins in them and how it ends; the thinking block of an answer stays with it.
+TEMPLATES = {
+    "chatml": (CHATML, "", "<|im_end|>\n"),
+    "gemma": (GEMMA_LIKE, "", "<|im_end|>"),
+    "nemo": (NEMO_LIKE, "", "<|im_end|>"),
+    "llama2": (LLAMA2_LIKE, "", " <|im_end|><|endoftext|>"),
+    "qwen": (QWEN_LIKE, "", "<|im_end|>"),
+    "qwen, thinking off": (QWEN_LIKE, "<think>\n\n</think>\n\n", "<|im_end|>"),
+    "r1": (R1_LIKE, "<think>\n", "<|im_end|>"),
+    "dated": (DATED, "", "<|im_end|>"),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("with_prompts", [True, False])
+def test_templates_in_the_wild_are_taken_apart(backbone: Backbone, name: str, number: int, with_prompts: bool) -> None:
+    source, opened, end = TEMPLATES[name]
+    tokenizer = tiny_tokenizer(source, real_bos=name in ("gemma", "r1"))
+    other = Backbone(backbone.model, tokenizer, replace(backbone.config, template_date="1 May 2020"), backbone.identity)
+    messages = DIALOGUES[number] if not (name == "gemma" and number == 1) else DIALOGUES[0]
+    policy = Backbone(backbone.model, tokenizer, replace(backbone.config, template_date="29 Nov 2026"), backbone.identity)
+    prompt = without_empty_block(rendered(policy, messages)).rstrip(" ") + opened
+    answer = "It is hot.</think>\n\nTen minutes." if name == "r1" else "Ten minutes.\nOr so."
+    expected = opened + answer if name == "r1" else answer
+    ((prompt_messages, response),) = Queries(other).divide([prompt + answer + end], [prompt] if with_prompts else None)
+    assert response == expected.strip()
+    whole = [Message(role="assistant", content=response)]
+    assert other.template.text([*prompt_messages, *whole]) == other.template.text([*messages, *whole])  # type: ignore[list-item]
 
 
 def test_a_plain_prompt_is_a_users_message(backbone: Backbone) -> None:
-    prompts, responses = Queries(backbone).divide(["How long? Ten minutes.</s>"], ["How long?"])
-    assert prompts == [[{"role": "user", "content": "How long?"}]] and responses == ["Ten minutes."]
+    item = Queries(backbone).divide(["How long? Ten minutes.</s>"], ["How long?"])
+    assert item == [(({"role": "user", "content": "How long?"},), "Ten minutes.")]
 
 
 @pytest.mark.parametrize(
@@ -78,9 +112,11 @@ def test_a_plain_prompt_is_a_users_message(backbone: Backbone) -> None:
         ("How long? Ten minutes.", "Something else", "can't be divided"),
     ],
 )
-def test_what_is_unclear_is_refused(backbone: Backbone, query: str, prompt: str | None, said: str) -> None:
-    with pytest.raises(DataError, match=said):
-        Queries(backbone).divide([query], None if prompt is None else [prompt])
+def test_what_is_unclear_is_refused_and_the_others_go_on(backbone: Backbone, query: str, prompt: str | None, said: str) -> None:
+    good = rendered(backbone, DIALOGUES[0])
+    unclear, clear = Queries(backbone).divide([query, good + "So."], None if prompt is None else [prompt, good])
+    assert isinstance(unclear, str) and said in unclear
+    assert clear == (tuple(DIALOGUES[0]), "So.")
 
 
 # --- the model's thread -----------------------------------------------------------------------------------------------

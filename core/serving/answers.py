@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from core.explain.edits import Edit
     from core.explain.explainer import Explainer
     from core.explain.switch import Switchboard
+    from core.reward.dialogues import Item
 
 MOST_RESPONSES = 4096  # of one request
 EDITS = 64  # kept with their explanations
@@ -89,14 +90,17 @@ class Answers:
         if prompts is not None and len(prompts) != len(queries):
             raise DataError("query and prompts must be lists of equal length", found=f"{len(queries)} and {len(prompts)}")
         divided = await asyncio.wrap_future(self.engine.submit(lambda: self._divided(queries, prompts), rank=1))
-        rewards, _ = await self._rewards(*divided)
+        readable = [number for number, item in enumerate(divided) if not isinstance(item, str)]
+        items = [item for item in divided if not isinstance(item, str)]
+        rewards = np.full(len(queries), np.nan)
+        rewards[readable], _ = await self._rewards([list(prompt) for prompt, _ in items], [response for _, response in items])
         lost = np.isnan(rewards)
         quantiles = self.engine.model.parts.reward_quantiles
         rewards = np.where(lost, float(quantiles[0]), rewards)
         scores = np.interp(rewards, quantiles.astype(np.float64), np.linspace(0.0, 1.0, len(quantiles)))
         return packed({"rewards": rewards.tolist(), "scores": scores.tolist(), "extra_logs": {"unreadable": lost.astype(float).tolist()}})
 
-    def _divided(self, queries: list[str], prompts: list[str] | None) -> tuple[list[Any], list[str]]:
+    def _divided(self, queries: list[str], prompts: list[str] | None) -> list[Item | str]:
         from core.reward.model import BackboneReader
         from core.serving.queries import Queries
 

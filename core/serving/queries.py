@@ -1,7 +1,9 @@
 """Rendered dialogues taken apart again: OpenRLHF sends a policy's whole text, chat template included, and a reward model reads messages.
 
-The template is that of the reward model's own backbone, whose fixed pieces are known (core.backbone.template). A text is taken apart between them,
-and what comes out must render to the same text again: so nothing is guessed. A prompt without any template is one user message.
+The template is that of the reward model's own backbone, whose fixed pieces are known (core.backbone.template). A text is taken apart between them:
+a BOS in front may be there or not, a date may be another than ours, and what stands between the start of the answer and its text (white space, the
+empty thinking block of some templates) is the template's. A text that holds control tokens after that is in another template, or forged. A prompt
+without any template is one user message.
 """
 
 from __future__ import annotations
@@ -9,91 +11,96 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from core.backbone.control_tokens import without_closing
+from core.backbone.layout import TemplatePieces, Unreadable
 from core.backbone.model import Backbone
 from core.backbone.template import ChatTemplate
-from core.errors import BackboneError, DataError
+from core.backbone.thinking import TAGS, without_empty_block
 from core.reward.dialogues import Item
 from core.types import Message
 
-# What ends a text that some policy wrote. Such a token is no part of an answer.
-ENDS = ("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<end_of_turn>", "<eos>", "</s>", "<pad>", "[PAD]")
-# What no plain text holds.
-MARKS = re.compile(r"<\|[a-z_]+\|>|<start_of_turn>|<end_of_turn>|\[/?INST\]")
+DATE = "\ue002date\ue003"  # stands for the date in a template that writes one
+ANY_DATE = r"[^\n]{1,60}?"
+# Ends of text of other models' policies, whose tokenizer may be another than the reward model's. Such a token is no part of an answer.
+FOREIGN_ENDS = ("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<end_of_turn>", "<eos>", "</s>", "<pad>", "[PAD]")
+EMPTY_BLOCK = re.compile(r"\A(?:" + "|".join(rf"{re.escape(opening)}\s*{re.escape(closing)}" for opening, closing in TAGS) + r")\s*")
 
 
 class Queries:
     """Takes the texts apart that are rendered with this backbone's template, or with none."""
 
     def __init__(self, backbone: Backbone) -> None:
-        self.template: ChatTemplate = backbone.template
-        tokenizer = backbone.tokenizer
-        own = [str(token) for token in (tokenizer.eos_token, tokenizer.pad_token) if token]
-        self.ends = tuple(dict.fromkeys([*own, *ENDS]))
+        self.template = backbone.template
+        self._dated = ChatTemplate(backbone.tokenizer, date=DATE)
+        self._bos = str(backbone.tokenizer.bos_token) if backbone.template.bos is not None else ""
+        turn = self._pieces(("user", "assistant"))
+        closing_piece = turn.around[-1].strip() if turn else ""
+        own = backbone.tokenizer.convert_ids_to_tokens(sorted(self.template.control.ids))
+        self._ends = tuple(dict.fromkeys(filter(None, (closing_piece, *map(str, own), *FOREIGN_ENDS))))
+        self._before_answer = without_empty_block(turn.around[-2]).strip() if turn else ""
 
-    def divide(self, queries: Sequence[str], prompts: Sequence[str] | None) -> tuple[list[list[Message]], list[str]]:
-        """The prompt (messages) and the response of each query. `prompts` are what the queries begin with. Raises DataError, naming the query, where
-        it can't be told."""
-        found = [self._item(number, query, None if prompts is None else prompts[number]) for number, query in enumerate(queries)]
-        return [list(messages) for messages, _ in found], [response for _, response in found]
+    def divide(self, queries: Sequence[str], prompts: Sequence[str] | None) -> list[Item | str]:
+        """The prompt (messages) and the response of each query, or why it can't be told. `prompts` are what the queries begin with."""
+        return [self._item(query, None if prompts is None else prompts[number]) for number, query in enumerate(queries)]
 
-    def _item(self, number: int, query: str, prompt: str | None) -> Item:
-        if prompt is None or not query.startswith(prompt):
-            prompt = self._prompt_of(query)
-        if prompt is None:
-            raise DataError(
-                f"query {number}, counted from 0, can't be divided into prompt and response",
-                expected="`prompts` that the queries begin with, or this model's chat template",
-                found=query[:60],
-            )
-        return self._messages(number, prompt), self._response(query[len(prompt) :])
+    def _item(self, query: str, prompt: str | None) -> Item | str:
+        if prompt is not None and query.startswith(prompt):
+            before = without_empty_block(prompt)
+            messages = self._messages(before)
+            # A block that the prompt opened (as R1's template does) is the answer's: the policy goes on in it.
+            opened = prompt[len(before) :]
+            opened = "" if any(closing in opened for _, closing in TAGS) else opened
+            return messages if isinstance(messages, str) else (messages, self._response(opened + query[len(prompt) :]))
+        for messages, answer in self._readings(self._without_bos(query)):
+            return messages, self._response(answer)
+        return "it can't be divided into prompt and response: it is not in this model's chat template, and does not begin with its `prompts`"
 
     def _response(self, text: str) -> str:
-        """Without the tokens that end a turn."""
-        text, before = text.strip(), ""
-        while text != before:
-            before = text
-            for end in self.ends:
-                text = text.removesuffix(end).rstrip()
+        """An answer without the tokens that end a turn, and without the empty block that a template puts before it."""
+        return EMPTY_BLOCK.sub("", without_closing(text, self._ends).strip())
+
+    def _messages(self, prompt: str) -> tuple[Message, ...] | str:
+        """The messages of a prompt, rendered up to where its answer begins, or plain text."""
+        for messages, rest in self._readings(self._without_bos(prompt)):
+            if not rest.strip():
+                return messages
+        if self.template.control.first_in(prompt):
+            return "the prompt is in another model's chat template: send prompts without one, or train a policy that has the reward model's"
+        return ({"role": "user", "content": prompt.strip()},)
+
+    def _without_bos(self, text: str) -> str:
+        while self._bos and text.startswith(self._bos):
+            text = text[len(self._bos) :]
         return text
 
-    def _prompt_of(self, query: str) -> str | None:
-        """All up to where the last response begins, in this model's template; None where it is not in it."""
-        if not self.template.has_template:
-            return None
-        turn = self._pieces(("user", "assistant"))
-        before, found, _ = query.rpartition(turn[1]) if turn and turn[1] else ("", "", "")
-        return before + found if found else None
-
-    def _messages(self, number: int, prompt: str) -> tuple[Message, ...]:
-        for messages in self._readings(prompt) if self.template.has_template else ():
-            if self._renders_to(messages, prompt):
-                return tuple(messages)
-        if MARKS.search(prompt):
-            remedy = "send prompts without a template, or train a policy that has the reward model's"
-            raise DataError(f"prompt {number}, counted from 0, is in another model's chat template", found=prompt[:60], remedy=remedy)
-        return ({"role": "user", "content": prompt},)
-
-    def _readings(self, prompt: str) -> Iterator[list[Message]]:
-        """What the text may be: longest dialogues first, so that no turn passes for a part of another's text."""
-        turn = self._pieces(("user", "assistant"))
-        most = prompt.count(turn[1]) if turn and turn[1] else 0
+    def _readings(self, text: str) -> Iterator[tuple[tuple[Message, ...], str]]:
+        """What a rendered text may be: messages, and what follows the start of the answer. Longest dialogues first, so that no turn passes for a
+        part of another's text; without a system message first, since a template may write one by itself."""
+        most = text.count(self._before_answer) if self.template.has_template and self._before_answer else 0
         for turns in range(most, 0, -1):
-            for head in (("system",), ()):
+            for head in ((), ("system",)):
                 roles = (*head, *("user", "assistant") * turns)
                 pieces = self._pieces(roles)
-                match = pieces and re.fullmatch("(.*?)".join(map(re.escape, pieces[:-1])), prompt, re.DOTALL)
-                if match:
-                    yield [{"role": role, "content": text} for role, text in zip(roles[:-1], match.groups(), strict=True)]
+                match = self._expression(pieces).fullmatch(text) if pieces and pieces.order[-1] == len(roles) - 1 else None
+                if pieces and match:
+                    texts = dict(zip(pieces.order, match.groups(), strict=True))
+                    messages = tuple(Message(role=role, content=texts[number].strip()) for number, role in enumerate(roles[:-1]))
+                    if not any(self.template.control.first_in(m["content"]) for m in messages):
+                        yield messages, texts[len(roles) - 1]
 
-    def _renders_to(self, messages: list[Message], prompt: str) -> bool:
-        try:
-            return self.template.text([*messages, {"role": "assistant", "content": "x"}]).startswith(prompt + "x")
-        except BackboneError:
-            return False
+    def _expression(self, pieces: TemplatePieces) -> re.Pattern[str]:
+        """A rendered dialogue up to its answer, with a group a message and the answer's in the end."""
+        first, *between, before_answer = pieces.around[:-1]
+        parts = [self._dated_piece(self._without_bos(first).lstrip()), *map(self._dated_piece, between)]
+        before_answer = self._dated_piece(without_empty_block(before_answer).rstrip())
+        return re.compile(r"\s*" + "(.*?)".join(parts) + "(.*?)" + before_answer + r"\s*(.*)", re.DOTALL)
 
-    def _pieces(self, roles: tuple[str, ...]) -> list[str]:
-        """The template's fixed pieces around these messages; none where it refuses them."""
+    def _dated_piece(self, piece: str) -> str:
+        return ANY_DATE.join(map(re.escape, piece.split(DATE)))
+
+    def _pieces(self, roles: tuple[str, ...]) -> TemplatePieces | None:
+        """The template's fixed pieces around these messages; none where it has no template, or refuses them."""
         try:
-            return self.template.fixed_pieces(roles)
-        except BackboneError:
-            return []
+            return self._dated.fixed_pieces(roles) if self.template.has_template else None
+        except Unreadable:
+            return None
