@@ -25,7 +25,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from core.backbone.sae_formats import StoredSAE, layer_of_hook, read_sae
+from core.backbone.sae_formats import StoredSAE, read_sae
+from core.backbone.sae_hooks import layer_of_hook
 from core.config import SAEConfig
 from core.errors import MismatchError
 from core.types import Progress, no_progress
@@ -49,7 +50,7 @@ class SparseAutoencoder:
         self.d_sae, self.d_model = stored.tensors["W_dec"].shape
         self.layer = layer_of_hook(stored.metadata.get("hook_name"), str(stored.source["name"]))
         self.device = torch.device(device)
-        self.k = int(stored.config.get("k", 100)) if self.architecture == "topk" else None
+        self.k = int(stored.config["k"]) if self.architecture == "topk" else None
         self.centred = bool(stored.config.get("apply_b_dec_to_input", True))
         self.identity = _identity(stored, self)
         self.tensors = {name: tensor.to(self.device) for name, tensor in stored.tensors.items()}
