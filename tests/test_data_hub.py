@@ -52,7 +52,7 @@ def test_defaults_are_left_to_the_hub(hub: list[Any]) -> None:
 def test_an_existing_path_goes_before_a_hub_id(hub: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "someone").mkdir()
-    (tmp_path / "someone" / "pairs").write_bytes(b"")
+    (tmp_path / "someone" / "pairs").write_bytes(b"some bytes")
     with pytest.raises(DataError, match="is of no known kind"):
         load_pairs(DataConfig(pairs="someone/pairs"))
     with pytest.raises(DataError, match="there is no file"):

@@ -1,16 +1,19 @@
-"""From a file or a Hub data set to numbered rows. What the columns mean is `formats.py`'s business.
+"""From a file, a folder or a Hub data set to numbered rows. What the columns mean is `formats.py`'s business.
 
 | source | a row is | its number, as a person counts |
 |---|---|---|
-| `.jsonl` | a line with one JSON object | line of the file, from 1 (blank lines counted, not read) |
-| `.json` | an object in a list, in `{"data": [...]}`, or in columns `{"prompt": [...], ...}`; or as `.jsonl` | place in the list, from 1 |
-| `.csv` | a record under the header (a quoted cell may span lines) | row of the sheet: the header is 1, the first record 2 |
-| `.parquet` | a row | place in the table, from 1 |
-| a folder, a Hub id | a row of `datasets.load_dataset` | place in the split, from 1 |
+| `.jsonl`, `.ndjson` | a line with one JSON object | line of the file, from 1 (blank lines counted, not read) |
+| `.json` | an object in a list, or what `documents.py` lists; or as `.jsonl` | place in the list, from 1 |
+| `.csv`, `.tsv` | a record under the header (a quoted cell may span lines; `tables.py`) | row of the sheet: the header is 1, the first record 2 |
+| `.parquet`, `.arrow`, `.feather` | a row (`columnar.py`) | place in the table, from 1 |
+| a folder | a row of its data files, one file after the other (`folders.py` says which) | counted on from file to file |
+| a Hub id | a row of `datasets.load_dataset` | place in the split, from 1 |
 
-Every file may be gzipped: that is seen by its content, whatever its name. Text is UTF-8, with or without a byte order mark.
-One bad row never stops the others: it comes out as a `RefusedRow` with its number. Where compressed data is cut, the rows before the cut come
-out, then one `RefusedRow` for the cut. What spoils the whole file (a header with one name twice, UTF-16, a cut JSON list) is a `DataError`.
+Every file may be gzipped: that is seen by its content, whatever its name. Text is UTF-8, with or without a byte order mark; a
+csv may be in another encoding (`encodings.py`). What was detected or left out is in the source's notes.
+One bad row never stops the others: it comes out as a `RefusedRow` with its number. Where compressed data is cut, the rows before
+the cut come out, then one `RefusedRow` for the cut. What spoils the whole file (a header with one name twice, JSON in UTF-16, a
+cut JSON list), or shows that it is something else (`foreign.py`: a web page, a Git LFS pointer, a model), is a `DataError`.
 """
 
 from __future__ import annotations
@@ -21,20 +24,25 @@ import gzip
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from core.config import DataConfig
 from core.data import hub
-from core.data.rows import MAX_LINE, STREAM_ERRORS, RepeatedKeys, Row, Rows, cut, lines, parse_json, printable
-from core.data.tables import csv_rows, parquet_rows
+from core.data.columnar import arrow_rows, parquet_rows
+from core.data.documents import json_rows, jsonl_rows
+from core.data.encodings import by_mark
+from core.data.folders import KINDS, check_columns, chosen_split, data_files, kind_of, saved_rows, saved_splits
+from core.data.foreign import HEAD, by_suffix, check_head
+from core.data.rows import STREAM_ERRORS, Row, Rows, cut, printable
+from core.data.tables import csv_rows
 from core.errors import DataError
 from core.types import RefusedRow
 
-KINDS = (".jsonl", ".json", ".csv", ".parquet")
-CONTAINERS = ("data", "rows", "examples", "train")  # keys under which a JSON document may keep its list
+EXPECTED = f"a file ({' '.join(KINDS)}, each also .gz), a folder, or a Hub id such as Anthropic/hh-rlhf"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +67,25 @@ def open_source(config: DataConfig) -> Source:
     path = Path(os.path.expanduser(config.pairs))
     if not _exists(path):
         _check_hub_id(config.pairs, path)
+        return _from_dataset(hub.load(config), hub.describe(config), [])
+    known = _known_columns(config)
     if path.is_file():
-        return _open_file(path)
-    dataset = hub.load(config)
-    number = [0]
-    return Source(name=hub.describe(config), rows=_dataset_rows(dataset, number), position=lambda: (number[0], len(dataset)), close=lambda: None)
+        return _open_file(path, known)
+    if path.is_dir():
+        return _open_folder(path, config, known)
+    raise DataError(
+        f"{printable(path, 300)} is neither a file nor a folder",
+        expected=EXPECTED,
+        found="a pipe, a device or a socket",
+        remedy="write the rows into a file first",
+    )
+
+
+def _known_columns(config: DataConfig) -> frozenset[str]:
+    """Column names that a table is likely to have."""
+    from core.data.formats import FORMATS
+
+    return frozenset({"id", "response", "responses", *(name for one in FORMATS for name in one.uses), *config.columns.values()})
 
 
 def _exists(path: Path) -> bool:
@@ -74,38 +96,61 @@ def _exists(path: Path) -> bool:
 
 
 def _check_hub_id(text: str, path: Path) -> None:
-    known_suffix = path.name.lower().removesuffix(".gz").endswith(KINDS)
-    if not known_suffix and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text) and not text.startswith("."):
+    if not kind_of(path) and by_suffix(path) is None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text) and not text.startswith("."):
         return
     folder = path.parent
     names: list[str] = []
     with contextlib.suppress(OSError, ValueError):
         names = os.listdir(folder)
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
-    found = f"in that folder: {', '.join(near)}" if near else "nothing alike there" if names else f"no folder {printable(folder.absolute(), 300)}"
+    no_folder = f"no folder {printable(folder.absolute(), 300)}"
+    found = f"in that folder: {', '.join(near)}" if near else "nothing alike there" if names else no_folder
     raise DataError(
         f"there is no file {printable(text, 300)}",
-        expected=f"a file ({' '.join(KINDS)}, also .gz), a folder, or a Hub id such as Anthropic/hh-rlhf",
+        expected=EXPECTED,
         found=found,
         remedy="check the path; it counts from the folder in which the command runs",
     )
 
 
-def _open_file(path: Path) -> Source:
-    kind = Path(path.name.lower().removesuffix(".gz")).suffix
-    if kind not in KINDS:
-        raise DataError(f"{path} is of no known kind", expected=" ".join(KINDS) + ", each also .gz", found=path.suffix or "no suffix")
-    read = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": csv_rows, ".parquet": parquet_rows}[kind]
+# --- a file ------------------------------------------------------------------------------------------------------------
+
+
+def _open_file(path: Path, known: Collection[str]) -> Source:
+    kind = kind_of(path)
+    notes: list[str] = []
     with contextlib.ExitStack() as stack:
         try:
             raw = stack.enter_context(path.open("rb"))
             size = path.stat().st_size
             handle = _plain(raw)
-            _check_encoding(path, kind, handle)
+            _check_content(path, kind, handle)
         except STREAM_ERRORS as error:
-            raise DataError(f"{path} can't be read", found=str(error), remedy="check its permissions, or fetch it again") from error
+            raise _unreadable(path, error) from error
+        rows = _guarded(path, _reader(kind, notes, known)(path, handle))
         stack.pop_all()
-    return Source(name=str(path), rows=read(path, handle), position=lambda: (raw.tell(), size), close=raw.close)
+    return Source(name=str(path), rows=rows, position=lambda: (raw.tell(), size), close=raw.close, notes=notes)
+
+
+def _reader(kind: str, notes: list[str], known: Collection[str]) -> Callable[[Path, io.BufferedIOBase], Rows]:
+    lines, documents, tables = partial(jsonl_rows, notes=notes), partial(json_rows, notes=notes), partial(csv_rows, notes=notes, known=known)
+    text = {".jsonl": lines, ".ndjson": lines, ".json": documents, ".csv": tables, ".tsv": tables}
+    return {**text, ".parquet": parquet_rows, ".arrow": arrow_rows, ".feather": arrow_rows}[kind]
+
+
+def _guarded(path: Path, rows: Rows) -> Rows:
+    """The rows; a file that can't be read any further, where its reader has no row to say so, is a DataError."""
+    try:
+        yield from rows
+    except STREAM_ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    # An OSError with a number is the system's (permissions, a failing disk); others are gzip's.
+    system = isinstance(error, OSError) and error.errno is not None
+    problem = f"{path} can't be read" if system else f"{path} breaks off or is damaged"
+    return DataError(problem, found=printable(error, 200), remedy="check its permissions and its disk" if system else "fetch it again")
 
 
 def _plain(raw: io.BufferedReader) -> io.BufferedIOBase:
@@ -114,93 +159,109 @@ def _plain(raw: io.BufferedReader) -> io.BufferedIOBase:
     return gzip.GzipFile(fileobj=raw) if gzipped else raw
 
 
-def _check_encoding(path: Path, kind: str, handle: io.BufferedIOBase) -> None:
-    """Steps over a UTF-8 byte order mark; refuses an empty file and UTF-16 or UTF-32."""
-    head = handle.read(4)
+def _check_content(path: Path, kind: str, handle: io.BufferedIOBase) -> None:
+    """Steps over a UTF-8 byte order mark; refuses an empty file, one of another kind, and JSON that is not UTF-8."""
+    head = handle.read(HEAD)
     if not head:
-        raise DataError(f"{path} is empty", expected="preference pairs, a row each")
-    utf16 = head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))
-    if utf16 and kind != ".parquet":
-        raise DataError(f"{path} is not UTF-8", expected="UTF-8 text", found="a UTF-16 or UTF-32 byte order mark", remedy="save it as UTF-8")
-    handle.seek(3 if head.startswith(b"\xef\xbb\xbf") else 0)
+        raise DataError(f"{path} is empty", expected="rows, one after the other", remedy="check what should have written it")
+    check_head(path, head, kind)
+    if not kind:
+        what, remedy = by_suffix(path) or ("of no known kind", "save it as one of these; the name's end says what it is")
+        found = path.suffix or "no suffix"
+        raise DataError(
+            f"{path} is of no known kind",
+            expected=" ".join(KINDS) + ", each also .gz",
+            found=found if what == "of no known kind" else f"{found}, {what}",
+            remedy=remedy,
+        )
+    mark = by_mark(head)
+    if kind in (".json", ".jsonl", ".ndjson"):
+        if mark and mark.codec != "utf-8":
+            raise DataError(f"{path} is not UTF-8", expected="UTF-8 text", found=mark.name, remedy="save it as UTF-8")
+        handle.seek(mark.skip if mark else 0)
+    else:
+        handle.seek(0)
 
 
-def _jsonl_rows(path: Path, handle: io.BufferedIOBase) -> Rows:
-    for number, line in enumerate(lines(handle), 1):
-        if isinstance(line, Exception):
-            yield cut(number, line)
-        elif line.strip():
-            yield _json_line(number, line)
+# --- a folder, a data set ----------------------------------------------------------------------------------------------
 
 
-def _json_line(number: int, line: bytes) -> Row | RefusedRow:
-    if len(line) == MAX_LINE:
-        return RefusedRow(row=number, field="row", reason=f"longer than {MAX_LINE} bytes")
-    try:
-        return _json_row(number, parse_json(line.strip().decode("utf-8")))
-    except UnicodeDecodeError:
-        return RefusedRow(row=number, field="row", reason="bytes that are not UTF-8")
-    except RecursionError:
-        return RefusedRow(row=number, field="row", reason="nested too deeply")
-    except ValueError as error:
-        return RefusedRow(row=number, field="row", reason=f"not JSON ({printable(getattr(error, 'msg', error))})")
+def _open_folder(folder: Path, config: DataConfig, known: Collection[str]) -> Source:
+    notes: list[str] = []
+    splits = saved_splits(folder)
+    if splits is not None:
+        split = chosen_split(folder, splits, config.hub_split, notes)
+        notes.insert(0, f"{folder.name}: a data set saved by `save_to_disk`")
+        return _from_dataset(saved_rows(folder, split), f"{folder} [{split}]" if split else str(folder), notes)
+    files = data_files(folder, config.hub_split, config.hub_config, notes)
+    check_columns(folder, {str(file.relative_to(folder)): _first_columns(file, known) for file in files} if len(files) > 1 else {})
+    if len(files) == 1:
+        only = _open_file(files[0], known)
+        return Source(name=f"{only.name} [{config.hub_split}]", rows=only.rows, position=only.position, close=only.close, notes=_both(notes, only))
+    return _one_after_the_other(f"{folder} [{config.hub_split}]", files, known, notes)
 
 
-def _json_row(number: int, value: Any) -> Row | RefusedRow:
-    if isinstance(value, RepeatedKeys):
-        return RefusedRow(row=number, field="row", reason="one key is given twice")
-    if not isinstance(value, dict):
-        return RefusedRow(row=number, field="row", reason=f"not an object but {type(value).__name__}")
-    return Row(number, value)
+def _both(notes: list[str], source: Source) -> list[str]:
+    """One list, which the source goes on to fill, with the folder's notes before its own."""
+    source.notes[:0] = notes
+    return source.notes
 
 
-def _json_rows(path: Path, handle: io.BufferedIOBase) -> Rows:
-    try:
-        data = handle.read()
-        # Bytes that are not UTF-8 become lone surrogates, so that only the texts that hold them are refused (formats.text_of).
-        document = parse_json(data.decode("utf-8", "surrogateescape"))
-    except STREAM_ERRORS as error:
-        raise DataError(f"{path} breaks off or is damaged", found=printable(error), remedy="fetch it again") from error
-    except (ValueError, RecursionError) as error:
-        if data.lstrip().startswith(b"{"):  # many .json files hold one object a line
-            yield from _jsonl_rows(path, io.BytesIO(data))
-            return
-        found = "nesting too deep" if isinstance(error, RecursionError) else printable(error, 200)
-        raise DataError(f"{path} is not JSON", expected="a list of objects, or one object a line", found=found) from error
-    for number, value in enumerate(_items(path, document), 1):
-        yield _json_row(number, value)
+def _first_columns(file: Path, known: Collection[str]) -> list[str]:
+    with contextlib.closing(_open_file(file, known)) as source:
+        return next((list(row.values) for row in source.rows if isinstance(row, Row)), [])
 
 
-def _items(path: Path, document: Any) -> list[Any]:
-    """The rows of a JSON document: a list, a list under a known key, columns, or the one row that it is."""
-    if isinstance(document, list):
-        return document
-    if isinstance(document, RepeatedKeys):
-        raise DataError(f"{path} gives one key twice", expected="each key once", found=printable(", ".join(document), 300))
-    if not isinstance(document, dict):
-        raise DataError(f"{path} holds no rows", expected="a list of objects", found=type(document).__name__)
-    held = [key for key in CONTAINERS if isinstance(document.get(key), list)]
-    if held and not {"chosen", "rejected"} & set(document):
-        return list(document[held[0]])
-    return _from_columns(path, document)
+def _one_after_the_other(name: str, files: Sequence[Path], known: Collection[str], notes: list[str]) -> Source:
+    """The rows of several files, numbered on from file to file; the notes say which numbers are whose."""
+    opened: list[Source] = []
+    sizes = [file.stat().st_size for file in files]
+
+    def rows() -> Rows:
+        before = 0
+        for file in files:
+            source = _open_file(file, known)
+            opened.append(source)
+            last = 0
+            with contextlib.closing(source):
+                for row in source.rows:
+                    last = row.number if isinstance(row, Row) else row.row
+                    yield _numbered_on(row, before)
+            notes.extend(source.notes)
+            notes.append(f"rows {before + 1} to {before + last}: {file.name}")
+            before += last
+
+    def position() -> tuple[float, float]:
+        return sum(sizes[: len(opened)]), sum(sizes)
+
+    def close() -> None:
+        for source in opened:
+            source.close()
+
+    return Source(name=name, rows=rows(), position=position, close=close, notes=notes)
 
 
-def _from_columns(path: Path, document: dict[str, Any]) -> list[Any]:
-    columns = {name: list(value.values()) if isinstance(value, dict) else value for name, value in document.items()}
-    if not columns or not all(isinstance(value, list) for value in columns.values()) or any(map(_is_dialogue, columns.values())):
-        return [document]
-    lengths = {name: len(value) for name, value in columns.items()}
-    if len(set(lengths.values())) > 1:
-        found = ", ".join(f"{printable(name)}: {n}" for name, n in list(lengths.items())[:20])
-        raise DataError(f"the columns of {path} differ in length", expected="as many values in each", found=found)
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+def _numbered_on(row: Row | RefusedRow, before: int) -> Row | RefusedRow:
+    if isinstance(row, Row):
+        return Row(row.number + before, row.values)
+    return RefusedRow(row=row.row + before, field=row.field, reason=row.reason)
 
 
-def _is_dialogue(value: list[Any]) -> bool:
-    return any(isinstance(item, dict) and "role" in item for item in value)
+def _from_dataset(dataset: Any, name: str, notes: list[str]) -> Source:
+    number = [0]
+    total = len(dataset)
+    return Source(name=name, rows=_dataset_rows(dataset, number), position=lambda: (number[0], total), close=lambda: None, notes=notes)
 
 
 def _dataset_rows(dataset: Any, number: list[int]) -> Rows:
-    for values in dataset:
+    rows = iter(dataset)
+    while True:
+        try:
+            values = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # whatever datasets and pyarrow raise on a damaged file of theirs
+            yield cut(number[0] + 1, error)
+            return
         number[0] += 1
         yield Row(number[0], dict(values))

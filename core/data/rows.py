@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from core.errors import DataError
 from core.types import RefusedRow
 
 MAX_LINE = 64 * 2**20  # bytes; a longer line is refused and never held whole
+LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$")
 STREAM_ERRORS = (EOFError, OSError, zlib.error)  # what reading cut or damaged gzip data raises (BadGzipFile is an OSError)
 
 
@@ -44,6 +48,53 @@ def lines(handle: io.BufferedIOBase) -> Iterator[bytes | Exception]:
             yield line
     except STREAM_ERRORS as error:
         yield error
+
+
+def cr_lines(handle: io.BufferedIOBase) -> Iterator[bytes | Exception]:
+    """As `lines`, where lines end with a carriage return alone (or with LF or CRLF)."""
+    waiting = b""
+    try:
+        while chunk := handle.read(1 << 20):
+            # The last piece waits: it may go on, or its CR be followed by an LF.
+            *whole, waiting = LINE.findall(waiting + chunk)
+            yield from (line[:MAX_LINE] for line in whole)
+            if len(waiting) > MAX_LINE:
+                waiting = waiting[:MAX_LINE]
+    except STREAM_ERRORS as error:
+        yield error
+        return
+    yield from LINE.findall(waiting)
+
+
+def line_end(head: bytes) -> bytes:
+    """What ends the first line of a text: LF, CRLF, or CR alone; a quoted text of a csv may hold others. Empty where nothing does."""
+    quoted = False
+    for match in re.finditer(rb'"|\r\n|\r|\n', head):
+        if match[0] == b'"':
+            quoted = not quoted
+        elif not quoted:
+            return match[0]
+    return b""
+
+
+def begins(handle: io.BufferedIOBase, size: int) -> bytes:
+    """The first bytes, about `size` of them at whole lines; fewer where the data breaks off before."""
+    taken = bytearray()
+    for line in lines(handle):
+        if isinstance(line, Exception) or len(taken) >= size:
+            break
+        taken += line
+    return bytes(taken)
+
+
+def check_names(path: Path, names: list[str]) -> None:
+    """Raises DataError where a table has a column name twice, or one that is not UTF-8."""
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        found = printable(", ".join(twice), 300)
+        raise DataError(f"{path} has columns of one name", expected="each name once", found=found, remedy="rename or remove one")
+    if any("\udc80" <= c <= "\udcff" for name in names for c in name):
+        raise DataError(f"the header of {path} is not UTF-8", found=printable(", ".join(names), 300), remedy="save the file as UTF-8")
 
 
 def cut(number: int, error: Exception) -> RefusedRow:

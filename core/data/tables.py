@@ -1,32 +1,155 @@
-"""Rows of csv and parquet files (`readers.py` has the overview)."""
+"""Rows of csv and tsv files (`readers.py` has the overview, `encodings.py` the encodings).
+
+What separates cells is told by the header: the one of `, ; tab |` that divides it, and where several do, the one that gives
+as many names that we know and fits as many records as every other, and more of either. Otherwise it is an error that names
+the candidates. Lines end with LF, CRLF or CR, mixed as well.
+"""
 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
+import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from core.data.rows import STREAM_ERRORS, Row, Rows, cut, lines, parse_json, printable
+from core.data.encodings import as_utf8, encoding_of
+from core.data.rows import (
+    STREAM_ERRORS,
+    Row,
+    Rows,
+    begins,
+    check_names,
+    cr_lines,
+    cut,
+    line_end,
+    lines,
+    parse_json,
+    printable,
+)
 from core.errors import DataError
 from core.types import RefusedRow
 
 MAX_CELL = 16 * 2**20  # characters; also where the search for a closing quote in a csv ends
-DAMAGED = (ValueError, OverflowError, *STREAM_ERRORS)  # beside its own errors, what pyarrow raises on damaged names, lengths and dates
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
+ENDS = {b"\n": "LF", b"\r\n": "CRLF", b"\r": "CR"}
+HEAD = 1 << 20  # bytes looked at for the line end and the separator
+SAMPLE = 100  # records looked at for the separator
+MISSING = ("", "nan", "NaN")  # what pandas writes for no value
 
 
-def csv_rows(path: Path, handle: io.BufferedIOBase) -> Rows:
-    """Records under the header. Raises DataError on a header that can't be read or has a name twice."""
+def csv_rows(path: Path, handle: io.BufferedIOBase, notes: list[str], known: Collection[str] = ()) -> Rows:
+    """Records under the header. `known` are column names that a header is likely to have; what was detected goes to `notes`.
+
+    Raises DataError on a header that can't be read or has a name twice, and where the separator can't be told.
+    """
     csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))
-    records = _csv_records(lines(handle))
+    try:
+        encoding = encoding_of(handle)
+        head = begins(as_utf8(handle, encoding), HEAD)
+    except STREAM_ERRORS as error:
+        raise DataError(f"{path} breaks off or is damaged", found=printable(error), remedy="fetch it again") from error
+    handle = as_utf8(handle, encoding)
+    end = line_end(head)
+    layout = layout_of(path, head, known)
+    usual = (layout.separator, encoding.name) == (",", "UTF-8") and end != b"\r"
+    if not usual:
+        separated = f"cells separated by {SEPARATORS.get(layout.separator, layout.separator)}"
+        notes.append(f"{path.name}: {separated}, {encoding.name}, line ends {ENDS.get(end, 'none')}")
+    notes += [f"{path.name}: {encoding.note}"] if encoding.note else []
+    source = cr_lines(handle) if end == b"\r" else lines(handle)
+    yield from _numbered(path, _records(islice(source, layout.skip, None), layout.separator))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What separates cells, and how many lines stand before the header (`sep=;`, as Excel reads it)."""
+
+    separator: str
+    skip: int = 0
+
+
+def layout_of(path: Path, head: bytes, known: Collection[str]) -> Layout:
+    """The layout by the first lines. Raises DataError, naming the candidates, where it can't be told, or where they are JSON."""
+    if head.lstrip()[:2] in (b'{"', b"[{", b"[\n", b"[\r", b"{\n", b"{\r"):
+        raise DataError(
+            f"{path} holds JSON, not a table",
+            found=printable(head.lstrip()[:40].decode("utf-8", "replace")),
+            remedy="name it .jsonl (one object a line) or .json (one list)",
+        )
+    given = re.match(rb'"?sep=(.)"?\r?[\n\r]', head, re.IGNORECASE)
+    if given and given[1].decode("utf-8", "replace") in SEPARATORS:
+        return Layout(separator=given[1].decode(), skip=1)
+    candidates = {separator: _fit(head, separator, known) for separator in SEPARATORS}
+    candidates = {separator: fit for separator, fit in candidates.items() if fit.n_columns > 1}
+    if not candidates:
+        return Layout(separator="\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ",")
+    best = max(candidates, key=lambda separator: candidates[separator].rank)
+    rest = [fit for separator, fit in candidates.items() if separator != best]
+    if all(candidates[best].beats(fit) for fit in rest):
+        return Layout(separator=best)
+    raise DataError(
+        f"what separates the cells of {path} can't be told",
+        expected="a header and records that are divided by one of: " + ", ".join(SEPARATORS.values()),
+        found="; ".join(f"{SEPARATORS[separator]}: {fit}" for separator, fit in candidates.items()),
+        remedy="save it as csv with commas, or as .jsonl",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fit:
+    """How well a separator fits: the header's names, how many of them are known, and the share of records with as many cells."""
+
+    names: tuple[str, ...]
+    n_known: int
+    n_records: int
+    n_fitting: int
+
+    @property
+    def n_columns(self) -> int:
+        return len(self.names)
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        return self.n_known, self.n_fitting / max(1, self.n_records)
+
+    def beats(self, other: _Fit) -> bool:
+        """Whether it is as good in both respects, and better in one."""
+        (known, fitting), (other_known, other_fitting) = self.rank, other.rank
+        return known >= other_known and fitting >= other_fitting and self.rank != other.rank
+
+    def __str__(self) -> str:
+        names = ", ".join(printable(name, 20) for name in self.names[:6])
+        return f"{self.n_columns} columns ({names}), in {self.n_fitting} of the first {self.n_records} records"
+
+
+def _fit(head: bytes, separator: str, known: Collection[str]) -> _Fit:
+    handle = io.BufferedReader(io.BytesIO(head))  # type: ignore[arg-type]
+    source = cr_lines(handle) if line_end(head) == b"\r" else lines(handle)
+    records = [cells for cells in islice(_records(source, separator), SAMPLE + 1) if isinstance(cells, list) and cells]
+    names = tuple(name.strip() for name in records[0]) if records else ()
+    return _Fit(
+        names=names,
+        n_known=len({name.lower() for name in names} & {name.lower() for name in known}),
+        n_records=max(0, len(records) - 1),
+        n_fitting=sum(len(cells) == len(names) for cells in records[1:]),
+    )
+
+
+def _numbered(path: Path, records: Iterator[list[str] | str | Exception]) -> Rows:
     header = next(records, None)
     if not isinstance(header, list) or not any(header):
-        raise DataError(f"the header of {path} can't be read", expected="column names, separated by commas", found=printable(header or "nothing"))
+        raise DataError(
+            f"the header of {path} can't be read",
+            expected="column names, separated by " + ", ".join(SEPARATORS.values()),
+            found=printable(header or "nothing"),
+        )
     names = [name.strip() for name in header]
-    _check_names(path, [name for name in names if name])
+    check_names(path, [name for name in names if name])
     for number, cells in enumerate(records, 2):
         if isinstance(cells, Exception):
             yield cut(number, cells)
@@ -38,23 +161,27 @@ def csv_rows(path: Path, handle: io.BufferedIOBase) -> Rows:
             yield Row(number, {name: _cell(cell) for name, cell in zip(names, cells, strict=True)})
 
 
-def _check_names(path: Path, names: list[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        found = printable(", ".join(twice), 300)
-        raise DataError(f"{path} has columns of one name", expected="each name once", found=found, remedy="rename or remove one")
-    if any("\udc80" <= c <= "\udcff" for name in names for c in name):
-        raise DataError(f"the header of {path} is not UTF-8", found=printable(", ".join(names), 300), remedy="save the file as UTF-8")
+def _cell(text: str) -> Any:
+    """A cell's text; None for no value. A text such as None or NA is an answer like any other."""
+    if text.startswith("[{"):
+        try:
+            items = parse_json(text)
+        except (ValueError, RecursionError):
+            return text
+        return items if all(isinstance(item, dict) and ("role" in item or "response" in item) for item in items) else text
+    return None if text.strip() in MISSING else text
 
 
-def _csv_records(source: Iterator[bytes | Exception]) -> Iterator[list[str] | str | Exception]:
+def _records(source: Iterator[bytes | Exception], separator: str) -> Iterator[list[str] | str | Exception]:
     """Each record's cells; for a line that is not csv the reason; where the data breaks off, the error.
 
-    After a bad line (a quote never closed, say) reading goes on at the line after it, so that one bad row does not swallow good ones.
+    After a bad line (a quote never closed, say) reading goes on at the line after it, so that one bad row does not swallow
+    good ones. A line with CRs in it is several records where each part has as many cells as the header.
     """
     again: deque[str] = deque()
     taken: list[str] = []
     broken: list[Exception] = []
+    width = 0
 
     def feed() -> Iterator[str]:
         while again or not broken:
@@ -67,66 +194,37 @@ def _csv_records(source: Iterator[bytes | Exception]) -> Iterator[list[str] | st
             taken.append(line if isinstance(line, str) else line.decode("utf-8", "surrogateescape"))
             yield taken[-1]
 
-    reader = csv.reader(feed(), strict=True)
+    def reader(of: Iterator[str]) -> Iterator[list[str]]:
+        # Spaces after a separator are no part of a text (outer white space is cut anyway), but would hide the quote behind them.
+        return csv.reader(of, delimiter=separator, strict=True, skipinitialspace=True)
+
+    records = reader(feed())
     while True:
         taken.clear()
         try:
-            yield next(reader)
+            cells = next(records)
+            width = width or len(cells)
+            yield cells
         except StopIteration:
             break
         except csv.Error as error:
             if broken:
                 break
             again.extendleft(reversed(taken[1:]))
-            yield str(error)
-            reader = csv.reader(feed(), strict=True)
+            parts = _parts(taken[0], width, reader) if taken else []
+            again.extendleft(reversed(parts))
+            if not parts:
+                yield str(error)
+            records = reader(feed())
     yield from broken
 
 
-def _cell(text: str) -> Any:
-    """A cell's text; a cell that holds a JSON list of messages or of completions becomes that list."""
-    if not text.startswith("[{"):
-        return text
+def _parts(line: str, width: int, reader: Callable[[Iterator[str]], Iterator[list[str]]]) -> list[str]:
+    """The records that lone CRs divide a line into; none where one of them has not `width` cells."""
+    parts = re.split(r"(?<=\r)(?![\r\n])", line)
+    parts = [part for part in parts if part]
     try:
-        items = parse_json(text)
-    except (ValueError, RecursionError):
-        return text
-    return items if all(isinstance(item, dict) and ("role" in item or "response" in item) for item in items) else text
-
-
-def parquet_rows(path: Path, handle: io.BufferedIOBase) -> Rows:
-    """Rows of a parquet file. Raises DataError where it is none, or has a column name twice."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        source = io.BytesIO(handle.read()) if isinstance(handle, gzip.GzipFile) else handle
-        table = pq.ParquetFile(source)
-        names = list(table.schema_arrow.names)
-    except (pa.ArrowException, *DAMAGED) as error:
-        raise DataError(f"{path} is no parquet file, or a damaged one", found=printable(error, 200), remedy="fetch it again") from error
-    _check_names(path, names)
-    number = 0
-    try:
-        for batch in table.iter_batches(batch_size=1000):
-            yield from _batch_rows(batch, number)
-            number += batch.num_rows
-    except (pa.ArrowException, *DAMAGED) as error:
-        yield cut(number + 1, error)
-
-
-def _batch_rows(batch: Any, before: int) -> Rows:
-    try:
-        rows = batch.to_pylist()
-    except (ValueError, OverflowError):  # some value can't be had: find the rows, keep the others
-        rows = [_one_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
-    for number, values in enumerate(rows, before + 1):
-        yield Row(number, values) if values is not None else RefusedRow(row=number, field="row", reason="a value can't be read (not UTF-8?)")
-
-
-def _one_row(batch: Any) -> dict[str, Any] | None:
-    try:
-        values: dict[str, Any] = batch.to_pylist()[0]
-        return values
-    except (ValueError, OverflowError):
-        return None
+        fits = len(parts) > 1 and all([len(cells) for cells in reader(iter([part]))] == [width] for part in parts)
+    except csv.Error:
+        fits = False
+    return parts if fits else []
