@@ -29,7 +29,7 @@ from core.errors import DataError
 from core.explain.faithfulness import faithfulness
 from core.reward.controls import Probe
 from core.reward.curve import accuracy_curve
-from core.reward.extraction import extract, load_hidden_states
+from core.reward.extraction import extract, load_hidden_states, texts_as_read
 from core.reward.fitting import Controls, Family, SparseFit, evaluate_fit, fit_controls, fit_sparserm
 from core.reward.folder import write_parts
 from core.reward.head import Head, TrainedHead
@@ -65,9 +65,9 @@ class States:
     report: Mapping[str, Any]
 
     def load(self, pairs: PreferencePairs) -> tuple[HiddenStates, PreferencePairs]:
-        """The states (a memory map) and the pairs in the same order; pairs too long to be read are left out of both."""
+        """The states (a memory map) and the pairs in the same order, with the texts that were read; pairs that can't be read are left out of both."""
         hidden = load_hidden_states(self.folder, self.layer, self.position)
-        return hidden, pairs.take(hidden.pair_rows)
+        return hidden, texts_as_read(pairs.take(hidden.pair_rows), self.report)
 
 
 @dataclass(kw_only=True)
@@ -169,7 +169,8 @@ class Steps:
 
     def _reading(self, layers: Sequence[int]) -> dict[str, Any]:
         reading = self.config.backbone
-        return {"layers": sorted(layers), "position": reading.position, "max_length": reading.max_length, "over_length": reading.over_length}
+        rules = {name: getattr(reading, name) for name in ("position", "max_length", "over_length", "control_tokens", "think")}
+        return {"layers": sorted(layers), **rules}
 
     def _read_from(self, pairs: Artefact) -> list[str]:
         return [pairs.manifest["said"]["texts"], sha256_of(self.identity)]

@@ -15,17 +15,19 @@ import shutil
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from core.backbone.control_tokens import without_closing
 from core.backbone.layout import Unreadable
 from core.backbone.model import Backbone
 from core.backbone.template import KEPT, STRIPPED, Rendered
+from core.backbone.thinking import without_thinking
 from core.errors import BackboneError, DataError, StoreError
 from core.reward.packing import PackedBatch, Plan, Sequences, Tree, pack, plan_batches, row_size
 from core.runs.store import HOLD, write_json
@@ -120,6 +122,23 @@ def load_hidden_states(folder: Path, layer: int, position: str) -> HiddenStates:
         layer=layer,
         position=position,
     )
+
+
+def texts_as_read(pairs: PreferencePairs, report: Mapping[str, Any]) -> PreferencePairs:
+    """The pairs with their answers as the model read them, by the extraction's report: without closing tokens, and without stripped thinking.
+
+    Controls that look at the wording must see no more than the model did: a closing token in chosen answers alone would tell the sides apart.
+    """
+    closing, strips = report["closing_tokens"], STRIPPED in report["thinking"]
+    if not closing and not strips:
+        return pairs
+
+    def as_read(text: str) -> str:
+        text = without_closing(text, closing)
+        return without_thinking(text) if strips else text
+
+    read = (replace(pair, chosen=as_read(pair.chosen), rejected=as_read(pair.rejected)) for pair in pairs)
+    return replace(pairs, pairs=tuple(read))
 
 
 def response_states(backbone: Backbone, items: Sequence[Item], *, layer: int, position: str) -> Float[np.ndarray, "n d_model"]:

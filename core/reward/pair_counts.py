@@ -104,7 +104,7 @@ def lost_pairs(pairs: PreferencePairs, report: Mapping[str, Any]) -> tuple[LostP
 
 def pair_counts(pairs: PreferencePairs, data: Mapping[str, Any], report: Mapping[str, Any], reading: Mapping[str, Any]) -> dict[str, Any]:
     """The object of the module. `pairs`: all that were split; `data`: `DataReport.to_json`; `report`: the extraction's, with `reading_details`;
-    `reading`: the extraction's config (`max_length`, `over_length`)."""
+    `reading`: the extraction's config (`max_length`, `over_length`, `control_tokens`, `think`)."""
     lost = lost_pairs(pairs, report)
     shortened = set(report["shortened_pairs"])
     n_rows_refused = len(data["refused"])
@@ -122,7 +122,10 @@ def pair_counts(pairs: PreferencePairs, data: Mapping[str, Any], report: Mapping
         "rows_by_reason": _most_frequent(data["refused_by_reason"]),
         "first_rows": _first_of_each_kind([_row_to_json(row) for row in data["refused"]]),
         "first_pairs": _first_of_each_kind([one.to_json() for one in lost]),
-        "reading": {name: reading[name] for name in ("max_length", "over_length")},
+        "n_closing_tokens_cut": report["closing_tokens_cut"],
+        "closing_tokens": report["closing_tokens"],
+        "n_thinking": report["thinking"],
+        "reading": {name: reading[name] for name in ("max_length", "over_length", "control_tokens", "think")},
     }
 
 
@@ -190,7 +193,7 @@ def summed_rows(counts: Mapping[str, Any]) -> dict[str, int]:
 
 def sentences(counts: Mapping[str, Any]) -> list[str]:
     """Whole sentences for a person, the most important first; one that says so where nothing was left out or cut."""
-    found = [*_refused_sentences(counts), *_shortened_sentence(counts), *_row_sentences(counts)]
+    found = [*_refused_sentences(counts), *_shortened_sentence(counts), *_changed_sentences(counts), *_row_sentences(counts)]
     if counts["n_pairs_over_limit"]:
         found.append(f"--limit left out {_pairs(counts['n_pairs_over_limit'])}.")
     if unused := counts["splits"][UNUSED]["n_pairs"]:
@@ -222,6 +225,16 @@ def _shortened_sentence(counts: Mapping[str, Any]) -> list[str]:
     total, limit = sum(one["n_kept"] for one in counts["splits"].values()), counts["reading"]["max_length"]
     where = _by_split(counts, "n_shortened", "n_kept")
     return [f"Cut: the prompts of {n:,} of {_pairs(total)} lost their leading turns, to fit {limit:,} tokens ({where})."]
+
+
+def _changed_sentences(counts: Mapping[str, Any]) -> list[str]:
+    """What was changed in answers before they were read; counts made before this was counted have none."""
+    lines = []
+    if n := counts.get("n_closing_tokens_cut", 0):
+        lines.append(f"Cut: {n:,} different {'answer' if n == 1 else 'answers'} ended with a closing token ({', '.join(counts['closing_tokens'])}).")
+    for what, n in counts.get("n_thinking", {}).items():
+        lines.append(f"Thinking: {n:,} different {'answer holds' if n == 1 else 'answers hold'} a thinking block, which was {what} (--think).")
+    return lines
 
 
 def _row_sentences(counts: Mapping[str, Any]) -> list[str]:
