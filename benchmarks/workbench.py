@@ -50,6 +50,7 @@ from core.explain.spaces import SpaceFigures, Spaces, save_spaces  # noqa: E402
 from core.fitted import Fitted  # noqa: E402
 from core.reward.folder import write_parts  # noqa: E402
 from core.reward.known import KnownResponses, write_known  # noqa: E402
+from core.reward.recorded_files import record_files  # noqa: E402
 from core.runs.store import Store, cache_root  # noqa: E402
 from core.runs.values import save_value  # noqa: E402
 from core.types import LatentFrequencies, PreferencePairs  # noqa: E402
@@ -232,7 +233,7 @@ def unwatched(folder: Path) -> Iterator[Bare]:
 
 
 def link(one: Tab, title: str) -> Callable[[], None]:
-    return lambda: one.page.locator('[data-testid="stSidebarNavLink"]').filter(has_text=title).first.click()
+    return lambda: one.menu_link(title).click()
 
 
 def warm(chrome: Browser, server: Server, model: FittedModel, n: int) -> dict[str, Any]:
@@ -335,6 +336,7 @@ def large(model: FittedModel, folder: Path) -> Path:
         write_known(known, folder, texts=True)
         for name in ("evaluation.json", "curve.json", "faithfulness.json"):
             shutil.copyfile(model.folder / name, folder / name)
+        record_files(folder)
         return about
 
     fitted = store.get_or_make("reward_model", 1, {"made": "up"}, [], make).path

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from core.config import LatentsConfig
 from core.errors import BackboneError, ConfigError, DataError, MissingError
 from core.explain.latents import LatentPages, load_pages
-from core.runs.store import Artefact, Store, file_sha256
+from core.reward.recorded_files import KNOWN_TEXTS, sha256_of_file
+from core.runs.store import Artefact, Store
 from core.types import Progress, no_progress, sha256_of
 
 if TYPE_CHECKING:
@@ -114,12 +115,11 @@ class FittedLatents:
     def _inputs(self, names: Sequence[str]) -> list[str] | None:
         """What SAE, language model and corpus are. None where a part of the corpus is not at hand."""
         from core.backbone.corpus import CHITCHAT_SHA256
-        from core.reward.known import KNOWN_TEXTS
 
         files = {name: self.folder / KNOWN_TEXTS if name == PAIRS else Path(name).expanduser() for name in names if name != CHITCHAT}
         if not all(file.is_file() for file in files.values()):
             return None
-        corpus = [file_sha256(files[name]) if name in files else CHITCHAT_SHA256 for name in names]
+        corpus = [sha256_of_file(files[name]) if name in files else CHITCHAT_SHA256 for name in names]
         return [str((self.parts.sae or {}).get("sha256")), sha256_of(dict(self.parts.backbone)), *corpus]
 
     def _serves(self, found: Artefact, asked: Mapping[str, Any], inputs: list[str]) -> bool:
@@ -154,7 +154,6 @@ class FittedLatents:
     def _dialogues(self, name: str, progress: Progress) -> Sequence[Dialogue]:
         from core.backbone.corpus import load_corpus, pair_dialogues
         from core.data.saved import read_pairs
-        from core.reward.known import KNOWN_TEXTS
 
         if name != PAIRS:
             return load_corpus(name, root=self.store.root, progress=progress).dialogues

@@ -6,7 +6,6 @@ and `run` are called.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from core.errors import MissingError
 from core.fitted import Fitted
 from core.fitted_latents import FittedLatents
 from core.jobs import Job, Say
+from core.reward.recorded_files import CONFIG, read_config
 from core.runs.store import Store
 from core.types import Progress
 
@@ -32,12 +32,17 @@ def _complete(config: Any, store: Store, say: Say) -> Any:
 
 
 def _backbone(config: Any) -> BackboneConfig:
-    """How the reward model reads its language model, on the device that is asked for. Raises MissingError where there is no reward model."""
+    """How the reward model reads its language model, on the device that is asked for.
+
+    Raises MissingError where there is no reward model, StoreError where it is not whole.
+    """
+    folder, remedy = Path(config.model).expanduser(), "give the folder that sparserm fit printed"
+    if not (folder / CONFIG).is_file():
+        raise MissingError(f"there is no reward model at {config.model}", expected=CONFIG, remedy=remedy)
+    kept = read_config(folder)
     try:
-        said = json.loads((Path(config.model).expanduser() / "config.json").read_text(encoding="utf-8"))
-        reading = {**said["reading"], "layer": said["layer"], "position": said["position"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        remedy = "give the folder that sparserm fit printed"
+        reading = {**kept["reading"], "layer": kept["layer"], "position": kept["position"]}
+    except (KeyError, TypeError) as error:
         raise MissingError(f"there is no reward model at {config.model}", found=str(error), remedy=remedy) from error
     read: BackboneConfig = from_dict(BackboneConfig, reading)
     return replace(read, device=getattr(config, "device", "cpu"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,6 +35,22 @@ def no_progress(step: str, done: float, total: float, **figures: Any) -> None:
 def canonical_json(value: Any) -> str:
     """JSON text that is the same for equal values: sorted keys, no spaces, no NaN. Raises TypeError on what JSON lacks."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def strict_json(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError where the text is no JSON, or holds NaN or an infinity, which JSON lacks."""
+    return json.loads(text, parse_constant=_no_number, parse_float=_finite_float)
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is too large a number")
+    return number
 
 
 def sha256_of(value: Any) -> str:

@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 from core.errors import DataError
 from core.reward.folder import write_parts
 from core.reward.known import KnownResponses, prompt_id, response_id, write_known
+from core.reward.recorded_files import record_files
 from core.runs.store import Store
 from core.serving.texts import Texts
 from core.types import PreferencePair, PreferencePairs
@@ -43,6 +44,7 @@ def add_model(root: Path, *, seed: int = 0, texts: bool = True, pairs: Preferenc
     def make(folder: Path, _scratch: Path) -> dict[str, Any]:
         write_parts(parts, folder)
         write_known(known, folder, texts=texts)
+        record_files(folder)
         about = {"data": "toy.jsonl", "backbone": "toy", "sae": "toy", "layer": 2, "position": "response_end", "n_prompts": {}}
         return {**about, "selection": {"k": 5}}
 

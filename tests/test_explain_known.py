@@ -18,8 +18,9 @@ from test_model_hub import FakeApi
 
 from core.errors import ConfigError, StoreError
 from core.explain.explainer import Explainer
-from core.reward.known import FAITHFULNESS, KNOWN, KNOWN_TEXTS, KnownResponses, known_responses, prompt_id, read_known, response_id, write_known
+from core.reward.known import KnownResponses, known_responses, prompt_id, read_known, response_id, write_known
 from core.reward.model import SparseRM
+from core.reward.recorded_files import FAITHFULNESS, KNOWN, KNOWN_TEXTS, record_files
 from core.types import PreferencePair, PreferencePairs
 
 
@@ -96,6 +97,9 @@ def damage(path: Path, **changes: Any) -> None:
         ({"rejected_rows": np.array([1, 2, 5])}, "expected: rejected_rows from 0 to 4"),
         ({"chosen_rows": np.array([-1, 2, 3])}, "expected: chosen_rows from 0 to 4"),
         ({"split": np.zeros(2, dtype=np.int64)}, r"expected: chosen_rows int64 \[2\]"),
+        ({"split": np.array([0, 1, 4])}, "expected: split from 0 to 3"),
+        ({"projections": np.full((5, 2), np.nan, np.float32)}, "expected: projections with finite values\n  found: 10 that are not"),
+        ({"activations": np.full((5, 2), np.inf, np.float32)}, "expected: activations with finite values\n  found: 10 that are not"),
     ],
 )
 def test_damage_is_said(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -123,6 +127,7 @@ def kept_model(tmp_path: Path) -> SparseRM:
     folder = SparseRM(parts, FakeReader(parts.d_model)).save(tmp_path / "model")
     write_known(known, folder, texts=True)
     (folder / FAITHFULNESS).write_text("{}")
+    record_files(folder)
     return SparseRM.load(folder)
 
 
@@ -150,9 +155,11 @@ def test_texts_go_to_the_hub_only_if_asked_for(tmp_path: Path, monkeypatch: pyte
 def test_a_damaged_faithfulness_is_said(tmp_path: Path) -> None:
     model = kept_model(tmp_path)
     assert model.folder is not None
-    (model.folder / FAITHFULNESS).write_text("{")
-    with pytest.raises(StoreError, match=r"faithfulness\.json is damaged"):
-        Explainer(model)
+    for text, problem in (("{", "expected: JSON"), ('{"error": NaN}', "found: NaN is no JSON number"), ("[]", "expected: a JSON object")):
+        (model.folder / FAITHFULNESS).write_text(text)
+        record_files(model.folder)
+        with pytest.raises(StoreError, match=rf"faithfulness\.json is damaged\n(.|\n)*{problem}"):
+            Explainer(model)
 
 
 def test_a_control_without_latents_can_not_be_explained() -> None:

@@ -122,6 +122,11 @@ def test_contradictory_parts_are_not_saved(tmp_path: Path, changes: dict[str, An
         save_parts(replace(make_parts(), **changes), tmp_path / "model")
 
 
+def forget_record(folder: Path) -> None:
+    """Makes the folder one of an older version, which recorded no hashes."""
+    edit_config(folder, files=..., config_sha256=...)
+
+
 def edit_config(folder: Path, **changes: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     config.update(changes)
@@ -174,6 +179,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "other latents": (lambda f: edit_tensors(f, lambda t: t["latent_ids"].__setitem__(1, 7)), r"expected: a row for each of the 4 latents"),
     "table gone": (lambda f: (f / "selection.jsonl").unlink(), r"selection\.jsonl is damaged"),
     "table cut": (lambda f: cut(f / "selection.jsonl"), r"expected: one JSON object a line"),
+    "table with NaN": (
+        lambda f: (f / "selection.jsonl").write_text('{"latent_id": NaN}\n' * 4),
+        r"selection\.jsonl is damaged.*\n  expected: one JSON object a line\n  found: NaN is no JSON number",
+    ),
+    "config with NaN": (lambda f: edit_config(f, evaluation={"test": float("nan")}), r"config\.json can't be read\n.*\n  found: NaN is no JSON"),
+    "config with 1e999": (
+        lambda f: (f / "config.json").write_text((f / "config.json").read_text().replace("0.75", "1e999")),
+        r"config\.json can't be read\n.*\n  found: 1e999 is too large a number",
+    ),
     "table of numbers": (lambda f: (f / "selection.jsonl").write_text("1\n2\n3\n4\n"), r"expected: one JSON object a line\n  found: another value"),
 }  # fmt: skip
 
@@ -181,9 +195,18 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_folder_is_told_from_a_whole_one(tmp_path: Path, damage: str) -> None:
     folder = save_parts(make_parts(), tmp_path / "model")
+    forget_record(folder)
     change, said = DAMAGES[damage]
     change(folder)
     with pytest.raises(StoreError, match=said):
+        read_parts(folder)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_record_notices_every_damage_first(tmp_path: Path, damage: str) -> None:
+    folder = save_parts(make_parts(), tmp_path / "model")
+    DAMAGES[damage][0](folder)
+    with pytest.raises(StoreError, match=r"(config\.json|model\.safetensors|heads\.safetensors|selection\.jsonl)"):
         read_parts(folder)
 
 

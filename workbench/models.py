@@ -12,19 +12,19 @@ No Streamlit here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from core.errors import MissingError, StoreError
+from core.errors import MissingError, SparseRMError, StoreError
+from core.reward.recorded_files import CONFIG, CURVE, EVALUATION, FAITHFULNESS, SELECTION, read_config
 from core.runs.store import Artefact, Store, cache_root
 from core.runs.values import load_value
-from core.types import SPLITS, LatentFrequencies, PreferencePair, PreferencePairs
+from core.types import SPLITS, LatentFrequencies, PreferencePair, PreferencePairs, strict_json
 from workbench import uploads
 
 if TYPE_CHECKING:
@@ -70,8 +70,16 @@ class FittedModel:
     @property
     def backbone_name(self) -> str:
         """The language model's; a folder called `model` goes by the folder around it."""
-        name, path = str(self.about["backbone"]), Path(str(self.config["reading"].get("model", "")))
+        name, path = str(self.about["backbone"]), Path(self._model_path)
         return path.parent.name if name == "model" and path.name == name else name
+
+    @property
+    def _model_path(self) -> str:
+        """Where the language model was read; empty where config.json is damaged: a damaged model still has its name in the list of all."""
+        try:
+            return str(_json(self.folder / CONFIG)["reading"].get("model", ""))
+        except (SparseRMError, KeyError, TypeError, AttributeError):
+            return ""
 
     @property
     def name(self) -> str:
@@ -85,30 +93,35 @@ class FittedModel:
 
     # --- its tables ---
 
-    @property
+    @cached_property
     def config(self) -> Mapping[str, Any]:
-        """config.json of core.reward.model."""
-        return _json(self.folder / "config.json")
+        """config.json of core.reward.model, once the folder was found whole. Raises StoreError, naming the file, where it is damaged."""
+        return read_config(self.folder)
+
+    def _file(self, name: str) -> Path:
+        """A file of the folder, which is whole."""
+        _ = self.config
+        return self.folder / name
 
     @property
     def evaluation(self) -> Mapping[str, Any]:
         """`Evaluation.to_json`: sparserm, controls, losses, subsets, n_prompts, on test pairs. Raises MissingError."""
-        return _json(self.folder / "evaluation.json")
+        return _json(self._file(EVALUATION))
 
     @property
     def curve(self) -> Sequence[Mapping[str, Any]]:
         """`CurvePoint.to_json` of each K and kind of direction, on validation pairs."""
-        return _json(self.folder / "curve.json")
+        return _json(self._file(CURVE))
 
     @property
     def faithfulness(self) -> Mapping[str, Any]:
         """How well its explanations predict interventions (core.explain.faithfulness)."""
-        return _json(self.folder / "faithfulness.json")
+        return _json(self._file(FAITHFULNESS))
 
     @property
     def selection(self) -> Sequence[Mapping[str, Any]]:
         """One row a selected latent (core.reward.parts.selection_table)."""
-        return _rows(self.folder / "selection.jsonl")
+        return _rows(self._file(SELECTION))
 
     @property
     def latents(self) -> tuple[int, ...]:
@@ -141,6 +154,7 @@ class FittedModel:
 
     @property
     def parts(self) -> RewardParts:
+        _ = self.config  # what is kept in memory was whole when it was read; the folder is looked at again
         return _parts(self.folder)
 
     @property
@@ -197,13 +211,29 @@ def find(name: str, root: Path | None = None) -> FittedModel | None:
     return next((model for model in models(root) if model.id == name), None) if name else None
 
 
+def not_shared(first: str, second: str, pair_id: str) -> list[str]:
+    """Which of pair, latent and filter, chosen for the first reward model, can't be of the second. Both by id; `pair_id` is what is chosen."""
+    model, other = find(first), find(second)
+    if model is None or other is None:
+        return ["pair", "latent", "filter"]
+    gone = []
+    try:
+        if (model.config["sae"] or {}).get("sha256") != (other.config["sae"] or {}).get("sha256"):
+            gone.append("latent")
+        if model.config["method"].get("data", {}).get("texts") != other.config["method"].get("data", {}).get("texts"):
+            gone += ["filter"] if pair_id.startswith(OWN) else ["pair", "filter"]  # any model can read a person's own texts
+    except (SparseRMError, KeyError):
+        return ["pair", "latent", "filter"]
+    return gone
+
+
 # --- reading, once ---------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=64)
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return strict_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MissingError(f"{path.parent} holds no {path.name}", remedy="fit it again") from None
     except (OSError, ValueError) as error:
@@ -213,7 +243,7 @@ def _json(path: Path) -> Any:
 @lru_cache(maxsize=16)
 def _rows(path: Path) -> tuple[Mapping[str, Any], ...]:
     try:
-        return tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        return tuple(strict_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} can't be read", found=str(error), remedy="sparserm cache verify") from error
 

@@ -22,7 +22,8 @@ from core.errors import MissingError
 from core.reward.known import KnownResponses
 from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
-from core.runs.store import Store, file_sha256
+from core.reward.recorded_files import sha256_of_file
+from core.runs.store import Store
 from core.types import LatentFrequencies, Message, PreferencePairs, Progress, sha256_of
 
 if TYPE_CHECKING:
@@ -163,4 +164,4 @@ def same_reading(a: RewardParts, b: RewardParts) -> bool:
 
 def content_of(folder: Path) -> str:
     """A hash over the files that make a reward model what it is."""
-    return sha256_of([[name, file_sha256(folder / name)] for name in CONTENT if (folder / name).is_file()])
+    return sha256_of([[name, sha256_of_file(folder / name)] for name in CONTENT if (folder / name).is_file()])

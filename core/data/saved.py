@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from core.errors import StoreError
-from core.types import PreferencePair, PreferencePairs
+from core.types import PreferencePair, PreferencePairs, strict_json
 
 HEAD = "source"
 
@@ -24,7 +24,7 @@ def read_pairs(path: Path) -> PreferencePairs:
     pairs, split, source = [], [], ""
     try:
         with path.open(encoding="utf-8", errors="surrogatepass") as handle:
-            for row in map(json.loads, handle):
+            for row in map(strict_json, handle):
                 answers = {side: row[side][0]["content"] for side in ("chosen", "rejected")}
                 pairs.append(PreferencePair(pair_id=row["id"], prompt=tuple(row["prompt"]), meta=row["meta"], **answers))
                 split.append(row["split"])

@@ -6,7 +6,6 @@ not imported, and an answer takes milliseconds. A page does this in its own proc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +21,9 @@ from core.explain.labels import Labels
 from core.explain.reasons import Reasons, Seen
 from core.explain.switch import Switchboard, SwitchedOff
 from core.reward.folder import read_parts
-from core.reward.known import FAITHFULNESS, KnownResponses, read_known
-from core.types import PreferencePair
+from core.reward.known import KnownResponses, read_known
+from core.reward.recorded_files import FAITHFULNESS, remedy_for
+from core.types import PreferencePair, strict_json
 
 SIDES = ("chosen", "rejected")
 
@@ -133,7 +133,9 @@ def read_faithfulness(folder: Path | None) -> Mapping[str, Any] | None:
     if path is None or not path.is_file():
         return None
     try:
-        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StoreError(f"{path} is damaged", expected="JSON", found=str(error), remedy="fit it again") from error
-    return found
+        figures: Mapping[str, Any] = strict_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged", expected="JSON", found=str(error), remedy=remedy_for(path.parent)) from error
+    if not isinstance(figures, dict):
+        raise StoreError(f"{path} is damaged", expected="a JSON object", found=type(figures).__name__, remedy=remedy_for(path.parent))
+    return figures

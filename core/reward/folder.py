@@ -18,12 +18,14 @@ from safetensors.numpy import save
 
 from core.config import BackboneConfig, SAEConfig, from_dict
 from core.errors import SparseRMError, StoreError
+from core.reward import recorded_files
 from core.reward.head import Head
 from core.reward.parts import KINDS, WITH_DIRECTIONS, WITH_LATENTS, RewardParts
-from core.runs.store import publish_folder, write_json
+from core.reward.recorded_files import CONFIG, FORMAT, HEADS, SELECTION, TENSORS, remedy_for, write_config
+from core.runs.store import publish_folder
+from core.types import strict_json
 
-FORMAT, SCHEMA = "sparserm-reward-model", 1
-CONFIG, TENSORS, HEADS, SELECTION = "config.json", "model.safetensors", "heads.safetensors", "selection.jsonl"
+SCHEMA = 1
 N_QUANTILES = 101
 HEAD_TENSORS = {"head.0.weight": "weight_1", "head.0.bias": "bias_1", "head.2.weight": "weight_2", "head.2.bias": "bias_2"}
 _DTYPES = {"F32": np.dtype(np.float32), "I64": np.dtype(np.int64)}
@@ -40,21 +42,14 @@ def save_parts(parts: RewardParts, target: Path, beside: Sequence[Path] = ()) ->
     if target.exists():
         raise StoreError(f"{target} exists already", remedy="give another path, or remove it first")
 
-    def write(folder: Path) -> None:
-        write_parts(parts, folder)
-        copy_beside(beside, folder)
-
-    return publish_folder(target, write)
+    return publish_folder(target, lambda folder: write_parts(parts, folder, beside))
 
 
-def copy_beside(files: Sequence[Path], folder: Path) -> None:
-    """Copies files into an existing folder, under their names."""
-    for file in files:
-        shutil.copyfile(file, folder / file.name)
+def write_parts(parts: RewardParts, folder: Path, beside: Sequence[Path] = ()) -> None:
+    """Writes the files into an existing folder, with copies of those `beside` it, and `config.json` with the hashes of all of them last.
 
-
-def write_parts(parts: RewardParts, folder: Path) -> None:
-    """Writes the four files into an existing folder, `config.json` last. Raises StoreError where the parts contradict one another."""
+    Raises StoreError where the parts contradict one another.
+    """
     config, tensors, heads = _config_of(parts), _tensors_of(parts), _heads_of(parts)
     _check_config(config, str(folder))
     _check_tensors(tensors, _expected_tensors(config), str(folder / TENSORS))
@@ -63,13 +58,20 @@ def write_parts(parts: RewardParts, folder: Path) -> None:
     # Not save_file: it leaves files that only their owner can read.
     (folder / TENSORS).write_bytes(save(tensors))
     (folder / HEADS).write_bytes(save(heads))
-    (folder / SELECTION).write_text("".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in parts.selection), encoding="utf-8")
-    write_json(folder / CONFIG, config)
+    rows = "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in parts.selection)
+    (folder / SELECTION).write_text(rows, encoding="utf-8", newline="\n")
+    for file in beside:
+        shutil.copyfile(file, folder / file.name)
+    write_config(folder, config, [TENSORS, HEADS, SELECTION, *(file.name for file in beside)])
 
 
 def read_parts(folder: Path) -> RewardParts:
-    """A reward model from its folder. Raises StoreError, naming the file, where anything is missing, of a newer schema, damaged or contradictory."""
-    config = _read_config(folder)
+    """A reward model from its folder, all of whose recorded files are checked first (core.reward.recorded_files).
+
+    Raises StoreError, naming the file, where anything is missing, of a newer schema, damaged or contradictory.
+    """
+    config = recorded_files.read_config(folder)
+    _check_config(config, str(folder))
     tensors = _read_tensors(folder / TENSORS, _expected_tensors(config))
     heads = _read_tensors(folder / HEADS, _expected_heads(config))
     selection = _read_selection(folder / SELECTION)
@@ -131,21 +133,6 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "method": (dict,),
     "evaluation": (dict,),
 }
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    remedy = "give a folder that `sparserm fit` made; one on the Hub is loaded by SparseRM.from_pretrained"
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise StoreError(f"there is no reward model at {folder}", expected=f"a folder with {CONFIG}, {TENSORS}", remedy=remedy) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"{folder / CONFIG} can't be read", expected="JSON", found=str(error)) from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = repr(config.get("format")) if isinstance(config, dict) else type(config).__name__
-        raise StoreError(f"{folder} is not a SparseRM reward model", expected=f"format {FORMAT!r} in {CONFIG}", found=found, remedy=remedy)
-    _check_config(config, str(folder))
-    return config
 
 
 def _check_config(config: Mapping[str, Any], place: str) -> None:
@@ -282,7 +269,7 @@ def _check_values(tensors: Tensors, place: str) -> None:
 
 def _read_selection(path: Path) -> tuple[dict[str, Any], ...]:
     try:
-        rows = tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        rows = tuple(strict_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(str(path), "one JSON object a line", str(error)) from error
     if not all(isinstance(row, dict) for row in rows):
@@ -305,4 +292,4 @@ def _config_from(cls: type[Any], values: Mapping[str, Any], folder: Path) -> Any
 
 def _damaged(place: str, expected: str, found: str) -> StoreError:
     problem = f"{place} is damaged or not a SparseRM reward model"
-    return StoreError(problem, expected=expected, found=found, remedy="fit it again, or fetch a whole copy")
+    return StoreError(problem, expected=expected, found=found, remedy=remedy_for(Path(place)))

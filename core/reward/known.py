@@ -26,9 +26,9 @@ from safetensors.numpy import load_file, save
 
 from core.data.saved import read_pairs, write_pairs
 from core.errors import StoreError
+from core.reward.recorded_files import KNOWN, KNOWN_TEXTS, remedy_for
 from core.types import SPLITS, HiddenStates, Message, PreferencePairs, sha256_of
 
-KNOWN, KNOWN_TEXTS, FAITHFULNESS = "known.safetensors", "known.jsonl", "faithfulness.json"
 UNUSED = len(SPLITS)
 
 
@@ -146,22 +146,26 @@ def write_known(known: KnownResponses, folder: Path, *, texts: bool) -> None:
 
 
 def read_known(folder: Path, k: int) -> KnownResponses | None:
-    """What a reward model's folder holds of them; None if it holds nothing. Raises StoreError on damaged or contradictory files."""
+    """What a reward model's folder holds of them; None if it holds nothing. Raises StoreError on damaged or contradictory files.
+
+    The caller has checked the folder's recorded files (core.reward.recorded_files): only so a file that was deleted is noticed.
+    """
     path = folder / KNOWN
     if not path.is_file():
         return None
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise StoreError(f"{path} is damaged", expected="a safetensors file", found=str(error), remedy="fit it again") from error
+        raise _damaged(path, "a safetensors file", str(error)) from error
     names = {spec.name for spec in fields(KnownResponses)} - {"pairs"}
     if set(tensors) != names:
-        raise StoreError(f"{path} is damaged", expected=", ".join(sorted(names)), found=", ".join(sorted(tensors)), remedy="fit it again")
+        raise _damaged(path, ", ".join(sorted(names)), ", ".join(sorted(tensors)))
     _check(tensors, k, path)
     texts = folder / KNOWN_TEXTS
     pairs = read_pairs(texts) if texts.is_file() else None
     if pairs is not None and len(pairs) != len(tensors["split"]):
-        raise StoreError(f"{texts} is not of {KNOWN}", expected=f"{len(tensors['split'])} pairs", found=str(len(pairs)), remedy="fit it again")
+        found, remedy = str(len(pairs)), remedy_for(folder)
+        raise StoreError(f"{texts} is not of {KNOWN}", expected=f"{len(tensors['split'])} pairs", found=found, remedy=remedy)
     return KnownResponses(**tensors, pairs=pairs)
 
 
@@ -173,10 +177,18 @@ def _check(tensors: dict[str, np.ndarray], k: int, path: Path) -> None:
         dtype = np.float32 if len(shape) == 2 else np.int64
         if tensors[name].shape != shape or tensors[name].dtype != dtype:
             found = f"{tensors[name].dtype} {list(tensors[name].shape)}"
-            raise StoreError(f"{path} is damaged", expected=f"{name} {np.dtype(dtype)} {list(shape)}", found=found, remedy="fit it again")
-        if name.endswith("_rows") and not _within(tensors[name], n).all():
-            raise StoreError(f"{path} is damaged", expected=f"{name} from 0 to {n - 1}", found="others", remedy="fit it again")
+            raise _damaged(path, f"{name} {np.dtype(dtype)} {list(shape)}", found)
+        ends = {"split": UNUSED + 1}.get(name, n if name.endswith("_rows") else None)
+        if ends is not None and not _within(tensors[name], ends).all():
+            raise _damaged(path, f"{name} from 0 to {ends - 1}", "others")
+        not_finite = 0 if dtype is np.int64 else int((~np.isfinite(tensors[name])).sum())
+        if not_finite:
+            raise _damaged(path, f"{name} with finite values", f"{not_finite} that are not")
 
 
 def _within(rows: np.ndarray, n: int) -> Bool[np.ndarray, " m"]:
     return (rows >= 0) & (rows < n)
+
+
+def _damaged(path: Path, expected: str, found: str) -> StoreError:
+    return StoreError(f"{path} is damaged", expected=expected, found=found, remedy=remedy_for(path.parent))

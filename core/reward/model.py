@@ -12,6 +12,8 @@ A backbone, layer, position or template other than those the model was made for 
 The folder (format `sparserm-reward-model`, schema 1; public: anyone may write and read it)
 
 config.json, written last
+    files                           name -> {bytes, sha256} of every other file of the model in the folder (core.reward.recorded_files)
+    config_sha256                   sha256 of this file's canonical JSON without this field, so that a changed digit in it is noticed too
     format, schema, kind            see below for the kinds
     k, hidden                       inputs and hidden units of the head
     backbone                        identity of the language model: name, revision, sha256, d_model, n_layers, dtype, ...
@@ -34,9 +36,14 @@ heads.safetensors
 selection.jsonl
     one row a latent, in the order of the directions: latent_id, side (chosen, rejected), separation with its interval low and high, held_out,
     q_value, stability, detection figures ...; null where a figure does not exist
-known.safetensors, known.jsonl, faithfulness.json, all optional, for explaining
-    the responses it was fitted and measured on (core.reward.known), their texts, and how faithful its explanations are (core.explain.faithfulness).
-    The texts go to the Hub only if asked for: `push_to_hub(..., texts=True)`
+known.safetensors, known.jsonl, faithfulness.json, evaluation.json, curve.json, all optional, for explaining and for the pages
+    the responses it was fitted and measured on (core.reward.known), their texts, how faithful its explanations are (core.explain.faithfulness), and
+    the fit's tables of controls. The texts go to the Hub only if asked for: `push_to_hub(..., texts=True)`
+
+Every load checks the recorded files: one that is missing, empty, cut or changed is a StoreError that names it. `cp -r`, git, zip and the Hub keep the
+record valid; who adds a file or writes the format with other tools calls `recorded_files.record_files`. README.md, notes and whatever else people
+put beside the model are not recorded and not read; labels of latents lie in the cache. A folder without the two fields (of an older version) is read
+with a warning.
 
 With z [d_model] the hidden state at the position after layer L, reward = head(directions @ z), head(v) = W2 relu(W1 v + b1) + b2: no SAE is needed.
 Kinds: `sparserm`; the controls `random-rows` and `random-isotropic` (the latter without latent_ids, its table empty); `dense` (without directions
@@ -65,9 +72,10 @@ from core.errors import DataError, MismatchError, StoreError
 from core.reward.card import model_card
 from core.reward.dialogues import Dialogue, Item, items_of, key_of
 from core.reward.extraction import read_items, response_states
-from core.reward.folder import CONFIG, HEADS, SELECTION, TENSORS, copy_beside, read_parts, save_parts, write_parts
-from core.reward.known import FAITHFULNESS, KNOWN, KNOWN_TEXTS, KnownResponses, read_known
+from core.reward.folder import read_parts, save_parts, write_parts
+from core.reward.known import KnownResponses, read_known
 from core.reward.parts import RewardParts
+from core.reward.recorded_files import CONFIG, KNOWN_TEXTS, MODEL_FILES, OPTIONAL_FILES, read_config
 from core.types import PreferencePair
 
 if TYPE_CHECKING:
@@ -112,18 +120,23 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         return model
 
     def save(self, path: str | Path) -> Path:
-        """Saves the folder, whole or not at all, with what is kept for explaining. Raises StoreError if `path` exists."""
+        """Saves the folder, whole or not at all, with what is kept for explaining.
+
+        Raises StoreError if `path` exists, or what was loaded has been damaged since.
+        """
         return save_parts(self.parts, Path(path), self._beside(texts=True))
 
     def _beside(self, *, texts: bool) -> list[Path]:
-        """The files for explaining that lie in the folder this model was loaded from."""
-        names = (KNOWN, FAITHFULNESS, *([KNOWN_TEXTS] if texts else []))
-        return [self.folder / name for name in names if (self.folder / name).is_file()] if self.folder else []
+        """The optional files of the folder this model was loaded from, found whole: a copy would record a damaged one as it is."""
+        if self.folder is None:
+            return []
+        read_config(self.folder)
+        return [self.folder / name for name in OPTIONAL_FILES if (texts or name != KNOWN_TEXTS) and (self.folder / name).is_file()]
 
     def score(self, prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> Float[np.ndarray, " n"]:
         """The reward s of each response to the prompt at its place. Each distinct (prompt, response) is computed once.
 
-        Raises DataError where the lists differ in length, or one can't be read: empty, or longer than the model reads.
+        Raises DataError where the lists differ in length, or a prompt or response can't be read: empty, or longer than the model reads.
         """
         rewards, refused = self.try_score(prompts, responses)
         if refused:
@@ -133,7 +146,10 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         return rewards
 
     def try_score(self, prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> tuple[Float[np.ndarray, " n"], dict[int, str]]:
-        """As `score`, but a response that can't be read gets NaN, and the reason under its number. Raises DataError for an unusable prompt."""
+        """As `score`, but where a prompt or a response can't be read, NaN, and the reason under its number.
+
+        Raises DataError where the two are no lists, or differ in length.
+        """
         items, refused = items_of(prompts, responses)
         found = self._rewards({key_of(item): item for item in items.values()})
         rewards = np.full(len(prompts), np.nan)
@@ -183,7 +199,10 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
     @cached_property
     def known(self) -> KnownResponses | None:
         """The responses it was fitted and measured on, as they lie in its folder; None without. Raises StoreError where they are damaged."""
-        return None if self.folder is None else read_known(self.folder, self.parts.k)
+        if self.folder is None:
+            return None
+        read_config(self.folder)  # it may be long since the model was loaded
+        return read_known(self.folder, self.parts.k)
 
     @cached_property
     def explainer(self) -> Explainer:
@@ -212,8 +231,7 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         return found
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        write_parts(self.parts, save_directory)
-        copy_beside(self._beside(texts=self._share_texts), save_directory)
+        write_parts(self.parts, save_directory, self._beside(texts=self._share_texts))
 
     def push_to_hub(self, repo_id: str, *, texts: bool = False, **options: Any) -> str:
         """Pushes the folder to the Hub, by the mixin. The texts of the preference pairs stay here unless `texts` asks for them."""
@@ -245,7 +263,7 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, backbone: Backbone | BackboneConfig | None = None, device: str = "auto", **hub: Any) -> SparseRM:
-        folder = snapshot_download(model_id, allow_patterns=[CONFIG, TENSORS, HEADS, SELECTION, KNOWN, KNOWN_TEXTS, FAITHFULNESS], **hub)
+        folder = snapshot_download(model_id, allow_patterns=[CONFIG, *MODEL_FILES], **hub)
         return cls.load(folder, backbone=backbone, device=device)
 
 

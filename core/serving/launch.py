@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from core.errors import StoreError
+from core.reward.recorded_files import read_config
 from core.runs.launch import PACKAGE
 from core.runs.locks import Handover, is_held
 from core.serving.place import HOST, PROTOCOL, Address, Place, signature
@@ -31,10 +31,9 @@ STOP_WITHIN = 6.0
 
 def start(place: Place, *, device: str = "auto", idle: float = IDLE, port: int = 0, again: bool = False) -> None:
     """Starts the process unless it is there, about to be, or has failed (`again` tries it once more). One that speaks another protocol, or serves
-    files that have changed since, is replaced. Raises StoreError where `place.model` holds no reward model.
+    files that have changed since, is replaced. Raises StoreError where `place.model` holds no reward model, or one that is not whole.
     """
-    if not (place.model / "config.json").is_file():
-        raise StoreError(f"{place.model} holds no reward model", expected="config.json", remedy="give the folder that `sparserm fit` printed")
+    read_config(place.model)
     address = place.address()
     if address is not None and (address.protocol != PROTOCOL or address.signature != signature(place.model)):
         stop(place)

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
-from core.errors import ConfigError, SparseRMError, StoreError, described
+from core.errors import ConfigError, SparseRMError, described
+from core.reward.recorded_files import read_config
 from core.runs.locks import LOOKING, make_lock
 from core.serving.place import HOST, Address, Place, place_of
 
@@ -41,10 +42,10 @@ Ready = Callable[[Address], None]
 def serve(place: Place, *, device: str, idle: float, port: int, passed_on: Sequence[int] = (), ready: Ready) -> None:
     """Serves until it ends. `ready` is called once, from another thread, when the model is loaded.
 
-    Raises what loading raised, ConfigError where another process serves this model already or the port is taken, StoreError where there is no model.
+    Raises what loading raised, ConfigError where another process serves this model already or the port is taken, StoreError where there is no model
+    or one that is not whole.
     """
-    if not (place.model / "config.json").is_file():
-        raise StoreError(f"{place.model} holds no reward model", expected="config.json", remedy="give the folder that `sparserm fit` printed")
+    read_config(place.model)
     try:
         lock = make_lock(place.lock).acquire(timeout=LOOKING)
     except Timeout:
