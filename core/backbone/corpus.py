@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from core.backbone.template import Rendered
 from core.backbone.wheels import file_from_wheel
 from core.config import DataConfig
 from core.data.pairs import load_pairs
@@ -30,7 +31,6 @@ from core.types import Message, PreferencePair, PreferencePairs, Progress, no_pr
 
 if TYPE_CHECKING:
     from core.backbone.model import Backbone
-    from core.backbone.template import Rendered
 
 CHITCHAT = "chitchat-dataset==0.9.0"
 CHITCHAT_SHA256 = "7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e"
@@ -74,13 +74,14 @@ class Corpus:
 class Document:
     """A dialogue, or a part of it, as the backbone reads it. `content` marks the tokens an SAE sees: message text, never the template's tokens, never
     the first position. `ends` are the last content tokens of the assistant's messages, `sentences` the last tokens of the sentences inside them.
-    `group` is the dialogue's."""
+    `group` is the dialogue's. `n_cut` tokens beyond the context were cut off, of an exchange that is itself longer."""
 
     ids: Int[np.ndarray, " t"]
     content: Bool[np.ndarray, " t"]
     ends: tuple[int, ...]
     group: str
     sentences: tuple[int, ...] = ()
+    n_cut: int = 0
 
 
 def load_corpus(
@@ -107,7 +108,8 @@ def load_corpus(
     excluded = set(exclude_prompts)
     for name in names:  # all splits before any dialogue: a prompt left out of one file is left out of every other
         if _is_pairs(name):
-            pairs = load_split(DataConfig(pairs=name, ratios=ratios, seed=split_seed), progress)
+            pairs, n_refused = load_split_and_refused(DataConfig(pairs=name, ratios=ratios, seed=split_seed), progress)
+            counts[name].update({"rows refused": n_refused} if n_refused else {})
             others = [pair for pair, split in zip(pairs, pairs.split, strict=True) if split != "train"]
             excluded |= {pair.prompt_id for pair in others}
             read[name], unseen[name] = pair_dialogues(pairs), tuple(pair_dialogues(others))
@@ -138,8 +140,13 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 def load_split(config: DataConfig, progress: Progress = no_progress) -> PreferencePairs:
     """The pairs of a file, split as a fit with the same options splits them. Raises as `load_pairs` and `split_pairs`."""
-    pairs, _ = load_pairs(config, progress)
-    return split_pairs(pairs, config)
+    return load_split_and_refused(config, progress)[0]
+
+
+def load_split_and_refused(config: DataConfig, progress: Progress = no_progress) -> tuple[PreferencePairs, int]:
+    """As `load_split`, and how many rows of the file could not be used."""
+    pairs, report = load_pairs(config, progress)
+    return split_pairs(pairs, config), len(report.refused)
 
 
 def split_corpus(dialogues: Sequence[Dialogue], held_out: float, seed: int) -> tuple[list[Dialogue], list[Dialogue]]:
@@ -185,7 +192,8 @@ def _document(rendered: Rendered, group: str, context: int, backbone: Backbone) 
     content[:1] = False
     ends = tuple(i for i in rendered.response_ends if i < context and content[i])
     sentences = tuple(i for i in _sentence_ends(rendered, backbone) if i < context and content[i])
-    return Document(ids=np.array(rendered.ids[:context], dtype=np.int64), content=content, ends=ends, group=group, sentences=sentences)
+    ids, n_cut = np.array(rendered.ids[:context], dtype=np.int64), max(len(rendered.ids) - context, 0)
+    return Document(ids=ids, content=content, ends=ends, group=group, sentences=sentences, n_cut=n_cut)
 
 
 def _sentence_ends(rendered: Rendered, backbone: Backbone) -> Iterator[int]:
