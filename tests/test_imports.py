@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RANK = {
     **dict.fromkeys(("core.types", "core.errors"), 0),
     "core.config": 0.5,
-    **dict.fromkeys(("core.runs", "core.data", "core.http"), 1),
+    **dict.fromkeys(("core.runs", "core.data", "core.http", "core.hub"), 1),
     "core.backbone": 2,
     "core.reward": 3,
     **dict.fromkeys(("core.explain", "core.baselines"), 4),
@@ -46,6 +46,7 @@ LIGHT_ROOMS = {
     "core.data",
     "core.runs",
     "core.http",
+    "core.hub",
     "core.serving.place",
     "core.serving.texts",
     "core.serving.launch",

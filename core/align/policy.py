@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.backbone.model import Backbone, load_backbone, quiet_transformers
+from core.backbone.loading import quiet_transformers
+from core.backbone.model import Backbone, load_backbone
 from core.backbone.source import find_model
 from core.config import BackboneConfig, DPOConfig
 from core.errors import BackboneError, ConfigError, MismatchError, StoreError

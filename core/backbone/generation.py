@@ -22,7 +22,8 @@ import numpy as np
 
 from core.backbone.journal import Generated, Journal
 from core.backbone.layout import Unreadable
-from core.backbone.model import Backbone, quiet_transformers
+from core.backbone.loading import quiet_transformers
+from core.backbone.model import Backbone
 from core.types import Message, Progress, no_progress, sha256_of
 
 if TYPE_CHECKING:

@@ -17,7 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from core.backbone.checkpoint import read_checkpoint, some
+from core.backbone.gguf_files import check_copy, read_gguf
 from core.backbone.layout import Unreadable
+from core.backbone.loading import (
+    check_finite,
+    check_ids,
+    check_kind,
+    check_vocabulary,
+    library_errors,
+    load_tokenizer,
+    load_weights,
+    model_config,
+    quiet_transformers,
+)
+from core.backbone.model_folder import read_config
 from core.backbone.pieces import token_bytes
 from core.backbone.source import ModelSource, backbone_identity, find_model, resolve_device
 from core.backbone.template import ChatTemplate, Rendered
@@ -95,6 +109,7 @@ class Backbone:
         """
         import torch
 
+        check_ids(self.model, self.tokenizer, input_ids)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         with torch.inference_mode(), self._exact_residual(), self._captured(layers) as found, contextlib.suppress(_Enough):
@@ -111,6 +126,7 @@ class Backbone:
         """Next-token logits [b, t, vocabulary]; only where the whole model was loaded."""
         if self.model.get_output_embeddings() is None:
             raise BackboneError("this backbone was loaded without its LM head", expected="load_backbone(config) without depth")
+        check_ids(self.model, self.tokenizer, input_ids)
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
         result: torch.Tensor = self.model(**{k: v.to(self.device) for k, v in batch.items()}, use_cache=False).logits
@@ -190,31 +206,24 @@ def load_backbone(config: BackboneConfig, *, depth: int | None = None, progress:
 
 def _load(config: BackboneConfig, source: ModelSource, identity: dict[str, Any], depth: int | None) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModel, AutoModelForCausalLM
 
-    with quiet_transformers():
-        model_config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
-        options: dict[str, Any] = {"dtype": getattr(torch, identity["dtype"]), "attn_implementation": identity["attention"], "use_safetensors": True}
-        if depth is not None:
-            truncate(model_config.get_text_config(), depth)
-        if config.device_map:
-            options["device_map"] = config.device_map
-        if config.quantization != "none":
-            options["quantization_config"] = _quantization(config.quantization)
-        kind = AutoModelForCausalLM if depth is None else AutoModel
-        try:
-            model = kind.from_pretrained(source.folder, config=model_config, trust_remote_code=False, **options)
-            tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
-        except (OSError, ValueError, ImportError) as error:
-            raise BackboneError(f"{source.name} can't be loaded from {source.folder}", found=f"{type(error).__name__}: {error}") from error
-        except torch.OutOfMemoryError as error:
-            raise BackboneError(
-                f"{source.name} does not fit in the device's memory",
-                found=str(error).splitlines()[0],
-                remedy="--device-map auto, --quantization 8bit or 4bit",
-            ) from error
+    raw, described = read_config(source.folder), model_config(source.folder)
+    check_kind(described, raw, source.name)
+    options: dict[str, Any] = {"dtype": getattr(torch, identity["dtype"]), "attn_implementation": identity["attention"]}
+    if depth is not None:
+        truncate(described.get_text_config(), depth)
+    if config.device_map:
+        options["device_map"] = config.device_map
+    if config.quantization != "none":
+        options["quantization_config"] = _quantization(config.quantization)
+    kind, checkpoint = AutoModelForCausalLM if depth is None else AutoModel, read_checkpoint(source.folder, raw)
+    model = load_weights(kind, source.folder, described, checkpoint, name=source.name, n_layers=int(identity["n_layers"]), **options)
+    tokenizer = load_tokenizer(source.folder, source.name)
+    check_vocabulary(model, tokenizer, source.name)
     if not config.device_map and config.quantization == "none":
-        model.to(torch.device(resolve_device(config)))  # type: ignore[arg-type]  # transformers' decorator hides the signature
+        with library_errors(f"{source.name} can't be put on {resolve_device(config)}"):
+            model.to(torch.device(resolve_device(config)))
     return model, tokenizer
 
 
@@ -246,40 +255,34 @@ def decoder_layers(model: Any) -> Any:
     raise BackboneError(f"no list of {count} decoder layers in {type(model).__name__}", remedy="this architecture is not supported yet")
 
 
-def save_dequantised(gguf: Path, folder: Path) -> None:
+def save_dequantised(file: Path, folder: Path) -> None:
     """De-quantises a GGUF file with transformers and saves it as float32 safetensors with its tokenizer.
 
-    Raises BackboneError if transformers can't read it.
+    Raises BackboneError if transformers can't read it, or makes another model of it than the file holds.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    gguf = read_gguf(file)
     # transformers' own bar for this can only be kept off the terminal by taking its stream away.
     with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise BackboneError(f"{gguf} can't be de-quantised", found=f"{type(error).__name__}: {error}") from error
+        with library_errors(f"{file} can't be de-quantised"):
+            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, output_loading_info=True)
+            model, report = loaded
+        lost = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+        if lost:
+            raise BackboneError(
+                f"{file} can't be de-quantised: transformers finds no tensor in it for a part of the model",
+                expected=f"every tensor of a {gguf.architecture} model of {gguf.n_blocks} layers",
+                found=f"missing: {some(lost)}",
+                remedy="download the file again, or convert it again; or give the model as safetensors",
+            )
+        check_finite(model, str(file))
         # The tensors are plain now; without these lines transformers refuses to save what it takes for a quantised model.
         del model.config.quantization_config
         for name, value in (("hf_quantizer", None), ("is_quantized", False), ("quantization_method", None)):
             setattr(model, name, value)
-        model.config._name_or_path = gguf.stem
+        model.config._name_or_path = file.stem
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silences loading bars and the report of layers that were left out on purpose."""
-    from transformers.utils import logging
-
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
+    check_copy(gguf, folder)

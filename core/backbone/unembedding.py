@@ -19,7 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from core.backbone.model import decoder_layers, quiet_transformers, truncate
+from core.backbone.checkpoint import read_checkpoint
+from core.backbone.loading import load_weights, model_config
+from core.backbone.model import decoder_layers, truncate
+from core.backbone.model_folder import read_config, size_in
 from core.backbone.source import find_model, resolve_device
 from core.config import BackboneConfig
 from core.errors import BackboneError
@@ -64,18 +67,14 @@ def load_unembedding(config: BackboneConfig, *, progress: Progress = no_progress
 
 def _head(config: BackboneConfig, progress: Progress) -> Any:
     """The model with the first of its layers alone, in float32 on the CPU."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     source = find_model(config, progress=progress)
-    with quiet_transformers():
-        cut = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
-        truncate(cut.get_text_config(), 1)
-        try:
-            return AutoModelForCausalLM.from_pretrained(
-                source.folder, config=cut, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            ).eval()
-        except (OSError, ValueError, ImportError) as error:
-            raise BackboneError(f"the LM head of {source.name} can't be loaded", found=f"{type(error).__name__}: {error}") from error
+    raw, cut = read_config(source.folder), model_config(source.folder)
+    truncate(cut.get_text_config(), 1)
+    n_layers, checkpoint = size_in(raw, source.folder)[1], read_checkpoint(source.folder, raw)
+    name = f"the LM head of {source.name}"
+    return load_weights(AutoModelForCausalLM, source.folder, cut, checkpoint, name=name, n_layers=n_layers, dtype=torch.float32).eval()
 
 
 def _final_norm(model: Any) -> Module:

@@ -1,0 +1,152 @@
+"""GGUF files: checked before they are de-quantised, and the copy against the file's own list of tensors.
+
+transformers fills what a GGUF file lacks with random numbers and leaves out what it has no place for, both without a word. Numbers are therefore
+counted: each block of the file must hold as many as the same layer of the copy, and so must what stands outside the blocks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.backbone.checkpoint import read_checkpoint, some
+from core.backbone.model_folder import AGAIN, check_file, read_json_object
+from core.errors import BackboneError
+
+MAGIC = b"GGUF"
+OUTSIDE = -1  # stands for the tensors outside all blocks
+NEEDED = ("token_embd.weight", "output_norm.weight")
+# Factors of rotary frequencies, which transformers leaves out: all ones change nothing.
+ROTARY_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+GIVE_SAFETENSORS = "give the model as safetensors: a folder or a Hub id"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufFile:
+    """What a GGUF file says of itself: its architecture, its number of blocks, and how many numbers each of its tensors holds."""
+
+    path: Path
+    architecture: str
+    n_blocks: int
+    sizes: Mapping[str, int]
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """The file's list of tensors. Raises BackboneError where it is no whole GGUF file of a language model that can be de-quantised."""
+    from gguf import GGUFReader
+
+    check_file(path)
+    with path.open("rb") as handle:
+        magic = handle.read(len(MAGIC))
+    if magic != MAGIC:
+        remedy = "give a .gguf file of llama.cpp's format, or the model as a folder of safetensors"
+        raise BackboneError(f"{path} is no GGUF file", expected=f"{MAGIC!r} at its beginning", found=repr(magic), remedy=remedy)
+    try:
+        reader = GGUFReader(path)
+        fields = {name: field.contents() for name, field in reader.fields.items() if name.split(".")[0] not in ("tokenizer", "GGUF")}
+        sizes = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
+        end = max((int(tensor.data_offset) + int(tensor.n_bytes) for tensor in reader.tensors), default=0)
+    except Exception as error:  # gguf raises what its arrays raise where bytes are missing
+        found = f"{path.stat().st_size:,} bytes; {type(error).__name__}: {error}"[:300]
+        raise BackboneError(f"{path} is cut or damaged", expected="a whole GGUF file", found=found, remedy=AGAIN) from error
+    if end > path.stat().st_size:
+        raise BackboneError(f"{path} is cut", expected=f"{end:,} bytes", found=f"{path.stat().st_size:,} bytes", remedy=AGAIN)
+    _check_use(path, fields)
+    for tensor in reader.tensors:
+        if tensor.name in ROTARY_FACTORS and not np.array_equal(np.asarray(tensor.data, np.float32), np.ones(tensor.n_elements, np.float32)):
+            _refuse_rotary(path, f"{tensor.name}, with factors up to {float(np.max(tensor.data)):g}")
+    gguf = GgufFile(
+        path=path,
+        architecture=str(fields["general.architecture"]),
+        n_blocks=int(fields[f"{fields['general.architecture']}.block_count"]),
+        sizes=sizes,
+    )
+    _check_blocks(gguf)
+    return gguf
+
+
+def _check_use(path: Path, fields: Mapping[str, Any]) -> None:
+    """Raises BackboneError for a part of a model, an adapter, a vision tower, and rotary scaling that transformers does not take over."""
+    architecture = fields.get("general.architecture")
+    if int(fields.get("split.count") or 0) > 1:
+        n = int(fields["split.count"])
+        remedy = "join them with `llama-gguf-split --merge FIRST OUT`, and give OUT"
+        raise BackboneError(f"{path} is one of {n} parts of a model", expected="one file", found=f"split.count {n}", remedy=remedy)
+    if fields.get("general.type") not in (None, "model") or architecture == "clip":
+        what = "a vision tower" if architecture == "clip" else f"of the type {fields.get('general.type')!r}"
+        raise BackboneError(
+            f"{path} is no language model but {what}", expected="general.type model", remedy="give the language model's own .gguf file"
+        )
+    if not architecture or not isinstance(fields.get(f"{architecture}.block_count"), int):
+        found = f"general.architecture {architecture!r}, block_count {fields.get(f'{architecture}.block_count')!r}"
+        raise BackboneError(f"{path} does not say what model it holds", expected="general.architecture, block_count", found=found, remedy=AGAIN)
+    scaling, factor = (fields.get(f"{architecture}.rope.scaling.{name}") for name in ("type", "factor"))
+    if scaling not in (None, "none") and (scaling, factor) not in (("linear", None), ("linear", 1.0)) and architecture != "gpt-oss":
+        _refuse_rotary(path, f"rope.scaling.type {scaling}, factor {factor}")
+
+
+def _refuse_rotary(path: Path, found: str) -> None:
+    problem = f"{path} scales its rotary positions, which transformers would leave out: every hidden state would be another"
+    raise BackboneError(problem, expected="plain rotary positions", found=found, remedy=GIVE_SAFETENSORS)
+
+
+def _check_blocks(gguf: GgufFile) -> None:
+    """Raises BackboneError where blocks, the embedding or the final norm are not in the file."""
+    blocks = {number for name in gguf.sizes if (number := _block(name)) != OUTSIDE}
+    absent = [f"blk.{number}.*" for number in range(gguf.n_blocks) if number not in blocks]
+    absent += [name for name in NEEDED if name not in gguf.sizes]
+    extra = [f"blk.{number}.*" for number in sorted(blocks) if number >= gguf.n_blocks]
+    if absent or extra:
+        found = "; ".join(f"{what}: {some(names)}" for what, names in (("missing", absent), ("too many", extra)) if names)
+        raise BackboneError(
+            f"{gguf.path} is not a whole model",
+            expected=f"{gguf.n_blocks} blocks, {', '.join(NEEDED)}",
+            found=found,
+            remedy=f"{AGAIN}, or convert it again",
+        )
+
+
+def check_copy(gguf: GgufFile, folder: Path) -> None:
+    """Raises BackboneError where the copy in `folder` holds more or fewer numbers than the file, in any layer or outside the layers."""
+    config = read_json_object(folder / "config.json")
+    stored, copied = Counter[int](), Counter[int]()
+    for name, size in gguf.sizes.items():
+        stored[_block(name)] += size if name not in ROTARY_FACTORS else 0
+    for name, tensor in read_checkpoint(folder, config).tensors.items():
+        number = re.search(r"\.(?:layers|h|blocks|block)\.(\d+)\.", f".{name}")
+        copied[int(number[1]) if number else OUTSIDE] += prod(tensor.shape)
+    if config.get("tie_word_embeddings") and stored[OUTSIDE] != copied[OUTSIDE]:
+        stored[OUTSIDE] -= gguf.sizes.get("output.weight", 0)  # the file repeats the embedding
+    differing = sorted(block for block in stored | copied if stored[block] != copied[block])
+    if differing:
+        raise BackboneError(
+            f"{gguf.path} can't be de-quantised: transformers makes another model of it than it holds",
+            expected="as many numbers in each layer as in the same block of the file",
+            found="; ".join(_difference(gguf, block, stored[block], copied[block]) for block in differing[:3]),
+            remedy=f"{AGAIN}, or convert it again, if tensors are missing in it; else {GIVE_SAFETENSORS}",
+        )
+
+
+def _difference(gguf: GgufFile, block: int, stored: int, copied: int) -> str:
+    where = "outside the layers" if block == OUTSIDE else f"layer {block}"
+    parts = Counter(_part(name) for name in gguf.sizes if _block(name) != OUTSIDE)
+    usual = {part for part, times in parts.items() if 2 * times > gguf.n_blocks} if block != OUTSIDE else set()
+    absent = sorted(usual - {_part(name) for name in gguf.sizes if _block(name) == block})
+    missing = f", without {some([f'blk.{block}.{part}' for part in absent])}" if absent else ""
+    return f"{where}: {stored:,} in the file{missing}, {copied:,} in the model"
+
+
+def _block(name: str) -> int:
+    number = re.match(r"blk\.(\d+)\.", name)
+    return int(number[1]) if number else OUTSIDE
+
+
+def _part(name: str) -> str:
+    return name.split(".", 2)[2]

@@ -1,0 +1,202 @@
+"""What lies in a model's folder, told by its small files: whatever is no causal language model is named for what it is. Loads no torch.
+
+Four things are looked at, in the order in which they go wrong:
+1. a file that holds something else in its place: nothing, a Git LFS pointer, a web page, a pickle;
+2. a folder that holds something else: an adapter, a data set, an SAE, a reward model, a GGUF file;
+3. a config.json that no model can be made from;
+4. a folder without a tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.errors import BackboneError
+
+LFS_POINTER = b"version https://git-lfs"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+FOREIGN_WEIGHTS = (".h5", ".msgpack", ".onnx", ".npz", ".tflite")
+DATA_FILES = (".jsonl", ".parquet", ".csv", ".tsv", ".arrow")
+AGAIN = "download the file again"
+TO_SAFETENSORS = (
+    "convert it once, where you trust it: load it with transformers and call save_pretrained(FOLDER), which writes safetensors; then give that folder"
+)
+# Any one of these sets of files is a tokenizer that transformers can read.
+TOKENIZERS = (
+    ("tokenizer.json",),
+    ("tokenizer.model",),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+    ("spiece.model",),
+    ("sentencepiece.bpe.model",),
+    ("tekken.json",),
+    ("qwen.tiktoken",),
+)
+KEPT_BY_TRAINING = ("checkpoint-*/config.json", "*/config.json")
+
+
+def check_file(file: Path) -> None:
+    """Raises BackboneError where the file holds something else in place of its content: nothing, a Git LFS pointer, a web page or a pickle."""
+    try:
+        with file.open("rb") as handle:
+            head = handle.read(512)
+    except OSError as error:
+        raise BackboneError(f"{file} can't be read", found=f"{type(error).__name__}: {error.strerror}", remedy="check its rights") from error
+    start = head.lstrip().lower()
+    if head.startswith(LFS_POINTER):
+        remedy = "run `git lfs pull` in that repository, or download it with `hf download`, which follows the pointers"
+        raise BackboneError(f"{file} is a Git LFS pointer, not the file itself", found=f"{file.stat().st_size} bytes of text", remedy=remedy)
+    if not head.strip(b"\0"):
+        found = "0 bytes" if not head else "zeros only, as a download leaves that was interrupted"
+        raise BackboneError(f"{file} is empty", found=found, remedy=AGAIN)
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        remedy = f"{AGAIN}; a page in its place means that the address was wrong or that it needs a login"
+        raise BackboneError(f"{file} is a web page, not the file itself", found=head[:60].decode("utf-8", "replace"), remedy=remedy)
+    if file.suffix == ".safetensors" and head.startswith((b"PK\x03\x04", b"\x80\x02")):
+        raise BackboneError(f"{file} is a pickled file under the name of a safetensors file", expected="safetensors", remedy=TO_SAFETENSORS)
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises BackboneError, naming the file, where there is none."""
+    check_file(file)
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BackboneError(f"{file} can't be read as JSON", found=f"{type(error).__name__}: {error}"[:300], remedy=AGAIN) from error
+    if not isinstance(value, dict):
+        raise BackboneError(f"{file} can't be used", expected="a JSON object", found=f"{type(value).__name__} {str(value)[:60]}", remedy=AGAIN)
+    return value
+
+
+def check_folder(folder: Path) -> None:
+    """Raises BackboneError where the folder holds something else than a language model, naming it, or has no config.json."""
+    names = {path.name for path in folder.iterdir()}
+    kind = _adapter(folder, names) or _data_set(names) or _reward_model(folder, names) or _sae(folder, names)
+    if kind:
+        what, remedy = kind
+        raise BackboneError(f"{folder} is no language model but {what}", expected="the folder of a causal language model", remedy=remedy)
+    if "config.json" not in names:
+        raise _without_config(folder, names)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raises BackboneError where the folder has no tokenizer's files (transformers then makes up a tokenizer of a few tokens), or damaged ones."""
+    names = {path.name for path in folder.iterdir()}
+    for name in sorted({name for files in TOKENIZERS for name in files} & names):
+        check_file(folder / name)
+    for name in sorted({"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json"} & names):
+        read_json_object(folder / name)
+    if not any(set(files) <= names for files in TOKENIZERS):
+        raise BackboneError(
+            f"{folder} holds no tokenizer",
+            expected="tokenizer.json, tokenizer.model, or vocab.json with merges.txt",
+            found=_listed(names),
+            remedy="copy the tokenizer's files of the model it was trained from into the folder",
+        )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json. Raises BackboneError where it names no kind of model, or one that only custom code could load."""
+    config = read_json_object(folder / "config.json")
+    if not isinstance(config.get("model_type"), str):
+        found = ", ".join(sorted(map(str, config))[:8]) or "an empty object"
+        remedy = "take config.json from the model's own repository"
+        raise BackboneError(f"{folder / 'config.json'} names no kind of model", expected="model_type", found=found, remedy=remedy)
+    return config
+
+
+def size_in(config: Mapping[str, Any], folder: Path) -> tuple[int, int]:
+    """d_model and the number of decoder layers. Raises BackboneError where config.json does not give them.
+
+    Usual names are read here; for the others (`d_model`, `dim`, `n_layers`) transformers is asked, which takes seconds to import.
+    """
+    text = config.get("text_config", config)
+    sizes = text.get("hidden_size", text.get("n_embd")), text.get("num_hidden_layers", text.get("n_layer"))
+    if sizes == (None, None):
+        from core.backbone.loading import model_config
+
+        described = model_config(folder).get_text_config()
+        sizes = getattr(described, "hidden_size", None), getattr(described, "num_hidden_layers", None)
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+        raise BackboneError(
+            f"{folder / 'config.json'} does not say how large the model is",
+            expected="hidden_size and num_hidden_layers, whole numbers above 0",
+            found=f"hidden_size {sizes[0]!r}, num_hidden_layers {sizes[1]!r}",
+            remedy="take config.json from the model's own repository",
+        )
+    return int(sizes[0]), int(sizes[1])
+
+
+def _adapter(folder: Path, names: set[str]) -> tuple[str, str] | None:
+    if "adapter_config.json" not in names:
+        return None
+    base = read_json_object(folder / "adapter_config.json").get("base_model_name_or_path") or "a model that it does not name"
+    if "config.json" in names:
+        remedy = "if the adapter is merged into these weights, remove the adapter_* files; if not, merge it first (merge_and_unload)"
+        return f"a model together with a PEFT adapter of {base}, and it is not plain which of them is meant", remedy
+    merge = "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(FOLDER), and the tokenizer's save_pretrained(FOLDER)"
+    return f"a PEFT adapter of {base}", f"give the base model, --model {base}; or merge the adapter into it and give that folder: {merge}"
+
+
+def _data_set(names: set[str]) -> tuple[str, str] | None:
+    arrow = any(name.endswith(".arrow") for name in names)
+    if "dataset_dict.json" in names or ({"dataset_info.json", "state.json"} & names and (arrow or "config.json" not in names)):
+        return "a data set as `save_to_disk` of the library datasets writes it", "give pairs as --pairs, and a language model as --model"
+    if "config.json" not in names and names and all(Path(name).suffix in DATA_FILES or name.startswith((".", "README")) for name in names):
+        return f"a folder of data files ({_listed(names)})", "give pairs as --pairs, and a language model as --model"
+    return None
+
+
+def _reward_model(folder: Path, names: set[str]) -> tuple[str, str] | None:
+    if not {"selection.jsonl", "heads.safetensors"} <= names:
+        return None
+    backbone = read_json_object(folder / "config.json").get("backbone") if "config.json" in names else None
+    base = backbone.get("name") if isinstance(backbone, dict) else None
+    return "a reward model that `sparserm fit` wrote", f"give its language model as --model{f': {base}' if base else ''}"
+
+
+def _sae(folder: Path, names: set[str]) -> tuple[str, str] | None:
+    way_out = "give an SAE as --sae, and the language model it was trained on as --model"
+    if "cfg.json" in names and "config.json" not in names:
+        kind = "sae-lens" if "sae_weights.safetensors" in names else "sparsify" if "sae.safetensors" in names else "an SAE library"
+        return f"a sparse autoencoder (cfg.json, as {kind} writes it)", way_out
+    if "config.json" not in names and next(folder.glob("*/cfg.json"), None):
+        return "a folder of sparse autoencoders (cfg.json in its subfolders, as sparsify writes them)", way_out
+    if "hyperparams.json" in names:
+        return "a sparse autoencoder (hyperparams.json, as Llama Scope has it)", way_out
+    if "params.npz" in names:
+        return "a sparse autoencoder (params.npz, as Gemma Scope has it)", way_out
+    if {"ae.pt", "ae.safetensors"} & names:
+        return "a sparse autoencoder (ae.pt, as dictionary_learning writes it)", way_out
+    if "config.json" in names:
+        config = read_json_object(folder / "config.json")
+        if isinstance(config.get("trainer"), dict) and "model_type" not in config:
+            return "a sparse autoencoder (config.json with a trainer, as dictionary_learning writes it)", way_out
+        if "model_type" not in config and {"d_sae", "dict_size", "num_latents", "n_latents"} & set(config):
+            return "a sparse autoencoder (config.json gives a number of latents and no model_type)", way_out
+    return None
+
+
+def _without_config(folder: Path, names: set[str]) -> BackboneError:
+    """What to say of a folder without config.json."""
+    problem, expected = f"{folder} is no model folder", "config.json, *.safetensors, tokenizer.json"
+    ggufs = sorted(name for name in names if name.endswith(".gguf"))
+    if ggufs:
+        return BackboneError(problem, expected="a .gguf file itself", found=_listed(names), remedy=f"give the file: --model {folder / ggufs[0]}")
+    inside = sorted({str(path.parent) for pattern in KEPT_BY_TRAINING for path in folder.glob(pattern)})
+    if inside:
+        return BackboneError(problem, expected=expected, found=f"model folders inside it: {', '.join(inside[:4])}", remedy="give one of them")
+    if "params.json" in names or any(name.startswith("consolidated.") for name in names):
+        remedy = "take the repository's own files for transformers (config.json and *.safetensors), or convert these"
+        return BackboneError(problem, expected=expected, found=f"weights in their maker's own format: {_listed(names)}", remedy=remedy)
+    if any(name.endswith(".safetensors") for name in names):
+        remedy = "weights alone do not say what model they are: copy config.json and the tokenizer's files from the model's repository beside them"
+        return BackboneError(problem, expected=expected, found=_listed(names), remedy=remedy)
+    return BackboneError(problem, expected=expected, found=_listed(names), remedy="give the folder that holds these files, or a Hub id")
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:8]) or "an empty folder"
