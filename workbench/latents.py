@@ -318,8 +318,8 @@ def labels_of(model: FittedModel) -> Labels:
 
 def label_text(labels: Labels, latent: int) -> str:
     """A latent's label; empty where it has none."""
-    found = labels.get(latent)
-    return found.text if found else ""
+    label = labels.get(latent)
+    return label.text + label.mark if label else ""
 
 
 def label_rows(labels: Sequence[Label]) -> list[dict[str, Any]]:
@@ -328,7 +328,7 @@ def label_rows(labels: Sequence[Label]) -> list[dict[str, Any]]:
         {
             "label": label.text,
             "source": label.source,
-            "by": label.author or label.model or label.method,
+            "by": ", ".join(part for part in (label.author or label.model or label.method, label.doubt) if part),
             "date": label.date[:10],
             "scores": "; ".join(map(score_said, label.scores)),
         }

@@ -42,6 +42,7 @@ def kept_of(folder: Path, root: Path) -> Kept:
 
 
 def kept(model: FittedModel) -> Kept:
+    _ = model.config  # the folder is looked at again, whatever is kept in memory
     return kept_of(model.folder, model.root)
 
 
@@ -337,7 +338,7 @@ def _deviation(by_head: Float[np.ndarray, " heads"]) -> float | None:
 def latent_name(latent: int, labels: Labels) -> str:
     """`12 talks of the sea`, or `Latent 12`."""
     label = labels.get(latent)
-    return f"{latent} {one_line(label.text, 40)}" if label and label.text.strip() else f"Latent {latent}"
+    return f"{latent} {one_line(label.text, 40)}{label.mark}" if label and label.text.strip() else f"Latent {latent}"
 
 
 def ranked_latents(of: Kept, value: Float[np.ndarray, " k"]) -> list[str]:

@@ -9,6 +9,7 @@ On disk a label is a row in Neuronpedia's explanation format, with what that lac
     scores                      a list of explanationScoreTypeName, explanationScoreModelName, value, and our low, high, n, windows, createdAt
     source, author, createdAt   ours: one of SOURCES, who wrote it, and when
     saeSha256                   ours: the SAE whose latent it is (`identity["sha256"]`)
+    madeFor                     ours: the SAE that the label was made for, where that is another one or not known (NOT_STATED)
 
 Texts come from files, people and models and are not trusted: each becomes one line without control characters when it is read.
 """
@@ -29,6 +30,7 @@ SOURCES = (PERSON, SHIPPED, WRITTEN, NEURONPEDIA, ENDPOINT, AUTOMATIC)
 BY_HAND = (PERSON, SHIPPED, WRITTEN)
 EMBEDDING = "embedding"  # the kind of score that stands beside a label: AUROC of its similarity to texts (core.explain.label_scores)
 POOR = 0.7  # a label that detects its latent's activity no better than this is poorly scored (our choice; 0.5 is chance)
+NOT_STATED = "not stated"  # what stands in `madeFor` of a label whose file names no SAE
 LONGEST = 300  # characters of a label that are kept
 LONGEST_NAME = 80  # of a method's, model's or author's name
 REORDERING = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
@@ -73,6 +75,7 @@ class Score:
 class Label:
     """`text` names what latent `index` is active on; `source` says where it comes from (one of SOURCES, or a machine's name), `method`, `model`,
     `author` and `date` how, by whom and when it was made. `score` is how well it detects (0 to 1), `scores` everything that was measured of it.
+    `made_for` is empty where it was made for the SAE whose latent it names, else the other SAE, or NOT_STATED.
     """
 
     text: str
@@ -84,14 +87,32 @@ class Label:
     author: str = ""
     date: str = ""
     scores: tuple[Score, ...] = field(default=())
+    made_for: str = ""
+
+    @property
+    def of_another_sae(self) -> bool:
+        """Whether the label names a latent of another SAE, as far as is known."""
+        return self.made_for not in ("", NOT_STATED)
+
+    @property
+    def mark(self) -> str:
+        """What stands after the text wherever a latent is called by its label: that it is another SAE's; else empty."""
+        return " (another SAE's label)" if self.of_another_sae else ""
+
+    @property
+    def doubt(self) -> str:
+        """What is to be said of the SAE the label was made for; empty where it is the latent's own."""
+        if self.of_another_sae:
+            return f"was made for another SAE ({self.made_for})"
+        return "comes from a file that does not say which SAE it was made for" if self.made_for else ""
 
     @property
     def weakness(self) -> str:
-        """What to say against it; empty where a person wrote it and its score, if it has one, is good."""
+        """What to say against it; empty where a person wrote it for this SAE and its score, if it has one, is good."""
         made_by = ", ".join(part for part in (self.source, self.model) if part)
         automatic = "" if self.source in BY_HAND else f"was written automatically ({made_by})"
         poor = f"scores {self.score:.2f} only" if self.score is not None and self.score < POOR else ""
-        return " and ".join(part for part in (automatic, poor) if part)
+        return " and ".join(part for part in (self.doubt, automatic, poor) if part)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -109,6 +130,7 @@ class Label:
             "author": self.author,
             "createdAt": self.date,
             "scores": [score.to_row() for score in self.scores],
+            **({"madeFor": self.made_for} if self.made_for else {}),
         }
 
 
@@ -132,6 +154,7 @@ def label_from_row(row: Mapping[str, Any], source: str = "") -> Label:
             model=one_line(row.get("explanationModelName"), LONGEST_NAME),
             author=one_line(row.get("author"), LONGEST_NAME),
             date=one_line(row.get("createdAt"), LONGEST_NAME),
+            made_for=one_line(row.get("madeFor"), LONGEST_NAME),
         ),
         [Score.from_row(score) for score in scores],
     )

@@ -130,11 +130,12 @@ def _of_group(evidence: Evidence, sure: np.ndarray, group: tuple[int, ...]) -> N
 
 
 def name_of(latent: int, label: Label | None) -> str:
-    """`latent 12`, or its label in quotes, on one line and cut where it is long."""
+    """`latent 12`, or its label in quotes, on one line and cut where it is long; a label of another SAE says so."""
     text = " ".join(label.text.split()) if label else ""
     if not text:
         return f"latent {latent}"
-    return f'"{text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"}"'
+    mark = label.mark if label else ""
+    return f'"{text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"}"{mark}'
 
 
 def place(percentile: float) -> str:
