@@ -57,6 +57,7 @@ def add_labels(commands: Any) -> None:
     fetched = _command(parent, "labels import", import_command, "add labels from Neuronpedia, or from a file that labels export wrote")
     fetched.add_argument("path", metavar="PATH", type=Path, nargs="?", help="file or folder (default: downloaded from Neuronpedia's public bucket)")
     fetched.add_argument("--neuronpedia", metavar="MODEL/SOURCE", default="", help="which of Neuronpedia's sources this SAE is (presets know theirs)")
+    fetched.add_argument("--any-sae", action="store_true", help="take labels of another SAE too; they stay marked as that SAE's")
     for name, run, help_, everything in (
         ("labels auto", auto_command, "label latents by their distinctive tokens and words; needs no model", "every latent that has a page"),
         ("labels ask", ask_command, "have a language model label latents from their strongest texts", "every latent that has a page"),
@@ -119,14 +120,17 @@ def set_command(arguments: argparse.Namespace, display: console.Display) -> None
 
 
 def import_command(arguments: argparse.Namespace, display: console.Display) -> None:
+    from core.explain.label_identity import check_claim
     from core.explain.label_sources import download_export, import_labels
 
     book = _opened(arguments.model)[1]
     source = _source(arguments.neuronpedia) if arguments.neuronpedia else None
     path = arguments.path
     if path is None:
+        if source and not arguments.any_sae:
+            check_claim(source, book.sae)
         path = download_export(source or _known_source(book), cache_root() / "downloads" / "neuronpedia", progress=display)
-    found = import_labels(book, path, source, display)
+    found = import_labels(book, path, source, display, any_sae=arguments.any_sae)
     display.close()
     if arguments.json:
         print_json(found.to_json())
@@ -257,10 +261,10 @@ def _as_json(label: Label) -> dict[str, Any]:
 def _cells(label: Label | None) -> tuple[str, str, str, str, str]:
     if label is None:
         return ("", "", "", "", "")
-    made_by = ", ".join(part for part in (label.method, label.model, label.author) if part)
+    made_by = ", ".join(part for part in (label.doubt, label.method, label.model, label.author) if part)
     best = next((score for score in label.scores if score.value == label.score and score.low is not None), None)
     interval = f" ({best.low:.2f} to {best.high:.2f})" if best else ""
-    return label.text, label.source, made_by, label.date[:10], "" if label.score is None else f"{label.score:.2f}{interval}"
+    return label.text + label.mark, label.source, made_by, label.date[:10], "" if label.score is None else f"{label.score:.2f}{interval}"
 
 
 def _by_source(scores: Sequence[tuple[Label, Score]]) -> dict[str, dict[str, Any]]:
@@ -300,6 +304,10 @@ def _tell_import(found: Imported, display: console.Display) -> None:
         display.say(f"{found.n_refused - REFUSED_SHOWN} more rows are left out")
     parts = (("new", found.added), ("in place of older ones", found.replaced), ("there already", found.same))
     print("; ".join(f"{_counted(count.items())} {what}" for what, count in parts if count.total()) or "no labels")
+    for name, number in sorted(found.other_saes.items()):
+        print(f"{number:,} of them were made for another SAE ({name}); they are marked so wherever they stand")
+    if found.n_not_stated:
+        print(f"{found.n_not_stated:,} of them do not say which SAE they are of; they are taken as this one's, and marked so")
 
 
 def _counted(counts: Iterable[tuple[str, int]]) -> str:

@@ -30,7 +30,15 @@ def label(index: int, text: str, source: str = "automatic", **more: Any) -> Labe
 
 
 def row(index: object = "3", description: object = "thanks", **more: Any) -> dict[str, Any]:
-    return {"modelId": "m", "layer": "7-x", "index": index, "description": description, "typeName": "t", "explanationModelName": "w", **more}
+    return {
+        "modelId": "my-model",
+        "layer": "7-my-sae-1",
+        "index": index,
+        "description": description,
+        "typeName": "t",
+        "explanationModelName": "w",
+        **more,
+    }
 
 
 def write(path: Path, rows: list[Any]) -> None:

@@ -137,13 +137,16 @@ def test_a_language_model_labels_some_latents(labels: Any) -> None:
 def test_rows_that_cant_be_used_are_told(labels: Any, tmp_path: Path) -> None:
     path = tmp_path / "explanations.jsonl"
     rows = [
-        {"modelId": "m", "layer": "1-x", "index": str(i), "description": "x", "typeName": "t", "explanationModelName": "w"} for i in (3, 5, 999_999)
+        {"modelId": "tiny", "layer": "1-x", "index": str(i), "description": "x", "typeName": "t", "explanationModelName": "w"}
+        for i in (3, 5, 999_999)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, out, err = labels("import", path)
+    assert code == 6 and "nothing tells whether these labels are of this SAE" in err and "say so: --neuronpedia tiny/1-x" in err
+    code, out, err = labels("import", path, "--neuronpedia", "tiny/1-x")
     assert code == 0 and out == "2 neuronpedia new\n" and "row 3 of explanations.jsonl is left out: index: 999999, but this SAE has" in err
     code, out, err = labels("import", path, "--neuronpedia", "m/2-y")
-    assert code == 3 and "no label could be imported" in err and "row 1 of explanations.jsonl is left out: layer: of m/1-x, not of m/2-y" in err
+    assert code == 6 and "these labels are of another SAE: they differ in model, layer" in err and "found: of m/2-y" in err
     with book().path("person").open("w") as handle:
         handle.write("{\n")
     assert "person.jsonl is left out: row: not JSON" in labels("list")[2]

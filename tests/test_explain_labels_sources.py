@@ -129,14 +129,6 @@ def test_a_batch_that_breaks_off_gives_what_came_before(book: LabelBook, tmp_pat
     assert any("breaks off" in refused.reason for _, refused in found.refused)
 
 
-def test_which_source_an_sae_is_comes_from_a_preset_a_person_or_the_first_row(tmp_path: Path) -> None:
-    folder = write_export(tmp_path)
-    unknown = LabelBook(SAE, tmp_path / "a", shipped=tmp_path / "none")
-    assert import_labels(unknown, folder).added == {"neuronpedia": len(LATENTS)}
-    found = import_labels(LabelBook(SAE, tmp_path / "b", shipped=tmp_path / "none"), folder, ("gemma-2-2b", "20-gemmascope-res-16k"))
-    assert not found.added and found.n_refused == len(LATENTS)
-
-
 def test_a_folder_without_labels_is_told(book: LabelBook, tmp_path: Path) -> None:
     (tmp_path / "batch-x.jsonl").touch()
     for path in (tmp_path, tmp_path / "nowhere"):

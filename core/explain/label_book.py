@@ -4,9 +4,12 @@
     <cache>/labels/<the same>/scores.jsonl    what was measured of labels of any source: source, index, description, and the score
     core/data/demo/labels.jsonl               shipped, read only; rows of another SAE (`saeSha256`) are passed over
 
-The best label of a latent is the person's own, then by source in the order of `labels.SOURCES`; within a source the newest. A score belongs to a
-text: another text has none. Files are rewritten whole under a lock (old or new, never a part). A line that can't be used is told of (`refused`) and
-stays in its file.
+The best label of a latent is the person's own, then by source in the order of `labels.SOURCES`; within a source the newest; labels that were made
+for another SAE come last, and say so. A score belongs to a text: another text has none. Files are rewritten whole under a lock (old or new, never
+a part). A line that can't be used is told of (`refused`) and stays in its file.
+
+What a kept line says of its SAE is compared (core.explain.label_identity): a line without `saeSha256` that names another SAE is refused; labels that
+came from another SAE's source before imports were compared are marked as that SAE's.
 """
 
 from __future__ import annotations
@@ -15,20 +18,22 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from core.backbone.presets import source_names
 from core.data.rows import RepeatedKeys, lines, parse_json, printable
 from core.errors import ConfigError, MissingError
-from core.explain.labels import PERSON, SHIPPED, SOURCES, Label, Labels, Score, label_from_row, one_line, today, with_scores
+from core.explain.label_identity import DIFFERENT, stated_sae, stated_source, verdict
+from core.explain.labels import NOT_STATED, PERSON, SHIPPED, SOURCES, Label, Labels, Score, label_from_row, one_line, today, with_scores
 from core.runs.locks import make_lock
 from core.runs.store import cache_root
 from core.types import RefusedRow
 
 SHIPPED_FILE = Path(__file__).resolve().parents[1] / "data" / "demo" / "labels.jsonl"
 SCORES = "scores"
+NEURONPEDIA_AUTHOR = "neuronpedia.org"  # the first part of the author of labels that came from there; its model and source follow
 Parse = Callable[[Mapping[str, Any]], Any]
 Place = tuple[str, int, str]  # what a score belongs to: source, latent, text
 
@@ -168,6 +173,8 @@ class LabelBook:
             for source in SOURCES:
                 for label in sorted(self.of(source), key=lambda label: label.date, reverse=True):
                     every.setdefault(int(label.index or 0), []).append(label)
+            for labels in every.values():
+                labels.sort(key=lambda label: label.of_another_sae)
             self._found = (state, every, {latent: found[0] for latent, found in every.items()})
         return self._found[1:]
 
@@ -199,7 +206,7 @@ class LabelBook:
             theirs = row.get("saeSha256", self.sha256 if source != SHIPPED else None)
             if theirs != self.sha256:
                 raise OtherSAE if source == SHIPPED and isinstance(theirs, str) else ValueError("saeSha256: not this SAE's")
-            label = label_from_row(row, source)
+            label = self._compared(label_from_row(row, source), row)
             try:
                 self.check(int(label.index or 0))
             except ConfigError as error:
@@ -207,6 +214,21 @@ class LabelBook:
             return label
 
         return parse
+
+    def _compared(self, label: Label, row: Mapping[str, Any]) -> Label:
+        """The label, marked where it is of another SAE or of one that is not named. Raises ValueError for a row that names another SAE."""
+        if "saeSha256" not in row:
+            stated = stated_sae(row)
+            kind, differences = verdict(stated, self.sae)
+            if kind == DIFFERENT:
+                raise ValueError(f"layer: of {stated.name}, another SAE, which differs in {differences}")
+            return label if label.made_for else replace(label, made_for=NOT_STATED)
+        author, _, source = label.author.partition("/")
+        model, _, layer = source.partition("/")
+        if label.made_for or author != NEURONPEDIA_AUTHOR or not layer:
+            return label
+        stated = stated_source((model, layer))
+        return replace(label, made_for=stated.name) if verdict(stated, self.sae)[0] == DIFFERENT else label
 
     def _rewrite(self, path: Path, parse: Parse, change: Callable[[list[Line]], list[bytes]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

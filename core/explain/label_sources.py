@@ -2,7 +2,8 @@
 
 An export of Neuronpedia is `v1/{model}/{source}/explanations/batch-N.jsonl.gz` in its public bucket: 1,024 rows a file, sorted by `index` as a string
 (0, 1, 10, 100, ...), latents without an explanation left out. So a row's latent is what its `index` says, never its place. A row also says whose it
-is (`modelId`, `layer`): rows of another source than the SAE's are refused. Embeddings of the texts, most of a row's bytes, are not kept.
+is (`modelId`, `layer`): rows of another SAE are refused (core.explain.label_identity), or by `any_sae` taken and marked as that SAE's. Embeddings of
+the texts, most of a row's bytes, are not kept.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import html
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,21 @@ from core.backbone.presets import neuronpedia_source
 from core.config import DataConfig
 from core.data.readers import open_source
 from core.data.rows import Row, printable
-from core.errors import DataError, MissingError
-from core.explain.label_book import LabelBook, refused_row
-from core.explain.labels import NEURONPEDIA, SOURCES, WRITTEN, Label, label_from_row
+from core.errors import DataError, MismatchError, MissingError
+from core.explain.label_book import NEURONPEDIA_AUTHOR, LabelBook, refused_row
+from core.explain.label_identity import (
+    DIFFERENT,
+    UNPROVEN,
+    UNSTATED,
+    Source,
+    StatedSAE,
+    check_claim,
+    described_sae,
+    other_sae,
+    stated_sae,
+    verdict,
+)
+from core.explain.labels import NEURONPEDIA, NOT_STATED, SOURCES, WRITTEN, Label, label_from_row
 from core.http import Http, HttpError
 from core.types import Progress, RefusedRow, no_progress
 
@@ -34,18 +47,21 @@ FETCH, IMPORT = "download labels", "import labels"
 CHUNK = 2**15  # labels that are added at a time
 REFUSED_SHOWN = 1000  # refused rows that are kept one by one; all are counted
 
-Source = tuple[str, str]
-
 
 @dataclass(kw_only=True)
 class Imported:
-    """What came in: `added`, `replaced` and `same` labels by source, and every row that did not, the first `REFUSED_SHOWN` with file and reason."""
+    """What came in: `added`, `replaced` and `same` labels by source, and every row that did not, the first `REFUSED_SHOWN` with file and reason.
+
+    `other_saes` counts the labels that were taken though they are of another SAE, by its name; `n_not_stated` those of files that name no SAE.
+    """
 
     added: Counter[str] = field(default_factory=Counter)
     replaced: Counter[str] = field(default_factory=Counter)
     same: Counter[str] = field(default_factory=Counter)
     n_refused: int = 0
     refused: list[tuple[Path, RefusedRow]] = field(default_factory=list)
+    other_saes: Counter[str] = field(default_factory=Counter)
+    n_not_stated: int = 0
 
     def refuse(self, path: Path, row: RefusedRow) -> None:
         self.n_refused += 1
@@ -54,35 +70,111 @@ class Imported:
 
     def to_json(self) -> dict[str, Any]:
         rows = [{"file": str(path), **row.__dict__} for path, row in self.refused]
-        return {"added": self.added, "replaced": self.replaced, "same": self.same, "n_refused": self.n_refused, "refused": rows}
+        counts = {"added": self.added, "replaced": self.replaced, "same": self.same, "n_refused": self.n_refused, "refused": rows}
+        return {**counts, "other_saes": self.other_saes, "n_not_stated": self.n_not_stated}
 
 
-def import_labels(book: LabelBook, path: Path, expected: Source | None = None, progress: Progress = no_progress) -> Imported:
+def import_labels(book: LabelBook, path: Path, claimed: Source | None = None, progress: Progress = no_progress, *, any_sae: bool = False) -> Imported:
     """Adds the labels of a file, or of all batches in a folder, to the book.
 
-    Rows of `labels export` (they say `saeSha256`) go to their own source, a person's to `written`; other rows are Neuronpedia's, and must be of
-    `expected` (its model and source), by default the one a preset knows, else the one the first row names. Raises DataError where there is no file.
+    Rows of `labels export` (they say `saeSha256`) go to their own source, a person's to `written`; other rows are Neuronpedia's. `claimed` is the
+    model and source of Neuronpedia that the person says this SAE is. Rows of another SAE are refused, or with `any_sae` taken and marked.
+    Raises DataError where there is no file, MismatchError where no row is of this SAE, both named.
     """
-    files, found = export_files(path), Imported()
-    named = expected or neuronpedia_source(book.sae)
+    files, result = export_files(path), Imported()
+    reader = _RowReader(book=book, claimed=claimed, any_sae=any_sae, result=result)
+    if not any_sae:
+        if claimed:
+            check_claim(claimed, book.sae)
+        reader.check_files(files)
     waiting: list[Label] = []
     for number, file in enumerate(files):
-        progress(IMPORT, number, len(files), labels=sum(found.added.values()))
+        progress(IMPORT, number, len(files), labels=sum(result.added.values()))
         for row in _rows(file):
             if isinstance(row, RefusedRow):
-                found.refuse(file, row)
+                result.refuse(file, row)
                 continue
-            if "saeSha256" not in row.values:
-                named = named or _names(row.values)
             try:
-                waiting.append(_label(book, row.values, named))
+                waiting.append(reader.label(row.values))
             except ValueError as error:
-                found.refuse(file, refused_row(row.number, error))
+                result.refuse(file, refused_row(row.number, error))
             if len(waiting) >= CHUNK:
-                _add(book, waiting, found)
-    _add(book, waiting, found)
-    progress(IMPORT, len(files), len(files), labels=sum(found.added.values()))
-    return found
+                _add(book, waiting, result)
+    _add(book, waiting, result)
+    progress(IMPORT, len(files), len(files), labels=sum(result.added.values()))
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RowReader:
+    """Turns rows into labels of the book's SAE; `claimed`, `any_sae` and `result` as in `import_labels`."""
+
+    book: LabelBook
+    claimed: Source | None
+    any_sae: bool
+    result: Imported
+
+    def check_files(self, files: Sequence[Path]) -> None:
+        """Raises MismatchError where no row is of this SAE, and where rows that name no SAE number more latents than it has."""
+        others: dict[StatedSAE, tuple[str, str]] = {}
+        counts: Counter[StatedSAE] = Counter()
+        largest, n_fitting = -1, 0
+        for file in files:
+            for row in _rows(file):
+                if isinstance(row, RefusedRow):
+                    continue
+                stated = stated_sae(row.values)
+                kind, differences = verdict(stated, self.book.sae, self.claimed)
+                if kind in (DIFFERENT, UNPROVEN):
+                    others[stated] = (kind, differences)
+                    counts[stated] += 1
+                    continue
+                n_fitting += 1
+                if kind == UNSTATED:
+                    largest = max(largest, _number(row.values.get("index")))
+        if others and not n_fitting:
+            stated, n = counts.most_common(1)[0]
+            raise other_sae(stated, *others[stated], self.book.sae, n)
+        width = self.book.sae.get("d_sae")
+        if isinstance(width, int) and largest >= width:
+            remedy = "import the labels of this SAE; to take the rows of latents that there are, marked as of an SAE that is not named: --any-sae"
+            raise MismatchError(
+                "these labels are of a wider SAE", expected=f"labels of {described_sae(self.book.sae)}", found=f"index {largest}", remedy=remedy
+            )
+
+    def label(self, row: Mapping[str, Any]) -> Label:
+        """The label of a row, as of the source it is filed under. Raises ValueError, whose text starts with the field, where it is not taken."""
+        stated = stated_sae(row)
+        kind, differences = verdict(stated, self.book.sae, self.claimed)
+        if kind in (DIFFERENT, UNPROVEN) and not self.any_sae:
+            raise ValueError(self._reason(stated, differences))
+        label = self._filed(row, stated)
+        width = self.book.sae.get("d_sae")
+        if isinstance(width, int) and (label.index or 0) >= width:
+            raise ValueError(f"index: {label.index}, but this SAE has {width} latents")
+        if kind in (DIFFERENT, UNPROVEN):
+            label = replace(label, made_for=stated.name or "not named")
+        elif kind == UNSTATED and not label.made_for:
+            label = replace(label, made_for=NOT_STATED)
+        self.result.other_saes.update([label.made_for] if label.of_another_sae else [])
+        self.result.n_not_stated += label.made_for == NOT_STATED
+        return label
+
+    def _reason(self, stated: StatedSAE, differences: str) -> str:
+        known = self.claimed or neuronpedia_source(self.book.sae)
+        if stated.sha256:
+            return "saeSha256: another SAE's"
+        differs = f" (they differ in {differences})" if differences else ""
+        return f"layer: of {stated.name}, not of {'/'.join(known) if known else described_sae(self.book.sae)}{differs if not known else ''}"
+
+    def _filed(self, row: Mapping[str, Any], stated: StatedSAE) -> Label:
+        if "saeSha256" in row or row.get("source") in SOURCES:
+            source = str(row.get("source"))
+            return label_from_row(row, source if source in SOURCES[2:] else WRITTEN)
+        if not stated.source:
+            return label_from_row(row, NEURONPEDIA if row.get("explanationModelName") else WRITTEN)
+        origin = "/".join(part for part in (NEURONPEDIA_AUTHOR, stated.model, stated.source) if part)
+        return replace(label_from_row(row, NEURONPEDIA), author=origin)
 
 
 def export_files(path: Path) -> list[Path]:
@@ -160,26 +252,9 @@ def _rows(file: Path) -> Iterator[Row | RefusedRow]:
         source.close()
 
 
-def _names(row: Mapping[str, Any]) -> Source | None:
-    model, layer = row.get("modelId"), row.get("layer")
-    return (model, layer) if isinstance(model, str) and isinstance(layer, str) else None
-
-
-def _label(book: LabelBook, row: Mapping[str, Any], named: Source | None) -> Label:
-    """The label of a row, as of the source it is filed under. Raises ValueError where it is none of this SAE's."""
-    if "saeSha256" in row:
-        if row["saeSha256"] != book.sha256:
-            raise ValueError("saeSha256: another SAE's")
-        own = str(row.get("source"))
-        label = label_from_row(row, own if own in SOURCES[2:] else WRITTEN)
-    else:
-        if _names(row) != named or named is None:
-            raise ValueError(f"layer: of {row.get('modelId')}/{row.get('layer')}, not of {'/'.join(named) if named else 'any source'}")
-        label = replace(label_from_row(row, NEURONPEDIA), author="/".join(("neuronpedia.org", *named)))
-    width = book.sae.get("d_sae")
-    if isinstance(width, int) and (label.index or 0) >= width:
-        raise ValueError(f"index: {label.index}, but this SAE has {width} latents")
-    return label
+def _number(index: object) -> int:
+    """A latent's number for finding the largest; -1 for what is none."""
+    return index if type(index) is int else int(index) if isinstance(index, str) and index.isascii() and index.isdecimal() and len(index) < 10 else -1
 
 
 def _add(book: LabelBook, waiting: list[Label], found: Imported) -> None:
