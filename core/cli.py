@@ -21,7 +21,7 @@ from core import console
 from core.align_cli import add_align
 from core.config import BackboneConfig, FitConfig, SAETrainConfig, SampleConfig, SweepConfig
 from core.doctor_cli import add_doctor
-from core.errors import Cancelled, ConfigError, SparseRMError, StoreError
+from core.errors import Cancelled, ConfigError, SparseRMError, StoreError, described
 from core.explain_cli import add_explain
 from core.labels_cli import add_labels
 from core.latents_cli import add_latents
@@ -77,9 +77,9 @@ def _run(arguments: argparse.Namespace, display: console.Display) -> tuple[int, 
 def _told(error: Exception) -> tuple[int, str]:
     if isinstance(error, SparseRMError):
         return error.exit_code, str(error)
-    if isinstance(error, OSError):
-        return 1, f"{error.strerror or error}\n  found: {error.filename or type(error).__name__}"
-    return 1, f"unexpected {type(error).__name__}\n  found: {error}\n  to do: this is a bug; --debug shows where, please report it"
+    texts = described(error)
+    remedy = texts["remedy"].replace("the log shows where", "--debug shows where")
+    return 1, f"{texts['problem']}\n  found: {texts['found']}\n  to do: {remedy}"
 
 
 # --- parser --------------------------------------------------------------------------------------------------------
@@ -261,7 +261,8 @@ def sample_command(arguments: argparse.Namespace, display: console.Display) -> N
     if arguments.json:
         print_json({"file": str(arguments.out), **counts})
     else:
-        print(f"{counts['answers']} answers to {counts['prompts']} prompts in {arguments.out}; {counts['left_out']} left out")
+        rows = f"; {counts['rows_refused']} rows of the prompts' files can't be used" if counts["rows_refused"] else ""
+        print(f"{counts['answers']} answers to {counts['prompts']} prompts in {arguments.out}; {counts['left_out']} answers left out{rows}")
 
 
 def score_command(arguments: argparse.Namespace, display: console.Display) -> None:
@@ -271,10 +272,13 @@ def score_command(arguments: argparse.Namespace, display: console.Display) -> No
     if arguments.json and arguments.out:
         print_json(report)
         return
+    if arguments.json:  # standard output holds the rows, so the report goes to standard error
+        print(json.dumps(report, ensure_ascii=False, allow_nan=False), file=sys.stderr)
+        return
     for row in report["refused"]:
         display.say(f"row {row['row']} is left out: {row['field']}: {row['reason']}")
-    accuracy = f", accuracy {' '.join(console.accuracy_cells(report['pairs']))} pairs" if "pairs" in report else ""
-    display.say(f"{report['n_scored']} {report['kind']} scored{accuracy}")
+    for line in console.score_lines(report):
+        display.say(line)
 
 
 def list_command(arguments: argparse.Namespace, display: console.Display) -> None:

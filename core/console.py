@@ -200,6 +200,20 @@ def print_pair_counts(counts: Mapping[str, Any] | None) -> None:
     print("\n".join(lines))
 
 
+def score_lines(report: Mapping[str, Any]) -> list[str]:
+    """The foot of `sparserm score`: how many of how many were scored, and why the others were not (`ScoreReport.to_json`)."""
+    kind = str(report["kind"])
+    accuracy = f", accuracy {' '.join(accuracy_cells(report['pairs']))} pairs" if "pairs" in report else ""
+    lines = [f"{report['n_scored']:,} of {report['n_items']:,} {kind} scored, from {report['n_rows']:,} rows{accuracy}"]
+    if report["n_refused"]:
+        reasons = "; ".join(f"{n:,} x {reason}" for reason, n in report["by_reason"].items())
+        counts = f"{report['n_rows_refused']:,} rows that can't be used, {report['n_items_refused']:,} {kind} that can't be read"
+        lines.append(f"left out: {counts}: {reasons}")
+    if report["n_shortened"]:
+        lines.append(f"cut: the prompts of {report['n_shortened']:,} {kind} lost their leading turns, to fit {report['max_length']:,} tokens")
+    return lines
+
+
 def print_fit(outcome: Mapping[str, Any]) -> None:
     """`FitOutcome.to_json`: the table of a fit, the pairs that are not in it, the curve, the seconds, and where the reward model lies."""
     about, table_ = outcome["about"], outcome

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from explain_helpers import hand_made, tiny_explainer
+from left_out_helpers import counts_of, lost_by_side
 from reward_helpers import FakeSAE, make_hidden, make_pairs, split_names
 from scipy import stats
 
@@ -21,6 +22,7 @@ from core.backbone.sae import SparseAutoencoder
 from core.config import DoctorConfig, HeadConfig, SelectionConfig
 from core.errors import ConfigError, MissingError, StoreError
 from core.explain.checks_data import duplicate_pairs, split_leakage
+from core.explain.checks_left_out import left_out_differ, pairs_left_out
 from core.explain.checks_reading import (
     ALONE,
     bos_count,
@@ -533,7 +535,7 @@ def test_a_leak_breaks_the_null() -> None:
 
 def test_bounds_of_the_null() -> None:
     def of(accuracies: list[float], discoveries: list[int]) -> NullTest:
-        return NullTest(accuracies=tuple(accuracies), discoveries=tuple(discoveries), n_pairs=500)
+        return NullTest(accuracies=tuple(accuracies), discoveries=tuple(discoveries), n_pairs=500, n_all=700)
 
     level = [0.48, 0.52] * 50
     assert of(level, [0] * 100).most_discovering == 10 and of(level[:10], [0] * 10).most_discovering == 2
@@ -545,6 +547,8 @@ def test_bounds_of_the_null() -> None:
     assert null_check(of([a + 0.007 for a in level], [0] * 100)).status == "fail"
     assert null_check(of([a + 0.005 for a in level], [0] * 100)).status == "pass"
     assert null_check(None).status == "warn"
+    found = null_check(ten)
+    assert found.n == 500 and found.details["swaps"] == 10 and "n = 500 of 700 test pairs" in found.figure, "n is that of the accuracy"
 
 
 def test_swaps_turn_whole_prompts() -> None:
@@ -565,6 +569,8 @@ FAILING: dict[str, Callable[[], Check]] = {
     "L0 on our tokens": lambda: l0_on_our_tokens(sae_figures(l0=0.2)),
     "FVU on our tokens": lambda: fvu_on_our_tokens(sae_figures(fvu_read=19)),
     "dead latents": lambda: dead_latents(sae_figures(dead=0.95), []),
+    "pairs left out": lambda: pairs_left_out(counts_of(n=100, refused=21)),
+    "pairs left out differ": lambda: left_out_differ(*lost_by_side("chosen"), 0.3),
     "split leakage": lambda: split_leakage(replace(make_pairs([2], ["train"]), split=("train", "test"))),
     "duplicates": lambda: duplicate_pairs(as_pairs([(pair, "train") for pair in contradiction()])),
     "wording shortcut": lambda: wording_shortcut(table_of(0.6, 0.9)),

@@ -49,6 +49,8 @@ def test_pairs_in_rewardbench_shape(tmp_path: Path) -> None:
     right = [row["results"] for row in rows]
     said = report.to_json()
     assert (said["kind"], said["n_rows"], said["n_scored"]) == ("pairs", 5, 3)
+    assert (said["n_rows_refused"], said["n_items"], said["n_items_refused"], said["n_refused"]) == (2, 3, 0, 2)
+    assert said["subset_counts"] == {"field": "subset", "n_kinds": 2, "n_named": 3, "n_unnamed": 0, "shown": True}
     assert (
         said["pairs"]["accuracy"] == pytest.approx(np.mean(right))
         and said["pairs"]["n"] == 3
@@ -90,6 +92,7 @@ def test_single_responses(tmp_path: Path) -> None:
         RefusedRow(row=6, field="prompt", reason="does not end with a message of the user"),
     )
     assert (report.kind, report.n_rows, report.n_scored) == ("responses", 6, 3) and "pairs" not in report.to_json()
+    assert (report.n_rows_refused, report.n_items, report.n_items_refused) == (6, 3, 0)
 
 
 def test_prompts_of_several_turns_stay_messages(tmp_path: Path) -> None:
@@ -110,6 +113,9 @@ def test_what_the_backbone_cannot_read_is_refused_too(tmp_path: Path, monkeypatc
     assert [(r.row, r.field, r.reason) for r in report.refused if "tokens" in r.reason] == [
         (1, "rejected", "9 tokens, at most 4 are read"), (5, "rejected", "9 tokens, at most 4 are read")
     ]  # fmt: skip
+    said = report.to_json()
+    assert (said["n_rows"], said["n_rows_refused"], said["n_items"], said["n_items_refused"], said["n_scored"]) == (5, 2, 3, 2, 1)
+    assert said["n_refused"] == 4 and said["by_reason"]["rejected: more than 4 tokens"] == 2 and said["pairs"]["n"] == 1
     with pytest.raises(DataError, match=r"no row of .*few.jsonl can be scored\n  found: 1 refused; row 1: rejected: 9 tokens, at most 4 are read"):
         score_rows(SparseRM(make_parts(), Short(6)), jsonl(tmp_path / "few.jsonl", PAIRS[:1]))
 

@@ -33,7 +33,7 @@ def test_answers_are_the_model_s_own_to_training_prompts_alone(tmp_path: Path, m
     split = split_pairs(pairs, DataConfig(pairs=pairs_file(), ratios=CONFIG.ratios)).split
     train = {sha256_of(list(pair.prompt)) for pair, name in zip(pairs, split, strict=True) if name == "train"}
     assert rows and {sha256_of(row[:-1]) for row in rows} <= train and counts == {
-        "prompts": len(train), "answers": len(rows), "left_out": len(train) - len(rows)
+        "prompts": len(train), "answers": len(rows), "left_out": len(train) - len(rows), "rows_refused": 0
     }  # fmt: skip
     backbone = load_backbone(CONFIG.backbone)
     for row in rows[:3]:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.backbone.corpus import load_split
+from core.backbone.corpus import load_split_and_refused
 from core.backbone.generation import Sampling, Writer, whole_sentences
 from core.backbone.journal import Journal
 from core.backbone.model import load_backbone
@@ -20,14 +20,15 @@ from core.types import Message, Progress, no_progress, sha256_of
 
 
 def sample_answers(config: SampleConfig, out: Path, *, progress: Progress = no_progress) -> dict[str, int]:
-    """Writes `out`, JSON Lines of `messages` as `sae train --corpus` reads them, and returns counts: prompts, answers, and answers left out.
+    """Writes `out`, JSON Lines of `messages` as `sae train --corpus` reads them, and returns counts: prompts, answers, answers left out,
+    and rows of the prompts' files that could not be used.
 
     Raises ConfigError if `out` stands, DataError and BackboneError as loading does, and what `progress` raises; then the finished batches are kept
     beside `out`, and the same call goes on.
     """
     if out.exists():
         raise ConfigError(f"{out} exists already", remedy="give --out a new file, or remove this one")
-    prompts = _prompts(config, progress)
+    prompts, n_refused = _prompts(config, progress)
     backbone = load_backbone(config.backbone, progress=progress)
     name = sha256_of([config.to_dict(), backbone.identity, [list(p) for p in prompts]])[:8]
     partial = out.with_name(f".{out.name}.{name}.partial")
@@ -38,17 +39,20 @@ def sample_answers(config: SampleConfig, out: Path, *, progress: Progress = no_p
     out.parent.mkdir(parents=True, exist_ok=True)
     _publish(out, kept)
     partial.unlink(missing_ok=True)
-    return {"prompts": len(prompts), "answers": len(kept), "left_out": len(texts) - len(kept)}
+    return {"prompts": len(prompts), "answers": len(kept), "left_out": len(texts) - len(kept), "rows_refused": n_refused}
 
 
-def _prompts(config: SampleConfig, progress: Progress) -> list[tuple[Message, ...]]:
-    found: dict[str, tuple[Message, ...]] = {}
+def _prompts(config: SampleConfig, progress: Progress) -> tuple[list[tuple[Message, ...]], int]:
+    """The distinct prompts of the training splits, and how many rows of the files could not be used."""
+    prompts: dict[str, tuple[Message, ...]] = {}
+    n_refused = 0
     for name in filter(None, map(str.strip, config.prompts.split(","))):
-        pairs = load_split(DataConfig(pairs=name, ratios=config.ratios, seed=config.split_seed), progress)
-        found |= {pair.prompt_id: pair.prompt for pair, split in zip(pairs, pairs.split, strict=True) if split == "train"}
-    if not found:
+        pairs, refused = load_split_and_refused(DataConfig(pairs=name, ratios=config.ratios, seed=config.split_seed), progress)
+        prompts |= {pair.prompt_id: pair.prompt for pair, split in zip(pairs, pairs.split, strict=True) if split == "train"}
+        n_refused += refused
+    if not prompts:
         raise DataError("there is no prompt to answer", expected="files of preference pairs in --prompts", found=config.prompts or "nothing")
-    return list(found.values())
+    return list(prompts.values()), n_refused
 
 
 def _publish(out: Path, dialogues: Sequence[Sequence[Message]]) -> None:

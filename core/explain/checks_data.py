@@ -1,6 +1,7 @@
 """Doctor's checks of the preference pairs: is the test split unseen, and do the labels agree with themselves?
 
-Counted over all pairs, not sampled: these figures have no interval.
+Counted over all pairs that the language model could read, not sampled: these figures have no interval. The other pairs are
+core.explain.checks_left_out's.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from core.explain.cues import LengthCue
 from core.explain.faithfulness import Faithfulness
 from core.explain.report import FAIL, PASS, WARN, Check, interval_text, judge, listed
 from core.explain.stability import BOUND, PromptShare, Stability
+from core.reward.evaluation import MEASURED_ON
 from core.reward.known import KnownResponses
 from core.reward.parts import RewardParts
 
@@ -34,7 +35,8 @@ def length_shortcut(table: Mapping[str, Any], cue: LengthCue | None) -> Check:
     if cue is not None:
         within = cue.reward_within
         leans = within.low > LENGTH or within.high < -LENGTH
-        said = f"reward and length within prompts: correlation {within.value:+.2f}{interval_text(within.low, within.high, '+.2f')}, n = {cue.n:,}"
+        said = f"reward and length within prompts: correlation {within.value:+.2f}{interval_text(within.low, within.high, '+.2f')}, "
+        said += f"n = {cue.n:,} held-out responses"
     found = _shortcut(table, "length-only", "length shortcut", "the number of tokens", said)
     if leans and found.status == PASS:
         remedy = "look at pairs whose lengths and labels disagree; balance lengths in the data if length should not count"
@@ -53,7 +55,7 @@ def _shortcut(table: Mapping[str, Any], control: str, name: str, what: str, said
         return Check(name=name, status=WARN, figure=listed(["no test pairs to compare on", said]), bound=bound, reason=reason, remedy=remedy)
     status = judge((lead["low"] <= 0, WARN), (lead["high"] < 0, FAIL))
     alone = f"alone {entry['accuracy']:.3f}{interval_text(entry['low'], entry['high'])}"
-    ahead = f"SparseRM's lead {lead['difference']:+.3f}{interval_text(lead['low'], lead['high'], '+.3f')}, n = {lead['n']:,} pairs"
+    ahead = f"SparseRM's lead {lead['difference']:+.3f}{interval_text(lead['low'], lead['high'], '+.3f')}, n = {lead['n']:,} {MEASURED_ON}"
     remedy = f"compare with pairs that {what} can't tell apart; a lead that is not sure needs more test pairs, or another layer or SAE"
     return Check(
         name=name,
@@ -66,7 +68,11 @@ def _shortcut(table: Mapping[str, Any], control: str, name: str, what: str, said
         low=lead["low"],
         high=lead["high"],
         n=lead["n"],
-        details={"control": {key: entry[key] for key in ("accuracy", "low", "high", "n")}, "sparserm": table["sparserm"]["accuracy"]},
+        details={
+            "control": {key: entry[key] for key in ("accuracy", "low", "high", "n")},
+            "sparserm": {key: table["sparserm"][key] for key in ("accuracy", "low", "high", "n")},
+            "measured_on": MEASURED_ON,
+        },
     )
 
 
@@ -81,7 +87,7 @@ def attribution_residual(parts: RewardParts, known: KnownResponses, rows: Int[np
         name="attribution residual",
         status=judge((not worst < RESIDUAL, FAIL)),
         figure=f"contributions miss the reward by at most {worst:.1e} (rewards {np.ptp(parts.reward_quantiles):.3g} apart), n = {len(rows):,} "
-        f"responses and {len(pairs):,} pairs",
+        f"of {len(known.held_out):,} held-out responses and {len(pairs):,} pairs",
         bound=f"below {RESIDUAL:.0e}",
         reason="the attribution is exact: what is left over is rounding, and a larger rest means that bars and sentence are not of this reward",
         remedy="" if worst < RESIDUAL else "fit again: weights so large that float64 loses digits mean that the head's training went astray",
@@ -101,7 +107,7 @@ def faithful_explanations(found: Faithfulness) -> Check:
     reason = "an order of latents no better than a random one explains nothing, however exactly its contributions add up"
     remedy = "read explanations as a description of the head only; fewer directions (smaller --k) are less collinear and easier to explain"
     if found.deletion is None or found.insertion is None or found.agreement is None:
-        figure = f"none of {found.n_left_out:,} held-out pairs has three active latents to remove"
+        figure = f"none of {found.n_left_out:,} pairs looked at (of {found.n_held_out:,} held out) has three active latents to remove"
         return Check(name="faithfulness", status=WARN, figure=figure, bound=bound, reason=reason, remedy="more pairs, a larger --k, or a denser SAE")
     areas = (found.deletion.area, found.insertion.area)
     weakest = min(areas, key=lambda area: area.low)
@@ -114,7 +120,7 @@ def faithful_explanations(found: Faithfulness) -> Check:
     return Check(
         name="faithfulness",
         status=status,
-        figure=f"area above random order: {', '.join(said)}; {ranks}; n = {found.n_pairs:,} pairs",
+        figure=f"area above random order: {', '.join(said)}; {ranks}; n = {found.n_pairs:,} of {found.n_held_out:,} held-out pairs{_few(found)}",
         bound=bound,
         reason=reason,
         remedy="" if status == PASS else remedy,
@@ -126,6 +132,10 @@ def faithful_explanations(found: Faithfulness) -> Check:
     )
 
 
+def _few(found: Faithfulness) -> str:
+    return f" ({found.n_left_out:,} of those looked at have fewer than three active latents)" if found.n_left_out else ""
+
+
 def top_k_stability(found: Stability) -> Check:
     """METHOD.md section 4's verdict."""
     status = {"stable": PASS, "unstable": FAIL}.get(found.verdict, WARN)
@@ -135,7 +145,7 @@ def top_k_stability(found: Stability) -> Check:
     return Check(
         name="stability of the top K",
         status=status,
-        figure=f"{found.verdict}: {said}, n = {found.n:,} responses",
+        figure=f"{found.verdict}: {said}, n = {found.n:,} of {found.n_held_out:,} held-out responses",
         bound=f"both at least {BOUND}",
         reason="measured at K = 32 on TruthfulQA: 0.94 and 0.85, with swapped labels 0.47-0.60 and 0.55-0.76: below, other prompts or seeds would "
         "have named other latents",

@@ -2,7 +2,8 @@
 
     layer and position, BOS, template, padding and batches     core.explain.checks_reading    the language model reads 64 responses again
     L0, FVU, dead latents                                      core.explain.checks_sae        the SAE, on the tokens of 100 dialogues
-    split leakage, duplicates                                  core.explain.checks_data       counted over all pairs
+    pairs left out, and whether they differ                    core.explain.checks_left_out   counted over all pairs of the file
+    split leakage, duplicates                                  core.explain.checks_data       counted over all pairs that were read
     wording and length shortcut, attribution residual,
     faithfulness, stability of the top K, prompt share         core.explain.checks_reward     from what the fit kept
     label-swap null                                            core.explain.null              10 fits on swapped labels (METHOD.md's test: 100)
@@ -15,7 +16,7 @@ from __future__ import annotations
 import datetime
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,6 +31,7 @@ from core.config import DoctorConfig, HeadConfig, SelectionConfig, from_dict
 from core.data.duplicates import find_duplicates
 from core.errors import ConfigError, MissingError
 from core.explain.checks_data import duplicate_pairs, split_leakage
+from core.explain.checks_left_out import left_out_differ, lost_share, pairs_left_out
 from core.explain.checks_reading import (
     ALONE,
     Tokens,
@@ -59,6 +61,7 @@ from core.reward.dialogues import Item
 from core.reward.extraction import response_states
 from core.reward.known import KnownResponses
 from core.reward.model import SparseRM
+from core.reward.pair_counts import LostPair
 from core.types import HiddenStates, PreferencePairs, Progress, no_progress
 
 STATES = 5000  # held-out states that the SAE, and responses that the attribution, are measured on
@@ -67,7 +70,7 @@ STATES = 5000  # held-out states that the SAE, and responses that the attributio
 @dataclass(kw_only=True)
 class Doctor:
     """Examines one SparseRM on the responses it knows. Row i of `z` (may be a memory map) is the hidden state of row i of `model.known`, as the fit
-    kept it; `table` is the fit's evaluation.
+    kept it; `table` is the fit's evaluation; `left_out` are the pairs that it could not read (None: not known any more).
 
     Raises ConfigError for a control, MissingError where the model's known responses or their texts are not beside it.
     """
@@ -75,6 +78,7 @@ class Doctor:
     model: SparseRM
     z: Float[np.ndarray, "n d_model"]
     table: Mapping[str, Any]
+    left_out: Sequence[LostPair] | None = None
     config: DoctorConfig = field(default_factory=DoctorConfig)
     progress: Progress = no_progress
     today: datetime.date = field(default_factory=datetime.date.today)
@@ -149,7 +153,10 @@ class Doctor:
         yield dead_latents(found, self.parts.selection)
 
     def data(self) -> Iterator[Check]:
-        """The pairs themselves, and what their words and lengths tell."""
+        """The pairs themselves: which are missing, which stand twice, and what their words and lengths tell."""
+        counts = self.parts.method.get("pair_counts")
+        yield pairs_left_out(counts)
+        yield left_out_differ(self.pairs, self.left_out, lost_share(counts))
         self.progress("duplicates", 0, 1)
         duplicates = find_duplicates(self.pairs)
         self.progress("duplicates", 1, 1)

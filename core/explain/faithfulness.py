@@ -60,7 +60,8 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Faithfulness:
-    """What was measured, on `n_pairs` held-out pairs of `n_prompts` prompts that have three active latents or more; `n_left_out` have fewer.
+    """What was measured, on `n_pairs` held-out pairs of `n_prompts` prompts that have three active latents or more; `n_left_out` have fewer. Both are
+    among at most PAIRS that were looked at, evenly spread over all `n_held_out` held-out pairs.
 
     Curves and agreement are None where no pair has enough.
     """
@@ -73,11 +74,12 @@ class Faithfulness:
     n_pairs: int
     n_prompts: int
     n_left_out: int
+    n_held_out: int
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; `share` is where on the curves the points lie."""
         parts = {name: getattr(self, name) for name in ("deletion", "insertion", "agreement", "cues")}
-        counts = {name: getattr(self, name) for name in ("residual", "n_pairs", "n_prompts", "n_left_out")}
+        counts = {name: getattr(self, name) for name in ("residual", "n_pairs", "n_prompts", "n_left_out", "n_held_out")}
         return {**{name: part and part.to_json() for name, part in parts.items()}, **counts, "share": list(SHARES)}
 
 
@@ -103,6 +105,7 @@ def faithfulness(parts: RewardParts, known: KnownResponses, progress: Progress =
         n_pairs=len(enough),
         n_prompts=len(np.unique(groups)),
         n_left_out=len(asked) - len(enough),
+        n_held_out=len(known.held_out_pairs),
     )
 
 

@@ -32,11 +32,12 @@ RARE = 0.012  # chance of more than 10 of 100 swaps with a discovery where each 
 
 @dataclass(frozen=True, kw_only=True)
 class NullTest:
-    """Test accuracy and number of discoveries (q < 0.05) of each swap, over `n_pairs` test pairs."""
+    """Test accuracy and number of discoveries (q < 0.05) of each swap, over `n_pairs` of the fit's `n_all` test pairs."""
 
     accuracies: tuple[float, ...]
     discoveries: tuple[int, ...]
     n_pairs: int
+    n_all: int
 
     @property
     def mean(self) -> float:
@@ -71,6 +72,7 @@ def label_swap_null(
     progress: Progress = no_progress,
 ) -> NullTest | None:
     """The null on a fit's hidden states; `pairs[i]` is the pair of `hidden.chosen_rows[i]`. None without test pairs."""
+    n_all = len(pairs.rows_of("test"))
     hidden, pairs = thinned(hidden, pairs, PAIRS, seed)
     test, groups = pairs.rows_of("test"), pairs.prompt_groups()
     if not len(test):
@@ -84,7 +86,7 @@ def label_swap_null(
         discoveries.append(int((frequencies.q_value < DISCOVERY).sum()))
     heads = train_views(views, pairs, head, [head.loss] * swaps, progress, "heads of label swaps")
     accuracies = tuple(float((margins_of(trained, view.inputs, test) > 0).mean()) for trained, view in zip(heads, views, strict=True))
-    return NullTest(accuracies=accuracies, discoveries=tuple(discoveries), n_pairs=len(test))
+    return NullTest(accuracies=accuracies, discoveries=tuple(discoveries), n_pairs=len(test), n_all=n_all)
 
 
 def swapped(hidden: HiddenStates, groups: Int[np.ndarray, " n_pairs"], seed: int | list[int]) -> HiddenStates:
@@ -115,13 +117,19 @@ def null_check(found: NullTest | None) -> Check:
         name=name,
         status=status,
         figure=f"test accuracy {found.mean:.3f} over {swaps} swaps (single ones {min(found.accuracies):.3f} to {max(found.accuracies):.3f}), "
-        f"{found.n_discovering} with a discovery; n = {found.n_pairs:,} pairs",
+        f"{found.n_discovering} with a discovery; n = {found.n_pairs:,} of {found.n_all:,} test pairs",
         bound=f"0.5 within {found.reach:.3f} (three standard errors), at most {found.most_discovering} of {swaps} swaps with a discovery",
         reason=reason,
         remedy="" if status == PASS else "see split leakage and duplicates; --swaps 100 tells more surely",
         value=found.mean,
         low=found.mean - found.reach,
         high=found.mean + found.reach,
-        n=swaps,
-        details={"accuracies": list(found.accuracies), "discoveries": list(found.discoveries), "n_pairs": found.n_pairs},
+        n=found.n_pairs,
+        details={
+            "accuracies": list(found.accuracies),
+            "discoveries": list(found.discoveries),
+            "swaps": swaps,
+            "n_pairs": found.n_pairs,
+            "n_all_test_pairs": found.n_all,
+        },
     )

@@ -28,8 +28,8 @@ RESAMPLES, SEED = 2000, 0
 class Stability:
     """The verdict on a reward model's explanations. A figure that is not known (no selection table, one head) is None and can't speak for stability.
 
-    `overlap`: mean share of the selected latents that a resample selects again. `rank_correlation`: mean over `n` held-out responses, from `low` to
-    `high` at 95 % over prompts; both None with responses to fewer than two.
+    `overlap`: mean share of the selected latents that a resample selects again. `rank_correlation`: mean over `n` of the `n_held_out` held-out
+    responses, from `low` to `high` at 95 % over prompts; both None with responses to fewer than two.
     """
 
     overlap: float | None
@@ -37,6 +37,7 @@ class Stability:
     n: int
     low: float | None = None
     high: float | None = None
+    n_held_out: int = 0
 
     @property
     def verdict(self) -> str:
@@ -61,7 +62,8 @@ def stability(parts: RewardParts, known: KnownResponses | None) -> Stability:
     found = rank_correlations(contributions_by_head(parts.heads, np.broadcast_to(parts.projection_mean, v.shape), v))
     finite, sure = found[np.isfinite(found)], mean_over_prompts(found, known.groups[rows])
     low, high = (None, None) if sure is None else (sure.low, sure.high)
-    return Stability(overlap=overlap, rank_correlation=float(finite.mean()) if len(finite) else None, n=len(finite), low=low, high=high)
+    mean = float(finite.mean()) if len(finite) else None
+    return Stability(overlap=overlap, rank_correlation=mean, n=len(finite), low=low, high=high, n_held_out=len(known.held_out))
 
 
 def spread(rows: Int[np.ndarray, " n"], most: int) -> Int[np.ndarray, " m"]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.data.rows import printable
 from core.data.splits import NAMES, UNUSED
-from core.types import PreferencePair, PreferencePairs, Progress, no_progress
+from core.types import Message, PreferencePair, PreferencePairs, Progress, no_progress
 
 if TYPE_CHECKING:
     from core.backbone.model import Backbone
@@ -63,8 +63,7 @@ class LostPair:
 
 def reason_kind(reason: str) -> str:
     """The reason without what differs from pair to pair: `140 tokens, at most 128 are read` becomes `more than 128 tokens`."""
-    too_long = TOO_LONG.fullmatch(reason)
-    return f"more than {too_long[1]} tokens" if too_long else printable(re.sub(r"^\d[\d,]*", "N", reason), 120)
+    return printable(re.sub(r"^\d[\d,]*", "N", TOO_LONG.sub(r"more than \1 tokens", reason)), 120)
 
 
 def reading_details(
@@ -91,6 +90,16 @@ def reading_details(
         elif found.n_shortened:
             shortened.append(index)
     return {"refused_sides": sides, "shortened_pairs": shortened}
+
+
+def shortened_items(backbone: Backbone, items: Sequence[tuple[Sequence[Message], str]], position: str) -> list[int]:
+    """Numbers of the (prompt, response) items that this language model reads without leading turns of their prompt."""
+    from core.reward.extraction import read_items
+
+    several = [number for number, (prompt, _) in enumerate(items) if len(prompt) > 1]
+    if not several or not read_items(backbone, [items[number] for number in several], [position]).n_shortened:
+        return []
+    return [number for number in several if read_items(backbone, [items[number]], [position]).n_shortened]
 
 
 def lost_pairs(pairs: PreferencePairs, report: Mapping[str, Any]) -> tuple[LostPair, ...]:
@@ -147,7 +156,12 @@ def _split_counts(name: str, pairs: PreferencePairs, lost: Sequence[LostPair], s
 
 
 def _by_reason(lost: Iterable[LostPair]) -> dict[str, int]:
-    return _most_frequent(Counter(reason_kind(one.reason) for one in lost))
+    return count_reasons(one.reason for one in lost)
+
+
+def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
+    """How often each kind of reason occurs, the most frequent first."""
+    return _most_frequent(Counter(map(reason_kind, reasons)))
 
 
 def _row_to_json(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,8 +26,9 @@ from core.data.readers import open_source
 from core.data.rows import Row
 from core.data.texts import Refused, keeps, messages_of, text_of, user_prompt
 from core.errors import ConfigError, DataError
-from core.reward.evaluation import accuracy_by_subset, accuracy_of
-from core.reward.model import SparseRM
+from core.reward.evaluation import SubsetCounts, accuracy_by_subset, accuracy_of, subset_counts
+from core.reward.model import BackboneReader, SparseRM
+from core.reward.pair_counts import count_reasons, shortened_items
 from core.types import Accuracy, Message, PreferencePair, Progress, RefusedRow, no_progress
 
 CHUNK = 1024  # responses scored between two words to `progress`
@@ -36,23 +37,43 @@ SAMPLE = 100  # rows looked at to tell pairs from single responses
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreReport:
-    """What came of scoring a file: `n_rows` rows were read, `n_scored` written; `refused` says which were not, and why. Accuracy for pairs only."""
+    """What came of scoring a file of `kind` pairs or responses.
+
+    `n_rows` rows were met. The reader refused `n_rows_refused` of them (of a row of several responses, each that can't be used). The others gave
+    `n_items` pairs or responses, of which `n_scored` were scored and written: the others the language model can't read. `refused` names all refused
+    ones, a pair whose two sides can't be read twice. `n_shortened` of the scored ones were read without leading turns of their prompt, to fit
+    `max_length` tokens. Accuracy for pairs only, over the scored ones; `subset_counts` as in core.reward.evaluation.
+    """
 
     source: str
     kind: str
     n_rows: int
+    n_rows_refused: int
+    n_items: int
     n_scored: int
+    n_shortened: int
+    max_length: int
     refused: tuple[RefusedRow, ...]
     accuracy: Accuracy | None = None
     subsets: Mapping[str, Accuracy] = field(default_factory=dict)
+    subset_counts: SubsetCounts | None = None
+
+    @property
+    def n_items_refused(self) -> int:
+        """Pairs or responses that the language model can't read."""
+        return self.n_items - self.n_scored
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON values; an object with `accuracy` carries low, high and n."""
+        """The report as JSON values; an object with `accuracy` carries low, high and n. `n_refused` is the sum of refused rows and items."""
         figures = {} if self.accuracy is None else {"pairs": self.accuracy.to_json()}
+        names = ("source", "kind", "n_rows", "n_rows_refused", "n_items", "n_items_refused", "n_scored", "n_shortened", "max_length")
         return {
-            **{name: getattr(self, name) for name in ("source", "kind", "n_rows", "n_scored")},
+            **{name: getattr(self, name) for name in names},
+            "n_refused": self.n_rows_refused + self.n_items_refused,
+            "by_reason": count_reasons(f"{row.field}: {row.reason}" for row in self.refused),
             **figures,
             "subsets": {name: accuracy.to_json() for name, accuracy in self.subsets.items()},
+            "subset_counts": self.subset_counts and self.subset_counts.to_json(),
             "refused": [vars(row) for row in self.refused],
         }
 
@@ -101,10 +122,15 @@ def _score_pairs(model: SparseRM, source: Path, progress: Progress) -> tuple[lis
         source=read.source,
         kind="pairs",
         n_rows=read.n_rows,
+        n_rows_refused=len(read.refused),
+        n_items=len(pairs),
         n_scored=len(rows),
+        n_shortened=len({n // 2 for n in _shortened(model, items)} & set(kept)),
+        max_length=model.parts.backbone_config.max_length,
         refused=tuple(sorted([*read.refused, *late], key=lambda refused: refused.row)),
         accuracy=accuracy_of(margins[None], scored.prompt_groups()) if rows else None,
         subsets=accuracy_by_subset(margins[None], scored, np.arange(len(rows))) if rows else {},
+        subset_counts=subset_counts(scored, np.arange(len(rows))),
     )
     return rows, report
 
@@ -138,17 +164,34 @@ def read_singles(source: Path) -> tuple[list[Single], list[RefusedRow], int, str
 
 
 def _score_responses(model: SparseRM, source: Path, progress: Progress) -> tuple[list[dict[str, Any]], ScoreReport]:
-    singles, refused, n_rows, name = read_singles(source)
-    rewards, reasons = _rewards(model, [(single.prompt, single.text) for single in singles], progress)
-    refused += [RefusedRow(row=singles[n].row, field="response", reason=reason) for n, reason in reasons.items()]
+    singles, unusable, n_rows, name = read_singles(source)
+    items = [(single.prompt, single.text) for single in singles]
+    rewards, reasons = _rewards(model, items, progress)
+    refused = unusable + [RefusedRow(row=singles[n].row, field="response", reason=reason) for n, reason in reasons.items()]
     prompts = _prompts([single.prompt for single in singles])
     rows = [
         {"id": single.id, "row": single.row, "prompt": prompt, "text": single.text, "results": float(reward), "score": float(reward)}
         for n, (single, prompt, reward) in enumerate(zip(singles, prompts, rewards, strict=True))
         if n not in reasons
     ]
-    ordered = tuple(sorted(refused, key=lambda refusal: refusal.row))
-    return rows, ScoreReport(source=name, kind="responses", n_rows=n_rows, n_scored=len(rows), refused=ordered)
+    report = ScoreReport(
+        source=name,
+        kind="responses",
+        n_rows=n_rows,
+        n_rows_refused=len(unusable),
+        n_items=len(singles),
+        n_scored=len(rows),
+        n_shortened=len(set(_shortened(model, items)) - set(reasons)),
+        max_length=model.parts.backbone_config.max_length,
+        refused=tuple(sorted(refused, key=lambda refusal: refusal.row)),
+    )
+    return rows, report
+
+
+def _shortened(model: SparseRM, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[int]:
+    """Numbers of the items whose prompts are cut before they are read."""
+    reader = model.reader
+    return shortened_items(reader.backbone, items, model.parts.position) if isinstance(reader, BackboneReader) else []
 
 
 def _singles(row: Row) -> Iterator[Single | RefusedRow]:
