@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,17 +69,51 @@ class Cancelled(Exception):
     exit_code = 130
 
 
+BUG = "this is a bug; the log shows where, please report it"
+LESS_MEMORY = "close other programs, or take a smaller model, --dtype bfloat16, or a smaller --tokens-per-batch"
+# What the system says -> what to do.
+SYSTEM_REMEDIES = {
+    errno.ENOSPC: "make room on that disk, and start again: finished steps are kept (sparserm cache clean removes what was left half-done)",
+    errno.EDQUOT: "make room within your quota, and start again: finished steps are kept",
+    errno.EACCES: "check the permissions of that path, or name another",
+    errno.EPERM: "check the permissions of that path, or name another",
+    errno.EROFS: "that disk can't be written to: name another path",
+    errno.ENOENT: "check the path; it counts from the folder in which the command runs",
+    errno.ENOTDIR: "check the path: a part of it is a file, not a folder",
+    errno.EISDIR: "name a file: this is a folder",
+    errno.EEXIST: "name a path that does not exist yet, or remove what is there",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n), or run less at once",
+    errno.ENFILE: "too many files are open on this machine: run less at once",
+    errno.ENOMEM: "free memory, or run less at once",
+    errno.EIO: "the disk reports a failure: check it, and use another",
+    errno.ECONNREFUSED: "nothing answers at that address: check it, and that the server runs",
+    errno.ETIMEDOUT: "the other side did not answer in time: try again",
+}
+
+
 def described(error: Exception) -> dict[str, Any]:
-    """An error as it is written down for another process: problem, expected, found, remedy, exit_code."""
+    """An error as it is written down for another process: problem, expected, found, remedy, exit_code.
+
+    "This is a bug" stands only where neither a person nor the machine is to blame.
+    """
     if isinstance(error, SparseRMError):
-        said = {"problem": error.problem, "expected": error.expected, "found": error.found, "remedy": error.remedy}
-        return {**said, "exit_code": error.exit_code}
+        texts = {"problem": error.problem, "expected": error.expected, "found": error.found, "remedy": error.remedy}
+        return {**texts, "exit_code": error.exit_code}
     if isinstance(error, OSError):
-        said = {"problem": error.strerror or str(error), "expected": "", "found": str(error.filename or type(error).__name__), "remedy": ""}
+        problem, found, remedy = _of_system(error)
+    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's has that name
+        problem, found, remedy = "the memory does not suffice", str(error).partition("\n")[0], LESS_MEMORY
     else:
-        remedy = "this is a bug; the log shows where, please report it"
-        said = {"problem": f"unexpected {type(error).__name__}", "expected": "", "found": str(error), "remedy": remedy}
-    return {**said, "exit_code": 1}
+        problem, found, remedy = f"unexpected {type(error).__name__}", str(error), BUG
+    return {"problem": problem, "expected": "", "found": found, "remedy": remedy, "exit_code": 1}
+
+
+def _of_system(error: OSError) -> tuple[str, str, str]:
+    """What the operating system or the network refused: problem, the paths in question, and what to do."""
+    paths = [str(path) for path in (error.filename, error.filename2) if path is not None]
+    remedy = SYSTEM_REMEDIES.get(error.errno or 0, "refused by the system, the network or a library; the log shows where")
+    return error.strerror or str(error) or type(error).__name__, " and ".join(paths) or type(error).__name__, remedy
 
 
 def error_from(said: Mapping[str, Any]) -> SparseRMError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import threading
 from concurrent.futures import Future
@@ -161,13 +162,13 @@ def test_a_persons_question_goes_before_a_trainers_thousands() -> None:
     assert one.done() and not many[-1].done(), "one response does not wait for the thousand"
 
 
-def test_who_asks_wrongly_fails_alone() -> None:
+def test_who_asks_wrongly_is_refused_alone() -> None:
     held = Held()
     good, bad = held.engine.score(["p"], ["r"])[0], held.engine.score([[{"role": "nobody", "content": "x"}]], ["r"])[0]
     held.step()
     np.testing.assert_allclose(good.result()[0], held.engine.model.score(["p"], ["r"]), rtol=1e-12)
-    with pytest.raises(DataError):
-        bad.result()
+    rewards, reasons = bad.result()
+    assert np.isnan(rewards).tolist() == [True] and reasons[0].startswith("prompt: a message whose role is not")
 
 
 def test_reasons_come_back_to_who_asked() -> None:
@@ -242,6 +243,28 @@ def test_errors_cross_processes() -> None:
     again = error_from(described(error))
     assert type(again) is StoreError and str(again) == str(error)
     assert type(error_from(described(ValueError("odd")))).__name__ == "SparseRMError"
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "problem", "found", "remedy"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/cache/x"), "No space left on device", "/cache/x", "make room on that disk"),
+        (PermissionError(errno.EACCES, "Permission denied", "/cache/x"), "Permission denied", "/cache/x", "check the permissions"),
+        (OSError(errno.EXDEV, "Cross-device link", "/a", None, "/b"), "Cross-device link", "/a and /b", "refused by the system"),
+        (OSError("no such tokenizer"), "no such tokenizer", "OSError", "refused by the system"),
+        (MemoryError("1 GB"), "the memory does not suffice", "1 GB", "close other programs"),
+        (OutOfMemoryError("CUDA out of memory.\nTried"), "the memory does not suffice", "CUDA out of memory.", "close other programs"),
+        (KeyError("x"), "unexpected KeyError", "'x'", "this is a bug"),
+    ],
+)
+def test_only_our_own_faults_are_called_bugs(error: Exception, problem: str, found: str, remedy: str) -> None:
+    texts = described(error)
+    assert (texts["problem"], texts["found"], texts["exit_code"]) == (problem, found, 1)
+    assert texts["remedy"].startswith(remedy) and ("bug" in texts["remedy"]) == (type(error) is KeyError)
     assert error_from({}).problem == "something went wrong"
 
 
