@@ -19,7 +19,7 @@ from model_helpers import FakeReader, make_parts
 from core.backbone.model import Backbone, load_backbone
 from core.backbone.presets import preset
 from core.backbone.thinking import without_empty_block
-from core.errors import ConfigError, DataError, StoreError, described, error_from
+from core.errors import ConfigError, StoreError, described, error_from
 from core.explain.kept import Kept
 from core.pipeline import fit
 from core.reward.model import SparseRM
