@@ -46,7 +46,8 @@ def test_it_scores_as_the_table_says(fitted: Any, kind: str) -> None:
     margins = chosen - rejected
     near = int(((margins != 0) & (np.abs(margins) < 1e-5)).sum())
     assert near <= 1 and abs(entry["accuracy"] - accuracy_of(margins[None], test.prompt_groups()).accuracy) <= near / len(test) + 1e-12
-    assert reward_model.parts.evaluation["test"] == {name: entry[name] for name in ("accuracy", "low", "high", "n")}
+    figures = {name: entry[name] for name in ("accuracy", "low", "high", "n")}
+    assert reward_model.parts.evaluation["test"] == {**figures, "n_refused": 0, "n_shortened": 0}
     held_out = np.quantile(np.unique(np.concatenate([chosen, rejected])), [0, 1])
     np.testing.assert_allclose(reward_model.parts.reward_quantiles[[0, -1]], held_out, atol=1e-4)
 
