@@ -61,9 +61,20 @@ class DataConfig(Config):
     format: str = option(
         "auto",
         "format of the rows; auto detects it",
-        choices=("auto", "trl", "hh-rlhf", "safe-rlhf", "truthfulqa", "rewardbench", "ultrafeedback"),
+        choices=(
+            *("auto", "trl", "hh-rlhf", "safe-rlhf", "truthfulqa", "rewardbench", "rewardbench-2", "rm-bench", "ultrafeedback", "helpsteer"),
+            *("nectar", "arena", "a-b", "llama-factory", "openai", "orca", "swift", "kto", "argilla", "label-studio"),
+        ),
     )
     columns: Mapping[str, str] = option({}, "our field = your column, for files with other column names (prompt=question,...)")
+    implicit_prompt: str = option(
+        "auto",
+        "rows without a prompt; auto: the messages or turns with which both sides begin; text: also the words with which two texts begin",
+        choices=("auto", "text"),
+    )
+    label_values: Mapping[str, str] = option(
+        {}, "two answers and a label that could be read two ways: the value that means each side (first=0,second=1)"
+    )
     preference: str = option("safer", "SafeRLHF: which judgement decides", choices=("safer", "better"))
     hub_split: str = option("train", "split of a Hub data set")
     hub_config: str = option("", "configuration name of a Hub data set")

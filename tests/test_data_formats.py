@@ -98,14 +98,16 @@ def test_trl_implicit_prompt_of_messages(tmp_path: Path) -> None:
     ],
 )
 def test_trl_implicit_prompt_of_texts(chosen: str, rejected: str, expected: tuple[str, str, str], tmp_path: Path) -> None:
-    assert one(tmp_path, {"chosen": chosen, "rejected": rejected}) == ((user(expected[0]),), *expected[1:])
+    row = {"chosen": chosen, "rejected": rejected}
+    assert one(tmp_path, row, implicit_prompt="text") == ((user(expected[0]),), *expected[1:])
+    with pytest.raises(DataError, match=r"(?s)1 x prompt: missing.*--implicit-prompt text"):
+        load_rows(tmp_path, [row])
 
 
 def test_trl_texts_that_share_no_word_have_no_implicit_prompt(tmp_path: Path) -> None:
     good = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
     words = ("prompt", "missing, and the answers do not begin with the same words")
-    assert refused(tmp_path, {"chosen": "Yes.", "rejected": "Yet no."}, good) == words
-    # In a file whose rows have prompts, a row without one is not given a made-up one.
+    assert refused(tmp_path, {"chosen": "Yes.", "rejected": "Yet no."}, good, implicit_prompt="text") == words
     assert refused(tmp_path, good) == ("prompt", "missing")
 
 
@@ -124,13 +126,14 @@ def test_trl_texts_that_share_no_word_have_no_implicit_prompt(tmp_path: Path) ->
         ({"rejected": [assistant("x")]}, ("rejected", "not text but a list")),
         ({"chosen": [assistant("x")], "rejected": ["x"]}, ("rejected", "not a list of messages {role, content}")),
         ({"prompt": ["x"]}, ("prompt", "not a list of messages {role, content}")),
-        ({"prompt": [{"role": "tool", "content": "x"}]}, ("prompt", "a message whose role is not system, user or assistant")),
-        ({"prompt": [{"role": ["user"], "content": "x"}]}, ("prompt", "a message whose role is not system, user or assistant")),
+        ({"prompt": [{"role": "tool", "content": "x"}]}, ("prompt", "a tool call (a message of role tool): only texts are read")),
+        ({"prompt": [{"role": "judge", "content": "x"}]}, ("prompt", "a message whose role is not system, user or assistant but judge")),
+        ({"prompt": [{"role": ["user"], "content": "x"}]}, ("prompt", "a message whose role is not system, user or assistant but ['user']")),
         ({"prompt": [user("a"), {"role": "user"}]}, ("prompt", "missing")),
-        ({"prompt": [user("a"), {"role": "user", "content": [{"type": "image"}]}]}, ("prompt", "not text but a list")),
+        ({"prompt": [user("a"), {"role": "user", "content": [{"type": "image"}]}]}, ("prompt", "holds an image: only texts are read")),
         ({"prompt": [user("a"), assistant("b")]}, ("prompt", "ends with a message of role assistant, not with the user's")),
         ({"prompt": [system("a")]}, ("prompt", "ends with a message of role system, not with the user's")),
-        ({"prompt": [system("")]}, ("prompt", "missing, and the dialogues share no message before the last")),
+        ({"prompt": [system("")]}, ("prompt", "empty")),
         ({"chosen": "same", "rejected": " same\n"}, ("rejected", "identical answers")),
         ({"chosen": "a\0b"}, ("chosen", "holds a null character")),
         ({"chosen": "half \ud83d"}, ("chosen", "not valid Unicode: bytes that are not UTF-8, or half a surrogate pair")),
@@ -349,10 +352,13 @@ def test_ultrafeedback_binarized(tmp_path: Path) -> None:
 # --- detection and mapping
 
 
-def test_the_format_is_that_of_most_rows(tmp_path: Path) -> None:
-    pairs, report = load_rows(tmp_path, [SAFE, *trl_rows(3), HH])
-    assert (report.format, len(pairs)) == ("trl", 3)
-    assert refusals(report) == [(1, "chosen", "missing"), (5, "prompt", "missing")]
+def test_each_row_is_read_by_its_own_columns(tmp_path: Path) -> None:
+    pairs, report = load_rows(tmp_path, [SAFE, *trl_rows(3), HH, {"text": "neither", "label": 1}])
+    assert [p.chosen for p in pairs] == ["one", *(row["chosen"] for row in trl_rows(3)), "yes"]
+    assert (report.format, report.variant) == ("trl", "explicit prompt")
+    assert report.n_read_as == {"trl (explicit prompt)": 3, "safe-rlhf": 1, "hh-rlhf (dialogues)": 1}
+    assert "3 rows were read as trl (explicit prompt)" in report.notes
+    assert refusals(report) == [(6, "row", "no format has these columns: text, label")]
 
 
 def test_the_format_is_found_after_a_long_run_of_other_rows(tmp_path: Path) -> None:

@@ -155,11 +155,15 @@ OTHER_ROWS: list[Any] = [
     [trl_row(0)],
     {"prompt": "only a prompt"},
     {"text": "something else", "label": 1},
-    {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"},
-    {"prompt": "p", "response_0": "a", "response_1": "b", "safer_response_id": 0},
-    {"Question": "q", "Correct Answers": "a; b", "Incorrect Answers": "c"},
-    {"instruction": "q", "completions": [{"response": "a", "overall_score": 1}, {"response": "b", "overall_score": 2}]},
+    {"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: a\n\nAssistant: c"},
+    {"prompt": "p", "response_0": "a", "response_1": "b", "safer_response_id": -1},
+    {"Question": "q", "Correct Answers": "a; b", "Incorrect Answers": " "},
+    {"instruction": "q", "completions": [{"response": "a", "overall_score": 1}, {"response": "b", "overall_score": 1}]},
     {"Prompt": "p", "Chosen": "a", "Rejected": "b"},
+    {"question": "q", "prompt": "another", "chosen": "a", "rejected": "b"},
+    {"frage": "which prompt is this", "chosen": "the same words a", "rejected": "the same words b"},
+    {"prompt": "p", "completion": "a", "label": True},
+    {"prompt": "p", "output_1": "a", "output_2": "b", "label": "tie"},
 ]
 
 

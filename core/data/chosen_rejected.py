@@ -1,0 +1,243 @@
+"""Rows that name a chosen and a rejected answer: TRL, hh-rlhf, RewardBench, binarized UltraFeedback, LLaMA-Factory,
+OpenAI, Orca, ms-swift.
+
+Answers are texts, messages, or whole dialogues. A prompt is what the row's columns ask (`columns.py`), then the
+messages with which both dialogues begin; a prompt that stands in both places counts once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from core.config import DataConfig
+from core.data.columns import asked, check_media, conversation_of, no_prompt, prompt_columns, question_of, with_context
+from core.data.dialogues import begins_as_dialogue, dialogue_turns, is_dialogue, merged
+from core.data.drafts import Draft, Readings
+from core.data.numbers import check_scores
+from core.data.texts import Refused, is_blank, is_message, messages_of, text_of, user_prompt
+from core.types import Message
+
+Row = Mapping[str, Any]
+Messages = tuple[Message, ...]
+# Pairs of columns that say which answer won. The first of which a row has both is read.
+SIDES = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("chosen_answer", "rejected_answer"),
+    ("text_chosen", "text_rejected"),
+    ("preferred_output", "non_preferred_output"),
+    ("preferred", "non_preferred"),
+    ("response_j", "response_k"),
+    ("chosen", "reject"),
+)
+
+
+def sides_of(row: Row) -> tuple[str, str] | None:
+    """The two columns that hold the chosen and the rejected answer; where a row has several such pairs, one that holds something."""
+    present = [pair for pair in SIDES if pair[0] in row and pair[1] in row]
+    filled = [pair for pair in present if not is_blank(row[pair[0]]) and not is_blank(row[pair[1]])]
+    return next(iter(filled or present), None)
+
+
+def read_explicit(row: Row, config: DataConfig) -> Readings:
+    """A pair whose prompt stands in columns of its own."""
+    names = sides_of(row)
+    assert names is not None
+    chosen, rejected = (_as_list(row[name]) for name in names)
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        return [_of_dialogues(row, config, messages_of(chosen, names[0]), messages_of(rejected, names[1]))]
+    if not _has_prompt(row, config):
+        raise no_prompt(row, config)
+    prompt = asked(row, config)
+    better, worse = (text_of(value, name) for value, name in zip((chosen, rejected), names, strict=True))
+    prompt = _without_answer(prompt, better) if conversation_of(row) else prompt
+    return [_scored(row, Draft(prompt, better, worse))]
+
+
+def read_implicit(row: Row, config: DataConfig) -> Readings:
+    """A pair whose prompt is the messages with which both sides begin; of texts, the words, where `implicit_prompt` asks for that."""
+    names = sides_of(row)
+    assert names is not None
+    chosen, rejected = (_as_list(row[name]) for name in names)
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        return [_of_dialogues(row, config, messages_of(chosen, names[0]), messages_of(rejected, names[1]))]
+    texts = [text_of(value, name) for value, name in zip((chosen, rejected), names, strict=True)]
+    if config.implicit_prompt != "text":
+        raise no_prompt(row, config)
+    draft = common_beginning(*texts)
+    return [_scored(row, draft._replace(prompt=with_context(row, draft.prompt)))]
+
+
+def _has_prompt(row: Row, config: DataConfig) -> bool:
+    return bool(conversation_of(row)) or any(not is_blank(row.get(name)) for name in prompt_columns(config))
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if is_message(value) else value
+
+
+def _without_answer(prompt: Messages, chosen: str) -> Messages:
+    """A conversation column may hold the chosen answer as well."""
+    ends = prompt[-1]["role"] == "assistant" and prompt[-1]["content"] == chosen
+    return prompt[:-1] if ends else prompt
+
+
+def _scored(row: Row, draft: Draft) -> Draft:
+    """The pair with its scores, which must not say the contrary."""
+    return draft._replace(extra={**draft.extra, **check_scores(row)})
+
+
+def _of_dialogues(row: Row, config: DataConfig, chosen: Messages, rejected: Messages) -> Draft:
+    """The pair of two message lists. The prompt is what is given, then what both share; a prompt that stands in both counts once."""
+    if not chosen or not rejected:
+        raise Refused("rejected" if chosen else "chosen", "empty")
+    question, conversation = question_of(row, config), conversation_of(row)
+    if conversation and question and question[-1] not in conversation:
+        raise Refused("prompt", "different prompts: not a message of the conversation")
+    given = conversation or question
+    if conversation and conversation[: len(chosen)] == chosen:  # UltraFeedback's `messages` repeats the chosen dialogue
+        given = chosen[:-1]
+    elif given and len(chosen) == 1 and given[-1] == chosen[0]:
+        given = given[:-1]
+    if given and chosen[: len(given)] == given == rejected[: len(given)]:
+        chosen, rejected = chosen[len(given) :], rejected[len(given) :]
+        if not chosen or not rejected:
+            raise Refused("rejected" if chosen else "chosen", "empty: nothing follows the prompt")
+    shared = _common(chosen, rejected)
+    before = chosen[:shared]
+    answers = _answer(chosen[shared:], "chosen"), _answer(rejected[shared:], "rejected")
+    return _scored(row, Draft(with_context(row, _joined_prompts(given, before)), *answers))
+
+
+def _joined_prompts(given: Messages, before: Messages) -> Messages:
+    """What is given in columns and what the dialogues share, as one prompt."""
+    if not given or not before:
+        return given or before
+    plain = tuple(message for message in given if message["role"] != "system")
+    if all(message in before for message in plain) and plain[-1:] != ():
+        if given[0]["role"] == "system" and before[0]["role"] != "system":
+            return (given[0], *before)
+        if given[0]["role"] == "system" and given[0] != before[0]:
+            raise Refused("prompt", "its system message differs from that of the dialogues")
+        return before
+    if plain and before[0]["role"] != "assistant":
+        raise Refused("prompt", "different prompts: not a message of the dialogues")
+    return given + before
+
+
+def _common(a: Sequence[Message], b: Sequence[Message]) -> int:
+    """Number of leading messages that both share, each side's last message left out."""
+    last = min(len(a), len(b)) - 1
+    return next((i for i in range(last) if a[i] != b[i]), max(last, 0))
+
+
+def _answer(rest: Sequence[Message], field: str) -> str:
+    if len(rest) != 1:
+        raise Refused("rejected", "different prompts: the dialogues part before the last message")
+    if rest[0]["role"] != "assistant":
+        raise Refused(field, "the last message is not the assistant's")
+    return rest[0]["content"]
+
+
+def pair_of_dialogues(chosen: Messages, rejected: Messages) -> Draft:
+    """The pair of two dialogues that share all but the last message. Raises Refused."""
+    return _of_dialogues({}, DataConfig(), chosen, rejected)
+
+
+def common_beginning(chosen: str, rejected: str) -> Draft:
+    """The pair of two texts that begin with their prompt: it ends at the last white space up to which both agree."""
+    shared = chosen[: next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected)))]
+    ends = [m.end() for m in re.finditer(r"\s+", shared) if m.end() < min(len(chosen), len(rejected))]
+    if not ends:
+        raise Refused("prompt", "missing, and the answers do not begin with the same words")
+    return Draft(user_prompt(shared[: ends[-1]]), chosen[ends[-1] :], rejected[ends[-1] :])
+
+
+def read_hh(row: Row, config: DataConfig) -> Readings:
+    """Anthropic's dialogues: both sides share every turn but the last, the assistant's. The dialogue so far may stand in `prompt`, or the question
+    alone, which must then be a turn of both."""
+    names = sides_of(row)
+    assert names is not None
+    before = next((row[name] for name in prompt_columns(config) if not is_blank(row.get(name))), None)
+    apart = before if isinstance(before, str) and begins_as_dialogue(before) else ""
+    chosen, rejected = (dialogue_turns(_joined(apart, text_of(row.get(name), name)), name) for name in names)
+    if chosen[:-1] != rejected[:-1]:
+        raise Refused("rejected", "different prompts: the dialogues part before the last turn")
+    for name, turns in zip(names, (chosen, rejected), strict=True):
+        if turns[-1]["role"] != "assistant":
+            raise Refused(name, "the last turn is not the assistant's")
+        text_of(turns[-1]["content"], name)
+    if before is not None and not apart and user_prompt(before)[-1] not in chosen[:-1]:
+        raise Refused("prompt", "different prompts: not a turn of the dialogues")
+    draft = Draft(merged(chosen[:-1]), chosen[-1]["content"], rejected[-1]["content"])
+    return [_scored(row, draft._replace(prompt=with_context(row, draft.prompt)))]
+
+
+def _joined(before: str, text: str) -> str:
+    """The whole dialogue: the answer after the dialogue so far, unless it is the whole one itself."""
+    if not before or re.match(r"(?:### ?)?(?:Human|User):", text):
+        return text
+    open_turn = re.search(r"(?:\A|\n)\s*(?:### ?)?Assistant:\s*\Z", before)
+    if re.match(r"(?:### ?)?Assistant:", text):
+        return f"{before[: open_turn.start()] if open_turn else before}\n\n{text}"
+    return f"{before.rstrip()} {text}" if open_turn else f"{before.rstrip()}\n\nAssistant: {text}"
+
+
+def fits_hh(row: Row) -> bool:
+    """Whether the answers are dialogues, or the prompt is one."""
+    names = sides_of(row)
+    if names is None:
+        return False
+    chosen, rejected = (row[name] for name in names)
+    if not isinstance(chosen, str) or not isinstance(rejected, (str, type(None))):
+        return False
+    if all(is_blank(row.get(name)) for name in prompt_columns(DataConfig())) and not conversation_of(row):
+        return begins_as_dialogue(chosen) or begins_as_dialogue(rejected)
+    return is_dialogue(chosen) and is_dialogue(rejected)
+
+
+def fits_hh_apart(row: Row) -> bool:
+    """Whether the prompt is a dialogue so far and the answers are texts."""
+    names = sides_of(row)
+    prompt = next((row[name] for name in prompt_columns(DataConfig()) if not is_blank(row.get(name))), None)
+    if names is None or not all(isinstance(row[name], str) for name in names):
+        return False
+    return is_dialogue(prompt) or (begins_as_dialogue(prompt) and all(begins_as_dialogue(row[name]) for name in names))
+
+
+def fits_explicit(row: Row) -> bool:
+    """Whether a row has both answers and a prompt."""
+    return sides_of(row) is not None and _has_prompt(row, DataConfig())
+
+
+def read_openai(row: Row, config: DataConfig) -> Readings:
+    """OpenAI's preference format: `input.messages`, then the two outputs, lists of messages."""
+    given = row["input"]
+    if not isinstance(given, dict):
+        raise Refused("input", "not an object {messages}")
+    check_media(given)
+    return read_explicit(row, config)
+
+
+def read_swift(row: Row, config: DataConfig) -> Readings:
+    """ms-swift: `messages` ends with the chosen answer; `rejected_response` is the other, `rejected_messages` the other dialogue."""
+    messages = messages_of(row.get("messages"), "messages")
+    other = row.get("rejected_response") if not is_blank(row.get("rejected_response")) else row.get("rejected_messages")
+    if messages[-1]["role"] != "assistant":
+        raise Refused("messages", "the last message is not the assistant's")
+    rejected = messages_of(other, "rejected_messages") if isinstance(other, list) else None
+    if rejected is None:
+        rejected = (*messages[:-1], {"role": "assistant", "content": text_of(other, "rejected_response")})
+    draft = pair_of_dialogues(messages, rejected)
+    return [draft._replace(prompt=with_context(row, draft.prompt))]
+
+
+def read_output_list(row: Row, config: DataConfig) -> Readings:
+    """LLaMA-Factory's older ranking form: `output` is a list of two answers, the chosen one first."""
+    answers = row["output"]
+    if len(answers) != 2:
+        raise Refused("output", f"a list of {len(answers)} answers, not of two (chosen, rejected)")
+    chosen, rejected = (text_of(text, "output") for text in answers)
+    return [Draft(asked(row, config), chosen, rejected)]

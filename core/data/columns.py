@@ -1,0 +1,131 @@
+"""What a row is asked: the columns that make up a prompt, and those that could and are not read.
+
+A prompt is made of, in this order: the system text, the history, and the question (or instruction, blank line,
+input). Several columns that could be the question and differ are refused: a person has to say which is meant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from core.config import DataConfig
+from core.data.dialogues import extra_id_turns, is_dialogue, prompt_turns
+from core.data.texts import MEDIA, Refused, is_blank, is_message, is_missing, messages_of, text_of, user_prompt
+from core.types import Message
+
+PROMPTS = ("prompt", "instruction", "question", "query", "input")
+SYSTEMS = ("system", "system_prompt", "system_message")
+HISTORY = "history"
+CONVERSATIONS = ("messages", "conversations", "conversation", "trajectory", "context")  # lists of messages
+ASKED = (*PROMPTS, *SYSTEMS, HISTORY, *CONVERSATIONS)
+# A text in a column of such a name speaks about the answers, so it can't belong to the prompt.
+ABOUT_ANSWERS = re.compile(
+    r"answer|response|chosen|reject|completion|output|generation|rationale|critique|feedback|judg|annotat|preference|explanation", re.IGNORECASE
+)
+LABEL_WORDS = 3  # a text of fewer words may be a label
+
+
+def check_media(row: Mapping[str, Any]) -> None:
+    """Raises Refused where a column holds images, sounds, videos or tools: the answers were given to more than texts."""
+    for name, kind in MEDIA.items():
+        for column in (name, name + "s"):
+            if not is_blank(row.get(column)):
+                raise Refused(column, f"holds {kind}: only texts are read")
+    if not is_blank(row.get("tools")):
+        raise Refused("tools", "holds tools, and a tool call is no text: only texts are read")
+
+
+def prompt_columns(config: DataConfig) -> tuple[str, ...]:
+    """The columns that may hold the question: those that the user's mapping names, else all that are known."""
+    return tuple(name for name in PROMPTS if name in config.columns) or PROMPTS
+
+
+def question_of(row: Mapping[str, Any], config: DataConfig) -> tuple[Message, ...]:
+    """The question as messages; empty where no column holds one. Raises Refused where columns contradict each other."""
+    present = [name for name in prompt_columns(config) if not is_blank(row.get(name))]
+    if not present:
+        return ()
+    if present == ["instruction", "input"]:
+        texts = [text_of(row[name], name) for name in present]
+        return ({"role": "user", "content": "\n\n".join(dict.fromkeys(texts))},)
+    readings = {name: _as_messages(row[name], name) for name in present}
+    first = readings[present[0]]
+    other = next((name for name in present if readings[name] != first), None)
+    if other:
+        reason = f"the columns {present[0]} and {other} hold different prompts: say which is meant, --columns prompt={present[0]} or prompt={other}"
+        raise Refused("prompt", reason)
+    return first
+
+
+def _as_messages(value: Any, field: str) -> tuple[Message, ...]:
+    """A question's messages; an object {messages} gives its list, a dialogue as text its turns."""
+    if isinstance(value, dict) and "messages" in value:
+        check_media(value)
+        return messages_of(value["messages"], field)
+    if isinstance(value, str) and (turns := extra_id_turns(value)):
+        return turns
+    return prompt_turns(value, field) if is_dialogue(value) else user_prompt(value, field)
+
+
+def conversation_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The messages of the first column that holds a list of them; empty where none does."""
+    for name in CONVERSATIONS:
+        value = row.get(name)
+        if isinstance(value, list) and value and is_message(value[0]):
+            return messages_of(value, name)
+    return ()
+
+
+def with_context(row: Mapping[str, Any], prompt: Sequence[Message]) -> tuple[Message, ...]:
+    """The prompt with the system text and the history of their columns before it. Raises Refused where the prompt has others."""
+    system = next(((name, text_of(row[name], name)) for name in SYSTEMS if not is_blank(row.get(name))), None)
+    leading, rest = (tuple(prompt[:1]), tuple(prompt[1:])) if prompt and prompt[0]["role"] == "system" else ((), tuple(prompt))
+    if system and leading and leading[0]["content"] != system[1]:
+        raise Refused(system[0], "differs from the system message of the prompt")
+    if system:
+        leading = ({"role": "system", "content": system[1]},)
+    history = history_of(row.get(HISTORY))
+    if history and history[0]["role"] == "system":
+        if leading and leading != history[:1]:
+            raise Refused(HISTORY, "its system message differs from that of the prompt")
+        leading, history = history[:1], history[1:]
+    return (*leading, *(() if rest[: len(history)] == history else history), *rest)
+
+
+def history_of(value: Any) -> tuple[Message, ...]:
+    """Former turns: a list of [user, assistant] pairs, or of messages. Raises Refused."""
+    if is_blank(value):
+        return ()
+    if is_dialogue(value):
+        return prompt_turns(value, HISTORY)
+    if isinstance(value, list) and all(isinstance(turn, (list, tuple)) and len(turn) == 2 for turn in value):
+        return tuple(
+            {"role": role, "content": text_of(text, HISTORY)} for turn in value for role, text in zip(("user", "assistant"), turn, strict=True)
+        )
+    if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
+        return messages_of(value, HISTORY)
+    raise Refused(HISTORY, "neither a list of [user, assistant] pairs nor a list of messages")
+
+
+def asked(row: Mapping[str, Any], config: DataConfig) -> tuple[Message, ...]:
+    """The whole prompt of a row: system text, history, and the question or the conversation so far. Raises Refused where there is none."""
+    question, conversation = question_of(row, config), conversation_of(row)
+    prompt = conversation or question
+    if question and conversation and question[-1] not in conversation and question != conversation:
+        raise Refused("prompt", "different prompts: not a message of the conversation")
+    if not prompt:
+        raise no_prompt(row, config)
+    return with_context(row, prompt)
+
+
+def no_prompt(row: Mapping[str, Any], config: DataConfig) -> Refused:
+    """Why a row has no prompt."""
+    blank = next((name for name in prompt_columns(config) if name in row and not is_missing(row[name])), None)
+    return Refused(blank or "prompt", "empty" if blank else "missing")
+
+
+def holds_sentence(value: Any) -> bool:
+    """Whether a value is a text of more words than a label has."""
+    return isinstance(value, str) and len(value.split(None, LABEL_WORDS)) >= LABEL_WORDS

@@ -1,0 +1,212 @@
+"""Two answers and a label that says which won: LLMBar, AlpacaEval, HelpSteer, Chatbot Arena, MT-Bench, PKU-SafeRLHF, and
+any A / B with a label.
+
+Which label value means which side must be unmistakable (`side_of`). A number may count from 0 or from 1, so its
+meaning is decided by all the values that the file has: such rows are read as `Judged` and decided at the end
+(`decide.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from core.config import DataConfig
+from core.data.chosen_rejected import pair_of_dialogues
+from core.data.columns import asked, with_context
+from core.data.decide import TIES, as_label, side_of
+from core.data.drafts import Draft, Judged, Readings
+from core.data.numbers import number_of
+from core.data.texts import Refused, is_blank, is_message, is_missing, messages_of, text_of, user_prompt
+from core.types import Message
+
+Row = Mapping[str, Any]
+STEMS = (
+    "output", "response", "answer", "completion", "generation", "reply", "candidate", "continuation", "summary", "human_ref", "text", "model_output",
+)  # fmt: skip
+SEPARATORS = ("_", "", "-", " ", ".")
+ENDINGS = {"1/2": ("1", "2"), "a/b": ("a", "b"), "A/B": ("A", "B"), "0/1": ("0", "1"), "left/right": ("left", "right")}
+THIRD = {"1/2": "3", "a/b": "c", "A/B": "C", "0/1": "2"}
+LABELS = (
+    "label", "labels", "winner", "preference", "preferred", "choice", "better", "best", "human_preference", "overall_preference",
+    "preference_strength", "preferred_response", "judgement", "judgment", "verdict", "selected", "chosen",
+)  # fmt: skip
+SIGNED = (("response_1", "response_2", "preference_strength"), ("response1", "response2", "overall_preference"))
+ONE_HOT = ("winner_model_a", "winner_model_b", "winner_tie")
+SAMPLE_COLUMNS = tuple(f"{stem}_{ending}" for stem in STEMS[:4] for pair in ("12", "ab", "01") for ending in pair) + ("response1", "response2")
+
+
+def _endings() -> Iterator[tuple[str, str, str, str]]:
+    for stem in STEMS:
+        for separator in SEPARATORS:
+            for name, (a, b) in ENDINGS.items():
+                yield f"{stem}{separator}{a}", f"{stem}{separator}{b}", name, f"{stem}{separator}{THIRD.get(name, '-')}"
+
+
+@lru_cache(maxsize=1024)
+def answer_columns(names: frozenset[str]) -> tuple[str, str, str, str] | None:
+    """The two columns of such names that hold answers, what they end with, and the third answer's column, if it is there."""
+    return next(((a, b, ending, third if third in names else "") for a, b, ending, third in _endings() if a in names and b in names), None)
+
+
+def label_column(row: Row) -> str | None:
+    """The column that says which answer won."""
+    for name in LABELS:
+        if name in row and not is_blank(row[name]) and not (name == "chosen" and "rejected" in row):
+            return name
+    sides = [name for name, value in row.items() if side_by_name(value)]
+    return sides[0] if len(sides) == 1 else None
+
+
+def side_by_name(value: Any) -> bool:
+    """Whether a value says left or right, as annotation tools write it."""
+    picked = value.get("selected") if isinstance(value, dict) else value
+    return isinstance(picked, str) and picked in ("left", "right")
+
+
+def fits_two_answers(row: Row) -> bool:
+    """Whether a row has two answers and something that judges them."""
+    columns = answer_columns(frozenset(row))
+    if columns is None:
+        return False
+    labelled = any(name in row for name in LABELS[:-1]) or label_column(row) is not None
+    return labelled or all(name in row for name in ONE_HOT[:2]) or all(name in row for name in _score_columns(columns))
+
+
+def read_two_answers(row: Row, config: DataConfig) -> Readings:
+    """Two answers and a label, or a score each."""
+    columns = answer_columns(frozenset(row))
+    assert columns is not None
+    first, second, ending, third = columns
+    if third and not is_blank(row[third]):
+        raise Refused(third, "a third answer: a label for two answers can't rank three")
+    sides = _both(row, config, first, second)
+    if all(name in row for name in ONE_HOT[:2]):
+        return [sides[_one_hot(row)]]
+    scores, column = _by_score(row, columns), label_column(row)
+    if column is None:
+        if scores is None:
+            raise Refused("label", "missing")
+        if scores == TIES:
+            raise Refused(_score_columns(columns)[0], "a tie: both scores are equal")
+        return [sides[scores]]
+    label = row[column]
+    label = label.get("selected", label) if isinstance(label, dict) else label
+    named = _by_model_name(row, label)
+    if named is not None:
+        return [sides[named]]
+    return [Judged(*sides, label, column, ending, scores if scores != TIES else None)]
+
+
+def _both(row: Row, config: DataConfig, first: str, second: str) -> tuple[Draft, Draft]:
+    """The pair if the first answer won, and if the second won."""
+    prompt = asked(row, config)
+    a, b = (_text(row[name], name) for name in (first, second))
+    return Draft(prompt, a, b), Draft(prompt, b, a)
+
+
+def _text(value: Any, name: str) -> str:
+    """An answer: a text, one message of the assistant's, or a list of one of these."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if is_message(value):
+        messages = messages_of([value], name)
+        if not messages or messages[0]["role"] != "assistant":
+            raise Refused(name, "the message is not the assistant's")
+        return messages[0]["content"]
+    if isinstance(value, list):
+        raise Refused(name, f"a list of {len(value)} answers: earlier answers differ, so the two have different prompts")
+    return text_of(value, name)
+
+
+def _one_hot(row: Row) -> int:
+    marks = [number_of(row.get(name, 0), name) for name in ONE_HOT]
+    if sorted(marks) != [0.0, 0.0, 1.0]:
+        raise Refused(ONE_HOT[0], f"{', '.join(ONE_HOT)} are not one 1 and two 0")
+    if marks[2]:
+        raise Refused(ONE_HOT[2], "a tie")
+    return marks.index(1.0)
+
+
+def _score_columns(columns: tuple[str, str, str, str]) -> tuple[str, str]:
+    a, b = ENDINGS[columns[2]]
+    return f"score_{a}", f"score_{b}"
+
+
+def _by_score(row: Row, columns: tuple[str, str, str, str]) -> int | None:
+    """0 or 1, the answer of the larger score; TIES where they are equal; None where there are none."""
+    names = _score_columns(columns)
+    if any(is_blank(row.get(name)) for name in names):
+        return None
+    first, second = (number_of(row[name], name) for name in names)
+    return TIES if first == second else int(second > first)
+
+
+def _by_model_name(row: Row, label: Any) -> int | None:
+    """Which of `model_a`, `model_b` (or `model_1`, `model_2`) the label names."""
+    for a, b in (("model_a", "model_b"), ("model_1", "model_2")):
+        models = [row.get(a), row.get(b)]
+        if isinstance(label, str) and models.count(label) == 1:
+            return models.index(label)
+    return None
+
+
+def fits_signed(row: Row) -> bool:
+    """Whether a row is one of HelpSteer 2's or 3's comparisons."""
+    return any(all(name in row for name in names) for names in SIGNED)
+
+
+def read_signed(row: Row, config: DataConfig) -> Readings:
+    """HelpSteer: below 0 the first response is better, above 0 the second, by so many steps; 0 is a tie."""
+    first, second, column = next(names for names in SIGNED if all(name in row for name in names))
+    strength = number_of(row[column], column)
+    if strength == 0:
+        raise Refused(column, "0: a tie")
+    draft = _both(row, config, first, second)[int(strength > 0)]
+    return [draft._replace(extra={"preference_strength": abs(strength)})]
+
+
+def fits_arena(row: Row) -> bool:
+    """Whether a row is a battle of Chatbot Arena or MT-Bench."""
+    return all(isinstance(row.get(name), list) for name in ("conversation_a", "conversation_b")) and "winner" in row
+
+
+def read_arena(row: Row, config: DataConfig) -> Readings:
+    """Two conversations and their winner. `turn` (MT-Bench) says how many turns were judged; both must share all but the last answer."""
+    conversations = [messages_of(row[name], name) for name in ("conversation_a", "conversation_b")]
+    turns = row.get("turn")
+    if isinstance(turns, int) and not isinstance(turns, bool) and turns > 0:
+        conversations = [_first_turns(messages, turns) for messages in conversations]
+    label, named = row.get("winner"), _by_model_name(row, row.get("winner"))
+    side = named if named is not None else side_of(label, {as_label(label)}, "a/b", config.label_values)
+    if side is None or side == TIES:
+        raise Refused("winner", "a tie" if side == TIES else "missing" if is_missing(label) else f"{label!r:.40} names neither side")
+    a, b = conversations
+    draft = pair_of_dialogues(*((a, b) if side == 0 else (b, a)))
+    return [draft._replace(prompt=with_context(row, draft.prompt))]
+
+
+def _first_turns(messages: tuple[Message, ...], turns: int) -> tuple[Message, ...]:
+    ends = [number for number, message in enumerate(messages, 1) if message["role"] == "assistant"]
+    return messages[: ends[turns - 1]] if len(ends) >= turns else messages
+
+
+def fits_safe(row: Row) -> bool:
+    """Whether a row is PKU-SafeRLHF's."""
+    return all(name in row for name in ("response_0", "response_1")) and ("safer_response_id" in row or "better_response_id" in row)
+
+
+def read_safe_rlhf(row: Row, config: DataConfig) -> Readings:
+    """PKU-SafeRLHF: `preference` (safer or better) says which column names the chosen response."""
+    column = f"{config.preference}_response_id"
+    given = row.get(column)
+    if is_missing(given) or given == "":
+        raise Refused(column, "missing")
+    winner = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}.get(str(given).strip())
+    if winner is None:
+        raise Refused(column, "neither 0 nor 1: a tie, or no judgement")
+    responses = [text_of(row.get(name), name) for name in ("response_0", "response_1")]
+    extra = {"preference": config.preference, "chosen_response": winner}
+    prompt = with_context(row, user_prompt(row.get("prompt")))
+    return [Draft(prompt, responses[winner], responses[1 - winner], extra)]

@@ -1,0 +1,147 @@
+"""Rows with several answers to one prompt: scores (UltraFeedback), ranks (Nectar), lists of right and wrong answers
+(TruthfulQA, RewardBench 2, RM-Bench).
+
+Of scored or ranked answers the best is paired with the worst, the second best with the second worst and so on, while
+their scores differ: each answer once, at most `max_pairs_per_prompt` pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from core.config import DataConfig
+from core.data.columns import asked, with_context
+from core.data.drafts import Draft, Readings
+from core.data.numbers import number_of
+from core.data.texts import Refused, is_missing, text_of, user_prompt
+from core.types import Message
+
+Row = Mapping[str, Any]
+SCORES = ("overall_score", "fine-grained_score", "score", "rating")  # of a completion; the first that all of a row's completions have
+
+
+def best_with_worst(prompt: tuple[Message, ...], scored: Sequence[tuple[float, str]], config: DataConfig, names: Sequence[str] = ()) -> list[Draft]:
+    """Pairs of answers by their scores, in order; `names` are those of the two scores in the meta.
+
+    Pairs of equal texts are left out unless there is no other.
+    """
+    ordered = sorted(scored, key=lambda item: -item[0])
+    pairs = zip(ordered[: len(ordered) // 2], reversed(ordered), strict=False)
+    drafts = [Draft(prompt, best[1], worst[1], dict(zip(names, (best[0], worst[0]), strict=False))) for best, worst in pairs if best[0] > worst[0]]
+    different = [draft for draft in drafts if draft.chosen != draft.rejected]
+    return (different or drafts)[: config.max_pairs_per_prompt]
+
+
+def read_completions(row: Row, config: DataConfig) -> Readings:
+    """UltraFeedback: `completions` with a score each. Scores: the first of SCORES that all completions of the row have."""
+    items = row.get("completions")
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise Refused("completions", "missing" if is_missing(items) else "not a list of objects {response, overall_score}")
+    name = next((name for name in SCORES if items and all(not is_missing(item.get(name)) for item in items)), None)
+    if len(items) < 2 or name is None:
+        raise Refused("completions", "fewer than two" if len(items) < 2 else "a score is missing")
+    scored = [(number_of(item[name], "completions"), text_of(item.get("response"), "completions")) for item in items]
+    if len({score for score, _ in scored}) == 1:
+        raise Refused("completions", "a tie: all scores are equal")
+    return best_with_worst(asked(row, config), scored, config, ("score_chosen", "score_rejected"))
+
+
+def read_generations(row: Row, config: DataConfig) -> Readings:
+    """distilabel's UltraFeedback: `generations`, a list of texts, and `ratings` (or `rating`), a number each."""
+    texts = row["generations"]
+    name = "ratings" if isinstance(row.get("ratings"), list) else "rating"
+    ratings = row[name]
+    if len(texts) != len(ratings) or len(texts) < 2:
+        raise Refused(name, f"{len(ratings)} for {len(texts)} generations")
+    scored = [(number_of(rating, name), text_of(text, "generations")) for rating, text in zip(ratings, texts, strict=True)]
+    if len({score for score, _ in scored}) == 1:
+        raise Refused(name, "a tie: all ratings are equal")
+    return best_with_worst(asked(row, config), scored, config, ("score_chosen", "score_rejected"))
+
+
+def fits_generations(row: Row) -> bool:
+    """Whether a row has generations with ratings beside them."""
+    return isinstance(row.get("generations"), list) and any(isinstance(row.get(name), list) for name in ("ratings", "rating"))
+
+
+def read_nectar(row: Row, config: DataConfig) -> Readings:
+    """Nectar: `answers` with a rank each, 1 the best."""
+    items = row["answers"]
+    if len(items) < 2:
+        raise Refused("answers", "fewer than two")
+    ranked = [(-number_of(item.get("rank"), "answers"), text_of(item.get("answer"), "answers")) for item in items]
+    if len({rank for rank, _ in ranked}) == 1:
+        raise Refused("answers", "a tie: all ranks are equal")
+    pairs = best_with_worst(asked(row, config), ranked, config, ("rank_chosen", "rank_rejected"))
+    return [pair._replace(extra={name: int(-rank) for name, rank in pair.extra.items()}) for pair in pairs]
+
+
+def fits_nectar(row: Row) -> bool:
+    """Whether a row has answers with ranks."""
+    items = row.get("answers")
+    return isinstance(items, list) and bool(items) and all(isinstance(item, dict) and "rank" in item and "answer" in item for item in items)
+
+
+def read_answer_lists(row: Row, config: DataConfig) -> Readings:
+    """Lists of right and of wrong answers. One right answer goes against each wrong one (RewardBench 2), and each right one against a single wrong
+    one; else the i-th goes with the i-th, each once (RM-Bench: answers of one style)."""
+    chosen, rejected = ([text_of(text, name) for text in row[name]] for name in ("chosen", "rejected"))
+    one_side = len(chosen) == 1 or len(rejected) == 1
+    pairs = [(a, b) for a in chosen for b in rejected] if one_side else list(zip(chosen, rejected, strict=False))
+    prompt = asked(row, config)
+    return [Draft(prompt, *pair) for pair in pairs][: config.max_pairs_per_prompt]
+
+
+def fits_answer_lists(row: Row) -> bool:
+    """Whether both sides are lists of texts."""
+    sides = [row.get(name) for name in ("chosen", "rejected")]
+    return all(isinstance(side, list) and side and all(isinstance(text, str) for text in side) for side in sides)
+
+
+def fits_rewardbench2(row: Row) -> bool:
+    """Whether both sides are lists of texts as RewardBench 2 has them: mostly one right answer."""
+    return fits_answer_lists(row) and ("num_correct" in row or len(row["chosen"]) == 1)
+
+
+def _answers(row: Row, *names: str) -> dict[str, str]:
+    """Distinct answers of a cell, keyed by their text without case and spacing.
+
+    Each is closed with a full stop where it lacks one, as TruthfulQA's own evaluation does (its `split_multi_answer`): the last token is what we
+    read, and a text that just breaks off is read as unfinished.
+    """
+    value = next((row[name] for name in names if not is_missing(row.get(name))), None)
+    if isinstance(value, str) and value.lstrip().startswith(("['", '["')):
+        raise Refused(names[-1], "a list written as text that can't be read")
+    texts = value if isinstance(value, list) else text_of(value, names[-1]).split(";")
+    answers: dict[str, str] = {}
+    for text in texts:
+        answer = text_of(text, names[-1], may_be_empty=True)
+        if answer:
+            closed = answer if answer.endswith((".", "!", "?", '"', "”")) else answer + "."
+            answers.setdefault(" ".join(closed.casefold().split()), closed)
+    if not answers:
+        raise Refused(names[-1], "empty")
+    return answers
+
+
+def read_truthfulqa(row: Row, config: DataConfig) -> Readings:
+    """TruthfulQA: the i-th correct with the i-th incorrect answer, in the order listed, each answer once: min(correct, incorrect,
+    `max_pairs_per_prompt`) pairs a question (METHOD.md section 3: no response twice). An answer listed twice counts once; one listed on both
+    sides has no label and is left out. 817 questions give 2,364 pairs at 4."""
+    question = next((row[name] for name in ("question", "Question") if not is_missing(row.get(name))), None)
+    prompt = with_context(row, user_prompt(question, "Question"))
+    correct = _answers(row, "correct_answers", "Correct Answers")
+    incorrect = _answers(row, "incorrect_answers", "Incorrect Answers")
+    sides = [[answer for key, answer in mine.items() if key not in other] for mine, other in ((correct, incorrect), (incorrect, correct))]
+    if not all(sides):
+        raise Refused("Incorrect Answers", "each answer of one side is also listed on the other")
+    return [Draft(prompt, *answers) for answers in zip(*sides, strict=False)][: config.max_pairs_per_prompt]
+
+
+def fits_truthfulqa(row: Row) -> bool:
+    """Whether a row has a question with correct and incorrect answers. (UltraFeedback has the two lists too, beside `instruction`.)"""
+    lists = all(name in row for name in ("Correct Answers", "Incorrect Answers")) or all(
+        name in row for name in ("correct_answers", "incorrect_answers")
+    )
+    return lists and ("question" in row or "Question" in row)

@@ -1,0 +1,269 @@
+"""What is gathered while the rows of a source go by: pairs, refused rows, which format each row had, and the texts that
+nobody reads.
+
+A row is read by its own columns. Two things wait for the end of the file: labels whose meaning the other labels
+decide (`decide.py`), and answers that other rows' answers are paired with (`grouped.py`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from core.config import DataConfig
+from core.data.columns import ABOUT_ANSWERS, CONVERSATIONS, PROMPTS, check_media, holds_sentence
+from core.data.decide import TIES, as_label, label_sets, side_of
+from core.data.drafts import Draft, Format, Judged, Rated, Reading
+from core.data.formats import CHOSEN_REJECTED, candidates_of, meta_of, named
+from core.data.grouped import match
+from core.data.judged import answer_columns
+from core.data.literals import unpack_row
+from core.data.rows import Row, printable
+from core.data.texts import Refused, is_blank, is_message, keeps
+from core.types import RefusedRow
+
+MAX_DISTINCT = 10_000  # texts of a column that are told apart
+RIVALS = frozenset(("a-b", "safe-rlhf", "arena", "nectar", "ultrafeedback (completions)", "ultrafeedback (generations)"))
+
+
+@dataclass
+class ColumnTexts:
+    """The texts of a column that no format read: in how many rows it holds one, how many are longer than a label, how many are distinct."""
+
+    n: int = 0
+    n_sentences: int = 0
+    distinct: set[int] = field(default_factory=set)
+
+    def add(self, value: Any) -> None:
+        """Counts one value."""
+        self.n += 1
+        self.n_sentences += holds_sentence(value) or not isinstance(value, str)
+        if len(self.distinct) < MAX_DISTINCT:
+            self.distinct.add(hash(str(value)))
+
+    @property
+    def holds_sentences(self) -> bool:
+        """Whether a fifth of its texts are longer than a label."""
+        return 5 * self.n_sentences >= self.n
+
+    @property
+    def may_be_prompt(self) -> bool:
+        """Whether its texts are longer than a label and mostly distinct, as prompts are."""
+        return 2 * self.n_sentences >= self.n and 2 * len(self.distinct) >= min(self.n, MAX_DISTINCT)
+
+
+class Made(NamedTuple):
+    """A pair with the row it is of, the source's own id of that row, and its meta."""
+
+    row: int
+    own_id: str
+    draft: Draft
+    meta: dict[str, Any]
+
+
+@dataclass
+class Gathered:
+    """Everything that was read so far."""
+
+    config: DataConfig
+    columns: dict[str, None] = field(default_factory=dict)
+    refused: list[RefusedRow] = field(default_factory=list)
+    made: list[Made] = field(default_factory=list)
+    used: set[int] = field(default_factory=set)  # numbers of the rows that gave pairs
+    n_read_as: Counter[Format] = field(default_factory=Counter)
+    n_fitting: int = 0  # rows whose columns some format has
+    n_unpacked: int = 0
+    n_second_format: Counter[tuple[str, str]] = field(default_factory=Counter)
+    unread: dict[str, ColumnTexts] = field(default_factory=lambda: defaultdict(ColumnTexts))
+    n_overwritten: Counter[str] = field(default_factory=Counter)  # columns whose place the mapping gives to another
+    promptless: dict[int, None] = field(default_factory=dict)
+    promptless_texts: dict[str, ColumnTexts] = field(default_factory=lambda: defaultdict(ColumnTexts))
+    judged: list[tuple[int, str, Judged, dict[str, Any], Format]] = field(default_factory=list)
+    rated: dict[int, tuple[str, Rated, dict[str, Any], Format]] = field(default_factory=dict)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows met so far; those that wait are counted once they are decided."""
+        return len(self.used) + len(self.refused)
+
+    def take(self, row: Row | RefusedRow) -> None:
+        """Reads one row."""
+        if isinstance(row, RefusedRow):
+            self.refused.append(row)
+            return
+        try:
+            values, unpacked = unpack_row(row.values)
+            check_media(values)
+            self._read(row.number, values)
+            self.n_unpacked += unpacked
+        except Refused as refused:
+            self.refuse(row.number, refused)
+            if (refused.field, refused.reason) == ("prompt", "missing") and all(is_blank(row.values.get(name)) for name in PROMPTS):
+                self.promptless[row.number] = None
+                columns = answer_columns(frozenset(row.values))
+                self._count(row.values, frozenset(columns[:2] if columns else ()), self.promptless_texts)
+
+    def refuse(self, number: int, refused: Refused) -> None:
+        """Notes why a row gives no pair."""
+        self.refused.append(RefusedRow(row=number, field=printable(refused.field), reason=refused.reason))
+
+    def _read(self, number: int, values: Mapping[str, Any]) -> None:
+        formats = named(self.config.format)
+        fitting = candidates_of(values, formats)
+        self.n_fitting += bool(fitting)
+        if not fitting and self.config.format == "auto":
+            raise Refused("row", f"no format has these columns: {printable(', '.join(values) or 'none', 200)}")
+        format_ = fitting[0] if fitting else formats[0]
+        readings = format_.read(values, self.config)
+        self._compare(readings, format_, values, fitting)
+        read = columns_read(format_, values, self.config)
+        meta, own_id = meta_of(values, read) | {"row": number}, _own_id(values.get("id"))
+        drafts = [check(reading) for reading in readings if isinstance(reading, Draft)]
+        for reading in readings:
+            if isinstance(reading, Judged):
+                check(reading.first)
+                self.judged.append((number, own_id, reading, meta, format_))
+            elif isinstance(reading, Rated):
+                self.rated[number] = (own_id, reading, meta, format_)
+        if drafts:
+            self._use(number, own_id, drafts, meta, format_)
+        self._count(values, read, self.unread)
+
+    def _use(self, number: int, own_id: str, drafts: Sequence[Draft], meta: Mapping[str, Any], format_: Format) -> None:
+        self.used.add(number)
+        self.n_read_as[format_] += 1
+        for place, draft in enumerate(drafts, 1):
+            name = f"{own_id}-{place}" if own_id and len(drafts) > 1 else own_id
+            self.made.append(Made(number, name, draft, {**meta, **draft.extra}))
+
+    def _count(self, values: Mapping[str, Any], read: frozenset[str], texts: dict[str, ColumnTexts]) -> None:
+        """Counts the texts (and message lists) of columns that were not read and that do not speak about answers."""
+        for name, value in values.items():
+            if name in read or name == "id" or ABOUT_ANSWERS.search(name):
+                continue
+            if (isinstance(value, str) and value.strip()) or (isinstance(value, list) and value and is_message(value[0])):
+                texts[name].add(value)
+
+    def _compare(self, readings: Sequence[Reading], format_: Format, values: Mapping[str, Any], fitting: Sequence[Format]) -> None:
+        """A row with columns of two formats: refused where one says the contrary of the other, else noted. Raises Refused."""
+        ours = {pair for reading in readings for pair in _decided(reading, self.config)}
+        for other in fitting[1:]:
+            if not ({format_.title, other.title} & CHOSEN_REJECTED and {format_.title, other.title} & RIVALS):
+                continue
+            try:
+                theirs = {pair for reading in other.read(values, self.config) for pair in _decided(reading, self.config)}
+            except Refused:
+                continue
+            if any((rejected, chosen) in ours for chosen, rejected in theirs):
+                raise Refused("row", f"its columns contradict each other: read as {other.title} the other answer is the chosen one")
+            if theirs and not theirs <= ours:
+                self.n_second_format[format_.title, other.title] += 1
+                return
+
+    def finish(self) -> None:
+        """Decides what waited for the end of the file."""
+        values = label_sets(item for _, _, item, _, _ in self.judged)
+        for number, own_id, item, meta, format_ in self.judged:
+            try:
+                draft = _by_label(item, values[item.column, item.ending], self.config)
+            except Refused as refused:
+                self.refuse(number, refused)
+            else:
+                self._use(number, own_id, [draft], meta, format_)
+        matched = match([(number, item) for number, (_, item, _, _) in self.rated.items()], self.config)
+        for chosen, rejected, draft in matched.pairs:
+            own_id, _, meta, format_ = self.rated[chosen]
+            try:
+                self._use(chosen, own_id, [check(draft)], meta, format_)
+                self.used.add(rejected)
+                self.n_read_as[format_] += 1
+            except Refused as refused:
+                self.refuse(chosen, refused)
+                self.refuse(rejected, refused)
+        for number, reason in matched.alone.items():
+            self.refuse(number, reason)
+        self.made.sort(key=lambda item: item.row)
+        self._name_prompts()
+
+    def _name_prompts(self) -> None:
+        """Tells rows without a prompt which column may hold it."""
+        names = self.prompt_candidates()
+        if names:
+            hint = f"missing; the column {printable(names[0])} may hold it: --columns prompt={printable(names[0])}"
+            self.refused = [RefusedRow(row=r.row, field=r.field, reason=hint) if r.row in self.promptless else r for r in self.refused]
+
+    def prompt_candidates(self) -> list[str]:
+        """Columns of rows without a prompt that may hold it, the likeliest first."""
+        texts = {name: column for name, column in self.promptless_texts.items() if column.may_be_prompt}
+        return sorted(texts, key=lambda name: (-len(texts[name].distinct), name))
+
+    def notes(self) -> list[str]:
+        """What a reader should know of the columns and formats, in a sentence each."""
+        notes = [f"{n:,} rows were read as {format_.title}" for format_, n in self.n_read_as.most_common()] if len(self.n_read_as) > 1 else []
+        notes += [f"{n:,} rows also have the columns of {other}; they were read as {ours}" for (ours, other), n in self.n_second_format.items()]
+        if self.n_unpacked:
+            notes.append(f"{self.n_unpacked:,} rows hold lists written as text (a message list in a csv, say): they were read as lists")
+        notes += [
+            f"the column {printable(name)} is not read in {n:,} rows: the mapping reads {printable(self.config.columns[name])} in its place"
+            for name, n in self.n_overwritten.items()
+        ]
+        unread = {printable(name): column.n for name, column in self.unread.items() if column.holds_sentences}
+        if unread:
+            names = ", ".join(f"{name} ({n:,} rows)" for name, n in unread.items())
+            first = next(iter(unread))
+            notes.append(
+                f"columns with texts that are not read: {names}. If one belongs to the prompt, map it: --columns system={first} (prompt, history)"
+            )
+        if self.promptless and not self.prompt_candidates():
+            how = "--implicit-prompt text takes the words with which both answers begin"
+            notes.append(f"{len(self.promptless):,} rows have no prompt; {how}")
+        return notes
+
+
+def columns_read(format_: Format, row: Mapping[str, Any], config: DataConfig) -> frozenset[str]:
+    """The columns that a format reads of this row. A mapping that names the prompt leaves other columns that could be it unread."""
+    names = set(format_.uses)
+    if any(name in config.columns for name in PROMPTS):
+        names -= set(PROMPTS) - set(config.columns)
+    names -= {name for name in CONVERSATIONS if isinstance(row.get(name), str)}
+    columns = answer_columns(frozenset(row)) if format_.name == "a-b" else None
+    return frozenset(names | set(columns[:2] if columns else ()))
+
+
+def check(draft: Draft) -> Draft:
+    """The pair, if it is one: a prompt that ends with the user's message, and two different answers. Raises Refused."""
+    if not draft.prompt:
+        raise Refused("prompt", "missing, and the dialogues share no message before the last")
+    if draft.prompt[-1]["role"] != "user":
+        raise Refused("prompt", f"ends with a message of role {draft.prompt[-1]['role']}, not with the user's")
+    if draft.chosen == draft.rejected:
+        raise Refused("rejected", "identical answers")
+    return draft
+
+
+def _decided(reading: Reading, config: DataConfig) -> list[tuple[str, str]]:
+    """The chosen and the rejected text, where the row alone says which is which."""
+    if isinstance(reading, Judged):
+        side = side_of(reading.label, {as_label(reading.label)}, reading.ending, config.label_values)
+        reading = (reading.first, reading.second)[side] if side in (0, 1) else reading
+    return [(reading.chosen, reading.rejected)] if isinstance(reading, Draft) else []
+
+
+def _by_label(item: Judged, values: set[str], config: DataConfig) -> Draft:
+    side = side_of(item.label, values, item.ending, config.label_values)
+    if side == TIES:
+        raise Refused(item.column, "a tie")
+    if side is None and item.by_score is None:
+        shown = printable(item.label, 40)
+        raise Refused(item.column, f"{shown}: which answer it means can't be told; say it with --label-values first=...,second=...")
+    if side is not None and item.by_score not in (None, side):
+        raise Refused(item.column, "says the contrary of the scores")
+    return (item.first, item.second)[side if side is not None else int(item.by_score or 0)]
+
+
+def _own_id(value: Any) -> str:
+    """The source's id as text; empty where it has none that can be one."""
+    usable = keeps(value) and not isinstance(value, (bool, float))
+    return str(value).strip() if usable and str(value).isprintable() else ""
