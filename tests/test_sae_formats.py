@@ -261,6 +261,7 @@ def test_gemma_scope_in_float16_is_computed_in_float32(tmp_path: Path) -> None:
         ("gemma-scope-2b-pt-mlp/layer_1", r"hook blocks\.1\.hook_mlp_out"),
         ("gemma-scope-2b-pt-att/layer_1", "hook_z"),
         ("gemma-scope-2b-pt-transcoders/layer_1", "transcoder"),
+        ("gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6", "token embeddings"),
     ],
 )
 def test_gemma_scope_of_other_places_is_refused(where: str, message: str, tmp_path: Path) -> None:
@@ -307,12 +308,22 @@ def test_without_the_norm_factor_llama_scope_would_be_another_sae(tmp_path: Path
     np.testing.assert_allclose(lengths, 1 / LLAMA_FACTOR, rtol=1e-5)
 
 
+def test_decoder_norms_in_llama_scopes_threshold_are_said(tmp_path: Path) -> None:
+    """Its trainer gates by them; sae-lens, whose numbers are METHOD's, does not."""
+    folder = write_llama_scope(tmp_path / "sae", arrays("standard"), sparsity_include_decoder_norm=True)
+    with pytest.warns(UserWarning, match=r"decoder norms in its threshold .* compare its measured L0"):
+        loaded(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"act_fn": "topk"}, r"(?s)not supported.*act_fn=jumprelu.*act_fn=topk"),
         ({"norm_activation": "token-wise"}, r"(?s)norm_activation=dataset-wise.*norm_activation=token-wise"),
         ({"use_glu_encoder": True}, "use_glu_encoder=True"),
+        ({"use_decoder_bias": False}, "use_decoder_bias=False"),
+        ({"sae_type": "crosscoder"}, "sae_type=crosscoder"),
+        ({"dataset_average_activation_norm": {"in": 2.0, "out": 3.0}}, r"(?s)another scale than it reads.*in 2.0, out 3.0"),
         ({"hook_point_out": "blocks.15.hook_mlp_out"}, r"hook_point_out=blocks\.15\.hook_resid_post.*\n.*hook_point_out=blocks\.15\.hook_mlp_out"),
         ({"hook_point_in": "blocks.15.hook_mlp_out", "hook_point_out": "blocks.15.hook_mlp_out"}, "found: hook blocks.15.hook_mlp_out"),
         ({"dataset_average_activation_norm": {"in": 0}}, "dataset_average_activation_norm.in"),

@@ -16,6 +16,7 @@ sae-lens takes seconds and half a gigabyte to import: only source 1 needs it.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,7 +116,7 @@ def _from_release(release: str, sae_id: str) -> StoredSAE:
 
 
 def _from_sae_lens_folder(path: Path) -> StoredSAE:
-    raw, name, file = read_json(path / CONFIG), path.name, path / WEIGHTS
+    raw, name, file = read_json(path / CONFIG), path.absolute().name, path / WEIGHTS
     config = plain_config(raw, name)
     tensors = read_safetensors(file)
     if "topk_threshold" in tensors:
@@ -156,9 +157,10 @@ def _from_gemma_scope(path: Path) -> StoredSAE:
     layer = re.search(r"layer_(\d+)", where)
     kind = repo[3] if repo else "res"
     hook = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}.get(kind, "ln2.hook_normalized")
+    embedding = repo is not None and layer is None and re.search(r"[/\\]embedding[/\\]", where)
     metadata = {
         "model_name": f"gemma-2-{repo[1]}{'-it' if repo[2] == 'it' else ''}" if repo else None,
-        "hook_name": f"blocks.{layer[1]}.{hook}" if layer else None,
+        "hook_name": f"blocks.{layer[1]}.{hook}" if layer else "hook_embed" if embedding else None,
     }
     config = {"architecture": "transcoder" if kind == "transcoders" else "jumprelu", "apply_b_dec_to_input": False, "metadata": metadata}
     name = "/".join(file.parts[-4:-1]) if layer else file.name
@@ -167,25 +169,25 @@ def _from_gemma_scope(path: Path) -> StoredSAE:
 
 
 def _from_llama_scope(path: Path) -> StoredSAE:
-    raw = read_json(path / "hyperparams.json")
-    _refuse_llama_scope(raw, path.name)
+    raw, folder = read_json(path / "hyperparams.json"), path.absolute().name
+    _refuse_llama_scope(raw, folder)
     norm, threshold, d_model = (raw.get("dataset_average_activation_norm") or {}).get("in"), raw.get("jump_relu_threshold"), raw.get("d_model")
     if not all(isinstance(value, (int, float)) for value in (norm, threshold, d_model)) or not norm > 0:  # type: ignore[operator]
         expected = "d_model, jump_relu_threshold and dataset_average_activation_norm.in (above 0), as numbers"
-        raise SAEError(f"hyperparams.json of {path.name} lacks what encoding needs", expected=expected, found=f"{d_model}, {threshold}, {norm}")
+        raise SAEError(f"hyperparams.json of {folder} lacks what encoding needs", expected=expected, found=f"{d_model}, {threshold}, {norm}")
     file = path / "checkpoints" / "final.safetensors"
     stored = read_safetensors(file)
     names = {"encoder.weight": "W_enc", "decoder.weight": "W_dec", "encoder.bias": "b_enc", "decoder.bias": "b_dec"}
     tensors = {names.get(key, key): value.T.contiguous() if key.endswith("weight") else value for key, value in stored.items()}
     factor = fold_norm(tensors, float(norm), float(threshold), int(d_model))  # type: ignore[arg-type]
-    metadata = {"model_name": "meta-llama/Llama-3.1-8B" if "Llama3_1-8B" in path.name else None, "hook_name": raw.get("hook_point_in")}
+    metadata = {"model_name": "meta-llama/Llama-3.1-8B" if "Llama3_1-8B" in folder else None, "hook_name": raw.get("hook_point_in")}
     config = {
         "architecture": "jumprelu",
         "apply_b_dec_to_input": bool(raw.get("apply_decoder_bias_to_pre_encoder")),
         "metadata": metadata,
         "d_in": d_model,
     }
-    source = {"source": "llama-scope", "name": path.name, "norm_factor": factor, "expected_l0": raw.get("top_k")}
+    source = {"source": "llama-scope", "name": folder, "norm_factor": factor, "expected_l0": raw.get("top_k")}
     return StoredSAE(config=config, tensors=tensors, source=source, file=str(file))
 
 
@@ -238,11 +240,26 @@ def checked(stored: StoredSAE) -> StoredSAE:
 
 def _refuse_llama_scope(raw: Mapping[str, Any], name: str) -> None:
     wanted = {"act_fn": "jumprelu", "norm_activation": "dataset-wise", "use_glu_encoder": False, "hook_point_out": raw.get("hook_point_in")}
+    wanted |= {"use_decoder_bias": True, "sae_type": "sae"}
     wrong = {key: raw[key] for key, value in wanted.items() if key in raw and raw[key] != value}
     if wrong:
         expected = ", ".join(f"{key}={wanted[key]}" for key in wrong)
+        found = ", ".join(f"{key}={value}" for key, value in wrong.items())
+        remedy = "take an SAE of the residual stream with JumpReLU, or train one: sparserm sae train"
+        raise SAEError(f"Llama Scope SAE {name} is of a kind that is not supported", expected=expected, found=found, remedy=remedy)
+    norms = raw.get("dataset_average_activation_norm")
+    if isinstance(norms, dict) and norms.get("out", norms.get("in")) != norms.get("in"):
         raise SAEError(
-            f"Llama Scope SAE {name} is of a kind that is not supported", expected=expected, found=", ".join(f"{k}={v}" for k, v in wrong.items())
+            f"Llama Scope SAE {name} writes at another scale than it reads, which is not supported",
+            expected="dataset_average_activation_norm: out equal to in",
+            found=f"in {norms.get('in')}, out {norms.get('out')}",
+            remedy="take an SAE whose hook_point_out is its hook_point_in",
+        )
+    if raw.get("sparsity_include_decoder_norm"):
+        warnings.warn(
+            f"SAE {name} was trained with decoder norms in its threshold (sparsity_include_decoder_norm). It is read as sae-lens reads it, "
+            "without them: compare its measured L0 with the published one",
+            stacklevel=2,
         )
 
 
