@@ -93,8 +93,8 @@ def test_score_pairs() -> None:
     [
         ("Is it late?", "No.", r"lists of equal length\n  found: one text and one text\n  to do: score\(\[\"a prompt\"\], \[\"a response\"\]\)"),
         (["a", "b"], ["c"], r"lists of equal length\n  found: 2 and 1"),
-        (["a", ""], ["b", "c"], r"prompt 1, counted from 0, can't be read\n  expected: a text, or messages \{role, content\}\n  found: empty"),
-        ([[{"content": "x"}]], ["c"], r"prompt 0, .*\n.*\n  found: not a list of messages"),
+        (["a", ""], ["b", "c"], r"1 of 2 responses can't be scored\n  found: item 1, counted from 0: prompt: empty"),
+        ([[{"content": "x"}]], ["c"], r"1 of 1 .*\n  found: item 0, .*: prompt: not a list of messages"),
         (
             ["a", "b", "c"],
             ["d", " \n", ""],
@@ -104,7 +104,7 @@ def test_score_pairs() -> None:
         (["a"], ["x\0"], r"response: holds a null character"),
         (["a"], [[]], r"response: empty"),
         (["a"], [[{"role": "system", "content": ""}]], r"response: the last message is not the assistant's"),
-        ([[{"role": "system", "content": ""}]], ["a"], r"prompt 0, .*\n.*\n  found: no message with text"),
+        ([[{"role": "system", "content": ""}]], ["a"], r"1 of 1 .*\n  found: item 0, .*: prompt: no message with text"),
     ],
 )
 def test_what_cannot_be_scored(prompts: Any, responses: Any, said: str) -> None:
@@ -124,6 +124,63 @@ def test_try_score_goes_on_and_says_why() -> None:
     assert refused == {1: "9 tokens, at most 4 are read", 3: "response: empty", 4: "9 tokens, at most 4 are read"}
     assert np.isnan(rewards).tolist() == [False, True, False, True, True]
     np.testing.assert_array_equal(rewards[[0, 2]], reward_model.score(["a", "a"], ["one", "two"]))
+
+
+MESSAGE = {"role": "assistant", "content": "No."}
+TOOL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "clock"}}]}
+IMAGE = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "reason"),
+    [
+        (None, "No.", "prompt: missing"),
+        (float("nan"), "No.", "prompt: missing"),
+        ("", "No.", "prompt: empty"),
+        (7, "No.", "prompt: not text but a number"),
+        ("\ud800", "No.", "prompt: not valid Unicode"),
+        ([IMAGE], "No.", "prompt: holds an image"),
+        (["Is it late?"], "No.", "prompt: not a list of messages"),
+        ("[{'role': 'user', 'content': 'cut", "No.", "prompt: a message list written as text that can't be read"),
+        ("Is it late?", None, "response: missing"),
+        ("Is it late?", float("nan"), "response: missing"),
+        ("Is it late?", 7, "response: not text but a number"),
+        ("Is it late?", ["No.", "Yes."], "response: not a list of messages"),
+        ("Is it late?", [TOOL], "response: a tool call"),
+        ("Is it late?", [TOOL, {"role": "tool", "content": "9 pm"}, MESSAGE], "response: a tool call"),
+        ("Is it late?", "[{'role': 'assistant', 'content': 'No", "response: a message list written as text that can't be read"),
+    ],
+)
+def test_a_bad_prompt_or_response_refuses_its_item_alone(prompt: Any, response: Any, reason: str) -> None:
+    reward_model, reader = faked()
+    rewards, refused = reward_model.try_score(["Who are you?", prompt, "Is it late?"], ["A model.", response, "Yes."])
+    assert list(refused) == [1] and refused[1].startswith(reason)
+    assert np.isnan(rewards).tolist() == [False, True, False]
+    expected = [
+        by_hand(reward_model.parts, reader.state([{"role": "user", "content": p}], r))
+        for p, r in (("Who are you?", "A model."), ("Is it late?", "Yes."))
+    ]
+    np.testing.assert_allclose(rewards[[0, 2]], expected, rtol=0, atol=1e-12)
+    as_trl = reward_model(prompts=["Who are you?", prompt], completions=["A model.", response])
+    assert as_trl[0] == pytest.approx(rewards[0], abs=1e-12) and np.isnan(as_trl[1])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response"),
+    [
+        ("[{'role': 'user', 'content': 'Is it late?'}]", "[{'role': 'assistant', 'content': 'No.'}]"),
+        ('[{"role": "user", "content": "Is it late?"}]', '[{"role": "assistant", "content": "No."}]'),
+        ({"role": "user", "content": "Is it late?"}, MESSAGE),
+        (({"role": "user", "content": [{"type": "text", "text": "Is it late?"}]},), np.array([MESSAGE], dtype=object)),
+        ([{"from": "human", "value": "Is it late?"}], [{"from": "gpt", "value": "No."}]),
+    ],
+    ids=["as pandas writes lists", "JSON in a text", "one message", "text parts, an array", "sharegpt"],
+)
+def test_messages_in_other_shapes_are_read(prompt: Any, response: Any) -> None:
+    reward_model, reader = faked()
+    rewards = reward_model.score([prompt], [response])
+    assert reader.asked == [(({"role": "user", "content": "Is it late?"},), "No.")]
+    np.testing.assert_array_equal(rewards, faked()[0].score(["Is it late?"], ["No."]))
 
 
 def test_as_a_reward_function(caplog: pytest.LogCaptureFixture) -> None:

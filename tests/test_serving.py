@@ -192,7 +192,6 @@ def test_the_latents_of_an_answer_are_those_of_its_tokens(live: Live, model: Spa
         (lambda live: live.edit(QUESTION, GOOD, "0123456789abcdef"), MissingError, "not kept"),
         (lambda live: live.edit(QUESTION, GOOD, "../../etc/passwd"), MissingError, "not kept"),
         (lambda live: live.score([QUESTION], []), DataError, "equal length"),
-        (lambda live: live.score([[{"role": "nobody", "content": "x"}]], ["x"]), DataError, "can't be read"),
     ],
 )
 def test_what_cannot_be_answered_is_the_engines_error(live: Live, ask: Any, error: type[Exception], said: str) -> None:
@@ -284,7 +283,6 @@ def test_the_secret_is_its_owners_alone(live: Live) -> None:
         (b"[1]", 422, "can't be read"),
         (b'{"prompts": "x", "responses": ["y"]}', 422, "prompts can't be read"),
         (b"[" * 100_000, 422, "can't be read"),
-        (b'{"prompts": ["\\ud800"], "responses": ["y"]}', 422, "can't be read"),
         (b" " * (17 << 20), 413, "too large"),
         (json.dumps({"prompts": ["x"] * 5000, "responses": ["y"] * 5000}).encode(), 422, "too many responses"),
     ],
@@ -293,6 +291,25 @@ def test_requests_that_make_no_sense(live: Live, body: bytes, status: int, said:
     found = raw(live, "/score", body)
     assert found[0] == status and said in found[1]["error"]["problem"]
     assert live.state().ready
+
+
+def test_one_bad_prompt_does_not_end_a_batch(live: Live, model: SparseRM) -> None:
+    bad = ["\\ud800", None, [{"role": "user", "content": [{"type": "image"}]}], ""]
+    body = json.dumps({"prompts": [QUESTION, *bad, QUESTION], "responses": [GOOD, "x", "x", "x", "x", BAD]}).replace("\\\\ud800", "\\ud800")
+    status, found = raw(live, "/score", body.encode())
+    assert status == 200 and found["rewards"][1:5] == [None] * 4
+    np.testing.assert_allclose([found["rewards"][0], found["rewards"][5]], model.score([QUESTION] * 2, [GOOD, BAD]), atol=1e-4)
+    reasons = [found["refused"][str(number)] for number in (1, 2, 3, 4)]
+    for reason, begins in zip(reasons, ("not valid Unicode", "missing", "holds an image", "empty"), strict=True):
+        assert reason.startswith(f"prompt: {begins}")
+    pairs = [
+        {"prompt": QUESTION, "chosen": GOOD, "rejected": BAD},
+        {"prompt": "", "chosen": "a", "rejected": "b"},
+        {"prompt": QUESTION, "chosen": GOOD},
+    ]
+    status, found = raw(live, "/score_pairs", json.dumps({"pairs": pairs}).encode())
+    assert status == 200 and found["margin"][1:] == [None, None] and found["margin"][0] is not None
+    assert found["refused"] == {"1.chosen": "prompt: empty", "1.rejected": "prompt: empty", "2.rejected": "response: missing"}
 
 
 def test_unknown_paths(live: Live) -> None:

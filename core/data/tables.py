@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from core.data.encodings import as_utf8, encoding_of
 from core.data.rows import (
@@ -28,7 +27,6 @@ from core.data.rows import (
     cut,
     line_end,
     lines,
-    parse_json,
     printable,
 )
 from core.errors import DataError
@@ -161,14 +159,8 @@ def _numbered(path: Path, records: Iterator[list[str] | str | Exception]) -> Row
             yield Row(number, {name: _cell(cell) for name, cell in zip(names, cells, strict=True)})
 
 
-def _cell(text: str) -> Any:
+def _cell(text: str) -> str | None:
     """A cell's text; None for no value. A text such as None or NA is an answer like any other."""
-    if text.startswith("[{"):
-        try:
-            items = parse_json(text)
-        except (ValueError, RecursionError):
-            return text
-        return items if all(isinstance(item, dict) and ("role" in item or "response" in item) for item in items) else text
     return None if text.strip() in MISSING else text
 
 

@@ -167,5 +167,6 @@ def item_of(prompt: Dialogue, response: Dialogue) -> Item:
     """Prompt and response as the reward model reads them. Raises DataError where one can't be used."""
     items, refused = items_of([prompt], [response])
     if refused:
-        raise DataError("the response can't be explained", found=refused[0])
+        field = refused[0].partition(":")[0]
+        raise DataError(f"the {field} can't be explained", expected="a text, or messages {role, content}", found=refused[0])
     return items[0]

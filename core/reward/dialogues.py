@@ -1,11 +1,15 @@
-"""Prompts and responses as people and TRL give them, read as `core.data` reads pairs: outer white space is cut, nothing is mended."""
+"""Prompts and responses as people, the server and TRL give them, read as `core.data` reads pairs: outer white space is cut, nothing is mended.
+
+A prompt or a response is a text, a message, or a list of messages `{role, content}`; a message list that was written as a text is read as the list.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from core.data.texts import Refused, messages_of, text_of, user_prompt
+from core.data.literals import unpack_messages
+from core.data.texts import Refused, is_message, messages_of, text_of, user_prompt
 from core.errors import DataError
 from core.types import Message
 
@@ -13,41 +17,55 @@ Dialogue = str | Sequence[Message]
 Item = tuple[tuple[Message, ...], str]  # what stands before a response's own text, and that text
 
 
-def items_of(prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> tuple[dict[int, Item], dict[int, str]]:
-    """Items by number, and under the number of each response that can't be used the reason.
+def items_of(prompts: Sequence[Any], responses: Sequence[Any]) -> tuple[dict[int, Item], dict[int, str]]:
+    """Items by number; and why, under the number of each item whose prompt or response is no Dialogue that can be used.
 
-    Raises DataError where the lists differ in length, or a prompt can't be used.
+    Raises DataError where the two are no lists, or differ in length.
     """
-    if isinstance(prompts, str) or isinstance(responses, str) or len(prompts) != len(responses):
-        found = " and ".join("one text" if isinstance(given, str) else str(len(given)) for given in (prompts, responses))
-        raise DataError("prompts and responses must be lists of equal length", found=found, remedy='score(["a prompt"], ["a response"])')
+    if not (_is_list(prompts) and _is_list(responses)) or len(prompts) != len(responses):
+        lengths = (str(len(given)) if _is_list(given) else _name(given) for given in (prompts, responses))
+        raise DataError(
+            "prompts and responses must be lists of equal length",
+            found=" and ".join(lengths),
+            remedy='score(["a prompt"], ["a response"])',
+        )
     items, refused = dict[int, Item](), dict[int, str]()
     for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         try:
-            before = _prompt(prompt)
-        except Refused as error:
-            raise DataError(
-                f"prompt {number}, counted from 0, can't be read", found=error.reason, expected="a text, or messages {role, content}"
-            ) from error
-        try:
-            items[number] = _item(before, response)
+            items[number] = _item(_prompt(prompt), response)
         except Refused as error:
             refused[number] = str(error)
     return items, refused
 
 
-def _prompt(prompt: Dialogue) -> tuple[Message, ...]:
-    messages = user_prompt(prompt if isinstance(prompt, str) else list(prompt))
+def _is_list(given: object) -> bool:
+    return hasattr(given, "__len__") and hasattr(given, "__iter__") and not isinstance(given, (str, bytes, dict))
+
+
+def _name(given: object) -> str:
+    return "one text" if isinstance(given, str) else type(given).__name__
+
+
+def _listed(value: Any) -> Any:
+    """A tuple or an array as the list it is meant to be; the list that a text is; one message as a list of it."""
+    if is_message(value):
+        return [value]
+    return list(value) if _is_list(value) else value
+
+
+def _prompt(prompt: Any) -> tuple[Message, ...]:
+    messages = user_prompt(_listed(prompt))
     if not messages:
         raise Refused("prompt", "no message with text")
     return messages
 
 
-def _item(prompt: tuple[Message, ...], response: Dialogue) -> Item:
+def _item(prompt: tuple[Message, ...], response: Any) -> Item:
     """What stands before the response's own text, and that text. Of several response messages the last one is scored. Raises Refused."""
-    if isinstance(response, str):
-        return prompt, text_of(response, "response")
-    messages = messages_of(list(response), "response")
+    given = _listed(unpack_messages(response, "response"))
+    if not isinstance(given, list):
+        return prompt, text_of(given, "response")
+    messages = messages_of(given, "response")
     if not messages or messages[-1]["role"] != "assistant":
         raise Refused("response", "the last message is not the assistant's")
     return (*prompt, *messages[:-1]), messages[-1]["content"]

@@ -133,7 +133,7 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         read_config(self.folder)
         return [self.folder / name for name in OPTIONAL_FILES if (texts or name != KNOWN_TEXTS) and (self.folder / name).is_file()]
 
-    def score(self, prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> Float[np.ndarray, " n"]:
+    def score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> Float[np.ndarray, " n"]:
         """The reward s of each response to the prompt at its place. Each distinct (prompt, response) is computed once.
 
         Raises DataError where the lists differ in length, or a prompt or response can't be read: empty, or longer than the model reads.
@@ -145,7 +145,7 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
             raise DataError(f"{len(refused)} of {len(rewards)} responses can't be scored", found=found, remedy="leave them out, or use try_score")
         return rewards
 
-    def try_score(self, prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> tuple[Float[np.ndarray, " n"], dict[int, str]]:
+    def try_score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> tuple[Float[np.ndarray, " n"], dict[int, str]]:
         """As `score`, but where a prompt or a response can't be read, NaN, and the reason under its number.
 
         Raises DataError where the two are no lists, or differ in length.
@@ -168,7 +168,7 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         rewards = self.score([prompt for prompt, _ in sides], [text for _, text in sides])
         return rewards[0::2], rewards[1::2]
 
-    def __call__(self, prompts: Sequence[Dialogue], completions: Sequence[Dialogue], **_columns: Any) -> list[float]:
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_columns: Any) -> list[float]:
         """TRL's reward function: one reward a completion. One that can't be read gets NaN, which TRL leaves out: a policy may well answer nothing."""
         rewards, refused = self.try_score(prompts, completions)
         if refused:

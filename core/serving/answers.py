@@ -11,8 +11,9 @@
     POST /activations   {text, latents, top, prompt}                {texts, kinds, activation, top}
     POST /get_reward    OpenRLHF: {query, prompts, labels}          {rewards, scores, extra_logs}
 
-A prompt is a text or a list of messages. A response that can't be read has no reward (null) and a reason; OpenRLHF wants a number, and gets the
-lowest that held-out responses have, marked as `unreadable` in `extra_logs`. `scores` there are percentiles among held-out responses, from 0 to 1.
+A prompt is a text or a list of messages. Where a prompt or a response can't be read, that response has no reward (null) and a reason;
+OpenRLHF wants a number, and gets the lowest that held-out responses have, marked as `unreadable` in `extra_logs`. `scores` there are
+percentiles among held-out responses, from 0 to 1.
 """
 
 from __future__ import annotations
@@ -75,9 +76,9 @@ class Answers:
 
     async def score_pairs(self, asked: Asked) -> bytes:
         pairs = listed(asked, "pairs")
-        if not all(isinstance(pair, Mapping) and {"prompt", "chosen", "rejected"} <= set(pair) for pair in pairs):
+        if not all(isinstance(pair, Mapping) for pair in pairs):
             raise DataError("pairs can't be read", expected="objects with prompt, chosen and rejected")
-        sides = [(pair["prompt"], pair[side]) for pair in pairs for side in ("chosen", "rejected")]
+        sides = [(pair.get("prompt"), pair.get(side)) for pair in pairs for side in ("chosen", "rejected")]
         rewards, refused = await self._rewards([prompt for prompt, _ in sides], [text for _, text in sides])
         margin = rewards[0::2] - rewards[1::2]
         columns = {"chosen": rewards[0::2], "rejected": rewards[1::2], "margin": margin}

@@ -207,7 +207,7 @@ class Engine:
         self.asked = time.monotonic()
 
     def _score(self, works: list[Work]) -> None:
-        """All pieces in one call. Where that fails (one of them has an unusable prompt), each for itself: an error belongs to who asked."""
+        """All pieces in one call. Where that fails, each for itself: an error belongs to who asked."""
         pieces = [work.items for work in works if work.items]
         if len(works) > 1:
             with contextlib.suppress(SparseRMError):
