@@ -18,6 +18,7 @@ import pytest
 import torch
 from sae_training_helpers import LAYER, StopAt, pairs_file, slow_states, train_config, whole_backbone, write_rows
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from core.backbone import sae_training
 from core.backbone.corpus import documents, load_corpus, pair_dialogues, split_corpus
@@ -242,10 +243,26 @@ def test_checkpoints_are_tensors_and_json_and_a_damaged_one_is_an_error(tmp_path
     assert step.name == "step-000000016" and sorted(f.name for f in step.iterdir()) == ["state.json", "state.safetensors"]
     state = json.loads((step / "state.json").read_text())
     assert state["n_training_samples"] == 1024 and state["scaling_factor"] > 0 and state["cursor"]["batch"] == 16
-    (step / "state.safetensors").write_bytes(b"cut")
-    with pytest.raises(SAEError, match="step-000000016 can't be read") as caught:
+    files = {name: (step / name).read_bytes() for name in ("state.json", "state.safetensors")}
+    flipped = bytearray(files["state.safetensors"])
+    flipped[-100] ^= 1
+    without_adam = {name: tensor for name, tensor in load_file(step / "state.safetensors").items() if not name.startswith("adam.1.")}
+    unhashed = {name: value for name, value in state.items() if name != "tensors_sha256"}
+    for name, content, message in (
+        ("state.safetensors", b"cut", "not the file that was written"),
+        ("state.safetensors", bytes(flipped), "not the file that was written"),
+        ("state.json", b"[" * 50_000, "recursion"),
+        ("state.json", json.dumps({**state, "cursor": None}).encode(), "mapping"),
+        ("state.json", json.dumps({**unhashed, "adam_groups": [{"params": 3}]}).encode(), "no len"),
+    ):
+        for file, whole in files.items():
+            (step / file).write_bytes(content if file == name else whole)
+        with pytest.raises(SAEError, match=rf"(?s)step-000000016 can't be read.*{message}.*delete that folder"):
+            train_sae(CONFIG, root=tmp_path)
+    (step / "state.json").write_text(json.dumps(unhashed))
+    save_file(without_adam, step / "state.safetensors")
+    with pytest.raises(SAEError, match=r"Adam's moments of 3 of 4 parameters"):
         train_sae(CONFIG, root=tmp_path)
-    assert "delete that folder" in str(caught.value)
 
 
 def test_topk_is_trained_too_and_prompts_can_be_kept_out(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 sae-lens keeps the same state with `torch.save`, which is a pickle; hence this. A checkpoint is a folder `step-<n>` that is renamed into place when it
 is whole; the newest one counts, older ones are removed. The states of a round are not kept: they are computed again from the cursor.
+The state holds the hash of its tensors' file, so that a damaged checkpoint is an error and no other SAE comes out of it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.backbone.activations import Cursor
 from core.errors import SAEError
-from core.runs.store import publish_folder, write_json
+from core.runs.store import file_sha256, publish_folder, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +43,7 @@ def save_checkpoint(folder: Path, state: TrainingState) -> None:
     def make(target: Path) -> None:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(state).items()}
         save_file(tensors, target / TENSORS)
-        write_json(target / STATE, _values(state))
+        write_json(target / STATE, {**_values(state), "tensors_sha256": file_sha256(target / TENSORS)})
 
     target = folder / f"step-{state.trainer.n_training_steps:09d}"
     if target.exists():  # the same state, by determinism
@@ -63,9 +64,11 @@ def load_checkpoint(folder: Path, state: TrainingState) -> bool:
         return False
     try:
         values = json.loads((found[-1] / STATE).read_text(encoding="utf-8"))
+        if values.get("tensors_sha256") not in (None, file_sha256(found[-1] / TENSORS)):
+            raise ValueError(f"{TENSORS} is not the file that was written: its sha256 is not the one in {STATE}")
         # Copied out of the file, which is removed when the next checkpoint stands.
         _restore(state, values, {name: tensor.clone() for name, tensor in load_file(found[-1] / TENSORS).items()})
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, RecursionError, SafetensorError) as error:
         remedy = "delete that folder: the training begins again"
         raise SAEError(f"the checkpoint {found[-1]} can't be read", found=str(error), remedy=remedy) from error
     return True
@@ -99,6 +102,9 @@ def _restore(state: TrainingState, values: Mapping[str, Any], tensors: Mapping[s
         if name.startswith("adam."):
             _, number, key = name.split(".")
             moments.setdefault(int(number), {})[key] = tensor
+    n_parameters = sum(len(group["params"]) for group in values["adam_groups"])
+    if values["n_training_steps"] and sorted(moments) != list(range(n_parameters)):
+        raise ValueError(f"Adam's moments of {len(moments)} of {n_parameters} parameters are in {TENSORS}")  # Adam would begin anew for the others
     trainer.optimizer.load_state_dict({"state": moments, "param_groups": values["adam_groups"]})
     trainer.lr_scheduler.load_state_dict(values["schedule"])
     for name in COUNTERS:
