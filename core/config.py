@@ -137,8 +137,8 @@ class SAEConfig(Config):
 
     release: str = option("", "sae-lens release, e.g. gemma-scope-9b-it-res-canonical")
     sae_id: str = option("", "id in that release, e.g. layer_31/width_16k/canonical")
-    path: str = option("", "sae-lens folder, Gemma Scope params.npz, or Llama Scope folder")
-    format: str = option("auto", "format on disk; auto detects it", choices=("auto", "sae-lens", "gemma-scope", "llama-scope"))
+    path: str = option("", "sae-lens or sparsify folder, Gemma Scope params.npz, or Llama Scope folder")
+    format: str = option("auto", "format on disk; auto detects it", choices=("auto", "sae-lens", "gemma-scope", "llama-scope", "sparsify"))
 
 
 @dataclass(frozen=True, kw_only=True)
