@@ -67,7 +67,7 @@ def naming(model: FittedModel, latent: int) -> None:
         return
     found = book.all(latent)
     with st.container(horizontal=True, vertical_alignment="center", key="latent label"):
-        st.text(found[0].text if found else "No label yet")
+        st.text(found[0].text + found[0].mark if found else "No label yet")
         if found:
             st.caption(frame.label_text(_origin(found[0]), 90))
             for score in found[0].scores:
@@ -103,7 +103,7 @@ def _name(model: FittedModel, latent: int) -> None:
 def _origin(label: Label) -> str:
     by = label.author or label.model or ("" if label.source == PERSON else label.method)
     source = "yours" if label.source == PERSON else label.source
-    return ", ".join(part for part in (source + (f" by {by}" if by else ""), label.date[:10]) if part)
+    return ", ".join(part for part in (label.doubt, source + (f" by {by}" if by else ""), label.date[:10]) if part)
 
 
 def _measured(score: Score) -> str:
