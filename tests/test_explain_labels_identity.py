@@ -140,6 +140,18 @@ def test_taken_all_the_same_they_are_marked_wherever_they_stand(tmp_path: Path) 
     assert exported["madeFor"] == other and label_from_row(json.loads(json.dumps(exported))) == label
 
 
+def test_pages_show_the_mark(tmp_path: Path) -> None:
+    from workbench.latents import label_rows, label_text
+    from workbench.response import latent_name
+
+    book = book_of({**SAE, "d_sae": 16384}, tmp_path)
+    imported(book, tmp_path, *FOREIGN, any_sae=True)
+    labels = book.labels()
+    assert label_text(labels, 12) == "words about kindness (another SAE's label)" and label_text(labels, 13) == ""
+    assert latent_name(12, labels) == "12 words about kindness (another SAE's label)"
+    assert "was made for another SAE (gemma-2-2b/10-gemmascope-res-16k)" in label_rows(book.all(12))[0]["by"]
+
+
 def test_the_mark_survives_export_and_import(tmp_path: Path) -> None:
     sae = {**SAE, "d_sae": 16384}
     first, second = book_of(sae, tmp_path / "a"), book_of(sae, tmp_path / "b")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import shutil
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from labels_helpers import feature, snippets, window
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
 from core.errors import MissingError
@@ -181,6 +184,29 @@ def test_the_sentence_model_gives_unit_vectors_whatever_stands_beside_a_text() -
     assert together.shape == (5, 384) and np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
     assert np.allclose(together, np.concatenate([embed([text]) for text in texts]), atol=1e-5)
     assert np.allclose(embed(["x " * 400]), together[2:3], atol=1e-6), "what comes after 256 tokens is not read"
+
+
+@needs_model
+def test_a_sentence_model_that_is_not_whole_is_an_error(tmp_path: Path) -> None:
+    """transformers would fill the gap with random numbers."""
+    folder = SentenceModel().folder
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in sorted(tensors) if name.endswith("layer.2.output.dense.weight"))
+    nan = tensors[name].clone()
+    nan[0, 0] = float("nan")
+    damages: list[tuple[dict[str, Any], str]] = [
+        ({key: value for key, value in tensors.items() if key != name}, rf"missing keys: .*{name}"),
+        ({**tensors, name: tensors[name][:, :-1].contiguous()}, r"can't be loaded|mismatched keys"),
+        ({**tensors, name: nan}, r"1 of [\d,]+ in .* are NaN"),
+    ]
+    for number, (content, message) in enumerate(damages):
+        broken = tmp_path / str(number)
+        shutil.copytree(folder, broken)
+        save_file(content, broken / "model.safetensors", metadata={"format": "pt"})
+        embed = SentenceModel()
+        embed.folder = broken
+        with pytest.raises(MissingError, match=rf"(?s)sentence model that scores labels is damaged.*({message}).*to do: install it again"):
+            embed(["some text"])
 
 
 def test_without_the_sentence_model_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

