@@ -63,7 +63,7 @@ def sae_card(
     if not tokens.counts.sum():
         raise DataError("these dialogues have no text to measure an SAE on")
     draws = _draws(int(units.max()) + 1, seed)
-    card = {**tokens.figures("", draws), **ends.figures("_response_end", draws)}
+    card: dict[str, Any] = {**tokens.figures("", draws), **ends.figures("_response_end", draws)}
     if unreadable := sum(not several for several in by_dialogue):
         card["unreadable_dialogues"] = unreadable
     card["dead_share"] = {"value": float(1 - active.mean()), "n_tokens": int(tokens.counts.sum())}
