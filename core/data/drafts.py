@@ -55,8 +55,7 @@ Readings = Sequence[Reading]
 class Format:
     """One shape of rows. `fits` looks at a row's columns, `read` makes drafts of pairs from it or raises Refused; `uses` are the columns it reads.
 
-    `source` says where such files come from, `gives` what a pair is made of, `refuses` what is refused beside unusable texts (docs/FORMATS.md is made
-    of these). `alone`: each row holds whole pairs.
+    `alone`: each row holds whole pairs. docs/FORMATS.md says in a row each what a pair is made of and what is refused.
     """
 
     name: str
@@ -64,9 +63,6 @@ class Format:
     fits: Callable[[Mapping[str, Any]], bool]
     read: Callable[[Mapping[str, Any], DataConfig], Readings]
     variant: str = ""
-    source: str = ""
-    gives: str = "one pair a row"
-    refuses: str = ""
     alone: bool = True
 
     @property

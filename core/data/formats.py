@@ -1,7 +1,7 @@
 """From rows to preference pairs: what the columns of the well-known data sets mean.
 
 `FORMATS` lists every shape of rows that is read; docs/FORMATS.md shows the list with what a pair is made of and what
-is refused. Each row is read by its own columns (`format_of`), whatever the other rows of the file have.
+is refused. Each row is read by its own columns (`candidates_of`), whatever the other rows of the file have.
 
 In every format: a prompt given as text is one user message; outer white space of every text is cut (as Gemma's and
 Llama's templates do; elsewhere a leading space would tell which model wrote an answer); an empty system message is as
@@ -63,7 +63,7 @@ from core.data.ranked import (
 from core.data.texts import is_blank, is_message, is_missing, keeps
 from core.errors import ConfigError
 
-__all__ = ["FORMATS", "Draft", "Format", "check_mapping", "detect", "format_of", "meta_of", "read_completions", "read_truthfulqa", "rename"]
+__all__ = ["FORMATS", "Draft", "Format", "check_mapping", "detect", "meta_of", "read_completions", "read_truthfulqa", "rename"]
 
 
 def _has(*names: str) -> Callable[[Mapping[str, Any]], bool]:
@@ -106,257 +106,48 @@ SCORED = (*PAIR, *(name for pair in SCORE_COLUMNS for name in pair))
 SAFE = ("prompt", "response_0", "response_1", "safer_response_id", "better_response_id", *SYSTEMS, HISTORY)
 TRUTHFUL = ("question", "Question", "correct_answers", "Correct Answers", "incorrect_answers", "Incorrect Answers", "Best Answer", "best_answer")
 JUDGED = (*ASKED, *SAMPLE_COLUMNS, *LABELS, *ONE_HOT)
-NO_PROMPT = "a prompt that no column holds"
-SHARED = "dialogues that part before the last message"
 FORMATS = (  # the more special before the more general
-    Format(
-        name="label-studio",
-        uses=("data", "annotations", "completions"),
-        fits=fits_label_studio,
-        read=read_label_studio,
-        source="Label Studio, JSON export of a pairwise comparison",
-        gives="the two texts of `data`, and the side that `annotations[].result[].value.selected` names",
-        refuses="nothing selected, cancelled, or annotators who do not agree",
-    ),
-    Format(
-        name="argilla",
-        uses=("fields", "responses", "suggestions"),
-        fits=fits_argilla,
-        read=read_argilla,
-        source="Argilla, records exported as JSON or as a data set (`question.responses`)",
-        gives="the answers of `fields`, by ranking, label or a rating each; best with worst, second best with second worst",
-        refuses="no submitted response, people who do not agree, ties, a mere suggestion",
-    ),
+    Format(name="label-studio", uses=("data", "annotations", "completions"), fits=fits_label_studio, read=read_label_studio),
+    Format(name="argilla", uses=("fields", "responses", "suggestions"), fits=fits_argilla, read=read_argilla),
     Format(
         name="openai",
         uses=("input", "preferred_output", "non_preferred_output"),
         fits=_has("input", "preferred_output", "non_preferred_output"),
         read=read_openai,
-        source="OpenAI's preference fine-tuning",
-        gives="`input.messages`, then the assistant's message of each output",
-        refuses="tools and tool calls",
     ),
-    Format(
-        name="arena",
-        uses=("conversation_a", "conversation_b", "winner", "turn", *SYSTEMS),
-        fits=fits_arena,
-        read=read_arena,
-        source="Chatbot Arena, MT-Bench human judgements",
-        gives="what both conversations share, and the last answers; MT-Bench's `turn` says how many turns were judged",
-        refuses=f"ties, {SHARED}",
-    ),
-    Format(
-        name="safe-rlhf",
-        uses=SAFE,
-        fits=fits_safe,
-        read=read_safe_rlhf,
-        source="PKU-SafeRLHF",
-        gives="the response that `safer_response_id` or `better_response_id` names (`preference`), and the other",
-        refuses="an id that is neither 0 nor 1",
-    ),
-    Format(
-        name="truthfulqa",
-        uses=TRUTHFUL,
-        fits=fits_truthfulqa,
-        read=read_truthfulqa,
-        source="TruthfulQA, csv or Hub",
-        gives="the i-th correct with the i-th incorrect answer, each once, at most `max_pairs_per_prompt` pairs",
-        refuses="a question all of whose answers stand on both sides",
-    ),
-    Format(
-        name="ultrafeedback",
-        variant="completions",
-        uses=(*ASKED, "completions"),
-        fits=_has("completions"),
-        read=read_completions,
-        source="UltraFeedback",
-        gives="best with worst completion, second best with second worst ..., by the first score that all have",
-        refuses="a missing score, ties",
-    ),
-    Format(
-        name="nectar",
-        uses=(*ASKED, "answers"),
-        fits=fits_nectar,
-        read=read_nectar,
-        source="Nectar: `answers`, a list of {answer, rank}",
-        gives="best with worst answer, second best with second worst ..., by rank (1 is best)",
-        refuses="a missing rank, ties",
-    ),
+    Format(name="arena", uses=("conversation_a", "conversation_b", "winner", "turn", *SYSTEMS), fits=fits_arena, read=read_arena),
+    Format(name="safe-rlhf", uses=SAFE, fits=fits_safe, read=read_safe_rlhf),
+    Format(name="truthfulqa", uses=TRUTHFUL, fits=fits_truthfulqa, read=read_truthfulqa),
+    Format(name="ultrafeedback", variant="completions", uses=(*ASKED, "completions"), fits=_has("completions"), read=read_completions),
+    Format(name="nectar", uses=(*ASKED, "answers"), fits=fits_nectar, read=read_nectar),
     Format(
         name="helpsteer",
         variant="preference",
         uses=(*ASKED, "response_1", "response_2", "preference_strength", "response1", "response2", "overall_preference"),
         fits=fits_signed,
         read=read_signed,
-        source="HelpSteer 2 (preference), HelpSteer 3 (`context`, `response1`, `response2`, `overall_preference`)",
-        gives="below 0 the first response, above 0 the second",
-        refuses="0: a tie",
     ),
+    Format(name="rewardbench-2", uses=(*ASKED, "chosen", "rejected"), fits=fits_rewardbench2, read=read_answer_lists),
+    Format(name="rm-bench", uses=(*ASKED, "chosen", "rejected"), fits=fits_answer_lists, read=read_answer_lists),
+    Format(name="ultrafeedback", variant="binarized", uses=SCORED, fits=_fits_scored, read=read_explicit),
+    Format(name="hh-rlhf", variant="dialogues", uses=PAIR, fits=fits_hh, read=read_hh),
+    Format(name="hh-rlhf", variant="prompt apart", uses=PAIR, fits=fits_hh_apart, read=read_hh),
+    Format(name="llama-factory", variant="sharegpt ranking", uses=PAIR, fits=_fits_ranking, read=read_explicit),
     Format(
-        name="rewardbench-2",
-        uses=(*ASKED, "chosen", "rejected"),
-        fits=fits_rewardbench2,
-        read=read_answer_lists,
-        source="RewardBench 2: lists of right and of wrong answers",
-        gives="the right answer against each wrong one; of several right ones the i-th against the i-th wrong one",
-        refuses="an answer that is empty or stands on both sides",
+        name="rewardbench", uses=PAIR, fits=lambda row: _has("prompt", "chosen", "rejected", "subset")(row) and fits_explicit(row), read=read_explicit
     ),
+    Format(name="llama-factory", variant="alpaca", uses=PAIR, fits=_fits_alpaca, read=read_explicit),
+    Format(name="orca", uses=PAIR, fits=_fits_orca, read=read_explicit),
+    Format(name="trl", variant="explicit prompt", uses=PAIR, fits=fits_explicit, read=read_explicit),
+    Format(name="trl", variant="implicit prompt", uses=PAIR, fits=lambda row: sides_of(row) is not None, read=read_implicit),
+    Format(name="llama-factory", variant="two outputs", uses=(*ASKED, "output"), fits=_fits_output_list, read=read_output_list),
+    Format(name="swift", uses=("messages", "rejected_response", "rejected_messages", *SYSTEMS), fits=_fits_swift, read=read_swift),
+    Format(name="a-b", uses=JUDGED, fits=fits_two_answers, read=read_two_answers),
     Format(
-        name="rm-bench",
-        uses=(*ASKED, "chosen", "rejected"),
-        fits=fits_answer_lists,
-        read=read_answer_lists,
-        source="RM-Bench: lists of three answers, one a style",
-        gives="the i-th chosen against the i-th rejected answer, both of one style",
-        refuses="an answer that is empty or stands on both sides",
+        name="ultrafeedback", variant="generations", uses=(*ASKED, "generations", "ratings", "rating"), fits=fits_generations, read=read_generations
     ),
-    Format(
-        name="ultrafeedback",
-        variant="binarized",
-        uses=SCORED,
-        fits=_fits_scored,
-        read=read_explicit,
-        source="UltraFeedback binarized; any chosen and rejected answer with a score each",
-        gives="`chosen` and `rejected`",
-        refuses="scores that are equal or say the contrary",
-    ),
-    Format(
-        name="hh-rlhf",
-        variant="dialogues",
-        uses=PAIR,
-        fits=fits_hh,
-        read=read_hh,
-        source="Anthropic hh-rlhf: `Human:` and `Assistant:` turns after empty lines or line breaks",
-        gives="all turns but the last, then the last turn of each side",
-        refuses=f"{SHARED}; a turn that seems to hold another",
-    ),
-    Format(
-        name="hh-rlhf",
-        variant="prompt apart",
-        uses=PAIR,
-        fits=fits_hh_apart,
-        read=read_hh,
-        source="the same with the dialogue so far in `prompt`",
-        gives="the dialogue so far and both answers",
-        refuses=SHARED,
-    ),
-    Format(
-        name="llama-factory",
-        variant="sharegpt ranking",
-        uses=PAIR,
-        fits=_fits_ranking,
-        read=read_explicit,
-        source="LLaMA-Factory: `conversations`, `chosen`, `rejected` with `from` and `value`",
-        gives="the conversation (and `system`), then both answers",
-        refuses="unknown roles, tools",
-    ),
-    Format(
-        name="rewardbench",
-        uses=PAIR,
-        fits=lambda row: _has("prompt", "chosen", "rejected", "subset")(row) and fits_explicit(row),
-        read=read_explicit,
-        source="RewardBench 1; `subset` is kept",
-        gives="`prompt`, `chosen`, `rejected`",
-        refuses="",
-    ),
-    Format(
-        name="llama-factory",
-        variant="alpaca",
-        uses=PAIR,
-        fits=_fits_alpaca,
-        read=read_explicit,
-        source="LLaMA-Factory: `instruction`, `input`, `system`, `history`, `chosen`, `rejected`",
-        gives="system, history, then instruction, blank line, input; both answers",
-        refuses="a history that is no list of pairs or messages",
-    ),
-    Format(
-        name="orca",
-        uses=PAIR,
-        fits=_fits_orca,
-        read=read_explicit,
-        source="Orca DPO pairs: `system`, `question`, `chosen`, `rejected`; StackExchange: `question`, `response_j`, `response_k`",
-        gives="system, question; both answers",
-        refuses="",
-    ),
-    Format(
-        name="trl",
-        variant="explicit prompt",
-        uses=PAIR,
-        fits=fits_explicit,
-        read=read_explicit,
-        source="TRL: `prompt` (or `query`, `input`), `chosen`, `rejected`, texts or messages; also the columns " + ", ".join(ANSWERS[2:]),
-        gives="the prompt and what both sides share; both answers",
-        refuses=f"several columns that could be the prompt and differ, {SHARED}",
-    ),
-    Format(
-        name="trl",
-        variant="implicit prompt",
-        uses=PAIR,
-        fits=lambda row: sides_of(row) is not None,
-        read=read_implicit,
-        source="TRL without `prompt`: both sides begin with it",
-        gives="the messages with which both begin; of texts, the words, only with `implicit_prompt` = text",
-        refuses=NO_PROMPT,
-    ),
-    Format(
-        name="llama-factory",
-        variant="two outputs",
-        uses=(*ASKED, "output"),
-        fits=_fits_output_list,
-        read=read_output_list,
-        source="LLaMA-Factory, older: `output` is a list of two, the chosen answer first",
-        gives="`instruction`, `input` and so on, and the two answers",
-        refuses="more than two answers",
-    ),
-    Format(
-        name="swift",
-        uses=("messages", "rejected_response", "rejected_messages", *SYSTEMS),
-        fits=_fits_swift,
-        read=read_swift,
-        source="ms-swift: `messages` ends with the chosen answer, `rejected_response` or `rejected_messages`",
-        gives="all messages but the last, and both answers",
-        refuses=SHARED,
-    ),
-    Format(
-        name="a-b",
-        uses=JUDGED,
-        fits=fits_two_answers,
-        read=read_two_answers,
-        source="LLMBar, AlpacaEval, Arena 55k: two answers (`output_1`, `output_2`; `response_a`, `response_b` ...) and a label, or scores",
-        gives="the answer that the label names, and the other (`label_values` says what a label means that could be read two ways)",
-        refuses="ties, labels that could be read two ways, a label that contradicts scores",
-    ),
-    Format(
-        name="ultrafeedback",
-        variant="generations",
-        uses=(*ASKED, "generations", "ratings", "rating"),
-        fits=fits_generations,
-        read=read_generations,
-        source="distilabel: `generations` and `ratings`, lists of one length",
-        gives="best with worst, second best with second worst ...",
-        refuses="a missing rating, ties",
-    ),
-    Format(
-        name="kto",
-        uses=(*ASKED, "completion", "output", "label", "kto_tag"),
-        fits=fits_kto,
-        read=read_kto,
-        alone=False,
-        source="TRL unpaired preference (KTO): `prompt`, `completion`, `label`; LLaMA-Factory: `kto_tag`",
-        gives="each wanted with an unwanted answer to the same prompt, in the order of the rows",
-        refuses="rows whose prompt has one label only: each is counted",
-    ),
-    Format(
-        name="helpsteer",
-        variant="ratings",
-        uses=(*ASKED, "response", "helpfulness"),
-        fits=fits_rated,
-        read=read_rated,
-        alone=False,
-        source="HelpSteer, HelpSteer 2: one rated response a row",
-        gives="the more with the less helpful response to the same prompt",
-        refuses="a prompt whose responses are rated alike, or that has one response",
-    ),
+    Format(name="kto", uses=(*ASKED, "completion", "output", "label", "kto_tag"), fits=fits_kto, read=read_kto, alone=False),
+    Format(name="helpsteer", variant="ratings", uses=(*ASKED, "response", "helpfulness"), fits=fits_rated, read=read_rated, alone=False),
 )
 # Formats that read the same columns: a row that fits several of one family carries no two judgements.
 CHOSEN_REJECTED = frozenset(f.title for f in FORMATS if f.read in (read_explicit, read_implicit, read_hh, read_answer_lists, read_openai))
@@ -369,13 +160,6 @@ def candidates_of(row: Mapping[str, Any], formats: Sequence[Format]) -> list[For
     if fitting or len(filled) == len(row):
         return fitting
     return [candidate for candidate in formats if candidate.fits(row)]
-
-
-def format_of(row: Mapping[str, Any], name: str = "auto") -> Format | None:
-    """The format of one row, by its own columns. `name` narrows the choice; then one is always returned."""
-    formats = named(name)
-    fitting = candidates_of(row, formats)
-    return fitting[0] if fitting else None if name == "auto" else formats[0]
 
 
 def named(name: str) -> tuple[Format, ...]:

@@ -81,9 +81,9 @@ def read_two_answers(row: Row, config: DataConfig) -> Readings:
     first, second, ending, third = columns
     if third and not is_blank(row[third]):
         raise Refused(third, "a third answer: a label for two answers can't rank three")
-    sides = _both(row, config, first, second)
     if all(name in row for name in ONE_HOT[:2]):
-        return [sides[_one_hot(row)]]
+        return [_both(_one_turn(row), config, first, second)[_one_hot(row)]]
+    sides = _both(row, config, first, second)
     scores, column = _by_score(row, columns), label_column(row)
     if column is None:
         if scores is None:
@@ -118,6 +118,16 @@ def _text(value: Any, name: str) -> str:
     if isinstance(value, list):
         raise Refused(name, f"a list of {len(value)} answers: earlier answers differ, so the two have different prompts")
     return text_of(value, name)
+
+
+def _one_turn(row: Row) -> Row:
+    """Arena 55k lists the prompts of all turns; with one turn the list's only text is the prompt."""
+    prompt = row.get("prompt")
+    if not isinstance(prompt, list) or not all(isinstance(text, str) for text in prompt):
+        return row
+    if len(prompt) != 1:
+        raise Refused("prompt", f"{len(prompt)} turns: earlier answers differ, so the two have different prompts")
+    return {**row, "prompt": prompt[0]}
 
 
 def _one_hot(row: Row) -> int:

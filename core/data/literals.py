@@ -10,7 +10,7 @@ the names None, True, False, nan, array, dtype and object.
 | `[{"role": "user", "content": "Hi"}]` | the list |
 | `[{'role': 'user', 'content': 'Hi'}]` | the list |
 | `[{'role': ...}\\n {'role': ...}]`, `array([{...}], dtype=object)` | the list: numpy prints no commas |
-| `[1] See below`, `[1, 2, 3]`, `['a', 'b']` | stays the text: it is no message list |
+| `[1] See below`, `[1, 2, 3]`, `['a', 'b']`, `[{"role": "user", "content": "Hi"}] is the body` | stays the text: it is no message list |
 | `[{'role': 'user', 'content': 'Hi` | refused: it begins as a message list does and can't be read |
 """
 
@@ -47,6 +47,8 @@ CONTAINERS = frozenset(
 def parse_literal(text: str) -> Any:
     """The list or object that a text is, in JSON, Python's or numpy's notation; None where it is none of them."""
     stripped = text.strip()
+    if len(stripped) <= MAX_CHARACTERS and stripped.startswith(('"[{', "'[{")) and stripped[-1] == stripped[0]:
+        stripped = _text_within_text(stripped)
     if len(stripped) > MAX_CHARACTERS or not stripped.startswith(("[", "{", "array(", "array (")):
         return None
     try:
@@ -54,6 +56,15 @@ def parse_literal(text: str) -> Any:
     except (ValueError, RecursionError):
         value = _parse_python(stripped)
     return value if isinstance(value, (list, dict)) else None
+
+
+def _text_within_text(text: str) -> str:
+    """What a quoted text holds: JSON inside a JSON string."""
+    try:
+        value = json.loads(text) if text.startswith('"') else ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return ""
+    return value if isinstance(value, str) else ""
 
 
 def _parse_python(text: str) -> Any:
@@ -109,18 +120,51 @@ def _append(pieces: list[str], piece: str) -> None:
     pieces.append(piece)
 
 
+def _ends_early(text: str) -> bool:
+    """Whether the list or object with which a text begins is whole and other words follow it: then the text speaks of a list and is none."""
+    position = text.index(text.lstrip()[0])
+    depth, started = 0, False
+    while match := TOKEN.match(text, position):
+        position = match.end()
+        if match.lastgroup == "mark":
+            depth += (match.group() in "[{(") - (match.group() in "]})")
+            started = True
+        if started and depth == 0:
+            return bool(text[position:].strip())
+    return False
+
+
 def unpack_messages(value: Any, field: str) -> Any:
-    """The message list (or the one message, or the object with `messages`) that a text is; any other value as it is.
+    """The message list (or the one message, or the object with `messages`) that a text is; any other value as it is. Also a list of messages each of
+    which is written as text, and an object of lists {role: [...], content: [...]}.
 
     Raises Refused where the text begins as a message list does and can't be read: its letters would become the answer.
     """
-    if not isinstance(value, str) or not value.lstrip()[:6].startswith(("[", "{", "array")):
+    if isinstance(value, list) and value and all(isinstance(item, str) and item.lstrip().startswith("{") for item in value):
+        items = [parse_literal(item) for item in value]
+        return items if all(map(is_message, items)) else value
+    if isinstance(value, dict):
+        return _rows_of_columns(value)
+    if not isinstance(value, str) or not _may_be_literal(value):
         return value
     parsed = parse_literal(value)
     if _is_messages(parsed):
-        return parsed
-    if parsed is None and BEGINS_AS_MESSAGES.match(value) and KEYS_OF_MESSAGES.search(value):
+        return _rows_of_columns(parsed)
+    if parsed is None and BEGINS_AS_MESSAGES.match(value) and KEYS_OF_MESSAGES.search(value) and not _ends_early(value):
         raise Refused(field, "a message list written as text that can't be read (cut, or in no known notation)")
+    return value
+
+
+def _may_be_literal(text: str) -> bool:
+    return text[:200].lstrip()[:6].startswith(("[", "{", "array", '"[{', "'[{"))
+
+
+def _rows_of_columns(value: Any) -> Any:
+    """A list of messages, where an object has one list a field (as `datasets` writes a sequence of objects)."""
+    for role, content in (("role", "content"), ("from", "value")) if isinstance(value, dict) else ():
+        roles, contents = value.get(role), value.get(content)
+        if isinstance(roles, list) and isinstance(contents, list) and len(roles) == len(contents):
+            return [{role: a, content: b} for a, b in zip(roles, contents, strict=True)]
     return value
 
 
@@ -134,18 +178,25 @@ def unpack_row(row: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     """The row with lists and objects in place of texts that are unmistakably such, and whether there was one. Raises Refused as `unpack_messages`."""
     listed = {"num_correct", "num_rejected"} & row.keys()  # RewardBench 2: `chosen` and `rejected` are lists of answers
     lists = {"chosen", "rejected"} if listed else {"prompt", "response_a", "response_b"} if "winner_model_a" in row else set()
-    changed = {name: new for name, value in row.items() if isinstance(value, str) and (new := _unpacked(name, value, lists)) is not value}
+    changed = {name: new for name, value in row.items() if (new := _unpacked(name, value, lists)) is not value}
     return ({**row, **changed}, True) if changed else (dict(row), False)
 
 
-def _unpacked(name: str, text: str, lists: set[str]) -> Any:
-    if not text.lstrip()[:6].startswith(("[", "{", "array")):
-        return text
-    if name in CONTAINERS or name in lists or name.endswith((".responses", ".status", ".suggestion")):
-        parsed = parse_literal(text)
+def _unpacked(name: str, value: Any, lists: set[str]) -> Any:
+    by_nature = name in CONTAINERS or name in lists or name.endswith((".responses", ".status", ".suggestion"))
+    if by_nature and isinstance(value, str) and _may_be_literal(value):
+        parsed = parse_literal(value)
         if parsed is not None:
-            return parsed
-    return unpack_messages(text, name)
+            return unpack_messages(parsed, name)
+    return unpack_messages(value, name)
+
+
+def holds_list_of_texts(value: Any) -> bool:
+    """Whether a text is a list of texts, as a csv has them of a column of lists. It may as well be an answer, so it stays a text."""
+    if not isinstance(value, str) or not value.lstrip()[:2].startswith(("['", '["')):
+        return False
+    parsed = parse_literal(value)
+    return isinstance(parsed, list) and bool(parsed) and all(isinstance(item, str) for item in parsed)
 
 
 def as_json(value: Any) -> str:

@@ -8,16 +8,15 @@ from typing import Any
 
 from core.data.texts import Refused, is_missing
 
-# Score columns of the chosen and of the rejected answer, as data sets name them.
+# Score columns of the chosen and of the rejected answer, as data sets name them: the judgement that chose. Rewards of a model
+# are none, for they may well say the contrary (`scores_chosen` of RewardBench's and our own results, `chosen_reward`).
 SCORE_COLUMNS = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
-    ("scores_chosen", "scores_rejected"),
     ("chosen-rating", "rejected-rating"),
     ("chosen_rating", "rejected_rating"),
     ("rating_chosen", "rating_rejected"),
     ("chosen_avg_rating", "rejected_avg_rating"),
-    ("chosen_reward", "rejected_reward"),
 )
 
 

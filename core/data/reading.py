@@ -13,19 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from core.config import DataConfig
+from core.data.chosen_rejected import SIDES, sides_of
 from core.data.columns import ABOUT_ANSWERS, CONVERSATIONS, PROMPTS, check_media, holds_sentence
 from core.data.decide import TIES, as_label, label_sets, side_of
 from core.data.drafts import Draft, Format, Judged, Rated, Reading
 from core.data.formats import CHOSEN_REJECTED, candidates_of, meta_of, named
 from core.data.grouped import match
 from core.data.judged import answer_columns
-from core.data.literals import unpack_row
+from core.data.literals import as_json, holds_list_of_texts, unpack_row
 from core.data.rows import Row, printable
 from core.data.texts import Refused, is_blank, is_message, keeps
 from core.types import RefusedRow
 
 MAX_DISTINCT = 10_000  # texts of a column that are told apart
-RIVALS = frozenset(("a-b", "safe-rlhf", "arena", "nectar", "ultrafeedback (completions)", "ultrafeedback (generations)"))
+RIVALS = frozenset(("a-b", "safe-rlhf", "arena", "nectar", "truthfulqa", "ultrafeedback (completions)", "ultrafeedback (generations)"))
 
 
 @dataclass
@@ -75,6 +76,7 @@ class Gathered:
     n_read_as: Counter[Format] = field(default_factory=Counter)
     n_fitting: int = 0  # rows whose columns some format has
     n_unpacked: int = 0
+    n_lists_kept_as_text: int = 0
     n_second_format: Counter[tuple[str, str]] = field(default_factory=Counter)
     unread: dict[str, ColumnTexts] = field(default_factory=lambda: defaultdict(ColumnTexts))
     n_overwritten: Counter[str] = field(default_factory=Counter)  # columns whose place the mapping gives to another
@@ -100,7 +102,7 @@ class Gathered:
             self.n_unpacked += unpacked
         except Refused as refused:
             self.refuse(row.number, refused)
-            if (refused.field, refused.reason) == ("prompt", "missing") and all(is_blank(row.values.get(name)) for name in PROMPTS):
+            if refused.field in PROMPTS and refused.reason in ("missing", "empty") and all(is_blank(row.values.get(name)) for name in PROMPTS):
                 self.promptless[row.number] = None
                 columns = answer_columns(frozenset(row.values))
                 self._count(row.values, frozenset(columns[:2] if columns else ()), self.promptless_texts)
@@ -130,6 +132,8 @@ class Gathered:
         if drafts:
             self._use(number, own_id, drafts, meta, format_)
         self._count(values, read, self.unread)
+        sides = sides_of(values)
+        self.n_lists_kept_as_text += sides is not None and all(holds_list_of_texts(values[name]) for name in sides)
 
     def _use(self, number: int, own_id: str, drafts: Sequence[Draft], meta: Mapping[str, Any], format_: Format) -> None:
         self.used.add(number)
@@ -149,6 +153,8 @@ class Gathered:
     def _compare(self, readings: Sequence[Reading], format_: Format, values: Mapping[str, Any], fitting: Sequence[Format]) -> None:
         """A row with columns of two formats: refused where one says the contrary of the other, else noted. Raises Refused."""
         ours = {pair for reading in readings for pair in _decided(reading, self.config)}
+        if format_.title in CHOSEN_REJECTED:
+            self._compare_sides(format_, values)
         for other in fitting[1:]:
             if not ({format_.title, other.title} & CHOSEN_REJECTED and {format_.title, other.title} & RIVALS):
                 continue
@@ -161,6 +167,21 @@ class Gathered:
             if theirs and not theirs <= ours:
                 self.n_second_format[format_.title, other.title] += 1
                 return
+
+    def _compare_sides(self, format_: Format, values: Mapping[str, Any]) -> None:
+        """Two pairs of columns that name the chosen and the rejected answer: refused where they are swapped, else noted where they differ."""
+        sides = sides_of(values)
+        if sides is None:
+            return
+        read = tuple(as_json(values[name]) for name in sides)
+        for pair in SIDES:
+            if pair == sides or any(is_blank(values.get(name)) for name in pair):
+                continue
+            other = tuple(as_json(values[name]) for name in pair)
+            if other == read[::-1]:
+                raise Refused(pair[0], f"contradicts {sides[0]}: it holds the answer of {sides[1]}")
+            if other != read:
+                self.n_second_format[format_.title, " and ".join(pair)] += 1
 
     def finish(self) -> None:
         """Decides what waited for the end of the file."""
@@ -191,8 +212,8 @@ class Gathered:
         """Tells rows without a prompt which column may hold it."""
         names = self.prompt_candidates()
         if names:
-            hint = f"missing; the column {printable(names[0])} may hold it: --columns prompt={printable(names[0])}"
-            self.refused = [RefusedRow(row=r.row, field=r.field, reason=hint) if r.row in self.promptless else r for r in self.refused]
+            hint = f"; the column {printable(names[0])} may hold it: --columns prompt={printable(names[0])}"
+            self.refused = [RefusedRow(row=r.row, field=r.field, reason=r.reason + hint) if r.row in self.promptless else r for r in self.refused]
 
     def prompt_candidates(self) -> list[str]:
         """Columns of rows without a prompt that may hold it, the likeliest first."""
@@ -205,6 +226,8 @@ class Gathered:
         notes += [f"{n:,} rows also have the columns of {other}; they were read as {ours}" for (ours, other), n in self.n_second_format.items()]
         if self.n_unpacked:
             notes.append(f"{self.n_unpacked:,} rows hold lists written as text (a message list in a csv, say): they were read as lists")
+        if self.n_lists_kept_as_text:
+            notes.append(f"in {self.n_lists_kept_as_text:,} rows both answers are lists of texts written as text; each was read as one answer")
         notes += [
             f"the column {printable(name)} is not read in {n:,} rows: the mapping reads {printable(self.config.columns[name])} in its place"
             for name, n in self.n_overwritten.items()
