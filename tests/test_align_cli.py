@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from left_out_helpers import counts_of
 from runs_helpers import wait_state
 
 import core.runs.launch as launching
 from core import align_cli, console
+from core.align.left_out import sentences
 from core.align.presets import ALIGN_PRESETS, align_preset
 from core.align_cli import align_config
 from core.align_job import ALIGN, completed
@@ -215,6 +217,7 @@ def test_detach(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def manifest(round: int, **more: Any) -> dict[str, Any]:
     figures = {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}, "kl_per_token": {"value": 0.01 * round, "low": 0.0, "high": 0.02}}
     figures |= {"reward": {"value": 1.0, "low": 0.5, "high": 1.5}} if round < 2 else {}
+    figures = {name: {**figure, "n": 12} for name, figure in figures.items()}
     counts = {"generated": 48, "parsed": 40, "kept": 30, "dropped": 10, "reasons": {"margin": 9, "too long": 1}}
     return {"round": round, **counts, "seconds": 75.0, "evaluation": {"figures": figures}, **more}
 
@@ -228,6 +231,38 @@ def test_a_person_sees_pairs_policy_warnings_and_places(capsys: pytest.CaptureFi
     console.print_outcome("align", {"outcome": {**outcome, "warnings": [], "stopped": "no pair was kept", "artefact": "/a", "adapter": None}})
     out = capsys.readouterr().out
     assert "no pair was kept" in out and "adapter" not in out
+
+
+def test_a_person_sees_what_was_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every place between the prompts and the figures where something leaves; where nothing was counted (older files) nothing is said."""
+    about = {
+        "held_out": "test", "held_out_pairs": 20, "held_out_pairs_of": 31, "held_out_pairs_refused": 3,
+        "held_out_pairs_refused_by_reason": {"too long: 900 tokens, at most 512": 3},
+        "validation_pairs": 9, "validation_pairs_of": 9, "validation_pairs_refused": 0, "answers": 6, "answers_of": 16, "answers_unread": 2,
+        "mc_questions": 8, "mc_unseen": 5, "mc_refused": 2, "mc_unseen_refused": 1,
+    }  # fmt: skip
+    prompts = {"n": 10, "source": "p.jsonl", "n_refused": 1, "n_repeated": 2, "n_held_out": 3, "n_over_limit": 4}
+    counts = {"prompts": prompts, "not_parsed": {"empty answer": 8}, "unread": 2, "learnt_from": {"train": 20, "validation": 8, "refused": 2}}
+    rounds = [manifest(1, **counts, evaluation={"figures": manifest(1)["evaluation"]["figures"], "about": {"answers": 6, "answers_unread": 0}})]
+    base = manifest(0, evaluation={"figures": manifest(0)["evaluation"]["figures"], "about": about})
+    outcome = {"arm": "sparserm", "base": base, "rounds": rounds, "chosen_round": 1, "choice": "the best", "stopped": "", "warnings": []}
+    console.print_align({**outcome, "artefact": "/a", "adapter": None, "pair_counts": counts_of(n=49, refused=21)})
+    out = capsys.readouterr().out
+    for line in (
+        "Prompts: 10 are asked (p.jsonl); left out: 3 held out for the evaluation, 2 repeated, 1 rows without a prompt that can be asked, "
+        "4 beyond --prompts-limit.",
+        "Round 1: generated texts that are no pair: 8 empty answer.",
+        "Round 1: the reward model can't read 2 of 40 pairs.",
+        "Round 1: DPO learnt from 20 pairs, 8 chose the epoch, 2 were refused.",
+        "Measured on 20 of 31 test pairs; 3 can't be compared (3 too long: 900 tokens, at most 512), 8 were not drawn (--evaluation-pairs).",
+        "Answers to 6 of 16 held-out prompts.",
+        "2 of 8 multiple-choice questions are too long (1 of 5 unseen ones).",
+        "Round 0: 2 of 6 answers can't be read, so they have no reward.",
+        "Left out: the language model can't read 21 of 49 pairs (21 of 49 in test).",
+    ):
+        assert line in out, line
+    assert "(0.400 to 0.600), 12" in out and "validation pairs;" not in out
+    assert sentences({**outcome, "base": manifest(0), "rounds": [manifest(1)]}) == [], "an older file"
 
 
 # --- the whole, with its adapter, by one process and by two --------------------------------------------------------

@@ -355,12 +355,20 @@ def test_the_best_epoch(monkeypatch: pytest.MonkeyPatch, figures: Sequence[tuple
     class Trainer:
         model = 0
 
-    watch = Watch(judge=judge, progress=lambda *_, **__: None)
+    watch = Watch(judge=judge, progress=lambda *_, **__: None, n_pairs=10, batch_size=4)
     monkeypatch.setattr(dpo_trainer, "adapter_tensors", lambda model: {"weights": torch.tensor(model)})
     for epoch in (1, 2, 3):
         Trainer.model = epoch
         watch.end_epoch(Trainer, epoch)
     assert watch.best_epoch == best and int(watch.best["weights"]) == best
+
+
+def test_each_steps_figures_say_of_how_many_pairs_they_are() -> None:
+    """Ten pairs in batches of four: 4, 4 and 2, in every epoch."""
+    watch = Watch(judge=lambda _: {}, progress=lambda *_, **__: None, n_pairs=10, batch_size=4)
+    for step in range(1, 7):
+        watch.log({"loss": 0.5, "rewards/accuracies": 0.5}, step, 6)
+    assert [row["n"] for row in watch.curve] == [4, 4, 2, 4, 4, 2]
 
 
 def test_nothing_trainable_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

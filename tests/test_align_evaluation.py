@@ -417,7 +417,7 @@ def test_preferences_are_those_of_a_plain_loop(moved: Policy) -> None:
     texts = [("Yes.", "Take your time and begin with the small things."), ("Gladly, friend.", "Nope."), ("no", "yes"), ("a b c d", "e"), ("x", "x y")]
     pairs = PreferencePairs(pairs=tuple(replace(pair, chosen=a, rejected=b) for pair, (a, b) in zip(pairs, texts, strict=True)), split=pairs.split)
     found, said = preference_measures(moved.backbone, pairs, CONFIG, "held-out pairs")
-    assert said == {"held_out_pairs": 5, "held_out_pairs_refused": 0}
+    assert said == {"held_out_pairs": 5, "held_out_pairs_refused": 0, "held_out_pairs_refused_by_reason": {}}
     encoded, _ = encode_pairs(pairs.pairs, moved.backbone, 512)
 
     def tokens(prompt: list[int], ids: list[int]) -> np.ndarray:
@@ -438,7 +438,8 @@ def test_pairs_that_cannot_be_compared_are_counted(tiny: Backbone) -> None:
         pairs=(pairs[0], replace(pairs[1], rejected=pairs[1].chosen), replace(pairs[2], chosen="word " * 3000)), split=pairs.split
     )
     found, said = preference_measures(tiny, pairs, CONFIG, "held-out pairs")
-    assert len(found["accuracy"].values) == 1 and said == {"held_out_pairs": 1, "held_out_pairs_refused": 2}
+    assert len(found["accuracy"].values) == 1 and (said["held_out_pairs"], said["held_out_pairs_refused"]) == (1, 2)
+    assert len(said["held_out_pairs_refused_by_reason"]) == 2 and sum(said["held_out_pairs_refused_by_reason"].values()) == 2
 
 
 # --- the whole -----------------------------------------------------------------------------------------------------
@@ -515,6 +516,9 @@ def test_round_zero_in_figures(before: PolicyEvaluation, reward_model: SparseRM,
     assert before.drift == () and before.warnings == () and all(one.difference is None for one in before.figures.values())
     assert list(before.figures) == [name for name in MEANING if name in before.figures] and set(before.figures) == set(MEANING)
     assert before.about["answers_unread"] == 1 and before.about["held_out"] == "test"
+    assert before.about["held_out_pairs_of"] == WORLD.split.count("test"), "of how many pairs of the split those measured are"
+    assert before.about["validation_pairs_of"] == WORLD.split.count("validation")
+    assert before.about["answers_of"] == len({WORLD[int(i)].prompt_id for i in WORLD.rows_of("test")})
 
 
 def test_unseen_questions_are_neither_the_reward_models_nor_the_policys(before: PolicyEvaluation) -> None:

@@ -133,7 +133,16 @@ def test_the_manifest_says_how_to_make_the_round_again(made: Made, reward_model:
     assert manifest is not None
     assert manifest["seeds"] == {"prompts": 0, "evaluation": 0, **dict.fromkeys(("candidates", "dpo", "random_drop"), 2 * SEEDS_A_ROUND)}
     assert manifest["reward_model"] == manifest["measured_by"] and manifest["reward_model"]["kind"] == "sparserm"
-    assert manifest["prompts"] == {"n": 24, "source": "the fit's train prompts", "n_held_out": 0, "n_refused": 0}
+    left_out = dict.fromkeys(("n_refused", "n_repeated", "n_held_out", "n_over_limit"), 0)
+    assert manifest["prompts"] == {"n": 24, "source": "the fit's train prompts", **left_out}
+    one = made.rounds[2]
+    assert sum(manifest["not_parsed"].values()) == manifest["generated"] - manifest["parsed"]
+    assert manifest["unread"] == sum(None in (row["reward_chosen"], row["reward_rejected"]) for row in one.rewards)
+    assert one.dpo is not None and manifest["learnt_from"] == {
+        "train": one.dpo["n_pairs"], "validation": one.dpo["n_validation"], "refused": len(one.dpo["refused"])
+    }  # fmt: skip
+    assert manifest["kept"] == sum(manifest["learnt_from"].values())
+    assert made.said["pair_counts"]["n_pairs"] == 100, "and what the reward model's fit could not read"
     assert manifest["tokens"]["written"] > 0 and manifest["tokens"]["trained"] > 0 and manifest["stopped"] == ""
     assert set(manifest["steps"]) == set(STEPS) and manifest["time_seconds"]["total"] == pytest.approx(
         sum(seconds for step, seconds in manifest["time_seconds"].items() if step != "total")

@@ -56,6 +56,10 @@ def test_held_out_prompts_of_a_file_are_never_asked(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = choose_prompts(str(tmp_path / "p.jsonl"), pairs(train=1, validation=1, test=1), limit=0, seed=0)
     assert texts(found) == ["new", "train 0"] and (found.n_held_out, found.n_refused) == (2, 0)
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps({"prompt": q}) + "\n" for q in ("new", "test 0", "train 0", "new", "new", "")))
+    found = choose_prompts(str(tmp_path / "r.jsonl"), pairs(train=1, test=1), limit=1, seed=0)
+    counts = {"n": 1, "source": found.source, "n_refused": 1, "n_repeated": 2, "n_held_out": 1, "n_over_limit": 1}
+    assert found.counts() == counts, "6 rows are counted out"
     (tmp_path / "q.jsonl").write_text(json.dumps(rows[1]) + "\n")
     with pytest.raises(DataError, match=r"(?s)no prompt is left.*1 in .*q.jsonl"):
         choose_prompts(str(tmp_path / "q.jsonl"), pairs(train=1, validation=1, test=1), limit=0, seed=0)

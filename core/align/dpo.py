@@ -46,7 +46,8 @@ REFERENCE = "read reference"
 class DPOOutcome:
     """What a training did. `adapter_before` and `adapter_after` are hashes over tensors, `base` where the round began without an adapter.
 
-    `curve` has a row for each step: loss, accuracy, margin ... of the step's pairs before the step (margin: beta times the difference of log-ratios).
+    `curve` has a row for each step: loss, accuracy, margin ... of the step's `n` pairs before the step (margin: beta times the difference of
+    log-ratios).
     `epochs` has one for each epoch: accuracy of the validation pairs with its interval (null without pairs), their loss and mean margin. `refused`
     says by pair why it was not used, validation pairs included. `tokens` counts what the training steps read, padding apart.
     """
@@ -166,7 +167,7 @@ def _train(job: _Job, adapter_before: str, out: Path | None, progress: Progress)
     with tempfile.TemporaryDirectory() as scratch, _own_random_numbers():
         progress(REFERENCE, 0, 1)
         trainer = new_trainer(backbone, job.start, usable, config, scratch)
-        watch = Watch(judge=_judge(trainer, held_out, config), progress=progress)
+        watch = Watch(judge=_judge(trainer, held_out, config), progress=progress, n_pairs=len(usable), batch_size=config.batch_size)
         progress(REFERENCE, 1, 1)
         before, trainable = tensors_hash(adapter_tensors(trainer.model)), trainable_parameters(trainer.model)
         trainer.add_callback(watch.callback(trainer))

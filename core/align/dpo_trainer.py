@@ -161,10 +161,15 @@ def sequence_logprobs(trainer: Any, pairs: Sequence[EncodedPair], *, bare: bool)
 
 @dataclass(kw_only=True)
 class Watch:
-    """What is noted while a policy trains: a row for each step, and after each epoch what `judge` says of it with the adapter's tensors then."""
+    """What is noted while a policy trains: a row for each step, and after each epoch what `judge` says of it with the adapter's tensors then.
+
+    `n` of a step's row is the number of its pairs, of which its accuracy is: `batch_size`, or what is left of the epoch's `n_pairs`.
+    """
 
     judge: Callable[[Any], Mapping[str, Any]]
     progress: Progress
+    n_pairs: int
+    batch_size: int
     curve: list[dict[str, float]] = field(default_factory=list)
     epochs: list[Mapping[str, Any]] = field(default_factory=list)
     best: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -195,7 +200,8 @@ class Watch:
                 found=str(row),
                 remedy="a smaller --lr, or --dtype float32",
             )
-        self.curve.append({"step": step, **row})
+        before = (step - 1) % math.ceil(self.n_pairs / self.batch_size) * self.batch_size
+        self.curve.append({"step": step, **row, "n": min(self.batch_size, self.n_pairs - before)})
         self.progress(STEP, step, total, loss=row["loss"])
 
     def end_epoch(self, trainer: Any, epoch: int) -> None:

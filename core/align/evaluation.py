@@ -38,6 +38,7 @@ from core.explain.estimates import Estimate
 from core.explain.spaces import sampled
 from core.reward.dialogues import items_of
 from core.reward.model import SparseRM
+from core.reward.pair_counts import count_reasons
 from core.runs.store import write_json
 from core.types import PreferencePairs, Progress, no_progress
 
@@ -91,7 +92,7 @@ def evaluate_policy(
     split = held_out_split(pairs)
     measures, about = preference_measures(policy.backbone, drawn_pairs(pairs, split, config), config, "held-out pairs", progress)
     on_validation, said = preference_measures(policy.backbone, drawn_pairs(pairs, "validation", config), config, "validation pairs", progress)
-    measures["validation_accuracy"], about = on_validation["accuracy"], {"held_out": split, **about, **said}
+    measures["validation_accuracy"], about = on_validation["accuracy"], {"held_out": split, **about, **said, **_sizes(pairs, split)}
     answers = write_answers(generator, drawn_prompts(pairs, split, config), progress)
     rewards, projections = read_answers(model, answers, progress)
     measures |= answer_measures(policy, answers, rewards, config, progress)
@@ -107,6 +108,13 @@ def evaluate_policy(
         about={**about, "answers": len(answers), "answers_unread": int(np.isnan(rewards).sum()), "seed": config.seed},
     )
     return found if first is None else _against(first, found, model)
+
+
+def _sizes(pairs: PreferencePairs, split: str) -> dict[str, int]:
+    """How many pairs and prompts there are to draw from: what was measured stands beside it in `about`."""
+    rows = pairs.rows_of(split)
+    n_prompts = len({pairs[int(i)].prompt_id for i in rows})
+    return {"held_out_pairs_of": len(rows), "validation_pairs_of": len(pairs.rows_of("validation")), "answers_of": n_prompts}
 
 
 def _against(first: PolicyEvaluation, found: PolicyEvaluation, model: SparseRM) -> PolicyEvaluation:
@@ -139,7 +147,7 @@ def drawn_pairs(pairs: PreferencePairs, split: str, config: PolicyEvaluationConf
 def preference_measures(
     backbone: Backbone, pairs: PreferencePairs, config: PolicyEvaluationConfig, step: str, progress: Progress = no_progress
 ) -> tuple[dict[str, Measure], dict[str, Any]]:
-    """accuracy, accuracy_per_token and logprob_margin of pairs under the backbone, and how many were measured and refused.
+    """accuracy, accuracy_per_token and logprob_margin of pairs under the backbone, and how many were measured and refused, and why.
 
     Pairs that DPO would refuse (over the backbone's `max_length`, equal answers) can't be compared either.
     """
@@ -152,7 +160,7 @@ def preference_measures(
     values = {"accuracy": margin > 0, "accuracy_per_token": means[:, 0] > means[:, 1], "logprob_margin": margin}
     measures = {name: Measure(values=one.astype(np.float64), groups=groups) for name, one in values.items()}
     name = step.replace("-", "_").replace(" ", "_")
-    return measures, {name: len(encoded), f"{name}_refused": len(refused)}
+    return measures, {name: len(encoded), f"{name}_refused": len(refused), f"{name}_refused_by_reason": count_reasons(refused.values())}
 
 
 # --- held-out prompts --------------------------------------------------------------------------------------------------
@@ -249,6 +257,7 @@ def mc_measures(
     for name, rows in (("unseen", unseen), ("all", np.arange(len(questions)))):
         measures |= {f"mc1_{name}": Measure(values=found.mc1[rows], groups=rows), f"mc2_{name}": Measure(values=found.mc2[rows], groups=rows)}
     counts = {"mc_questions": len(questions), "mc_unseen": len(unseen), "mc_refused": int(np.isnan(found.mc1).sum())}
+    counts["mc_unseen_refused"] = int(np.isnan(found.mc1[unseen]).sum())
     return measures, {**counts, "mc_format": config.mc_format}
 
 

@@ -29,6 +29,7 @@ from core.align.steps import VERSIONS, AlignSteps
 from core.align.watch import CHOICE, RULE, choose_round
 from core.config import BackboneConfig
 from core.errors import MissingError
+from core.reward.pair_counts import brief
 from core.runs.store import Artefact, Store, publish_folder, write_json
 from core.types import Progress, no_progress
 
@@ -133,9 +134,11 @@ def _outcome(work: AlignSteps, finished: Sequence[Artefact]) -> AlignOutcome:
         if trained:
             shutil.copytree(work.store.folder(DPO, trained[-1]) / "adapter", folder / "adapter")
         warnings = [{"round": one["round"], **said} for one in rounds for said in one["evaluation"]["warnings"]]
+        counts = work.model.parts.method.get("pair_counts")  # of the fit: pairs it could not read are in no figure here either
+        rest = {"pair_counts": counts and brief(counts), "config": work.config.to_dict()}
         head = {"arm": work.config.arm, "chosen_round": chosen, "choice": CHOICE, "warnings": warnings, "rule": RULE}
         stopped = next((one["stopped"] for one in rounds if one["stopped"]), "")
-        write_json(folder / "alignment.json", {**head, "stopped": stopped, "base": rounds[0], "rounds": rounds[1:], "config": work.config.to_dict()})
+        write_json(folder / "alignment.json", {**head, "stopped": stopped, "base": rounds[0], "rounds": rounds[1:], **rest})
         return {"arm": work.config.arm, "rounds": len(rounds) - 1, "chosen_round": chosen}
 
     inputs = [one.fingerprint for one in finished]

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,12 +29,23 @@ HELD_OUT = ("validation", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSet:
-    """The prompts of a round, each once; `source` says where they are from. `n_held_out` prompts were left out, `n_refused` rows were unusable."""
+    """The prompts of a round, each once; `source` says where they are from.
+
+    Not among them: `n_refused` rows that hold no prompt that can be asked, `n_repeated` prompts that stand before already, `n_held_out` that the
+    evaluation is measured on, and `n_over_limit` that the limit leaves out.
+    """
 
     prompts: tuple[Prompt, ...]
     source: str
-    n_held_out: int = 0
     n_refused: int = 0
+    n_repeated: int = 0
+    n_held_out: int = 0
+    n_over_limit: int = 0
+
+    def counts(self) -> dict[str, Any]:
+        """How many there are, from where, and how many are not among them."""
+        names = ("source", "n_refused", "n_repeated", "n_held_out", "n_over_limit")
+        return {"n": len(self.prompts), **{name: getattr(self, name) for name in names}}
 
 
 def choose_prompts(path: str, pairs: PreferencePairs, *, limit: int, seed: int, progress: Progress = no_progress) -> PromptSet:
@@ -41,33 +53,44 @@ def choose_prompts(path: str, pairs: PreferencePairs, *, limit: int, seed: int, 
 
     Raises DataError where none is left.
     """
-    found, source, refused = _of_file(path, progress) if path else _of_pairs(pairs)
+    every, source, refused = _of_file(path, progress) if path else _of_pairs(pairs)
+    distinct = _distinct(every)
     held_out = {pair.prompt_id for pair, split in zip(pairs, pairs.split, strict=True) if split in HELD_OUT}
-    free = [prompt for prompt in found if prompt.prompt_id not in held_out]
+    free = [prompt for prompt in distinct if prompt.prompt_id not in held_out]
     if not free:
         said = "no prompt is left to align on"
-        raise DataError(said, expected="prompts that are not held out for the evaluation", found=f"{len(found)} in {source}", remedy="--prompts FILE")
+        raise DataError(
+            said, expected="prompts that are not held out for the evaluation", found=f"{len(distinct)} in {source}", remedy="--prompts FILE"
+        )
     drawn = np.sort(np.random.default_rng(seed).permutation(len(free))[: limit or len(free)])
-    return PromptSet(prompts=tuple(free[int(i)] for i in drawn), source=source, n_held_out=len(found) - len(free), n_refused=refused)
+    return PromptSet(
+        prompts=tuple(free[int(i)] for i in drawn),
+        source=source,
+        n_refused=refused,
+        n_repeated=len(every) - len(distinct),
+        n_held_out=len(distinct) - len(free),
+        n_over_limit=len(free) - len(drawn),
+    )
 
 
 def _of_pairs(pairs: PreferencePairs) -> tuple[list[Prompt], str, int]:
     """The prompts that the paper's protocols keep free for DPO, else those that the reward model was trained on."""
     split = UNUSED if UNUSED in pairs.split else "train"
     ours = (Prompt(messages=pair.prompt) for pair, own in zip(pairs, pairs.split, strict=True) if own == split)
-    return _distinct(ours), f"the fit's {split} prompts", 0
+    return _distinct(ours), f"the fit's {split} prompts", 0  # pairs of one prompt repeat it by their nature: that is no loss
 
 
 def _of_file(path: str, progress: Progress) -> tuple[list[Prompt], str, int]:
     if _holds_pairs(path):
         pairs, report = load_pairs(DataConfig(pairs=path), progress)
-        return _distinct(Prompt(messages=pair.prompt) for pair in pairs), report.source, len(report.refused)
+        distinct = _distinct(Prompt(messages=pair.prompt) for pair in pairs)
+        return distinct, report.source, len(report.refused)
     with closing(open_source(DataConfig(pairs=path))) as source:
         rows = [_prompt(row) for row in source.rows]
     prompts = [row for row in rows if row is not None]
     if not prompts:
         raise DataError(f"{path} holds no prompt", expected="preference pairs, or rows with `prompt`", found=f"{len(rows)} rows without")
-    return _distinct(prompts), source.name, len(rows) - len(prompts)
+    return prompts, source.name, len(rows) - len(prompts)
 
 
 def _holds_pairs(path: str) -> bool:

@@ -1,10 +1,13 @@
 """The manifest of a round, `round.json`: what went in, what came out, how to make it again. Everything but `time_*` is the same in every run of it.
 
 round, arm, mode, reference      which round, what filtered, how candidates were made, what DPO was held to
-generated, parsed, kept, dropped, reasons      in pairs: kept + dropped = parsed <= generated
+generated, parsed, kept, dropped, reasons      in pairs: kept + dropped = parsed <= generated; `reasons` of the dropped ones
+not_parsed                       why generated pairs were no pairs: reason -> how many
+unread                           parsed pairs that the reward model can't read (arm `none` keeps them)
+learnt_from                      pairs of DPO: `train`, `validation` (they choose the epoch) and those `refused` after the filter; null without DPO
 adapter_before, adapter_after    sha256 over tensors; `base` where there is no adapter
 reward_model, measured_by        kind and content hash of what filtered and of what measures
-prompts, tokens, seeds           how many and from where; written and trained on; all that was drawn with
+prompts, tokens, seeds           how many, from where and how many were left out; written and trained on; all that was drawn with
 evaluation                       the policy after the round (core.align.evaluation); of round 0 the base model
 steps                            step -> fingerprint of its artefact
 stopped                          why no further round was begun; empty if none was to come, or one came
@@ -17,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.align.filtering import NONE
-from core.align.records import CANDIDATES, DPO, EVALUATION, FILTER, read_json
+from core.align.records import CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, read_json
 from core.align.steps import AlignSteps, round_seed
 from core.reward.model import SparseRM
 from core.runs.store import Artefact
@@ -38,11 +41,14 @@ def round_manifest(work: AlignSteps, round: int, steps: Mapping[str, Artefact]) 
         "reference": config.dpo.reference,
         **{name: kept.get(name, 0) for name in ("generated", "parsed", "kept", "dropped")},
         "reasons": kept.get("reasons", {}),
+        "not_parsed": said.get(CANDIDATES, {}).get("refused", {}),
+        "unread": said[REWARDS]["n"] - said[REWARDS]["n_read"] if REWARDS in said else 0,
+        "learnt_from": _learnt_from(steps),
         "adapter_before": trained["adapter_before"] if trained else said[EVALUATION]["adapter"],
         "adapter_after": trained["adapter_after"] if trained else said[EVALUATION]["adapter"],
         "reward_model": None if config.arm == NONE else _named(work, "judge", work.judge),
         "measured_by": _named(work, "model", work.model),
-        "prompts": {"n": len(work.prompts.prompts), **{name: getattr(work.prompts, name) for name in ("source", "n_held_out", "n_refused")}},
+        "prompts": work.prompts.counts(),
         "tokens": {"written": said.get(CANDIDATES, {}).get("tokens", 0), "trained": trained["tokens"] if trained else 0},
         "seeds": _seeds(work, round),
         "evaluation": read_json(steps[EVALUATION].path / "evaluation.json"),
@@ -50,6 +56,13 @@ def round_manifest(work: AlignSteps, round: int, steps: Mapping[str, Artefact]) 
         "stopped": NO_PAIR if round and not trained else "",
         "time_seconds": {**times, "total": sum(times.values())},
     }
+
+
+def _learnt_from(steps: Mapping[str, Artefact]) -> dict[str, int] | None:
+    if DPO not in steps:
+        return None
+    outcome = read_json(steps[DPO].path / "dpo.json")
+    return {"train": outcome["n_pairs"], "validation": outcome["n_validation"], "refused": len(outcome["refused"])}
 
 
 def _named(work: AlignSteps, name: str, model: SparseRM) -> dict[str, Any]:

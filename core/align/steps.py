@@ -33,7 +33,7 @@ from core.runs.store import Artefact, write_json
 from core.types import PreferencePair, PreferencePairs, Progress
 
 # Bumped by hand when a step computes something else from the same inputs.
-VERSIONS = {**dict.fromkeys((CANDIDATES, REWARDS, FILTER, EVALUATION, SHIFT, ROUND, ALIGNMENT), 1), DPO: 2}
+VERSIONS = {CANDIDATES: 1, REWARDS: 1, FILTER: 1, DPO: 3, EVALUATION: 2, SHIFT: 2, ROUND: 2, ALIGNMENT: 2}
 COUNTS = ("generated", "parsed", "kept", "dropped")  # shown while it runs
 SEEDS_A_ROUND = 1000  # apart: seeds below it never meet another round's
 SHIFT_POINTS = 1000  # of training and generated answers, in the pictures
@@ -182,10 +182,11 @@ class AlignSteps(Setting):
             parsed, rewarded = self._compared(candidates, rewards, progress)
             read = np.flatnonzero(np.isfinite(rewarded.margins))
             ids = np.array([prompt_id(parsed[int(i)].prompt) for i in read], dtype=np.int64)
-            generated = Generated(z=rewarded.z[read], prompt_ids=ids, ids=tuple(parsed[int(i)].candidate_id for i in read))
+            names = tuple(parsed[int(i)].candidate_id for i in read)
+            generated = Generated(z=rewarded.z[read], prompt_ids=ids, ids=names, n_unread=len(parsed) - len(read))
             spaces = shift_spaces(self.model, self.fitted.frequencies(self.model), config.random_draws)
             save_shift(folder, compare_shift(generated, self.known, self.fitted.states(self.model), spaces, config, progress))
-            return {"n": len(read)}
+            return {"n": len(read), "n_unread": len(parsed) - len(read)}
 
         return self.step(round, SHIFT, config.result_fields(), [candidates.fingerprint, rewards.fingerprint, self.contents["model"]], make)
 

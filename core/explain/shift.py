@@ -53,11 +53,15 @@ Points = Float[np.ndarray, "n d"]
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
-    """A round's generated pairs that can be read: z of intended winner and other, `prompt_ids` as `core.reward.known.prompt_id`, and their names."""
+    """A round's generated pairs that can be read: z of intended winner and other, `prompt_ids` as `core.reward.known.prompt_id`, and their names.
+
+    `n_unread` more can't be read.
+    """
 
     z: Float[np.ndarray, "n 2 d_model"]
     prompt_ids: Int[np.ndarray, " n"]
     ids: tuple[str, ...]
+    n_unread: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +131,13 @@ def compare_shift(
         progress("t-SNE", number, 2)
         pictures.append(picture(values, config))
     progress("t-SNE", 2, 2)
-    counts = {"n_generated": len(generated.ids), "n_chosen": len(roles[0]), "n_rejected": len(roles[1]), "n_shown": len(training)}
+    counts = {
+        "n_generated": len(generated.ids),
+        "n_unread": generated.n_unread,
+        "n_chosen": len(roles[0]),
+        "n_rejected": len(roles[1]),
+        "n_shown": len(training),
+    }
     return Shift(
         rows=tuple(rows),
         ids=generated.ids,

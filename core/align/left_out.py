@@ -1,0 +1,70 @@
+"""What an alignment left out between its prompts and its figures, in plain sentences: prompts, generated pairs, pairs of
+DPO, held-out pairs, answers and questions.
+
+Read from `AlignOutcome.to_json` or `alignment.json`; nothing heavy is imported. What an older version did not count is not
+said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from core.data.rows import printable
+
+PROMPTS = {
+    "n_held_out": "held out for the evaluation",
+    "n_repeated": "repeated",
+    "n_refused": "rows without a prompt that can be asked",
+    "n_over_limit": "beyond --prompts-limit",
+}
+
+
+def sentences(outcome: Mapping[str, Any]) -> list[str]:
+    """Whole sentences for the foot of the tables; empty where nothing was left out."""
+    rounds = outcome["rounds"]
+    every = [outcome["base"], *rounds]
+    return [*_prompts(rounds[:1]), *(line for one in rounds for line in _round(one)), *_measured(every)]
+
+
+def _prompts(first: list[Mapping[str, Any]]) -> Iterator[str]:
+    for prompts in (one["prompts"] for one in first if "prompts" in one):
+        left = [f"{prompts[name]:,} {what}" for name, what in PROMPTS.items() if prompts.get(name)]
+        if left:
+            yield f"Prompts: {prompts['n']:,} are asked ({printable(prompts['source'])}); left out: {', '.join(left)}."
+
+
+def _round(one: Mapping[str, Any]) -> Iterator[str]:
+    if reasons := one.get("not_parsed"):
+        yield f"Round {one['round']}: generated texts that are no pair: {_reasons(reasons)}."
+    if one.get("unread"):
+        yield f"Round {one['round']}: the reward model can't read {one['unread']:,} of {one['parsed']:,} pairs."
+    learnt = one.get("learnt_from")
+    if learnt and learnt["refused"]:
+        counts = f"{learnt['train']:,} pairs, {learnt['validation']:,} chose the epoch, {learnt['refused']:,} were refused"
+        yield f"Round {one['round']}: DPO learnt from {counts}."
+
+
+def _measured(every: list[Mapping[str, Any]]) -> Iterator[str]:
+    """Pairs and questions are the same in every round, answers are not."""
+    about = every[0]["evaluation"].get("about", {})
+    for name, what in (("held_out_pairs", f"{about.get('held_out', 'held-out')} pairs"), ("validation_pairs", "validation pairs")):
+        total, refused = about.get(f"{name}_of"), about.get(f"{name}_refused", 0)
+        if total is not None and total > about[name]:
+            beyond = total - about[name] - refused
+            parts = [f"{refused:,} can't be compared ({_reasons(about.get(f'{name}_refused_by_reason', {}))})"] if refused else []
+            parts += [f"{beyond:,} were not drawn (--evaluation-pairs)"] if beyond else []
+            yield f"Measured on {about[name]:,} of {total:,} {what}; {', '.join(parts)}."
+    if about.get("answers_of", 0) > about.get("answers", 0):
+        yield f"Answers to {about['answers']:,} of {about['answers_of']:,} held-out prompts."
+    if about.get("mc_refused"):
+        unseen = f"{about['mc_unseen_refused']:,} of {about['mc_unseen']:,} unseen ones" if "mc_unseen_refused" in about else "unseen ones among them"
+        yield f"{about['mc_refused']:,} of {about['mc_questions']:,} multiple-choice questions are too long ({unseen})."
+    for one in every:
+        figures = one["evaluation"].get("about", {})
+        if figures.get("answers_unread"):
+            yield f"Round {one['round']}: {figures['answers_unread']:,} of {figures['answers']:,} answers can't be read, so they have no reward."
+
+
+def _reasons(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{n:,} {printable(why, 120)}" for why, n in reasons.items())
