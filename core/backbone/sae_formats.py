@@ -219,22 +219,25 @@ def checked(stored: StoredSAE) -> StoredSAE:
     if normalise == "expected_average_only_in":
         remedy = "load it by release and id, where the factor is known, or fold it (`fold_activation_norm_scaling_factor`) before saving"
         raise SAEError(
-            f"SAE {name} was trained on inputs scaled to an average norm, and the factor is not in its files", found=normalise, remedy=remedy
+            f"SAE {name} was trained on inputs scaled to an average norm, and the factor is not in its files",
+            expected="normalize_activations none",
+            found=f"normalize_activations {normalise}",
+            remedy=remedy,
         )
     if normalise != "none":
         raise SAEError(
-            f"SAE {name} normalises each input, which a fixed direction can't follow", expected="normalize_activations none", found=str(normalise)
+            f"SAE {name} normalises each input, which a fixed direction can't follow",
+            expected="normalize_activations none",
+            found=f"normalize_activations {normalise}",
+            remedy="take an SAE that reads its inputs as they are, or train one: sparserm sae train",
         )
     layer_of_hook(stored.metadata.get("hook_name"), name)
-    if config.get("reshape_activations", "none") != "none" or stored.metadata.get("hook_head_index") is not None:
-        raise SAEError(
-            f"SAE {name} reads attention heads", expected="the residual stream after a decoder layer", found=str(config.get("reshape_activations"))
-        )
     tensors = {key: value.to("cpu", torch.float32) for key, value in stored.tensors.items()}
     check_tensors(tensors, architecture, config, name, stored.file or f"release {name}")
     k = config.get("k")
     if architecture == "topk" and (isinstance(k, bool) or k not in range(1, len(tensors["W_dec"]) + 1)):
-        raise SAEError(f"SAE {name} has an impossible k", expected=f"1 to {len(tensors['W_dec'])}", found=repr(k))
+        remedy = "correct k in its configuration; it may belong to another SAE"
+        raise SAEError(f"SAE {name} has an impossible k", expected=f"k: 1 to {len(tensors['W_dec'])}", found=f"k: {k!r}", remedy=remedy)
     return replace(stored, tensors=tensors)
 
 
