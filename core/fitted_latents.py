@@ -178,13 +178,13 @@ class FittedLatents:
         from core.backbone.unembedding import load_unembedding
         from core.explain.latent_columns import tokenise
         from core.explain.latents import build
-        from core.reward.model import BackboneReader, SparseRM, check_same
+        from core.reward.model import BackboneReader, SparseRM, check_same_sae
 
         model = SparseRM.load(self.folder, device=device)
         assert isinstance(model.reader, BackboneReader) and self.parts.sae_config is not None  # as every model with latents that comes from a folder
         backbone = model.reader.backbone
         sae = load_sae(self.parts.sae_config, device=str(backbone.device), progress=progress)
-        check_same("SAE", self.parts.sae or {}, sae.identity, ("sha256", "architecture", "d_model", "d_sae"))
+        check_same_sae(self.parts.sae or {}, sae.identity)
         corpus = tokenise(sources, backbone, config, progress)
         self._say_estimate(backbone, sae, len(corpus.ids), sae.d_sae if asked["every"] else len(asked["latents"]))
         return build(

@@ -410,3 +410,19 @@ def test_any_damage_is_named_or_harmless(data: st.DataObject, tmp_path: Path) ->
         assert "this is a bug" not in str(error)
     else:
         assert all(bool(torch.isfinite(tensor).all()) for tensor in sae.tensors.values())
+
+
+def test_a_reward_model_knows_its_sae_by_the_configuration_too(tmp_path: Path) -> None:
+    """The same weights under another cfg.json are another SAE: another k, or an input that is no longer centred."""
+    from core.errors import MismatchError
+    from core.reward.model import check_same_sae
+
+    made_for = loaded(write_folder(tmp_path / "a", arrays("topk"), "topk")).identity
+    check_same_sae(made_for, loaded(write_folder(tmp_path / "b/a", arrays("topk"), "topk")).identity)
+    for number, changes in enumerate(({"k": K + 1}, {"apply_b_dec_to_input": False}, {"rescale_acts_by_decoder_norm": True})):
+        here = loaded(write_folder(tmp_path / f"c{number}/a", arrays("topk"), "topk", **changes)).identity
+        assert here["sha256"] == made_for["sha256"]
+        with pytest.raises(MismatchError, match=rf"(?s)made for another SAE.*found:.*{next(iter(changes))} {next(iter(changes.values()))}"):
+            check_same_sae(made_for, here)
+    older = {key: value for key, value in made_for.items() if key not in ("k", "layer")}
+    check_same_sae(older, loaded(write_folder(tmp_path / "d/a", arrays("topk"), "topk", k=K + 1)).identity)

@@ -193,7 +193,7 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         if self.parts.sae_config is None:
             raise StoreError(f"this reward model ({self.parts.kind}) names no SAE")
         sae = load_sae(self.parts.sae_config)
-        check_same("SAE", self.parts.sae or {}, sae.identity, ("sha256", "architecture", "d_model", "d_sae"))
+        check_same_sae(self.parts.sae or {}, sae.identity)
         return sae
 
     @cached_property
@@ -317,6 +317,13 @@ def check_backbone(parts: RewardParts, identity: Mapping[str, Any], *, layer: in
         fitted, scores = parts.backbone.get(name), identity.get(name)
         if fitted != scores:
             log.warning("the reward model was fitted with %s %s and scores with %s: rewards may differ a little", name, fitted, scores)
+
+
+def check_same_sae(made_for: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """As `check_same` for two SAEs: their weights, and what their configurations say of computing with them (as far as `made_for` holds it)."""
+    later_fields = ("k", "apply_b_dec_to_input", "rescale_acts_by_decoder_norm", "layer")
+    names = ("sha256", "architecture", "d_model", "d_sae", *(name for name in later_fields if name in made_for))
+    check_same("SAE", made_for, here, names)
 
 
 def check_same(what: str, made_for: Mapping[str, Any], found: Mapping[str, Any], names: Sequence[str]) -> None:
