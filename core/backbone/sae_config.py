@@ -82,7 +82,7 @@ neuronpedia_id sae_lens_training_version logger log_to_wandb wandb_project wandb
 log_activations_store_to_wandb log_optimizer_state_to_wandb log_weights_to_wandb run_name eval_every_n_wandb_logs
 verbose checkpoint_path n_checkpoints save_final_checkpoint output_path name id release sae_id description notes
 comment comments author authors license url date created created_at timestamp tags version git_commit extra_metadata
-release_date
+release_date resume feature_sampling_method wandb_group use_tqdm mistudio_training_id mistudio_checkpoint_step
 """
 # What version 6 writes into `metadata` and earlier ones beside the other fields.
 _METADATA = """
