@@ -8,7 +8,6 @@ Nothing heavy is imported before something is computed, so a page finds and read
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,18 +18,21 @@ import numpy as np
 
 from core.config import Config, DoctorConfig, SpacesConfig
 from core.errors import MissingError, StoreError
-from core.runs.store import Artefact, Store, file_sha256
-from core.types import Progress, no_progress
+from core.reward.recorded_files import EVALUATION, read_config, sha256_of_file
+from core.runs.store import Artefact, Store
+from core.types import Progress, no_progress, strict_json
 
 if TYPE_CHECKING:
     from core.explain.report import Report
     from core.explain.spaces import Spaces
     from core.reward.known import KnownResponses
     from core.reward.model import SparseRM
+    from core.reward.pair_counts import LostPair
+    from core.reward.parts import RewardParts
     from core.types import LatentFrequencies
 
 # Bumped by hand when something else is computed from the same inputs.
-VERSIONS = {"spaces": 1, "doctor": 1}
+VERSIONS = {"spaces": 1, "doctor": 2}
 CONTENT = ("config.json", "model.safetensors", "heads.safetensors", "selection.jsonl", "known.safetensors", "known.jsonl", "evaluation.json")
 FIT_AGAIN = "fit it again with this cache (SPARSERM_CACHE); finished steps are found"
 log = logging.getLogger(__name__)
@@ -75,7 +77,8 @@ class Fitted:
 
         def make(folder: Path, _scratch: Path) -> dict[str, Any]:
             model, known = self._model(device)
-            examined = Doctor(model=model, z=self._states(model, known), table=self._table(), config=config, progress=progress).examine()
+            states, left_out = self._states(model, known), self.left_out(model.parts)
+            examined = Doctor(model=model, z=states, table=self._table(), left_out=left_out, config=config, progress=progress).examine()
             save_report(folder, examined)
             return {"status": examined.status, "counts": examined.counts, **examined.about}
 
@@ -115,13 +118,23 @@ class Fitted:
         found: LatentFrequencies = load_value(kept.path, "frequencies", LatentFrequencies)
         return found
 
+    def left_out(self, parts: RewardParts) -> tuple[LostPair, ...] | None:
+        """The pairs that the fit could not read; None where this cache does not hold them any more, or an older version did not note enough."""
+        from core.data.saved import read_pairs
+        from core.reward.pair_counts import lost_pairs
+
+        kept = self.store.find("pairs", parts.method.get("fingerprints", {}).get("pairs", "none"))
+        report = self._extraction(parts.method, parts.layer).manifest["said"]
+        if kept is None or "refused_sides" not in report:
+            return None
+        return lost_pairs(read_pairs(kept.file("pairs.jsonl")), report)
+
     # --- where it is kept ---
 
     def _inputs(self) -> list[str]:
-        """The content of the folder: a copy of it has the same reports. Raises StoreError where it is no reward model's."""
-        if not (self.folder / CONTENT[0]).is_file():
-            raise StoreError(f"{self.folder} holds no reward model", expected=CONTENT[0], remedy="give the folder that `sparserm fit` printed")
-        return [f"{name} {file_sha256(self.folder / name)}" for name in CONTENT if (self.folder / name).is_file()]
+        """The content of the folder: a copy of it has the same reports. Raises StoreError where it is no reward model's, or not whole."""
+        read_config(self.folder)
+        return [f"{name} {sha256_of_file(self.folder / name)}" for name in CONTENT if (self.folder / name).is_file()]
 
     def _find(self, step: str, config: Config) -> Artefact | None:
         return self.store.find(step, self.store.fingerprint(step, VERSIONS[step], config.result_fields(), self._inputs()))
@@ -140,18 +153,21 @@ class Fitted:
         return model, model.known
 
     def _table(self) -> Mapping[str, Any]:
-        path = self.folder / "evaluation.json"
+        path = self.folder / EVALUATION
         if not path.is_file():
             raise MissingError(f"{self.folder} holds no table of controls", expected=path.name, remedy=FIT_AGAIN)
-        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        try:
+            table: Mapping[str, Any] = strict_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StoreError(f"{path} is damaged", expected="JSON", found=str(error), remedy=FIT_AGAIN) from error
+        return table
 
     def _states(self, model: SparseRM, known: KnownResponses) -> np.ndarray:
         """z of each known response, in their order: a memory map of the fit's extraction where that has just these."""
         from core.reward.extraction import load_hidden_states
 
         parts = model.parts
-        hidden = load_hidden_states(self._extraction(parts.method, parts.layer), parts.layer, parts.position)
+        hidden = load_hidden_states(self._extraction(parts.method, parts.layer).path, parts.layer, parts.position)
         if hidden.n_pairs != len(known.chosen_rows):
             raise MissingError(
                 "the hidden states in this cache are not of this reward model's pairs", found=f"{hidden.n_pairs} pairs", remedy=FIT_AGAIN
@@ -160,14 +176,14 @@ class Fitted:
         rows[known.chosen_rows], rows[known.rejected_rows] = hidden.chosen_rows, hidden.rejected_rows
         return hidden.states if np.array_equal(rows, np.arange(len(hidden.states))) else hidden.states[rows]
 
-    def _extraction(self, method: Mapping[str, Any], layer: int) -> Path:
+    def _extraction(self, method: Mapping[str, Any], layer: int) -> Artefact:
         """The extraction that holds the fit's layer, whichever other layers it holds."""
         wanted = method.get("fingerprints", {}).get("extraction")
-        for path, found in self.store.all("extraction"):
+        for _, found in self.store.all("extraction"):
             if isinstance(found, Artefact) and layer in found.manifest["config"]["layers"]:
                 alone = {**found.manifest["config"], "layers": [layer]}
                 if self.store.fingerprint("extraction", found.manifest["version"], alone, found.manifest["inputs"]) == wanted:
-                    return path
+                    return found
         raise MissingError("the hidden states this reward model was fitted on are not in this cache", found=str(self.store.root), remedy=FIT_AGAIN)
 
     def _random(self, model: SparseRM, config: SpacesConfig) -> dict[str, list[np.ndarray]]:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -190,6 +190,8 @@ class LatentFrequencies:
     were asked for (NaN for the others).
     """
 
+    FINITE: ClassVar[tuple[str, ...]] = ("chosen", "rejected", "p_value")
+
     chosen: Float[np.ndarray, " d_sae"]
     rejected: Float[np.ndarray, " d_sae"]
     n_active: Int[np.ndarray, " d_sae"]
@@ -217,6 +219,8 @@ class SelectedDirections:
     `side` is +1 for I_w and -1 for I_l; `separation` is mu_w - mu_l (negative in I_l); `stability` is the share of bootstrap resamples of the prompts
     in which the latent is selected again; `sae` is the SAE's identity.
     """
+
+    FINITE: ClassVar[tuple[str, ...]] = ("separation", "directions")
 
     latent_ids: Int[np.ndarray, " k"]
     side: Int[np.ndarray, " k"]

@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 
 from core.data.saved import read_pairs, write_pairs
 from core.errors import StoreError
+from core.explain.spaces import Spaces
+from core.reward.fitting import Family
+from core.reward.head import Head
 from core.runs.values import load_value, save_value
-from core.types import LatentFrequencies, PreferencePair, PreferencePairs
+from core.types import LatentFrequencies, PreferencePair, PreferencePairs, SelectedDirections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,29 @@ def test_the_arrays_of_frequencies_lie_under_their_own_names(tmp_path: Path) -> 
     save_value(tmp_path, "frequencies", value)
     assert set(load_file(tmp_path / "frequencies.safetensors")) == set(numbers) | set(whole)
     assert_equal(load_value(tmp_path, "frequencies", LatentFrequencies), value)
+
+
+@pytest.mark.parametrize(("name", "refused"), [("chosen", True), ("p_value", True), ("q_value", False), ("low", False)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_is_refused_but_where_it_means_none(tmp_path: Path, name: str, refused: bool, value: float) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    numbers = {spec.name: np.arange(5) / 5 for spec in fields(LatentFrequencies) if not spec.name.startswith("n_p")}
+    whole = {count: np.arange(5) for count in ("n_active", "prompts_for", "prompts_against")}
+    save_value(tmp_path, "value", LatentFrequencies(**{**numbers, **whole, "n_pairs": 7, "n_prompts": 3, "n_pairs_held_out": 2}))
+    arrays = load_file(tmp_path / "value.safetensors")
+    arrays[name] = np.where(np.arange(5) == 3, value, arrays[name])
+    save_file(arrays, tmp_path / "value.safetensors")
+    if refused:
+        with pytest.raises(StoreError, match=rf"can't be read\n.*LatentFrequencies\.{name} has 1 values that are not finite"):
+            load_value(tmp_path, "value", LatentFrequencies)
+    else:
+        assert load_value(tmp_path, "value", LatentFrequencies).chosen[2] == 0.4
+
+
+def test_every_name_that_must_be_finite_is_an_array_of_its_class() -> None:
+    for cls in (LatentFrequencies, SelectedDirections, Head, Family, Spaces):
+        assert cls.FINITE and set(cls.FINITE) <= {spec.name for spec in fields(cls)}
 
 
 @pytest.mark.parametrize("value", [{1, 2}, {1: 2}, {"$class": "Outer"}, {"a": object()}, b"bytes", {"p": Path("x")}])

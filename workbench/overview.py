@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from core import console
+from core.reward.recorded_files import FILES, has_record
 from core.runs.store import Artefact, Store
 from workbench.charts import contestant
 from workbench.models import FittedModel
 
+NO_RECORD = "not possible: an older version made this model and recorded no hashes of its files. Fit it again to have them"
 STEPS_TIMED = ("pairs", "extraction", "frequencies", "heads", "controls", "curve", "evaluation", "known")
 
 
@@ -93,7 +95,9 @@ def facts(model: FittedModel) -> list[tuple[str, str]]:
         ("Head", f"{table['sparserm']['n_parameters']:,} parameters, {len(table['sparserm']['heads'])} seeds"),
     ]
     took = seconds(model)
-    return [*found, ("Made", f"{console.date(model.created)}" + (f", in {console.duration(took)}" if took else "")), ("Folder", str(model.folder))]
+    found.append(("Made", f"{console.date(model.created)}" + (f", in {console.duration(took)}" if took else "")))
+    whole = f"{len(config[FILES])} files, each as it was saved" if has_record(config) else NO_RECORD
+    return [*found, ("Folder", str(model.folder)), ("Checked", whole)]
 
 
 def _position(name: str) -> str:

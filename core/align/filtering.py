@@ -49,7 +49,7 @@ def judge_folder(arm: str, model: Path) -> Path:
     if arm in (SPARSERM, NONE, RANDOM):
         return model
     for folder in (model / "controls" / arm, Path(arm).expanduser()):
-        if (folder / "config.json").is_file():
+        if arm and folder.is_dir():  # one without config.json is said to be damaged when it is loaded
             return folder.resolve()
     controls = sorted(path.name for path in (model / "controls").glob("*"))
     raise ConfigError("there is no such arm", expected=" | ".join([SPARSERM, NONE, RANDOM, *controls, "a reward model's folder"]), found=repr(arm))

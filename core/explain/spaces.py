@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -63,6 +63,8 @@ class Spaces:
     picture-dense, picture-sparse; over `n_held_out` responses, `chance` being the share of their commoner label. `made` says how: perplexity, seed,
     initialisation, library, neighbours, and how many responses were left out.
     """
+
+    FINITE: ClassVar[tuple[str, ...]] = ("dense", "sparse")
 
     rows: Int[np.ndarray, " n"]
     label: Int[np.ndarray, " n"]

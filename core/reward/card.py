@@ -39,6 +39,7 @@ rewards = reward_model.score(["Is the Earth flat?"], ["No, it is round."])
 
 It needs the package `{repository}`, and the backbone below, of which it runs the first {depth} decoder layers.
 As a TRL reward function: `GRPOTrainer(reward_funcs=reward_model, ...)`.
+`config.json` records the size and the sha256 of every file of the model (`files`), and its own (`config_sha256`); they are checked at every load.
 
 ## What it reads
 

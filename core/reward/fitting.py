@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -39,6 +40,8 @@ class Family:
     `reward_quantiles`: 0th to 100th percentile of its rewards over held-out responses (test; validation where there is no test split).
     `margin_scale`: a, fitted on validation. `directions` and `latent_ids` are the shipped head's; None where its kind has none.
     """
+
+    FINITE: ClassVar[tuple[str, ...]] = ("margins", "projection_mean", "projection_std", "reward_quantiles", "directions")
 
     kind: str
     heads: tuple[TrainedHead, ...]

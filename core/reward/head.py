@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -19,6 +20,8 @@ ROWS_AT_ONCE = 4096
 @dataclass(frozen=True, kw_only=True)
 class Head:
     """Linear(k -> hidden), ReLU, Linear(hidden -> 1) on raw inputs; float32 as saved."""
+
+    FINITE: ClassVar[tuple[str, ...]] = ("weight_1", "bias_1", "weight_2", "bias_2")
 
     weight_1: Float[np.ndarray, "hidden k"]
     bias_1: Float[np.ndarray, " hidden"]

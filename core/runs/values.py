@@ -1,6 +1,7 @@
 """Dataclasses of arrays on disk: `name.safetensors` holds every array under its dotted path, `name.json` the rest and where the arrays belong.
 
-No pickle: only classes that the reader names are made again.
+No pickle: only classes that the reader names are made again. A class names in `FINITE` those of its arrays in which NaN or an infinity is damage:
+others may hold NaN for what does not exist.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import StoreError
+from core.types import strict_json
 
 ARRAY, CLASS, TUPLE, FLOAT = "$array", "$class", "$tuple", "$float"
 
@@ -36,7 +38,7 @@ def load_value(folder: Path, name: str, *classes: type[Any]) -> Any:
 
     try:
         arrays = load_file(folder / f"{name}.safetensors")
-        plain = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        plain = strict_json((folder / f"{name}.json").read_text(encoding="utf-8"))
         return _decoded(plain, arrays, {cls.__name__: cls for cls in classes})
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise StoreError(f"{folder / name} can't be read", found=f"{type(error).__name__}: {error}", remedy="sparserm cache verify") from error
@@ -79,4 +81,13 @@ def _decoded(plain: Any, arrays: Mapping[str, np.ndarray], classes: Mapping[str,
     if FLOAT in plain:
         return float(plain[FLOAT])
     parts = {key: _decoded(part, arrays, classes) for key, part in plain.items() if key != CLASS}
-    return classes[plain[CLASS]](**parts) if CLASS in plain else parts
+    return _checked(classes[plain[CLASS]], parts) if CLASS in plain else parts
+
+
+def _checked(cls: type[Any], parts: Mapping[str, Any]) -> Any:
+    for name in getattr(cls, "FINITE", ()):
+        values = parts.get(name)
+        not_finite = 0 if values is None else int((~np.isfinite(values)).sum())
+        if not_finite:
+            raise ValueError(f"{cls.__name__}.{name} has {not_finite} values that are not finite")
+    return cls(**parts)
