@@ -111,8 +111,8 @@ def _unreadable(path: Path, expected: str, reason: str, *, tensor: str = "") -> 
     elif "pickle" in kind:
         remedy = "convert it to a sae-lens folder: cfg.json, and the tensors in sae_weights.safetensors"
     where = f"tensor {tensor} of {path}" if tensor else str(path)
-    found = kind or _cut_off(path) or f"{reason.strip().splitlines()[0] if reason.strip() else 'damaged bytes'}"[:200]
-    return SAEError(f"{where} can't be read", expected=expected, found=found, remedy=remedy)
+    content = kind or _cut_off(path) or f"{reason.strip().splitlines()[0] if reason.strip() else 'damaged bytes'}"[:200]
+    return SAEError(f"{where} can't be read", expected=expected, found=content, remedy=remedy)
 
 
 def _cut_off(path: Path) -> str:

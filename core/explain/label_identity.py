@@ -109,13 +109,13 @@ def described_sae(sae: Mapping[str, Any]) -> str:
 def other_sae(stated: StatedSAE, kind: str, differences: str, sae: Mapping[str, Any], n_rows: int = 0) -> MismatchError:
     """The error for labels that are, or may be, of another SAE: both sides, and the way to take them all the same."""
     rows = f"{n_rows} rows " if n_rows else ""
-    expected, found = f"labels of {described_sae(sae)}", f"{rows}of {stated.name or 'another SAE'}"
+    expected, theirs = f"labels of {described_sae(sae)}", f"{rows}of {stated.name or 'another SAE'}"
     if kind == UNPROVEN:
         source = "/".join(part for part in (stated.model, stated.source) if part) or "MODEL/SOURCE"
         remedy = f"if they are of the same SAE, say so: --neuronpedia {source}; to take them as another SAE's, and marked so: --any-sae"
-        return MismatchError("nothing tells whether these labels are of this SAE", expected=expected, found=found, remedy=remedy)
+        return MismatchError("nothing tells whether these labels are of this SAE", expected=expected, found=theirs, remedy=remedy)
     remedy = "import the labels of this SAE; to take these all the same, marked as another SAE's: --any-sae"
-    return MismatchError(f"these labels are of another SAE: they differ in {differences}", expected=expected, found=found, remedy=remedy)
+    return MismatchError(f"these labels are of another SAE: they differ in {differences}", expected=expected, found=theirs, remedy=remedy)
 
 
 def check_claim(claimed: Source, sae: Mapping[str, Any]) -> None:
@@ -131,20 +131,20 @@ def check_claim(claimed: Source, sae: Mapping[str, Any]) -> None:
 
 def _differences(stated: StatedSAE, sae: Mapping[str, Any]) -> list[str]:
     """In what a row's SAE contradicts this one; what either side does not say is no difference."""
-    found = []
+    differences = []
     ours = str(sae.get("model_name") or "")
     if stated.model and ours and _model(stated.model) != _model(ours):
-        found.append("model")
+        differences.append("model")
     if stated.layer is not None and sae.get("layer") is not None and stated.layer != sae["layer"]:
-        found.append("layer")
+        differences.append("layer")
     if re.search(r"(?:^|-)(?:mlp|att|attn|transcoder|hook_z)\w*(?:-|$)", stated.source):
-        found.append("kind of activations")
+        differences.append("kind of activations")
     width = sae.get("d_sae")
     if isinstance(width, int) and ((stated.width is not None and stated.width != width) or (stated.source and not _fits_width(stated.source, width))):
-        found.append("width")
+        differences.append("width")
     if stated.sae and sae.get("sae_id") and stated.sae not in (sae["sae_id"], sae.get("name"), f"{sae.get('release')}/{sae['sae_id']}"):
-        found.append("SAE id")
-    return found
+        differences.append("SAE id")
+    return differences
 
 
 def _fits_width(source: str, width: int) -> bool:
