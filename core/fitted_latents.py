@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from core.backbone.sae import SparseAutoencoder
     from core.reward.parts import RewardParts
 
-STEP, VERSION = "latents", 1  # the version is raised by hand when something else is computed from the same inputs
+STEP, VERSION = "latents", 2  # the version is raised by hand when something else is computed from the same inputs
 USUAL_L0 = 64.0  # active latents a token, where nothing says how many; only an estimate hangs on it
 PAIRS, CHITCHAT = "pairs", "chitchat"
+Source = tuple["Sequence[Dialogue]", Mapping[str, int]]  # dialogues, and how many were left out for what
 log = logging.getLogger(__name__)
 
 
@@ -136,12 +137,13 @@ class FittedLatents:
         names = tuple(name.strip() for name in config.corpus.split(",") if name.strip())
         return [names] if names else [(PAIRS, CHITCHAT), (PAIRS,), (CHITCHAT,)]
 
-    def _sources(self, config: LatentsConfig, progress: Progress) -> dict[str, Sequence[Dialogue]]:
-        """The dialogues of each part of the corpus. What the config leaves open and can't be had is left out with a word."""
+    def _sources(self, config: LatentsConfig, progress: Progress) -> dict[str, Source]:
+        """The dialogues of each part of the corpus, and how many of them were left out for what. What the config leaves open and can't be had is left
+        out with a word."""
         given = self._corpora(config)
         if len(given) == 1:
             return {name: self._dialogues(name, progress) for name in given[0]}
-        found: dict[str, Sequence[Dialogue]] = {}
+        found: dict[str, Source] = {}
         for name in given[0]:
             try:
                 found[name] = self._dialogues(name, progress)
@@ -151,22 +153,26 @@ class FittedLatents:
             raise MissingError("there is no text to read latents on", remedy="--corpus FILE")
         return found
 
-    def _dialogues(self, name: str, progress: Progress) -> Sequence[Dialogue]:
+    def _dialogues(self, name: str, progress: Progress) -> Source:
         from core.backbone.corpus import load_corpus, pair_dialogues
         from core.data.saved import read_pairs
 
         if name != PAIRS:
-            return load_corpus(name, root=self.store.root, progress=progress).dialogues
+            corpus = load_corpus(name, root=self.store.root, progress=progress)
+            ((_, counts),) = corpus.report.items()
+            return corpus.dialogues, {why: n for why, n in counts.items() if why not in ("read", "kept")}
         path = self.folder / KNOWN_TEXTS
         if not path.is_file():
             raise MissingError("the pairs of this reward model are not kept beside it", expected=str(path), remedy="--corpus chitchat, or files")
-        distinct = {sha256_of(list(dialogue.messages)): dialogue for dialogue in pair_dialogues(read_pairs(path))}
-        return list(distinct.values())
+        dialogues = list(pair_dialogues(read_pairs(path)))
+        distinct = {sha256_of(list(dialogue.messages)): dialogue for dialogue in dialogues}
+        repeated = len(dialogues) - len(distinct)
+        return list(distinct.values()), {"duplicate": repeated} if repeated else {}
 
     def _make(
         self,
         config: LatentsConfig,
-        sources: Mapping[str, Sequence[Dialogue]],
+        sources: Mapping[str, Source],
         asked: Mapping[str, Any],
         device: str,
         folder: Path,
@@ -185,7 +191,8 @@ class FittedLatents:
         backbone = model.reader.backbone
         sae = load_sae(self.parts.sae_config, device=str(backbone.device), progress=progress)
         check_same_sae(self.parts.sae or {}, sae.identity)
-        corpus = tokenise(sources, backbone, config, progress)
+        dialogues, left_out = ({name: source[part] for name, source in sources.items()} for part in (0, 1))
+        corpus = tokenise(dialogues, backbone, config, progress, left_out)
         self._say_estimate(backbone, sae, len(corpus.ids), sae.d_sae if asked["every"] else len(asked["latents"]))
         return build(
             corpus,

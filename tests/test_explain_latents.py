@@ -343,6 +343,25 @@ def test_the_limit_of_tokens_and_the_order_of_sources(world: World) -> None:
         tokenise({"pairs": []}, world.backbone, CONFIG)
 
 
+def test_what_is_not_read_is_counted(world: World) -> None:
+    """Dialogues beyond the tokens, one that can't be read, one whose answer is longer than the context, and what the reader left out."""
+    plain = [_dialogue(f"Is it hard {i}?", f"Ask someone, friend {i}") for i in range(5)]
+    marked, long = _dialogue("Is it?", "No <|im_start|> no"), _dialogue("How?", "word " * 200)
+    given = {"pairs": [*plain, marked, long], "more.jsonl": plain}
+    corpus = tokenise(given, world.backbone, replace(CONFIG, context=64), left_out={"more.jsonl": {"personal data": 3}})
+    ids = world.backbone.render(long.messages).ids
+    first, second = corpus.counts
+    assert (first.n_dialogues, first.n_read, first.n_unreadable) == (7, 7, 1)
+    assert (first.n_documents_cut, first.n_tokens_cut) == (1, len(ids) - 64) and not first.left_out
+    assert (second.n_dialogues, second.n_read, second.left_out) == (5, 5, {"personal data": 3})
+    few = tokenise(given, world.backbone, replace(CONFIG, tokens=1))
+    assert [(one.n_dialogues, one.n_read - one.n_unreadable) for one in few.counts] == [(7, 1), (5, 0)], "one that can be read suffices"
+    shown = [line for source in few.to_json()["sources"] for line in latent_terminal.not_read(source)]  # type: ignore[attr-defined]
+    assert shown[0].startswith(f"of pairs: {7 - few.counts[0].n_read} of 7 dialogues were not needed for --tokens") and len(shown) == 2
+    (line,) = latent_terminal.not_read(corpus.to_json()["sources"][1])  # type: ignore[index]
+    assert line == "of more.jsonl: 3 left out before: personal data" and list(latent_terminal.not_read({"name": "old", "tokens": 3})) == []
+
+
 def test_of_repeated_prompts_one_window_is_shown(world: World, tmp_path: Path) -> None:
     same = [
         _dialogue("How do I tune a guitar, my dear old friend of the house?", f"{answer}") for answer in ("Gladly", "No", "Ask Ann", "Why", "Two")

@@ -18,8 +18,9 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,15 +48,35 @@ Column = tuple[np.ndarray, np.ndarray]  # of one latent: the tokens it is active
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceCounts:
+    """What became of the `n_dialogues` of a source: `n_read` were tokenised before the tokens sufficed, of which the language
+    model can't read `n_unreadable`. `n_documents_cut` documents lost `n_tokens_cut` tokens to the context. `left_out`: how many
+    dialogues were left out before, by reason."""
+
+    n_dialogues: int
+    n_read: int = 0
+    n_unreadable: int = 0
+    n_documents_cut: int = 0
+    n_tokens_cut: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        return {**self.__dict__, "left_out": dict(self.left_out)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenisedCorpus:
-    """All documents end to end: token ids, which of them count, where each document begins (and the last ends), and the number of its source."""
+    """All documents end to end: token ids, which of them count, where each document begins (and the last ends), and the number of its source.
+
+    `counts` says of each source what is not among them.
+    """
 
     ids: Int32[np.ndarray, " t"]
     counted: Bool[np.ndarray, " t"]
     starts: Int[np.ndarray, " n_documents_1"]
     source: Int[np.ndarray, " n_documents"]
     names: tuple[str, ...]
-    n_unreadable: int = 0  # dialogues that the template can't render as they are
+    counts: tuple[SourceCounts, ...]
 
     def __len__(self) -> int:
         return len(self.source)
@@ -80,38 +101,53 @@ class TokenisedCorpus:
         return Document(ids=self.ids[begin:end].astype(np.int64), content=self.counted[begin:end], ends=(), group="")
 
     def to_json(self) -> dict[str, object]:
-        """How much there is, in all and of each source."""
+        """How much there is, in all and of each source, and how much there is not."""
         sizes = np.add.reduceat(self.counted, self.starts[:-1], dtype=np.int64)
         sources = [
-            {"name": name, "documents": int((self.source == i).sum()), "tokens": int(sizes[self.source == i].sum())}
+            {"name": name, "documents": int((self.source == i).sum()), "tokens": int(sizes[self.source == i].sum()), **self.counts[i].to_json()}
             for i, name in enumerate(self.names)
         ]
-        return {"documents": len(self), "tokens": self.n_counted, "unreadable_dialogues": self.n_unreadable, "sources": sources}
+        return {
+            "documents": len(self),
+            "tokens": self.n_counted,
+            "unreadable_dialogues": sum(one.n_unreadable for one in self.counts),
+            "sources": sources,
+        }
 
 
 def tokenise(
-    sources: Mapping[str, Sequence[Dialogue]], backbone: Backbone, config: LatentsConfig, progress: Progress = no_progress
+    sources: Mapping[str, Sequence[Dialogue]],
+    backbone: Backbone,
+    config: LatentsConfig,
+    progress: Progress = no_progress,
+    left_out: Mapping[str, Mapping[str, int]] | None = None,
 ) -> TokenisedCorpus:
     """The sources one after the other, each in an order drawn by chance, until `config.tokens` tokens count; that limit divides no dialogue.
 
-    Raises DataError where no token counts.
+    `left_out`: of each source how many dialogues its reader left out, by reason. Raises DataError where no token counts.
     """
     tokens, context, seed = config.tokens, config.context, config.seed
     kept: list[Document] = []
     source: list[int] = []
-    counted = unreadable = 0
-    for number, dialogues in enumerate(sources.values()):
+    counts: list[SourceCounts] = []
+    counted = 0
+    for number, (name, dialogues) in enumerate(sources.items()):
+        tally: Counter[str] = Counter()
         order = np.random.default_rng([seed, number]).permutation(len(dialogues))
         for at in range(0, len(order) if counted < tokens else 0, RENDER):
             for parts in documents([dialogues[i] for i in order[at : at + RENDER]], backbone, context):
-                unreadable += counted < tokens and not parts
-                usable = [part for part in parts if part.content.any()] if counted < tokens else []
+                if counted >= tokens:
+                    break
+                usable = [part for part in parts if part.content.any()]
+                tally.update(n_read=1, n_unreadable=not parts)
+                tally.update(n_documents_cut=sum(part.n_cut > 0 for part in usable), n_tokens_cut=sum(part.n_cut for part in usable))
                 kept += usable
                 source += [number] * len(usable)
                 counted += sum(int(part.content.sum()) for part in usable)
             progress("tokenise", min(counted, tokens), tokens)
             if counted >= tokens:
                 break
+        counts.append(SourceCounts(n_dialogues=len(dialogues), left_out=(left_out or {}).get(name, {}), **tally))
     if not kept:
         raise DataError("the corpus has no token that counts", found=", ".join(sources) or "no source", remedy="give another --corpus")
     return TokenisedCorpus(
@@ -120,7 +156,7 @@ def tokenise(
         starts=np.concatenate([[0], np.cumsum([len(document.ids) for document in kept])]).astype(np.int64),
         source=np.array(source, dtype=np.int64),
         names=tuple(Path(name).name for name in sources),
-        n_unreadable=unreadable,
+        counts=tuple(counts),
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import RenderableType
@@ -41,7 +42,22 @@ def overview(pages: LatentPages, latents: Iterable[int], labels: Labels) -> Iter
 def read_on(pages: LatentPages) -> Text:
     """On what text the pages stand."""
     names = ", ".join(f"{source['tokens']:,} of {source['name']}" for source in pages.corpus["sources"])
-    return Text(f"measured on {pages.corpus['tokens']:,} tokens ({printable(names)}); template's and first tokens are not counted")
+    lines = [f"measured on {pages.corpus['tokens']:,} tokens ({printable(names)}); template's and first tokens are not counted"]
+    return Text("\n".join([*lines, *(line for source in pages.corpus["sources"] for line in not_read(source))]))
+
+
+def not_read(source: Mapping[str, Any]) -> Iterator[str]:
+    """What of a source is not among the tokens, in a sentence; nothing where an older version did not count it."""
+    parts = []
+    if unread := source.get("n_dialogues", 0) - source.get("n_read", 0):
+        parts.append(f"{unread:,} of {source['n_dialogues']:,} dialogues were not needed for --tokens")
+    if source.get("n_unreadable"):
+        parts.append(f"{source['n_unreadable']:,} dialogues can't be read")
+    if source.get("n_documents_cut"):
+        parts.append(f"{source['n_documents_cut']:,} documents were cut to --context and lost {source['n_tokens_cut']:,} tokens")
+    parts += [f"{n:,} left out before: {why}" for why, n in source.get("left_out", {}).items()]
+    if parts:
+        yield printable(f"of {source['name']}: {'; '.join(parts)}")
 
 
 def page_parts(page: Feature, labels: Labels) -> Iterator[RenderableType]:

@@ -18,7 +18,9 @@ features.jsonl, one row a latent, rising
                                         and ours: `template`, the places of tokens that belong to the chat template
     inactive                            ours: numbers of rows of snippets.jsonl in which the latent is nowhere active
 snippets.jsonl    windows of the same length around tokens drawn at random: `tokens`, `dataIndex`, `dataSource`, `template`
-corpus.json       what was read: documents and counted tokens, in all and of each source; how many latents have pages, how many are active anywhere
+corpus.json       what was read: documents and counted tokens, in all and of each source (with its `n_dialogues` and how many of them were read, can't
+                  be read, were cut to the context, or left out before: core.explain.latent_columns.SourceCounts); how many latents have pages, how
+                  many are active anywhere
 index.safetensors latent ids, and where their rows begin in features.jsonl (the last number is its end)
 """
 
