@@ -88,6 +88,8 @@ def print_spaces(found: Spaces) -> None:
     names = ("neighbours", "neighbours_lead", "silhouette", "silhouette_lead")
     rows = [(space, *(_cell(getattr(one, name), sign="lead" in name or "sil" in name) for name in names)) for space, one in found.figures.items()]
     console.table(f"Chosen against rejected, {found.n_held_out:,} held-out responses{chance}", columns, rows)
+    if n_left_out := found.made.get("n_left_out", 0):
+        print(f"{n_left_out:,} of {n_left_out + len(found.rows):,} known responses were not drawn (--points)")
 
 
 def _cell(estimate: Any, *, sign: bool) -> str:

@@ -626,7 +626,8 @@ def test_a_copy_of_the_folder_has_the_same_report(tmp_path: Any) -> None:
     copy = copy_out(fitted().folder, tmp_path / "copy")
     assert replace_folder(copy).find_report(CONFIG) is not None
     (copy / "selection.jsonl").write_text("")
-    assert replace_folder(copy).find_report(CONFIG) is None
+    with pytest.raises(StoreError, match="selection.jsonl is damaged"):
+        replace_folder(copy).find_report(CONFIG)
 
 
 def replace_folder(folder: Any) -> Fitted:
@@ -634,7 +635,7 @@ def replace_folder(folder: Any) -> Fitted:
 
 
 def test_what_can_not_be_examined_is_said(tmp_path: Any) -> None:
-    with pytest.raises(StoreError, match="holds no reward model"):
+    with pytest.raises(StoreError, match="there is no reward model"):
         replace_folder(tmp_path).report(CONFIG)
     with pytest.raises(MissingError, match="does not keep the pairs"):
         replace_folder(fitted().folder / "controls" / "dense").report(CONFIG)

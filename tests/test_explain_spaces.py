@@ -14,6 +14,7 @@ from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
 from core.config import SpacesConfig
+from core.doctor_cli import print_spaces
 from core.explain.estimates import mean_over_prompts
 from core.explain.spaces import (
     apart,
@@ -239,3 +240,13 @@ def test_spaces_are_saved_and_read_without_anything_heavy(tmp_path: Path) -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     assert done.stdout.strip() == "[]"
+
+
+def test_the_terminal_says_how_many_points_were_not_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    known, z = world(n_prompts=12)
+    found = compare_spaces(known, z, {}, replace(CONFIG, points=len(known) - 5))
+    print_spaces(found)
+    left = len(known) - len(found.rows)
+    assert left >= 5 and f"{left} of {len(known)} known responses were not drawn (--points)" in capsys.readouterr().out
+    print_spaces(compare_spaces(known, z, {}, CONFIG))
+    assert "not drawn" not in capsys.readouterr().out

@@ -168,7 +168,8 @@ def dead_latents(found: SAEFigures, selection: Sequence[Mapping[str, Any]]) -> C
 def _text(figure: Figure, form: str) -> str:
     if figure["value"] is None:
         return "not measurable"
-    return f"{figure['value']:{form}}{interval_text(figure['low'], figure['high'], form)}, n = {figure['n_tokens']:,}"
+    size = f"n = {figure['n_tokens']:,} tokens of {figure['n_documents']:,} prompts"
+    return f"{figure['value']:{form}}{interval_text(figure['low'], figure['high'], form)}, {size}"
 
 
 def _value(figures: Mapping[str, Any] | None, name: str) -> float | None:
