@@ -626,7 +626,7 @@ def test_a_copy_of_the_folder_has_the_same_report(tmp_path: Any) -> None:
     copy = copy_out(fitted().folder, tmp_path / "copy")
     assert replace_folder(copy).find_report(CONFIG) is not None
     (copy / "selection.jsonl").write_text("")
-    with pytest.raises(StoreError, match="selection.jsonl is damaged"):
+    with pytest.raises(StoreError, match=r"selection\.jsonl is damaged"):
         replace_folder(copy).find_report(CONFIG)
 
 

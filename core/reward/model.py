@@ -22,7 +22,10 @@ config.json, written last
     reading                         the other fields of BackboneConfig: where and how the language model was read
     sae, sae_config                 identity of the SAE and where it is read; null without one
     seeds                           one a head in heads.safetensors
-    method, evaluation              how it was fitted; split -> accuracy, low, high, n. For people
+    method, evaluation              how it was fitted; split -> accuracy, low, high, n (pairs measured), n_refused (pairs of the split that the
+                                    language model can't read: n + n_refused are all), n_shortened (of the n, read with a cut prompt). For people
+    method.pair_counts              how many rows and pairs left the computation, by split, reason and side, the first of them by row
+                                    (core.reward.pair_counts); the same object stands in evaluation.json. Older folders lack it
 model.safetensors, float32, row-major
     directions [k, d_model]         rows d_j: first the latents that mark chosen responses, then those that mark rejected ones
     head.0.weight [hidden, k], head.0.bias [hidden], head.2.weight [1, hidden], head.2.bias [1]
