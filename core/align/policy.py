@@ -18,8 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.backbone.loading import quiet_transformers
+from core.align.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_base, check_names, read_adapter
+from core.backbone.checkpoint import read_checkpoint, some
+from core.backbone.loading import check_finite, library_errors, model_config, quiet_transformers
 from core.backbone.model import Backbone, load_backbone
+from core.backbone.model_folder import read_config
 from core.backbone.source import find_model
 from core.config import BackboneConfig, DPOConfig
 from core.errors import BackboneError, ConfigError, MismatchError, StoreError
@@ -29,7 +32,6 @@ from core.types import Progress, no_progress
 if TYPE_CHECKING:
     import torch
 
-ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 BASE = "base"  # what stands for the hash of an adapter where there is none
 NAME = "default"  # under which PEFT keeps the adapter
 
@@ -66,22 +68,24 @@ def load_policy(base: BackboneConfig, adapter: Path | None, *, progress: Progres
     """
     if adapter is not None and base.quantization != "none":
         raise BackboneError("an adapter can't be added into quantised weights", expected="--quantization none", found=base.quantization)
-    backbone = load_backbone(base, progress=progress)
     if adapter is None:
-        return Policy(backbone=backbone, adapter_hash=BASE)
-    changed = _changed_weights(backbone.model, adapter)
+        return Policy(backbone=load_backbone(base, progress=progress), adapter_hash=BASE)
+    stored = dict(read_adapter(adapter))  # what is wrong with an adapter is said before the model is loaded
+    check_base(adapter, base, find_model(base, progress=progress))
+    backbone = load_backbone(base, progress=progress)
+    changed = _changed_weights(backbone.model, adapter, stored)
     for weight, _, with_it in changed:
         weight.data = with_it
     return Policy(backbone=backbone, adapter_hash=adapter_hash(adapter), changed=changed)
 
 
-def _changed_weights(model: Any, adapter: Path) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...]:
+def _changed_weights(model: Any, adapter: Path, stored: Mapping[str, Any]) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...]:
     """Each weight of the model that the adapter changes, its values now, and its values with the adapter added."""
     import torch
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
-    other = [name for name, _ in _read_tensors(adapter) if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
+    other = [name for name in stored if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
     if other:
         raise StoreError(f"the adapter in {adapter} is more than LoRA on linear layers", expected="lora_A and lora_B", found=", ".join(other[:3]))
     with quiet():
@@ -89,6 +93,7 @@ def _changed_weights(model: Any, adapter: Path) -> tuple[tuple[torch.Tensor, tor
             peft = PeftModel.from_pretrained(model, str(adapter), adapter_name=NAME)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             raise StoreError(f"the adapter in {adapter} does not fit this model", found=f"{type(error).__name__}: {error}") from error
+    check_names(adapter, stored, adapter_tensors(peft))
     layers: list[Any] = [layer for layer in peft.modules() if isinstance(layer, LoraLayer)]
     weights, draws = [layer.get_base_layer().weight for layer in layers], torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -157,8 +162,9 @@ def load_adapter(folder: Path, config: DPOConfig) -> dict[str, torch.Tensor]:
     from peft import LoraConfig
     from safetensors.torch import load_file
 
-    _read_tensors(folder)
-    said = LoraConfig.from_pretrained(str(folder))
+    read_adapter(folder)
+    with library_errors(f"{folder / ADAPTER_CONFIG} can't be used"):
+        said = LoraConfig.from_pretrained(str(folder))
     if (said.r, said.lora_alpha) != (config.lora_r, config.lora_alpha):
         raise MismatchError(
             f"the adapter in {folder} has another rank or scale than the configuration",
@@ -166,7 +172,11 @@ def load_adapter(folder: Path, config: DPOConfig) -> dict[str, torch.Tensor]:
             found=f"r {said.r}, alpha {said.lora_alpha}",
             remedy="go on with the values it was trained with, or begin from the base model",
         )
-    return {name: tensor.to(torch.float32) for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
+    tensors = {name: tensor.to(torch.float32) for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
+    wrong = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if wrong:
+        raise StoreError(f"the adapter in {folder} holds numbers that are NaN or infinite", found=some(wrong), remedy="go on from an earlier round")
+    return tensors
 
 
 def save_adapter(peft: Any, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
@@ -187,7 +197,7 @@ def save_adapter(peft: Any, tensors: Mapping[str, torch.Tensor], folder: Path) -
 
 def adapter_hash(folder: Path | None) -> str:
     """sha256 over the names, shapes, kinds and bytes of an adapter's tensors; `base` for no adapter. Loads no torch."""
-    return BASE if folder is None else _hash(_read_tensors(folder))
+    return BASE if folder is None else _hash(read_adapter(folder))
 
 
 def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -206,36 +216,24 @@ def _hash(entries: Iterable[tuple[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-def _read_tensors(folder: Path) -> list[tuple[str, Any]]:
-    from safetensors import SafetensorError, deserialize
-
-    try:
-        if not (folder / ADAPTER_CONFIG).is_file():
-            raise FileNotFoundError(f"no {ADAPTER_CONFIG}")
-        return list(deserialize((folder / ADAPTER_WEIGHTS).read_bytes()))
-    except (OSError, SafetensorError) as error:
-        expected = f"{ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, as PEFT saves them"
-        raise StoreError(f"{folder} holds no adapter", expected=expected, found=f"{type(error).__name__}: {error}") from error
-
-
 def merge_and_save(base: BackboneConfig, adapter: Path, folder: Path, *, progress: Progress = no_progress) -> None:
     """Writes the base model with the adapter in its weights, and its tokenizer, as a plain model folder, in the dtype of the base's own files.
 
     Raises BackboneError if the folder stands, and as `load_policy`.
     """
-    from transformers import AutoConfig
-
     if folder.exists():
         raise BackboneError(f"{folder} exists already", remedy="name a new folder, or remove this one")
-    stored = AutoConfig.from_pretrained(find_model(base, progress=progress).folder, trust_remote_code=False).get_text_config().dtype
+    stored = model_config(find_model(base, progress=progress).folder).get_text_config().dtype
     dtype = str(stored).removeprefix("torch.") if stored is not None else "float32"
     backbone = load_policy(replace(base, dtype=dtype, quantization="none"), adapter, progress=progress).backbone
+    check_finite(backbone.model, "the merged model")
     progress("save model", 0, 1)
 
     def make(target: Path) -> None:
         with quiet_transformers():
             backbone.model.save_pretrained(target)
             backbone.tokenizer.save_pretrained(target)
+        read_checkpoint(target, read_config(target))
 
     publish_folder(folder, make)
     progress("save model", 1, 1)

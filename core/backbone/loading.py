@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.backbone.checkpoint import Checkpoint, some
-from core.backbone.model_folder import AGAIN
+from core.backbone.model_folder import AGAIN, architecture_in
 from core.errors import BackboneError, Cancelled, SparseRMError
 
 if TYPE_CHECKING:
@@ -49,9 +49,8 @@ def check_kind(config: Any, raw: Mapping[str, Any], name: str) -> None:
     """Raises BackboneError unless `config` (config.json is `raw`) is of a causal language model that transformers itself can build."""
     import transformers
 
-    architecture = next(iter(raw.get("architectures") or []), "")
-    known = not architecture or hasattr(transformers, architecture)
-    if not known:
+    architecture = architecture_in(raw)
+    if architecture and not hasattr(transformers, architecture):
         raise BackboneError(
             f"{name} is an {architecture}, which transformers {transformers.__version__} does not have",
             expected="a class of transformers in config.json's architectures",
@@ -76,8 +75,19 @@ def check_kind(config: Any, raw: Mapping[str, Any], name: str) -> None:
     if not any(kind in mapping for mapping in causal):
         problem = f"{name} is no language model ({config.model_type})"
         raise BackboneError(problem, expected="a causal language model", found=architecture or config.model_type, remedy=GIVE_ANOTHER)
+    _check_quantization(raw.get("quantization_config"), name)
     if raw.get("auto_map"):
         log.warning("%s: config.json names custom code (auto_map), which is never run; transformers' own %s is used", name, config.model_type)
+
+
+def _check_quantization(stated: Any, name: str) -> None:
+    """transformers ignores a kind of quantisation that it does not know, and reads packed numbers as if they were plain."""
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    if stated is None:
+        return
+    with quiet_transformers(), library_errors(f"the quantization_config of {name} can't be used"):
+        AutoQuantizationConfig.from_dict(dict(stated))
 
 
 def load_weights(kind: Any, folder: Path, config: Any, checkpoint: Checkpoint, *, name: str, n_layers: int, **options: Any) -> Any:
@@ -85,22 +95,30 @@ def load_weights(kind: Any, folder: Path, config: Any, checkpoint: Checkpoint, *
 
     `options` go to `from_pretrained`. Raises BackboneError as this module's first lines say.
     """
-    given: dict[str, Any] = {"pretrained_model_name_or_path": folder}
-    if checkpoint.wrappers:
-        given = {"pretrained_model_name_or_path": None, "state_dict": _unwrapped(checkpoint)}
     with quiet_transformers(), library_errors(f"{name} can't be loaded from {folder}"):
+        given: dict[str, Any] = {"pretrained_model_name_or_path": folder}
+        if checkpoint.wrappers:
+            kind, given = _class_of(kind, config), {"pretrained_model_name_or_path": None, "state_dict": _unwrapped(checkpoint)}
         model, report = kind.from_pretrained(
             **given,
             config=config,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # else it raises without a name; _check_report refuses them by name
+            ignore_mismatched_sizes=True,  # else it raises without a name; check_report refuses them by name
             **options,
         )
-    _check_report(model, report, checkpoint, name=name, n_layers=n_layers)
+    check_report(model, report, checkpoint, name=name, n_layers=n_layers)
     check_finite(model, name)
     return model
+
+
+def _class_of(kind: Any, config: Any) -> type:
+    """The class that an automatic class stands for: only it takes tensors without a folder."""
+    import torch
+
+    with torch.device("meta"):
+        return type(kind.from_config(config))
 
 
 def _unwrapped(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -111,21 +129,22 @@ def _unwrapped(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return {name: files[tensor.file][tensor.name] for name, tensor in checkpoint.tensors.items()}
 
 
-def _check_report(model: Any, report: Mapping[str, Any], checkpoint: Checkpoint, *, name: str, n_layers: int) -> None:
+def check_report(model: Any, report: Mapping[str, Any], checkpoint: Checkpoint, *, name: str, n_layers: int) -> None:
+    """Raises BackboneError, with names, where transformers' `report` on loading `model` from `checkpoint` tells of anything not meant."""
     depth = int(model.config.get_text_config().num_hidden_layers)
     unused = list(_unused(model, report, checkpoint, depth, n_layers))
     wrong = {
         "missing": sorted(report["missing_keys"], key=_natural),
         "of another shape": sorted(
-            f"{key} is {tuple(stored)}, config.json gives {tuple(wanted)}" for key, stored, wanted in report["mismatched_keys"]
+            f"{key} is {tuple(stored)}, the configuration gives {tuple(wanted)}" for key, stored, wanted in report["mismatched_keys"]
         ),
         "not of this model": sorted(unused, key=_natural),
-        "twice": _doubled(model, checkpoint),
+        f"twice, with {model.base_model_prefix}. in front and without": _doubled(model, checkpoint),
     }
     if not any(wrong.values()):
         return
     raise BackboneError(
-        f"the weights of {name} are not whole, or not of the model that its config.json describes",
+        f"the weights of {name} are not whole, or not of the model that its configuration describes",
         expected=f"every tensor of {type(model).__name__} with {depth} layers, and no other",
         found="; ".join(f"{what}: {some(keys)}" for what, keys in wrong.items() if keys),
         remedy=_remedy(wrong["missing"], unused, n_layers),
@@ -178,12 +197,12 @@ def _doubled(model: Any, checkpoint: Checkpoint) -> list[str]:
 def _remedy(missing: Sequence[str], unused: Sequence[str], n_layers: int) -> str:
     layers = [int(number[1]) for key in unused if (number := re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", f".{key}"))]
     if layers and min(layers) >= n_layers and not missing:
-        return f"config.json says {n_layers} layers and the files hold {max(layers) + 1}: take both from the same repository"
+        return f"the configuration says num_hidden_layers {n_layers} and the files hold {max(layers) + 1}: take both from the same repository"
     tails = [(key, lost) for key in unused for lost in missing if key.endswith(f".{lost}")]
     if tails:
         key, lost = min(tails, key=lambda pair: len(pair[0]) - len(pair[1]))
-        return f"the names begin with {key.removesuffix(lost)!r}, which no known wrapper puts there: save the model inside it"
-    return f"{AGAIN}, or save the model again with save_pretrained(FOLDER); as it is, random numbers would stand in for what is missing"
+        return f"names that begin with {key.removesuffix(lost)!r} come from a wrapper around the model: save the model inside it"
+    return f"{AGAIN}, or save or convert the model again; as it is, random numbers would stand in for what is missing"
 
 
 def check_finite(model: Any, name: str) -> None:
@@ -271,6 +290,8 @@ def library_errors(problem: str) -> Iterator[None]:
             remedy = "pip install -U transformers if the model is new; check model_type in config.json"
         elif "trust_remote_code" in text or "custom code" in text:
             remedy = "its repository's own code would have to run, which is never done here: use a model that transformers has itself"
+        elif "GGUF model with architecture" in text:
+            remedy = "give the model as safetensors: a folder or a Hub id"
         elif "quantization" in text.lower():
             remedy = "take weights that are not quantised, and use --quantization if memory is short"
         raise BackboneError(problem, found=f"{type(error).__name__}: {_first_line(error)}", remedy=remedy) from error

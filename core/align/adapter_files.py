@@ -1,0 +1,103 @@
+"""A LoRA adapter's folder as PEFT writes it, read with every claim checked: its tensors, and the model it was trained on.
+
+PEFT warns of tensors that a file lacks and goes on with those of a new adapter, and says nothing of tensors that it has no place for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.backbone.checkpoint import some
+from core.backbone.model_folder import check_file, read_json_object
+from core.backbone.source import EMBEDDED, EMBEDDED_HUB_ID, ModelSource, find_model
+from core.config import BackboneConfig
+from core.errors import BackboneError, MismatchError, StoreError
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def read_adapter(folder: Path) -> list[tuple[str, Any]]:
+    """Names of the adapter's tensors, each with its dtype, shape and bytes. Raises StoreError where the folder holds none that can be read."""
+    from safetensors import SafetensorError, deserialize
+
+    expected = f"{ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, as PEFT saves them"
+    if not (folder / ADAPTER_WEIGHTS).is_file() and (folder / "adapter_model.bin").is_file():
+        remedy = "save it again with PEFT's save_pretrained, which writes safetensors"
+        raise StoreError(
+            f"{folder} holds no adapter but a pickled file, which is never read", expected=expected, found="adapter_model.bin", remedy=remedy
+        )
+    try:
+        if not (folder / ADAPTER_CONFIG).is_file():
+            raise FileNotFoundError(f"no {ADAPTER_CONFIG}")
+        read_json_object(folder / ADAPTER_CONFIG)
+        check_file(folder / ADAPTER_WEIGHTS)
+        return list(deserialize((folder / ADAPTER_WEIGHTS).read_bytes()))
+    except BackboneError as error:
+        raise StoreError(f"{folder} holds no adapter: {error.problem}", expected=expected, found=error.found, remedy=error.remedy) from error
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{folder} holds no adapter", expected=expected, found=f"{type(error).__name__}: {error}") from error
+
+
+def check_names(adapter: Path, stored: Mapping[str, Any], wanted: Mapping[str, torch.Tensor]) -> None:
+    """PEFT warns of tensors that the file lacks, leaving them as a new adapter has them, and is silent on those that it does not know.
+
+    Raises StoreError, naming them, where the file's tensors are not exactly those of the adapter that its configuration describes, or not finite.
+    """
+    import torch
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    given = {name: tuple(entry["shape"]) for name, entry in stored.items()}
+    wrong = {
+        "missing": sorted(shapes.keys() - given.keys()),
+        "not of this adapter": sorted(given.keys() - shapes.keys()),
+        "of another shape": [f"{name} is {given[name]}, not {shape}" for name, shape in shapes.items() if given.get(name, shape) != shape],
+        "NaN or infinite": [name for name, tensor in wanted.items() if not bool(torch.isfinite(tensor).all())],
+    }
+    if any(wrong.values()):
+        raise StoreError(
+            f"the adapter in {adapter} is not whole, or was made for another model",
+            expected=f"{len(shapes)} tensors, as {ADAPTER_CONFIG} describes them for this model",
+            found="; ".join(f"{what}: {some(names)}" for what, names in wrong.items() if names),
+            remedy="give the adapter with the base model it was trained on, or save it again",
+        )
+
+
+def check_base(adapter: Path, base: BackboneConfig, source: ModelSource) -> None:
+    """Raises MismatchError where the adapter names another base model than `base`; warns where the two names can't be compared.
+
+    A name is a Hub id, or a folder: one that still stands is compared by its content, for another one the last part of the path has to do.
+    """
+    written = read_json_object(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(written, str) or not written:
+        log.warning("the adapter in %s does not say which model it was trained on; it is taken for one of %s", adapter, source.name)
+        return
+    ours = {base.model, source.name, str(source.folder), *((EMBEDDED_HUB_ID,) if base.model == EMBEDDED else ())}
+    if written in ours or Path(written).name in {Path(name).name for name in ours}:
+        return
+    folder = Path(written).expanduser()
+    if folder.is_dir():
+        same = bool(source.sha256) and find_model(replace(base, model=written)).sha256 == source.sha256
+    elif _is_hub_id(written) and _is_hub_id(source.name):
+        same = False
+    else:
+        log.warning("the adapter in %s was trained on %s; whether that is %s can't be told from here", adapter, written, source.name)
+        return
+    if not same:
+        raise MismatchError(
+            f"the adapter in {adapter} was trained on another model",
+            expected=source.name,
+            found=written,
+            remedy=f"give its own base: --model {written}",
+        )
+
+
+def _is_hub_id(name: str) -> bool:
+    return not Path(name).is_absolute() and name.count("/") == 1 and not name.startswith((".", "~"))
