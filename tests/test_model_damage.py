@@ -95,14 +95,15 @@ class Ended(Exception):
 
 
 def command(*argv: str) -> str:
-    """What a command prints as JSON. Raises Ended with what it told the person."""
+    """What a command prints as JSON, without where it is kept and how long it took. Raises Ended with what it told the person."""
     out, told = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(told):
         code = main([*argv, "--json"])
     if code == REFUSED:
         raise Ended(told.getvalue())
     assert code in (0, 9), told.getvalue()  # 9: a check of the doctor's that fails
-    return out.getvalue()
+    shown = json.loads(out.getvalue())
+    return json.dumps({name: value for name, value in shown.items() if name not in ("artefact", "seconds")})
 
 
 def content_of(value: Any) -> str:
@@ -153,14 +154,15 @@ def serve(folder: Path) -> str:
     return command("serve", str(folder))
 
 
-def score(folder: Path, *more: str) -> str:
-    rows, scored = folder.parent / "rows.jsonl", folder.parent / "scored.jsonl"
-    return command("score", str(folder), str(rows), "--out", str(scored), *more) + scored.read_text()
+def scored(model: Path, folder: Path) -> str:
+    """The scored rows and the report of `folder`'s rows."""
+    out = folder / "scored.jsonl"
+    return command("score", str(model), str(folder / "rows.jsonl"), "--out", str(out)) + out.read_text()
 
 
 ASKED = ["--prompt", "How are you?", "--response", "Fine, thank you."]
 READERS: dict[str, Callable[[Path], str]] = {
-    "score": score,
+    "score": lambda folder: scored(folder, folder.parent),
     "explain": lambda folder: command("explain", str(folder), *ASKED),
     "explain pair": lambda folder: command("explain", str(folder), *ASKED, "--rejected", "No."),
     "explain misranked": lambda folder: command("explain", str(folder), "--most-misranked"),
@@ -252,8 +254,7 @@ def test_a_damaged_file_is_named_whatever_the_damage(whole: Path, before: dict[s
 @pytest.mark.parametrize("kind", ["activations", "dense", "random-isotropic", "random-rows"])
 def test_a_control_has_a_record_of_its_own(whole: Path, before: dict[str, str], kind: str) -> None:
     control = whole / "controls" / kind
-    rows = str(whole.parent / "rows.jsonl")
-    read: dict[str, Callable[[Path], str]] = {"load": READERS["load"], "score": lambda folder: command("score", str(folder), rows)}
+    read = {"load": READERS["load"], "score": lambda folder: scored(folder, whole.parent)}
     figures = {name: reader(control) for name, reader in read.items()}
     for path in sorted(control.iterdir()):
         content = path.read_bytes()
@@ -265,7 +266,7 @@ def test_a_control_has_a_record_of_its_own(whole: Path, before: dict[str, str], 
                 assert all(path.name in refusal(reader, control)[1] for reader in read.values())
                 assert path.name in refusal(lambda _: loaded(SparseRM.load(judge_folder(kind, whole))), whole)[1]
                 assert READERS["load"](whole) == before["load"]  # the reward model itself is whole
-    assert score(whole) == before["score"]
+    assert READERS["score"](whole) == before["score"]
 
 
 def test_a_model_in_the_cache_is_checked_as_well(whole: Path, before: dict[str, str]) -> None:

@@ -96,7 +96,8 @@ class FittedModel:
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """config.json of core.reward.model, once the folder was found whole. Raises StoreError, naming the file, where it is damaged."""
-        return read_config(self.folder)
+        read_config(self.folder)
+        return _json(self.folder / CONFIG)
 
     def _file(self, name: str) -> Path:
         """A file of the folder, which is whole."""
