@@ -191,7 +191,8 @@ class FittedLatents:
         backbone = model.reader.backbone
         sae = load_sae(self.parts.sae_config, device=str(backbone.device), progress=progress)
         check_same_sae(self.parts.sae or {}, sae.identity)
-        dialogues, left_out = ({name: source[part] for name, source in sources.items()} for part in (0, 1))
+        dialogues = {name: read for name, (read, _) in sources.items()}
+        left_out = {name: counts for name, (_, counts) in sources.items()}
         corpus = tokenise(dialogues, backbone, config, progress, left_out)
         self._say_estimate(backbone, sae, len(corpus.ids), sae.d_sae if asked["every"] else len(asked["latents"]))
         return build(
