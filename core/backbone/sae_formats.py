@@ -33,6 +33,7 @@ from core.backbone.sae_sparsify import read_sparsify
 from core.backbone.sae_tensors import check_tensors
 from core.config import SAEConfig
 from core.errors import MissingError, SAEError
+from core.hub import one_question
 
 # sae-lens reads these with safetensors or numpy. Its other readers open pickled files or SAEs of other hook points.
 # Its reader of sparsify's folders transposes W_dec and leaves b_dec out of the input, so those are read here, from a folder.
@@ -96,18 +97,20 @@ def _from_release(release: str, sae_id: str) -> StoredSAE:
             found=reader,
             remedy="fetch the SAE's folder and give --sae FOLDER" if reader == "sparsify" else "take an SAE of another release",
         )
+    unreachable = ""
     try:
-        # sae-lens passes over fields of a configuration that it does not know, so the file itself is looked at, where there can be one.
-        if reader == "sae_lens" and (sae_id in entry.saes_map if entry else "/" in release):
-            repository, place = get_repo_id_and_folder_name(release, sae_id)
-            plain_config(get_sae_lens_config_from_hf(repository, place, cfg_overrides=get_config_overrides(release, sae_id)), name)
-        sae = SAE.from_pretrained(release, sae_id, device="cpu", dtype="float32")
+        with one_question() as unreachable:
+            # sae-lens passes over fields of a configuration that it does not know, so the file itself is looked at, where there can be one.
+            if reader == "sae_lens" and (sae_id in entry.saes_map if entry else "/" in release):
+                repository, place = get_repo_id_and_folder_name(release, sae_id)
+                plain_config(get_sae_lens_config_from_hf(repository, place, cfg_overrides=get_config_overrides(release, sae_id)), name)
+            sae = SAE.from_pretrained(release, sae_id, device="cpu", dtype="float32")
     except SAEError:
         raise
     except Exception as error:  # whatever sae-lens' readers and the Hub's client raise
         remedy = "check release and id; gated: accept the licence and `hf auth login`; no network: fetch the folder elsewhere and give --sae PATH"
         found = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        raise SAEError(f"sae-lens could not load {name}", found=found[:300], remedy=remedy) from error
+        raise SAEError(f"sae-lens could not load {name}", found=(unreachable or found)[:300], remedy=remedy) from error
     folder, said = (entry.saes_map[sae_id], entry.expected_l0.get(sae_id)) if entry else (sae_id, None)
     factor = entry.norm_scaling_factor.get(sae_id) if entry else None
     source = {"source": "release", "name": name, "release": release, "sae_id": sae_id, "norm_factor": factor, "expected_l0": said or _l0_in(folder)}
