@@ -178,8 +178,10 @@ def documents(dialogues: Sequence[Dialogue], backbone: Backbone, context: int) -
     head = len(backbone.render([Message(role="user", content="a"), Message(role="assistant", content="a")]).ids)
     parts: list[list[Sequence[Message]]] = []
     for dialogue, whole in zip(dialogues, rendered, strict=True):
-        long = isinstance(whole, Rendered) and len(whole.ids) > context
-        parts.append(list(_parts(dialogue.messages, whole.response_ends, head, context)) if long else [])
+        if isinstance(whole, Rendered) and len(whole.ids) > context:
+            parts.append(list(_parts(dialogue.messages, whole.response_ends, head, context)))
+        else:
+            parts.append([])
     again = iter(backbone.render_all([part for several in parts for part in several]))
     found = [[next(again) for _ in several] or [whole] for several, whole in zip(parts, rendered, strict=True)]
     return [
