@@ -357,7 +357,7 @@ def test_each_row_is_read_by_its_own_columns(tmp_path: Path) -> None:
     assert [p.chosen for p in pairs] == ["one", *(row["chosen"] for row in trl_rows(3)), "yes"]
     assert (report.format, report.variant) == ("trl", "explicit prompt")
     assert report.n_read_as == {"trl (explicit prompt)": 3, "safe-rlhf": 1, "hh-rlhf (dialogues)": 1}
-    assert "3 rows were read as trl (explicit prompt)" in report.notes
+    assert "3 rows read as trl (explicit prompt)" in report.notes
     assert refusals(report) == [(6, "row", "no format has these columns: text, label")]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from core.config import DataConfig
 from core.data.columns import asked, check_media, conversation_of, no_prompt, prompt_columns, question_of, with_context
-from core.data.dialogues import begins_as_dialogue, dialogue_turns, is_dialogue, merged
+from core.data.dialogues import begins_as_dialogue, dialogue_turns, has_single_line_breaks, is_dialogue, merged
 from core.data.drafts import Draft, Readings
 from core.data.numbers import check_scores
 from core.data.texts import Refused, is_blank, is_message, messages_of, text_of, user_prompt
@@ -21,6 +21,7 @@ from core.types import Message
 
 Row = Mapping[str, Any]
 Messages = tuple[Message, ...]
+DEFAULTS = DataConfig()  # for those who look at a row's columns only
 # Pairs of columns that say which answer won. The first of which a row has both is read.
 SIDES = (
     ("chosen", "rejected"),
@@ -143,7 +144,7 @@ def _answer(rest: Sequence[Message], field: str) -> str:
 
 def pair_of_dialogues(chosen: Messages, rejected: Messages) -> Draft:
     """The pair of two dialogues that share all but the last message. Raises Refused."""
-    return _of_dialogues({}, DataConfig(), chosen, rejected)
+    return _of_dialogues({}, DEFAULTS, chosen, rejected)
 
 
 def common_beginning(chosen: str, rejected: str) -> Draft:
@@ -179,10 +180,11 @@ def _joined(before: str, text: str) -> str:
     """The whole dialogue: the answer after the dialogue so far, unless it is the whole one itself."""
     if not before or re.match(r"(?:### ?)?(?:Human|User):", text):
         return text
+    gap = "\n" if has_single_line_breaks(before) else "\n\n"
     open_turn = re.search(r"(?:\A|\n)\s*(?:### ?)?Assistant:\s*\Z", before)
     if re.match(r"(?:### ?)?Assistant:", text):
-        return f"{before[: open_turn.start()] if open_turn else before}\n\n{text}"
-    return f"{before.rstrip()} {text}" if open_turn else f"{before.rstrip()}\n\nAssistant: {text}"
+        return f"{before[: open_turn.start()] if open_turn else before}{gap}{text}"
+    return f"{before.rstrip()} {text}" if open_turn else f"{before.rstrip()}{gap}Assistant: {text}"
 
 
 def fits_hh(row: Row) -> bool:
@@ -193,7 +195,7 @@ def fits_hh(row: Row) -> bool:
     chosen, rejected = (row[name] for name in names)
     if not isinstance(chosen, str) or not isinstance(rejected, (str, type(None))):
         return False
-    if all(is_blank(row.get(name)) for name in prompt_columns(DataConfig())) and not conversation_of(row):
+    if all(is_blank(row.get(name)) for name in prompt_columns(DEFAULTS)) and not conversation_of(row):
         return begins_as_dialogue(chosen) or begins_as_dialogue(rejected)
     return is_dialogue(chosen) and is_dialogue(rejected)
 
@@ -201,7 +203,7 @@ def fits_hh(row: Row) -> bool:
 def fits_hh_apart(row: Row) -> bool:
     """Whether the prompt is a dialogue so far and the answers are texts."""
     names = sides_of(row)
-    prompt = next((row[name] for name in prompt_columns(DataConfig()) if not is_blank(row.get(name))), None)
+    prompt = next((row[name] for name in prompt_columns(DEFAULTS) if not is_blank(row.get(name))), None)
     if names is None or not all(isinstance(row[name], str) for name in names):
         return False
     return is_dialogue(prompt) or (begins_as_dialogue(prompt) and all(begins_as_dialogue(row[name]) for name in names))
@@ -209,7 +211,7 @@ def fits_hh_apart(row: Row) -> bool:
 
 def fits_explicit(row: Row) -> bool:
     """Whether a row has both answers and a prompt."""
-    return sides_of(row) is not None and _has_prompt(row, DataConfig())
+    return sides_of(row) is not None and _has_prompt(row, DEFAULTS)
 
 
 def read_openai(row: Row, config: DataConfig) -> Readings:

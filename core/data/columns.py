@@ -22,8 +22,12 @@ CONVERSATIONS = ("messages", "conversations", "conversation", "trajectory", "con
 ASKED = (*PROMPTS, *SYSTEMS, HISTORY, *CONVERSATIONS)
 # A text in a column of such a name speaks about the answers, so it can't belong to the prompt.
 ABOUT_ANSWERS = re.compile(
-    r"answer|response|chosen|reject|completion|output|generation|rationale|critique|feedback|judg|annotat|preference|explanation", re.IGNORECASE
+    r"answer|response|chosen|reject|completion|output|generation|rationale|critique|feedback|judg|annotat|preference|explanation|reason|^why$",
+    re.IGNORECASE,
 )
+# Unless it is an id or a kind, a text of such a name is likely to belong to the prompt.
+ABOUT_PROMPTS = re.compile(r"prompt|question|query|instruction|system|context|history|passage|document|persona|message|conversation", re.IGNORECASE)
+IDS = re.compile(r"(?:id|ids|hash|type|kind|source|category|language|length|tokens|name)$", re.IGNORECASE)
 LABEL_WORDS = 3  # a text of fewer words may be a label
 
 
@@ -129,3 +133,8 @@ def no_prompt(row: Mapping[str, Any], config: DataConfig) -> Refused:
 def holds_sentence(value: Any) -> bool:
     """Whether a value is a text of more words than a label has."""
     return isinstance(value, str) and len(value.split(None, LABEL_WORDS)) >= LABEL_WORDS
+
+
+def sounds_like_prompt(name: str) -> bool:
+    """Whether a column's name says that it holds a part of the prompt."""
+    return ABOUT_PROMPTS.search(name) is not None and IDS.search(name) is None

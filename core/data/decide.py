@@ -2,7 +2,7 @@
 
 | answers end with | labels | meaning |
 |---|---|---|
-| anything | a, b, A, B, left, right, model_a, response_2, the name of a column ... | the side of that name |
+| anything | a, b, A, B, left, right, A>B, model_a, response_2, the name of a column ... | the side of that name |
 | 1/2 | 1, 2 | the first, the second; 0 beside 1 and 2 is a tie |
 | 0/1 | 0, 1 | the first (0), the second (1) |
 | a/b, left/right | 1, 2, where some row has 2 and none has 0 | the first, the second |
@@ -29,6 +29,9 @@ NAMED = re.compile(
     r"(?:model|response|output|answer|assistant|option|completion|conversation|text|candidate|reply|generation|summary)[ _.-]*(a|b|0|1|2|left|right)"
 )
 
+BETTER = re.compile(r"([ab])\s*>+\s*[ab]")  # of a judge: A>B, B>>A
+EQUAL = re.compile(r"[ab]\s*=+\s*[ab]")
+
 
 def as_label(value: Any) -> str:
     """A label as it is compared: without case, spaces and brackets around it; 1.0 and 1 are one label."""
@@ -50,8 +53,10 @@ def side_of(label: Any, values: Iterable[str], ending: str, label_values: Mappin
     told = [as_label(label_values[side]) if side in label_values else None for side in ("first", "second")]
     if any(told):
         return told.index(text) if text in told else TIES if text in TIE_WORDS else None
-    if text in TIE_WORDS:
+    if text in TIE_WORDS or EQUAL.fullmatch(text):
         return TIES
+    better = BETTER.fullmatch(text)
+    text = better.group(1) if better else text
     named = NAMED.fullmatch(text)
     text = named.group(1) if named else text
     if text in SIDES:

@@ -51,6 +51,11 @@ def dialogue_turns(text: str, field: str) -> tuple[Message, ...]:
     return turns
 
 
+def has_single_line_breaks(text: str) -> bool:
+    """Whether a dialogue's turns follow single line breaks."""
+    return len(AFTER_EMPTY_LINE.split(text)) < 5 <= len(AFTER_LINE_BREAK.split(text))
+
+
 def merged(turns: Sequence[Message]) -> tuple[Message, ...]:
     """Turns of one speaker in a row as one message, so that templates which demand alternation accept them."""
     messages: list[Message] = []

@@ -96,7 +96,23 @@ def read_two_answers(row: Row, config: DataConfig) -> Readings:
     named = _by_model_name(row, label)
     if named is not None:
         return [sides[named]]
+    _check_labels(row, config, column, ending)
+    if _alone(label, ending, config) is None and isinstance(label, str) and [side.chosen for side in sides].count(label.strip()) == 1:
+        return [sides[int(sides[1].chosen == label.strip())]]  # the label is the better answer itself
     return [Judged(*sides, label, column, ending, scores if scores != TIES else None)]
+
+
+def _alone(label: Any, ending: str, config: DataConfig) -> int | None:
+    """The side that a label means by itself, whatever other rows say."""
+    return side_of(label, {as_label(label)}, ending, config.label_values)
+
+
+def _check_labels(row: Row, config: DataConfig, column: str, ending: str) -> None:
+    """Raises Refused where two label columns name different sides."""
+    for other in LABELS:
+        sides = {_alone(row[name], ending, config) for name in (column, other) if not is_blank(row.get(name))}
+        if len(sides & {0, 1}) == 2:
+            raise Refused(other, f"says the contrary of {column}")
 
 
 def _both(row: Row, config: DataConfig, first: str, second: str) -> tuple[Draft, Draft]:

@@ -122,8 +122,14 @@ def _unknown_format(source: Source, gathered: Gathered) -> DataError:
         f"the format of {source.name} is not known",
         expected="prompt, chosen, rejected; or the columns of a format that docs/FORMATS.md lists",
         found=_listing(gathered),
-        remedy="say which columns are meant: --columns prompt=YOURS --columns chosen=YOURS --columns rejected=YOURS",
+        remedy=f"say which columns are meant: {_mapping(gathered)}",
     )
+
+
+def _mapping(gathered: Gathered) -> str:
+    """The option that names the columns; those that differ from ours in their case only are filled in."""
+    own = {name.casefold(): name for name in gathered.columns}
+    return "--columns " + ",".join(f"{name}={printable(own.get(name, 'YOURS'))}" for name in ("prompt", "chosen", "rejected"))
 
 
 def _nothing_usable(source: Source, gathered: Gathered) -> DataError:
@@ -134,6 +140,8 @@ def _nothing_usable(source: Source, gathered: Gathered) -> DataError:
         remedy = f"say which column holds the prompt: --columns prompt={printable(candidates[0])}"
     elif gathered.promptless:
         remedy = "say which column holds the prompt, --columns prompt=YOURS; or take the words with which both answers begin, --implicit-prompt text"
+    elif any("--label-values" in refused.reason for refused in gathered.refused):
+        remedy = "say which value of the label means which answer: --label-values first=...,second=..."
     named_format = next(iter(formats.values()), None)
     expected = f"format {named_format.title}: {', '.join(named_format.uses)}" if named_format else "rows of a format that docs/FORMATS.md lists"
     return DataError(

@@ -8,19 +8,19 @@ decide (`decide.py`), and answers that other rows' answers are paired with (`gro
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from core.config import DataConfig
 from core.data.chosen_rejected import SIDES, sides_of
-from core.data.columns import ABOUT_ANSWERS, CONVERSATIONS, PROMPTS, check_media, holds_sentence
+from core.data.columns import ABOUT_ANSWERS, CONVERSATIONS, PROMPTS, check_media, holds_sentence, sounds_like_prompt
 from core.data.decide import TIES, as_label, label_sets, side_of
 from core.data.drafts import Draft, Format, Judged, Rated, Reading
 from core.data.formats import CHOSEN_REJECTED, candidates_of, meta_of, named
 from core.data.grouped import match
 from core.data.judged import answer_columns
-from core.data.literals import as_json, holds_list_of_texts, unpack_row
+from core.data.literals import as_json, holds_list_of_texts, unpack_messages, unpack_row
 from core.data.rows import Row, printable
 from core.data.texts import Refused, is_blank, is_message, keeps
 from core.types import RefusedRow
@@ -131,7 +131,7 @@ class Gathered:
                 self.rated[number] = (own_id, reading, meta, format_)
         if drafts:
             self._use(number, own_id, drafts, meta, format_)
-        self._count(values, read, self.unread)
+        self._count(values, read, self.unread, _texts(readings))
         sides = sides_of(values)
         self.n_lists_kept_as_text += sides is not None and all(holds_list_of_texts(values[name]) for name in sides)
 
@@ -142,12 +142,14 @@ class Gathered:
             name = f"{own_id}-{place}" if own_id and len(drafts) > 1 else own_id
             self.made.append(Made(number, name, draft, {**meta, **draft.extra}))
 
-    def _count(self, values: Mapping[str, Any], read: frozenset[str], texts: dict[str, ColumnTexts]) -> None:
-        """Counts the texts (and message lists) of columns that were not read and that do not speak about answers."""
+    def _count(self, values: Mapping[str, Any], read: frozenset[str], texts: dict[str, ColumnTexts], known: Collection[str] = ()) -> None:
+        """Counts the texts (and message lists) of columns that were not read, that do not speak about answers, and that repeat no known text."""
         for name, value in values.items():
             if name in read or name == "id" or ABOUT_ANSWERS.search(name):
                 continue
-            if (isinstance(value, str) and value.strip()) or (isinstance(value, list) and value and is_message(value[0])):
+            if (isinstance(value, str) and value.strip() and value.strip() not in known) or (
+                isinstance(value, list) and value and is_message(value[0])
+            ):
                 texts[name].add(value)
 
     def _compare(self, readings: Sequence[Reading], format_: Format, values: Mapping[str, Any], fitting: Sequence[Format]) -> None:
@@ -217,31 +219,31 @@ class Gathered:
 
     def prompt_candidates(self) -> list[str]:
         """Columns of rows without a prompt that may hold it, the likeliest first."""
-        texts = {name: column for name, column in self.promptless_texts.items() if column.may_be_prompt}
-        return sorted(texts, key=lambda name: (-len(texts[name].distinct), name))
+        texts = {name: c for name, c in self.promptless_texts.items() if c.may_be_prompt or sounds_like_prompt(name)}
+        return sorted(texts, key=lambda name: (not sounds_like_prompt(name), -len(texts[name].distinct), name))
 
     def notes(self) -> list[str]:
         """What a reader should know of the columns and formats, in a sentence each."""
-        notes = [f"{n:,} rows were read as {format_.title}" for format_, n in self.n_read_as.most_common()] if len(self.n_read_as) > 1 else []
-        notes += [f"{n:,} rows also have the columns of {other}; they were read as {ours}" for (ours, other), n in self.n_second_format.items()]
+        notes = [f"{_rows(n)} read as {format_.title}" for format_, n in self.n_read_as.most_common()] if len(self.n_read_as) > 1 else []
+        notes += [f"{_rows(n)} with the columns of {other} as well, read as {ours}" for (ours, other), n in self.n_second_format.items()]
         if self.n_unpacked:
-            notes.append(f"{self.n_unpacked:,} rows hold lists written as text (a message list in a csv, say): they were read as lists")
+            notes.append(f"{_rows(self.n_unpacked)} with lists that are written as text (a message list in a csv, say), read as the lists")
         if self.n_lists_kept_as_text:
-            notes.append(f"in {self.n_lists_kept_as_text:,} rows both answers are lists of texts written as text; each was read as one answer")
+            notes.append(f"{_rows(self.n_lists_kept_as_text)} where both answers are lists of texts written as text, each read as one answer")
         notes += [
-            f"the column {printable(name)} is not read in {n:,} rows: the mapping reads {printable(self.config.columns[name])} in its place"
+            f"{_rows(n)} whose column {printable(name)} is not read: the mapping reads {printable(self.config.columns[name])} in its place"
             for name, n in self.n_overwritten.items()
         ]
-        unread = {printable(name): column.n for name, column in self.unread.items() if column.holds_sentences}
+        unread = {printable(name): c.n for name, c in self.unread.items() if c.holds_sentences or sounds_like_prompt(name)}
         if unread:
-            names = ", ".join(f"{name} ({n:,} rows)" for name, n in unread.items())
+            names = ", ".join(f"{name} ({_rows(n)})" for name, n in unread.items())
             first = next(iter(unread))
             notes.append(
                 f"columns with texts that are not read: {names}. If one belongs to the prompt, map it: --columns system={first} (prompt, history)"
             )
         if self.promptless and not self.prompt_candidates():
             how = "--implicit-prompt text takes the words with which both answers begin"
-            notes.append(f"{len(self.promptless):,} rows have no prompt; {how}")
+            notes.append(f"{_rows(len(self.promptless))} without a prompt; {how}")
         return notes
 
 
@@ -259,11 +261,26 @@ def check(draft: Draft) -> Draft:
     """The pair, if it is one: a prompt that ends with the user's message, and two different answers. Raises Refused."""
     if not draft.prompt:
         raise Refused("prompt", "missing, and the dialogues share no message before the last")
+    if not all(message["content"] for message in draft.prompt):
+        raise Refused("prompt", "empty: a turn holds no text")
     if draft.prompt[-1]["role"] != "user":
         raise Refused("prompt", f"ends with a message of role {draft.prompt[-1]['role']}, not with the user's")
     if draft.chosen == draft.rejected:
         raise Refused("rejected", "identical answers")
+    for name, text in (("chosen", draft.chosen), ("rejected", draft.rejected)):
+        if unpack_messages(text, name) is not text:  # within a list of completions, say, where only texts are read
+            raise Refused(name, "a message list written as text, where an answer's text should stand")
     return draft
+
+
+def _texts(readings: Sequence[Reading]) -> set[str]:
+    """The texts that were read: a column that repeats one of them (a group by prompt, say) adds nothing."""
+    texts: set[str] = set()
+    for reading in readings:
+        draft = reading.first if isinstance(reading, Judged) else reading
+        texts |= {message["content"] for message in draft.prompt}
+        texts |= {draft.answer} if isinstance(draft, Rated) else {draft.chosen, draft.rejected}
+    return texts
 
 
 def _decided(reading: Reading, config: DataConfig) -> list[tuple[str, str]]:
@@ -284,6 +301,10 @@ def _by_label(item: Judged, values: set[str], config: DataConfig) -> Draft:
     if side is not None and item.by_score not in (None, side):
         raise Refused(item.column, "says the contrary of the scores")
     return (item.first, item.second)[side if side is not None else int(item.by_score or 0)]
+
+
+def _rows(n: int) -> str:
+    return f"{n:,} row" if n == 1 else f"{n:,} rows"
 
 
 def _own_id(value: Any) -> str:
