@@ -110,7 +110,9 @@ def _from_release(release: str, sae_id: str) -> StoredSAE:
     except Exception as error:  # whatever sae-lens' readers and the Hub's client raise
         remedy = "check release and id; gated: accept the licence and `hf auth login`; no network: fetch the folder elsewhere and give --sae PATH"
         found = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        raise SAEError(f"sae-lens could not load {name}", found=(unreachable or found)[:300], remedy=remedy) from error
+        raise SAEError(
+            f"sae-lens could not load {name}", found=(unreachable if unreachable and isinstance(error, OSError) else found)[:300], remedy=remedy
+        ) from error
     folder, said = (entry.saes_map[sae_id], entry.expected_l0.get(sae_id)) if entry else (sae_id, None)
     factor = entry.norm_scaling_factor.get(sae_id) if entry else None
     source = {"source": "release", "name": name, "release": release, "sae_id": sae_id, "norm_factor": factor, "expected_l0": said or _l0_in(folder)}
