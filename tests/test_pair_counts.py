@@ -175,7 +175,8 @@ def test_the_manifest_and_the_log_say_it() -> None:
 
 def test_the_foot_of_the_table_says_it() -> None:
     foot, test = fitted().shown, expected()["test"]
-    assert f"{test['n_pairs'] - test['kept']} of {test['n_pairs']} in test" in foot
+    where = ", ".join(f"{one['n_pairs'] - one['kept']} of {one['n_pairs']} in {name}" for name, one in expected().items() if one["n_pairs"])
+    assert f"({where})" in foot and f"of {test['n_pairs']} in test)" in where + ")", "the splits in their own order, the file's keys are sorted"
     assert "Left out: the language model can't read 30 of 68 pairs" in foot
     assert f"more than {LIMIT} tokens: 30 pairs (the first in rows 1, 2, 3, 7, 8, 9, 13, 14)" in foot
     cut = sum(one["cut"] for one in expected().values())

@@ -222,7 +222,7 @@ def _refused_sentences(counts: Mapping[str, Any]) -> list[str]:
     where = _by_split(counts, "n_refused", "n_pairs")
     lines = [f"Left out: the language model can't read {n:,} of {_pairs(total)} ({where})."]
     sides = [f"{side} {sum(one['by_side'][side] for one in counts['splits'].values()):,}" for side in SIDES]
-    lines += [f"  {reason}: {_pairs(count)}{_first_rows(counts['first_pairs'], reason)}" for reason, count in counts["by_reason"].items()]
+    lines += [f"  {reason}: {_pairs(count)}{_first_rows(counts['first_pairs'], reason)}" for reason, count in _falling(counts["by_reason"])]
     return [*lines, f"  the answer that can't be read: {', '.join(sides)}"]
 
 
@@ -256,13 +256,19 @@ def _row_sentences(counts: Mapping[str, Any]) -> list[str]:
     if not n:
         return []
     lines = [f"{n:,} of {counts['n_rows']:,} rows of the source can't be used:"]
-    for kind, count in counts["rows_by_reason"].items():
+    for kind, count in _falling(counts["rows_by_reason"]):
         lines.append(f"  {kind}: {count:,} {'row' if count == 1 else 'rows'}{_first_rows(counts['first_rows'], kind)}")
     return lines
 
 
 def _by_split(counts: Mapping[str, Any], part: str, whole: str) -> str:
-    return ", ".join(f"{one[part]:,} of {one[whole]:,} in {name}" for name, one in counts["splits"].items() if one[whole])
+    splits = [(name, counts["splits"][name]) for name in NAMES]
+    return ", ".join(f"{one[part]:,} of {one[whole]:,} in {name}" for name, one in splits if one[whole])
+
+
+def _falling(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The most frequent first, also of counts that a file has given in another order."""
+    return sorted(counts.items(), key=lambda item: -item[1])
 
 
 def _pairs(n: int) -> str:
