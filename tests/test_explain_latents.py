@@ -32,6 +32,7 @@ from core.explain.latent_columns import tokenise
 from core.explain.latent_maker import BARS
 from core.explain.latents import LatentPages, build, load_pages
 from core.fitted_latents import FittedLatents
+from core.reward.recorded_files import record_files
 from core.runs.store import HOLD, Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -544,6 +545,7 @@ def test_a_model_without_latents_and_one_without_texts(model: Path, tmp_path: Pa
     bare.mkdir()
     for name in ("config.json", "model.safetensors", "heads.safetensors", "selection.jsonl"):
         (bare / name).write_bytes((model / name).read_bytes())
+    record_files(bare)
     with pytest.raises(MissingError, match="not kept beside it"):
         FittedLatents(folder=bare, store=Store(tmp_path)).pages(replace(CONFIG, corpus="pairs"))
     with pytest.raises(MissingError, match="no text"):

@@ -472,7 +472,7 @@ def test_a_model_that_cannot_be_loaded_says_why_and_another_in_its_folder_is_ser
 
 def test_what_is_no_reward_model(tmp_path: Path) -> None:
     state = Live(tmp_path / "nothing", tmp_path).ensure()
-    assert state.failed and state.error and "holds no reward model" in state.error["problem"]
+    assert state.failed and state.error and "there is no reward model at" in state.error["problem"]
 
 
 def test_one_that_keeps_dying_is_left_alone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
