@@ -102,6 +102,13 @@ def test_texts_that_nobody_reads_are_announced(tmp_path: Path) -> None:
     assert "dialogue (1 row)" in note
 
 
+def test_the_report_says_which_columns_made_the_pairs(tmp_path: Path) -> None:
+    row = {"frage": "Why?", "query": "How?", "gut": "x", "schlecht": "y", "topic": "z", "history": None}
+    _, report = load_rows(tmp_path, [row], columns={"prompt": "frage", "chosen": "gut", "rejected": "schlecht"})
+    assert set(report.columns_read) == {"frage", "gut", "schlecht"} and report.to_json()["columns_read"] == list(report.columns_read)
+    assert len(report.notes) == 1 and "query (1 row)" in report.notes[0]
+
+
 def test_the_same_question_under_two_system_texts_are_two_prompts(tmp_path: Path) -> None:
     rows = [{"system": name, "prompt": "Why?", "chosen": a, "rejected": b} for name, a, b in (("In French.", "x", "y"), ("In German.", "y", "x"))]
     pairs, report = load_rows(tmp_path, rows)

@@ -97,14 +97,11 @@ def refused(data: Mapping[str, Any]) -> None:
 
 def mapping(data: Mapping[str, Any]) -> None:
     """How the rows were understood: the format found, the columns it reads, the others."""
-    format_ = next((f for f in FORMATS if f.name == data["format"] and f.variant == data["variant"]), None)
-    uses = format_.uses if format_ else ()
-    read = ", ".join(name for name in data["columns"] if name in uses) or "by your mapping"
-    others = ", ".join(name for name in data["columns"] if name not in uses)
+    read = data.get("columns_read", ())  # reports of older versions do not have it
     said = {
-        "Read as": ", ".join(part for part in (data["format"], data["variant"]) if part),
-        "Columns read": read,
-        "Kept beside, or left out": others,
+        "Read as": ", ".join(data.get("n_read_as") or [part for part in (data["format"], data["variant"]) if part]),
+        "Columns read": ", ".join(read) or "not recorded",
+        "Kept beside, or left out": ", ".join(name for name in data["columns"] if name not in read),
     }
     for column, (name, value) in zip(st.columns([1, 2, 2]), said.items(), strict=True):
         if value:
@@ -257,7 +254,7 @@ def _understood() -> None:
     """What can be read, where nothing was read yet."""
     st.markdown("##### What is understood")
     st.caption("Files are .jsonl, .json, .csv or .parquet, also gzipped. Rows that can't be used are listed with their reason; the others go on.")
-    rows = [{"Format": f"{f.name}{', ' + f.variant if f.variant else ''}", "Columns it reads": ", ".join(f.uses)} for f in FORMATS]
+    rows = [{"Format": f.title, "Columns it reads": f.columns} for f in FORMATS]
     st.dataframe(rows, hide_index=True, height=38 + 35 * len(rows))
     st.caption("Other column names: say which is which under Columns.")
 

@@ -64,6 +64,12 @@ class Format:
     read: Callable[[Mapping[str, Any], DataConfig], Readings]
     variant: str = ""
     alone: bool = True
+    telling: str = ""
+
+    @property
+    def columns(self) -> str:
+        """The columns that tell the format, in one line; `uses` may hold many more names for the same things."""
+        return self.telling or ", ".join(self.uses)
 
     @property
     def title(self) -> str:

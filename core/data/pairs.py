@@ -31,8 +31,9 @@ class DataReport:
     """What came of reading a source.
 
     `n_rows` rows were met (blank lines not counted), `n_used` of them gave pairs, the others are in `refused`, one entry each. `n_pairs` are kept;
-    `n_over_limit` more were left out by `DataConfig.limit`. `columns` are all names met, in the source's words; `notes` say in a sentence each what
-    a reader should know. `format` and `variant` are those of most rows; `n_read_as` counts the rows that were read as each format.
+    `n_over_limit` more were left out by `DataConfig.limit`. `columns` are all names met, `columns_read` those that made the
+    pairs, in the source's words; `notes` say in a sentence each what a reader should know. `format` and `variant` are those of most rows;
+    `n_read_as` counts the rows that were read as each format.
     """
 
     source: str
@@ -46,6 +47,7 @@ class DataReport:
     refused: tuple[RefusedRow, ...]
     duplicates: Duplicates
     notes: tuple[str, ...] = ()
+    columns_read: tuple[str, ...] = ()
     n_read_as: Mapping[str, int] = field(default_factory=dict)
     n_over_limit: int = 0
 
@@ -59,6 +61,7 @@ class DataReport:
             **{name: getattr(self, name) for name in ("source", "format", "variant", "n_rows", "n_used", "n_pairs", "n_prompts", "n_over_limit")},
             "n_read_as": dict(self.n_read_as),
             "columns": list(self.columns),
+            "columns_read": list(self.columns_read),
             "notes": list(self.notes),
             "duplicates": self.duplicates.to_json(),
             "refused_by_reason": self.refused_by_reason(),
@@ -143,7 +146,7 @@ def _nothing_usable(source: Source, gathered: Gathered) -> DataError:
     elif any("--label-values" in refused.reason for refused in gathered.refused):
         remedy = "say which value of the label means which answer: --label-values first=...,second=..."
     named_format = next(iter(formats.values()), None)
-    expected = f"format {named_format.title}: {', '.join(named_format.uses)}" if named_format else "rows of a format that docs/FORMATS.md lists"
+    expected = f"format {named_format.title}: {named_format.columns}" if named_format else "rows of a format that docs/FORMATS.md lists"
     return DataError(
         f"{source.name} has no usable row",
         expected=expected,
@@ -169,6 +172,7 @@ def _finish(gathered: Gathered, source: Source, config: DataConfig) -> tuple[Pre
         variant=formats[0].variant,
         n_read_as={format_.title: gathered.n_read_as[format_] for format_ in formats},
         columns=tuple(printable(name) for name in gathered.columns),
+        columns_read=tuple(printable(name) for name in gathered.columns_read),
         n_rows=gathered.n_rows,
         n_used=len(gathered.used),
         n_pairs=len(kept),

@@ -70,6 +70,7 @@ class Gathered:
 
     config: DataConfig
     columns: dict[str, None] = field(default_factory=dict)
+    columns_read: dict[str, None] = field(default_factory=dict)  # in the source's words
     refused: list[RefusedRow] = field(default_factory=list)
     made: list[Made] = field(default_factory=list)
     used: set[int] = field(default_factory=set)  # numbers of the rows that gave pairs
@@ -131,6 +132,7 @@ class Gathered:
                 self.rated[number] = (own_id, reading, meta, format_)
         if drafts:
             self._use(number, own_id, drafts, meta, format_)
+        self.columns_read.update((self.config.columns.get(name, name), None) for name in values if name in read and not is_blank(values[name]))
         self._count(values, read, self.unread, _texts(readings))
         sides = sides_of(values)
         self.n_lists_kept_as_text += sides is not None and all(holds_list_of_texts(values[name]) for name in sides)
@@ -253,6 +255,8 @@ def columns_read(format_: Format, row: Mapping[str, Any], config: DataConfig) ->
     if any(name in config.columns for name in PROMPTS):
         names -= set(PROMPTS) - set(config.columns)
     names -= {name for name in CONVERSATIONS if isinstance(row.get(name), str)}
+    if format_.name == "argilla":  # whatever its fields are called
+        return frozenset(row)
     columns = answer_columns(frozenset(row)) if format_.name == "a-b" else None
     return frozenset(names | set(columns[:2] if columns else ()))
 
