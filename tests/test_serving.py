@@ -101,6 +101,16 @@ def test_pairs(live: Live, model: SparseRM) -> None:
     assert found["margin"][1] is found["rejected"][1] is None and found["refused"] == {"1.rejected": "response: empty"}
 
 
+def test_a_prompt_that_is_cut_is_named(live: Live, model: SparseRM) -> None:
+    """The first question is far longer than the model reads: it is left out, and the reward is that of the rest."""
+    turns = [{"role": "user", "content": "word " * 3000}, {"role": "assistant", "content": GOOD}, *USER]
+    assert model.shortened([turns, [*USER, turns[1], *USER]], [GOOD, GOOD]) == [0]
+    found = live.score([turns, QUESTION, turns], [GOOD, GOOD, " "])
+    np.testing.assert_allclose(found["rewards"][:2], model.score([QUESTION] * 2, [GOOD] * 2), **CLOSE)
+    assert found["shortened"] == ["0"] and list(found["refused"]) == ["2"]
+    assert live.score_pairs([(QUESTION, GOOD, BAD), (turns, GOOD, BAD)])["shortened"] == ["1.chosen", "1.rejected"]
+
+
 def same(found: Any, expected: Any, path: str = "") -> None:
     """Equal JSON, numbers up to rounding: texts are read in another order here and there."""
     if isinstance(expected, dict):

@@ -111,7 +111,8 @@ class Live:
     # --- scoring ---
 
     def score(self, prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> dict[str, Any]:
-        """{rewards: a number or None a response, refused: {number of a response as text: why it has none}}."""
+        """{rewards: a number or None a response, refused: {number of a response as text: why it has none},
+        shortened: [numbers as text of responses read with a cut prompt]}."""
         return self._ask("score", {"prompts": _plain(prompts), "responses": _plain(responses)})
 
     def score_pairs(self, pairs: Sequence[tuple[Dialogue, str, str]]) -> dict[str, Any]:

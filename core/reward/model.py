@@ -77,6 +77,7 @@ from core.reward.dialogues import Dialogue, Item, items_of, key_of
 from core.reward.extraction import read_items, response_states
 from core.reward.folder import read_parts, save_parts, write_parts
 from core.reward.known import KnownResponses, read_known
+from core.reward.pair_counts import shortened_items
 from core.reward.parts import RewardParts
 from core.reward.recorded_files import CONFIG, KNOWN_TEXTS, MODEL_FILES, OPTIONAL_FILES, read_config
 from core.types import PreferencePair
@@ -163,6 +164,18 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
             else:
                 rewards[number] = value
         return rewards, refused
+
+    def shortened(self, prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> list[int]:
+        """Numbers of the responses that are read without leading turns of their prompt, because all of it is longer than the model reads.
+
+        Empty, and nothing is computed, where no prompt has several messages.
+        """
+        items, _ = items_of(prompts, responses)
+        if not isinstance(self.reader, BackboneReader) or all(len(prompt) < 2 for prompt, _ in items.values()):
+            return []
+        numbers = list(items)
+        cut = shortened_items(self.reader.backbone, list(items.values()), self.parts.position)
+        return [numbers[place] for place in cut]
 
     def score_pairs(self, pairs: Iterable[PreferencePair]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """Rewards s_w of the chosen and s_l of the rejected responses. Raises DataError as `score`."""

@@ -1,7 +1,7 @@
 """What can be asked of a live reward model: each request as JSON in, JSON out, in the shapes of `sparserm explain --json`.
 
-    POST /score         {prompts, responses}                        {rewards, refused}
-    POST /score_pairs   {pairs: [{prompt, chosen, rejected}]}       {chosen, rejected, margin, probability, refused}
+    POST /score         {prompts, responses}                        {rewards, refused, shortened}
+    POST /score_pairs   {pairs: [{prompt, chosen, rejected}]}       {chosen, rejected, margin, probability, refused, shortened}
     POST /explain       {prompt, response} or {prompt, chosen, rejected}, tokens     {kind, explanation, response | chosen, rejected: {tokens}}
     POST /tokens        {prompt, response}                          {tokens}
     POST /deletions     {prompt, response, spans}                   {deletions}
@@ -13,7 +13,8 @@
 
 A prompt is a text or a list of messages. Where a prompt or a response can't be read, that response has no reward (null) and a reason;
 OpenRLHF wants a number, and gets the lowest that held-out responses have, marked as `unreadable` in `extra_logs`. `scores` there are
-percentiles among held-out responses, from 0 to 1.
+percentiles among held-out responses, from 0 to 1. `shortened` names the responses that were read without leading turns of their prompt, to
+fit the model's length.
 """
 
 from __future__ import annotations
@@ -71,20 +72,26 @@ class Answers:
     # --- scoring ---
 
     async def score(self, asked: Asked) -> bytes:
-        rewards, refused = await self._rewards(listed(asked, "prompts"), listed(asked, "responses"))
-        return packed({"rewards": _numbers(rewards), "refused": {str(number): reason for number, reason in sorted(refused.items())}})
+        prompts, responses = listed(asked, "prompts"), listed(asked, "responses")
+        rewards, refused = await self._rewards(prompts, responses)
+        reasons = {str(number): reason for number, reason in sorted(refused.items())}
+        shortened = [str(number) for number in await self._shortened(prompts, responses, refused)]
+        return packed({"rewards": _numbers(rewards), "refused": reasons, "shortened": shortened})
 
     async def score_pairs(self, asked: Asked) -> bytes:
         pairs = listed(asked, "pairs")
         if not all(isinstance(pair, Mapping) for pair in pairs):
             raise DataError("pairs can't be read", expected="objects with prompt, chosen and rejected")
         sides = [(pair.get("prompt"), pair.get(side)) for pair in pairs for side in ("chosen", "rejected")]
-        rewards, refused = await self._rewards([prompt for prompt, _ in sides], [text for _, text in sides])
+        prompts, responses = [prompt for prompt, _ in sides], [text for _, text in sides]
+        rewards, refused = await self._rewards(prompts, responses)
+        shortened = [_side(number) for number in await self._shortened(prompts, responses, refused)]
         margin = rewards[0::2] - rewards[1::2]
         columns = {"chosen": rewards[0::2], "rejected": rewards[1::2], "margin": margin}
         probability = 1 / (1 + np.exp(-self.engine.model.parts.margin_scale * margin))
-        reasons = {f"{number // 2}.{('chosen', 'rejected')[number % 2]}": reason for number, reason in sorted(refused.items())}
-        return packed({**{name: _numbers(values) for name, values in columns.items()}, "probability": _numbers(probability), "refused": reasons})
+        reasons = {_side(number): reason for number, reason in sorted(refused.items())}
+        numbers = {**{name: _numbers(values) for name, values in columns.items()}, "probability": _numbers(probability)}
+        return packed({**numbers, "refused": reasons, "shortened": shortened})
 
     async def get_reward(self, asked: Asked) -> bytes:
         queries, prompts = texts(asked, "query"), texts(asked, "prompts") if asked.get("prompts") is not None else None
@@ -108,6 +115,13 @@ class Answers:
         reader = self.engine.model.reader
         assert isinstance(reader, BackboneReader)  # a model that was loaded has one
         return Queries(reader.backbone).divide(queries, prompts)
+
+    async def _shortened(self, prompts: list[Any], responses: list[Any], refused: Mapping[int, str]) -> list[int]:
+        """Numbers of the scored responses whose prompts lost leading turns. The model's thread is asked only where a prompt has turns."""
+        if not any(isinstance(prompt, list) and len(prompt) > 1 for prompt in prompts):
+            return []
+        numbers = await asyncio.wrap_future(self.engine.submit(lambda: self.engine.model.shortened(prompts, responses), rank=1))
+        return [number for number in numbers if number not in refused]
 
     async def _rewards(self, prompts: list[Any], responses: list[Any]) -> tuple[np.ndarray, dict[int, str]]:
         if len(prompts) != len(responses):
@@ -207,6 +221,11 @@ class Answers:
             self._edits.popitem(last=False)
         self.texts.keep_edit(edit.edit_id, edit.explanation.prompt, edit.explanation.response, edit.parent_id)
         return edit
+
+
+def _side(number: int) -> str:
+    """`3.chosen`: the pair and side of a response, where chosen and rejected ones alternate."""
+    return f"{number // 2}.{('chosen', 'rejected')[number % 2]}"
 
 
 def _step(edit: Edit) -> Answer:
