@@ -135,18 +135,16 @@ def check_copy(gguf: GgufFile, folder: Path) -> None:
 
 
 def _difference(gguf: GgufFile, block: int, stored: int, copied: int) -> str:
-    where = "outside the layers" if block == OUTSIDE else f"layer {block}"
-    parts = Counter(_part(name) for name in gguf.sizes if _block(name) != OUTSIDE)
-    usual = {part for part, times in parts.items() if 2 * times > gguf.n_blocks} if block != OUTSIDE else set()
-    absent = sorted(usual - {_part(name) for name in gguf.sizes if _block(name) == block})
+    """How many numbers of one block are in the file and in the copy, and which tensors the block lacks that most blocks have."""
+    if block == OUTSIDE:
+        return f"outside the layers: {stored:,} in the file, {copied:,} in the model"
+    parts = [name.split(".", 2) for name in gguf.sizes if _block(name) != OUTSIDE]
+    usual = {part for part, times in Counter(part for _, _, part in parts).items() if 2 * times > gguf.n_blocks}
+    absent = sorted(usual - {part for _, number, part in parts if int(number) == block})
     missing = f", without {some([f'blk.{block}.{part}' for part in absent])}" if absent else ""
-    return f"{where}: {stored:,} in the file{missing}, {copied:,} in the model"
+    return f"layer {block}: {stored:,} in the file{missing}, {copied:,} in the model"
 
 
 def _block(name: str) -> int:
     number = re.match(r"blk\.(\d+)\.", name)
     return int(number[1]) if number else OUTSIDE
-
-
-def _part(name: str) -> str:
-    return name.split(".", 2)[2]

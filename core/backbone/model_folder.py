@@ -169,7 +169,7 @@ def _sae(folder: Path, names: set[str]) -> tuple[str, str] | None:
     if "cfg.json" in names and "config.json" not in names:
         kind = "sae-lens" if "sae_weights.safetensors" in names else "sparsify" if "sae.safetensors" in names else "an SAE library"
         return f"a sparse autoencoder (cfg.json, as {kind} writes it)", way_out
-    if "config.json" not in names and next(folder.glob("*/cfg.json"), None):
+    if next(folder.glob("*/cfg.json"), None) and ("config.json" not in names or "model_type" not in read_json_object(folder / "config.json")):
         return "a folder of sparse autoencoders (cfg.json in its subfolders, as sparsify writes them)", way_out
     if "hyperparams.json" in names:
         return "a sparse autoencoder (hyperparams.json, as Llama Scope has it)", way_out
