@@ -47,6 +47,7 @@ def prompts(folder: Path, row: dict[str, Any], **config: Any) -> list[tuple[str,
          [("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?")]),
         ({"prompt": "Why?", "question": " Why? "}, [("user", "Why?")]),
         ({"prompt": "", "question": "Why?"}, [("user", "Why?")]),
+        ({"prompt": "Human: Why?"}, [("user", "Why?")]),
         ({"prompt": "User: Hi\nAssistant: Yes?\nUser: Why?"}, [("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?")]),
     ],
 )  # fmt: skip
@@ -66,6 +67,13 @@ def test_a_column_that_may_hold_the_prompt_is_named(tmp_path: Path) -> None:
     short = [{"user_query": "Why?", **ANSWERS}] * 2
     with pytest.raises(DataError, match="--columns prompt=user_query"):
         load_rows(tmp_path, short)
+
+
+def test_answers_that_repeat_the_prompt_are_announced(tmp_path: Path) -> None:
+    row = {"prompt": "Why is it so?", "chosen": "Why is it so? Because.", "rejected": "Why is it so? No."}
+    assert load_rows(tmp_path, [row, trl_row(1)])[1].notes == (
+        "1 row where both answers begin with the whole prompt, which is read as a part of them",
+    )
 
 
 def test_a_label_is_not_taken_for_a_prompt(tmp_path: Path) -> None:

@@ -195,9 +195,12 @@ def fits_hh(row: Row) -> bool:
     chosen, rejected = (row[name] for name in names)
     if not isinstance(chosen, str) or not isinstance(rejected, (str, type(None))):
         return False
-    if all(is_blank(row.get(name)) for name in prompt_columns(DEFAULTS)) and not conversation_of(row):
+    prompts = [row[name] for name in prompt_columns(DEFAULTS) if not is_blank(row.get(name))]
+    if not prompts and not conversation_of(row):
         return begins_as_dialogue(chosen) or begins_as_dialogue(rejected)
-    return is_dialogue(chosen) and is_dialogue(rejected)
+    dialogues = [text for text in (chosen, rejected) if isinstance(text, str) and is_dialogue(text)]
+    holds_prompt = any(isinstance(prompt, str) and prompt.strip() in text for prompt in prompts for text in dialogues)
+    return len(dialogues) == 2 or holds_prompt
 
 
 def fits_hh_apart(row: Row) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.config import DataConfig
-from core.data.dialogues import extra_id_turns, is_dialogue, prompt_turns
+from core.data.dialogues import extra_id_turns, is_dialogue, is_one_turn, prompt_turns
 from core.data.texts import MEDIA, Refused, is_blank, is_message, is_missing, messages_of, text_of, user_prompt
 from core.types import Message
 
@@ -22,7 +22,7 @@ CONVERSATIONS = ("messages", "conversations", "conversation", "trajectory", "con
 ASKED = (*PROMPTS, *SYSTEMS, HISTORY, *CONVERSATIONS)
 # A text in a column of such a name speaks about the answers, so it can't belong to the prompt.
 ABOUT_ANSWERS = re.compile(
-    r"answer|response|chosen|reject|completion|output|generation|rationale|critique|feedback|judg|annotat|preference|explanation|reason|^why$",
+    r"answer|response|chosen|reject|completion|output|generation|rationale|critique|feedback|judg|annotat|preference|explanation|reason|label|score|rating|^why$",
     re.IGNORECASE,
 )
 # Unless it is an id or a kind, a text of such a name is likely to belong to the prompt.
@@ -70,7 +70,7 @@ def _as_messages(value: Any, field: str) -> tuple[Message, ...]:
         return messages_of(value["messages"], field)
     if isinstance(value, str) and (turns := extra_id_turns(value)):
         return turns
-    return prompt_turns(value, field) if is_dialogue(value) else user_prompt(value, field)
+    return prompt_turns(value, field) if is_dialogue(value) or is_one_turn(value) else user_prompt(value, field)
 
 
 def conversation_of(row: Mapping[str, Any]) -> tuple[Message, ...]:

@@ -39,7 +39,7 @@ def as_label(value: Any) -> str:
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    text = str(value).strip().strip("[]").strip().casefold()
+    text = (value.strip().strip("[]").strip() if isinstance(value, str) else str(value)).casefold()
     return text[:-2] if re.fullmatch(r"-?\d+\.0", text) else text
 
 

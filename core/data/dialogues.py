@@ -36,6 +36,11 @@ def is_dialogue(text: object) -> bool:
     return first is not None and SPEAKERS[first.group(1)] == "user" and any(m.group(1) == "Assistant" for m in AFTER_LINE_BREAK.finditer(text))
 
 
+def is_one_turn(text: object) -> bool:
+    """Whether a text is the first turn of one of hh-rlhf's dialogues, a human's."""
+    return isinstance(text, str) and re.match(r"\s*Human:", text) is not None
+
+
 def dialogue_turns(text: str, field: str) -> tuple[Message, ...]:
     """The turns of a dialogue, which starts with a speaker's name; the last may be empty. Raises Refused."""
     parts = AFTER_EMPTY_LINE.split(text)

@@ -104,7 +104,18 @@ ANSWERS = tuple(dict.fromkeys(name for pair in SIDES for name in pair))
 PAIR = (*PROMPTS, *ANSWERS, *CONTEXT)
 SCORED = (*PAIR, *(name for pair in SCORE_COLUMNS for name in pair))
 SAFE = ("prompt", "response_0", "response_1", "safer_response_id", "better_response_id", *SYSTEMS, HISTORY)
-TRUTHFUL = ("question", "Question", "correct_answers", "Correct Answers", "incorrect_answers", "Incorrect Answers", "Best Answer", "best_answer")
+TRUTHFUL = (
+    "question",
+    "Question",
+    "correct_answers",
+    "Correct Answers",
+    "incorrect_answers",
+    "Incorrect Answers",
+    "Best Answer",
+    "best_answer",
+    *SYSTEMS,
+    HISTORY,
+)
 JUDGED = (*ASKED, *SAMPLE_COLUMNS, *LABELS, *ONE_HOT)
 FORMATS = (  # the more special before the more general
     Format(name="label-studio", uses=("data", "annotations", "completions"), fits=fits_label_studio, read=read_label_studio),

@@ -63,6 +63,8 @@ def _prompt_and_answer(row: Row, config: DataConfig) -> tuple[tuple[Message, ...
         return asked(row, config), text_of(value, name)
     # A list of messages goes on from the prompt, so it is read as a pair of dialogues that differ in nothing.
     messages = messages_of(value, name)
+    if not messages or messages[-1]["role"] != "assistant":
+        raise Refused(name, "the last message is not the assistant's")
     whole = (*question_of(row, config), *messages)
     draft = pair_of_dialogues(whole, whole)
     return with_context(row, draft.prompt), draft.chosen

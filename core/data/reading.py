@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from core.config import DataConfig
 from core.data.chosen_rejected import SIDES, sides_of
-from core.data.columns import ABOUT_ANSWERS, CONVERSATIONS, PROMPTS, check_media, holds_sentence, sounds_like_prompt
+from core.data.columns import ABOUT_ANSWERS, CONVERSATIONS, LABEL_WORDS, PROMPTS, check_media, holds_sentence, sounds_like_prompt
 from core.data.decide import TIES, as_label, label_sets, side_of
 from core.data.drafts import Draft, Format, Judged, Rated, Reading
 from core.data.formats import CHOSEN_REJECTED, candidates_of, meta_of, named
@@ -78,6 +78,7 @@ class Gathered:
     n_fitting: int = 0  # rows whose columns some format has
     n_unpacked: int = 0
     n_lists_kept_as_text: int = 0
+    n_repeating_prompt: int = 0
     n_second_format: Counter[tuple[str, str]] = field(default_factory=Counter)
     unread: dict[str, ColumnTexts] = field(default_factory=lambda: defaultdict(ColumnTexts))
     n_overwritten: Counter[str] = field(default_factory=Counter)  # columns whose place the mapping gives to another
@@ -140,6 +141,7 @@ class Gathered:
     def _use(self, number: int, own_id: str, drafts: Sequence[Draft], meta: Mapping[str, Any], format_: Format) -> None:
         self.used.add(number)
         self.n_read_as[format_] += 1
+        self.n_repeating_prompt += any(_repeats_prompt(draft) for draft in drafts)
         for place, draft in enumerate(drafts, 1):
             name = f"{own_id}-{place}" if own_id and len(drafts) > 1 else own_id
             self.made.append(Made(number, name, draft, {**meta, **draft.extra}))
@@ -232,6 +234,8 @@ class Gathered:
             notes.append(f"{_rows(self.n_unpacked)} with lists that are written as text (a message list in a csv, say), read as the lists")
         if self.n_lists_kept_as_text:
             notes.append(f"{_rows(self.n_lists_kept_as_text)} where both answers are lists of texts written as text, each read as one answer")
+        if self.n_repeating_prompt:
+            notes.append(f"{_rows(self.n_repeating_prompt)} where both answers begin with the whole prompt, which is read as a part of them")
         notes += [
             f"{_rows(n)} whose column {printable(name)} is not read: the mapping reads {printable(self.config.columns[name])} in its place"
             for name, n in self.n_overwritten.items()
@@ -275,6 +279,11 @@ def check(draft: Draft) -> Draft:
         if unpack_messages(text, name) is not text:  # within a list of completions, say, where only texts are read
             raise Refused(name, "a message list written as text, where an answer's text should stand")
     return draft
+
+
+def _repeats_prompt(draft: Draft) -> bool:
+    prompt = draft.prompt[-1]["content"]
+    return len(prompt.split()) >= LABEL_WORDS and draft.chosen.startswith(prompt) and draft.rejected.startswith(prompt)
 
 
 def _texts(readings: Sequence[Reading]) -> set[str]:
