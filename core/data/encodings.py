@@ -13,6 +13,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from core.data.rows import STREAM_ERRORS, lines, printable
 
@@ -146,7 +147,7 @@ class _Recoded(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Any) -> int:
         while not self._waiting and not self._over:
             chunk = self._handle.read(CHUNK)
             self._over = not chunk
