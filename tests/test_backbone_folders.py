@@ -13,7 +13,7 @@ import pytest
 import torch
 from backbone_helpers import tiny_folder
 from safetensors.torch import save_file
-from weights_helpers import config_for, model_copy, states_of
+from weights_helpers import config_for, model_copy, states_of, without
 
 from core.backbone.model import load_backbone
 from core.backbone.source import backbone_identity, find_model
