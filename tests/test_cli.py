@@ -446,7 +446,7 @@ def test_score_writes_rewardbench_rows(fitted: dict[str, Any], tiny: FitConfig, 
     assert report["pairs"]["accuracy"] == pytest.approx(np.mean([row["results"] for row in rows]))
     code, out, err = cli("score", fitted["artefact"], tiny.data.pairs)
     assert code == 0 and [json.loads(line) for line in out.splitlines()] == rows
-    assert f"{len(rows)} pairs scored, accuracy" in err
+    assert f"{len(rows)} of {len(rows)} pairs scored, from {len(rows)} rows, accuracy" in err
 
 
 def test_score_names_what_is_wrong(fitted: dict[str, Any], tiny: FitConfig, cli: Any, tmp_path: Path) -> None:
