@@ -74,6 +74,14 @@ def test_wrappers_of_other_families(tmp_path: Path) -> None:
         assert torch.equal(load_unembedding(config_for(wrapped)).weight, load_unembedding(config_for(plain)).weight)
 
 
+def test_what_lies_beside_the_weights_is_read_all_the_same(tmp_path: Path) -> None:
+    folder = model_copy(tmp_path / "wrapped", renamed(WRAPPED["torch.compile"]))
+    said = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**said, "eos_token_id": [2, 7]}))
+    model = load_backbone(config_for(folder)).model
+    assert model.generation_config.eos_token_id == [2, 7] and model.name_or_path == str(folder)
+
+
 def test_names_without_wrappers_by_hand() -> None:
     names = ["module.model.layers.0._orig_mod.up.weight", "module.lm_head.weight"]
     wrappers = wrappers_of(names)

@@ -108,6 +108,8 @@ def load_weights(kind: Any, folder: Path, config: Any, checkpoint: Checkpoint, *
             ignore_mismatched_sizes=True,  # else it raises without a name; check_report refuses them by name
             **options,
         )
+        if checkpoint.wrappers:
+            _name_folder(model, folder)
     check_report(model, report, checkpoint, name=name, n_layers=n_layers)
     check_finite(model, name)
     return model
@@ -119,6 +121,15 @@ def _class_of(kind: Any, config: Any) -> type:
 
     with torch.device("meta"):
         return type(kind.from_config(config))
+
+
+def _name_folder(model: Any, folder: Path) -> None:
+    """What `from_pretrained` takes from a folder beside the weights: how answers end, and the name that an adapter will give for its base."""
+    from transformers import GenerationConfig
+
+    model.name_or_path = model.config.name_or_path = str(folder)
+    if model.can_generate() and (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
 
 
 def _unwrapped(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

@@ -194,10 +194,12 @@ def _embedded(progress: Progress) -> ModelSource:
 def _hub_copy() -> ModelSource | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = [try_to_load_from_cache(EMBEDDED_HUB_ID, name) for name in ("config.json", "model.safetensors", "tokenizer.json")]
-    if not all(isinstance(path, str) for path in found):
+    # tokenizer_config.json has the chat template: a copy without it would be read as plain text.
+    names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    paths = [try_to_load_from_cache(EMBEDDED_HUB_ID, name) for name in names]
+    if not all(isinstance(path, str) for path in paths):
         return None
-    folder = Path(str(found[0])).parent
+    folder = Path(str(paths[0])).parent
     return ModelSource(folder=folder, name=EMBEDDED_HUB_ID, revision=folder.name, sha256="")
 
 
