@@ -269,7 +269,8 @@ def save_dequantised(file: Path, folder: Path) -> None:
         with library_errors(f"{file} can't be de-quantised"):
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
             options: dict[str, Any] = {"gguf_file": file.name, "output_loading_info": True, "ignore_mismatched_sizes": True}
-            model, report = AutoModelForCausalLM.from_pretrained(str(file.parent), **options)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), **options)
+            model, report = loaded
         check_report(model, report, Checkpoint(tensors={}, wrappers=()), name=str(file), n_layers=gguf.n_blocks)
         check_finite(model, str(file))
         # The tensors are plain now; without these lines transformers refuses to save what it takes for a quantised model.
