@@ -270,7 +270,9 @@ ALIGN_FIGURES = ("validation_accuracy", "accuracy", "reward", "length", "kl_per_
 
 
 def print_align(outcome: Mapping[str, Any]) -> None:
-    """`AlignOutcome.to_json`: the pairs of each round and why some were dropped, the policy after it, what was chosen, and warnings."""
+    """`AlignOutcome.to_json`: the pairs of each round and why some were dropped, the policy after it, what is in no figure, what was chosen."""
+    from core.align.left_out import sentences
+
     counts = ("generated", "parsed", "kept", "dropped")
     rows = [
         (
@@ -285,7 +287,12 @@ def print_align(outcome: Mapping[str, Any]) -> None:
     every = [outcome["base"], *outcome["rounds"]]
     shown = [name for name in ALIGN_FIGURES if name in outcome["base"]["evaluation"]["figures"]]
     columns = ("round", *(name.replace("_", " ") for name in shown))
-    table("Policy after each round (0: the base model), 95 % intervals", columns, [_policy_cells(one, shown) for one in every])
+    table("Policy after each round (0: the base model), 95 % intervals, number measured", columns, [_policy_cells(one, shown) for one in every])
+    for line in sentences(outcome):
+        print(line)
+    if "pair_counts" in outcome:
+        print("Of the reward model's own pairs:")
+        print_pair_counts(outcome["pair_counts"])
     for warning in outcome["warnings"]:
         print(f"round {warning['round']}: {warning['text']}")
     for said in filter(None, (outcome["stopped"], f"chosen: round {outcome['chosen_round']} ({outcome['choice']})")):
@@ -294,8 +301,9 @@ def print_align(outcome: Mapping[str, Any]) -> None:
 
 
 def _policy_cells(one: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
-    found = [one["evaluation"]["figures"].get(name) for name in names]
-    return (str(one["round"]), *("" if figure is None else "{value:.3f} ({low:.3f} to {high:.3f})".format(**figure) for figure in found))
+    """Each figure with its interval and the number of pairs, answers or questions it is of."""
+    figures = [one["evaluation"]["figures"].get(name) for name in names]
+    return (str(one["round"]), *("" if figure is None else "{value:.3f} ({low:.3f} to {high:.3f}), {n}".format(**figure) for figure in figures))
 
 
 def figures_of(card: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
