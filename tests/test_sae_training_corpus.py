@@ -156,3 +156,17 @@ def test_files_of_one_name_are_told_apart_by_their_folders() -> None:
     assert short_names(["chitchat", "a/x.jsonl", "b/y.jsonl"]) == {"chitchat": "chitchat", "a/x.jsonl": "x.jsonl", "b/y.jsonl": "y.jsonl"}
     assert short_names(["../s/a/x.jsonl", "s/b/x.jsonl"]) == {"../s/a/x.jsonl": "a/x.jsonl", "s/b/x.jsonl": "b/x.jsonl"}
     assert short_names(["x.jsonl", "a/x.jsonl"]) == {"x.jsonl": "x.jsonl", "a/x.jsonl": "a/x.jsonl"}
+
+
+def test_rows_that_cannot_be_used_and_tokens_that_are_cut_are_counted(tmp_path: Path) -> None:
+    """Of three rows one has no rejected answer; a long exchange of n tokens loses all but the context's."""
+    rows = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(2)] + [{"prompt": "q2", "chosen": "good"}]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = load_corpus(str(file), root=tmp_path)
+    assert corpus.report["pairs.jsonl"] == {"rows refused": 1, "read": 4, "kept": 4}
+    backbone = whole_backbone()
+    long = dialogue("Hi", "word " * 100)
+    ((document,),) = documents([long], backbone, 32)
+    assert document.n_cut == len(backbone.render(long.messages).ids) - 32 > 0
+    assert documents([corpus.dialogues[0]], backbone, 512)[0][0].n_cut == 0
