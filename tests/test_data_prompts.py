@@ -279,6 +279,8 @@ def test_message_lists_written_as_text(notation: str, kind: str, tmp_path: Path)
         "{'a': 1}",
         "array([1, 2])",
         "[x for x in y]",
+        "- role: nginx\n  become: yes",
+        "print(content='x')",
         "[__import__('os').getcwd()]",
     ],
 )
@@ -293,6 +295,35 @@ def test_a_text_that_is_no_message_list_stays_a_text(text: str, tmp_path: Path) 
 def test_a_damaged_message_list_is_refused(cut: str, tmp_path: Path) -> None:
     _, report = load_rows(tmp_path, [{"prompt": "Why?", "chosen": cut, "rejected": "bad"}, trl_row(1)])
     assert [row[:2] for row in refusals(report)] == [(1, "chosen")] and "can't be read" in report.refused[0].reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[ChatMessage(role='user', content='Why?'), ChatMessage(role='assistant', content='good')]",
+        "[Message(id=1, content='good', role='assistant')]",
+        "- role: assistant\n  content: good",
+        "[{'speaker': 'bot', 'text': 'good'}]",
+        '[{"role": "model", "parts": [{"text": "good"}]}]',
+        '{"role": "user", "content": "Why?"}\n{"role": "assistant", "content": "good"}',
+    ],
+)
+def test_messages_in_other_notations_are_refused(text: str, tmp_path: Path) -> None:
+    _, report = load_rows(tmp_path, [{"prompt": "Why?", "chosen": text, "rejected": "bad"}, trl_row(1)])
+    assert [row[:2] for row in refusals(report)] == [(1, "chosen")] and "written as text" in report.refused[0].reason
+
+
+def test_unread_texts_of_nested_fields_are_announced(tmp_path: Path) -> None:
+    task = {"data": {"prompt": "Why?", "answer1": "x", "answer2": "y", "scene": "In a garden at night"}}
+    task["annotations"] = [{"result": [{"type": "pairwise", "value": {"selected": "left"}}]}]  # type: ignore[assignment]
+    (note,) = load_rows(tmp_path, [task])[1].notes
+    assert "data.scene (1 row)" in note
+    rated = {
+        "instruction": "Why?",
+        "completions": [{"response": r, "overall_score": s, "custom_system_prompt": "Be kind."} for r, s in (("x", 1), ("y", 2))],
+    }
+    (note,) = load_rows(tmp_path, [rated])[1].notes
+    assert "completion's custom_system_prompt" in note
 
 
 def test_other_shapes_of_message_lists(tmp_path: Path) -> None:
@@ -329,6 +360,6 @@ def test_lists_of_answers_in_a_csv(tmp_path: Path) -> None:
     pairs, _ = load_rows(tmp_path, rows)
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [("good", "bad"), ("good", "worse")]
     _, report = load_rows(tmp_path, [{"prompt": "Why?", "chosen": "['good']", "rejected": "['bad', 'worse']"}])
-    assert report.notes == ("1 row where both answers are lists of texts written as text, each read as one answer",)
+    assert report.notes == ("1 row where the prompt or both answers are lists of texts written as text, each read as one text",)
     pairs, _ = load_rows(tmp_path, [{"question": "Why?", "correct_answers": "['Good' 'Fine']", "incorrect_answers": '["Bad"]'}])
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [("Good.", "Bad.")]

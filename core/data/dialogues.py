@@ -17,7 +17,7 @@ from core.types import Message
 SPEAKERS = {"Human": "user", "User": "user", "Assistant": "assistant"}
 NAMES = r"(?:### ?)?(Human|User|Assistant)"
 FIRST = re.compile(rf"\s*{NAMES}:")
-AFTER_EMPTY_LINE = re.compile(rf"(?:\A\s*|\n\s*\n){NAMES}:")
+AFTER_EMPTY_LINE = re.compile(rf"(?:\A\s*|\n[^\S\n]*\n){NAMES}:")
 AFTER_LINE_BREAK = re.compile(rf"(?:\A\s*|\n){NAMES}:")
 WITHIN = {"user": re.compile(r"\n(?:### ?)?Assistant:"), "assistant": re.compile(r"\n(?:### ?)?(?:Human|User):")}
 EXTRA_ID = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")

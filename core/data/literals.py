@@ -34,6 +34,11 @@ TOKEN = re.compile(
 WORDS = {"None": "None", "True": "True", "False": "False", "nan": "None", "array": "", "dtype": "", "object": ""}
 BEGINS_AS_MESSAGES = re.compile(r"""\s*(?:array\s*\(\s*)?(?:\[\s*)?\{\s*(['"])(?:role|content|from|value)\1\s*:""")
 KEYS_OF_MESSAGES = re.compile(r"""(['"])(?:role|from)\1\s*:""")
+# What programs print of message objects, and YAML: message lists too, but in notations that are not parsed.
+OBJECTS = re.compile(r"""\s*\[?\s*[A-Za-z_]\w*\(\s*(?:\w+\s*=\s*[^\s(),=]+,\s*)*?(?:role|content)\s*=\s*['"]""")
+ROLE_OF_OBJECT = re.compile(r"""\brole\s*=\s*['"](?:system|user|assistant)['"]""")
+YAML = re.compile(r"""\s*-\s*(?:role|from):\s*['"]?(?:system|user|assistant|human|gpt)\b""")
+SPEAKER_KEYS, WORDS_KEYS = {"role", "from", "speaker", "author", "sender"}, {"content", "value", "text", "message", "utterance", "parts"}
 # Columns that hold lists or objects by their nature, so a text in them is parsed whatever it holds.
 CONTAINERS = frozenset(
     (
@@ -130,7 +135,8 @@ def _ends_early(text: str) -> bool:
             depth += (match.group() in "[{(") - (match.group() in "]})")
             started = True
         if started and depth == 0:
-            return bool(text[position:].strip())
+            rest = text[position:].lstrip(" ,\n\r\t")
+            return bool(rest) and BEGINS_AS_MESSAGES.match(rest) is None
     return False
 
 
@@ -145,11 +151,17 @@ def unpack_messages(value: Any, field: str) -> Any:
         return items if all(map(is_message, items)) else value
     if isinstance(value, dict):
         return _rows_of_columns(value)
-    if not isinstance(value, str) or not _may_be_literal(value):
+    if not isinstance(value, str):
+        return value
+    if (OBJECTS.match(value[:2000]) and ROLE_OF_OBJECT.search(value)) or YAML.match(value[:200]):
+        raise Refused(field, "messages written as text in a notation that is not read (JSON, Python's and numpy's are)")
+    if not _may_be_literal(value):
         return value
     parsed = parse_literal(value)
     if _is_messages(parsed):
         return _rows_of_columns(parsed)
+    if _is_dialogue_of_other_keys(parsed):
+        raise Refused(field, f"a dialogue written as text, of objects with {', '.join(sorted(parsed[0]))[:80]}: only role and content are known")
     if parsed is None and BEGINS_AS_MESSAGES.match(value) and KEYS_OF_MESSAGES.search(value) and not _ends_early(value):
         raise Refused(field, "a message list written as text that can't be read (cut, or in no known notation)")
     return value
@@ -172,6 +184,15 @@ def _is_messages(value: Any) -> bool:
     if isinstance(value, list):
         return bool(value) and all(is_message(item) for item in value)
     return isinstance(value, dict) and (is_message(value) or (isinstance(value.get("messages"), list) and _is_messages(value["messages"])))
+
+
+def _is_dialogue_of_other_keys(value: Any) -> bool:
+    """Whether a list holds a speaker and words an item, under names that are not ours: {speaker, text}, say."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, dict) and not is_message(item) and SPEAKER_KEYS & item.keys() and WORDS_KEYS & item.keys() for item in value)
+    )
 
 
 def unpack_row(row: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:

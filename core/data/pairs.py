@@ -90,7 +90,8 @@ def load_pairs(config: DataConfig, progress: Progress = no_progress) -> tuple[Pr
     if missing:
         raise DataError(f"{source.name} has no column {', '.join(missing)}", found=_listing(gathered), remedy="correct the column mapping")
     if not gathered.made:
-        known = gathered.n_fitting or (gathered.columns and config.format != "auto")
+        read = gathered.n_fitting or any(refused.field not in ("row", "file") for refused in gathered.refused)
+        known = read or (gathered.columns and config.format != "auto")
         raise _nothing_usable(source, gathered) if known else _unknown_format(source, gathered)
     return _finish(gathered, source, config)
 

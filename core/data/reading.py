@@ -8,13 +8,13 @@ decide (`decide.py`), and answers that other rows' answers are paired with (`gro
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from core.config import DataConfig
 from core.data.chosen_rejected import SIDES, sides_of
-from core.data.columns import ABOUT_ANSWERS, CONVERSATIONS, LABEL_WORDS, PROMPTS, check_media, holds_sentence, sounds_like_prompt
+from core.data.columns import ABOUT_ANSWERS, ASKED, CONVERSATIONS, LABEL_WORDS, PROMPTS, check_media, holds_sentence, sounds_like_prompt
 from core.data.decide import TIES, as_label, label_sets, side_of
 from core.data.drafts import Draft, Format, Judged, Rated, Reading
 from core.data.formats import CHOSEN_REJECTED, candidates_of, meta_of, named
@@ -135,8 +135,9 @@ class Gathered:
             self._use(number, own_id, drafts, meta, format_)
         self.columns_read.update((self.config.columns.get(name, name), None) for name in values if name in read and not is_blank(values[name]))
         self._count(values, read, self.unread, _texts(readings))
-        sides = sides_of(values)
-        self.n_lists_kept_as_text += sides is not None and all(holds_list_of_texts(values[name]) for name in sides)
+        sides = sides_of(values) or ("", "")
+        lists = all(holds_list_of_texts(values.get(name)) for name in sides) or any(holds_list_of_texts(values.get(name)) for name in PROMPTS)
+        self.n_lists_kept_as_text += lists
 
     def _use(self, number: int, own_id: str, drafts: Sequence[Draft], meta: Mapping[str, Any], format_: Format) -> None:
         self.used.add(number)
@@ -148,8 +149,9 @@ class Gathered:
 
     def _count(self, values: Mapping[str, Any], read: frozenset[str], texts: dict[str, ColumnTexts], known: Collection[str] = ()) -> None:
         """Counts the texts (and message lists) of columns that were not read, that do not speak about answers, and that repeat no known text."""
-        for name, value in values.items():
-            if name in read or name == "id" or ABOUT_ANSWERS.search(name):
+        columns = ((name, name, value) for name, value in values.items() if name not in read and name != "id")
+        for name, key, value in (*columns, *_nested(values)):
+            if ABOUT_ANSWERS.search(key):
                 continue
             if (isinstance(value, str) and value.strip() and value.strip() not in known) or (
                 isinstance(value, list) and value and is_message(value[0])
@@ -233,7 +235,9 @@ class Gathered:
         if self.n_unpacked:
             notes.append(f"{_rows(self.n_unpacked)} with lists that are written as text (a message list in a csv, say), read as the lists")
         if self.n_lists_kept_as_text:
-            notes.append(f"{_rows(self.n_lists_kept_as_text)} where both answers are lists of texts written as text, each read as one answer")
+            notes.append(
+                f"{_rows(self.n_lists_kept_as_text)} where the prompt or both answers are lists of texts written as text, each read as one text"
+            )
         if self.n_repeating_prompt:
             notes.append(f"{_rows(self.n_repeating_prompt)} where both answers begin with the whole prompt, which is read as a part of them")
         notes += [
@@ -259,9 +263,9 @@ def columns_read(format_: Format, row: Mapping[str, Any], config: DataConfig) ->
     if any(name in config.columns for name in PROMPTS):
         names -= set(PROMPTS) - set(config.columns)
     names -= {name for name in CONVERSATIONS if isinstance(row.get(name), str)}
-    if format_.name == "argilla":  # whatever its fields are called
-        return frozenset(row)
-    columns = answer_columns(frozenset(row)) if format_.name == "a-b" else None
+    if format_.name == "argilla":  # a record's fields and questions may be columns
+        names |= {*ASKED, *(name for name, value in row.items() if "." in name or not isinstance(value, str))}
+    columns = answer_columns(frozenset(row)) if format_.name in ("a-b", "argilla") else None
     return frozenset(names | set(columns[:2] if columns else ()))
 
 
@@ -284,6 +288,19 @@ def check(draft: Draft) -> Draft:
 def _repeats_prompt(draft: Draft) -> bool:
     prompt = draft.prompt[-1]["content"]
     return len(prompt.split()) >= LABEL_WORDS and draft.chosen.startswith(prompt) and draft.rejected.startswith(prompt)
+
+
+def _nested(values: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Name, key and text of a task's or record's fields that belong to no prompt or answer, and of a completion's own prompts."""
+    for name in ("data", "fields"):
+        fields = values.get(name)
+        if isinstance(fields, dict):
+            columns = answer_columns(frozenset(fields))
+            yield from ((f"{name}.{key}", key, text) for key, text in fields.items() if key not in (*ASKED, *(columns[:2] if columns else ())))
+    completions = values.get("completions")
+    for item in completions if isinstance(completions, list) else ():
+        if isinstance(item, dict):
+            yield from ((f"completion's {key}", key, text) for key, text in item.items() if sounds_like_prompt(key))
 
 
 def _texts(readings: Sequence[Reading]) -> set[str]:
