@@ -124,10 +124,10 @@ class Steps:
             counts |= {"n_rows": report.n_rows, "n_rows_refused": len(report.refused)}
             return {"source": split.source, "format": report.format, **counts, "texts": pairs.content_hash, "content": split.content_hash}
 
-        made = self.step("pairs", asked, [source], make)
-        for note in read_json(made.file("report.json"))["data"]["notes"]:
+        artefact = self.step("pairs", asked, [source], make)
+        for note in read_json(artefact.file("report.json"))["data"]["notes"]:
             log.warning("pairs: %s", note)
-        return made
+        return artefact
 
     def extraction(self, pairs: Artefact, layers: Sequence[int]) -> dict[int, States]:
         """Hidden states of these layers. Layers that no earlier pass read are read together, in one pass."""

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = {"u": "user", "a": "assistant", "s": "system"}
 
 
-def said(*texts: str) -> list[Message]:
+def messages(*texts: str) -> list[Message]:
     """Messages from texts such as `u:Hi`, `a:Hello`, `s:Be brief`."""
     return [{"role": NAMES[text[0]], "content": text[2:]} for text in texts]  # type: ignore[typeddict-item]
 
@@ -36,7 +36,7 @@ class Example:
     refused: dict[int, str] = field(default_factory=dict)
 
 
-ASK = said("u:Why?")
+ASK = messages("u:Why?")
 STUDIO = {"prompt": "Why?", "answer1": "good", "answer2": "bad"}
 RECORD = {"prompt": "Why?", "response_1": "bad", "response_2": "good"}
 
@@ -53,16 +53,16 @@ EXAMPLES: dict[str, Example] = {
     "trl (explicit prompt)": Example(
         [
             {"prompt": "Why?", "chosen": "good", "rejected": "bad"},
-            {"prompt": said("s:Brief.", "u:Why?"), "chosen": said("a:good"), "rejected": said("a:bad")},
+            {"prompt": messages("s:Brief.", "u:Why?"), "chosen": messages("a:good"), "rejected": messages("a:bad")},
             {"query": "Why?", "chosen_response": "good", "rejected_response": "bad"},
             {"prompt": "Why?", "question": "Another?", "chosen": "good", "rejected": "bad"},
         ],
-        [(ASK, "good", "bad"), (said("s:Brief.", "u:Why?"), "good", "bad"), (ASK, "good", "bad")],
+        [(ASK, "good", "bad"), (messages("s:Brief.", "u:Why?"), "good", "bad"), (ASK, "good", "bad")],
         {4: "the columns prompt and question hold different prompts"},
     ),
     "trl (implicit prompt)": Example(
         [
-            {"chosen": said("u:Why?", "a:good"), "rejected": said("u:Why?", "a:bad")},
+            {"chosen": messages("u:Why?", "a:good"), "rejected": messages("u:Why?", "a:bad")},
             {"chosen": "Because it is good", "rejected": "Because it is bad"},
         ],
         [(ASK, "good", "bad")],
@@ -81,7 +81,7 @@ EXAMPLES: dict[str, Example] = {
             },
             {"prompt": "Why?", "chosen": "Human: Why?\n\nAssistant: good", "rejected": "Human: Why?\n\nAssistant: bad"},
         ],
-        [(ASK, "good", "bad"), (said("u:Hi", "a:Yes?", "u:Why?"), "good", "bad"), (ASK, "good", "bad")],
+        [(ASK, "good", "bad"), (messages("u:Hi", "a:Yes?", "u:Why?"), "good", "bad"), (ASK, "good", "bad")],
         {3: "begins as the other speaker's turns do"},
     ),
     "hh-rlhf (prompt apart)": Example(
@@ -90,7 +90,7 @@ EXAMPLES: dict[str, Example] = {
             {"prompt": "Human: Hi\n\nAssistant: Yes?\n\nHuman: Why?", "chosen": "good", "rejected": "bad"},
             {"prompt": "Human: Why?", "chosen": "Assistant: good", "rejected": "Assistant: bad"},
         ],
-        [(ASK, "good", "bad"), (said("u:Hi", "a:Yes?", "u:Why?"), "good", "bad"), (ASK, "good", "bad")],
+        [(ASK, "good", "bad"), (messages("u:Hi", "a:Yes?", "u:Why?"), "good", "bad"), (ASK, "good", "bad")],
     ),
     "safe-rlhf": Example(
         [
@@ -122,7 +122,7 @@ EXAMPLES: dict[str, Example] = {
             {"prompt": "Name one.", "chosen": ["A", "B"], "rejected": ["X", "Y"], "num_correct": 2},
             {"prompt": "Why?", "chosen": ["good"], "rejected": ["bad", ""], "num_correct": 1},
         ],
-        [(ASK, "good", other) for other in ("bad", "worse", "worst")] + [(said("u:Name one."), "A", "X"), (said("u:Name one."), "B", "Y")],
+        [(ASK, "good", other) for other in ("bad", "worse", "worst")] + [(messages("u:Name one."), "A", "X"), (messages("u:Name one."), "B", "Y")],
         {3: "empty"},
     ),
     "rm-bench": Example(
@@ -150,11 +150,11 @@ EXAMPLES: dict[str, Example] = {
         [
             {
                 "prompt": "Why?",
-                "chosen": said("u:Why?", "a:good"),
-                "rejected": said("u:Why?", "a:bad"),
+                "chosen": messages("u:Why?", "a:good"),
+                "rejected": messages("u:Why?", "a:bad"),
                 "score_chosen": 9,
                 "score_rejected": 2,
-                "messages": said("u:Why?", "a:good"),
+                "messages": messages("u:Why?", "a:good"),
             },
             {"prompt": "Why?", "chosen": "good", "chosen-rating": 2, "rejected": "bad", "rejected-rating": 4},
             {"instruction": "Why?", "chosen_response": "good", "rejected_response": "bad", "chosen_avg_rating": 5, "rejected_avg_rating": 5},
@@ -174,10 +174,10 @@ EXAMPLES: dict[str, Example] = {
         [
             {"prompt": "Why?", "response_1": "good", "response_2": "bad", "preference_strength": -2, "preference_statement": "@1 is good"},
             {"prompt": "Hi<extra_id_1>Assistant\nYes?\n<extra_id_1>User\nWhy?", "response_1": "bad", "response_2": "good", "preference_strength": 1},
-            {"context": said("u:Hi", "a:Yes?", "u:Why?"), "response1": "bad", "response2": "good", "overall_preference": 3, "domain": "general"},
+            {"context": messages("u:Hi", "a:Yes?", "u:Why?"), "response1": "bad", "response2": "good", "overall_preference": 3, "domain": "general"},
             {"prompt": "Why?", "response_1": "a", "response_2": "b", "preference_strength": 0},
         ],
-        [(ASK, "good", "bad"), *[(said("u:Hi", "a:Yes?", "u:Why?"), "good", "bad")] * 2],
+        [(ASK, "good", "bad"), *[(messages("u:Hi", "a:Yes?", "u:Why?"), "good", "bad")] * 2],
         {4: "a tie"},
     ),
     "helpsteer (ratings)": Example(
@@ -205,27 +205,27 @@ EXAMPLES: dict[str, Example] = {
     "arena": Example(
         [
             {
-                "conversation_a": said("u:Why?", "a:bad"),
-                "conversation_b": said("u:Why?", "a:good"),
+                "conversation_a": messages("u:Why?", "a:bad"),
+                "conversation_b": messages("u:Why?", "a:good"),
                 "model_a": "m1",
                 "model_b": "m2",
                 "winner": "model_b",
                 "turn": 1,
             },
             {
-                "conversation_a": said("u:Why?", "a:good", "u:And?", "a:x"),
-                "conversation_b": said("u:Why?", "a:bad", "u:And?", "a:y"),
+                "conversation_a": messages("u:Why?", "a:good", "u:And?", "a:x"),
+                "conversation_b": messages("u:Why?", "a:bad", "u:And?", "a:y"),
                 "winner": "model_a",
                 "turn": 1,
             },
             {
-                "conversation_a": said("u:Why?", "a:good", "u:And?", "a:x"),
-                "conversation_b": said("u:Why?", "a:bad", "u:And?", "a:y"),
+                "conversation_a": messages("u:Why?", "a:good", "u:And?", "a:x"),
+                "conversation_b": messages("u:Why?", "a:bad", "u:And?", "a:y"),
                 "winner": "model_a",
                 "turn": 2,
             },
-            {"conversation_a": said("u:Why?", "a:x"), "conversation_b": said("u:Why?", "a:y"), "winner": "tie (bothbad)", "turn": 1},
-            {"conversation_a": said("u:Why?", "a:x"), "conversation_b": said("u:Why?", "a:y"), "winner": "somebody", "turn": 1},
+            {"conversation_a": messages("u:Why?", "a:x"), "conversation_b": messages("u:Why?", "a:y"), "winner": "tie (bothbad)", "turn": 1},
+            {"conversation_a": messages("u:Why?", "a:x"), "conversation_b": messages("u:Why?", "a:y"), "winner": "somebody", "turn": 1},
         ],
         [(ASK, "good", "bad"), (ASK, "good", "bad")],
         {3: "different prompts", 4: "a tie", 5: "names neither side"},
@@ -256,7 +256,7 @@ EXAMPLES: dict[str, Example] = {
             {"instruction": "Say why", "input": "", "chosen": "good", "rejected": "bad", "history": [], "system": ""},
             {"instruction": "Say why", "history": "We spoke of the sky.", "chosen": "good", "rejected": "bad"},
         ],
-        [(said("s:Brief.", "u:Hi", "a:Yes?", "u:Say why\n\nThe sky is blue."), "good", "bad"), (said("u:Say why"), "good", "bad")],
+        [(messages("s:Brief.", "u:Hi", "a:Yes?", "u:Say why\n\nThe sky is blue."), "good", "bad"), (messages("u:Say why"), "good", "bad")],
         {3: "neither a list of [user, assistant] pairs nor a list of messages"},
     ),
     "llama-factory (sharegpt ranking)": Example(
@@ -267,7 +267,7 @@ EXAMPLES: dict[str, Example] = {
             {"conversations": shared("u:Why?"), "tools": [{"name": "weather"}], "chosen": shared("a:good")[0], "rejected": shared("a:bad")[0]},
             {"conversations": [*shared("u:Why?"), {"from": "function_call", "value": "{}"}], "chosen": "good", "rejected": "bad"},
         ],
-        [(said("u:Hi", "a:Yes?", "u:Why?"), "good", "bad"), (said("s:Brief.", "u:Why?"), "good", "bad")],
+        [(messages("u:Hi", "a:Yes?", "u:Why?"), "good", "bad"), (messages("s:Brief.", "u:Why?"), "good", "bad")],
         {3: "but narrator", 4: "tool call", 5: "a tool call (a message of role function_call)"},
     ),
     "llama-factory (two outputs)": Example(
@@ -275,58 +275,58 @@ EXAMPLES: dict[str, Example] = {
             {"instruction": "Why", "input": "blue", "output": ["good", "bad"]},
             {"instruction": "Why", "input": "blue", "output": ["good", "bad", "worse"]},
         ],
-        [(said("u:Why\n\nblue"), "good", "bad")],
+        [(messages("u:Why\n\nblue"), "good", "bad")],
         {2: "a list of 3 answers"},
     ),
     "openai": Example(
         [
             {
-                "input": {"messages": said("s:Brief.", "u:Why?"), "tools": []},
-                "preferred_output": said("a:good"),
-                "non_preferred_output": said("a:bad"),
+                "input": {"messages": messages("s:Brief.", "u:Why?"), "tools": []},
+                "preferred_output": messages("a:good"),
+                "non_preferred_output": messages("a:bad"),
             },
             {
-                "input": {"messages": said("u:Why?"), "tools": [{"type": "function"}]},
-                "preferred_output": said("a:x"),
-                "non_preferred_output": said("a:y"),
+                "input": {"messages": messages("u:Why?"), "tools": [{"type": "function"}]},
+                "preferred_output": messages("a:x"),
+                "non_preferred_output": messages("a:y"),
             },
         ],
-        [(said("s:Brief.", "u:Why?"), "good", "bad")],
+        [(messages("s:Brief.", "u:Why?"), "good", "bad")],
         {2: "tools"},
     ),
     "orca": Example(
         [
             {"system": "Brief.", "question": "Why?", "chosen": "good", "rejected": "bad"},
             {"question": "Why?", "response_j": "good", "response_k": "bad"},
-            {"system": "Brief.", "question": said("s:At length.", "u:Why?"), "chosen": "good", "rejected": "bad"},
+            {"system": "Brief.", "question": messages("s:At length.", "u:Why?"), "chosen": "good", "rejected": "bad"},
         ],
-        [(said("s:Brief.", "u:Why?"), "good", "bad"), (ASK, "good", "bad")],
+        [(messages("s:Brief.", "u:Why?"), "good", "bad"), (ASK, "good", "bad")],
         {3: "differs from the system message"},
     ),
     "swift": Example(
         [
-            {"messages": said("s:Brief.", "u:Why?", "a:good"), "rejected_response": "bad"},
-            {"messages": said("u:Why?", "a:good"), "rejected_messages": said("u:Why?", "a:bad")},
-            {"messages": said("u:Why?"), "rejected_response": "bad"},
+            {"messages": messages("s:Brief.", "u:Why?", "a:good"), "rejected_response": "bad"},
+            {"messages": messages("u:Why?", "a:good"), "rejected_messages": messages("u:Why?", "a:bad")},
+            {"messages": messages("u:Why?"), "rejected_response": "bad"},
         ],
-        [(said("s:Brief.", "u:Why?"), "good", "bad"), (ASK, "good", "bad")],
+        [(messages("s:Brief.", "u:Why?"), "good", "bad"), (ASK, "good", "bad")],
         {3: "the last message is not the assistant's"},
     ),
     "kto": Example(
         [
             {"prompt": "Why?", "completion": "bad", "label": False},
             {"prompt": "How?", "completion": "alone", "label": True},
-            {"prompt": said("u:Why?"), "completion": said("a:good"), "label": "True"},
+            {"prompt": messages("u:Why?"), "completion": messages("a:good"), "label": "True"},
             {"prompt": "Why?", "completion": "fine", "label": True},
             {"prompt": "When?", "completion": "x", "label": True},
             {"prompt": "When?", "completion": "y", "label": True},
             {"prompt": "When?", "completion": "z", "label": "maybe"},
             {"instruction": "Where?", "input": "", "output": "good", "kto_tag": True},
             {"instruction": "Where?", "input": "", "output": "bad", "kto_tag": False},
-            {"messages": said("u:Who?", "a:good"), "label": True},
-            {"messages": said("u:Who?", "a:bad"), "label": False},
+            {"messages": messages("u:Who?", "a:good"), "label": True},
+            {"messages": messages("u:Who?", "a:bad"), "label": False},
         ],
-        [(ASK, "good", "bad"), (said("u:Where?"), "good", "bad"), (said("u:Who?"), "good", "bad")],
+        [(ASK, "good", "bad"), (messages("u:Where?"), "good", "bad"), (messages("u:Who?"), "good", "bad")],
         {2: "the only answer", 4: "no partner is left", 5: "all answers to its prompt", 6: "all answers to its prompt", 7: "neither true nor false"},
     ),
     "argilla": Example(

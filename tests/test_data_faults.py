@@ -157,13 +157,13 @@ def files(draw: Callable[[st.SearchStrategy[Any]], Any], title: str) -> tuple[li
     rows: list[Row] = []
     numbers, faulty = [], set()
     for n, kind in enumerate(["good", *kinds]):
-        made = MAKERS[title](n)
+        new_rows = MAKERS[title](n)
         if kind == "bad":
-            made = fault_of(draw(st.sampled_from(FAULTS)))(n, made)
-            faulty |= set(range(len(rows) + 1, len(rows) + len(made) + 1))
+            new_rows = fault_of(draw(st.sampled_from(FAULTS)))(n, new_rows)
+            faulty |= set(range(len(rows) + 1, len(rows) + len(new_rows) + 1))
         else:
             numbers.append(n)
-        rows += made
+        rows += new_rows
     return rows, numbers, faulty
 
 

@@ -50,9 +50,9 @@ def side_of(label: Any, values: Iterable[str], ending: str, label_values: Mappin
     (first=..., second=...).
     """
     text, known = as_label(label), set(values)
-    told = [as_label(label_values[side]) if side in label_values else None for side in ("first", "second")]
-    if any(told):
-        return told.index(text) if text in told else TIES if text in TIE_WORDS else None
+    given = [as_label(label_values[side]) if side in label_values else None for side in ("first", "second")]
+    if any(given):
+        return given.index(text) if text in given else TIES if text in TIE_WORDS else None
     if text in TIE_WORDS or EQUAL.fullmatch(text):
         return TIES
     better = BETTER.fullmatch(text)

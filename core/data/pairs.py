@@ -89,7 +89,7 @@ def load_pairs(config: DataConfig, progress: Progress = no_progress) -> tuple[Pr
     missing = sorted(set(config.columns.values()) - set(gathered.columns)) if gathered.columns else []
     if missing:
         raise DataError(f"{source.name} has no column {', '.join(missing)}", found=_listing(gathered), remedy="correct the column mapping")
-    if not gathered.made:
+    if not gathered.drafts:
         read = gathered.n_fitting or any(refused.field not in ("row", "file") for refused in gathered.refused)
         known = read or (gathered.columns and config.format != "auto")
         raise _nothing_usable(source, gathered) if known else _unknown_format(source, gathered)
@@ -132,8 +132,8 @@ def _unknown_format(source: Source, gathered: Gathered) -> DataError:
 
 def _mapping(gathered: Gathered) -> str:
     """The option that names the columns; those that differ from ours in their case only are filled in."""
-    own = {name.casefold(): name for name in gathered.columns}
-    return "--columns " + ",".join(f"{name}={printable(own.get(name, 'YOURS'))}" for name in ("prompt", "chosen", "rejected"))
+    by_lower_case = {name.casefold(): name for name in gathered.columns}
+    return "--columns " + ",".join(f"{name}={printable(by_lower_case.get(name, 'YOURS'))}" for name in ("prompt", "chosen", "rejected"))
 
 
 def _nothing_usable(source: Source, gathered: Gathered) -> DataError:
@@ -188,10 +188,10 @@ def _finish(gathered: Gathered, source: Source, config: DataConfig) -> tuple[Pre
 
 def _named(gathered: Gathered) -> Iterator[PreferencePair]:
     """Pairs with their ids: the source's own where it is given and unique, else 16 hex digits of the content; a repeated one gets -2, -3 ..."""
-    given = Counter(item.own_id for item in gathered.made if item.own_id)
+    given = Counter(item.own_id for item in gathered.drafts if item.own_id)
     taken = {own_id for own_id, count in given.items() if count == 1}
     repeats: Counter[str] = Counter()
-    for _, own_id, draft, meta in gathered.made:
+    for _, own_id, draft, meta in gathered.drafts:
         name = own_id
         if given[own_id] != 1:
             name = content = sha256_of([list(draft.prompt), draft.chosen, draft.rejected])[:16]

@@ -55,7 +55,7 @@ class ColumnTexts:
         return 2 * self.n_sentences >= self.n and 2 * len(self.distinct) >= min(self.n, MAX_DISTINCT)
 
 
-class Made(NamedTuple):
+class RowDraft(NamedTuple):
     """A pair with the row it is of, the source's own id of that row, and its meta."""
 
     row: int
@@ -72,7 +72,7 @@ class Gathered:
     columns: dict[str, None] = field(default_factory=dict)
     columns_read: dict[str, None] = field(default_factory=dict)  # in the source's words
     refused: list[RefusedRow] = field(default_factory=list)
-    made: list[Made] = field(default_factory=list)
+    drafts: list[RowDraft] = field(default_factory=list)
     used: set[int] = field(default_factory=set)  # numbers of the rows that gave pairs
     n_read_as: Counter[Format] = field(default_factory=Counter)
     n_fitting: int = 0  # rows whose columns some format has
@@ -145,7 +145,7 @@ class Gathered:
         self.n_repeating_prompt += any(_repeats_prompt(draft) for draft in drafts)
         for place, draft in enumerate(drafts, 1):
             name = f"{own_id}-{place}" if own_id and len(drafts) > 1 else own_id
-            self.made.append(Made(number, name, draft, {**meta, **draft.extra}))
+            self.drafts.append(RowDraft(number, name, draft, {**meta, **draft.extra}))
 
     def _count(self, values: Mapping[str, Any], read: frozenset[str], texts: dict[str, ColumnTexts], known: Collection[str] = ()) -> None:
         """Counts the texts (and message lists) of columns that were not read, that do not speak about answers, and that repeat no known text."""
@@ -213,7 +213,7 @@ class Gathered:
                 self.refuse(rejected, refused)
         for number, reason in matched.alone.items():
             self.refuse(number, reason)
-        self.made.sort(key=lambda item: item.row)
+        self.drafts.sort(key=lambda item: item.row)
         self._name_prompts()
 
     def _name_prompts(self) -> None:
