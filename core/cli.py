@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code. 0 done, 1 to 8 an error to mend (core/errors.py), 9 a failing check, 130 stopped."""
     arguments = build_parser().parse_args(argv)
     with console.Display(quiet=arguments.json) as display:
-        console.log_to(display.say)
+        console.log_to(display.say, display.warn)
         code, said = _run(arguments, display)
     if said:
         print(said, file=sys.stderr)

@@ -89,6 +89,13 @@ class Display:
         elif not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
+    def warn(self, text: str) -> None:
+        """A line that must be seen by who asked for JSON alone too: it goes to standard error, the JSON to standard output."""
+        if self.quiet and not self._bars:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self.say(text)
+
 
 def _bars() -> Any:
     from rich.console import Console
@@ -107,18 +114,19 @@ def _bars() -> Any:
     return Progress(*columns, console=Console(stderr=True), refresh_per_second=4, redirect_stdout=False, redirect_stderr=False)
 
 
-def log_to(say: Callable[[str], None]) -> None:
-    """What the engine says and warns of goes where the progress goes, without file names and line numbers."""
+def log_to(say: Callable[[str], None], warn: Callable[[str], None] | None = None) -> None:
+    """What the engine says goes where the progress goes, and what it warns of to `warn` (default: `say`), without file names and line numbers."""
+    warn = warn or say
 
     def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
         ours = Path(filename).is_relative_to(Path(__file__).parent)
-        say(f"warning: {message}" if ours else warnings.formatwarning(message, category, filename, lineno))
+        warn(f"warning: {message}" if ours else warnings.formatwarning(message, category, filename, lineno))
 
     warnings.showwarning = show
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            say(self.format(record))
+            (warn if record.levelno >= logging.WARNING else say)(self.format(record))
 
     logger = logging.getLogger("core")
     logger.handlers[:] = [Handler()]

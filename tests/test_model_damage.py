@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from test_model_folder import forget_record
 
 from core.align.filtering import judge_folder
 from core.cli import main
@@ -298,3 +300,19 @@ def test_a_model_in_the_cache_is_checked_as_well(whole: Path, before: dict[str, 
         command("fit", "--preset", "tiny", "--out", str(whole.parent / "second copy"))
         path.unlink()  # the new one's, written anew below
     assert READERS["load"](whole.parent / "second copy") == before["load"]
+
+
+def test_an_older_folder_is_read_and_its_commands_say_so(whole: Path, before: dict[str, str], tmp_path: Path) -> None:
+    """In a terminal and beside JSON. Its figures are those of the same folder with a record."""
+    older = whole.parent / "older"
+    shutil.copytree(whole, older)
+    forget_record(older)
+    told = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(told):
+        assert main(["explain", str(older), "--most-misranked", "--json"]) == 0
+    assert told.getvalue().count("records no hashes of its files: nobody can tell whether they are whole") == 1
+    assert {name: READERS[name](older) for name in ("score", "explain misranked", "load", "kept")} == {
+        name: before[name] for name in ("score", "explain misranked", "load", "kept")
+    }
+    model = FittedModel(id="0" * 12, folder=older, root=cache_root(), manifest={"time_created": 0.0, "said": ABOUT})
+    assert overview.facts(model)[-1] == ("Checked", overview.NO_RECORD)
