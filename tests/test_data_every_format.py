@@ -386,6 +386,20 @@ def test_a_file_of_each_format(title: str, tmp_path: Path) -> None:
     assert report.n_used == len(example.rows) - len(example.refused)
 
 
+@pytest.mark.parametrize("title", EXAMPLES)
+def test_columns_of_any_format_can_be_mapped(title: str, tmp_path: Path) -> None:
+    """The same file under foreign column names, mapped back, gives the same pairs."""
+    originals = [row for row in EXAMPLES[title].rows if "instruction" not in row.get("fields", {})]  # the mapping says that `prompt` is the question
+    uses = {name for f in FORMATS for name in f.uses}
+    present = {name for row in originals for name in row if name in uses}
+    rows = [{f"their {name}" if name in present else name: value for name, value in row.items()} for row in originals]
+    pairs, report = load_rows(tmp_path, rows, columns={name: f"their {name}" for name in present})
+    expected, original = load_rows(tmp_path, originals)
+    if title != "trl (explicit prompt)":  # a mapping says which of two prompts is meant, so none is refused there
+        assert [(p.prompt, p.chosen, p.rejected) for p in pairs] == [(p.prompt, p.chosen, p.rejected) for p in expected]
+        assert [row[0] for row in refusals(report)] == [row[0] for row in refusals(original)]
+
+
 def test_each_format_has_a_name_of_its_own_and_an_example() -> None:
     titles = [f.title for f in FORMATS]
     assert len(set(titles)) == len(titles)

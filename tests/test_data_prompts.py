@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from data_helpers import load, load_rows, parquet_bytes, refusals, trl_row, trl_rows
+from data_helpers import csv_bytes, load, load_rows, parquet_bytes, refusals, trl_row, trl_rows
 
 from core.data.literals import MAX_DEPTH, parse_literal, unpack_messages
 from core.data.texts import Refused, messages_of
 from core.errors import DataError
+from core.types import no_progress
 
 ASK = {"role": "user", "content": "Why?"}
 GOOD, BAD = ({"role": "assistant", "content": text} for text in ("good", "bad"))
@@ -363,3 +365,39 @@ def test_lists_of_answers_in_a_csv(tmp_path: Path) -> None:
     assert report.notes == ("1 row where the prompt or both answers are lists of texts written as text, each read as one text",)
     pairs, _ = load_rows(tmp_path, [{"question": "Why?", "correct_answers": "['Good' 'Fine']", "incorrect_answers": '["Bad"]'}])
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [("Good.", "Bad.")]
+
+
+# --- where it is said
+
+
+def test_a_fit_and_the_pairs_command_say_what_was_noted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from core.cli import main
+    from core.config import DataConfig, FitConfig
+    from core.runs.store import Store
+    from core.steps import Steps
+
+    source = tmp_path / "pairs.jsonl"
+    source.write_text("".join(json.dumps(trl_row(i) | {"persona": f"You are teacher {i}."}) + "\n" for i in range(12)))
+    note = "columns with texts that are not read: persona (12 rows)"
+    store = Store(tmp_path / "cache")
+    monkeypatch.setattr(logging.getLogger("core"), "propagate", True)
+    for _ in range(2):  # also where the pairs are found in the cache
+        caplog.clear()
+        Steps(config=FitConfig(data=DataConfig(pairs=str(source))), store=store, progress=no_progress).pairs()
+        assert any(note in record.getMessage() for record in caplog.records)
+    assert main(["pairs", "--pairs", str(source)]) == 0
+    assert note in capsys.readouterr().out
+
+
+def test_a_table_whose_rows_have_columns_of_their_own(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Why?", "chosen": "x", "rejected": "y", "question": "", "output_1": "", "output_2": "", "label": ""},
+        {"prompt": "", "chosen": "", "rejected": "", "question": "How?", "output_1": "x", "output_2": "y", "label": "2"},
+        {"prompt": "", "chosen": "x", "rejected": "", "question": "When?", "output_1": "", "output_2": "", "label": ""},
+    ]
+    for name, data in (("x.csv", csv_bytes(rows)), ("x.parquet", parquet_bytes([{k: v or None for k, v in row.items()} for row in rows]))):
+        pairs, report = load(tmp_path, name, data)
+        assert [(pair.prompt[0]["content"], pair.chosen, pair.rejected) for pair in pairs] == [("Why?", "x", "y"), ("How?", "y", "x")]
+        assert [row[1] for row in refusals(report)] == ["rejected"]
