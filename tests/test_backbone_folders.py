@@ -77,6 +77,8 @@ def moved(name: str, to: str) -> Callable[[Path], None]:
         (moved("model.safetensors", "pytorch_model-00001-of-00002.bin"), r"pickled files only"),
         (moved("model.safetensors", "consolidated.00.pth"), r"pickled files only(.|\n)*consolidated.00.pth"),
         (moved("model.safetensors", "tf_model.h5"), r"for another library only(.|\n)*tf_model.h5"),
+        (moved("model.safetensors", "model.gguf"), r"has its weights as GGUF files(.|\n)*--model .*model.gguf"),
+        (write("chat_template.jinja", POINTER), r"chat_template.jinja is a Git LFS pointer"),
         (moved("model.safetensors", "weights.safetensors"), r"not under the names of a model(.|\n)*weights.safetensors"),
     ],
 )
@@ -103,6 +105,7 @@ def test_damaged_files(change: Callable[[Path], None], words: str, tmp_path: Pat
         ({"architectures": ["LlamaForTokenClassification"]}, r"no language model but a token classifier"),
         ({"rope_parameters": "nonsense"}, r"can't be (used|loaded)"),
         ({"hidden_act": "nonsense"}, r"can't be loaded"),
+        ({"text_config": "nonsense"}, r"config.json can't be used(.|\n)*text_config"),
     ],
 )
 def test_kinds_of_models_by_config(config: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -226,12 +229,16 @@ def test_an_adapter_that_is_not_merged(tmp_path: Path) -> None:
 
 
 def test_single_files(tmp_path: Path) -> None:
-    with pytest.raises(BackboneError, match=r"is a single file(.|\n)*give its folder: --model"):
+    with pytest.raises(BackboneError, match=r"is a single file and no model(.|\n)*give its folder: --model"):
         find_model(config_for(tiny_folder() / "model.safetensors"))
     pointer = tmp_path / "model.safetensors"
     pointer.write_text(POINTER)
     with pytest.raises(BackboneError, match="is a Git LFS pointer"):
         find_model(config_for(pointer))
+    for name, words in (("pairs.jsonl", "--pairs"), ("params.npz", "--sae"), ("pytorch_model.bin", "save_pretrained"), ("x.GGUF", "GGUF")):
+        (tmp_path / name).write_text("plain text")
+        with pytest.raises(BackboneError, match=words):
+            find_model(config_for(tmp_path / name))
     with pytest.raises(BackboneError, match="there is no model at"):
         find_model(BackboneConfig(model=str(tmp_path / "nowhere.safetensors")))
 

@@ -151,6 +151,9 @@ def _no_weights(folder: Path) -> BackboneError:
     foreign = [name for name in names if name.endswith(FOREIGN_WEIGHTS)]
     if foreign:
         return BackboneError(f"{folder} has weights for another library only", expected=expected, found=some(foreign), remedy=TO_SAFETENSORS)
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if ggufs:
+        return BackboneError(f"{folder} has its weights as GGUF files", expected=expected, found=some(ggufs), remedy=f"--model {folder / ggufs[0]}")
     return BackboneError(f"{folder} holds no weights", expected=expected, found=", ".join(names[:8]), remedy="download the model's *.safetensors")
 
 

@@ -281,7 +281,7 @@ def check_ids(model: Any, tokenizer: Any, input_ids: torch.Tensor) -> None:
 
 
 @contextlib.contextmanager
-def library_errors(problem: str) -> Iterator[None]:
+def library_errors(problem: str, remedy: str = "") -> Iterator[None]:
     """What a library raises while a model is loaded becomes a BackboneError: it is the model's fault or the machine's, not ours."""
     import torch
 
@@ -290,17 +290,19 @@ def library_errors(problem: str) -> Iterator[None]:
     except (SparseRMError, Cancelled):
         raise
     except (torch.OutOfMemoryError, MemoryError) as error:
-        remedy = "--device-map auto, --quantization 8bit or 4bit, or a smaller model"
-        raise BackboneError(f"{problem}: it does not fit in memory", found=_first_line(error), remedy=remedy) from error
+        smaller = "--device-map auto, --quantization 8bit or 4bit, or a smaller model"
+        raise BackboneError(f"{problem}: it does not fit in memory", found=_first_line(error), remedy=smaller) from error
     except ImportError as error:
-        remedy = "install the package that is named, in the same environment"
-        raise BackboneError(f"{problem}: a package is missing", found=f"{type(error).__name__}: {_first_line(error)}", remedy=remedy) from error
+        install = "install the package that is named, in the same environment"
+        raise BackboneError(f"{problem}: a package is missing", found=f"{type(error).__name__}: {_first_line(error)}", remedy=install) from error
     except Exception as error:
-        text, remedy = str(error), AGAIN
+        text, remedy = str(error), remedy or "compare its files with those in the model's own repository; a newer transformers may read it"
         if "does not recognize this architecture" in text or "Unrecognized model" in text:
             remedy = "pip install -U transformers if the model is new; check model_type in config.json"
         elif "trust_remote_code" in text or "custom code" in text:
             remedy = "its repository's own code would have to run, which is never done here: use a model that transformers has itself"
+        elif "scaled_dot_product_attention" in text:
+            remedy = "--attention eager"
         elif "GGUF model with architecture" in text:
             remedy = "give the model as safetensors: a folder or a Hub id"
         elif "quantization" in text.lower():

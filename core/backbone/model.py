@@ -223,15 +223,21 @@ def _load(config: BackboneConfig, source: ModelSource, identity: dict[str, Any],
     tokenizer = load_tokenizer(source.folder, source.name)
     check_vocabulary(model, tokenizer, source.name)
     if not config.device_map and config.quantization == "none":
-        with library_errors(f"{source.name} can't be put on {resolve_device(config)}"):
+        with library_errors(f"{source.name} can't be put on {resolve_device(config)}", remedy="--device cpu, or another that this machine has"):
             model.to(torch.device(resolve_device(config)))
     return model, tokenizer
 
 
 def truncate(text_config: Any, depth: int) -> None:
-    """Leaves out all later layers, so that they are neither read from disk nor held in memory."""
+    """Leaves out all later layers, so that they are neither read from disk nor held in memory.
+
+    A model whose embedding holds a part for each layer (Gemma 3n, Gemma 4) stays whole: cut, its parts would not fit.
+    """
+    if getattr(text_config, "hidden_size_per_layer_input", None):
+        return
     if getattr(text_config, "layer_types", None):
-        text_config.layer_types = list(text_config.layer_types)[:depth]
+        with contextlib.suppress(AttributeError):  # where it is computed from other fields (Jamba), it follows by itself
+            text_config.layer_types = list(text_config.layer_types)[:depth]
     text_config.num_hidden_layers = depth
 
 

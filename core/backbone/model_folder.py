@@ -82,11 +82,31 @@ def check_folder(folder: Path) -> None:
         raise _without_config(folder, names)
 
 
+def single_file(path: Path) -> BackboneError:
+    """What to say of a file that is given as a model and is no GGUF file."""
+    try:
+        check_file(path)
+    except BackboneError as error:
+        return error
+    expected = "a folder with config.json, a .gguf file, or a Hub id such as org/name"
+    remedy = f"give its folder: --model {path.parent}"
+    if path.suffix in (*DATA_FILES, ".json", ".gz") and not (path.parent / "config.json").is_file():
+        remedy = "give pairs as --pairs, and a language model as --model"
+    elif path.suffix == ".npz":
+        remedy = "give an SAE as --sae, and the language model it was trained on as --model"
+    elif path.suffix in PICKLED:
+        remedy = TO_SAFETENSORS
+    return BackboneError(f"{path} is a single file and no model", expected=expected, found=path.name, remedy=remedy)
+
+
 def check_tokenizer(folder: Path) -> None:
     """Raises BackboneError where the folder has no tokenizer's files (transformers then makes up a tokenizer of a few tokens), or damaged ones."""
     names = {path.name for path in folder.iterdir()}
     for name in sorted({name for files in TOKENIZERS for name in files} & names):
         check_file(folder / name)
+    template = folder / "chat_template.jinja"
+    if template.is_file() and template.stat().st_size:
+        check_file(template)
     for name in sorted({"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json"} & names):
         read_json_object(folder / name)
     if not any(set(files) <= names for files in TOKENIZERS):
@@ -105,6 +125,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         found = ", ".join(sorted(map(str, config))[:8]) or "an empty object"
         remedy = "take config.json from the model's own repository"
         raise BackboneError(f"{folder / 'config.json'} names no kind of model", expected="model_type", found=found, remedy=remedy)
+    if not isinstance(config.get("text_config", {}), dict):
+        found = f"text_config {config['text_config']!r}"[:80]
+        raise BackboneError(f"{folder / 'config.json'} can't be used", expected="text_config: an object", found=found, remedy=AGAIN)
     return config
 
 

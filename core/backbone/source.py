@@ -20,7 +20,7 @@ import numpy as np
 from filelock import FileLock
 
 from core.backbone.checkpoint import read_checkpoint
-from core.backbone.model_folder import architecture_in, check_file, check_folder, check_tokenizer, read_config, size_in
+from core.backbone.model_folder import architecture_in, check_folder, check_tokenizer, read_config, single_file, size_in
 from core.config import BackboneConfig
 from core.errors import BackboneError
 from core.hub import one_question
@@ -59,18 +59,12 @@ def find_model(config: BackboneConfig, *, progress: Progress = no_progress) -> M
     if config.model == EMBEDDED:
         return _embedded(progress)
     path = Path(config.model).expanduser()
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         return _from_gguf(path, progress)
     if path.is_dir():
         return _folder_source(path)
     if path.is_file():
-        check_file(path)
-        raise BackboneError(
-            f"{path} is a single file",
-            expected="a folder with config.json, a .gguf file, or a Hub id such as org/name",
-            found=path.name,
-            remedy=f"give its folder: --model {path.parent}",
-        )
+        raise single_file(path)
     if path.is_absolute() or config.model.startswith((".", "~")):
         raise BackboneError(
             f"there is no model at {config.model}",
