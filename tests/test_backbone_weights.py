@@ -284,3 +284,35 @@ def test_the_embedded_copy_is_known_by_its_tensors(tmp_path: Path, monkeypatch: 
         source.find_model(config)
     assert made == [copy] and "is made again" in caplog.text
     assert cache_root() == tmp_path
+
+
+# --- no good model is refused ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gemma4_text", "jamba", "phi3", "opt"])
+def test_whole_models_of_other_families_pass(kind: str, tmp_path: Path) -> None:
+    """Experts that transformers stacks, layers of several types, embeddings with a part for each layer: cut or whole, read as transformers does."""
+    import transformers as t
+
+    sizes = {"vocab_size": 635, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    experts = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    more = {"intermediate_size": 64, "max_position_embeddings": 128, "pad_token_id": 2, "vocab_size_per_layer_input": 635}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = t.AutoModelForCausalLM.from_config(t.CONFIG_MAPPING[kind](**sizes, **more, **experts)).float().eval()
+    model.save_pretrained(tmp_path / kind)
+    t.AutoTokenizer.from_pretrained(tiny_folder()).save_pretrained(tmp_path / kind)
+    with torch.no_grad():
+        reference = model(input_ids=IDS, attention_mask=torch.ones_like(IDS), output_hidden_states=True, use_cache=False).hidden_states
+    for depth in (1, 2, None):
+        assert torch.equal(states_of(tmp_path / kind, depth, 0), reference[1])
+
+
+def test_a_family_without_the_attention_that_is_asked_for(tmp_path: Path) -> None:
+    import transformers as t
+
+    t.BloomForCausalLM(t.BloomConfig(vocab_size=635, hidden_size=32, n_layer=2, n_head=4)).save_pretrained(tmp_path / "bloom")
+    t.AutoTokenizer.from_pretrained(tiny_folder()).save_pretrained(tmp_path / "bloom")
+    assert refused(tmp_path / "bloom", 1).remedy == "--attention eager"
+    eager = load_backbone(config_for(tmp_path / "bloom", attention="eager"), depth=1)
+    assert eager.states(IDS, torch.ones_like(IDS), [0])[0].shape == (2, 7, 32)
