@@ -104,7 +104,7 @@ def encoding(draw: Draw) -> Malformed:
     halves = st.sampled_from([b"\\ud800", b"\\udfff x", b"\\ude00\\ud83d"]) if kind == ".jsonl" else latin1
     inside = st.one_of(high_bytes, latin1, halves)
     case = mixed(draw, st.builds(in_a_text, st.just(kind), inside, FIELDS), kind=kind)
-    # One good row holds UTF-8, so that the file is not Windows-1252 (tests/test_data_tables.py has those).
+    # One good row holds UTF-8, so that the file is not Windows-1252 (tests/test_data_cases.py has those).
     row = _line(kind, trl_row(999)).replace(b"Yes", "Yes ü".encode())
     assert case.good is not None
     return Malformed(name=case.name, data=case.data + row + b"\n", good=[*case.good, trl_row(999)["prompt"]], bad=case.bad)
