@@ -50,6 +50,8 @@ def prompts(folder: Path, row: dict[str, Any], **config: Any) -> list[tuple[str,
         ({"prompt": "Why?", "question": " Why? "}, [("user", "Why?")]),
         ({"prompt": "", "question": "Why?"}, [("user", "Why?")]),
         ({"prompt": "Human: Why?"}, [("user", "Why?")]),
+        ({"prompt": "human: Hi\nassistant: Yes?\nhuman: Why?"}, [("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?")]),
+        ({"prompt": [{"role": "system", "content": "Brief."}, ASK], "question": "Why?"}, [("system", "Brief."), ("user", "Why?")]),
         ({"prompt": "User: Hi\nAssistant: Yes?\nUser: Why?"}, [("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?")]),
     ],
 )  # fmt: skip
@@ -108,8 +110,9 @@ def test_texts_that_nobody_reads_are_announced(tmp_path: Path) -> None:
     assert load_rows(tmp_path, rows, columns={"system": "persona"})[0][0].prompt[0] == {"role": "system", "content": "You are a patient teacher."}
     (note,) = load_rows(tmp_path, [{"question": "Why?", "x": "How?", **ANSWERS}], columns={"prompt": "x"})[1].notes
     assert "question (1 row)" in note
-    (note,) = load_rows(tmp_path, [{"prompt": "Why?", "dialogue": [ASK], **ANSWERS}])[1].notes
-    assert "dialogue (1 row)" in note
+    for name, value in (("dialogue", [ASK]), ("chat", [["Hi", "Yes?"]]), ("documents", ["A page."])):
+        (note,) = load_rows(tmp_path, [{"prompt": "Why?", name: value, **ANSWERS}])[1].notes
+        assert f"{name} (1 row)" in note
 
 
 def test_the_report_says_which_columns_made_the_pairs(tmp_path: Path) -> None:
@@ -173,9 +176,18 @@ def test_two_judgements_of_one_row(tmp_path: Path) -> None:
     swapped = {"prompt": "Why?", "chosen": "x", "rejected": "y", "chosen_response": "y", "rejected_response": "x"}
     _, report = load_rows(tmp_path, [swapped, trl_row(1)])
     assert refusals(report) == [(1, "chosen_response", "contradicts chosen: it holds the answer of rejected")]
+    ranks = {"prompt": "Why?", "chosen": "x", "rejected": "y", "chosen_rank": 3, "rejected_rank": 1}
+    _, report = load_rows(tmp_path, [ranks, trl_row(1), ranks | {"chosen_rank": 0}])
+    assert refusals(report) == [(1, "chosen_rank", "no better than the rank of rejected")]
     labels = {"prompt": "Why?", "response_a": "x", "response_b": "y", "winner": "a", "preference": "b"}
     _, report = load_rows(tmp_path, [labels, trl_row(1)])
     assert refusals(report) == [(1, "preference", "says the contrary of winner")]
+
+
+def test_a_message_that_gives_one_key_twice_is_refused(tmp_path: Path) -> None:
+    twice = b'{"prompt": [{"role": "user", "content": "a", "content": "b"}], "chosen": "x", "rejected": "y"}\n'
+    _, report = load(tmp_path, "x.jsonl", twice + json.dumps(trl_row(1)).encode())
+    assert refusals(report) == [(1, "prompt", "a message that gives one key twice")]
 
 
 # --- labels

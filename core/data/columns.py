@@ -55,12 +55,13 @@ def question_of(row: Mapping[str, Any], config: DataConfig) -> tuple[Message, ..
         texts = [text_of(row[name], name) for name in present]
         return ({"role": "user", "content": "\n\n".join(dict.fromkeys(texts))},)
     readings = {name: _as_messages(row[name], name) for name in present}
-    first = readings[present[0]]
-    other = next((name for name in present if readings[name] != first), None)
+    longest = max(readings.values(), key=len)  # messages may hold a question that also stands alone
+    other = next((name for name in present if any(message not in longest for message in readings[name])), None)
     if other:
-        reason = f"the columns {present[0]} and {other} hold different prompts: say which is meant, --columns prompt={present[0]} or prompt={other}"
+        first = next(name for name in present if readings[name] is longest)
+        reason = f"the columns {first} and {other} hold different prompts: say which is meant, --columns prompt={first} or prompt={other}"
         raise Refused("prompt", reason)
-    return first
+    return longest
 
 
 def _as_messages(value: Any, field: str) -> tuple[Message, ...]:
@@ -138,3 +139,12 @@ def holds_sentence(value: Any) -> bool:
 def sounds_like_prompt(name: str) -> bool:
     """Whether a column's name says that it holds a part of the prompt."""
     return ABOUT_PROMPTS.search(name) is not None and IDS.search(name) is None
+
+
+def holds_turns(value: Any, name: str) -> bool:
+    """Whether a list may be a part of the prompt: messages, pairs of texts, or texts under a name that says so."""
+    if not isinstance(value, list) or not value:
+        return False
+    first = value[0]
+    pair = isinstance(first, (list, tuple)) and bool(first) and all(isinstance(text, str) for text in first)
+    return is_message(first) or pair or (isinstance(first, (str, dict)) and sounds_like_prompt(name))

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from core.data.texts import Refused
 from core.types import Message
 
-SPEAKERS = {"Human": "user", "User": "user", "Assistant": "assistant"}
-NAMES = r"(?:### ?)?(Human|User|Assistant)"
+SPEAKERS = {"human": "user", "user": "user", "assistant": "assistant"}
+NAMES = r"(?:### ?)?((?i:human|user|assistant))"
 FIRST = re.compile(rf"\s*{NAMES}:")
 AFTER_EMPTY_LINE = re.compile(rf"(?:\A\s*|\n[^\S\n]*\n){NAMES}:")
 AFTER_LINE_BREAK = re.compile(rf"(?:\A\s*|\n){NAMES}:")
@@ -33,7 +33,11 @@ def is_dialogue(text: object) -> bool:
     if not isinstance(text, str):
         return False
     first = FIRST.match(text)
-    return first is not None and SPEAKERS[first.group(1)] == "user" and any(m.group(1) == "Assistant" for m in AFTER_LINE_BREAK.finditer(text))
+    return (
+        first is not None
+        and SPEAKERS[first.group(1).lower()] == "user"
+        and any(m.group(1).lower() == "assistant" for m in AFTER_LINE_BREAK.finditer(text))
+    )
 
 
 def is_one_turn(text: object) -> bool:
@@ -49,7 +53,7 @@ def dialogue_turns(text: str, field: str) -> tuple[Message, ...]:
     if parts[0].strip() or len(parts) < 3:
         raise Refused(field, "not a dialogue of Human: and Assistant: turns")
     turns: tuple[Message, ...] = tuple(
-        {"role": SPEAKERS[speaker], "content": words.strip()} for speaker, words in zip(parts[1::2], parts[2::2], strict=True)
+        {"role": SPEAKERS[speaker.lower()], "content": words.strip()} for speaker, words in zip(parts[1::2], parts[2::2], strict=True)
     )
     if any(WITHIN[turn["role"]].search(turn["content"]) for turn in turns):
         raise Refused(field, "a turn holds a line that begins as the other speaker's turns do: where it ends can't be told")
@@ -84,5 +88,5 @@ def extra_id_turns(text: str) -> tuple[Message, ...] | None:
     if len(parts) < 3:
         return None
     turns: list[Message] = [{"role": "user", "content": parts[0].strip()}] if parts[0].strip() else []
-    turns += [{"role": SPEAKERS[who], "content": words.strip()} for who, words in zip(parts[1::2], parts[2::2], strict=True)]
+    turns += [{"role": SPEAKERS[who.lower()], "content": words.strip()} for who, words in zip(parts[1::2], parts[2::2], strict=True)]
     return merged([turn for turn in turns if turn["content"]])

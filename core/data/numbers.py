@@ -18,6 +18,7 @@ SCORE_COLUMNS = (
     ("rating_chosen", "rating_rejected"),
     ("chosen_avg_rating", "rejected_avg_rating"),
 )
+RANK_COLUMNS = (("rank_chosen", "rank_rejected"), ("chosen_rank", "rejected_rank"))  # 1 is the best
 
 
 def number_of(value: Any, field: str) -> float:
@@ -32,13 +33,17 @@ def number_of(value: Any, field: str) -> float:
 
 
 def check_scores(row: Mapping[str, Any]) -> dict[str, float]:
-    """The scores of chosen and rejected, where a row has both columns and one holds something. Raises Refused on a tie or a contradiction."""
+    """The scores of chosen and rejected, where a row has both columns and one holds something. Raises Refused on a tie or a contradiction,
+    of scores or of ranks."""
     for chosen, rejected in SCORE_COLUMNS:
         if chosen in row and rejected in row and not (_absent(row[chosen]) and _absent(row[rejected])):
             better, worse = number_of(row[chosen], chosen), number_of(row[rejected], rejected)
             if better <= worse:
                 raise Refused(chosen, "a tie: both scores are equal" if better == worse else "below the score of rejected")
             return {"score_chosen": better, "score_rejected": worse}
+    for chosen, rejected in RANK_COLUMNS:
+        if not _absent(row.get(chosen)) and not _absent(row.get(rejected)) and number_of(row[chosen], chosen) >= number_of(row[rejected], rejected):
+            raise Refused(chosen, "no better than the rank of rejected")
     return {}
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from core.config import DataConfig
 from core.data.chosen_rejected import SIDES, sides_of
-from core.data.columns import ABOUT_ANSWERS, ASKED, CONVERSATIONS, LABEL_WORDS, PROMPTS, check_media, holds_sentence, sounds_like_prompt
+from core.data.columns import ABOUT_ANSWERS, ASKED, CONVERSATIONS, LABEL_WORDS, PROMPTS, check_media, holds_sentence, holds_turns, sounds_like_prompt
 from core.data.decide import TIES, as_label, label_sets, side_of
 from core.data.drafts import Draft, Format, Judged, Rated, Reading
 from core.data.formats import CHOSEN_REJECTED, candidates_of, meta_of, named
@@ -22,7 +22,7 @@ from core.data.grouped import match
 from core.data.judged import answer_columns
 from core.data.literals import as_json, holds_list_of_texts, unpack_messages, unpack_row
 from core.data.rows import Row, printable
-from core.data.texts import Refused, is_blank, is_message, keeps
+from core.data.texts import Refused, is_blank, keeps
 from core.types import RefusedRow
 
 MAX_DISTINCT = 10_000  # texts of a column that are told apart
@@ -153,9 +153,8 @@ class Gathered:
         for name, key, value in (*columns, *_nested(values)):
             if ABOUT_ANSWERS.search(key):
                 continue
-            if (isinstance(value, str) and value.strip() and value.strip() not in known) or (
-                isinstance(value, list) and value and is_message(value[0])
-            ):
+            new_text = isinstance(value, str) and value.strip() and value.strip() not in known
+            if new_text or holds_turns(value, key):
                 texts[name].add(value)
 
     def _compare(self, readings: Sequence[Reading], format_: Format, values: Mapping[str, Any], fitting: Sequence[Format]) -> None:
