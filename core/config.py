@@ -79,7 +79,7 @@ class DataConfig(Config):
     hub_split: str = option("train", "split of a Hub data set")
     hub_config: str = option("", "configuration name of a Hub data set")
     hub_revision: str = option("", "revision (commit) of a Hub data set")
-    max_pairs_per_prompt: int = option(4, "TruthfulQA and score lists: at most this many pairs a prompt", minimum=1)
+    max_pairs_per_prompt: int = option(4, "where a row or prompt has several answers: at most this many pairs a prompt", minimum=1)
     limit: int = option(0, "use only the first N prompts (0: all)", minimum=0)
     protocol: str = option(
         "", "named split of the paper; sets ratios (truthfulqa 4:1:5, safe-rlhf, red-teaming)", choices=("", "truthfulqa", "safe-rlhf", "red-teaming")
