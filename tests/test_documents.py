@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
 
 import pytest
 from document_helpers import DOCUMENTS, ROOT, document, prose_of, repository_files, source_files, strings_of_the_code
 
-from core.config import BackboneConfig, SelectionConfig
+from core.config import AlignConfig, BackboneConfig, CandidatesConfig, DPOConfig, FitConfig, HeadConfig, SelectionConfig
 
 # A path or name with a suffix that we use. Not after `<`, `{` or `*`: those are patterns (`<cache>/x.json`), not names.
 FILE = re.compile(r"(?<![\w/.<>{}*~:-])(?:\.?[\w-]+/)*[\w.-]*\w\.(?:py|md|jsonl?|safetensors|csv|npz|png|toml|parquet)\b")
@@ -45,14 +45,14 @@ NOT_OURS = {
 }
 
 
-def texts() -> Iterator[tuple[str, str]]:
+@cache
+def texts() -> tuple[tuple[str, str], ...]:
     """Every document, and the docstrings and comments of every Python file, each with its path."""
-    for name in DOCUMENTS:
-        yield name, document(name)
-    for path in source_files():
-        yield path.relative_to(ROOT).as_posix(), prose_of(path)
+    documents = [(name, document(name)) for name in DOCUMENTS]
+    return (*documents, *((path.relative_to(ROOT).as_posix(), prose_of(path)) for path in source_files()))
 
 
+@cache
 def is_file_of_ours(name: str) -> bool:
     """A file of the repository: its whole path, or the end of one. Files of other kinds than Python and Markdown may also be ones that the code reads
     or writes: then their name stands in a string of the code."""
@@ -61,6 +61,7 @@ def is_file_of_ours(name: str) -> bool:
     return not name.endswith((".py", ".md")) and any(name in text for text in strings_of_the_code())
 
 
+@cache
 def defined_in(dotted: str) -> bool:
     """Whether a dotted name is a module or a room of ours, or a name that a module of ours defines at its top."""
     parts = dotted.split(".")
@@ -154,3 +155,32 @@ def test_the_method_marks_what_is_not_built(paragraph: str, config: type, value:
 def test_the_method_marks_sections_without_a_room(section: str, room: str) -> None:
     text = document("docs/METHOD.md").split(f"\n## {section}. ")[1].split("\n## ")[0]
     assert ("**Not built yet.**" in text) != (ROOT / room).is_dir()
+
+
+def test_the_method_states_the_defaults_of_the_configs() -> None:
+    """Each sentence is made from the config's own values, and has to stand in docs/METHOD.md."""
+    text = " ".join(document("docs/METHOD.md").split())
+    head, fit, dpo, align = HeadConfig(), FitConfig(), DPOConfig(), AlignConfig()
+    assert f"Linear(k_w+k_l -> {head.hidden})" in text and f"gamma {head.gamma}" in text
+    assert f"batch {head.batch_size}, at most {head.epochs} epochs, stopped after {head.patience} without" in text
+    assert f"{head.seeds} seeds, the shipped one" in text and f"{fit.random_draws} draws each" in text
+    assert f"K = {SelectionConfig().k} [P]" in text and f"(K = {', '.join(map(str, fit.curve))};" in text
+    assert f"active in at least {SelectionConfig().min_active} distinct training responses" in text
+    assert f"beta {dpo.beta}, LoRA, {dpo.epochs} epochs a round, {align.rounds} rounds" in text
+    assert f"LoRA r {dpo.lora_r}, alpha {dpo.lora_alpha}, dropout {dpo.lora_dropout}, lr 5e-5" in text and dpo.lr == 5e-5
+    assert f"`{CandidatesConfig().mode}` [C, default]" in text and f"`{BackboneConfig().position}` [C, default" in text
+    for field in ("control_tokens", "think"):
+        assert f"`{field} = {getattr(BackboneConfig(), field)}`" in text
+
+
+def test_names_in_the_table_of_changes_stand_in_its_files() -> None:
+    """`_losses` in `core/reward/training.py`: each name in backticks stands in one of the files of its row."""
+    table = document("docs/ARCHITECTURE.md").split("## To change X, open Y")[1].split("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "`" in line]
+    assert len(rows) == 5
+    for row in rows:
+        words = re.findall(r"`([^`]+)`", row)
+        files = [word for word in words if word.endswith(".py") and "*" not in word]
+        sources = "\n".join((ROOT / file).read_text(encoding="utf-8") for file in files)
+        names = [part for word in words if re.fullmatch(r"[\w.]+", word) and not word.endswith(".py") for part in word.split(".")]
+        assert [name for name in names if not re.search(rf"\b{name}\b", sources)] == []
