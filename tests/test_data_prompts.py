@@ -47,6 +47,8 @@ def prompts(folder: Path, row: dict[str, Any], **config: Any) -> list[tuple[str,
          [("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?")]),
         ({"history": [["Hi", "Yes?"]], "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, ASK]},
          [("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?")]),
+        ({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}], "prompt": "Why?", "tools": "null"},
+         [("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?")]),
         ({"prompt": "Why?", "question": " Why? "}, [("user", "Why?")]),
         ({"prompt": "", "question": "Why?"}, [("user", "Why?")]),
         ({"prompt": "Human: Why?"}, [("user", "Why?")]),
@@ -68,6 +70,9 @@ def test_a_column_that_may_hold_the_prompt_is_named(tmp_path: Path) -> None:
     assert len(pairs) == 1
     assert {reason for _, _, reason in refusals(report)} == {"missing; the column frage may hold it: --columns prompt=frage"}
     assert len(load_rows(tmp_path, rows, columns={"prompt": "frage"})[0]) == 3
+    alone = [{"frage": f"What is thing {i}?", "chosen": [GOOD], "rejected": [BAD]} for i in range(3)]
+    with pytest.raises(DataError, match="--columns prompt=frage"):
+        load_rows(tmp_path, alone)
     short = [{"user_query": "Why?", **ANSWERS}] * 2
     with pytest.raises(DataError, match="--columns prompt=user_query"):
         load_rows(tmp_path, short)
@@ -136,6 +141,10 @@ def test_the_same_question_under_two_system_texts_are_two_prompts(tmp_path: Path
         ({"prompt": "Why?", "history": "We spoke."}, ("history", "neither a list of [user, assistant] pairs nor a list of messages")),
         ({"prompt": "Why?", "history": [["Hi", ""]]}, ("history", "empty")),
         ({"prompt": "Why?", "messages": [{"role": "user", "content": "How?"}]}, ("prompt", "different prompts: not a message of the conversation")),
+        (
+            {"prompt": "Why?", "messages": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": ANSWERS["chosen"]}]},
+            ("prompt", "different prompts: not a message of the conversation"),
+        ),
         ({"prompt": "Why?", "images": ["cat.png"]}, ("images", "holds an image: only texts are read")),
         ({"prompt": "Why?", "audio": {"path": "a.wav"}}, ("audio", "holds audio: only texts are read")),
     ],

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.config import DataConfig
-from core.data.columns import asked, check_media, conversation_of, no_prompt, prompt_columns, question_of, with_context
+from core.data.columns import asked, check_media, conversation_of, no_prompt, prompt_columns, question_of, with_context, with_question
 from core.data.dialogues import begins_as_dialogue, dialogue_turns, has_single_line_breaks, is_dialogue, merged
 from core.data.drafts import Draft, Readings
 from core.data.numbers import check_scores
@@ -53,6 +53,7 @@ def read_explicit(row: Row, config: DataConfig) -> Readings:
         raise no_prompt(row, config)
     prompt = asked(row, config)
     better, worse = (text_of(value, name) for value, name in zip((chosen, rejected), names, strict=True))
+    _check_conversation(conversation_of(row), question_of(row, config), better)
     prompt = _without_answer(prompt, better) if conversation_of(row) else prompt
     return [_scored(row, Draft(prompt, better, worse))]
 
@@ -79,6 +80,12 @@ def _as_list(value: Any) -> Any:
     return [value] if is_message(value) else value
 
 
+def _check_conversation(conversation: Messages, question: Messages, chosen: str) -> None:
+    """Raises Refused where a conversation ends with the chosen answer, and the question is another than the one it answers there."""
+    if conversation and question and conversation[-1]["content"] == chosen and question[-1] not in conversation:
+        raise Refused("prompt", "different prompts: not a message of the conversation")
+
+
 def _without_answer(prompt: Messages, chosen: str) -> Messages:
     """A conversation column may hold the chosen answer as well."""
     ends = prompt[-1]["role"] == "assistant" and prompt[-1]["content"] == chosen
@@ -95,9 +102,8 @@ def _of_dialogues(row: Row, config: DataConfig, chosen: Messages, rejected: Mess
     if not chosen or not rejected:
         raise Refused("rejected" if chosen else "chosen", "empty")
     question, conversation = question_of(row, config), conversation_of(row)
-    if conversation and question and question[-1] not in conversation:
-        raise Refused("prompt", "different prompts: not a message of the conversation")
-    given = conversation or question
+    given = with_question(conversation, question)
+    _check_conversation(conversation, question, chosen[-1]["content"])
     if conversation and conversation[: len(chosen)] == chosen:  # UltraFeedback's `messages` repeats the chosen dialogue
         given = chosen[:-1]
     elif given and len(chosen) == 1 and given[-1] == chosen[0]:

@@ -37,7 +37,7 @@ def check_media(row: Mapping[str, Any]) -> None:
         for column in (name, name + "s"):
             if not is_blank(row.get(column)):
                 raise Refused(column, f"holds {kind}: only texts are read")
-    if not is_blank(row.get("tools")):
+    if not is_blank(row.get("tools")) and str(row["tools"]).strip() not in ("null", "None"):
         raise Refused("tools", "holds tools, and a tool call is no text: only texts are read")
 
 
@@ -83,6 +83,15 @@ def conversation_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
     return ()
 
 
+def with_question(conversation: tuple[Message, ...], question: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The conversation and the question as one prompt: the question is a message of it, or the turn that follows it. Raises Refused."""
+    if not conversation or not question or question[-1] in conversation:
+        return conversation or question
+    if conversation[-1]["role"] == "assistant" and question[0]["role"] == "user":
+        return conversation + question
+    raise Refused("prompt", "different prompts: not a message of the conversation")
+
+
 def with_context(row: Mapping[str, Any], prompt: Sequence[Message]) -> tuple[Message, ...]:
     """The prompt with the system text and the history of their columns before it. Raises Refused where the prompt has others."""
     system = next(((name, text_of(row[name], name)) for name in SYSTEMS if not is_blank(row.get(name))), None)
@@ -116,10 +125,7 @@ def history_of(value: Any) -> tuple[Message, ...]:
 
 def asked(row: Mapping[str, Any], config: DataConfig) -> tuple[Message, ...]:
     """The whole prompt of a row: system text, history, and the question or the conversation so far. Raises Refused where there is none."""
-    question, conversation = question_of(row, config), conversation_of(row)
-    prompt = conversation or question
-    if question and conversation and question[-1] not in conversation and question != conversation:
-        raise Refused("prompt", "different prompts: not a message of the conversation")
+    prompt = with_question(conversation_of(row), question_of(row, config))
     if not prompt:
         raise no_prompt(row, config)
     return with_context(row, prompt)

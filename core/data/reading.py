@@ -104,7 +104,11 @@ class Gathered:
             self.n_unpacked += unpacked
         except Refused as refused:
             self.refuse(row.number, refused)
-            if refused.field in PROMPTS and refused.reason in ("missing", "empty") and all(is_blank(row.values.get(name)) for name in PROMPTS):
+            if (
+                refused.field in PROMPTS
+                and refused.reason.startswith(("missing", "empty"))
+                and all(is_blank(row.values.get(name)) for name in PROMPTS)
+            ):
                 self.promptless[row.number] = None
                 columns = answer_columns(frozenset(row.values))
                 self._count(row.values, frozenset(columns[:2] if columns else ()), self.promptless_texts)
