@@ -12,6 +12,7 @@ A check is an artefact: `pairs.jsonl` (the pairs with their splits) and `report.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from core.config import DataConfig
 from core.data.pairs import load_pairs
 from core.data.saved import write_pairs
 from core.data.splits import split_pairs, split_report
+from core.errors import DataError
 from core.runs.store import Artefact, Store, file_sha256, write_json
 from core.types import PreferencePairs, Progress, no_progress
 
@@ -38,8 +40,9 @@ def check_pairs(config: DataConfig, store: Store, progress: Progress = no_progre
 
     def make(folder: Path, _scratch: Path) -> dict[str, Any]:
         pairs, report = loaded or load_pairs(config, progress)
-        split = split_pairs(pairs, config)
+        split, unsplit = _split(pairs, config)
         described = split_report(split, config, report.duplicates)
+        described = replace(described, notes=(*described.notes, *unsplit))
         write_pairs(split, folder / PAIRS)
         progress("wording", 0, 1)
         found = {"data": report.to_json(), "split": described.to_json(), "shortcuts": shortcuts(split)}
@@ -49,6 +52,15 @@ def check_pairs(config: DataConfig, store: Store, progress: Progress = no_progre
         return {"source": split.source, **counts, "n_pairs": len(split), "n_prompts": report.n_prompts}
 
     return store.get_or_make(STEP, VERSION, asked, [source], make)
+
+
+def _split(pairs: PreferencePairs, config: DataConfig) -> tuple[PreferencePairs, tuple[str, ...]]:
+    """The pairs with their splits. Where there are too few to split, a check shows them all the same: none is used, and a note says why."""
+    try:
+        return split_pairs(pairs, config), ()
+    except DataError as error:
+        reason = f"{error.problem} ({error.expected}, found {error.found}): no reward model can be fitted on these"
+        return replace(pairs, split=("unused",) * len(pairs)), (reason,)
 
 
 def shortcuts(pairs: PreferencePairs) -> dict[str, Mapping[str, Any]]:

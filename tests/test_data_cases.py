@@ -6,6 +6,7 @@ later is tested in test_backbone_template.py.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from data_helpers import SHARED, csv_bytes, load, load_rows
 
+from core.cli import main
 from core.config import DataConfig
 from core.data.pairs import load_pairs
 from core.errors import DataError
@@ -71,6 +73,15 @@ def test_pandas_csv_of_message_lists(tmp_path: Path) -> None:
     rows = [{"prompt": f"How do I {task}?", **{side: str(dialogue(task, answer)) for side, answer in answers(task).items()}} for task in TASKS]
     pairs, _ = load(tmp_path, "x.csv", csv_bytes(rows))
     assert [p.chosen for p in pairs] == [answers(task)["chosen"] for task in TASKS]
+
+
+def test_a_check_shows_pairs_that_are_too_few_to_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"history": [["Hi", "Yes?"]], "prompt": "And then?", **answers(task)} for task in TASKS]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["pairs", "--pairs", str(tmp_path / "x.jsonl")]) == 0
+    shown = capsys.readouterr().out
+    assert "too few prompts to split (at least 3, found 1)" in shown and "n_pairs" in shown
+    assert main(["fit", "--preset", "tiny", "--pairs", str(tmp_path / "x.jsonl")]) == DataError.exit_code
 
 
 # file of the shared cases -> rows used, pairs, prompts, whose content a prompt has; or words of the error
