@@ -56,8 +56,9 @@ def plain_text(backbone: Backbone, prompt: Sequence[Message], sample: int, sampl
         with torch.no_grad():
             logits = backbone.model(input_ids=torch.tensor([[*ids, *written]])).logits[0, -1].double() / sampling.temperature
         token = drawn_by_hand(logits.softmax(-1).tolist(), float(uniform[number]), sampling.top_p)
-        if token in stop_tokens(backbone):
-            return Generated(text=backbone.tokenizer.decode(written).strip(), n_tokens=len(written), finished=True)
+        if token in stop_tokens(backbone) or token in backbone.template.control.ids:
+            finished = token in stop_tokens(backbone)
+            return Generated(text=backbone.tokenizer.decode(written).strip(), n_tokens=len(written), finished=finished)
         written.append(token)
     return Generated(text=backbone.tokenizer.decode(written).strip(), n_tokens=len(written), finished=False)
 
@@ -119,10 +120,19 @@ def test_cold_answers_are_the_likeliest_ones(family: Backbone) -> None:
         while len(written) < SAMPLING.max_new_tokens:
             with torch.no_grad():
                 token = int(family.model(input_ids=torch.tensor([[*ids, *written]])).logits[0, -1].argmax())
-            if token in stop_tokens(family):
+            if token in stop_tokens(family) or token in family.template.control.ids:
                 break
             written.append(token)
         assert answer.text == family.tokenizer.decode(written).strip() and answer.n_tokens == len(written)
+
+
+def test_an_answer_ends_where_the_policy_writes_a_control_token(tiny: Backbone) -> None:
+    """The toy's own words with its closing token forbidden: the first <|im_start|> ends an answer, unfinished, and none is in its text."""
+    start, ids = tiny.tokenizer.convert_tokens_to_ids("<|im_start|>"), tiny.tokenizer("well then")["input_ids"]
+    answer = generation._answer(tiny, [*ids, start, *ids], stop_tokens(tiny), sorted({*stop_tokens(tiny), *tiny.template.control.ids}))
+    assert (answer.text, answer.n_tokens, answer.finished) == ("well then", len(ids), False)
+    closed = generation._answer(tiny, [*ids, stop_tokens(tiny)[0], *ids], stop_tokens(tiny), stop_tokens(tiny))
+    assert (closed.text, closed.finished) == ("well then", True)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 100])

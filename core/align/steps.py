@@ -33,7 +33,7 @@ from core.runs.store import Artefact, write_json
 from core.types import PreferencePair, PreferencePairs, Progress
 
 # Bumped by hand when a step computes something else from the same inputs.
-VERSIONS = {CANDIDATES: 1, REWARDS: 1, FILTER: 1, DPO: 3, EVALUATION: 2, SHIFT: 2, ROUND: 2, ALIGNMENT: 2}
+VERSIONS = {CANDIDATES: 2, REWARDS: 1, FILTER: 1, DPO: 3, EVALUATION: 2, SHIFT: 2, ROUND: 2, ALIGNMENT: 2}
 COUNTS = ("generated", "parsed", "kept", "dropped")  # shown while it runs
 SEEDS_A_ROUND = 1000  # apart: seeds below it never meet another round's
 SHIFT_POINTS = 1000  # of training and generated answers, in the pictures

@@ -146,15 +146,16 @@ def write_answers(backbone: Backbone, prompts: Sequence[Sequence[int]], rows: Se
     places = torch.tensor([used.index(prompt) for prompt, _ in rows], device=ids.device)
     cache = shared_cache(backbone, ids, mask, places) if len(rows) > len(used) and ids.shape[1] > 1 else None
     uniform = np.stack([_uniform(prompts[prompt], sample, sampling) for prompt, sample in rows])
-    stops = stop_tokens(backbone)
-    with torch.no_grad(), _plain_settings(backbone, stops, sampling.max_new_tokens), quiet_transformers():
+    closing = stop_tokens(backbone)
+    ends = sorted({*closing, *backbone.template.control.ids})
+    with torch.no_grad(), _plain_settings(backbone, ends, sampling.max_new_tokens), quiet_transformers():
         found = backbone.model.generate(
             input_ids=ids[places],
             attention_mask=mask[places],
             past_key_values=cache,
             logits_processor=LogitsProcessorList([_Draw(torch.from_numpy(uniform).to(ids.device), sampling)]),
         )[:, ids.shape[1] :]
-    return [_answer(backbone, row, stops) for row in found.tolist()]
+    return [_answer(backbone, row, closing, ends) for row in found.tolist()]
 
 
 def left_padded(backbone: Backbone, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -244,11 +245,12 @@ def _inverted(probabilities: torch.Tensor, uniform: torch.Tensor, top_p: float) 
     return (reached <= uniform[:, None] * mass).sum(-1).clamp(max=size[:, 0] - 1)
 
 
-def _answer(backbone: Backbone, ids: list[int], stops: Sequence[int]) -> Generated:
-    end = next((place for place, token in enumerate(ids) if token in stops), None)
-    # Control tokens inside an answer stay in its text: whoever reads it as a response refuses it for them.
+def _answer(backbone: Backbone, ids: list[int], closing: Sequence[int], ends: Sequence[int]) -> Generated:
+    """The answer up to the first token of `ends`. Where that is no closing token (the policy opens another turn, say), the answer was not finished:
+    it is treated as one that was cut for its length."""
+    end = next((place for place, token in enumerate(ids) if token in ends), None)
     text = str(backbone.tokenizer.decode(ids[:end], skip_special_tokens=False)).strip()
-    return Generated(text=text, n_tokens=len(ids[:end]), finished=end is not None)
+    return Generated(text=text, n_tokens=len(ids[:end]), finished=end is not None and ids[end] in closing)
 
 
 def whole_sentences(text: str) -> str:
