@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Rooms in the order of the arrows. A room may import itself and the rooms of a lower number.
 RANK = {
     **dict.fromkeys(("core.types", "core.errors"), 0),
-    "core.config": 0.5,
-    **dict.fromkeys(("core.runs", "core.data", "core.http", "core.hub"), 1),
+    **dict.fromkeys(("core.config", "core.hub"), 0.5),
+    **dict.fromkeys(("core.runs", "core.data", "core.http"), 1),
     "core.backbone": 2,
     "core.reward": 3,
     **dict.fromkeys(("core.explain", "core.baselines"), 4),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
 from core.config import DataConfig
 from core.errors import DataError
+from core.hub import one_question
 
 # What the error's name or text holds (lower case) -> what to do. First match wins.
 REMEDIES = (
@@ -30,11 +32,13 @@ def describe(config: DataConfig) -> str:
 def load(config: DataConfig) -> Any:
     """The split, as a `datasets.Dataset`: a sequence of dicts. Raises DataError, with what to do, where it can't be had."""
     folder = os.path.expanduser(config.pairs)
-    name = folder if os.path.isdir(folder) else config.pairs
+    local = os.path.isdir(folder)
+    name = folder if local else config.pairs
     try:
         from datasets import load_dataset
 
-        found = load_dataset(name, config.hub_config or None, split=config.hub_split, revision=config.hub_revision or None)
+        with contextlib.nullcontext() if local else one_question():
+            found = load_dataset(name, config.hub_config or None, split=config.hub_split, revision=config.hub_revision or None)
     except ImportError as error:
         raise DataError("the package `datasets` is missing", found=str(error), remedy="pip install datasets, or give a local file") from error
     except Exception as error:  # whatever the network, the Hub or a data file of theirs raises

@@ -72,6 +72,7 @@ from core.backbone.sae import SparseAutoencoder, load_sae
 from core.backbone.source import backbone_identity, find_model
 from core.config import BackboneConfig
 from core.errors import DataError, MismatchError, StoreError
+from core.hub import one_question
 from core.reward.card import model_card
 from core.reward.dialogues import Dialogue, Item, items_of, key_of
 from core.reward.extraction import read_items, response_states
@@ -271,7 +272,8 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
             local = {name: value for name, value in options.items() if name in ("backbone", "device")}
             return cls.load(pretrained_model_name_or_path, **local)
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, **options)
+            with one_question():
+                return super().from_pretrained(pretrained_model_name_or_path, **options)
         except (HfHubHTTPError, EntryNotFoundError, HFValidationError) as error:
             said = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             remedy = "check the name and the revision; for a private one `hf auth login`; without a network give a folder"
