@@ -219,7 +219,7 @@ def score_lines(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"left out: {counts}: {reasons}")
     if report["n_shortened"]:
         lines.append(f"cut: the prompts of {report['n_shortened']:,} {kind} lost their leading turns, to fit {report['max_length']:,} tokens")
-    return lines
+    return [*report["notes"], *lines]
 
 
 def print_fit(outcome: Mapping[str, Any]) -> None:

@@ -133,9 +133,13 @@ def _open_file(path: Path, known: Collection[str]) -> Source:
 
 
 def _reader(kind: str, notes: list[str], known: Collection[str]) -> Callable[[Path, io.BufferedIOBase], Rows]:
-    lines, documents, tables = partial(jsonl_rows, notes=notes), partial(json_rows, notes=notes), partial(csv_rows, notes=notes, known=known)
-    text = {".jsonl": lines, ".ndjson": lines, ".json": documents, ".csv": tables, ".tsv": tables}
-    return {**text, ".parquet": parquet_rows, ".arrow": arrow_rows, ".feather": arrow_rows}[kind]
+    lines, documents = partial(jsonl_rows, notes=notes), partial(json_rows, notes=notes)
+    tables = partial(csv_rows, notes=notes, known=known)
+    readers: dict[str, Callable[[Path, io.BufferedIOBase], Rows]] = {
+        **{".jsonl": lines, ".ndjson": lines, ".json": documents, ".csv": tables, ".tsv": tables},
+        **{".parquet": parquet_rows, ".arrow": arrow_rows, ".feather": arrow_rows},
+    }
+    return readers[kind]
 
 
 def _guarded(path: Path, rows: Rows) -> Rows:

@@ -126,7 +126,7 @@ class _Fit:
 
 
 def _fit(head: bytes, separator: str, known: Collection[str]) -> _Fit:
-    handle = io.BufferedReader(io.BytesIO(head))  # type: ignore[arg-type]
+    handle = io.BytesIO(head)
     source = cr_lines(handle) if line_end(head) == b"\r" else lines(handle)
     records = [cells for cells in islice(_records(source, separator), SAMPLE + 1) if isinstance(cells, list) and cells]
     names = tuple(name.strip() for name in records[0]) if records else ()

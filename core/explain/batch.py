@@ -24,7 +24,8 @@ from core.explain.sentence import MOST_NAMED, Why
 from core.reward.dialogues import Item
 from core.reward.known import KnownResponses
 from core.reward.parts import RewardParts
-from core.reward.scoring import check_target, holds_responses, read_singles, write_lines
+from core.reward.responses import read_responses
+from core.reward.scoring import check_target, write_lines
 from core.types import Message, PreferencePair, Progress, RefusedRow, no_progress
 
 CHUNK = 512  # rows whose hidden states are read at once
@@ -55,13 +56,14 @@ class Rows:
 
 def read_rows(source: Path, progress: Progress = no_progress) -> Rows:
     """The pairs or responses of a file. Raises DataError where no row can be used."""
-    if not holds_responses(source):
+    responses = read_responses(source)
+    if not responses.only_responses:  # a row without a pair among pairs is refused
         pairs, report = load_pairs(DataConfig(pairs=str(source)), progress)
         return Rows(pairs=pairs.pairs, responses=(), refused=report.refused)
-    singles, refused, _, _ = read_singles(source)
+    singles, refused = responses.singles, responses.refused
     if not singles:
         raise DataError(f"no row of {source} can be explained", found=f"row {refused[0].row}: {refused[0].reason}" if refused else "an empty file")
-    return Rows(pairs=(), responses=tuple((str(one.id), one.row, (one.prompt, one.text)) for one in singles), refused=tuple(refused))
+    return Rows(pairs=(), responses=tuple((str(one.id), one.row, (one.prompt, one.text)) for one in singles), refused=refused)
 
 
 def states_of(explainer: Explainer, items: Sequence[Item], progress: Progress = no_progress) -> tuple[np.ndarray, dict[int, str]]:

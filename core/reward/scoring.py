@@ -2,19 +2,20 @@
 
 Pairs (every format that `core.data` reads): `prompt`, `text_chosen`, `text_rejected`, `scores_chosen`, `scores_rejected`, `results` (1 if s_w > s_l,
 else 0: a tie is wrong), then the columns of the data: `id`, `subset` where there is one, other short ones, and `row`, the row's number in the source.
-Single responses (`prompt` with `response`, or with a list `responses`): a row each with `prompt`, `text`, `results` (there, as in RewardBench, the
-reward), the same as `score`, `id` and `row`. Unlike RewardBench's, texts are the responses' own, not rendered by a chat template.
+Single responses (`prompt` with `response`, or with a list `responses`; core.reward.responses has the other columns): a row each with
+`prompt`, `text`, `results` (there, as in RewardBench, the reward), the same as `score`, `id` and `row`. Unlike RewardBench's, texts are the
+responses' own, not rendered by a chat template. A file may hold both: each row is told by its own columns.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +24,27 @@ import numpy as np
 from core.config import DataConfig
 from core.data.pairs import load_pairs
 from core.data.readers import open_source
+from core.data.reading import Gathered
 from core.data.rows import Row
-from core.data.texts import Refused, keeps, messages_of, text_of, user_prompt
 from core.errors import ConfigError, DataError
 from core.reward.evaluation import SubsetCounts, accuracy_by_subset, accuracy_of, subset_counts
 from core.reward.model import BackboneReader, SparseRM
 from core.reward.pair_counts import count_reasons, shortened_items
+from core.reward.responses import Responses, read_responses
 from core.types import Accuracy, Message, PreferencePair, Progress, RefusedRow, no_progress
 
 CHUNK = 1024  # responses scored between two words to `progress`
-SAMPLE = 100  # rows looked at to tell pairs from single responses
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreReport:
-    """What came of scoring a file of `kind` pairs or responses.
+    """What came of scoring a file of `kind` pairs or responses (or both).
 
     `n_rows` rows were met. The reader refused `n_rows_refused` of them (of a row of several responses, each that can't be used). The others gave
     `n_items` pairs or responses, of which `n_scored` were scored and written: the others the language model can't read. `refused` names all refused
     ones, a pair whose two sides can't be read twice. `n_shortened` of the scored ones were read without leading turns of their prompt, to fit
     `max_length` tokens. Accuracy for pairs only, over the scored ones; `subset_counts` as in core.reward.evaluation.
+    `notes` say what was detected in the file, and which of its texts were not read.
     """
 
     source: str
@@ -57,6 +59,7 @@ class ScoreReport:
     accuracy: Accuracy | None = None
     subsets: Mapping[str, Accuracy] = field(default_factory=dict)
     subset_counts: SubsetCounts | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def n_items_refused(self) -> int:
@@ -74,6 +77,7 @@ class ScoreReport:
             **figures,
             "subsets": {name: accuracy.to_json() for name, accuracy in self.subsets.items()},
             "subset_counts": self.subset_counts and self.subset_counts.to_json(),
+            "notes": list(self.notes),
             "refused": [vars(row) for row in self.refused],
         }
 
@@ -96,21 +100,69 @@ def score_file(model: str | Path, source: Path, target: Path | None, *, device: 
 
 def score_rows(model: SparseRM, source: Path, progress: Progress = no_progress) -> tuple[list[dict[str, Any]], ScoreReport]:
     """The rows of a file with their rewards, in order, and the report. Raises DataError where none can be scored."""
-    rows, report = (_score_responses if holds_responses(source) else _score_pairs)(model, source, progress)
+    responses = read_responses(source)
+    if responses.only_responses:
+        rows, report = _score_responses(model, responses, progress)
+    elif len(responses.pair_rows | responses.other_rows) == responses.n_rows:
+        rows, report = _score_pairs(model, source, progress)
+    else:
+        rows, report = _score_both(model, source, responses, progress)
     if not rows:
         first = report.refused[0]
         raise DataError(f"no row of {source} can be scored", found=f"{len(report.refused)} refused; row {first.row}: {first.field}: {first.reason}")
     return rows, report
 
 
-def holds_responses(source: Path) -> bool:
-    """Whether the first rows that say it hold single responses, not pairs."""
-    first = (row.values for row in itertools.islice(open_source(DataConfig(pairs=str(source))).rows, SAMPLE) if isinstance(row, Row))
-    return next(("chosen" not in row for row in first if {"chosen", "response", "responses"} & set(row)), False)
+def _score_both(model: SparseRM, source: Path, responses: Responses, progress: Progress) -> tuple[list[dict[str, Any]], ScoreReport]:
+    """A file whose rows are pairs and single responses, mixed: each row in the shape of its kind, in order."""
+    try:
+        rows, pairs = _score_pairs(model, source, progress, only=responses.pair_rows)
+    except DataError:  # none of the pairs can be used: the responses go on
+        rows, pairs = [], _no_pairs(source, responses, model.parts.backbone_config.max_length)
+    more, singles = _score_responses(model, responses, progress)
+    counts = {name: getattr(pairs, name) + getattr(singles, name) for name in ("n_rows_refused", "n_items", "n_scored", "n_shortened")}
+    n_pairs, n_responses = len(responses.pair_rows), responses.n_rows - len(responses.pair_rows | responses.other_rows)
+    mixed = f"{n_pairs:,} rows hold pairs and {n_responses:,} hold single responses: each is scored as what it is"
+    report = replace(
+        pairs,
+        **counts,
+        kind="pairs and responses",
+        n_rows=responses.n_rows,
+        refused=tuple(sorted([*pairs.refused, *singles.refused], key=lambda refused: refused.row)),
+        notes=tuple(dict.fromkeys((mixed, *pairs.notes, *singles.notes))),
+    )
+    return sorted([*rows, *more], key=lambda row: int(row["row"])), report
 
 
-def _score_pairs(model: SparseRM, source: Path, progress: Progress) -> tuple[list[dict[str, Any]], ScoreReport]:
+def _no_pairs(source: Path, responses: Responses, max_length: int) -> ScoreReport:
+    """The report on rows that hold pairs, none of which can be used."""
+    config = DataConfig(pairs=str(source))
+    gathered = Gathered(config)
+    with closing(open_source(config)) as opened:
+        for row in opened.rows:
+            if isinstance(row, Row) and row.number in responses.pair_rows:
+                gathered.take(row)
+    gathered.finish()
+    refused = tuple(gathered.refused)
+    return ScoreReport(
+        source=responses.source,
+        kind="pairs",
+        n_rows=len(responses.pair_rows),
+        n_rows_refused=len(refused),
+        max_length=max_length,
+        refused=refused,
+        n_items=0,
+        n_scored=0,
+        n_shortened=0,
+    )
+
+
+def _score_pairs(model: SparseRM, source: Path, progress: Progress, only: frozenset[int] | None = None) -> tuple[list[dict[str, Any]], ScoreReport]:
+    """The pairs of a file, or (`only`) of the rows with these numbers."""
     pairs, read = load_pairs(DataConfig(pairs=str(source)), progress)
+    unusable = read.refused if only is None else tuple(row for row in read.refused if row.row in only)
+    if only is not None:
+        pairs = pairs.take([i for i, pair in enumerate(pairs) if pair.meta["row"] in only])
     items = [(pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
     rewards, reasons = _rewards(model, items, progress)
     late = [RefusedRow(row=pairs[n // 2].meta["row"], field=("chosen", "rejected")[n % 2], reason=reason) for n, reason in reasons.items()]
@@ -122,15 +174,16 @@ def _score_pairs(model: SparseRM, source: Path, progress: Progress) -> tuple[lis
         source=read.source,
         kind="pairs",
         n_rows=read.n_rows,
-        n_rows_refused=len(read.refused),
+        n_rows_refused=len(unusable),
         n_items=len(pairs),
         n_scored=len(rows),
         n_shortened=len({n // 2 for n in _shortened(model, items)} & set(kept)),
         max_length=model.parts.backbone_config.max_length,
-        refused=tuple(sorted([*read.refused, *late], key=lambda refused: refused.row)),
+        refused=tuple(sorted([*unusable, *late], key=lambda refused: refused.row)),
         accuracy=accuracy_of(margins[None], scored.prompt_groups()) if rows else None,
         subsets=accuracy_by_subset(margins[None], scored, np.arange(len(rows))) if rows else {},
         subset_counts=subset_counts(scored, np.arange(len(rows))),
+        notes=read.notes,
     )
     return rows, report
 
@@ -140,34 +193,11 @@ def _pair_row(pair: PreferencePair, prompt: Any, chosen: float, rejected: float)
     return {**pair.meta, "id": pair.pair_id, "prompt": prompt, "text_chosen": pair.chosen, "text_rejected": pair.rejected, **rewards}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Single:
-    """One response of a row, with its prompt."""
-
-    row: int
-    id: Any
-    prompt: tuple[Message, ...]
-    text: str
-
-
-def read_singles(source: Path) -> tuple[list[Single], list[RefusedRow], int, str]:
-    """The single responses of a file in order, what of it can't be used, how many rows it has, and what it is called."""
-    opened = open_source(DataConfig(pairs=str(source)))
-    singles: list[Single] = []
-    refused: list[RefusedRow] = []
-    n_rows = 0
-    for row in opened.rows:
-        n_rows += 1
-        for found in _singles(row) if isinstance(row, Row) else [row]:
-            (refused if isinstance(found, RefusedRow) else singles).append(found)  # type: ignore[arg-type]
-    return singles, refused, n_rows, opened.name
-
-
-def _score_responses(model: SparseRM, source: Path, progress: Progress) -> tuple[list[dict[str, Any]], ScoreReport]:
-    singles, unusable, n_rows, name = read_singles(source)
+def _score_responses(model: SparseRM, responses: Responses, progress: Progress) -> tuple[list[dict[str, Any]], ScoreReport]:
+    singles, unusable = responses.singles, responses.refused
     items = [(single.prompt, single.text) for single in singles]
     rewards, reasons = _rewards(model, items, progress)
-    refused = unusable + [RefusedRow(row=singles[n].row, field="response", reason=reason) for n, reason in reasons.items()]
+    refused = [*unusable, *(RefusedRow(row=singles[n].row, field="response", reason=reason) for n, reason in reasons.items())]
     prompts = _prompts([single.prompt for single in singles])
     rows = [
         {"id": single.id, "row": single.row, "prompt": prompt, "text": single.text, "results": float(reward), "score": float(reward)}
@@ -175,15 +205,16 @@ def _score_responses(model: SparseRM, source: Path, progress: Progress) -> tuple
         if n not in reasons
     ]
     report = ScoreReport(
-        source=name,
+        source=responses.source,
         kind="responses",
-        n_rows=n_rows,
+        n_rows=responses.n_rows,
         n_rows_refused=len(unusable),
         n_items=len(singles),
         n_scored=len(rows),
         n_shortened=len(set(_shortened(model, items)) - set(reasons)),
         max_length=model.parts.backbone_config.max_length,
         refused=tuple(sorted(refused, key=lambda refusal: refusal.row)),
+        notes=responses.notes,
     )
     return rows, report
 
@@ -192,36 +223,6 @@ def _shortened(model: SparseRM, items: Sequence[tuple[tuple[Message, ...], str]]
     """Numbers of the items whose prompts are cut before they are read."""
     reader = model.reader
     return shortened_items(reader.backbone, items, model.parts.position) if isinstance(reader, BackboneReader) else []
-
-
-def _singles(row: Row) -> Iterator[Single | RefusedRow]:
-    """The responses of a row, each with the prompt, or why it can't be used."""
-    given = row.values.get("responses", [row.values.get("response")])
-    name = "responses" if "responses" in row.values else "response"
-    own = row.values.get("id")
-    try:
-        prompt = user_prompt(row.values.get("prompt"))
-        if not prompt or prompt[-1]["role"] != "user":
-            raise Refused("prompt", "does not end with a message of the user")
-        if not isinstance(given, list) or not given:
-            raise Refused(name, "not a list of responses, or an empty one")
-    except Refused as error:
-        yield RefusedRow(row=row.number, field=error.field, reason=error.reason)
-        return
-    for response in given:
-        try:
-            yield Single(row=row.number, id=own if keeps(own) else str(row.number), prompt=prompt, text=_text(response, name))
-        except Refused as error:
-            yield RefusedRow(row=row.number, field=error.field, reason=error.reason)
-
-
-def _text(response: Any, name: str) -> str:
-    if not isinstance(response, list):
-        return text_of(response, name)
-    messages = messages_of(response, name)
-    if len(messages) != 1 or messages[0]["role"] != "assistant":
-        raise Refused(name, "not one message of the assistant")
-    return messages[0]["content"]
 
 
 def _rewards(model: SparseRM, items: Sequence[tuple[tuple[Message, ...], str]], progress: Progress) -> tuple[np.ndarray, dict[int, str]]:
