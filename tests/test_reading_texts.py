@@ -103,6 +103,14 @@ def test_a_row_with_a_control_token_is_refused_alone_or_read_as_text(tmp_path: P
     assert report["refused"] == [] and read.n_pairs == 100
 
 
+def test_markers_are_noted_before_any_model_is_loaded(tmp_path: Path) -> None:
+    _, plain = load_pairs(DataConfig(pairs=str(write_rows(tmp_path / "plain.jsonl"))))
+    _, report = load_pairs(DataConfig(pairs=str(write_rows(tmp_path / "bad.jsonl", bad_row))))
+    assert not any("markers" in note for note in plain.notes)
+    (note,) = (note for note in report.notes if "markers" in note)
+    assert note.startswith("3 of 100 pairs hold markers of a chat template (") and "<|im_end|>" in note and "<|eot_id|>" in note
+
+
 def with_template(tmp_path: Path, template: str) -> str:
     """The toy model's folder with another chat template."""
     import shutil

@@ -21,16 +21,8 @@ import numpy as np
 from jaxtyping import Int32
 
 from core.backbone.thinking import TAGS
+from core.data.chat_markers import MARKERS
 
-# What the well-known templates put around turns: ChatML, Llama-3, Phi, Zephyr, Harmony <|...|>; DeepSeek with wide bars; Gemma; Llama-2, Mistral.
-MARKERS = (
-    r"<\|[A-Za-z][A-Za-z0-9_]{1,40}\|>",
-    r"<｜[^｜<>\n]{2,40}｜>",
-    r"</?(?:start|end)_of_turn>",
-    r"\[/?INST\]",
-    r"<</?SYS>>",
-    r"\[/?(?:SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]",
-)
 THINK_TAGS = frozenset(tag for tags in TAGS for tag in tags)  # core.backbone.thinking decides about these
 
 

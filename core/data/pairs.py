@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.config import DataConfig
+from core.data.chat_markers import marker_notes
 from core.data.duplicates import Duplicates, find_duplicates
 from core.data.formats import FORMATS, check_mapping, named, rename
 from core.data.readers import Source, open_source
@@ -180,7 +181,7 @@ def _finish(gathered: Gathered, source: Source, config: DataConfig) -> tuple[Pre
         n_prompts=len({pair.prompt_id for pair in kept}),
         refused=tuple(sorted(gathered.refused, key=lambda r: r.row)),
         duplicates=find_duplicates(kept),
-        notes=(*source.notes, *gathered.notes(), *notes),
+        notes=(*source.notes, *gathered.notes(), *notes, *marker_notes(kept)),
         n_over_limit=len(pairs) - len(kept),
     )
     return kept, report

@@ -1,0 +1,40 @@
+"""Turn markers of the well-known chat templates. A text that holds one has been through a template already, or would open a turn of its own.
+
+Which of them are control tokens for a language model, its tokenizer decides (core.backbone.control_tokens); here they are found without one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from core.types import PreferencePairs
+
+# ChatML, Llama-3, Phi, Zephyr, Harmony <|...|>; DeepSeek with wide bars; Gemma; Llama-2, Mistral.
+MARKERS = (
+    r"<\|[A-Za-z][A-Za-z0-9_]{1,40}\|>",
+    r"<｜[^｜<>\n]{2,40}｜>",
+    r"</?(?:start|end)_of_turn>",
+    r"\[/?INST\]",
+    r"<</?SYS>>",
+    r"\[/?(?:SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]",
+)
+_PATTERN = re.compile("|".join(MARKERS))
+
+
+def marker_notes(pairs: PreferencePairs) -> tuple[str, ...]:
+    """A sentence for the data's report where texts hold such markers, and which: whoever fits on them should know before."""
+    counts: Counter[str] = Counter()
+    holding = 0
+    for pair in pairs:
+        texts = (*(message["content"] for message in pair.prompt), pair.chosen, pair.rejected)
+        markers = {match[0] for text in texts for match in _PATTERN.finditer(text)}
+        holding += bool(markers)
+        counts.update(markers)
+    if not holding:
+        return ()
+    most = ", ".join(marker for marker, _ in counts.most_common(4))
+    return (
+        f"{holding} of {len(pairs)} pairs hold markers of a chat template ({most}): a fit cuts closing ones at an answer's very end "
+        f"and refuses pairs with any other (--control-tokens text reads them as characters)",
+    )
