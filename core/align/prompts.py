@@ -5,7 +5,8 @@ A prompt that is held out for the evaluation (validation or test pairs of the re
 
 from __future__ import annotations
 
-import itertools
+import logging
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,16 +16,19 @@ import numpy as np
 
 from core.align.values import Prompt
 from core.config import DataConfig
-from core.data.formats import detect
-from core.data.pairs import SAMPLE, load_pairs
+from core.data.columns import asked, check_media
+from core.data.literals import unpack_row
 from core.data.readers import open_source
+from core.data.reading import Gathered
 from core.data.rows import Row
 from core.data.splits import UNUSED
-from core.data.texts import Refused, keeps, user_prompt
+from core.data.texts import Refused, keeps
 from core.errors import DataError
+from core.reward.responses import PAIR, kind_of_row
 from core.types import PreferencePairs, Progress, no_progress
 
 HELD_OUT = ("validation", "test")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,34 +85,54 @@ def _of_pairs(pairs: PreferencePairs) -> tuple[list[Prompt], str, int]:
 
 
 def _of_file(path: str, progress: Progress) -> tuple[list[Prompt], str, int]:
-    if _holds_pairs(path):
-        pairs, report = load_pairs(DataConfig(pairs=path), progress)
-        distinct = _distinct(Prompt(messages=pair.prompt) for pair in pairs)
-        return distinct, report.source, len(report.refused)
-    with closing(open_source(DataConfig(pairs=path))) as source:
-        rows = [_prompt(row) for row in source.rows]
-    prompts = [row for row in rows if row is not None]
-    if not prompts:
-        raise DataError(f"{path} holds no prompt", expected="preference pairs, or rows with `prompt`", found=f"{len(rows)} rows without")
-    return prompts, source.name, len(rows) - len(prompts)
+    """The prompts of a file's rows in order, its name, and how many rows have none that can be asked. Each row is told by its own columns: a pair
+    of any format gives its prompt (pairs that share one give it once), any other row what its prompt columns ask."""
+    config = DataConfig(pairs=path)
+    gathered = Gathered(config)
+    by_row: dict[int, list[Prompt]] = {}
+    reasons: Counter[str] = Counter()
+    n_rows = 0
+    with closing(open_source(config)) as source:
+        for row in source.rows:
+            if n_rows % 1000 == 0:
+                progress("read prompts", *source.position(), rows=n_rows)
+            n_rows += 1
+            if isinstance(row, Row) and kind_of_row(row.values) != PAIR:
+                try:
+                    by_row[row.number] = [_prompt(row)]
+                except Refused as refused:
+                    reasons[str(refused)] += 1
+            else:
+                gathered.take(row)
+        gathered.finish()
+    reasons.update(f"{refused.field}: {refused.reason}" for refused in gathered.refused)
+    of_pairs = {Prompt(messages=item.draft.prompt).prompt_id: item for item in reversed(gathered.drafts)}
+    for item in of_pairs.values():
+        by_row.setdefault(item.row, []).append(Prompt(messages=item.draft.prompt))
+    shown = "; ".join(f"{n:,} x {reason}" for reason, n in reasons.most_common(5))
+    if not by_row:
+        raise DataError(
+            f"{path} holds no prompt",
+            expected="preference pairs, or rows with `prompt` (question, instruction, messages ...)",
+            found=f"{n_rows:,} rows without" + (f": {shown}" if shown else ""),
+            remedy="name the column that holds it prompt",
+        )
+    if shown:
+        log.warning("%d of %d rows of %s have no prompt that can be asked: %s", sum(reasons.values()), n_rows, path, shown)
+    for note in source.notes:
+        log.info("%s", note)
+    return [prompt for number in sorted(by_row) for prompt in by_row[number]], source.name, sum(reasons.values())
 
 
-def _holds_pairs(path: str) -> bool:
-    with closing(open_source(DataConfig(pairs=path))) as source:
-        first = [row.values for row in itertools.islice(source.rows, SAMPLE) if isinstance(row, Row)]
-    return bool(first) and detect(first, "auto") is not None
-
-
-def _prompt(row: object) -> Prompt | None:
-    """A row's prompt; None where it has none that can be asked."""
-    if not isinstance(row, Row):
-        return None
-    try:
-        messages = user_prompt(row.values.get("prompt"))
-    except Refused:
-        return None
-    own = row.values.get("id")
-    return Prompt(messages=messages, meta={"id": own} if keeps(own) else {}) if messages[-1]["role"] == "user" else None
+def _prompt(row: Row) -> Prompt:
+    """A row's prompt. Raises Refused where it has none that can be asked."""
+    values, _ = unpack_row(row.values)
+    check_media(values)
+    messages = asked(values, DataConfig())
+    if messages[-1]["role"] != "user":
+        raise Refused("prompt", "does not end with a message of the user")
+    name = values.get("id")
+    return Prompt(messages=messages, meta={"id": name} if keeps(name) else {})
 
 
 def _distinct(prompts: Iterable[Prompt]) -> list[Prompt]:

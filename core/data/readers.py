@@ -136,8 +136,14 @@ def _reader(kind: str, notes: list[str], known: Collection[str]) -> Callable[[Pa
     lines, documents = partial(jsonl_rows, notes=notes), partial(json_rows, notes=notes)
     tables = partial(csv_rows, notes=notes, known=known)
     readers: dict[str, Callable[[Path, io.BufferedIOBase], Rows]] = {
-        **{".jsonl": lines, ".ndjson": lines, ".json": documents, ".csv": tables, ".tsv": tables},
-        **{".parquet": parquet_rows, ".arrow": arrow_rows, ".feather": arrow_rows},
+        ".jsonl": lines,
+        ".ndjson": lines,
+        ".json": documents,
+        ".csv": tables,
+        ".tsv": tables,
+        ".parquet": parquet_rows,
+        ".arrow": arrow_rows,
+        ".feather": arrow_rows,
     }
     return readers[kind]
 
