@@ -72,7 +72,7 @@ def test_a_file_of_prompts_alone(tmp_path: Path) -> None:
     found = choose_prompts(str(tmp_path / "p.jsonl"), pairs(train=1, test=1), limit=0, seed=0)
     assert texts(found) == ["one", "two", "three"] and found.n_refused == 3 and found.prompts[0].meta == {"id": "x1"}
     assert len(found.prompts[1].messages) == 3
-    (tmp_path / "none.jsonl").write_text('{"question": "three"}\n')
+    (tmp_path / "none.jsonl").write_text('{"answer": "three"}\n')
     with pytest.raises(DataError, match="holds no prompt"):
         choose_prompts(str(tmp_path / "none.jsonl"), pairs(train=1, test=1), limit=0, seed=0)
 

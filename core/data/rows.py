@@ -69,11 +69,11 @@ def cr_lines(handle: io.BufferedIOBase) -> Iterator[bytes | Exception]:
 def line_end(head: bytes) -> bytes:
     """What ends the first line of a text: LF, CRLF, or CR alone; a quoted text of a csv may hold others. Empty where nothing does."""
     quoted = False
-    for match in re.finditer(rb'"|\r\n|\r|\n', head):
+    for match in re.finditer(rb'"|\r+\n|\r|\n', head):
         if match[0] == b'"':
             quoted = not quoted
         elif not quoted:
-            return match[0]
+            return match[0] if len(match[0]) == 1 else b"\r\n"  # CR CR LF is what text mode makes of CRLF
     return b""
 
 
