@@ -25,7 +25,7 @@ from core.data.saved import write_pairs
 from core.data.splits import split_pairs, split_report
 from core.errors import DataError
 from core.runs.store import Artefact, Store, file_sha256, write_json
-from core.types import PreferencePairs, Progress, no_progress
+from core.types import PreferencePairs, Progress, no_progress, sha256_of
 
 STEP, VERSION = "pairs_check", 2
 REPORT, PAIRS = "report.json", "pairs.jsonl"
@@ -35,7 +35,7 @@ def check_pairs(config: DataConfig, store: Store, progress: Progress = no_progre
     """The check of these pairs, found or made. Raises what reading them raises."""
     path = Path(config.pairs).expanduser()
     loaded = None if path.is_file() else load_pairs(config, progress)
-    source = file_sha256(path) if loaded is None else loaded[0].content_hash
+    source = file_sha256(path) if loaded is None else sha256_of([loaded[0].content_hash, loaded[1].to_json()])
     asked = {**config.result_fields(), "pairs": path.name if loaded is None else config.pairs}
 
     def make(folder: Path, _scratch: Path) -> dict[str, Any]:

@@ -108,10 +108,11 @@ class Steps:
         self.seconds[step] = self.seconds.get(step, 0.0) + time.monotonic() - started
 
     def pairs(self) -> Artefact:
-        """`pairs.jsonl` with each pair's split, `report.json`. A file is named by its content, a Hub data set by the pairs that it gave."""
+        """`pairs.jsonl` with each pair's split, `report.json`. A file is named by its content, a Hub data set or a folder by the pairs that it
+        gave and the report on them: what was refused may change where the pairs do not."""
         data, path = self.config.data, Path(self.config.data.pairs).expanduser()
         loaded = None if path.is_file() else load_pairs(data, self.progress)
-        source = file_sha256(path) if loaded is None else loaded[0].content_hash
+        source = file_sha256(path) if loaded is None else sha256_of([loaded[0].content_hash, loaded[1].to_json()])
         asked = {**data.result_fields(), "pairs": path.name if loaded is None else data.pairs}
 
         def make(folder: Path, _scratch: Path) -> dict[str, Any]:

@@ -102,3 +102,18 @@ def test_a_check_waits_for_no_device() -> None:
 
     assert "text" not in devices_of(FIT.backbone(FitConfig()))
     assert np.isfinite(PAIRS.disk(config, Path())) and PAIRS.plan(config, Store(Path()), lambda *_, **__: None).seconds > 0
+
+
+def test_a_folders_report_is_renewed_where_only_refused_rows_change(tmp_path: Path) -> None:
+    """A folder is known by what it gave; the same pairs with another row refused must not be served the old report."""
+    folder, store = tmp_path / "data", Store(tmp_path / "store")
+    folder.mkdir()
+    good = [{"prompt": f"q{i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(20)]
+
+    def checked(rows: list[dict[str, str]]) -> Any:
+        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return check_pairs(DataConfig(pairs=str(folder)), store)
+
+    before, after = checked(good), checked([*good, {"prompt": "q", "chosen": "", "rejected": "no"}])
+    reports = [json.loads(artefact.file("report.json").read_text())["data"] for artefact in (before, after)]
+    assert [len(report["refused"]) for report in reports] == [0, 1] and reports[1]["refused"][0]["row"] == 21
