@@ -57,7 +57,9 @@ def _plain(value: Any, *, all_fields: bool = False) -> Any:
 class DataConfig(Config):
     """Which preference pairs, how they are read, and how they are split."""
 
-    pairs: str = option("", "file (.jsonl .json .csv .parquet, also .gz) or Hub id of the preference pairs; empty: the embedded demo pairs")
+    pairs: str = option(
+        "", "file (.jsonl .json .csv .tsv .parquet .arrow, also .gz), folder or Hub id of the preference pairs; empty: the embedded demo pairs"
+    )
     format: str = option(
         "auto",
         "format of the rows; auto detects it",
