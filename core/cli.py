@@ -100,7 +100,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     score = add_command(commands, "score", score_command, "score pairs or responses from a file with a fitted reward model", EXAMPLES)
     score.add_argument("model", metavar="MODEL", help="folder of a reward model or of one of its controls")
-    score.add_argument("input", metavar="FILE", type=Path, help="preference pairs in any format of docs/FORMATS.md, or rows with a prompt and a response")
+    score.add_argument(
+        "input", metavar="FILE", type=Path, help="preference pairs in any format of docs/FORMATS.md, or rows with a prompt and a response"
+    )
     score.add_argument("--out", metavar="FILE", type=Path, help="write the scored rows here (default: standard output)")
     score.add_argument("--device", metavar="TEXT", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
 

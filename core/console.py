@@ -116,17 +116,17 @@ def _bars() -> Any:
 
 def log_to(say: Callable[[str], None], warn: Callable[[str], None] | None = None) -> None:
     """What the engine says goes where the progress goes, and what it warns of to `warn` (default: `say`), without file names and line numbers."""
-    warn = warn or say
+    caution = warn or say
 
     def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
         ours = Path(filename).is_relative_to(Path(__file__).parent)
-        warn(f"warning: {message}" if ours else warnings.formatwarning(message, category, filename, lineno))
+        caution(f"warning: {message}" if ours else warnings.formatwarning(message, category, filename, lineno))
 
     warnings.showwarning = show
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            (warn if record.levelno >= logging.WARNING else say)(self.format(record))
+            (caution if record.levelno >= logging.WARNING else say)(self.format(record))
 
     logger = logging.getLogger("core")
     logger.handlers[:] = [Handler()]

@@ -98,8 +98,8 @@ class ChatTemplate:
         layouts = [self._lay_out_or_refuse(messages) for messages in dialogues]
         texts = [layout.text for layout in layouts if isinstance(layout, Layout)]
         # `split_special_tokens` is said each time: a tokenizer folder may have it switched on, and the template's tokens would come apart.
-        encoded = self.tokenizer(texts, add_special_tokens=False, padding=False, truncation=False, split_special_tokens=False) if texts else []
-        encodings = iter(encoded.encodings if texts else [])
+        rules: dict[str, Any] = {"add_special_tokens": False, "padding": False, "truncation": False, "split_special_tokens": False}
+        encodings = iter(self.tokenizer(texts, **rules).encodings if texts else ())
         return [self._locate_or_refuse(next(encodings), layout) if isinstance(layout, Layout) else layout for layout in layouts]
 
     def text(self, messages: Sequence[Message]) -> str:
@@ -256,8 +256,8 @@ class ChatTemplate:
             tokens = _tokens_between(places, span.start, span.visible_end)
             answered = len(tokens) > 0
             if answered:
-                following = _tokens_between(places, span.end, span.end + 1) if self.has_template else []
-                turn_end = int(following[0]) + shift if len(following) else -1
+                following = _tokens_between(places, span.end, span.end + 1)
+                turn_end = int(following[0]) + shift if self.has_template and len(following) else -1
                 responses.append((int(tokens[0]) + shift, int(tokens[-1]) + shift, turn_end))
         return Rendered(
             ids=ids,
