@@ -2,10 +2,9 @@
 
 import streamlit as st
 
-from workbench import models, pairs_view, state
+from workbench import frame, models, pairs_view, state
 
-known = models.models()
-model = models.find(state.get("model")) or next(iter(known), None)
+model = frame.need_model() if models.models() else None
 sources = {"model": "This reward model's pairs", "own": "Bring your own"}
 source = "own"
 if model is not None:

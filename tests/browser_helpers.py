@@ -121,10 +121,14 @@ class Tab:
         found = self.page.locator('[data-testid="stException"]')
         assert not found.count(), found.first.inner_text()
 
+    def menu_link(self, title: str) -> Locator:
+        """The sidebar's link to a page of exactly this title."""
+        return self.page.locator(".st-key-menu a").filter(has=self.page.get_by_text(title, exact=True))
+
     def menu(self, title: str) -> Tab:
         """To another page, by the sidebar."""
-        self.page.locator('[data-testid="stSidebarNavLink"]').filter(has_text=title).first.click()
-        self.page.wait_for_function("title => document.title.startsWith(title)", arg=title)
+        self.menu_link(title).click()
+        self.page.wait_for_function("title => document.title.startsWith(title)", arg=f"{title} ·")
         return self.settled()
 
     def says(self, text: str) -> Locator:

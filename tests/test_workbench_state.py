@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import weakref
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,96 @@ def test_choosing_is_one_step_and_leaves_the_rest(query: Query) -> None:
     assert state.get("latent") == "17" and state.get("pair") == "" and state.get("pair", "none") == "none"
     state.clear("latent", "model")
     assert query.steps[-1] == {}
+
+
+def test_what_belongs_to_a_choice_goes_with_it(query: Query) -> None:
+    state.choose(pair="p1", response_edit="e", response_off="3", response_order="worst", align_open="a", align_round="2", shift_point="7")
+    state.choose(align_open="b")
+    assert query == {"pair": "p1", "response_edit": "e", "response_off": "3", "response_order": "worst", "align_open": "b"}
+    assert state.params(pair="p1", latent=4) == {**query, "latent": "4"}  # the same pair again
+    assert state.params(pair="p2") == {"pair": "p2", "response_order": "worst", "align_open": "b"}
+    assert state.params(pair="p2", response_off="5")["response_off"] == "5"
+
+
+def test_a_link_to_another_model_leaves_behind_what_is_not_of_it(cache: Path) -> None:
+    first, second = add_model(cache, seed=0), add_model(cache, seed=1)
+    model = models.find(second, cache)
+    assert model is not None
+    model.config["method"]["data"] = {"texts": "other"}  # type: ignore[index]
+
+    def script(second: str) -> None:
+        import streamlit as st
+
+        from workbench import state
+
+        st.json({"same": state.params(), "other": state.params(model=second), "named": state.params(model=second, pair="p9")})
+
+    at = AppTest.from_function(script, args=(second,))
+    chosen = {
+        "model": first,
+        "pair": "p1",
+        "latent": "11",
+        "filter": "f",
+        "spaces_lasso": "l",
+        "response_edit": "e",
+        "latents_k": "8",
+        "latents_side": "chosen",
+    }
+    for name, value in chosen.items():
+        at.query_params[name] = value
+    links = json.loads(at.run().json[0].value)
+    assert links["same"] == chosen
+    assert links["other"] == {"model": second, "latent": "11", "latents_side": "chosen"}  # the same SAE, other pairs
+    assert links["named"] == {**links["other"], "pair": "p9"}
+
+
+def test_a_session_goes_on_with_what_it_was_shown(query: Query) -> None:
+    """The default may be another one tomorrow, so it is written into the URL once, and remembered where a URL lacks it."""
+    assert state.settle("model", ["a"], "a") == "a" and query == {"model": "a"}
+    del query["model"]  # the first page of the history had no choice yet
+    assert state.settle("model", ["b", "a"], "b") == "a" and query == {"model": "a"}
+    query["model"] = "b"
+    assert state.settle("model", ["b", "a"], "b") == "b", "a URL that names one wins"
+    query["model"] = "gone"
+    assert state.settle("model", ["b", "a"], "b") == "gone" and query == {"model": "gone"}, "and is not silently answered by another"
+    state.clear("model")
+    assert state.settle("model", ["c", "b", "a"], "c") == "c", "cleared by a person: the newest"
+    del query["model"]
+    assert state.settle("model", ["d"], "d") == "d", "what is remembered is not in the cache any more"
+
+
+def test_the_copied_link_names_what_is_shown_by_default(query: Query) -> None:
+    state.begin()
+    query["model"] = "a"
+    state.shows(pair="worst", latent=None)
+    assert state.whole_view() == {"model": "a", "pair": "worst"} and query == {"model": "a"}
+    query["pair"] = "chosen"
+    assert state.whole_view()["pair"] == "chosen"
+    state.begin()
+    del query["pair"]
+    assert state.whole_view() == {"model": "a"}
+
+
+def fragment_script() -> None:
+    import streamlit as st
+
+    from workbench import state
+
+    state.begin()
+
+    @st.fragment
+    def part() -> None:
+        state.redraw_if_chosen()
+        state.segments("Which", {"a": "First", "b": "Second"}, "runs_figure")
+
+    part()
+    st.text(str(state.params()))
+
+
+def test_a_choice_in_a_fragment_draws_the_links_outside_of_it_anew() -> None:
+    at = AppTest.from_function(fragment_script).run()
+    at.button_group[0].select("b").run()
+    assert at.text[0].value == "{'runs_figure': 'b'}"
 
 
 def test_what_is_no_name_or_no_id(query: Query) -> None:
@@ -208,10 +299,10 @@ def test_ones_own_texts_are_any_models(cache: Path) -> None:
         model.config["method"]["data"] = {"texts": data}  # type: ignore[index]
     at = open_page("compare", model=first, pair="own-0123456789abcdef", filter="0" * 16)
     next(box for box in at.selectbox if box.label == "Reward model").select(second).run()
-    assert in_url(at) == {"model": second, "pair": "own-0123456789abcdef"}
+    assert in_url(at) == {"model": second, "pair": "own-0123456789abcdef", "compare_with": first}
     at = open_page("compare", model=first, pair="p1")
     next(box for box in at.selectbox if box.label == "Reward model").select(second).run()
-    assert in_url(at) == {"model": second}
+    assert in_url(at) == {"model": second, "compare_with": first}
 
 
 # --- the collector -------------------------------------------------------------------------------------------------------

@@ -11,17 +11,15 @@ from workbench import align, align_form, state
 from workbench.align import Entry
 from workbench.chart_base import visible
 
-OTHER = {"align_round": None, "align_drop": None, "align_case": None, "align_reason": None, "align_sample": None}  # goes with its alignment
-
 
 def choose(known: list[Entry], *, new: bool = True) -> Entry | None:
     """Which alignment, and the button of a new one. None for a link to one that is not here."""
-    wanted = state.get("align_open")
-    found = align.find(wanted, known) if wanted else known[0]
     titles = {entry.id: entry.title for entry in known}
+    found = align.find(state.settle("align_open", list(titles), known[0].id), known)
+    state.redraw_if_chosen()
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         with st.container(width=560):
-            bound = state.bound("pick alignment", found.id if found else None, lambda picked: state.choose(align_open=picked, **OTHER))
+            bound = state.bound("pick alignment", found.id if found else None, lambda picked: state.choose(align_open=picked))
             show: Any = {"format_func": lambda name: visible(titles.get(name, name), 120), "label_visibility": "collapsed"}
             st.selectbox("Alignment", list(titles), placeholder="Choose an alignment", **show, **bound)
         if new:
@@ -44,4 +42,5 @@ def choose_round(rounds: list[RoundRecord], name: str = "align_round") -> RoundR
     """One of these rounds; the newest where the link names none."""
     options = {str(one.round): f"Round {one.round}" if one.round else "Base model" for one in rounds}
     chosen = state.segments("Round", options, name, default=str(rounds[-1].round))
+    state.shows(**{name: chosen})
     return next(one for one in rounds if str(one.round) == chosen)

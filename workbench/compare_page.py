@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from core.types import Accuracy
@@ -12,7 +14,6 @@ from workbench.compare import KINDS, Comparison, compare
 from workbench.downloads import download_rows, show_chart
 from workbench.models import FittedModel
 from workbench.response import one_line
-from workbench.response_choice import OTHER
 from workbench.response_page import LEFT, RIGHT
 
 SCOPES = {"heldout": "Held out by both", "all": "All shared pairs"}
@@ -27,12 +28,13 @@ def draw(first: FittedModel) -> None:
         state.link("Launch a fit", "runs")
         return
     others.sort(key=lambda model: str(model.about["data"]) != str(first.about["data"]))  # those of the same pairs first
-    titles = {model.id: model.title for model in others}
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         with st.container(width=380):
-            wanted = state.pick("Second reward model", list(titles), "compare_with", show=lambda name: visible(titles[name]))
+            second = _second(others)
         scope = state.segments("Pairs", SCOPES, "compare_pairs")
-    second = next(model for model in others if model.id == wanted)
+    if second is None:
+        frame.empty("This link compares with a reward model that is not in this cache.", "Choose another one above.")
+        return
     found = compare(first, second, held_out=scope == "heldout")
     if not len(found):
         shared = len(compare(first, second, held_out=False))
@@ -52,6 +54,18 @@ def draw(first: FittedModel) -> None:
             else:
                 frame.empty("None of the selected pairs is among these.", "Clear the selection above, or look at all shared pairs.")
             _pair(found, state.get("pair"))
+
+
+def _second(others: list[FittedModel]) -> FittedModel | None:
+    """The chosen second model, else the first of these; None for a link to one that is not here."""
+    titles = {model.id: model.title for model in others}
+    chosen = state.settle("compare_with", list(titles), others[0].id)
+    state.redraw_if_chosen()
+    shown = chosen if chosen in titles else None
+    bound = state.bound("pick compare_with", shown, lambda picked: state.choose(compare_with=picked))
+    show: Any = {"format_func": lambda name: visible(titles.get(name, name)), "placeholder": "Choose a reward model"}
+    st.selectbox("Second reward model", list(titles), **show, **bound)
+    return next((model for model in others if model.id == shown), None)
 
 
 def _figures(found: Comparison) -> None:
@@ -102,7 +116,7 @@ def _scatter(first: FittedModel, second: FittedModel, found: Comparison, marked:
 def _picked(pair_ids: list[str]) -> None:
     """A click chooses a pair; a lasso holds every list to its pairs."""
     if len(pair_ids) == 1:
-        state.choose(pair=pair_ids[0], **OTHER)
+        state.choose(pair=pair_ids[0])
     elif pair_ids:
         state.choose_pairs(pair_ids, "lasso in Compare")
 
@@ -116,7 +130,7 @@ def _pair(found: Comparison, pair_id: str) -> None:
     with st.container(border=True, gap="small", key="compare pair"):
         with st.container(horizontal=True, vertical_alignment="center"):
             st.text(visible(found.prompts[row]), width="stretch")
-            state.link("Explain it", "response", pair=pair_id, response_edit=None, response_off=None)
+            state.link("Explain it", "response", pair=pair_id)
         for name in ("chosen", "rejected"):
             st.caption(name.capitalize())
             st.text(visible(one_line(getattr(pair, name), 400)))
@@ -157,4 +171,4 @@ def _marked(name: str, key: str, ids: list[str]) -> None:
     """The pair that a person marked in the table."""
     rows = st.session_state[key]["selection"]["rows"]
     if rows and rows[0] < len(ids) and state.table_shows(name, key, ids[rows[0]]):
-        state.choose(pair=ids[rows[0]], **OTHER)
+        state.choose(pair=ids[rows[0]])

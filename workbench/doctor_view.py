@@ -33,8 +33,9 @@ def need_report(model: FittedModel) -> Report:
         frame.empty("This reward model has not been examined yet.")
         run_panel.offer("doctor", DoctorRunConfig(model=str(model.folder)), "Examine this reward model", said=SAID)
         st.stop()
-    chosen = state.get("doctor_made")
-    return doctor.report_of(made[chosen] if chosen in made else next(iter(made.values())))
+    chosen = state.get("doctor_made") if state.get("doctor_made") in made else next(iter(made))
+    state.shows(doctor_made=chosen)
+    return doctor.report_of(made[chosen])
 
 
 def verdict(model: FittedModel, report: Report) -> None:

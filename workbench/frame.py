@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import urlencode
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from core.errors import SparseRMError
 from workbench import models, run_panel, state
@@ -28,19 +30,43 @@ def label_text(text: object, longest: int = 60) -> str:
     return plain if len(plain) <= longest else plain[: longest - 1] + "…"
 
 
-def head(place: Place) -> None:
-    """Title, question, and what is chosen."""
+def settle_model() -> None:
+    """The reward model that this session looks at from now on: the URL's, else the last one that was looked at, else the newest."""
+    known = [model.id for model in models.models()]
+    if known:
+        state.settle("model", known, known[0])
+
+
+def menu(root: st.Page | None) -> None:
+    """The sidebar's links to all pages. Each carries what is chosen, which Streamlit's own menu would drop.
+
+    `root` is the page at the root of the address where this is the one that is open: its link is marked then.
+    """
+    with st.container(key="menu", gap="xxsmall"):
+        section = ""
+        for place in places():
+            if place.section != section:
+                section = place.section
+                st.caption(section)
+            if root is not None and place is places()[0]:
+                st.page_link(root, query_params=state.params())
+            else:
+                state.link(place.title, place.name)
+
+
+def head(place: Place) -> DeltaGenerator:
+    """Title, question, and what is chosen. Returns where `link_to_view` writes the link, once the page has drawn what it shows."""
     title, chosen = st.columns([2, 3], vertical_alignment="center", gap="small")
     with title:
         st.markdown(f"### {place.title}")
         st.caption(place.question)
     with chosen, st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="bottom", gap="small", key="chips"):
-        _chips()
+        return _chips()
 
 
-def _chips() -> None:
+def _chips() -> DeltaGenerator:
     known = models.models()
-    model = models.find(state.get("model")) or next(iter(known), None)
+    model = models.find(state.get("model"))
     chips = {
         "pair": _pair_words(model),
         "latent": f"Latent {label_text(state.get('latent'), 12)}",
@@ -52,36 +78,31 @@ def _chips() -> None:
     if known:
         with st.container(width=370):
             _pick_model(known, model)
-    if known or state.params():
-        with st.popover("", icon=":material/link:", help="Link to this view"):
-            st.caption("This link opens the same view in any browser on this machine.")
-            st.code(_url(), language=None, wrap_lines=True)
+    if not known and not state.params():
+        return st.empty()
+    with st.popover("", icon=":material/link:", help="Link to this view"):
+        st.caption("This link opens the same view in any browser on this machine.")
+        return st.empty()
+
+
+def link_to_view(slot: DeltaGenerator) -> None:
+    """Writes the link of this view where `head` left room for it: with all that the page shows, so that it opens the same tomorrow."""
+    view = state.whole_view()
+    if view:
+        slot.code(f"{(st.context.url or '').partition('?')[0]}?{urlencode(view)}", language=None, wrap_lines=True)
 
 
 def _pick_model(known: list[FittedModel], model: FittedModel | None) -> None:
     """A select box of the reward models. What is not of the other model is cleared with the change, so that selections never mix."""
-    titles = {one.id: one.title for one in known}
+    titles = {model.id: model.title for model in known}
 
-    def take(chosen: str) -> None:
-        state.choose(model=chosen, **dict.fromkeys(_strangers(model, models.find(chosen))))
+    def take(picked: str) -> None:
+        swapped = {"compare_with": model.id} if model and picked == state.get("compare_with") else {}
+        state.choose(model=picked, **swapped)
 
     bound = state.bound("pick model", model.id if model else None, take)
-    st.selectbox("Reward model", list(titles), format_func=lambda name: titles.get(name, name), label_visibility="collapsed", **bound)
-
-
-def _strangers(model: FittedModel | None, other: FittedModel | None) -> list[str]:
-    """Which of pair, latent and filter can't be of the other model."""
-    if model is None or other is None:
-        return list(state.SHARED[1:])
-    found = []
-    try:
-        if (model.config["sae"] or {}).get("sha256") != (other.config["sae"] or {}).get("sha256"):
-            found.append("latent")
-        if model.config["method"].get("data", {}).get("texts") != other.config["method"].get("data", {}).get("texts"):
-            found += ["filter"] if state.get("pair").startswith(OWN) else ["pair", "filter"]  # any model can read a person's own texts
-    except (SparseRMError, KeyError):
-        return list(state.SHARED[1:])
-    return found
+    show: Any = {"format_func": lambda name: titles.get(name, name), "label_visibility": "collapsed"}
+    st.selectbox("Reward model", list(titles), placeholder="Choose a reward model", **show, **bound)
 
 
 def _pair_words(model: FittedModel | None) -> str:
@@ -100,28 +121,20 @@ def _filter_words() -> str:
     return "Unknown filter" if chosen is None else f"{len(chosen):,} pairs, {label_text(chosen.said)}"
 
 
-def _url() -> str:
-    from urllib.parse import urlencode
-
-    base = (st.context.url or "").partition("?")[0]
-    asked = urlencode(state.params())
-    return f"{base}?{asked}" if asked else base
-
-
-def need_model(name: str = "model") -> FittedModel:
-    """The reward model chosen under this name, else the newest; ends the page where there is none, or where a link names one that is not here."""
-    wanted, known = state.get(name), models.models()
-    found = next((model for model in known if model.id == wanted), None)
-    if found is None and known and wanted:
+def need_model() -> FittedModel:
+    """The chosen reward model, else the newest; ends the page where there is none, or where a link names one that is not here."""
+    wanted, known = state.get("model"), models.models()
+    model = next((model for model in known if model.id == wanted), None)
+    if model is None and known and wanted:
         empty("This link names a reward model that is not in this cache.", "It may have been removed, or made on another machine.")
-        st.button("Show the newest instead", type="primary", on_click=state.clear, args=(name,))
+        st.button("Show the newest instead", type="primary", on_click=state.clear, args=("model",))
         st.stop()
     if not known:
         run_panel.demo()
         st.markdown("##### What the pages answer, once there is a reward model")
         cards("overview")
         st.stop()
-    return found or known[0]
+    return model or known[0]
 
 
 def cards(*without: str) -> None:

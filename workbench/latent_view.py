@@ -27,6 +27,7 @@ def need_latent(model: FittedModel) -> int:
     """The chosen latent, else the model's first. Ends the page where a link names one that the SAE does not have."""
     asked, width = state.get("latent"), latents.n_latents(model)
     if not asked:
+        state.shows(latent=model.latents[0])
         return model.latents[0]
     if asked.isdecimal() and len(asked) < 10 and int(asked) < (width or 10**9):
         return int(asked)
@@ -257,7 +258,7 @@ def closest(model: FittedModel, page: Feature) -> None:
     )
     picked = event.get("selection", {}).get("rows", [])
     if picked and picked[0] < len(ids):
-        state.choose(latent=ids[picked[0]], latent_texts=None)
+        state.choose(latent=ids[picked[0]])
         st.rerun()
 
 
@@ -337,4 +338,4 @@ def _show_own(found: Mapping[str, Any], latent: int) -> None:
 
 
 def _open(latent: int) -> None:
-    state.choose(latent=latent, latent_texts=None)
+    state.choose(latent=latent)

@@ -12,7 +12,6 @@ from workbench.response import ORDERS, Subject, kept, kept_subject, listed, pair
 
 MOST_LISTED = 200
 LONGEST_TEXT = 200_000  # characters of a text of one's own
-OTHER = {"response_edit": None, "response_off": None}  # belongs to one pair, and goes with it
 segments = state.segments
 
 
@@ -33,6 +32,7 @@ def choose_subject(model: FittedModel) -> Subject | None:
             st.button("Show the first of the list", type="primary", on_click=state.clear, args=("pair",))
         return found
     if numbers:
+        state.shows(pair=of.pair(numbers[0]).pair_id)
         return kept_subject(model, numbers[0])
     if not has_pairs:
         frame.empty("This reward model keeps no pairs.", "Paste a prompt and one or two answers of your own: it needs no data set.")
@@ -69,7 +69,7 @@ def _search() -> str:
 
 
 def _step(word: str, label: str, icon: str, ids: list[str], to: int) -> None:
-    ids_to = {"pair": ids[to] if 0 <= to < len(ids) else None, **OTHER}
+    ids_to = {"pair": ids[to] if 0 <= to < len(ids) else None}
     st.button(word, key=f"response {label}", icon=f":material/{icon}:", help=label, disabled=to < 0, on_click=state.choose, kwargs=ids_to)
 
 
@@ -80,7 +80,7 @@ def _table(model: FittedModel, numbers: list[int], total: int, said: str) -> Non
     def opened() -> None:
         picked = st.session_state[key]["selection"]["rows"]
         if picked:
-            state.choose(pair=rows[picked[0]]["pair"], **OTHER)
+            state.choose(pair=rows[picked[0]]["pair"])
 
     shown = {name: [row[name] for row in rows] for name in (rows[0] if rows else {}) if name != "pair"}
     numbers_shown = {name: st.column_config.NumberColumn(format="%.3f") for name in ("margin", "chosen reward", "rejected reward")}
@@ -108,7 +108,7 @@ def _own_texts(model: FittedModel) -> None:
         rejected = right.text_area("Another answer (may stay empty)", held["rejected"], height=180, max_chars=LONGEST_TEXT, key="own rejected")
         sent = st.form_submit_button("Explain", type="primary", icon=":material/troubleshoot:")
     if sent and prompt.strip() and chosen.strip():
-        state.choose(pair=OWN + live.keep_pair(prompt.strip(), chosen.strip(), rejected.strip()), **OTHER)
+        state.choose(pair=OWN + live.keep_pair(prompt.strip(), chosen.strip(), rejected.strip()))
         st.rerun()
     elif sent:
         st.warning("A prompt and at least one answer are needed.")

@@ -12,7 +12,6 @@ from workbench.chart_base import interval, number, visible
 from workbench.charts_response import removal_curves, reward_place
 from workbench.downloads import download_rows, show_chart
 from workbench.response import kept, latent_name, one_line, ranked_latents, switched
-from workbench.response_choice import OTHER
 
 if TYPE_CHECKING:
     from workbench.response_page import View
@@ -73,7 +72,7 @@ def similar(view: View) -> None:
     def opened() -> None:
         picked = st.session_state[key]["selection"]["rows"]
         if picked and rows[picked[0]]["pair"]:
-            state.choose(pair=rows[picked[0]]["pair"], **OTHER)
+            state.choose(pair=rows[picked[0]]["pair"])
 
     numbers = {name: st.column_config.NumberColumn(format="%.2f") for name in ("reward", "distance")}
     shown = {name: [one_line(row[name]) if isinstance(row[name], str) else row[name] for row in rows] for name in rows[0] if name != "pair"}

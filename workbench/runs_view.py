@@ -123,8 +123,7 @@ def table() -> None:
 
 
 def _table() -> None:
-    if st.session_state.pop("runs marked", ""):  # what is marked is drawn below, outside of this fragment
-        st.rerun()
+    state.redraw_if_chosen()  # what is marked is drawn below, outside of this fragment
     rows = summaries()[::-1]
     if not rows:  # the last one has just been deleted elsewhere
         st.rerun()
@@ -167,7 +166,6 @@ def _select(name: str, key: str, ids: list[str]) -> None:
     if not state.table_shows(name, key, " ".join(sorted(both, key=ids.index))):
         return
     state.choose(**{OPEN: both[0], OTHER: both[1] if len(both) > 1 else None})
-    st.session_state["runs marked"] = "1"
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -315,6 +313,7 @@ def _json(config: Config) -> str:
 
 def overlay(runs: list[Run]) -> None:
     """A figure over the seconds since it began, for one run or for two."""
+    state.redraw_if_chosen()
     series = {run.id: progress.follow(run).series for run in runs}
     names = sorted(name for name in set().union(*series.values()) if name.partition(": ")[2] not in DULL)
     if not names:

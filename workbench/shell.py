@@ -11,7 +11,7 @@ from pathlib import Path
 import streamlit as st
 
 from core.errors import SparseRMError
-from workbench import collector, first_run, frame, run_panel
+from workbench import collector, first_run, frame, run_panel, state
 from workbench.places import Place, places
 
 # A file of ours: the browser would fetch the picture of an icon's name from a font server.
@@ -27,32 +27,32 @@ def main() -> None:
     )
     st.html(STYLE)
     known = places()
-    pages = {place.name: st.Page(place.script, title=place.title, icon=place.icon, url_path=place.name, default=place is known[0]) for place in known}
-    chosen = st.navigation(_sections(known, pages))
-    place = next(place for place in known if pages[place.name] == chosen)
+    pages = [st.Page(place.script, title=place.title, icon=place.icon, url_path=place.name) for place in known]
+    # The first page stands at the root of the address, too. A link to the root would be taken for one to the page it is on in a new tab.
+    root = st.Page(known[0].script, title=known[0].title, icon=known[0].icon, url_path="root", default=True)
+    chosen = st.navigation([*pages, root], position="hidden")  # Streamlit's own menu would drop what is chosen: `frame.menu` is ours
+    place = known[0] if chosen == root else known[pages.index(chosen)]
     st.set_page_config(page_title=f"{place.title} · SparseRM Workbench")
     try:
         with first_run.alone(quick=place is known[0]):
-            _show(place, chosen)
+            _show(place, chosen, root if chosen == root else None)
     finally:  # a page may end the script
         collector.spare()
 
 
-def _show(place: Place, page: st.Page) -> None:
+def _show(place: Place, page: st.Page, root: st.Page | None) -> None:
+    frame.settle_model()
+    state.begin()
     with st.sidebar:
+        frame.menu(root)
         run_panel.ticker()
-    frame.head(place)
+    link = frame.head(place)
     try:
         page.run()
     except SparseRMError as error:
         frame.failed(error)
-
-
-def _sections(known: tuple[Place, ...], pages: dict[str, st.Page]) -> dict[str, list[st.Page]]:
-    sections: dict[str, list[st.Page]] = {}
-    for place in known:
-        sections.setdefault(place.section, []).append(pages[place.name])
-    return sections
+    finally:  # a page may end the script
+        frame.link_to_view(link)
 
 
 main()

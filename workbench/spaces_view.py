@@ -25,8 +25,9 @@ def need_pictures(model: FittedModel) -> Points:
         frame.empty("No pictures of this model's spaces yet.")
         run_panel.offer("spaces", SpacesRunConfig(model=str(model.folder)), "Make the pictures", said=SAID)
         st.stop()
-    chosen = state.get("spaces_made")
-    return spaces.points(model, made[chosen] if chosen in made else next(iter(made.values())))
+    chosen = state.get("spaces_made") if state.get("spaces_made") in made else next(iter(made))
+    state.shows(spaces_made=chosen)
+    return spaces.points(model, made[chosen])
 
 
 def _asked_run() -> None:
@@ -64,8 +65,7 @@ def pictures(model: FittedModel, found: Points) -> None:
 
 def _hold(model: FittedModel, found: Points, rows: list[str]) -> None:
     if rows:
-        state.choose_pairs(spaces.pair_ids(model, found, rows), "lasso in Spaces")
-        state.choose(spaces_lasso=state.keep("lasso", rows))
+        state.choose_pairs(spaces.pair_ids(model, found, rows), "lasso in Spaces", spaces_lasso=state.keep("lasso", rows))
 
 
 def _marked(model: FittedModel, found: Points, wanted: state.PairFilter) -> list[int]:

@@ -1,7 +1,10 @@
 """What the person has chosen, the same on all pages: ids, kept in the URL and nowhere else.
 
 The URL is the one truth. A reload, the back button, a restarted server and another browser that opens a copied link all show the same view, and
-nothing has to be kept in step. Going to another page by the menu keeps it.
+nothing has to be kept in step. Every way to another page keeps it: all of them, the sidebar's too, are links of `link` or steps of `go`.
+
+What a page shows where nothing is chosen, and what may be another one tomorrow (the newest reward model), is written into the URL (`settle`), so that
+a newer one changes nothing for who looks already; where the page names it itself, the copied link names it (`shows`).
 
     shared by all pages, shown as chips that clear them
         model     id of a reward model (workbench.models)          pair      id of a preference pair
@@ -11,6 +14,8 @@ nothing has to be kept in step. Going to another page by the menu keeps it.
 What is too long for a URL is kept as a small file in the cache, named by its content (`keep`, `kept`), and the URL holds its id.
 
     state.get("latent")                            "" where nothing is chosen
+    state.settle("model", ids, newest)             what is chosen, else what this session showed last, else the newest; from now on in the URL
+    state.shows(pair="p1")                         what this page shows without being asked; the copied link names it
     state.choose(latent="17", pair=None)           in a callback (on_click, on_change, on_select); one step of the browser's history
     state.link("Open", "latent", latent="17")      a link to a page, with something chosen
     state.go("latent", latent="17")                the same at once; ends this script run
@@ -33,9 +38,21 @@ import streamlit as st
 from core.errors import ConfigError
 from core.runs.store import cache_root, write_json
 from core.types import sha256_of
+from workbench import models
 from workbench.places import place
 
 SHARED = ("model", "pair", "latent", "filter")
+# What belongs to a choice, and goes when another is chosen: on its page, or on another, it would mean something else.
+GOES_WITH: Mapping[str, tuple[str, ...]] = {
+    "model": ("latents_k", "doctor_run", "doctor_made", "spaces_run", "spaces_made", "spaces_lasso"),
+    "pair": ("response_edit", "response_off"),
+    "latent": ("latent_texts",),
+    "filter": ("spaces_lasso",),
+    "align_open": ("align_round", "align_drop", "align_case", "align_reason", "align_sample", "shift_round", "shift_point"),
+    "align_round": ("align_drop", "align_case", "align_sample"),
+    "shift_round": ("shift_point",),
+}
+SETTLED, SHOWN, CHANGED = "settled choices", "shown without being asked", "chosen since the page was drawn"  # in the session
 NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 KEPT_ID = re.compile(r"[0-9a-f]{16}")
 MAX_ID = 500  # characters; what is longer is no id
@@ -51,11 +68,55 @@ def get(name: str, default: str = "") -> str:
     return value if len(value) <= MAX_ID else default
 
 
+def settle(name: str, options: Sequence[str], default: str) -> str:
+    """The id chosen under a name whose default may be another one tomorrow: the URL's, else what this session showed last, else `default`.
+
+    The URL names it from then on. An id of the URL that is none of `options` comes back as it is: the page says so.
+    """
+    memory, asked = st.session_state.setdefault(SETTLED, {}), get(name)
+    chosen = asked or (memory[name] if memory.get(name) in options else default)
+    if chosen in options:
+        memory[name] = chosen
+    if chosen and not asked:
+        st.query_params[name] = chosen
+        st.session_state[CHANGED] = True
+    return chosen
+
+
+def shows(**ids: str | int | None) -> None:
+    """Notes what this page shows though nobody chose it: the copied link names it."""
+    st.session_state.setdefault(SHOWN, {}).update({name: str(value) for name, value in ids.items() if value is not None})
+
+
+def whole_view() -> dict[str, str]:
+    """The URL's parameters with all that this page shows: what a copied link must name to show the same tomorrow."""
+    return {**st.session_state.get(SHOWN, {}), **params()}
+
+
+def begin() -> None:
+    """At the beginning of each whole script run: nothing is shown yet, and the links that are drawn now know every choice."""
+    st.session_state[SHOWN] = {}
+    st.session_state.pop(CHANGED, None)
+
+
+def redraw_if_chosen() -> None:
+    """Draws the page anew where something was chosen since its links were drawn: at the beginning of a fragment, and after `settle` on a page."""
+    if st.session_state.get(CHANGED):
+        st.rerun()
+
+
 def choose(**ids: str | int | None) -> None:
-    """Chooses these ids and clears those that are None or empty; the others stay. For callbacks, or before `st.rerun`."""
+    """Chooses these ids and clears those that are None or empty, with what belonged to another choice (`GOES_WITH`); the others stay.
+
+    For callbacks, or before `st.rerun`.
+    """
     wanted = params(**ids)
+    memory = st.session_state.setdefault(SETTLED, {})
+    for name in ids.keys() & memory.keys():
+        memory.pop(name)
     if wanted != _present():
         st.query_params.from_dict(wanted)
+        st.session_state[CHANGED] = True
 
 
 def clear(*names: str) -> None:
@@ -68,8 +129,22 @@ def params(**ids: str | int | None) -> dict[str, str]:
     wrong = [name for name in ids if not NAME.fullmatch(name)]
     if wrong:
         raise ConfigError("no choice can have this name", expected="lower-case letters, digits and _", found=", ".join(wrong))
-    merged = _present() | {name: "" if value is None else str(value) for name, value in ids.items()}
+    present = _present()
+    asked = {name: "" if value is None else str(value) for name, value in ids.items()}
+    merged = present | dict.fromkeys(_left_behind(present, asked), "") | asked
     return {name: value for name, value in merged.items() if value}
+
+
+def _left_behind(present: Mapping[str, str], asked: Mapping[str, str]) -> set[str]:
+    """What can't stay with these choices: what belongs to what they replace."""
+    changed = [name for name, value in asked.items() if value != present.get(name, "")]
+    if "model" in changed and present.get("model"):
+        changed += models.not_shared(present["model"], asked["model"], present.get("pair", ""))
+    gone = set(changed) - set(asked)
+    for name in changed:  # a table of at most two steps: an alignment's round, and what belongs to that
+        gone.update(GOES_WITH.get(name, ()))
+        gone.update(*(GOES_WITH.get(step, ()) for step in GOES_WITH.get(name, ())))
+    return gone
 
 
 def _present() -> dict[str, str]:
@@ -229,10 +304,13 @@ class PairFilter:
         return pair_id in self.pair_ids
 
 
-def choose_pairs(pair_ids: Iterable[str], said: str) -> None:
-    """Holds every list of pairs to these, until cleared. `said`, a few words of ours (`lasso in Spaces`), stands on the chip. No ids: clears it."""
+def choose_pairs(pair_ids: Iterable[str], said: str, **more: str | int | None) -> None:
+    """Holds every list of pairs to these, until cleared, and chooses `more` with them. No ids: clears it.
+
+    `said`, a few words of ours (`lasso in Spaces`), stands on the chip.
+    """
     ids = sorted(set(pair_ids))
-    choose(filter=keep("filter", {"pairs": ids, "said": said}) if ids else None)
+    choose(filter=keep("filter", {"pairs": ids, "said": said}) if ids else None, **more)
 
 
 def chosen_pairs() -> PairFilter | None:
