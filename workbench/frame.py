@@ -19,7 +19,9 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from core.errors import SparseRMError
+from workbench import left_out as what_is_left_out
 from workbench import models, run_panel, state
+from workbench.chart_base import visible
 from workbench.models import OWN, FittedModel
 from workbench.places import Place, places
 
@@ -134,7 +136,18 @@ def need_model() -> FittedModel:
         st.markdown("##### What the pages answer, once there is a reward model")
         cards("overview")
         st.stop()
-    return model or known[0]
+    model = model or known[0]
+    left_out(model)
+    return model
+
+
+def left_out(model: FittedModel) -> None:
+    """Says on every page of a model what its figures leave out, where they leave out anything."""
+    headline = what_is_left_out.headline(model)
+    if headline:
+        with st.expander(headline, icon=":material/filter_alt:"):
+            for line in what_is_left_out.lines(model):
+                st.text(visible(line, 400))
 
 
 def cards(*without: str) -> None:

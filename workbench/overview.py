@@ -10,9 +10,9 @@ from core import console
 from core.reward.recorded_files import FILES, has_record
 from core.runs.store import Artefact, Store
 from workbench.charts import contestant
+from workbench.left_out import NO_RECORD, counted
 from workbench.models import FittedModel
 
-NO_RECORD = "not possible: an older version made this model and recorded no hashes of its files. Fit it again to have them"
 STEPS_TIMED = ("pairs", "extraction", "frequencies", "heads", "controls", "curve", "evaluation", "known")
 
 
@@ -97,7 +97,8 @@ def facts(model: FittedModel) -> list[tuple[str, str]]:
     took = seconds(model)
     found.append(("Made", f"{console.date(model.created)}" + (f", in {console.duration(took)}" if took else "")))
     whole = f"{len(config[FILES])} files, each as it was saved" if has_record(config) else NO_RECORD
-    return [*found, ("Folder", str(model.folder)), ("Checked", whole)]
+    read = " ".join(line.strip() for line in counted(model))
+    return [*found, ("Left out", read), ("Folder", str(model.folder)), ("Checked", whole)]
 
 
 def _position(name: str) -> str:
