@@ -27,6 +27,8 @@ GEMMA = {
     "model_name": "gemma-2-2b",
 }  # fmt: skip
 UNKNOWN = {**GEMMA, "release": None, "sae_id": None, "name": "my copy"}  # the same SAE, loaded from a folder
+LAYER_20 = {**GEMMA, "sae_id": "layer_20/width_65k/canonical", "d_sae": 65536, "layer": 20}
+BEFORE_8 = {**UNKNOWN, "model_name": "gpt2-small", "hook_name": "blocks.8.hook_resid_pre", "layer": 7, "d_sae": 24576}
 OURS = {"modelId": "my-model", "layer": "7-my-sae-1"}  # as `labels export` calls SAE
 # The rows of ../shared/cases/foreign_labels.jsonl.
 THEIRS = {"modelId": "gemma-2-2b", "layer": "10-gemmascope-res-16k", "explanationModelName": "gpt-4o-mini"}
@@ -88,6 +90,27 @@ def row(index: int = 3, **facts: Any) -> dict[str, Any]:
         (GEMMA, {"sae_id": "layer_13/width_16k/average_l0_84"}, (DIFFERENT, "SAE id")),
         (GEMMA, {"sae_id": "layer_13/width_16k/canonical"}, (SAME, "")),
         (SAE, {"sae": "their-sae"}, (UNPROVEN, "")),
+        # The same names spelled in other ways are the same SAE, of any SAE of a release that Neuronpedia keeps.
+        (GEMMA, {"modelId": "google/gemma-2-2b", "layer": "13-gemmascope-res-16k"}, (SAME, "")),
+        (GEMMA, {"modelId": "Gemma-2-2B", "layer": "13-GemmaScope-res-16k"}, (SAME, "")),
+        (GEMMA, {"modelId": "google/gemma-2-2b-it", "layer": "13-gemmascope-res-16k"}, (DIFFERENT, "model")),
+        (LAYER_20, {"modelId": "gemma-2-2b", "layer": "20-gemmascope-res-65k"}, (SAME, "")),
+        (LAYER_20, {"modelId": "gemma-2-2b", "layer": "20-gemmascope-res-16k"}, (DIFFERENT, "source")),
+        (GEMMA, {"url": "https://www.neuronpedia.org/gemma-2-2b/13-gemmascope-res-16k/3"}, (SAME, "")),
+        (GEMMA, {"url": "https://www.neuronpedia.org/gemma-2-2b/20-gemmascope-res-16k/3"}, (DIFFERENT, "source")),
+        # Hooks, releases and widths in words.
+        (UNKNOWN, {"layer": "blocks.20.hook_resid_post"}, (DIFFERENT, "layer")),
+        (UNKNOWN, {"hookName": "model.layers.20"}, (DIFFERENT, "layer")),
+        (UNKNOWN, {"hook_name": "blocks.13.hook_mlp_out"}, (DIFFERENT, "kind of activations")),
+        (UNKNOWN, {"hook_name": "blocks.13.hook_resid_post"}, (UNSTATED, "")),
+        (UNKNOWN, {"width": "65k"}, (DIFFERENT, "width")),
+        (UNKNOWN, {"width": "16k"}, (UNSTATED, "")),
+        (UNKNOWN, {"n_latents": 65536}, (DIFFERENT, "width")),
+        (GEMMA, {"release": "gemma-scope-9b-pt-res-canonical", "sae_id": "layer_13/width_16k/canonical"}, (DIFFERENT, "release")),
+        (GEMMA, {"release": "v2"}, (UNSTATED, "")),
+        # Neuronpedia counts an SAE of a block's input by that block.
+        (BEFORE_8, {"modelId": "gpt2-small", "layer": "8-res-jb"}, (UNPROVEN, "")),
+        (BEFORE_8, {"modelId": "gpt2-small", "layer": "9-res-jb"}, (DIFFERENT, "layer")),
         (SAE, {}, (UNSTATED, "")),
         (SAE, {"source": "person", "author": "Ann"}, (UNSTATED, "")),
     ],

@@ -54,21 +54,27 @@ EXPECTED_L0: Mapping[tuple[str, str], float] = {
     ("llama_scope_lxr_8x", "l15r_8x"): 50.0,
 }
 
-# Where Neuronpedia keeps the features and explanations of these SAEs: its model and its source, as sae-lens' registry of releases gives them.
-NEURONPEDIA: Mapping[tuple[str, str], tuple[str, str]] = {
-    ("gemma-scope-2b-pt-res-canonical", "layer_13/width_16k/canonical"): ("gemma-2-2b", "13-gemmascope-res-16k"),
-    ("gemma-scope-9b-it-res-canonical", "layer_31/width_16k/canonical"): ("gemma-2-9b-it", "31-gemmascope-res-16k"),
-    ("llama_scope_lxr_8x", "l15r_8x"): ("llama3.1-8b", "15-llamascope-res-32k"),
-}
+# Where Neuronpedia keeps the features and explanations of an SAE: its model and its source, made of the release's and the SAE's names. sae-lens'
+# registry gives the same names for every SAE of these releases.
+NEURONPEDIA: tuple[tuple[str, str, str], ...] = (
+    (r"gemma-scope-(\d+b)-pt-res-canonical layer_(\d+)/width_(\w+)/canonical", r"gemma-2-\1", r"\2-gemmascope-res-\3"),
+    (r"gemma-scope-(\d+b)-it-res-canonical layer_(\d+)/width_(\w+)/canonical", r"gemma-2-\1-it", r"\2-gemmascope-res-\3"),
+    (r"llama_scope_lxr_8x l(\d+)r_8x", "llama3.1-8b", r"\1-llamascope-res-32k"),
+    (r"llama_scope_lxr_32x l(\d+)r_32x", "llama3.1-8b", r"\1-llamascope-res-131k"),
+)
 
 
 def neuronpedia_source(sae: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Neuronpedia's model and source of the SAE with this identity; None where no preset knows it."""
-    return NEURONPEDIA.get((str(sae.get("release", "")), str(sae.get("sae_id", ""))))
+    """Neuronpedia's model and source of the SAE with this identity; None where its release is not known here."""
+    name = f"{sae.get('release', '')} {sae.get('sae_id', '')}"
+    for pattern, model, source in NEURONPEDIA:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(model), match.expand(source)
+    return None
 
 
 def source_names(sae: Mapping[str, Any]) -> tuple[str, str]:
-    """`modelId` and `layer` of rows in Neuronpedia's formats: its own names where a preset knows them, else ours made the same way."""
+    """`modelId` and `layer` of rows in Neuronpedia's formats: its own names where they are known, else ours made the same way."""
     made_for = str(sae.get("model_name") or "").rstrip("/").rpartition("/")[2].lower()
     name = re.sub(r"[^a-z0-9]+", "-", str(sae.get("name") or "sae").lower()).strip("-")
     return neuronpedia_source(sae) or (made_for or "unknown", f"{sae.get('layer')}-{name}")

@@ -5,7 +5,9 @@ Latent 12 of one SAE has nothing to do with latent 12 of another, so a label of 
     saeSha256                                        the hash of the SAE's weights (rows that a workbench exported): decides alone
     modelId (model_id), layer (source, sourceId,     Neuronpedia's model and source, such as gemma-2-2b and 20-gemmascope-res-16k: layer 20 of that
     source_id, neuronpedia_id)                       model, the residual stream, 16k latents
-    layer (a number), width, d_sae, sae, sae_id      parts of the same
+    url                                              a page of Neuronpedia, which names both
+    layer (a number or a hook), hook_name, width     parts of the same; a width may be a number or say 16k
+    (d_sae), release, sae, sae_id
 
 and the SAE's identity holds its hash, release and id, model, layer, hook and number of latents. The verdicts:
 
@@ -23,11 +25,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.backbone.presets import neuronpedia_source, source_names
-from core.errors import MismatchError
+from core.backbone.sae_hooks import hook_number, layer_of_hook
+from core.errors import MismatchError, SAEError
 from core.explain.labels import LONGEST_NAME, SOURCES, one_line
 
 SAME, DIFFERENT, UNPROVEN, UNSTATED = "same", "different", "unproven", "unstated"
 SOURCE_ID = re.compile(r"(\d+)-[\w.-]*\w")
+SIZE = re.compile(r"\d{1,6}[kKmM]")
+PAGE = re.compile(r"neuronpedia\.org/(?:api/feature/)?([\w.-]+)/(\d+-[\w.-]*\w)")
 Source = tuple[str, str]
 
 
@@ -39,8 +44,10 @@ class StatedSAE:
     model: str = ""
     source: str = ""
     sae: str = ""
+    release: str = ""
+    hook: str = ""
     layer: int | None = None
-    width: int | None = None
+    width: int | str | None = None
 
     @property
     def name(self) -> str:
@@ -49,7 +56,8 @@ class StatedSAE:
         layer = f"layer {self.layer}" if self.layer is not None and not self.source else ""
         width = f"{self.width} latents" if self.width is not None else ""
         digest = f"weights {self.sha256[:16]}" if self.sha256 and not parts else ""
-        return one_line(", ".join(part for part in (parts, self.sae, layer, width, digest) if part), LONGEST_NAME)
+        sae = f"{self.release} {self.sae}".strip()
+        return one_line(", ".join(part for part in (parts, sae, self.hook, layer, width, digest) if part), LONGEST_NAME)
 
 
 def stated_sae(row: Mapping[str, Any]) -> StatedSAE:
@@ -57,7 +65,13 @@ def stated_sae(row: Mapping[str, Any]) -> StatedSAE:
     nested = row.get("sae")
     facts = {**nested, **row} if isinstance(nested, Mapping) else row
     model, source = _text(facts, "modelId", "model_id"), ""
-    whole = _text(facts, "neuronpedia_id", "neuronpediaId").rpartition("/")
+    page = PAGE.search(_text(facts, "url"))
+    whole = (_text(facts, "neuronpedia_id", "neuronpediaId") or (f"{page[1]}/{page[2]}" if page else "")).rpartition("/")
+    place, sae = facts.get("layer"), _text(facts, "sae_id", "saeId", "sae_name", "sae")
+    hook = _text(facts, "hook_name", "hookName", "hook_point", "hookPoint")
+    if not hook and isinstance(place, str) and hook_number(place) is not None:
+        hook = place
+    widths = (_width(facts.get(name)) for name in ("d_sae", "dSae", "width", "n_latents"))
     for value in (facts.get("layer"), facts.get("sourceId"), facts.get("source_id"), facts.get("source"), whole[2]):
         if not source and isinstance(value, str) and SOURCE_ID.fullmatch(value) and value not in SOURCES:
             source = value
@@ -65,9 +79,11 @@ def stated_sae(row: Mapping[str, Any]) -> StatedSAE:
         sha256=_text(facts, "saeSha256"),
         model=model or whole[0],
         source=source,
-        sae=_text(facts, "sae_id", "saeId", "sae_name", "sae"),
-        layer=_whole(facts.get("layer")) if not source else int(source.partition("-")[0]),
-        width=next((width for width in map(_whole, (facts.get("d_sae"), facts.get("width"))) if width is not None), None),
+        sae=sae,
+        release=_text(facts, "sae_release", "saeRelease", "release") if sae else "",  # alone it may be a data set's
+        hook=hook,
+        layer=_whole(place) if not source else int(source.partition("-")[0]),
+        width=next((width for width in widths if width is not None), None),
     )
 
 
@@ -86,10 +102,10 @@ def verdict(stated: StatedSAE, sae: Mapping[str, Any], claimed: Source | None = 
         return (SAME, "") if stated.sha256 == sae.get("sha256") else (DIFFERENT, "the weights' hash")
     named = (stated.model, stated.source)
     known = claimed or neuronpedia_source(sae)
-    if all(named) and named in (known, source_names(sae)):
+    if all(named) and any(_same_source(named, other) for other in (known, source_names(sae)) if other):
         return SAME, ""
     if all(named) and known:
-        return DIFFERENT, "model" if named[0] != known[0] else "source"
+        return DIFFERENT, "model" if _model(named[0]) != _model(known[0]) else "source"
     differences = _differences(stated, sae)
     if differences:
         return DIFFERENT, ", ".join(differences)
@@ -123,7 +139,7 @@ def check_claim(claimed: Source, sae: Mapping[str, Any]) -> None:
     stated = stated_source(claimed)
     differences = _differences(stated, sae)
     known = neuronpedia_source(sae)
-    if known and known != claimed:
+    if known and not _same_source(claimed, known):
         differences = ["source"]
     if differences:
         raise other_sae(stated, DIFFERENT, ", ".join(differences), sae)
@@ -135,16 +151,39 @@ def _differences(stated: StatedSAE, sae: Mapping[str, Any]) -> list[str]:
     ours = str(sae.get("model_name") or "")
     if stated.model and ours and _model(stated.model) != _model(ours):
         differences.append("model")
-    if stated.layer is not None and sae.get("layer") is not None and stated.layer != sae["layer"]:
+    other_point, layers = _layers(stated, sae)
+    if layers - {sae.get("layer"), None} and sae.get("layer") is not None:
         differences.append("layer")
-    if re.search(r"(?:^|-)(?:mlp|att|attn|transcoder|hook_z)\w*(?:-|$)", stated.source):
+    if other_point or re.search(r"(?:^|-)(?:mlp|att|attn|transcoder|hook_z|clt|res_mid)\w*(?:-|$)", stated.source):
         differences.append("kind of activations")
-    width = sae.get("d_sae")
-    if isinstance(width, int) and ((stated.width is not None and stated.width != width) or (stated.source and not _fits_width(stated.source, width))):
+    width, sizes = sae.get("d_sae"), f"{stated.source} {stated.width if isinstance(stated.width, str) else ''}".split()
+    if isinstance(width, int) and ((isinstance(stated.width, int) and stated.width != width) or not all(_fits_width(size, width) for size in sizes)):
         differences.append("width")
+    if stated.release and sae.get("release") and stated.release != sae["release"]:
+        differences.append("release")
     if stated.sae and sae.get("sae_id") and stated.sae not in (sae["sae_id"], sae.get("name"), f"{sae.get('release')}/{sae['sae_id']}"):
         differences.append("SAE id")
     return differences
+
+
+def _layers(stated: StatedSAE, sae: Mapping[str, Any]) -> tuple[bool, set[int | None]]:
+    """Whether a row's hook is another point of the model than a layer's output, and the layers that the row names.
+
+    Neuronpedia counts an SAE of a block's input by that block: 8-res-jb, of blocks.8.hook_resid_pre, is the output of layer 7.
+    """
+    ours = hook_number(sae.get("hook_name"))
+    counted = stated.layer if not stated.source or ours is None or stated.layer != ours else sae.get("layer")
+    if not stated.hook:
+        return False, {counted}
+    try:
+        return False, {counted, layer_of_hook(stated.hook, "")}
+    except SAEError:
+        return True, {counted}
+
+
+def _same_source(named: Source, other: Source) -> bool:
+    """Whether two names of a model and a source differ in nothing but organisation, signs and capitals."""
+    return _model(named[0]) == _model(other[0]) and named[1].lower() == other[1].lower()
 
 
 def _fits_width(source: str, width: int) -> bool:
@@ -165,6 +204,11 @@ def _model(name: str) -> str:
 
 def _text(facts: Mapping[str, Any], *names: str) -> str:
     return next((value for name in names if isinstance(value := facts.get(name), str) and value), "")
+
+
+def _width(value: object) -> int | str | None:
+    """A width as a number, or in thousands or millions as it stands (16k)."""
+    return value if isinstance(value, str) and SIZE.fullmatch(value) else _whole(value)
 
 
 def _whole(value: object) -> int | None:
