@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from core.reward.head_words import mean_of
+
 # Where standard error is no terminal (a log file), a running step says something this often, in seconds.
 LOG_EVERY = 30.0
 
@@ -196,7 +198,7 @@ def print_sweep(outcome: Mapping[str, Any]) -> None:
     """`SweepOutcome.to_json`: accuracy against layer and K, the best of them, and the pairs that are not among them."""
     print_curve("Validation accuracy", outcome["points"])
     best = outcome["best"]
-    print(f"best on validation: layer {best['layer']}, K = {best['k']}, {' '.join(accuracy_cells(best))} pairs")
+    print(f"best validation accuracy: layer {best['layer']}, K = {best['k']}, {mean_of(best['n_heads'])}: {' '.join(accuracy_cells(best))} pairs")
     print_pair_counts(outcome.get("pair_counts"))
 
 
@@ -229,7 +231,7 @@ def print_fit(outcome: Mapping[str, Any]) -> None:
     lines = [("SparseRM", table_["sparserm"])]
     lines += [(name, entry) for name, entry in table_["controls"].items()]
     lines += [(f"loss: {name}", entry) for name, entry in table_["losses"].items()]
-    columns = ("test pairs", "accuracy", "95 % interval", "pairs", "mean of heads", "deviation", "SparseRM's lead")
+    columns = ("test accuracy", "shipped head", "95 % interval", "test pairs", "mean of heads (n)", "deviation", "lead of SparseRM's mean")
     table(what, columns, [(name, *accuracy_cells(entry), *_spread_cells(entry)) for name, entry in lines])
     if kinds := list(table_["sparserm"]["subsets"]):
         by_kind = [(name, *(" ".join(accuracy_cells(entry["subsets"][kind])[:2]) for kind in kinds)) for name, entry in lines]
@@ -259,7 +261,7 @@ def _spread_cells(entry: Mapping[str, Any]) -> tuple[str, str, str]:
         return "", "", ""
     lead, deviation = entry["sparserm_minus_this"], entry["deviation"]
     said = "" if lead is None else f"{lead['difference']:+.3f} ({lead['low']:+.3f} to {lead['high']:+.3f})"
-    return f"{entry['mean']['accuracy']:.3f}", "" if deviation is None else f"{deviation:.3f}", said
+    return f"{entry['mean']['accuracy']:.3f} ({len(entry['heads'])})", "" if deviation is None else f"{deviation:.3f}", said
 
 
 def print_curve(title: str, points: Sequence[Mapping[str, Any]]) -> None:
@@ -270,8 +272,10 @@ def print_curve(title: str, points: Sequence[Mapping[str, Any]]) -> None:
         name = (point["kind"], *((str(point["layer"]),) if "layer" in point else ()))
         cells.setdefault(name, {})[point["k"]] = "{} ({})".format(*accuracy_cells(point)[:2])
     named = ("directions", "layer")[: max(map(len, cells), default=1)]
-    pairs = f"{points[0]['n']:,} pairs" if points else "no pairs"
-    table(f"{title}, {pairs}", (*named, *(f"K = {k}" for k in ks)), [(*name, *(row.get(k, "") for k in ks)) for name, row in cells.items()])
+    pairs = f"{points[0]['n']:,} validation pairs" if points else "no pairs"
+    heads = sorted({point["n_heads"] for point in points})
+    of = f", {' or '.join(mean_of(n) for n in heads)}" if heads else ""
+    table(f"{title}{of}, {pairs}", (*named, *(f"K = {k}" for k in ks)), [(*name, *(row.get(k, "") for k in ks)) for name, row in cells.items()])
 
 
 ALIGN_FIGURES = ("validation_accuracy", "accuracy", "reward", "length", "kl_per_token", "mc1_unseen", "mc2_unseen")

@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from core.reward.head_words import mean_of
 from workbench import frame, models, pairs_view, state
 
 model = frame.need_model() if models.models() else None
@@ -16,6 +17,6 @@ if source == "own" or model is None:
 else:
     table = model.evaluation
     shortcuts = {kind: table["controls"][kind]["mean"] for kind in ("wording-only", "length-only") if kind in table["controls"]}
-    pairs_view.report(model.data_report, shortcuts, table["sparserm"]["mean"])
+    pairs_view.report(model.data_report, shortcuts, table["sparserm"]["mean"], mean_of(len(table["sparserm"]["heads"])))
     pairs_view.refused(model.data_report["data"])
     pairs_view.browse(pairs_view.of_model(model), model.id)

@@ -151,7 +151,7 @@ def test_figures_load_no_streamlit() -> None:
 def test_accuracy_bars_begin_at_chance_and_carry_their_interval() -> None:
     chart = charts.accuracy_bars(EVALUATION)
     bars = chart.figure.data[0]
-    assert list(bars.y) == ["Length only", "Dense head on z", "SparseRM"], "SparseRM on top, the others by accuracy"
+    assert list(bars.y) == ["Length in tokens only", "Dense head on z", "SparseRM"], "SparseRM on top, the others by accuracy"
     assert np.add(bars.base, bars.x).tolist() == pytest.approx([45.0, 85.0, 80.0])
     assert list(bars.error_x.array) == pytest.approx([4.0] * 3) and list(bars.error_x.arrayminus) == pytest.approx([5.0] * 3)
     assert [row["n"] for row in chart.rows] == [50] * 3
@@ -165,7 +165,7 @@ def test_accuracy_without_test_pairs_says_so() -> None:
 
 def test_kinds_of_pairs_stand_beside_their_wording() -> None:
     rows = [
-        {"kind": "a<b>", "by": by, "accuracy": share, "low": share - 0.1, "high": share + 0.2, "n": 40}
+        {"kind": "a<b>", "by": by, "heads": 5, "accuracy": share, "low": share - 0.1, "high": share + 0.2, "n": 40}
         for by, share in (("SparseRM", 0.7), ("Wording only", 0.6))
     ]
     rows += [{**rows[0], "kind": f"kind {i}", "n": 10} for i in range(20)]

@@ -482,7 +482,7 @@ def test_sweep_reads_all_layers_in_one_pass_and_a_fit_reuses_it(tiny: FitConfig,
     assert cli("fit", *base, "--layer", "0", "--sae", tmp_path / "sae0", "--k", "4", "--curve", "4", "--json")[0] == 0
     assert _counts()["extraction"] == 1
     code, out, _ = cli("sweep", *base, *layers)
-    assert code == 0 and "best on validation: layer" in out
+    assert code == 0 and "best validation accuracy: layer" in out
     code, _, err = cli("sweep", *base, "--layers", "0,1", "--saes", tiny.sae.path)
     assert code == 2 and "one SAE for each layer" in err
 

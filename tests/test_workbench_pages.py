@@ -142,11 +142,13 @@ def test_overview_says_what_the_tables_say(model: FittedModel) -> None:
     at = fine(open_page("overview"))
     table = model.evaluation
     shown = metrics(at)
-    assert shown["Test accuracy"] == f"{100 * table['sparserm']['mean']['accuracy']:.1f} %"
+    assert shown["Test accuracy, mean of 5 heads"] == f"{100 * np.mean([head['accuracy'] for head in table['sparserm']['heads']]):.1f} %"
     lead = table["controls"]["random-isotropic"]["sparserm_minus_this"]
     assert shown["Over random directions"] == f"{round(100 * lead['difference'], 1) + 0.0:+.1f} pts"
     said = words(at)
-    assert f"n = {table['sparserm']['mean']['n']:,} pairs" in said and f"{lead['n']:,} pairs" in said
+    shipped, seed = table["sparserm"]["heads"][table["sparserm"]["shipped"]], model.config["method"]["shipped_seed"]
+    assert f"shipped head, seed {seed}: {100 * shipped['accuracy']:.1f} %" in said
+    assert f"n = {table['sparserm']['mean']['n']:,} test pairs" in said and f"{lead['n']:,} test pairs" in said
     assert "17,409 parameters" in said and "tiny-1, layer 1 of 2" in said
     assert overview.seconds(model) > 0
 
@@ -347,11 +349,11 @@ def test_a_fits_accuracy_stands_with_its_interval_and_n(cache: Path) -> None:
     run.write(Status(state="succeeded", attempt=1, queued=1.0, started=2.0, ended=3.0))
     lock.release()
     mean = {"accuracy": 0.75, "low": 0.612, "high": 0.848, "n": 1234}
-    write_json(run.path / "result.json", {"artefact": "/cache/a1b2", "artefacts": [], "outcome": {"sparserm": {"mean": mean}}})
+    write_json(run.path / "result.json", {"artefact": "/cache/a1b2", "artefacts": [], "outcome": {"sparserm": {"mean": mean, "heads": [mean] * 5}}})
     run.log.write_text("heads: done\n")
     at = fine(open_page("runs", runs_open=run.id, runs_section="log"))
     row = at.dataframe[0].value.iloc[0]
-    assert (row["Accuracy, %"], row["95 %, n"]) == (75.0, "61.2 to 84.8, 1,234")
+    assert (row["Test accuracy, %, mean of heads"], row["95 %, n, heads"]) == (75.0, "61.2 to 84.8, 1,234 test pairs, mean of 5 heads")
     assert "Whole log" in {one.proto.label for one in at.get("download_button")}, "what is shown can be taken away"
     at = fine(open_page("runs", runs_open=run.id, runs_section="settings"))
     assert f"settings {run.id}" in {one.proto.id.rpartition("-")[2] for one in at.get("download_button")}

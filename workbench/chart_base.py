@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from core.reward.head_words import counted_pairs
 from workbench import first_run
 
 CHOSEN, REJECTED, NEUTRAL = "#3B7DED", "#DD6B10", "#7F8A99"
@@ -150,6 +151,6 @@ def interval(value: float | None, low: float | None, high: float | None, form: s
     return f"{number(value, form)} ({number(low, form)} to {number(high, form)})"
 
 
-def share_said(found: Mapping[str, Any]) -> str:
-    """An accuracy with its interval and n, for a hover box."""
-    return f"{percent(found['accuracy'])}, {INTERVAL} {percent(found['low'])} to {percent(found['high'])}, n = {found['n']:,} pairs"
+def share_said(found: Mapping[str, Any], split: str) -> str:
+    """An accuracy with its interval and the number of pairs of which split, for a hover box."""
+    return f"{percent(found['accuracy'])}, {INTERVAL} {percent(found['low'])} to {percent(found['high'])}, n = {counted_pairs(found['n'], split)}"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from core.reward.head_words import counted_pairs, mean_of
 from workbench.chart_base import (
     CHOSEN,
     FURTHER,
@@ -43,7 +44,7 @@ CONTESTANTS = {
     "difference-of-means": "Difference of means",
     "linear-probe": "Linear probe",
     "wording-only": "Wording only",
-    "length-only": "Length only",
+    "length-only": "Length in tokens only",
 }
 SIDES = {1: ("Selected, chosen side", CHOSEN, "circle"), -1: ("Selected, rejected side", REJECTED, "diamond"), 0: ("Not selected", LINE, "circle")}
 LATENT_HOVER = (
@@ -66,11 +67,12 @@ def contestant(kind: str) -> str:
 
 
 def accuracy_bars(evaluation: Mapping[str, Any]) -> Chart:
-    """Test accuracy of SparseRM and each control, from `evaluation.json`: bars from chance, whiskers the 95 % interval; means over seeds or draws."""
+    """Test accuracy of SparseRM and each control, from `evaluation.json`: bars from chance, whiskers the 95 % interval; means over seeds or draws,
+    as the axis says."""
     entries = {"sparserm": evaluation["sparserm"], **evaluation["controls"]}
     rows = [_accuracy_row(kind, entry) for kind, entry in entries.items() if entry["mean"]["accuracy"] is not None]
     rows.sort(key=lambda row: (row["kind"] == "sparserm", row["accuracy"]))
-    made = figure(x="Test accuracy (% of pairs)", y="", height=90 + 30 * max(len(rows), 2))
+    made = figure(x=_accuracy_axis(max((row["n"] for row in rows), default=0)), y="", height=90 + 30 * max(len(rows), 2))
     shares = [100 * row["accuracy"] for row in rows]
     made.add_bar(
         orientation="h",
@@ -79,9 +81,7 @@ def accuracy_bars(evaluation: Mapping[str, Any]) -> Chart:
         base=50,
         marker={"color": [CHOSEN if row["kind"] == "sparserm" else LINE for row in rows]},
         error_x=whiskers(shares, [100 * row["low"] for row in rows], [100 * row["high"] for row in rows]),
-        hovertext=[
-            f"<b>{row['name']}</b><br>{share_said(row)}<br>mean over {row['heads']} {'head' if row['heads'] == 1 else 'heads'}" for row in rows
-        ],
+        hovertext=[f"<b>{row['name']}</b><br>{share_said(row, 'test')}<br>{mean_of(row['heads'])}" for row in rows],
         hoverinfo="text",
     )
     straight(made, x=50, text="chance")
@@ -89,11 +89,16 @@ def accuracy_bars(evaluation: Mapping[str, Any]) -> Chart:
     made.update_xaxes(range=[max(0.0, lowest - 2), min(101.0, max([60.0, *(100 * row["high"] for row in rows)]) + 2)], ticksuffix=" %")
     best = rows[-1] if rows else None
     alt = (
-        f"Test accuracy of SparseRM, {percent(best['accuracy'])}, beside {len(rows) - 1} controls."
+        f"Test accuracy of SparseRM, {mean_of(best['heads'])}: {percent(best['accuracy'])} of {counted_pairs(best['n'])}, "
+        f"beside {len(rows) - 1} controls."
         if best
         else "No accuracy: there are no test pairs."
     )
     return Chart(name="accuracy", figure=made, alt=alt, rows=rows[::-1])
+
+
+def _accuracy_axis(n: int | None = None) -> str:
+    return "Test accuracy, means of heads (% of " + ("test pairs)" if n is None else f"{counted_pairs(n)})")
 
 
 def _accuracy_row(kind: str, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +109,7 @@ def accuracy_kinds(rows: Sequence[Mapping[str, Any]]) -> Chart:
     """Test accuracy by kind of pair, `rows` of kind, by (whose), accuracy, low, high and n: a dot each, with its 95 % interval."""
     names = list(dict.fromkeys(row["kind"] for row in rows))[:MOST_KINDS]
     n = {row["kind"]: row["n"] for row in rows}
-    made = figure(x="Test accuracy (% of pairs)", y="", height=100 + 38 * max(len(names), 1), legend=True)
+    made = figure(x=_accuracy_axis(), y="", height=100 + 38 * max(len(names), 1), legend=True)
     looks = {"SparseRM": (CHOSEN, "circle", -0.14), "Wording only": (NEUTRAL, "diamond", 0.14)}
     for by, (colour, symbol, shift) in looks.items():
         mine = [row for row in rows if row["by"] == by and row["kind"] in names]
@@ -116,14 +121,14 @@ def accuracy_kinds(rows: Sequence[Mapping[str, Any]]) -> Chart:
             name=by,
             marker={"color": colour, "symbol": symbol, "size": 10},
             error_x={**whiskers(shares, [100 * row["low"] for row in mine], [100 * row["high"] for row in mine]), "color": colour},
-            hovertext=[f"<b>{by}, {plain(row['kind'])}</b><br>{share_said(row)}" for row in mine],
+            hovertext=[f"<b>{by}, {plain(row['kind'])}</b><br>{share_said(row, 'test')}<br>{mean_of(row['heads'])}" for row in mine],
             hoverinfo="text",
         )
     straight(made, x=50, text="chance")
     made.update_xaxes(ticksuffix=" %")
     said = [f"{plain(name, 30)} (n = {n[name]:,})" for name in names]
     made.update_yaxes(tickvals=list(range(len(names))), ticktext=said, range=[len(names) - 0.4, -0.6], showgrid=False)
-    alt = f"Test accuracy of SparseRM and of wording alone on {len(names)} kinds of pairs."
+    alt = f"Test accuracy of SparseRM, mean of its heads, and of wording alone on {len(names)} kinds of test pairs."
     return Chart(name="accuracy-by-kind", figure=made, alt=alt, rows=rows)
 
 
@@ -131,7 +136,9 @@ def accuracy_curve(points: Sequence[Mapping[str, Any]], k: int | None = None) ->
     """Validation accuracy against K, from `curve.json`, with bands of the 95 % interval; `k` is marked. Points of one K stand a little apart."""
     rows = [dict(point) for point in points if point["accuracy"] is not None]
     n = rows[0]["n"] if rows else 0
-    made = figure(x="K, latents a side (log scale)", y=f"Validation accuracy (%, n = {n:,} pairs)", height=330, legend=True)
+    heads = sorted({row["n_heads"] for row in rows if "n_heads" in row})
+    of = f", {' or '.join(mean_of(one) for one in heads)}" if heads else ""
+    made = figure(x="K, latents a side (log scale)", y=f"Validation accuracy{of}<br>(% of {counted_pairs(n, 'validation')})", height=330, legend=True)
     colours = dict(zip(dict.fromkeys(row["kind"] for row in rows), (CHOSEN, NEUTRAL, FURTHER[2], FURTHER[0], FURTHER[1]), strict=False))
     for place, (kind, colour) in enumerate(colours.items()):
         mine = [row for row in rows if row["kind"] == kind]
@@ -148,7 +155,7 @@ def accuracy_curve(points: Sequence[Mapping[str, Any]], k: int | None = None) ->
                 "color": colour,
                 "thickness": 1,
             },
-            hovertext=[f"<b>{contestant(kind)}, K = {row['k']}</b><br>{share_said(row)}" for row in mine],
+            hovertext=[f"<b>{contestant(kind)}, K = {row['k']}</b><br>{share_said(row, 'validation')}{_of_heads(row)}" for row in mine],
             hoverinfo="text",
         )
     ks = sorted({row["k"] for row in rows})
@@ -161,9 +168,13 @@ def accuracy_curve(points: Sequence[Mapping[str, Any]], k: int | None = None) ->
     return Chart(
         name="accuracy-against-k",
         figure=made,
-        alt=f"Validation accuracy of {len(colours)} kinds of directions for K from {min(ks, default=0)} to {max(ks, default=0)}.",
+        alt=f"Validation accuracy{of} of {len(colours)} kinds of directions for K from {min(ks, default=0)} to {max(ks, default=0)}.",
         rows=rows,
     )
+
+
+def _of_heads(point: Mapping[str, Any]) -> str:
+    return f"<br>{mean_of(point['n_heads'])}" if "n_heads" in point else ""
 
 
 # --- latents -------------------------------------------------------------------------------------------------------

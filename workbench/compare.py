@@ -24,7 +24,11 @@ FEWEST = 3  # pairs that a correlation needs
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Row i is a pair that both models keep: its number in the first one's folder, margins and P(chosen wins), and its prompt's number."""
+    """Row i is a pair that both models keep: its number in the first one's folder, margins and P(chosen wins), and its prompt's number.
+
+    `margins` and `probability` are the shipped heads', `margins_by_head` those of all heads of the first and of the second.
+    `split` says what the pairs are: `test` or `validation` where they are held out and so in both, `held-out` where that differs, else `shared`.
+    """
 
     first: Kept
     second: Kept
@@ -32,6 +36,8 @@ class Comparison:
     margins: Float[np.ndarray, "2 n"]
     probability: Float[np.ndarray, "2 n"]
     groups: Int[np.ndarray, " n"]
+    margins_by_head: tuple[Float[np.ndarray, "n_first n"], Float[np.ndarray, "n_second n"]]
+    split: str
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -40,17 +46,31 @@ class Comparison:
         """The same of these pairs alone."""
         rows = np.array([row for row, pair_id in enumerate(self.pair_ids) if pair_id in pair_ids], dtype=np.int64)
         margins, probability = self.margins[:, rows], self.probability[:, rows]
-        return replace(self, numbers=self.numbers[rows], margins=margins, probability=probability, groups=self.groups[rows])
+        by_head = self.margins_by_head[0][:, rows], self.margins_by_head[1][:, rows]
+        kept = {"numbers": self.numbers[rows], "groups": self.groups[rows], "margins_by_head": by_head}
+        return replace(self, margins=margins, probability=probability, **kept)
 
     @cached_property
     def accuracies(self) -> tuple[Accuracy, Accuracy]:
-        """Of the first and the second, on these pairs."""
+        """Of the first and the second, on these pairs: the shipped heads'."""
         return accuracy_of(self.margins[:1], self.groups), accuracy_of(self.margins[1:], self.groups)
 
     @cached_property
     def difference(self) -> Difference | None:
-        """Accuracy of the second less that of the first, paired by prompt."""
+        """Accuracy of the second's shipped head less that of the first's, paired by prompt."""
         return accuracy_difference(self.margins[1:], self.margins[:1], self.groups)
+
+    @cached_property
+    def mean_accuracies(self) -> tuple[Accuracy, Accuracy]:
+        """Mean over the heads of the first and of the second, on the same pairs."""
+        first, second = self.margins_by_head
+        return accuracy_of(first, self.groups), accuracy_of(second, self.groups)
+
+    @cached_property
+    def mean_difference(self) -> Difference | None:
+        """Mean accuracy of the second's heads less that of the first's, paired by prompt."""
+        first, second = self.margins_by_head
+        return accuracy_difference(second, first, self.groups)
 
     @cached_property
     def agreement(self) -> Accuracy:
@@ -117,7 +137,23 @@ def _compare(first: Path, second: Path, root: Path, held_out: bool) -> Compariso
     scale = np.array([[of.parts.margin_scale] for of in both])
     groups = np.unique([key[0] for key in shared], return_inverse=True)[1].astype(np.int64) if shared else np.zeros(0, dtype=np.int64)
     probability = 1 / (1 + np.exp(-scale * margins))
-    return Comparison(first=both[0], second=both[1], numbers=numbers[0], margins=margins, probability=probability, groups=groups)
+    first_heads, second_heads = (of.margins_by_head[:, rows] if shared else np.zeros((1, 0)) for of, rows in zip(both, numbers, strict=True))
+    return Comparison(
+        first=both[0],
+        second=both[1],
+        numbers=numbers[0],
+        margins=margins,
+        probability=probability,
+        groups=groups,
+        margins_by_head=(first_heads, second_heads),
+        split=_split(both) if held_out else "shared",
+    )
+
+
+def _split(both: tuple[Kept, Kept]) -> str:
+    """The split that held-out pairs are of in both folders; `held-out` where the two differ."""
+    splits = {of.known.held_out_split for of in both if of.known is not None}
+    return splits.pop() if len(splits) == 1 else "held-out"
 
 
 def _places(of: Kept, held_out: bool) -> dict[tuple[int, int, int], int]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import streamlit as st
 
+from core.reward.evaluation import Difference
+from core.reward.head_words import counted_pairs, mean_of, shipped_head, shipped_seed
 from core.types import Accuracy
 from workbench import frame, models, state
 from workbench.chart_base import number, visible
@@ -18,7 +20,6 @@ from workbench.response_page import LEFT, RIGHT
 
 SCOPES = {"heldout": "Held out by both", "all": "All shared pairs"}
 MOST_ROWS = 200
-NAMES = ("first", "second")
 
 
 def draw(first: FittedModel) -> None:
@@ -69,18 +70,9 @@ def _second(others: list[FittedModel]) -> FittedModel | None:
 
 
 def _figures(found: Comparison) -> None:
+    st.markdown(_accuracies(found))
+    st.caption("95 % intervals over prompts; the two are paired by prompt. What follows, too, is of the shipped heads, which give the rewards.")
     with st.container(horizontal=True, gap="small", key="compare figures"):
-        for name, one in zip(NAMES, found.accuracies, strict=True):
-            _share(f"Accuracy, {name} (%)", one)
-        difference = found.difference
-        if difference is not None:
-            ends = (100 * difference.low, 100 * difference.high)
-            _figure(
-                "Second less first",
-                f"{100 * difference.difference:+.1f} points",
-                f"{ends[0]:+.1f} to {ends[1]:+.1f}, n = {difference.n:,}",
-                "paired by prompt",
-            )
         _share("Same preference (%)", found.agreement)
         rho = found.correlation
         if rho is not None:
@@ -88,11 +80,37 @@ def _figures(found: Comparison) -> None:
                 "Correlation of margins",
                 f"{rho.value:.2f}",
                 f"{rho.low:.2f} to {rho.high:.2f}, n = {len(found):,}",
-                "Spearman, 95 % interval over prompts",
+                "Spearman, of the shipped heads; 95 % interval over prompts",
             )
         shared = found.shared_latents
         if shared is not None:
             _figure("Latents in common", f"{shared[0]:,}", f"of {shared[1]:,} and {shared[2]:,}", "both read the same SAE")
+
+
+def _accuracies(found: Comparison) -> str:
+    """A table: like is compared with like, mean over the heads with mean, shipped head with shipped head."""
+    rows = []
+    both = (found.first, found.second)
+    means = [mean_of(len(margins)) for margins in found.margins_by_head]
+    shipped = [shipped_head(shipped_seed(of.parts.method)) for of in both]
+    for accuracies, heads, difference in (
+        (found.mean_accuracies, means, found.mean_difference),
+        (found.accuracies, shipped, found.difference),
+    ):
+        cells = [f"{_percent(one)}, {of}" for one, of in zip(accuracies, heads, strict=True)]
+        rows.append([*cells, "–" if difference is None else _points(difference)])
+    what = f"Accuracy on {counted_pairs(len(found), found.split)}" + (", training ones among them" if found.split == "shared" else "")
+    head = [what, "First", "Second", "Second less first"]
+    lines = [head, ["---"] * len(head), *(["Means over heads", *rows[0]], ["Shipped heads", *rows[1]])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _percent(one: Accuracy) -> str:
+    return f"**{100 * one.accuracy:.1f} %** ({100 * one.low:.1f} to {100 * one.high:.1f})"
+
+
+def _points(one: Difference) -> str:
+    return f"**{100 * one.difference:+.1f} points** ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
 
 
 def _share(label: str, one: Accuracy) -> None:

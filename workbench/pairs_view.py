@@ -47,8 +47,13 @@ def of_model(model: FittedModel) -> PairList:
 # --- what they are -----------------------------------------------------------------------------------------------------
 
 
-def report(found: Mapping[str, Any], shortcuts: Mapping[str, Mapping[str, Any]], ours: Mapping[str, Any] | None = None) -> None:
-    """Counts, doubles, leaks, and how far wording or length alone get."""
+def report(
+    found: Mapping[str, Any],
+    shortcuts: Mapping[str, Mapping[str, Any]],
+    ours: Mapping[str, Any] | None = None,
+    ours_of: str = "",
+) -> None:
+    """Counts, doubles, leaks, and how far wording or length alone get. `ours` is the reward model's accuracy, `ours_of` its heads in words."""
     data, split = found["data"], found["split"]
     duplicates = data["duplicates"]
     doubled = duplicates["n_exact_extra"] + duplicates["n_near_extra"]
@@ -65,21 +70,32 @@ def report(found: Mapping[str, Any], shortcuts: Mapping[str, Mapping[str, Any]],
         with column, st.container(border=True, height="stretch"):
             st.metric(name, value)
             st.caption(beside)
-    _shortcuts(shortcuts, ours)
+    _shortcuts(shortcuts, ours, ours_of)
     for note in (*data["notes"], *split["notes"]):
         st.text(visible(note, 400))
 
 
-def _shortcuts(shortcuts: Mapping[str, Mapping[str, Any]], ours: Mapping[str, Any] | None) -> None:
+def _shortcuts(shortcuts: Mapping[str, Mapping[str, Any]], ours: Mapping[str, Any] | None, ours_of: str) -> None:
+    """A fit measures them on the test pairs that its language model can read, in tokens; a check of pairs alone on all of them, in characters."""
     if not shortcuts:
         return
-    said = [f"{contestant(kind)} tells chosen from rejected in **{share(value)}** ({within(value)})" for kind, value in shortcuts.items()]
+    said = [f"{_shortcut(kind, value)} tells chosen from rejected in **{share(value)}** ({_measured(value)})" for kind, value in shortcuts.items()]
     st.markdown("Without any model: " + "; ".join(said) + ".")
     wording = shortcuts.get("wording-only")
     if ours and wording and wording["accuracy"] is not None and wording["high"] >= ours["accuracy"]:
-        st.markdown(f"The reward model's {share(ours)} is no better than wording alone: these pairs can be told apart by their words.")
+        reached = f"The reward model's accuracy, {share(ours)} ({ours_of}, {within(ours)}),"
+        st.markdown(f"{reached} is no better than wording alone: these pairs can be told apart by their words.")
     elif wording and wording["accuracy"] is not None and wording["low"] > 0.5:
         st.markdown("Some of the preference is in the words themselves, so read every accuracy beside that line.")
+
+
+def _shortcut(kind: str, value: Mapping[str, Any]) -> str:
+    return f"Length in {value['unit']} only" if kind == "length-only" and "unit" in value else contestant(kind)
+
+
+def _measured(value: Mapping[str, Any]) -> str:
+    """The interval and which pairs: a check (it names its split) has read all of them, a fit those that its language model can read."""
+    return f"{within(value, value['split'])}, all there are" if "split" in value else f"{within(value)} that the language model can read"
 
 
 def refused(data: Mapping[str, Any]) -> None:

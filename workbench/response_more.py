@@ -20,7 +20,7 @@ MOST_OFF = 40
 
 
 def switch_off(view: View) -> None:
-    """Latents held at their training means: this reward, held-out accuracy and liking for length move."""
+    """Latents held at their training means: this reward, the shipped head's accuracy on held-out pairs and its liking for length move."""
     of = kept(view.model)
     options = ranked_latents(of, view.one.attribution.contribution)
     chosen = [one for one in state.get("response_off").split(",") if one in options]
@@ -37,17 +37,17 @@ def switch_off(view: View) -> None:
     off, on = switched(view.model, [int(one) for one in chosen], view.one)
     with st.container(horizontal=True, gap="small", key="response off figures"):
         _moved("Reward", on.reward, off.reward, ".3f", "of the response in view")
-        _moved("Held-out accuracy (%)", 100 * on.accuracy.accuracy, 100 * off.accuracy.accuracy, ".1f", _accuracy(off))
+        _moved("Accuracy, shipped head (%)", 100 * on.accuracy.accuracy, 100 * off.accuracy.accuracy, ".1f", _accuracy(off))
         said = f"{interval(off.length.value, off.length.low, off.length.high, '.2f')}, n = {view.one.figures.n_held_out:,} responses"
         _moved("Correlation with length", on.length.value, off.length.value, ".2f", said)
-    st.caption(f"With these off: accuracy {_accuracy(off)}; correlation with length {said}, Spearman, over held-out responses.")
+    st.caption(f"With these off: accuracy {_accuracy(off)}; correlation of its reward with length {said}, Spearman, over held-out responses.")
     if not chosen:
         st.caption("Nothing is switched off. A switched-off latent's projection is held at its training mean, exactly, on the head.")
 
 
 def _accuracy(found: SwitchedOff) -> str:
     one = found.accuracy
-    return f"{interval(100 * one.accuracy, 100 * one.low, 100 * one.high, '.1f')} %, n = {one.n:,} pairs"
+    return f"{interval(100 * one.accuracy, 100 * one.low, 100 * one.high, '.1f')} %, {found.measured_on}"
 
 
 def _moved(label: str, before: float | None, after: float | None, form: str, help: str) -> None:

@@ -16,6 +16,7 @@ from core import console
 from core.config import Config
 from core.errors import SparseRMError
 from core.options import options_of
+from core.reward.head_words import counted_pairs, mean_of
 from core.runs import launch as launching
 from core.runs.registry import Run, all_runs, kind_of, summaries
 from core.runs.space import disk_used, made_only_by, remove_artefacts
@@ -31,6 +32,7 @@ STARTED_HERE = ("fit", "sweep", "sae-train", align.KIND)  # what has a form; the
 SECTIONS = {"figures": "Figures", "settings": "Settings", "said": "What it said", "log": "Log"}
 FIGURES_POLL = 2.0  # seconds between two looks at the figures and the log of a live run
 DULL = ("width", "rows", "layer", "seed", "k", "K")  # figures that say where a step is, not how it goes
+ACCURACY, WITHIN = "Test accuracy, %, mean of heads", "95 %, n, heads"
 MORE = {"pairs": "preferences", "doctor": "doctor", "spaces": "spaces", "latents": "latents"}
 
 
@@ -143,8 +145,8 @@ def _table() -> None:
         height=min(38 + 35 * len(shown), 320),
         column_config={
             "Kind": st.column_config.TextColumn(width=110),
-            "Accuracy, %": st.column_config.NumberColumn(format="%.1f", help="Mean test accuracy of a fit over its heads"),
-            "95 %, n": st.column_config.TextColumn(help="Interval of the accuracy over prompts, and test pairs"),
+            ACCURACY: st.column_config.NumberColumn(format="%.1f", help="A fit's mean over its heads; the shipped head's alone stands on Overview"),
+            WITHIN: st.column_config.TextColumn(help="Interval of that mean over prompts, the test pairs and the heads that it is of"),
         },
         placeholder="",
         alt="All runs with their state and outcome",
@@ -179,8 +181,8 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
         "State": row["state"],
         "Of": visible(run_panel.title(run), 120) if row["state"] != "damaged" else "",
         "Now": done,
-        "Accuracy, %": None if mean is None else 100 * mean["accuracy"],
-        "95 %, n": "" if mean is None else f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f}, {mean['n']:,}",
+        ACCURACY: None if mean is None else 100 * mean["accuracy"],
+        WITHIN: "" if mean is None else f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f}, {counted_pairs(mean['n'])}, {mean['of']}",
         "Time": "" if row["seconds"] is None else console.duration(row["seconds"]),
         "Started": "" if not row["queued"] else console.date(row["queued"]),
         "Made from": (row["parent"] or "").rpartition("_")[2],
@@ -190,10 +192,10 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=1024)
 def _accuracy(path: Path) -> Mapping[str, Any] | None:
-    """Of a fit that has succeeded: what it wrote never changes."""
+    """Of a fit that has succeeded, the mean and `of` how many heads it is: what it wrote never changes."""
     try:
-        mean: Mapping[str, Any] = (Run(path).result() or {})["outcome"]["sparserm"]["mean"]
-        return mean if mean["accuracy"] is not None else None
+        ours = (Run(path).result() or {})["outcome"]["sparserm"]
+        return {**ours["mean"], "of": mean_of(len(ours["heads"]))} if ours["mean"]["accuracy"] is not None else None
     except (SparseRMError, KeyError, TypeError):
         return None
 
@@ -238,15 +240,16 @@ def _outcome(run: Run) -> None:
     outcome = result["outcome"]
     with st.container(horizontal=True, vertical_alignment="center"):
         if run.kind == "fit":
-            mean = outcome["sparserm"]["mean"]
+            mean, of = outcome["sparserm"]["mean"], mean_of(len(outcome["sparserm"]["heads"]))
             if mean["accuracy"] is not None:
-                interval = f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f} %, n = {mean['n']:,}"
-                st.markdown(f"Test accuracy **{100 * mean['accuracy']:.1f} %** ({interval} pairs)")
+                interval = f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f} %, n = {counted_pairs(mean['n'])}"
+                st.markdown(f"Test accuracy, {of}: **{100 * mean['accuracy']:.1f} %** ({interval})")
             state.link("Open the reward model", "overview", model=Path(result["artefact"]).name[:ID_LENGTH])
         elif run.kind == "sweep":
             best = outcome["best"]
-            interval = f"{100 * best['low']:.1f} to {100 * best['high']:.1f} %, n = {best['n']:,}"
-            st.markdown(f"Best on validation: layer {best['layer']}, K {best['k']}, **{100 * best['accuracy']:.1f} %** ({interval} pairs)")
+            interval = f"{100 * best['low']:.1f} to {100 * best['high']:.1f} %, n = {counted_pairs(best['n'], 'validation')}"
+            of = f"layer {best['layer']}, K {best['k']}, {mean_of(best['n_heads'])}"
+            st.markdown(f"Best validation accuracy: {of}: **{100 * best['accuracy']:.1f} %** ({interval})")
         elif run.kind in MORE:
             config = run.config().to_dict()
             state.link("Open what it made", MORE[run.kind], **({"model": Path(config["model"]).name[:ID_LENGTH]} if "model" in config else {}))

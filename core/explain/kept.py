@@ -58,6 +58,13 @@ class Kept:
         """s_w - s_l of each kept pair."""
         return self.rewards[:, 0] - self.rewards[:, 1]
 
+    @cached_property
+    def margins_by_head(self) -> Float[np.ndarray, "n_heads n_pairs"]:
+        """s_w - s_l of each kept pair by each of the heads that are kept; `margins` are the shipped one's."""
+        known = self._known()
+        rewards = np.stack([head.reward(known.projections) for head in self.parts.heads])
+        return rewards[:, known.chosen_rows] - rewards[:, known.rejected_rows]
+
     def held_out(self, by: str = "") -> Int[np.ndarray, " m"]:
         """Numbers of the held-out pairs: as they stand, or first the `worst` (lowest reward), or the most `misranked` (lowest margin)."""
         pairs = self._known().held_out_pairs

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from core.errors import ConfigError
 from core.explain.cues import Correlation, correlations
 from core.reward.evaluation import accuracy_of
+from core.reward.head_words import counted_pairs, shipped_head, shipped_seed
 from core.reward.known import KnownResponses
 from core.reward.parts import RewardParts
 from core.types import Accuracy
@@ -23,17 +24,26 @@ from core.types import Accuracy
 
 @dataclass(frozen=True, kw_only=True)
 class SwitchedOff:
-    """With these latents at their training means: accuracy on held-out pairs, Spearman correlation of the reward with length over held-out responses,
-    and (where a response was given) its reward.
+    """With these latents at their training means: the shipped head's accuracy on held-out pairs, Spearman correlation of its reward with length over
+    held-out responses, and (where a response was given) its reward. `seed` is the shipped head's, `split` that of the held-out pairs: test, or
+    validation where there is no test split.
     """
 
     latent_ids: tuple[int, ...]
     accuracy: Accuracy
     length: Correlation
     reward: float | None
+    seed: int | None
+    split: str
+
+    @property
+    def measured_on(self) -> str:
+        """`shipped head, seed 3, 94 test pairs`: what the accuracy is of."""
+        return f"{shipped_head(self.seed)}, {counted_pairs(self.accuracy.n, self.split)}"
 
     def to_json(self) -> dict[str, Any]:
-        return {"latent_ids": list(self.latent_ids), **self.accuracy.to_json(), "length": self.length.to_json(), "reward": self.reward}
+        figures = {**self.accuracy.to_json(), "head": "shipped", "seed": self.seed, "split": self.split}
+        return {"latent_ids": list(self.latent_ids), **figures, "length": self.length.to_json(), "reward": self.reward}
 
 
 class Switchboard:
@@ -43,7 +53,7 @@ class Switchboard:
         if known is None or not len(known.held_out_pairs) or parts.latent_ids is None:
             remedy = "fit it again with a test or a validation split"
             raise ConfigError("latents can't be switched off: no held-out pairs are kept beside this reward model", remedy=remedy)
-        self.parts, rows = parts, known.held_out
+        self.parts, self.split, rows = parts, known.held_out_split, known.held_out
         self.columns = {int(latent): column for column, latent in enumerate(parts.latent_ids)}
         self.v = known.projections[rows].astype(np.float64)
         self.first, self.second = parts.head.weight_1.astype(np.float64), parts.head.weight_2.astype(np.float64)[0]
@@ -70,6 +80,8 @@ class Switchboard:
             accuracy=accuracy_of(margins[None], self.prompts),
             length=correlations(rewards[:, None], self.n_tokens, self.groups)[0],
             reward=None if v is None else self._reward(v, columns),
+            seed=shipped_seed(self.parts.method),
+            split=self.split,
         )
 
     def _rewards(self, v: Float[np.ndarray, "n k"], hidden: Float[np.ndarray, "n hidden"], columns: Int[np.ndarray, " m"]) -> Float[np.ndarray, " n"]:

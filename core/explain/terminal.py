@@ -266,6 +266,6 @@ def switched(found: SwitchedOff, plain: SwitchedOff) -> Text:
     for name, one in (("all on", plain), (f"off: {', '.join(map(str, found.latent_ids))}", found)):
         accuracy, length = one.accuracy, one.length
         reward = "" if one.reward is None else f"reward {one.reward:.3f}, "
-        said = f"held-out accuracy {_interval(accuracy.accuracy, accuracy.low, accuracy.high)} of {accuracy.n} pairs"
+        said = f"accuracy {_interval(accuracy.accuracy, accuracy.low, accuracy.high)} ({one.measured_on})"
         lines.append(f"{name}: {reward}{said}, correlation with length {_interval(length.value, length.low, length.high)}")
     return Text("\n".join(lines))

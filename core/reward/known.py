@@ -68,6 +68,11 @@ class KnownResponses:
         return test if len(test) else self.pairs_of_split("validation")
 
     @cached_property
+    def held_out_split(self) -> str:
+        """The split that held-out pairs are of: test, or validation where there is no test split."""
+        return "test" if len(self.pairs_of_split("test")) else "validation"
+
+    @cached_property
     def held_out(self) -> Int[np.ndarray, " r"]:
         """Rows of the responses of held-out pairs."""
         return self.responses_of(self.held_out_pairs)
