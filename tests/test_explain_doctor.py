@@ -418,6 +418,16 @@ def test_a_shortcut_that_does_better_fails(sparserm: float, shortcut: float, sta
         assert found.status == status and (found.value, found.low, found.high, found.n) == (lead["difference"], lead["low"], lead["high"], 280)
 
 
+def test_a_shortcut_is_compared_mean_with_mean() -> None:
+    table = table_of(0.9, 0.6)
+    table["sparserm"]["heads"] *= 5
+    table["sparserm"]["accuracy"] = 0.123  # the shipped head's, which the lead is not of
+    found = wording_shortcut(table)
+    mean = table["sparserm"]["mean"]["accuracy"]
+    assert found.details["sparserm"]["accuracy"] == mean and found.details["sparserm"]["heads"] == "mean of 5 heads"
+    assert found.value == pytest.approx(mean - found.details["control"]["accuracy"]) and "lead (mean of 5 heads)" in found.figure
+
+
 def test_a_reward_that_goes_with_length_warns() -> None:
     table = table_of(0.9, 0.6)
     assert [length_shortcut(table, cue(value)).status for value in (0.0, 0.33, 0.5, -0.5)] == ["pass", "pass", "warn", "warn"]

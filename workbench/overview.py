@@ -64,9 +64,9 @@ def headline(model: FittedModel) -> list[Figure]:
 
 
 def shipped(model: FittedModel) -> str:
-    """`shipped head, seed 3: 70.4 %`: what the head that gives the rewards reaches on the same test pairs."""
+    """`shipped head, seed 3: 70.4 % of the same pairs`: what the head that gives the rewards reaches on the same test pairs."""
     seed = shipped_seed(model.config["method"])
-    return f"{shipped_head(seed)}: {share(model.evaluation['sparserm'])}"
+    return f"{shipped_head(seed)}: {share(model.evaluation['sparserm'])} of the same pairs"
 
 
 def verdict(model: FittedModel) -> str:

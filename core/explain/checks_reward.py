@@ -14,6 +14,7 @@ from core.explain.faithfulness import Faithfulness
 from core.explain.report import FAIL, PASS, WARN, Check, interval_text, judge, listed
 from core.explain.stability import BOUND, PromptShare, Stability
 from core.reward.evaluation import MEASURED_ON
+from core.reward.head_words import mean_of
 from core.reward.known import KnownResponses
 from core.reward.parts import RewardParts
 
@@ -54,8 +55,10 @@ def _shortcut(table: Mapping[str, Any], control: str, name: str, what: str, said
         remedy = "give the data a test split (--ratios), and fit again"
         return Check(name=name, status=WARN, figure=listed(["no test pairs to compare on", said]), bound=bound, reason=reason, remedy=remedy)
     status = judge((lead["low"] <= 0, WARN), (lead["high"] < 0, FAIL))
-    alone = f"alone {entry['accuracy']:.3f}{interval_text(entry['low'], entry['high'])}"
-    ahead = f"SparseRM's lead {lead['difference']:+.3f}{interval_text(lead['low'], lead['high'], '+.3f')}, n = {lead['n']:,} {MEASURED_ON}"
+    ours, theirs = table["sparserm"]["mean"], entry["mean"]  # the lead is of means, so they stand beside it, not the shipped head's
+    alone = f"accuracy alone {theirs['accuracy']:.3f}{interval_text(theirs['low'], theirs['high'])}"
+    ahead = f"SparseRM's lead ({mean_of(len(table['sparserm']['heads']))}) {lead['difference']:+.3f}"
+    ahead += f"{interval_text(lead['low'], lead['high'], '+.3f')}, n = {lead['n']:,} {MEASURED_ON}"
     remedy = f"compare with pairs that {what} can't tell apart; a lead that is not sure needs more test pairs, or another layer or SAE"
     return Check(
         name=name,
@@ -69,8 +72,8 @@ def _shortcut(table: Mapping[str, Any], control: str, name: str, what: str, said
         high=lead["high"],
         n=lead["n"],
         details={
-            "control": {key: entry[key] for key in ("accuracy", "low", "high", "n")},
-            "sparserm": {key: table["sparserm"][key] for key in ("accuracy", "low", "high", "n")},
+            "control": {key: theirs[key] for key in ("accuracy", "low", "high", "n")},
+            "sparserm": {**{key: ours[key] for key in ("accuracy", "low", "high", "n")}, "heads": mean_of(len(table["sparserm"]["heads"]))},
             "measured_on": MEASURED_ON,
         },
     )
