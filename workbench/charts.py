@@ -98,7 +98,7 @@ def accuracy_bars(evaluation: Mapping[str, Any]) -> Chart:
 
 
 def _accuracy_axis(n: int | None = None) -> str:
-    return "Test accuracy, means of heads (% of " + ("test pairs)" if n is None else f"{counted_pairs(n)})")
+    return "Test accuracy, means of heads<br>(% of " + ("test pairs)" if n is None else f"{counted_pairs(n)})")
 
 
 def _accuracy_row(kind: str, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,8 +47,8 @@ class Comparison:
         rows = np.array([row for row, pair_id in enumerate(self.pair_ids) if pair_id in pair_ids], dtype=np.int64)
         margins, probability = self.margins[:, rows], self.probability[:, rows]
         by_head = self.margins_by_head[0][:, rows], self.margins_by_head[1][:, rows]
-        kept = {"numbers": self.numbers[rows], "groups": self.groups[rows], "margins_by_head": by_head}
-        return replace(self, margins=margins, probability=probability, **kept)
+        numbers, groups = self.numbers[rows], self.groups[rows]
+        return replace(self, numbers=numbers, margins=margins, probability=probability, groups=groups, margins_by_head=by_head)
 
     @cached_property
     def accuracies(self) -> tuple[Accuracy, Accuracy]:

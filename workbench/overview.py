@@ -42,7 +42,7 @@ def headline(model: FittedModel) -> list[Figure]:
     table = model.evaluation
     mean, of = table["sparserm"]["mean"], mean_of(len(table["sparserm"]["heads"]))
     help_ = "The heads differ in their seed only. 95 % interval over prompts. Rewards come from the shipped head, which did best on validation."
-    found = [Figure(name=f"Test accuracy, {of}", value=share(mean), beside=f"{within(mean)}; {shipped(model)}", help=help_)]
+    found = [Figure(name=f"Test accuracy, {of}", value=share(mean), beside=f"{of}: {within(mean)}; {shipped(model)}", help=help_)]
     for kind, name in (("random-isotropic", "Over random directions"), ("dense", "Over the whole state")):
         lead = table["controls"].get(kind, {}).get("sparserm_minus_this")
         if lead:
