@@ -99,7 +99,7 @@ def _accuracy(evaluation: Mapping[str, Any]) -> str:
         f"| {split} | {e['accuracy']:.3f} | {e['low']:.3f} to {e['high']:.3f} | {e['n']} | {e.get('n_refused', 'not counted')} |"
         for split, e in evaluation.items()
     ]
-    columns = ["| split | accuracy | 95 % interval | pairs | pairs left out |", "|---|---|---|---|---|"]
+    columns = ["| split | accuracy of the shipped head | 95 % interval | pairs | pairs left out |", "|---|---|---|---|---|"]
     return "\n".join([*columns, *rows]) if rows else "Not measured."
 
 
