@@ -201,6 +201,22 @@ def test_numbers_too_large_for_float16(tmp_path: Path) -> None:
 # --- shards ----------------------------------------------------------------------------------------------------------------------------
 
 
+@WHOLE_AND_CUT
+def test_zeros_that_a_cut_download_left_are_refused(depth: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The file has its size and a whole header; a layer of zeros hands its input on as if it were not there."""
+    for number, part in enumerate(("embed_tokens", "layers.1.")):
+        folder = model_copy(tmp_path / str(number), changed(part, torch.zeros_like))
+        assert re.search(rf"zeros.*only zeros: [\w.]*{part}", str(refused(folder, depth)), re.DOTALL)
+    half = model_copy(tmp_path / "half")
+    content = (half / "model.safetensors").read_bytes()
+    (half / "model.safetensors").write_bytes(content[: len(content) // 4] + bytes(len(content) - len(content) // 4))
+    assert "zeros" in refused(half, depth).problem
+    caplog.clear()
+    grown = model_copy(tmp_path / "grown", changed("layers.1.mlp.down_proj", torch.zeros_like))
+    load_backbone(config_for(grown), depth=depth)
+    assert "all zeros: " in caplog.text and "layers.1.mlp.down_proj.weight" in caplog.text
+
+
 def test_shards_are_read_and_missed(tmp_path: Path) -> None:
     whole = sharded(model_copy(tmp_path / "whole"))
     assert torch.equal(states_of(whole), states_of(tiny_folder()))

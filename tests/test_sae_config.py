@@ -226,3 +226,18 @@ def test_a_release_of_a_centred_model_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(pretrained_sae_loaders, "hf_hub_download", lambda repo_id, filename, **_: str(tmp_path / repo_id / filename))
     with pytest.raises(SAEError, match=r"(?s)centred by TransformerLens.*center_writing_weights"):
         load_sae(SAEConfig(release="gpt2-small-res-jb", sae_id="blocks.8.hook_resid_pre"))
+
+
+def test_a_folder_that_does_not_say_its_kind_is_not_taken_for_a_standard_one(tmp_path: Path) -> None:
+    """Versions before 6 gave both widths without a kind; where they lack, or the kind stands elsewhere, it is unknown."""
+    folder = old_folder(tmp_path / "widths", arrays("standard"))
+    loaded(folder)
+    for number, change in enumerate(
+        (lambda raw: [raw.pop(key) for key in ("d_in", "d_sae")], lambda raw: raw.update(metadata={"architecture": "topk"}))
+    ):
+        folder = old_folder(tmp_path / str(number), arrays("standard"))
+        raw = json.loads((folder / "cfg.json").read_text())
+        change(raw)
+        (folder / "cfg.json").write_text(json.dumps(raw))
+        with pytest.raises(SAEError, match="does not say its architecture"):
+            loaded(folder)

@@ -279,6 +279,14 @@ def test_missing_unknown_and_misshapen_tensors_are_named(architecture: str, tmp_
 
 
 @pytest.mark.parametrize("key", ["W_enc", "W_dec"])
+def test_zeros_that_a_cut_download_left_are_named(key: str, tmp_path: Path) -> None:
+    w = arrays("jumprelu")
+    folder = write_folder(tmp_path / "sae", {**w, key: np.zeros_like(w[key])}, "jumprelu")
+    with pytest.raises(SAEError, match=rf"(?s)tensor {key} of SAE .* holds zeros only.*to do: fetch the file again"):
+        loaded(folder)
+
+
+@pytest.mark.parametrize("key", ["W_enc", "W_dec"])
 def test_a_transposed_matrix_is_named(key: str, tmp_path: Path) -> None:
     w = arrays("jumprelu")
     for folder in (write_folder(tmp_path / "a", w, "jumprelu"), write_gemma_scope(tmp_path / "b/params.npz", {**w, key: w[key].T}).parent):

@@ -5,7 +5,7 @@ Here a model is handed on only if
 
 1. each of its tensors came from the files, with the shape that config.json gives (tied embeddings count as there);
 2. each tensor in the files is used, or belongs to what was left out on purpose: layers above the depth, and the LM head where none is wanted;
-3. no number in it is NaN or infinite;
+3. no number in it is NaN or infinite, and neither the embedding nor a layer holds zeros only;
 4. the tokenizer's tokens have rows in the embedding.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -217,13 +218,16 @@ def _remedy(missing: Sequence[str], unused: Sequence[str], n_layers: int) -> str
 
 
 def check_finite(model: Any, name: str) -> None:
-    """Raises BackboneError where a number in the model's tensors is NaN or infinite. One sum a tensor, where the tensor lies."""
+    """Raises BackboneError where a number in the model's tensors is NaN or infinite, or a layer is empty. One sum a tensor, where the tensor lies."""
     import torch
 
+    zeros = []
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta or not tensor.is_floating_point() or tensor.element_size() == 1:
             continue
-        if bool(torch.isfinite(tensor.detach().sum(dtype=torch.float32))):
+        total = float(tensor.detach().sum(dtype=torch.float32))
+        if math.isfinite(total):
+            zeros += [key] if total == 0 and tensor.ndim > 1 and not bool(tensor.detach().any()) else []
             continue
         n_wrong = int((~torch.isfinite(tensor.detach())).sum())  # a sum of large numbers may be infinite where none of them is
         if n_wrong:
@@ -235,6 +239,32 @@ def check_finite(model: Any, name: str) -> None:
                 found=f"{n_wrong:,} of {tensor.numel():,} in {key} are NaN or infinite ({dtype})",
                 remedy=f"{AGAIN}, or take an earlier checkpoint of its training{small}",
             )
+
+    _check_zeros(model, zeros, name)
+
+
+def _check_zeros(model: Any, zeros: Sequence[str], name: str) -> None:
+    """Raises BackboneError where the embedding or all matrices of a layer hold zeros only: a download that was cut after its place was reserved.
+
+    Single matrices of zeros are how some models are made to grow (blocks that change nothing yet), so they are only said.
+    """
+    matrices = {key: parameter for key, parameter in model.named_parameters() if parameter.ndim > 1}
+    wrong = [key for key in zeros if matrices.get(key) is model.get_input_embeddings().weight]
+    layers: dict[str, list[str]] = {}
+    for key in matrices:
+        if number := re.search(r"(?:^|\.)(?:layers|h|blocks|block)\.\d+\.", key):
+            layers.setdefault(key[: number.end()], []).append(key)
+    wrong += [f"{layer}*" for layer, keys in layers.items() if set(keys) <= set(zeros)]
+    if wrong:
+        raise BackboneError(
+            f"the weights of {name} hold nothing but zeros where there should be numbers",
+            expected="weights of a trained model",
+            found=f"only zeros: {some(wrong)}",
+            remedy=f"{AGAIN}: a download that breaks off may leave zeros behind, in a file of the right size",
+        )
+    odd = [key for key in zeros if key in matrices]
+    if odd:
+        log.warning("%s: these weights are all zeros: %s", name, some(odd))
 
 
 def load_tokenizer(folder: Path, name: str) -> Any:

@@ -164,7 +164,9 @@ def _architecture(raw: Mapping[str, Any], facts: Mapping[str, Any], name: str) -
     """The architecture and k, which may be said by the activation function."""
     architecture = raw.get("architecture")
     if architecture is None:
-        if version_of(raw) >= 6:
+        metadata = raw.get("metadata") or {}
+        # Versions before 6 gave both widths; what gives neither, or says its kind where sae-lens does not read it, may be of any kind.
+        if version_of(raw) >= 6 or not {"d_in", "d_sae"} & set(raw) or {"architecture", "k"} & set(metadata):
             raise _refused(name, "architecture", None, "does not say its architecture", " | ".join(TENSORS))
         architecture = "standard"
     refuse_architecture(architecture, name)

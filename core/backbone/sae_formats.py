@@ -191,6 +191,7 @@ def _from_llama_scope(path: Path) -> StoredSAE:
         "apply_b_dec_to_input": bool(raw.get("apply_decoder_bias_to_pre_encoder")),
         "metadata": metadata,
         "d_in": d_model,
+        "d_sae": raw.get("d_sae"),
     }
     source = {"source": "llama-scope", "name": folder, "norm_factor": factor, "expected_l0": raw.get("top_k")}
     return StoredSAE(config=config, tensors=tensors, source=source, file=str(file))

@@ -30,7 +30,7 @@ EVEN = 0.01  # spread of norms, relative to their mean, below which vectors have
 
 
 def check_tensors(tensors: Mapping[str, Tensor], architecture: str, config: Mapping[str, Any], name: str, file: str) -> None:
-    """Raises SAEError that names `file` and the tensor: missing, unknown, mis-shaped, transposed, not finite, or of another width than the config."""
+    """Raises SAEError that names `file` and the tensor: missing, unknown, mis-shaped, transposed, not finite, zeros only, or of another width."""
     wanted = TENSORS[architecture]
     if set(tensors) != wanted:
         raise _other_tensors(tensors, wanted, architecture, name, file)
@@ -41,6 +41,9 @@ def check_tensors(tensors: Mapping[str, Tensor], architecture: str, config: Mapp
         if tuple(value.shape) != shape:
             raise _wrong_shape(key, shape, tuple(value.shape), name, file)
         _check_finite(key, value, name, file)
+        if key in ("W_enc", "W_dec") and not bool(value.any()):
+            remedy = "fetch the file again: a download that breaks off may leave zeros behind, in a file of the right size"
+            raise SAEError(f"tensor {key} of SAE {name} holds zeros only", expected="trained weights", found=f"zeros in {file}", remedy=remedy)
     if d_model == d_sae:
         _check_square(tensors["W_enc"], tensors["W_dec"], name, file)
 
