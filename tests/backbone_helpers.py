@@ -31,6 +31,11 @@ QWEN_LIKE = (
     "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}"
     "{{ text + '<|im_end|>\n' }}{% endfor %}"
 )
+# As SmolLM3 does without thinking: an empty block stands before every answer, whose own text is left as it is.
+SMOLLM3_LIKE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{{ '<think>\n\n</think>\n' }}{% endif %}"
+    "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+)
 # As R1's distillations do: whatever stands before the end of a block is dropped.
 R1_LIKE = "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] }}{{ m['content'].split('</think>')[-1] + '<|im_end|>' }}{% endfor %}"
 # As Mistral-Nemo does: the system text opens the last user turn; turns must alternate; no marks of its own around an answer but its end.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from backbone_helpers import DATED, GEMMA_LIKE, LLAMA2_LIKE, NEMO_LIKE, QWEN_LIKE, R1_LIKE, REWRITING, tiny_tokenizer
+from backbone_helpers import DATED, GEMMA_LIKE, LLAMA2_LIKE, NEMO_LIKE, QWEN_LIKE, R1_LIKE, REWRITING, SMOLLM3_LIKE, tiny_tokenizer
 
 from core.backbone.layout import Unreadable
 from core.backbone.template import ChatTemplate, Rendered
@@ -189,10 +189,29 @@ def test_any_other_control_token_refuses_the_row(text: str, token: str) -> None:
     assert np.array_equal(r.ids[~r.content], outside.ids[~outside.content]), "the template's tokens are as they were"
 
 
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [("yes</s>", "</s>"), ("yes </s>\n", "</s>"), ("<s>yes</s>", "</s>"), ("<s> yes", "<s>"), ("<bos>yes", "<bos>"), ("yes<eos><pad>", "<pad>")],
+)
+def test_another_models_marks_of_a_sequences_ends_refuse_the_row(text: str, mark: str) -> None:
+    """Read as text, z would be that of the mark's last character."""
+    reason = refusal(CHATML, dialogue("hi", text))
+    assert reason.startswith("the response holds a control token of another chat template") and mark in reason
+    assert "the prompt (user) holds" in refusal(CHATML, dialogue(text, "yes"))
+
+
+@pytest.mark.parametrize(
+    "text", ["Write <s>struck</s> in HTML: <s>old</s>", "<s>old</s> new", "In Llama </s> ends a text.", "The mark <bos> begins it"]
+)
+def test_a_text_that_speaks_of_such_marks_is_text(text: str) -> None:
+    chat, r = rendered(CHATML, dialogue("hi", text))
+    assert response_text(chat, r) == text
+
+
 def test_reading_control_tokens_as_text_changes_no_other_row() -> None:
     for template in (CHATML, GEMMA_LIKE, None):
-        _, refusing = rendered(template, dialogue("a [b] <c>", "well 🤷🏽 </s>"))
-        _, reading = rendered(template, dialogue("a [b] <c>", "well 🤷🏽 </s>"), control_tokens="text")
+        _, refusing = rendered(template, dialogue("a [b] <c>", "well 🤷🏽 </s> then"))
+        _, reading = rendered(template, dialogue("a [b] <c>", "well 🤷🏽 </s> then"), control_tokens="text")
         assert np.array_equal(refusing.ids, reading.ids) and refusing.response_ends == reading.response_ends
 
 
@@ -252,6 +271,19 @@ def test_thinking_stripped_is_read_as_if_it_had_not_been_there(template: str, te
     _, stripped = rendered(template, dialogue("hi", text), think="strip")
     _, plain = rendered(template, dialogue("hi", "Boil it"), think="strip")
     assert np.array_equal(stripped.ids, plain.ids) and stripped.thinking == "stripped" and plain.thinking == ""
+
+
+@pytest.mark.parametrize("template", [SMOLLM3_LIKE, QWEN_LIKE])
+@pytest.mark.parametrize("text", [THOUGHT, "<think>\nThe egg", "<think>a</think>one<think>b</think>two", "The egg is raw.\n</think>\n\nBoil it"])
+def test_no_empty_block_stands_before_an_answer_that_thinks(template: str, text: str) -> None:
+    chat, r = rendered(template, dialogue("hi", text, "and?", text), think="keep")
+    assert response_text(chat, r) == text
+    assert r.text.endswith("<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\n" + text + "<|im_end|>\n")
+    assert chat.tokenizer.decode([r.ids[r.turn_ends[-1]]]) == "<|im_end|>"
+
+
+def test_the_empty_block_stays_before_an_answer_that_does_not_think() -> None:
+    assert rendered(SMOLLM3_LIKE, dialogue("hi", THOUGHT, "and?", "yes"))[1].text.endswith("assistant\n<think>\n\n</think>\nyes<|im_end|>\n")
 
 
 def test_thinking_refused() -> None:

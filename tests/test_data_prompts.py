@@ -378,6 +378,18 @@ def test_literals_are_bounded_and_never_executed() -> None:
     assert unpack_messages("plain", "chosen") == "plain"
 
 
+def test_unpaired_dialogues_that_repeat_the_prompt_are_asked_it_once(tmp_path: Path) -> None:
+    """Capybara-KTO: `completion` is the whole dialogue, `prompt` its first turn."""
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}, {"role": "user", "content": "And when?"}]
+    rows = [
+        {"prompt": "Where?", "completion": [*turns, {"role": "assistant", "content": answer}], "label": answer == "Now.", "system": "Be brief."}
+        for answer in ("Now.", "Never.")
+    ]
+    (pair,), report = load_rows(tmp_path, rows)
+    assert pair.prompt == ({"role": "system", "content": "Be brief."}, *turns)
+    assert (pair.chosen, pair.rejected, report.n_used) == ("Now.", "Never.", 2)
+
+
 def test_lists_of_answers_in_a_csv(tmp_path: Path) -> None:
     rows = [{"prompt": "Why?", "chosen": "['good']", "rejected": "['bad' 'worse']", "num_correct": "1"}]
     pairs, _ = load_rows(tmp_path, rows)

@@ -78,6 +78,15 @@ def test_several_response_messages_the_last_is_scored() -> None:
     assert reader.asked == [(({"role": "user", "content": "Is it late?"}, *dialogue[:2]), "No.")]
 
 
+def test_a_response_that_repeats_the_prompts_messages_is_asked_it_once() -> None:
+    reward_model, reader = faked()
+    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it late?"}]
+    whole = [*prompt, {"role": "assistant", "content": "No."}]
+    again = [{"role": "user", "content": "Is it late?"}, {"role": "assistant", "content": "No."}]
+    reward_model.score([prompt, "Is it late?"], [whole, again])
+    assert reader.asked == [(tuple(prompt), "No."), (tuple(again[:1]), "No.")]
+
+
 def test_score_pairs() -> None:
     reward_model, _ = faked()
     prompts = [({"role": "user", "content": p},) for p in PROMPTS[:3]]

@@ -3,7 +3,7 @@
 What counts as a control token of a text:
 - every special token of the tokenizer (`<|im_end|>`, `</s>`, `<pad>` ...), and every added token that the chat template itself writes;
 - the turn markers of the well-known chat templates, even where this tokenizer has no such token: a text that holds them has been through a
-  template already, and would be wrapped twice.
+  template already, and would be wrapped twice; likewise `</s>`, `<eos>` or padding at a text's very end, `<s>` or `<bos>` at its start.
 
 A closing token of this template, or the tokenizer's end of text, at the very end of an assistant message is what a policy writes when it is
 done: it is cut, and counted. Any other control token refuses the text (`control_tokens = refuse`) or is encoded as the plain characters that it
@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from core.backbone.thinking import TAGS
-from core.data.chat_markers import MARKERS
+from core.data.chat_markers import MARKERS, sequence_mark
 
 THINK_TAGS = frozenset(tag for tags in TAGS for tag in tags)  # core.backbone.thinking decides about these
 
@@ -46,7 +46,7 @@ class ControlTokens:
     def first_in(self, text: str) -> str:
         """The first control token in a text, empty where there is none."""
         match = self._pattern.search(text)
-        return match[0] if match else ""
+        return match[0] if match else sequence_mark(text)
 
     def is_token(self, text: str) -> bool:
         """Whether this tokenizer encodes the text as one control token; otherwise it is a marker of another template."""

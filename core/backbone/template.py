@@ -129,7 +129,8 @@ class ChatTemplate:
             return replace(self._lay_out_as_written(messages), n_closing=n_closing)
         if spans is None:
             raise Unreadable("the chat template changes the text of a message, so its tokens can't be told apart")
-        return Layout(messages=tuple(messages), text=text, spans=spans, n_closing=n_closing, thinking=thinking)
+        layout = Layout(messages=tuple(messages), text=text, spans=spans, n_closing=n_closing, thinking=thinking)
+        return _without_second_block(layout) if thinking == KEPT else layout
 
     def _without_closing(self, messages: Sequence[Message]) -> tuple[list[Message], int]:
         """The messages without the closing tokens behind the assistant's, and in how many of them there was one."""
@@ -305,6 +306,21 @@ class ChatTemplate:
         front = np.array([self.bos], dtype=np.int32)
         first = starts[:1] if have else np.array([-1], dtype=np.int32)
         return np.concatenate([front, ids[have:]]), np.concatenate([first, starts[have:]]), 1 - have
+
+
+def _without_second_block(layout: Layout) -> Layout:
+    """The layout without the empty block that some templates (SmolLM3's) open before an answer even where the answer holds its own."""
+    last = len(layout.messages) - 1
+    if layout.messages[last]["role"] != "assistant" or not thinks(layout.messages[last]["content"]):
+        return layout
+    start = next(span.start for span in layout.spans if span.message == last)
+    before = without_empty_block(layout.text[:start])
+    cut = start - len(before)
+    moved = (
+        replace(span, start=span.start - cut, visible_end=span.visible_end - cut, end=span.end - cut) if span.start >= start else span
+        for span in layout.spans
+    )
+    return replace(layout, text=before + layout.text[start:], spans=tuple(moved))
 
 
 def _tokens_between(places: Int32[np.ndarray, "t 2"], start: int, stop: int) -> np.ndarray:

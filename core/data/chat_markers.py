@@ -20,6 +20,17 @@ MARKERS = (
     r"\[/?(?:SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]",
 )
 _PATTERN = re.compile("|".join(MARKERS))
+# Marks of a sequence's two ends that are no markers elsewhere: a text may speak of them, and <s>...</s> strikes words out in HTML.
+_AT_START = re.compile(r"\s*(<s>|<bos>)")
+_AT_END = re.compile(r"(</s>|<eos>|<pad>|\[PAD\])\s*\Z")
+
+
+def sequence_mark(text: str) -> str:
+    """The mark of a sequence's start or end with which a text begins or ends, as tokenizers print them; empty where there is none."""
+    start, end = _AT_START.match(text), _AT_END.search(text)
+    if end and (end[1] != "</s>" or start or text.count("<s>") < text.count("</s>")):
+        return end[1]
+    return start[1] if start and "</s>" not in text else ""
 
 
 def marker_notes(pairs: PreferencePairs) -> tuple[str, ...]:
@@ -28,7 +39,7 @@ def marker_notes(pairs: PreferencePairs) -> tuple[str, ...]:
     holding = 0
     for pair in pairs:
         texts = (*(message["content"] for message in pair.prompt), pair.chosen, pair.rejected)
-        markers = {match[0] for text in texts for match in _PATTERN.finditer(text)}
+        markers = {match[0] for text in texts for match in _PATTERN.finditer(text)} | {mark for text in texts if (mark := sequence_mark(text))}
         holding += bool(markers)
         counts.update(markers)
     if not holding:

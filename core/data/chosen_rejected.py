@@ -148,9 +148,9 @@ def _answer(rest: Sequence[Message], field: str) -> str:
     return rest[0]["content"]
 
 
-def pair_of_dialogues(chosen: Messages, rejected: Messages) -> Draft:
-    """The pair of two dialogues that share all but the last message. Raises Refused."""
-    return _of_dialogues({}, DEFAULTS, chosen, rejected)
+def pair_of_dialogues(chosen: Messages, rejected: Messages, row: Row | None = None, config: DataConfig = DEFAULTS) -> Draft:
+    """The pair of two dialogues that share all but the last message; they go on from what the row asks, or repeat it. Raises Refused."""
+    return _of_dialogues(row or {}, config, chosen, rejected)
 
 
 def common_beginning(chosen: str, rejected: str) -> Draft:

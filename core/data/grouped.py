@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from core.config import DataConfig
 from core.data.chosen_rejected import pair_of_dialogues
-from core.data.columns import asked, conversation_of, question_of, with_context
+from core.data.columns import asked, conversation_of, with_context
 from core.data.drafts import Draft, Rated, Readings
 from core.data.numbers import number_of
 from core.data.texts import Refused, is_message, is_missing, messages_of, text_of
@@ -61,13 +61,12 @@ def _prompt_and_answer(row: Row, config: DataConfig) -> tuple[tuple[Message, ...
     value = [row[name]] if is_message(row[name]) else row[name]
     if not isinstance(value, list):
         return asked(row, config), text_of(value, name)
-    # A list of messages goes on from the prompt, so it is read as a pair of dialogues that differ in nothing.
+    # A list of messages goes on from the prompt or repeats it, so it is read as a pair of dialogues that differ in nothing.
     messages = messages_of(value, name)
     if not messages or messages[-1]["role"] != "assistant":
         raise Refused(name, "the last message is not the assistant's")
-    whole = (*question_of(row, config), *messages)
-    draft = pair_of_dialogues(whole, whole)
-    return with_context(row, draft.prompt), draft.chosen
+    draft = pair_of_dialogues(messages, messages, row, config)
+    return draft.prompt, draft.chosen
 
 
 def fits_rated(row: Row) -> bool:

@@ -68,7 +68,8 @@ def _item(prompt: tuple[Message, ...], response: Any) -> Item:
     messages = messages_of(given, "response")
     if not messages or messages[-1]["role"] != "assistant":
         raise Refused("response", "the last message is not the assistant's")
-    return (*prompt, *messages[:-1]), messages[-1]["content"]
+    repeated = len(messages) > len(prompt) and messages[: len(prompt)] == prompt  # the whole dialogue, prompt included
+    return (*(() if repeated else prompt), *messages[:-1]), messages[-1]["content"]
 
 
 def key_of(item: Item) -> Any:
