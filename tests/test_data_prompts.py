@@ -400,6 +400,46 @@ def test_lists_of_answers_in_a_csv(tmp_path: Path) -> None:
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [("Good.", "Bad.")]
 
 
+def test_rm_bench_and_multiple_choices_in_a_csv(tmp_path: Path) -> None:
+    sides = {"chosen": str(["a", "b", "c"]), "rejected": str(["x", "y", "z"])}
+    pairs, report = load(tmp_path, "rm.csv", csv_bytes([{"id": "1", "prompt": "Why?", **sides, "domain": "chat"}]))
+    assert [(pair.chosen, pair.rejected) for pair in pairs] == [("a", "x"), ("b", "y"), ("c", "z")] and report.format == "rm-bench"
+    targets = {"choices": ["Good", "Fine", "Bad", "Worse"], "labels": [1, 1, 0, 0]}
+    for value in (targets, str(targets), "{'choices': array(['Good', 'Fine', 'Bad', 'Worse'], dtype=object), 'labels': array([1, 1, 0, 0])}"):
+        row = {"question": "Why?", "mc1_targets": {"choices": ["Good", "Bad"], "labels": [1, 0]}, "mc2_targets": value}
+        pairs, report = load_rows(tmp_path, [row])
+        assert [(pair.chosen, pair.rejected) for pair in pairs] == [("Good.", "Bad."), ("Fine.", "Worse.")]
+        assert len(report.notes) == isinstance(value, str), "a list written as text is said"
+    _, report = load_rows(tmp_path, [row, {"question": "How?", "mc2_targets": {"choices": ["Good", "Bad"], "labels": [1]}}])
+    assert refusals(report)[0][:2] == (2, "mc2_targets")
+
+
+@pytest.mark.parametrize("value", [{"selected": "right"}, '{"selected": "right"}', "right"])
+def test_label_studios_exports_without_annotations(value: Any, tmp_path: Path) -> None:
+    (pair,), _ = load_rows(tmp_path, [{"id": 1, "prompt": "Why?", "answer1": "one", "answer2": "two", "comparison": value}])
+    assert (pair.chosen, pair.rejected) == ("two", "one")
+
+
+def test_ratings_that_say_a_tie_contradict_chosen_and_rejected(tmp_path: Path) -> None:
+    """Argilla's Orca pairs: `status: tie` rows have a chosen and a rejected answer, rated alike."""
+    rows = [
+        {"input": f"Why {n}?", "chosen": "a", "rejected": "b", "generations": ["a", "b"], "rating": [9.0, other]}
+        for n, other in enumerate((1.0, 9.0))
+    ]
+    pairs, report = load_rows(tmp_path, rows)
+    assert [pair.meta["row"] for pair in pairs] == [1]
+    assert refusals(report) == [(2, "row", "its columns contradict each other: read as ultrafeedback (generations) it is a tie")]
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\u200d \ufeff\u2060", "\u202e\u00ad"])
+def test_an_answer_of_nothing_that_is_seen_is_empty(text: str, tmp_path: Path) -> None:
+    good, bad = trl_row(1), {**trl_row(2), "rejected": text}
+    asked = {**trl_row(3), "prompt": text}
+    _, report = load_rows(tmp_path, [good, bad, asked])
+    reason = "empty: only characters that are not seen"
+    assert refusals(report) == [(2, "rejected", reason), (3, "prompt", reason)]
+
+
 # --- where it is said
 
 

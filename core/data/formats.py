@@ -113,6 +113,8 @@ TRUTHFUL = (
     "Incorrect Answers",
     "Best Answer",
     "best_answer",
+    "mc1_targets",
+    "mc2_targets",
     *SYSTEMS,
     HISTORY,
 )

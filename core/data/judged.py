@@ -17,6 +17,7 @@ from core.data.chosen_rejected import pair_of_dialogues
 from core.data.columns import asked, with_context
 from core.data.decide import TIES, as_label, side_of
 from core.data.drafts import Draft, Judged, Readings
+from core.data.literals import parse_literal
 from core.data.numbers import number_of
 from core.data.texts import Refused, is_blank, is_message, is_missing, messages_of, text_of, user_prompt
 from core.types import Message
@@ -61,8 +62,13 @@ def label_column(row: Row) -> str | None:
 
 def side_by_name(value: Any) -> bool:
     """Whether a value says left or right, as annotation tools write it."""
-    picked = value.get("selected") if isinstance(value, dict) else value
-    return isinstance(picked, str) and picked in ("left", "right")
+    return isinstance(picked := selected(value), str) and picked in ("left", "right")
+
+
+def selected(value: Any) -> Any:
+    """What a comparison of Label Studio's selects: `{selected: left}`, also written as text, as its csv has it; any other value as it is."""
+    parsed = parse_literal(value) if isinstance(value, str) and value.lstrip().startswith("{") else value
+    return parsed["selected"] if isinstance(parsed, dict) and "selected" in parsed else value
 
 
 def fits_two_answers(row: Row) -> bool:
@@ -91,8 +97,7 @@ def read_two_answers(row: Row, config: DataConfig) -> Readings:
         if scores == TIES:
             raise Refused(_score_columns(columns)[0], "a tie: both scores are equal")
         return [sides[scores]]
-    label = row[column]
-    label = label.get("selected", label) if isinstance(label, dict) else label
+    label = selected(row[column])
     named = _by_model_name(row, label)
     if named is not None:
         return [sides[named]]

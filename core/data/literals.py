@@ -43,7 +43,7 @@ SPEAKER_KEYS, WORDS_KEYS = {"role", "from", "speaker", "author", "sender"}, {"co
 CONTAINERS = frozenset(
     (
         *("messages", "conversations", "conversation", "conversation_a", "conversation_b", "trajectory", "history", "context"),
-        *("completions", "answers", "generations", "rating", "ratings", "correct_answers", "incorrect_answers"),
+        *("completions", "answers", "generations", "rating", "ratings", "correct_answers", "incorrect_answers", "mc1_targets", "mc2_targets"),
         *("data", "annotations", "fields", "responses", "suggestions", "images", "tools"),
     )
 )
@@ -197,10 +197,16 @@ def _is_dialogue_of_other_keys(value: Any) -> bool:
 
 def unpack_row(row: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     """The row with lists and objects in place of texts that are unmistakably such, and whether there was one. Raises Refused as `unpack_messages`."""
-    listed = {"num_correct", "num_rejected"} & row.keys()  # RewardBench 2: `chosen` and `rejected` are lists of answers
+    listed = {"num_correct", "num_rejected"} & row.keys() or _is_rm_bench(row)  # `chosen` and `rejected` are lists of answers
     lists = {"chosen", "rejected"} if listed else {"prompt", "response_a", "response_b"} if "winner_model_a" in row else set()
     changed = {name: new for name, value in row.items() if (new := _unpacked(name, value, lists)) is not value}
     return ({**row, **changed}, True) if changed else (dict(row), False)
+
+
+def _is_rm_bench(row: Mapping[str, Any]) -> bool:
+    """Whether a table's row is one of RM-Bench's: a domain, and three texts written as a list on both sides."""
+    sides = [row.get(name) for name in ("chosen", "rejected")]
+    return "domain" in row and all(holds_list_of_texts(side) and len(parse_literal(str(side))) == 3 for side in sides)
 
 
 def _unpacked(name: str, value: Any, lists: set[str]) -> Any:

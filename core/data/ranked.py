@@ -18,6 +18,7 @@ from core.data.texts import Refused, is_missing, text_of, user_prompt
 from core.types import Message
 
 Row = Mapping[str, Any]
+CHOICES = ("mc2_targets", "mc1_targets")  # the second has a single correct answer
 SCORES = ("overall_score", "fine-grained_score", "score", "rating")  # of a completion; the first that all of a row's completions have
 
 
@@ -125,12 +126,27 @@ def _answers(row: Row, *names: str) -> dict[str, str]:
     return answers
 
 
+def _choices(row: Row) -> dict[str, list[str]]:
+    """The answers of TruthfulQA's multiple choices, {choices, labels} with 1 for each correct one; empty where the row has none. Raises Refused."""
+    name = next((name for name in CHOICES if isinstance(row.get(name), dict)), None)
+    if name is None:
+        return {}
+    choices, labels = (row[name].get(key) for key in ("choices", "labels"))
+    if not isinstance(choices, list) or not isinstance(labels, list) or len(choices) != len(labels) or not {0, 1}.issuperset(labels):
+        raise Refused(name, "not an object {choices, labels} with a label of 0 or 1 for each choice")
+    return {
+        side: [text for text, label in zip(choices, labels, strict=True) if label == wanted]
+        for side, wanted in (("correct_answers", 1), ("incorrect_answers", 0))
+    }
+
+
 def read_truthfulqa(row: Row, config: DataConfig) -> Readings:
     """TruthfulQA: the i-th correct with the i-th incorrect answer, in the order listed, each answer once: min(correct, incorrect,
     `max_pairs_per_prompt`) pairs a question (METHOD.md section 3: no response twice). An answer listed twice counts once; one listed on both
     sides has no label and is left out. 817 questions give 2,364 pairs at 4."""
     question = next((row[name] for name in ("question", "Question") if not is_missing(row.get(name))), None)
     prompt = with_context(row, user_prompt(question, "Question"))
+    row = {**row, **_choices(row)}
     correct = _answers(row, "correct_answers", "Correct Answers")
     incorrect = _answers(row, "incorrect_answers", "Incorrect Answers")
     sides = [[answer for key, answer in mine.items() if key not in other] for mine, other in ((correct, incorrect), (incorrect, correct))]
@@ -140,8 +156,10 @@ def read_truthfulqa(row: Row, config: DataConfig) -> Readings:
 
 
 def fits_truthfulqa(row: Row) -> bool:
-    """Whether a row has a question with correct and incorrect answers. (UltraFeedback has the two lists too, beside `instruction`.)"""
+    """Whether a row has a question with correct and incorrect answers, or multiple choices. (UltraFeedback has the two lists too, beside
+    `instruction`.)"""
     lists = all(name in row for name in ("Correct Answers", "Incorrect Answers")) or all(
         name in row for name in ("correct_answers", "incorrect_answers")
     )
+    lists = lists or any(isinstance(row.get(name), dict) for name in CHOICES)
     return lists and ("question" in row or "Question" in row)

@@ -171,7 +171,9 @@ class Gathered:
                 continue
             try:
                 theirs = {pair for reading in other.read(values, self.config) for pair in _decided(reading, self.config)}
-            except Refused:
+            except Refused as refused:
+                if refused.reason.startswith("a tie"):
+                    raise Refused("row", f"its columns contradict each other: read as {other.title} it is a tie") from refused
                 continue
             if any((rejected, chosen) in ours for chosen, rejected in theirs):
                 raise Refused("row", f"its columns contradict each other: read as {other.title} the other answer is the chosen one")

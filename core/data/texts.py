@@ -8,6 +8,7 @@ which are joined by a line break. What only a model of images, sounds or tools c
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from core.data.rows import RepeatedKeys, printable
@@ -15,6 +16,8 @@ from core.types import Message
 
 MAX_CHARACTERS = 1_000_000  # of one text: some 250,000 tokens, more than any model here reads
 MAX_META = 200  # characters of a text that is kept beside a pair
+# White space, and what has no shape: zero-width spaces and joiners, marks of writing direction, soft hyphens, byte order marks.
+INVISIBLE = re.compile(r"[\s\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]*")
 ROLES = ("system", "user", "assistant")
 SHAREGPT_ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
@@ -72,8 +75,8 @@ def text_of(value: Any, field: str, *, may_be_empty: bool = False) -> str:
     if not isinstance(value, str):
         raise Refused(field, f"not text but {KIND_NAMES.get(type(value), type(value).__name__)}")
     text = value.strip()
-    if not text and not may_be_empty:
-        raise Refused(field, "empty")
+    if not may_be_empty and INVISIBLE.fullmatch(text):
+        raise Refused(field, "empty: only characters that are not seen" if text else "empty")
     if len(text) > MAX_CHARACTERS:
         raise Refused(field, f"longer than {MAX_CHARACTERS:,} characters")
     if "\0" in text:
