@@ -420,6 +420,31 @@ def test_label_studios_exports_without_annotations(value: Any, tmp_path: Path) -
     assert (pair.chosen, pair.rejected) == ("two", "one")
 
 
+def test_a_field_of_an_object_is_mapped_as_the_remedy_names_it(tmp_path: Path) -> None:
+    answers = {"text": "Why is the sky blue?", "answer-1": "one", "answer-2": "two"}
+    ranking = {"preference": {"value": [{"rank": 2, "value": "answer-1"}, {"rank": 1, "value": "answer-2"}]}}
+    picked = {"result": [{"type": "pairwise", "value": {"selected": "right"}}]}
+    rows: dict[str, dict[str, Any]] = {
+        "data.text": {"data": {**answers}, "annotations": [picked]},
+        "fields.text": {"fields": {**answers}, "responses": [{"status": "submitted", "values": ranking}]},
+        "question.full_text": {
+            "question": {"full_text": "Why is the sky blue?", "id": "x"},
+            "answer_0": "one",
+            "answer_1": "two",
+            "score_0": -1,
+            "score_1": 1,
+        },
+    }
+    for name, row in rows.items():
+        (pair,), _ = load_rows(tmp_path, [row], columns={"prompt": name})
+        assert (pair.prompt, pair.chosen, pair.rejected) == (({"role": "user", "content": "Why is the sky blue?"},), "two", "one"), name
+    for name in ("data.text", "fields.text"):
+        with pytest.raises(DataError, match=f"to do: say which column holds the prompt: --columns prompt={name}"):
+            load_rows(tmp_path, [rows[name]])
+    with pytest.raises(DataError, match=r"has no column data\.words"):
+        load_rows(tmp_path, [rows["data.text"]], columns={"prompt": "data.words"})
+
+
 def test_ratings_that_say_a_tie_contradict_chosen_and_rejected(tmp_path: Path) -> None:
     """Argilla's Orca pairs: `status: tie` rows have a chosen and a rejected answer, rated alike."""
     rows = [

@@ -272,6 +272,7 @@ FORMATS = (  # the more special before the more general
         telling="prompt, response, helpfulness",
     ),
 )
+RECORDS = ("data", "fields")  # objects that hold the texts of a task (Label Studio) or a record (Argilla)
 # Formats that read the same columns: a row that fits several of one family carries no two judgements.
 CHOSEN_REJECTED = frozenset(f.title for f in FORMATS if f.read in (read_explicit, read_implicit, read_hh, read_answer_lists, read_openai))
 
@@ -301,8 +302,21 @@ def detect(rows: Iterable[Mapping[str, Any]], name: str = "auto") -> Format | No
     return formats[min(votes, key=lambda number: (-votes[number], number))]
 
 
+def nested_place(row: Mapping[str, Any], name: str) -> tuple[str, str] | None:
+    """Column and field of a name like `data.text`; None where the row has such a column itself, or no such object."""
+    parent, _, key = name.partition(".")
+    inside = row.get(parent)
+    return (parent, key) if name not in row and isinstance(inside, dict) and key in inside else None
+
+
 def rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row with the user's columns (values of `columns`) under our names (its keys)."""
+    """The row with the user's columns (values of `columns`) under our names (its keys). A name `data.text` is a field of an object; in a task's or
+    record's own object it is renamed there, where it is read."""
+    for ours, theirs in columns.items():
+        if place := nested_place(row, theirs):
+            parent, key = place
+            fields = {name: value for name, value in row[parent].items() if name not in (key, ours)} | {ours: row[parent][key]}
+            row = {**row, parent: fields} if parent in RECORDS else {**row, ours: row[parent][key]}
     mapped = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
     return {name: value for name, value in row.items() if name not in columns.values()} | mapped
 

@@ -16,7 +16,7 @@ from typing import Any
 from core.config import DataConfig
 from core.data.chat_markers import marker_notes
 from core.data.duplicates import Duplicates, find_duplicates
-from core.data.formats import FORMATS, check_mapping, named, rename
+from core.data.formats import FORMATS, check_mapping, named, nested_place, rename
 from core.data.readers import Source, open_source
 from core.data.reading import Gathered
 from core.data.rows import Row, Rows, printable
@@ -103,6 +103,7 @@ def _renamed(rows: Rows, gathered: Gathered) -> Rows:
         if isinstance(row, Row):
             gathered.columns.update(dict.fromkeys(row.values))
             if mapping:
+                gathered.columns.update(dict.fromkeys(theirs for theirs in mapping.values() if nested_place(row.values, theirs)))
                 taken = (ours for ours, theirs in mapping.items() if theirs in row.values and ours not in mapping.values())
                 gathered.n_overwritten.update(ours for ours in taken if not is_blank(row.values.get(ours)))
                 row = Row(row.number, rename(row.values, mapping))
