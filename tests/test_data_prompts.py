@@ -456,6 +456,14 @@ def test_ratings_that_say_a_tie_contradict_chosen_and_rejected(tmp_path: Path) -
     assert refusals(report) == [(2, "row", "its columns contradict each other: read as ultrafeedback (generations) it is a tie")]
 
 
+def test_a_label_that_says_a_tie_contradicts_chosen_and_rejected(tmp_path: Path) -> None:
+    row = {"prompt": "Why?", "chosen": "good", "rejected": "bad", "response_a": "good", "response_b": "bad"}
+    pairs, report = load_rows(tmp_path, [{**row, "winner": winner} for winner in ("a", "tie", "b")])
+    assert [pair.meta["row"] for pair in pairs] == [1]
+    contrary = "its columns contradict each other: read as a-b "
+    assert refusals(report) == [(2, "row", contrary + "it is a tie"), (3, "row", contrary + "the other answer is the chosen one")]
+
+
 @pytest.mark.parametrize("text", ["\u200b", "\u200d \ufeff\u2060", "\u202e\u00ad"])
 def test_an_answer_of_nothing_that_is_seen_is_empty(text: str, tmp_path: Path) -> None:
     good, bad = trl_row(1), {**trl_row(2), "rejected": text}

@@ -319,9 +319,11 @@ def _texts(readings: Sequence[Reading]) -> set[str]:
 
 
 def _decided(reading: Reading, config: DataConfig) -> list[tuple[str, str]]:
-    """The chosen and the rejected text, where the row alone says which is which."""
+    """The chosen and the rejected text, where the row alone says which is which. Raises Refused where it says a tie."""
     if isinstance(reading, Judged):
         side = side_of(reading.label, {as_label(reading.label)}, reading.ending, config.label_values)
+        if side == TIES:
+            raise Refused(reading.column, "a tie")
         reading = (reading.first, reading.second)[side] if side in (0, 1) else reading
     return [(reading.chosen, reading.rejected)] if isinstance(reading, Draft) else []
 
