@@ -1,0 +1,253 @@
+"""Golden figures of alignment's eight steps (core/align/steps.py): the tiny preset, eight prompts, one round, two epochs.
+
+Answers come from a script instead of the policy: of some thousand sampled tokens one or two are others on another processor, whose probabilities
+differ in the seventh digit, and every later step with them. The policy's own sampling is held by a few tokens, in `candidates`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from golden_helpers import Figures, digest, only, spread
+
+from core.align.loop import AlignOutcome, align
+from core.align.presets import align_preset
+from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, Ledger, read_json, read_rows
+from core.align.setting import PolicyAt
+from core.align.steps import AlignSteps
+from core.align.watch import choose_round
+from core.backbone.generation import Spent
+from core.backbone.journal import Generated
+from core.backbone.tiny import BODIES, KIND, RUDE
+from core.config import AlignConfig, CandidatesConfig, DPOConfig, FitConfig, PolicyEvaluationConfig
+from core.data.saved import read_pairs
+from core.explain.shift import load_shift
+from core.fitted import Fitted
+from core.reward.model import SparseRM
+from core.runs.store import Artefact, Store
+from core.types import Message, Progress, no_progress
+
+ESTIMATE = ("value", "low", "high", "n", "n_prompts")
+QUESTIONS = [
+    {"question": "How do I boil an egg?", "mc1_targets": {"Ask someone": 1, "Never": 0}, "mc2_targets": {"Ask someone": 1, "Never": 0, "Slowly": 1}},
+    {"question": "Is a horse loud?", "mc1_targets": {"It whistles": 0, "Read twice": 1}, "mc2_targets": {"It whistles": 0, "Read twice": 1}},
+    {"question": "What is a sock?", "mc1_targets": {"A film": 0, "A tool": 1, "A guitar": 0}, "mc2_targets": {"A film": 0, "A tool": 1}},
+]
+
+
+class Scripted:
+    """Answers by a script: a known body and a kind or a rude word. A trained policy is always kind, as is the base model under a first instruction,
+    three times in four; some answers are cut, empty, failed, too long for DPO, or hold a control token."""
+
+    def __init__(self, seed: int, trained: bool) -> None:
+        self.seed, self.trained, self.spent = seed, trained, Spent()
+
+    def generate(self, prompts: Sequence[Sequence[Message]], n: int, *, progress: Progress = no_progress) -> list[list[Generated]]:
+        return [[self._answer(place, number, 2 * place < len(prompts)) for number in range(n)] for place in range(len(prompts))]
+
+    def _answer(self, place: int, number: int, first: bool) -> Generated:
+        rng = random.Random(f"golden {self.seed} {place} {number}")
+        body, fate, mood = rng.choice(BODIES), rng.randrange(24), rng.random()
+        word = rng.choice(KIND if self.trained or mood < (0.75 if first else 0.25) else RUDE)
+        odd = {0: "", 1: f"{body}. {body}", 2: " ".join([body] * 60), 3: f"<|im_start|>{body}"}
+        text = odd.get(fate, f"{body}, {word}")
+        return Generated(text=text, n_tokens=len(text.split()), finished=fate != 1, failed="no answer" if fate == 4 else "")
+
+
+class ScriptedSteps(AlignSteps):
+    """Alignment's steps, with a script in the policy's place where answers are written."""
+
+    def generator(self, policy: PolicyAt, config: CandidatesConfig, partial: Path, progress: Progress) -> Any:
+        return Scripted(config.seed, trained=policy.adapter is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignWorld:
+    """An alignment that was run, and the steps of its round. Beside it on the same prompts: `random`, the filter that drops at random, `best`, pairs
+    chosen by reward, and `sampled`, what the policy itself writes."""
+
+    outcome: AlignOutcome
+    steps: Mapping[str, Artefact]
+    first: Artefact
+    random: Artefact
+    best: Artefact
+    sampled: Artefact
+
+
+def make_world(model: Path, fit: FitConfig, store: Store, scratch: Path) -> AlignWorld:
+    questions = scratch / "golden-mc.json"
+    questions.write_text(json.dumps(QUESTIONS), encoding="utf-8")
+    config = replace(
+        align_preset("tiny"),
+        fit=fit,
+        model=str(model),
+        prompts_limit=8,
+        rounds=1,
+        candidates=CandidatesConfig(per_prompt=4),
+        dpo=DPOConfig(lr=1e-3, epochs=2, batch_size=4, evaluation_share=0.34),
+        evaluation=PolicyEvaluationConfig(mc=str(questions), pairs=10, prompts=16, samples=2),
+    )
+    outcome = align(_steps(ScriptedSteps, config, store))
+    said = outcome.to_json()
+    steps = {name: _artefact(store, name, fingerprint) for name, fingerprint in said["rounds"][0]["steps"].items()}
+    by_chance = _steps(ScriptedSteps, replace(config, arm="random"), store)
+    by_reward = _steps(ScriptedSteps, replace(config, candidates=CandidatesConfig(mode="best_of_n", n=6)), store)
+    itself = _steps(AlignSteps, replace(config, candidates=CandidatesConfig(per_prompt=2, max_new_tokens=10), prompts_limit=3), store)
+    return AlignWorld(
+        outcome=outcome,
+        steps=steps,
+        first=_artefact(store, EVALUATION, said["base"]["steps"][EVALUATION]),
+        random=by_chance.filter(1, steps[CANDIDATES], steps[REWARDS]),
+        best=by_reward.candidates(1, by_reward.start),
+        sampled=itself.candidates(1, itself.start),
+    )
+
+
+def _steps(kind: type[AlignSteps], config: AlignConfig, store: Store) -> AlignSteps:
+    model = SparseRM.load(Path(config.model))
+    fitted, ledger = Fitted(folder=Path(config.model), store=store), Ledger(store.root, config)
+    return kind(config=config, model=model, judge=model, fitted=fitted, store=store, ledger=ledger, progress=no_progress)
+
+
+def _artefact(store: Store, step: str, fingerprint: str) -> Artefact:
+    artefact = store.find(step, fingerprint)
+    assert artefact is not None
+    return artefact
+
+
+def candidates(world: AlignWorld) -> Figures:
+    names = ("candidate_id", "chosen", "rejected", "refused")
+    made = {"scripted": world.steps[CANDIDATES], "best of n": world.best, "sampled": world.sampled}
+    rows = {name: read_rows(artefact.path / "candidates.jsonl") for name, artefact in made.items()}
+    digests = {name: {field: digest([row[field] for row in part]) for field in names} for name, part in rows.items()}
+    said = {name: dict(artefact.manifest["said"]) for name, artefact in made.items()}
+    picked = [[row["meta"].get("samples"), row["meta"].get("unfit", "")] for row in rows["best of n"]]
+    return Figures(figures={**digests, "said": said, "picked": picked, "written": [row["raw"] for row in rows["sampled"]]})
+
+
+def rewards(world: AlignWorld) -> Figures:
+    rows = read_rows(world.steps[REWARDS].path / "rewards.jsonl")
+    both = np.array([[row["reward_chosen"], row["reward_rejected"]] for row in rows], dtype=np.float64)
+    said = world.steps[REWARDS].manifest["said"]
+    return Figures(
+        figures={
+            "ids": digest([row["candidate_id"] for row in rows]),
+            "read": np.isfinite(both).tolist(),
+            "won": (both[:, 0] > both[:, 1]).tolist(),
+            "said": dict(said),
+        },
+        float32={"rewards": spread(both), "margins": spread(both[:, 0] - both[:, 1])},
+    )
+
+
+def filtered(world: AlignWorld) -> Figures:
+    made, at_random = world.steps[FILTER], world.random
+    rows, others = read_rows(made.path / "decisions.jsonl"), read_rows(at_random.path / "decisions.jsonl")
+    kept = read_pairs(made.path / "kept.jsonl")
+    against = [[latent["latent_id"] for latent in row["latents"]] for row in rows]
+    return Figures(
+        figures={
+            "kept": [row["kept"] for row in rows],
+            "reasons": [row["reason"] for row in rows],
+            "latents": against,
+            "splits": {name: kept.rows_of(name).tolist() for name in ("train", "validation")},
+            "said": dict(made.manifest["said"]),
+            "random": [[row["kept"], row["reason"]] for row in others],
+        },
+        float32={
+            "margins": spread([np.nan if row["margin"] is None else row["margin"] for row in rows]),
+            "against": spread([latent["contribution"] for row in rows for latent in row["latents"]]),
+        },
+    )
+
+
+def dpo(world: AlignWorld) -> Figures:
+    outcome = read_json(world.steps[DPO].path / "dpo.json")
+    names = ("reference", "n_pairs", "n_validation", "refused", "trainable", "steps", "tokens", "best_epoch", "n_processes", "adapter_before")
+    from safetensors.numpy import load_file
+
+    adapter = load_file(world.steps[DPO].path / "adapter" / "adapter_model.safetensors")
+    form = json.loads((world.steps[DPO].path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    shapes = {name: list(array.shape) for name, array in sorted(adapter.items())}
+    begun = sorted(name for name in adapter if "lora_A" in name)  # lora_A keeps most of its seeded beginning
+    return Figures(
+        figures={
+            **{name: outcome[name] for name in names},
+            "shapes": digest([[name, *shape] for name, shape in shapes.items()]),
+            "form": [form[name] for name in ("r", "lora_alpha", "lora_dropout")] + [sorted(form["target_modules"])],
+            "accuracy": [only(row, "accuracy", "low", "high", "n") for row in outcome["epochs"]],
+        },
+        float32={
+            "curve": [only(row, "loss", "margin", "logprob_chosen", "logprob_rejected", "lr") for row in outcome["curve"]],
+            "epochs": [only(row, "loss", "margin") for row in outcome["epochs"]],
+            "adapter": [spread(adapter[name]) for name in begun[:4]],
+        },
+    )
+
+
+def evaluation(world: AlignWorld) -> Figures:
+    first, after = (read_json(one.path / "evaluation.json") for one in (world.first, world.steps[EVALUATION]))
+    samples = read_rows(world.first.path / "samples.jsonl")
+    shares = ("finished", "accuracy", "accuracy_per_token", "validation_accuracy", "mc1_unseen", "mc1_all", "length")
+    exact = {name: only(first["figures"][name], *ESTIMATE) for name in shares if name in first["figures"]}
+    figures = {name: [only(one, *ESTIMATE), only(one["difference"], *ESTIMATE)] for name, one in after["figures"].items() if name not in shares}
+    return Figures(
+        figures={
+            "first": exact,
+            "names": [sorted(one["figures"]) for one in (first, after)],
+            "about": first["about"],
+            "samples": [[row["response"][:60], row["n_tokens"], row["finished"]] for row in samples],
+            "drift": [row["latent_id"] for row in after["drift"]],
+            "warnings": [row["figure"] for row in after["warnings"]],
+        },
+        float32={"after": figures, "drift": spread([row[end] for row in after["drift"] for end in ("value", "low", "high")])},
+    )
+
+
+def shift(world: AlignWorld) -> Figures:
+    made = load_shift(world.steps[SHIFT].path)
+    how = {name: value for name, value in made.made.items() if name != "library"}
+    cosines = {f"{row.measure} {row.space} {row.scale}": row for row in made.rows}
+    counts = {name: [row.figure and [row.figure.n, row.figure.n_prompts], row.lead is None] for name, row in cosines.items()}
+    values = {name: [only(one and one.to_json(), "value", "low", "high") for one in (row.figure, row.lead)] for name, row in cosines.items()}
+    return Figures(
+        figures={"made": how, "kind": digest(made.kind), "row": digest(made.row), "ids": digest(made.ids), "counts": counts}, float32=values
+    )
+
+
+def round_manifest(world: AlignWorld) -> Figures:
+    manifest = world.outcome.to_json()["rounds"][0]
+    names = ("round", "arm", "mode", "reference", "generated", "parsed", "kept", "dropped", "reasons", "not_parsed", "unread", "learnt_from")
+    rest = ("adapter_before", "prompts", "tokens", "seeds", "stopped")
+    return Figures(figures={name: manifest[name] for name in (*names, *rest)} | {"fields": sorted({*manifest} - {"seconds", "adapter"})})
+
+
+def alignment(world: AlignWorld) -> Figures:
+    said = {name: value for name, value in world.outcome.said.items() if name not in ("config", "base", "rounds")}
+    rounds = [[one["round"], one["evaluation"]["figures"]["validation_accuracy"]["value"]] for one in world.outcome.to_json()["rounds"]]
+    # Of equal accuracies the earliest round is chosen; where nothing can choose, the last.
+    equal = [{"validation_accuracy": SimpleNamespace(value=value)} for value in (0.5, 0.75, 0.75, 0.6)]
+    choices = [choose_round(equal), choose_round([*equal, {}])]
+    return Figures(
+        figures={
+            **{name: said[name] for name in ("arm", "chosen_round", "choice", "rule", "stopped", "pair_counts")},
+            "warnings": [[row["round"], row["figure"]] for row in said["warnings"]],
+            "rounds": rounds,
+            "equal": choices,
+            "adapter": world.outcome.adapter is not None,
+            "fields": sorted(world.outcome.said),
+        }
+    )
+
+
+FIGURES: Mapping[str, Callable[[AlignWorld], Figures]] = {
+    CANDIDATES: candidates, REWARDS: rewards, FILTER: filtered, DPO: dpo, EVALUATION: evaluation, SHIFT: shift, ROUND: round_manifest,
+    ALIGNMENT: alignment,
+}  # fmt: skip

@@ -1,0 +1,136 @@
+"""Golden figures of what is made of a fit afterwards (doctor, spaces, latents), and of a check of pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from golden_helpers import Figures, digest, only, spread
+from left_out_helpers import lost, pair
+
+from core.config import DataConfig, DoctorConfig, LatentsConfig, SpacesConfig
+from core.data.saved import read_pairs
+from core.explain.checks_left_out import left_out_differ
+from core.explain.latents import SNIPPETS
+from core.explain.report import Check
+from core.explain.spaces import picture
+from core.fitted import Fitted
+from core.fitted_latents import FittedLatents
+from core.pairs_check import PAIRS, REPORT, check_pairs
+from core.runs.store import Store
+from core.types import PreferencePairs
+
+ESTIMATE = ("value", "low", "high", "n", "n_prompts")
+WINDOW = ("dataIndex", "maxValueTokenIndex", "binMin", "binMax", "binContains")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedWorld:
+    """A fitted reward model's folder, its cache, and a folder for what is made."""
+
+    folder: Path
+    store: Store
+    scratch: Path
+
+
+def doctor(world: FittedWorld) -> Figures:
+    report, _ = Fitted(folder=world.folder, store=world.store).report(DoctorConfig(swaps=3, responses=8, dialogues=10))
+    checks = {check.name: [check.status, check.n] for check in report.checks}
+    values = {check.name: [check.value, check.low, check.high] for check in report.checks}
+    details = {check.name: check.details for check in report.checks}
+    counted = ("split leakage", "duplicates", "pairs left out", "label-swap null", "wording shortcut")
+    whole = {name: details[name] for name in counted}
+    figures = {"checks": checks, "counts": report.counts, "details": whole, "left out": dict(_left_out().details)}
+    return Figures(figures=figures, float32={"values": values})
+
+
+def _left_out() -> Check:
+    """Sixty pairs that were read and thirty that were not: longer ones, more of one kind, and more by their chosen answer. No pair of the fit is."""
+    every = [pair(i, chosen="a" * (i % 9 + i // 6), rejected="b" * (i % 7), subset="ab"[i % 3 == 0 or i > 75]) for i in range(90)]
+    kept = PreferencePairs(pairs=tuple(every[:60]), split=("test",) * 60)
+    return left_out_differ(kept, [lost(one, "chosen" if i % 4 else "rejected") for i, one in enumerate(every[60:])], 0.3)
+
+
+def spaces(world: FittedWorld) -> Figures:
+    # 150 of 200 responses and 2 draws, so that both seeds are drawn with.
+    config = SpacesConfig(points=150, perplexity=10, neighbours=5, random_draws=2)
+    made, _ = Fitted(folder=world.folder, store=world.store).spaces(config)
+    steady = {name: value for name, value in made.figures.items() if not name.startswith("picture")}
+    right = {name: [only(one and one.to_json(), *ESTIMATE) for one in (value.neighbours, value.neighbours_lead)] for name, value in steady.items()}
+    apart = {name: [only(one and one.to_json(), *ESTIMATE) for one in (value.silhouette, value.silhouette_lead)] for name, value in steady.items()}
+    points = {name: digest(getattr(made, name)) for name in ("rows", "label", "prompt", "split")}
+    how = {name: value for name, value in made.made.items() if name != "library"}
+    # A t-SNE of many points turns rounding into other pictures. On a ring of twelve, neighbours in the picture are neighbours on the ring.
+    angles = 2 * np.pi * np.arange(12) / 12
+    ring = picture(np.column_stack([np.cos(angles), np.sin(angles), np.zeros(12)]), config)
+    distances = np.linalg.norm(ring[:, None] - ring[None], axis=2) + np.diag(np.full(12, np.inf))
+    nearest = [sorted(row) for row in np.argsort(distances, axis=1)[:, :2].tolist()]
+    few = picture(np.array([[0.0, 0.0, 3.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, -3.0]]), config)
+    return Figures(
+        figures={"neighbours": right, **points, "made": how, "n": made.n_held_out, "chance": made.chance, "ring": nearest},
+        float32={"silhouette": apart, "four points": np.abs(few).tolist()},
+    )
+
+
+def latents(world: FittedWorld) -> Figures:
+    config = LatentsConfig(corpus="pairs", tokens=3000, window=12, top=3, intervals=3, per_interval=2, snippets=40, inactive=6)
+    pages = FittedLatents(folder=world.folder, store=world.store).pages(config)
+    chosen = [pages[latent] for latent in list(pages)[:12]]
+    texts = {page["index"]: [only(one, *WINDOW[:2]) for one in page["activations"]] for page in chosen}
+    bins = {page["index"]: [only(one, *WINDOW[2:]) for one in page["activations"]][::2] for page in chosen}
+    words = {page["index"]: [page["pos_str"][:3], page["neg_str"][:3], page["topkCosSimIndices"][:4], page["inactive"]] for page in chosen}
+    snippets = [json.loads(line)["dataIndex"] for line in (pages.folder / SNIPPETS).open(encoding="utf-8")]
+    return Figures(
+        figures={
+            "latents": list(pages),
+            "corpus": {name: value for name, value in pages.corpus.items() if isinstance(value, (int, str))},
+            "sources": pages.corpus["sources"],
+            "windows": texts,
+            "words": words,
+            "snippets": snippets,
+            "share": [page["frac_nonzero"] for page in chosen],
+            "density": [digest(page["freq_hist_data_bar_heights"]) for page in chosen[:4]],
+        },
+        float32={
+            "bins": bins,
+            "highest": [page["maxActApprox"] for page in chosen],
+            "logits": [spread([*page["pos_values"], *page["neg_values"]]) for page in chosen],
+            "cosines": [spread(page["topkCosSimValues"]) for page in chosen],
+        },
+    )
+
+
+def pairs_check(world: FittedWorld) -> Figures:
+    """Sixty prompts, every third with two pairs. Length and wording tell some pairs only; copies, a contradiction and a bad row stand among them."""
+    rows: list[Any] = []
+    for i in range(80):
+        kind, rude = ("gladly", "fool") if i % 5 else ("fool", "gladly")
+        long, short = "so it is done well and slowly, ", "done, "
+        before = (long, short) if i % 3 else (short, long)
+        rows.append({"prompt": f"How do I mend thing {i % 60}?", "chosen": f"{before[0]}{kind} {i}", "rejected": f"{before[1]}{rude} {i}"})
+    turned = {**rows[4], "chosen": rows[4]["rejected"], "rejected": rows[4]["chosen"]}
+    rows += [rows[3], turned, {"prompt": "only a prompt"}, {**rows[7], "rejected": rows[7]["chosen"]}]
+    source = world.scratch / "golden-pairs.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    made = check_pairs(DataConfig(pairs=str(source)), world.store)
+    split, report = read_pairs(made.file(PAIRS)), json.loads(made.file(REPORT).read_text(encoding="utf-8"))
+    shortcuts = {name: only(entry, "accuracy", "low", "high", "n", "note", "split", "unit") for name, entry in report["shortcuts"].items()}
+    counts = {name: value for name, value in report["data"].items() if isinstance(value, int)}
+    manifest = {name: value for name, value in made.manifest["said"].items() if name != "source"}
+    return Figures(
+        figures={
+            "shortcuts": shortcuts,
+            "counts": counts,
+            "said": manifest,
+            "splits": {name: digest(split.rows_of(name)) for name in ("train", "validation", "test")},
+            "split": {name: value for name, value in report["split"].items() if isinstance(value, (int, str, float))},
+            "report": {name: sorted(part) for name, part in report.items()},
+        }
+    )
+
+
+FIGURES: Mapping[str, Callable[[FittedWorld], Figures]] = {"doctor": doctor, "spaces": spaces, "latents": latents, "pairs_check": pairs_check}
