@@ -112,6 +112,8 @@ def test_old_topk_with_k_equals_a_loop_and_sae_lens(architecture: str, tmp_path:
         ({"apply_b_dec_to_input": "no"}, r"(?s)neither true nor false.*apply_b_dec_to_input: 'no'"),
         ({"activation_scale": 2.0}, r"(?s)field 'activation_scale' that is not known.*found: activation_scale: 2.0"),
         ({"encoder_gain": [1, 2]}, "'encoder_gain' that is not known"),
+        ({"d_in": None, "d_sae": None}, "does not say its architecture"),
+        ({"metadata": {"k": 3}}, "does not say its architecture"),
         ({"model_from_pretrained_kwargs": {"center_writing_weights": True}}, r"(?s)centred by TransformerLens.*center_writing_weights: True"),
     ],
 )  # fmt: skip

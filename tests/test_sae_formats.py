@@ -330,6 +330,7 @@ def test_decoder_norms_in_llama_scopes_threshold_are_said(tmp_path: Path) -> Non
         ({"dataset_average_activation_norm": None}, "dataset_average_activation_norm.in"),
         ({"jump_relu_threshold": None}, "jump_relu_threshold"),
         ({"d_model": 13}, r"(?s)wrong shape.*\(40, 13\)"),
+        ({"d_sae": 41}, r"(?s)wrong shape.*\(41, 12\)"),
     ],
 )
 def test_llama_scope_of_other_kinds_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ no field that could change f(z) or z^ is passed over: it is computed, or the SAE
     field                                    what is done
     --------------------------------------   ----------------------------------------------------------------------------
     architecture                             standard, topk, jumprelu, gated are computed; all others are refused.
-                                             Missing: standard before version 6, refused from then on (as by sae-lens)
+                                             Missing: standard before version 6, refused from then on (as by sae-lens),
+                                             without d_in and d_sae, and where metadata has an architecture or a k
     activation_fn, activation_fn_str         relu, and topk with a k, are computed; tanh-relu, gelu, all others: refused
     activation_fn_kwargs                     k of topk is computed; anything else that is not empty is refused
     k                                        of topk, 1 to d_sae; missing there, or present elsewhere: refused
@@ -166,7 +167,7 @@ def _architecture(raw: Mapping[str, Any], facts: Mapping[str, Any], name: str) -
     if architecture is None:
         metadata = raw.get("metadata") or {}
         # Versions before 6 gave both widths; what gives neither, or says its kind where sae-lens does not read it, may be of any kind.
-        if version_of(raw) >= 6 or not {"d_in", "d_sae"} & set(raw) or {"architecture", "k"} & set(metadata):
+        if version_of(raw) >= 6 or not (raw.get("d_in") or raw.get("d_sae")) or {"architecture", "k"} & set(metadata):
             raise _refused(name, "architecture", None, "does not say its architecture", " | ".join(TENSORS))
         architecture = "standard"
     refuse_architecture(architecture, name)
