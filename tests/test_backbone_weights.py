@@ -324,6 +324,20 @@ def test_whole_models_of_other_families_pass(kind: str, tmp_path: Path) -> None:
         assert torch.equal(states_of(tmp_path / kind, depth, 0), reference[1])
 
 
+def test_gpt_neo_says_its_depth_by_another_name(tmp_path: Path) -> None:
+    import transformers as t
+
+    config = t.GPTNeoConfig(vocab_size=635, hidden_size=32, num_layers=4, num_heads=4, attention_types=[[["global", "local"], 2]])
+    model = t.GPTNeoForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "neo")
+    t.AutoTokenizer.from_pretrained(tiny_folder()).save_pretrained(tmp_path / "neo")
+    with torch.no_grad():
+        reference = model(input_ids=IDS, output_hidden_states=True).hidden_states[2]
+    for depth in (2, None):
+        backbone = load_backbone(config_for(tmp_path / "neo", attention="eager"), depth=depth)
+        assert torch.equal(backbone.states(IDS, torch.ones_like(IDS), [1])[1], reference) and backbone.n_layers == 4
+
+
 def test_a_family_without_the_attention_that_is_asked_for(tmp_path: Path) -> None:
     import transformers as t
 

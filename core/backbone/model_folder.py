@@ -143,7 +143,7 @@ def size_in(config: Mapping[str, Any], folder: Path) -> tuple[int, int]:
     Usual names are read here; for the others (`d_model`, `dim`, `n_layers`) transformers is asked, which takes seconds to import.
     """
     text = config.get("text_config", config)
-    sizes = text.get("hidden_size", text.get("n_embd")), text.get("num_hidden_layers", text.get("n_layer"))
+    sizes = text.get("hidden_size", text.get("n_embd")), text.get("num_hidden_layers", text.get("n_layer", text.get("num_layers")))
     if sizes == (None, None):
         from core.backbone.loading import model_config
 
