@@ -143,7 +143,7 @@ def rewards(world: AlignWorld) -> Figures:
             "won": (both[:, 0] > both[:, 1]).tolist(),
             "said": dict(said),
         },
-        float32={"rewards": spread(both), "margins": spread(both[:, 0] - both[:, 1])},
+        loose={"rewards": spread(both), "margins": spread(both[:, 0] - both[:, 1])},
     )
 
 
@@ -161,7 +161,7 @@ def filtered(world: AlignWorld) -> Figures:
             "said": dict(made.manifest["said"]),
             "random": [[row["kept"], row["reason"]] for row in others],
         },
-        float32={
+        loose={
             "margins": spread([np.nan if row["margin"] is None else row["margin"] for row in rows]),
             "against": spread([latent["contribution"] for row in rows for latent in row["latents"]]),
         },
@@ -184,7 +184,7 @@ def dpo(world: AlignWorld) -> Figures:
             "form": [form[name] for name in ("r", "lora_alpha", "lora_dropout")] + [sorted(form["target_modules"])],
             "accuracy": [only(row, "accuracy", "low", "high", "n") for row in outcome["epochs"]],
         },
-        float32={
+        loose={
             "curve": [only(row, "loss", "margin", "logprob_chosen", "logprob_rejected", "lr") for row in outcome["curve"]],
             "epochs": [only(row, "loss", "margin") for row in outcome["epochs"]],
             "adapter": [spread(adapter[name]) for name in begun[:4]],
@@ -207,7 +207,7 @@ def evaluation(world: AlignWorld) -> Figures:
             "drift": [row["latent_id"] for row in after["drift"]],
             "warnings": [row["figure"] for row in after["warnings"]],
         },
-        float32={"after": figures, "drift": spread([row[end] for row in after["drift"] for end in ("value", "low", "high")])},
+        loose={"after": figures, "drift": spread([row[end] for row in after["drift"] for end in ("value", "low", "high")])},
     )
 
 

@@ -56,7 +56,7 @@ def sae_train(_made: Made, scratch: Path) -> Figures:
             "fields": sorted(card),
             "sizes": sizes,
         },
-        float32={"values": values, "weights": {name: spread(array) for name, array in load_file(folder / "sae_weights.safetensors").items()}},
+        loose={"values": values, "weights": {name: spread(array) for name, array in load_file(folder / "sae_weights.safetensors").items()}},
     )
 
 

@@ -89,7 +89,7 @@ def heads(made: Made) -> Figures:
             # Equal separations go to the lower latent; one of zero is on neither side.
             "equal": [part.tolist() for part in select(np.array([0.2, 0.5, 0.0, 0.5, -0.1, 0.2, -0.1, -0.4]), 3)],
         },
-        float32={
+        loose={
             "detection": spread(sparse.detection),
             "margins": {loss: spread(family.margins) for loss, family in sparse.losses.items()},
             "scale": {loss: family.margin_scale for loss, family in sparse.losses.items()},
@@ -106,7 +106,7 @@ def controls(made: Made) -> Figures:
     margins = {probe.kind: spread(probe.margins) for probe in value.probes} | {
         kind: spread(family.margins) for kind, family in value.families.items()
     }
-    return Figures(figures={"probes": probes, "families": families, **exact}, float32=margins)
+    return Figures(figures={"probes": probes, "families": families, **exact}, loose=margins)
 
 
 def curve(made: Made) -> Figures:
@@ -149,7 +149,7 @@ def reward_model(made: Made) -> Figures:
     files = sorted(name for name in made["reward_model"].manifest["files"] if name.endswith(".json"))
     return Figures(
         figures={"seeds": list(parts.seeds), "latents": parts.latent_ids.tolist(), "faithful": counts, "files": files, "kind": parts.kind},
-        float32={
+        loose={
             "scale": float(parts.margin_scale),
             "quantiles": spread(parts.reward_quantiles),
             "mean": spread(parts.projection_mean),

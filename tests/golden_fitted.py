@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from golden_helpers import Figures, digest, only, spread
@@ -17,7 +18,8 @@ from core.data.saved import read_pairs
 from core.explain.checks_left_out import left_out_differ
 from core.explain.latents import SNIPPETS
 from core.explain.report import Check
-from core.explain.spaces import picture
+from core.explain.spaces import apart, picture
+from core.explain.stability import prompt_share
 from core.fitted import Fitted
 from core.fitted_latents import FittedLatents
 from core.pairs_check import PAIRS, REPORT, check_pairs
@@ -45,7 +47,9 @@ def doctor(world: FittedWorld) -> Figures:
     counted = ("split leakage", "duplicates", "pairs left out", "label-swap null", "wording shortcut")
     whole = {name: details[name] for name in counted}
     figures = {"checks": checks, "counts": report.counts, "details": whole, "left out": dict(_left_out().details)}
-    return Figures(figures=figures, float32={"values": values})
+    # Of twelve rewards to five prompts.
+    figures["prompt share"] = prompt_share(np.array([0.0, 1, 1, 3, 4, 2, 2, 3, 6, 5, 9, 7]), np.array([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4])).to_json()
+    return Figures(figures=figures, loose={"values": values})
 
 
 def _left_out() -> Check:
@@ -61,7 +65,9 @@ def spaces(world: FittedWorld) -> Figures:
     made, _ = Fitted(folder=world.folder, store=world.store).spaces(config)
     steady = {name: value for name, value in made.figures.items() if not name.startswith("picture")}
     right = {name: [only(one and one.to_json(), *ESTIMATE) for one in (value.neighbours, value.neighbours_lead)] for name, value in steady.items()}
-    apart = {name: [only(one and one.to_json(), *ESTIMATE) for one in (value.silhouette, value.silhouette_lead)] for name, value in steady.items()}
+    silhouettes = {
+        name: [only(one and one.to_json(), *ESTIMATE) for one in (value.silhouette, value.silhouette_lead)] for name, value in steady.items()
+    }
     points = {name: digest(getattr(made, name)) for name in ("rows", "label", "prompt", "split")}
     how = {name: value for name, value in made.made.items() if name != "library"}
     # A t-SNE of many points turns rounding into other pictures. On a ring of twelve, neighbours in the picture are neighbours on the ring.
@@ -69,11 +75,31 @@ def spaces(world: FittedWorld) -> Figures:
     ring = picture(np.column_stack([np.cos(angles), np.sin(angles), np.zeros(12)]), config)
     distances = np.linalg.norm(ring[:, None] - ring[None], axis=2) + np.diag(np.full(12, np.inf))
     nearest = [sorted(row) for row in np.argsort(distances, axis=1)[:, :2].tolist()]
+    # Eight points on a line, four neighbours each: where two vote for either label, the response counts as wrong.
+    line, label = np.arange(8.0)[:, None] ** 1.5, np.array([1, 1, 1, 1, -1, -1, -1, -1])
+    equal = apart(line, label, np.arange(8), 4)[0].tolist()
     few = picture(np.array([[0.0, 0.0, 3.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, -3.0]]), config)
     return Figures(
-        figures={"neighbours": right, **points, "made": how, "n": made.n_held_out, "chance": made.chance, "ring": nearest},
-        float32={"silhouette": apart, "four points": np.abs(few).tolist()},
+        figures={
+            "neighbours": right,
+            **points,
+            "made": how,
+            "n": made.n_held_out,
+            "chance": made.chance,
+            "ring": nearest,
+            "equal votes": equal,
+            "t-SNE": _asked_of_tsne(),
+        },
+        float32={"silhouette": silhouettes, "four points": np.abs(few).tolist()},
     )
+
+
+def _asked_of_tsne() -> dict[str, Any]:
+    """What scikit-learn is asked for: its seed moves pictures of many columns only, and a picture can't be compared across processors."""
+    with patch("sklearn.manifold.TSNE") as tsne:
+        tsne.return_value.fit_transform.return_value = np.zeros((6, 2))
+        picture(np.zeros((6, 3)), SpacesConfig(seed=3, perplexity=10))
+    return dict(tsne.call_args.kwargs)
 
 
 def latents(world: FittedWorld) -> Figures:
@@ -92,12 +118,13 @@ def latents(world: FittedWorld) -> Figures:
             "windows": texts,
             "words": words,
             "snippets": snippets,
+            "digits": max(len(f"{value:.9g}".replace(".", "").lstrip("0")) for page in chosen for value in page["topkCosSimValues"]),
             "share": [page["frac_nonzero"] for page in chosen],
             "density": [digest(page["freq_hist_data_bar_heights"]) for page in chosen[:4]],
         },
-        float32={
-            "bins": bins,
-            "highest": [page["maxActApprox"] for page in chosen],
+        loose={
+            "bins": {index: spread([number for row in rows for number in row]) for index, rows in bins.items()},
+            "highest": spread([page["maxActApprox"] for page in chosen]),
             "logits": [spread([*page["pos_values"], *page["neg_values"]]) for page in chosen],
             "cosines": [spread(page["topkCosSimValues"]) for page in chosen],
         },

@@ -19,7 +19,7 @@ from golden_align import AlignWorld
 from golden_files import Figures
 from golden_fit import Made
 from golden_fitted import FittedWorld
-from golden_helpers import EXACT, FLOAT32, check, differences, golden, hand_bumped, versions_given_to_the_store
+from golden_helpers import EXACT, LOOSE, check, differences, golden, hand_bumped, versions_given_to_the_store
 
 from core.pipeline import fit
 from core.runs.store import Artefact, Store
@@ -94,12 +94,12 @@ def test_differences_are_those_beyond_the_bound() -> None:
     before = {"a": [1.0, 2.0], "n": 3, "text": "x", "none": None}
     assert differences(before, {**before, "a": [1.0 + 5e-7, 2.0]}, EXACT) == []
     assert differences(before, {**before, "a": [1.0, 2.0 + 5e-6]}, EXACT) == [("/a[1]", 2.0, 2.0 + 5e-6)]
-    assert differences(before, {**before, "a": [1.0, 2.0 + 5e-4]}, FLOAT32) == []
-    assert differences(before, {**before, "a": [1.0, 2.001]}, FLOAT32)
+    assert differences(before, {**before, "a": [1.0, 2.0 + 5e-4]}, LOOSE) == []
+    assert differences(before, {**before, "a": [1.0, 2.001]}, LOOSE)
     for other in ({"n": 4}, {"n": 3.0}, {"text": "y"}, {"a": [1.0]}, {"none": 0}, {"more": 1}, {"n": True}):
-        assert differences(before, {**before, **other}, FLOAT32), other
+        assert differences(before, {**before, **other}, LOOSE), other
 
 
 def test_figures_with_a_number_that_is_not_finite_are_told_apart() -> None:
-    assert differences({"a": 1.0}, {"a": float("nan")}, FLOAT32)
+    assert differences({"a": 1.0}, {"a": float("nan")}, LOOSE)
     assert golden_files.Figures is Figures and replace(Figures(figures={}), float32={"a": 1.0}).to_json()["float32"] == {"a": 1.0}
