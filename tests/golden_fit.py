@@ -136,7 +136,11 @@ def known(made: Made) -> Figures:
     active = [int(count) for count in (value.activations > 0).sum(axis=0)]
     return Figures(
         figures={name: digest(getattr(value, name)) for name in names} | {"n": len(value), "active": active},
-        float32={"projections": spread(value.projections), "activations": spread(value.activations)},
+        float32={
+            "first": value.projections[0, :8].astype(float).tolist(),
+            "projections": spread(value.projections),
+            "activations": spread(value.activations),
+        },
     )
 
 
