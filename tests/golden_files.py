@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from golden_fit import Made
 from golden_helpers import Figures, digest, only, spread
-from sae_training_helpers import pairs_file, train_config
+from sae_training_helpers import LAYER, dialogue, pairs_file, train_config, whole_backbone
 from safetensors.numpy import load_file
 from weights_helpers import write_gguf
 
 from core.align.records import Ledger
+from core.backbone.activations import Cursor, Stream
 from core.backbone.model import load_backbone
 from core.backbone.presets import preset
 from core.backbone.sae_training import train_sae
@@ -55,9 +57,19 @@ def sae_train(_made: Made, scratch: Path) -> Figures:
             "trained on": settings["metadata"]["trained_positions"],
             "fields": sorted(card),
             "sizes": sizes,
+            "long answers": _round_of_long_answers(),
         },
         loose={"values": values, "weights": {name: spread(array) for name, array in load_file(folder / "sae_weights.safetensors").items()}},
     )
+
+
+def _round_of_long_answers() -> dict[str, Any]:
+    """Which tokens a round holds, and how many ends it keeps of answers of many sentences: the toy pairs have one sentence each."""
+    texts = [" ".join(f"Ask {i} friends, or read {j} tables." for j in range(9)) for i in range(3)]
+    said = [dialogue(f"How {i}?", text) for i, text in enumerate(texts)]
+    stream = Stream(dialogues=said, backbone=whole_backbone(), layer=LAYER, context=256, batch_size=8, ends_per_batch=2, seed=0)
+    current = stream.round(Cursor(), torch.empty(0, stream.backbone.d_model))
+    return {"following": vars(current.following), "order": current.order[:8].tolist(), "ring": len(current.ring)}
 
 
 def extraction_shards(_made: Made, scratch: Path) -> Figures:
