@@ -345,14 +345,15 @@ def test_openrlhf_gets_rewards(live: Live, model: SparseRM) -> None:
     template = model.explainer.backbone.template
     prompt = template.text([*USER, {"role": "assistant", "content": "\x00"}]).partition("\x00")[0]
     texts = [GOOD, BAD, ""]
-    status, found = ask_openrlhf(live, {"query": [f"{prompt}{text}<|im_end|>\n" for text in texts], "prompts": [prompt] * 3, "labels": ["", "", ""]})
+    queries = [*(f"{prompt}{text}<|im_end|>\n" for text in texts), None]
+    status, found = ask_openrlhf(live, {"query": queries, "prompts": [prompt] * 4, "labels": [""] * 4})
     assert status == 200
     expected = model.score([QUESTION] * 2, [GOOD, BAD])
     lowest = float(model.parts.reward_quantiles[0])
-    np.testing.assert_allclose(found["rewards"], [*expected, lowest], **CLOSE)
+    np.testing.assert_allclose(found["rewards"], [*expected, lowest, lowest], **CLOSE)
     ranks = [np.interp(reward, model.parts.reward_quantiles, np.linspace(0, 1, 101)) for reward in expected]
-    np.testing.assert_allclose(found["scores"], [*ranks, 0.0], atol=1e-4)
-    assert found["extra_logs"] == {"unreadable": [0.0, 0.0, 1.0]}
+    np.testing.assert_allclose(found["scores"], [*ranks, 0.0, 0.0], atol=1e-4)
+    assert found["extra_logs"] == {"unreadable": [0.0, 0.0, 1.0, 1.0]}
 
 
 def test_trl_trains_with_the_example_client(live: Live, model: SparseRM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,13 @@ def test_what_is_unclear_is_refused_and_the_others_go_on(backbone: Backbone, que
     assert clear == (tuple(DIALOGUES[0]), "So.")
 
 
+@pytest.mark.parametrize("strange", [None, 7, ["a"], {"query": "a"}])
+def test_a_query_that_is_no_text_is_unreadable_alone(backbone: Backbone, strange: Any) -> None:
+    good = rendered(backbone, DIALOGUES[0])
+    unclear, clear = Queries(backbone).divide([strange, good + "So."], [good, strange])
+    assert unclear == f"not a text but {type(strange).__name__}" and clear == (tuple(DIALOGUES[0]), "So.")
+
+
 # --- the model's thread -----------------------------------------------------------------------------------------------
 
 

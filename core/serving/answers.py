@@ -94,7 +94,7 @@ class Answers:
         return packed({**numbers, "refused": reasons, "shortened": shortened})
 
     async def get_reward(self, asked: Asked) -> bytes:
-        queries, prompts = texts(asked, "query"), texts(asked, "prompts") if asked.get("prompts") is not None else None
+        queries, prompts = several(asked, "query"), several(asked, "prompts") if asked.get("prompts") is not None else None
         if prompts is not None and len(prompts) != len(queries):
             raise DataError("query and prompts must be lists of equal length", found=f"{len(queries)} and {len(prompts)}")
         divided = await asyncio.wrap_future(self.engine.submit(lambda: self._divided(queries, prompts), rank=1))
@@ -108,7 +108,7 @@ class Answers:
         scores = np.interp(rewards, quantiles.astype(np.float64), np.linspace(0.0, 1.0, len(quantiles)))
         return packed({"rewards": rewards.tolist(), "scores": scores.tolist(), "extra_logs": {"unreadable": lost.astype(float).tolist()}})
 
-    def _divided(self, queries: list[str], prompts: list[str] | None) -> list[Item | str]:
+    def _divided(self, queries: list[Any], prompts: list[Any] | None) -> list[Item | str]:
         from core.reward.model import BackboneReader
         from core.serving.queries import Queries
 
@@ -244,12 +244,9 @@ def listed(asked: Asked, name: str) -> list[Any]:
     return found
 
 
-def texts(asked: Asked, name: str) -> list[str]:
-    """A list of texts; one text stands for itself. Raises DataError."""
-    found = [asked[name]] if isinstance(asked.get(name), str) else listed(asked, name)
-    if not all(isinstance(one, str) for one in found):
-        raise DataError(f"{name} can't be read", expected="texts")
-    return found
+def several(asked: Asked, name: str) -> list[Any]:
+    """A list; one text stands for itself. Raises DataError."""
+    return [asked[name]] if isinstance(asked.get(name), str) else listed(asked, name)
 
 
 def whole_numbers(asked: Asked, name: str) -> list[int]:

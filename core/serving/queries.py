@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from core.backbone.control_tokens import without_closing
 from core.backbone.layout import TemplatePieces, Unreadable
@@ -39,12 +40,18 @@ class Queries:
         self._ends = tuple(dict.fromkeys(filter(None, (closing_piece, *map(str, own), *FOREIGN_ENDS))))
         self._before_answer = without_empty_block(turn.around[-2]).strip() if turn else ""
 
-    def divide(self, queries: Sequence[str], prompts: Sequence[str] | None) -> list[Item | str]:
-        """The prompt (messages) and the response of each query, or why it can't be told. `prompts` are what the queries begin with."""
-        return [self._item(query, None if prompts is None else prompts[number]) for number, query in enumerate(queries)]
+    def divide(self, queries: Sequence[Any], prompts: Sequence[Any] | None) -> list[Item | str]:
+        """The prompt (messages) and the response of each query, or why it can't be told. `prompts` are what the queries begin with.
 
-    def _item(self, query: str, prompt: str | None) -> Item | str:
-        if prompt is not None and query.startswith(prompt):
+        What is no text refuses its query alone; a prompt that is no text is as none.
+        """
+        return [
+            self._item(query, None if prompts is None else prompts[number]) if isinstance(query, str) else f"not a text but {type(query).__name__}"
+            for number, query in enumerate(queries)
+        ]
+
+    def _item(self, query: str, prompt: Any) -> Item | str:
+        if isinstance(prompt, str) and query.startswith(prompt):
             before = without_empty_block(prompt)
             messages = self._messages(before)
             # A block that the prompt opened (as R1's template does) is the answer's: the policy goes on in it.
