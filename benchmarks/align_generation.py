@@ -27,7 +27,7 @@ from core.backbone.loading import quiet_transformers
 from core.backbone.model import Backbone, load_backbone
 from core.config import BackboneConfig, CandidatesConfig, DataConfig
 from core.data.pairs import load_pairs
-from core.defaults import DEMO_PAIRS
+from core.fit.defaults import DEMO_PAIRS
 from core.types import Message
 
 N = 4  # samples a prompt in the arms of best_of_n

@@ -25,11 +25,11 @@ from core.align.policy import new_lora, quiet
 from core.align.presets import align_preset
 from core.align.records import CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, SHIFT, read_rows
 from core.align.templates import instructed, templates_of
-from core.align_job import completed, run_alignment
 from core.backbone.model import Backbone, load_backbone
 from core.backbone.source import resolve_dtype
 from core.config import AlignConfig, DPOConfig
 from core.data.saved import read_pairs
+from core.jobs.align import completed, run_alignment
 from core.runs.store import Store
 from core.types import Message, PreferencePair, no_progress
 

@@ -45,19 +45,19 @@ from websockets.sync.client import ClientConnection, connect  # noqa: E402
 from websockets.typing import Subprotocol  # noqa: E402
 
 from core.config import SpacesConfig  # noqa: E402
-from core.explain.estimates import Estimate  # noqa: E402
 from core.explain.spaces import SpaceFigures, Spaces, save_spaces  # noqa: E402
-from core.fitted import Fitted  # noqa: E402
+from core.jobs.fitted import Fitted  # noqa: E402
+from core.reward.fit_responses import KnownResponses, write_known  # noqa: E402
 from core.reward.folder import write_parts  # noqa: E402
-from core.reward.known import KnownResponses, write_known  # noqa: E402
 from core.reward.recorded_files import record_files  # noqa: E402
 from core.runs.store import Store, cache_root  # noqa: E402
 from core.runs.values import save_value  # noqa: E402
+from core.statistics.estimates import Estimate  # noqa: E402
 from core.types import LatentFrequencies, PreferencePairs  # noqa: E402
-from workbench import models  # noqa: E402
-from workbench.models import FittedModel  # noqa: E402
-from workbench.places import places  # noqa: E402
-from workbench.resources import Live  # noqa: E402
+from workbench.frame import models  # noqa: E402
+from workbench.frame.model_client import Live  # noqa: E402
+from workbench.frame.models import FittedModel  # noqa: E402
+from workbench.frame.page_list import places  # noqa: E402
 
 SESSIONS = 8
 STUCK = 60_000  # milliseconds after which nothing more is waited for

@@ -1,5 +1,6 @@
 """Compare: two reward models on the same pairs."""
 
-from workbench import compare_page, frame
+from workbench.compare import view as compare_page
+from workbench.frame import layout
 
-compare_page.draw(frame.need_model())
+compare_page.draw(layout.need_model())

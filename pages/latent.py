@@ -1,8 +1,10 @@
 """Latent: one latent's page, as on Neuronpedia, with what it does to the reward."""
 
-from workbench import frame, latent_view, latents
+from workbench.frame import layout
+from workbench.latents import latent_view
+from workbench.latents import values as latents
 
-model = frame.need_model()
+model = layout.need_model()
 latent = latent_view.need_latent(model)
 pages = latents.find_pages(model, [latent]) or latents.find_pages(model)
 page = pages[latent] if pages is not None and latent in pages else None

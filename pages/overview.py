@@ -2,11 +2,13 @@
 
 import streamlit as st
 
-from workbench import charts, frame, latents_view, overview
-from workbench.chart_base import visible
-from workbench.downloads import show_chart
+from workbench.frame import charts, layout
+from workbench.frame.chart_base import visible
+from workbench.frame.downloads import show_chart
+from workbench.latents import view as latents_view
+from workbench.overview import values as overview
 
-model = frame.need_model()
+model = layout.need_model()
 
 columns = st.columns(4)
 for column, figure in zip(columns, overview.headline(model), strict=False):
@@ -37,4 +39,4 @@ if rows:
         show_chart(charts.accuracy_kinds(rows), key="kinds", name=model.id)
 
 st.markdown("##### Look further")
-frame.cards("overview")
+layout.cards("overview")

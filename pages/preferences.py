@@ -3,9 +3,10 @@
 import streamlit as st
 
 from core.reward.head_words import mean_of
-from workbench import frame, models, pairs_view, state
+from workbench.frame import layout, models, state
+from workbench.preferences import view as pairs_view
 
-model = frame.need_model() if models.models() else None
+model = layout.need_model() if models.models() else None
 sources = {"model": "This reward model's pairs", "own": "Bring your own"}
 source = "own"
 if model is not None:

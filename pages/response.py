@@ -1,5 +1,6 @@
 """Response: why a response scored as it did, and what would change it."""
 
-from workbench import frame, response_page
+from workbench.frame import layout
+from workbench.response import view as response_page
 
-response_page.draw(frame.need_model())
+response_page.draw(layout.need_model())

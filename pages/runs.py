@@ -1,6 +1,6 @@
 """Runs: start one, watch it, see what came out, lay two over each other, free the disk."""
 
-from workbench import runs_view
+from workbench.runs import view as runs_view
 
 runs_view.launcher()
 runs_view.table()

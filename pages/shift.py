@@ -1,5 +1,5 @@
 """Shift: how far did the policy move from the training data, in the dense and in the sparse space, beside random controls?"""
 
-from workbench import shift_view
+from workbench.shift import view as shift_view
 
 shift_view.draw()

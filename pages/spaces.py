@@ -1,8 +1,9 @@
 """Spaces: dense hidden states and sparse projections as pictures side by side, and how far chosen and rejected lie apart in each."""
 
-from workbench import frame, spaces_view
+from workbench.frame import layout
+from workbench.spaces import view as spaces_view
 
-model = frame.need_model()
+model = layout.need_model()
 found = spaces_view.need_pictures(model)
 spaces_view.pictures(model, found)
 spaces_view.held(model)

@@ -13,14 +13,14 @@ from pages_helpers import HOSTILE
 from core.align.evaluation import PolicyEvaluation, save_evaluation
 from core.align.figures import Measure, figure_of
 from core.align.filtering import counts_of
+from core.align.overoptimisation import CHOICE, RULE, Drift, warnings_of
 from core.align.presets import align_preset
 from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, STEPS, Ledger, key_of, write_rows
 from core.align.values import Candidate, Decision
-from core.align.watch import CHOICE, RULE, Drift, warnings_of
 from core.config import AlignConfig
-from core.explain.estimates import Estimate
 from core.explain.shift import MEASURES, SCALES, SPACES, Cosine, Shift, save_shift
 from core.runs.store import Store, write_json
+from core.statistics.estimates import Estimate
 
 TEXTS = list(HOSTILE.values())
 PAIRS = 24

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from model_helpers import make_parts
 
+from core.reward.fit_responses import KnownResponses, prompt_id, response_id
 from core.reward.head import Head
-from core.reward.known import KnownResponses, prompt_id, response_id
 from core.reward.parts import RewardParts
 from core.runs.store import Store, cache_root
 from core.types import Message, PreferencePair, PreferencePairs
@@ -75,7 +75,7 @@ def hand_made(n_prompts: int = 6, answers: int = 4, seed: int = 0, **changes: An
 def tiny_explainer() -> Explainer:
     """The tiny preset fitted with fewer and shorter heads, loaded with all that the fit kept beside it."""
     from core.backbone.presets import preset
-    from core.pipeline import fit
+    from core.fit.pipeline import fit
     from core.reward.model import SparseRM
 
     config = preset("tiny")

@@ -17,19 +17,19 @@ from typing import Any
 import numpy as np
 from golden_helpers import Figures, digest, only, spread
 
+from core.align.inputs import PolicyAt
 from core.align.loop import AlignOutcome, align
+from core.align.overoptimisation import choose_round
 from core.align.presets import align_preset
 from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, Ledger, read_json, read_rows
-from core.align.setting import PolicyAt
 from core.align.steps import AlignSteps
-from core.align.watch import choose_round
 from core.backbone.generation import Spent
 from core.backbone.journal import Generated
 from core.backbone.tiny import BODIES, KIND, RUDE
 from core.config import AlignConfig, CandidatesConfig, DPOConfig, FitConfig, PolicyEvaluationConfig
 from core.data.saved import read_pairs
 from core.explain.shift import load_shift
-from core.fitted import Fitted
+from core.jobs.fitted import Fitted
 from core.reward.model import SparseRM
 from core.runs.store import Artefact, Store
 from core.types import Message, Progress, no_progress

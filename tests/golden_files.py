@@ -19,10 +19,8 @@ from safetensors.numpy import load_file
 from weights_helpers import write_gguf
 
 from core.align.records import Ledger
-from core.backbone.activations import Cursor, Stream
 from core.backbone.model import load_backbone
 from core.backbone.presets import preset
-from core.backbone.sae_training import train_sae
 from core.backbone.source import SOURCE_NOTE, find_model
 from core.backbone.tiny import make_tiny
 from core.config import AlignConfig, BackboneConfig, DataConfig, PairsRunConfig
@@ -31,9 +29,11 @@ from core.reward.extraction import extract
 from core.runs.launch import launch
 from core.runs.registry import Run, runs_root
 from core.runs.store import Store, file_sha256
+from core.sae.activations import Cursor, Stream
+from core.sae.training import train_sae
 from core.serving.answers import Answers
 from core.serving.engine import Engine
-from core.serving.place import place_of
+from core.serving.server_folder import place_of
 from core.serving.texts import Texts
 from core.types import PreferencePairs, no_progress
 

@@ -1,4 +1,4 @@
-"""Golden figures of a fit's nine steps (core/steps.py), on the tiny preset."""
+"""Golden figures of a fit's nine steps (core/fit/steps.py), on the tiny preset."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from core.backbone.presets import preset
 from core.config import FitConfig
 from core.data.saved import read_pairs
 from core.data.splits import apportion
+from core.fit.steps import read_json, value_of
 from core.reward.extraction import load_hidden_states
-from core.reward.known import read_known
+from core.reward.fit_responses import read_known
 from core.reward.model import SparseRM
 from core.reward.ranking import select
 from core.runs.store import Artefact
-from core.steps import read_json, value_of
 
 ACCURACY = ("accuracy", "low", "high", "n")
 Made = Mapping[str, Artefact]

@@ -15,14 +15,14 @@ from left_out_helpers import lost, pair
 
 from core.config import DataConfig, DoctorConfig, LatentsConfig, SpacesConfig
 from core.data.saved import read_pairs
-from core.explain.checks_left_out import left_out_differ
-from core.explain.latents import SNIPPETS
-from core.explain.report import Check
+from core.doctor.checks_left_out import left_out_differ
+from core.doctor.report import Check
 from core.explain.spaces import apart, picture
 from core.explain.stability import prompt_share
-from core.fitted import Fitted
-from core.fitted_latents import FittedLatents
-from core.pairs_check import PAIRS, REPORT, check_pairs
+from core.fit.pairs_check import PAIRS, REPORT, check_pairs
+from core.jobs.fitted import Fitted
+from core.jobs.fitted_latents import FittedLatents
+from core.latents.pages import SNIPPETS
 from core.runs.store import Store
 from core.types import PreferencePairs
 

@@ -12,14 +12,14 @@ from explain_helpers import hand_made, question
 from streamlit.testing.v1 import AppTest
 
 from core.errors import DataError
+from core.reward.fit_responses import KnownResponses, prompt_id, response_id, write_known
 from core.reward.folder import write_parts
-from core.reward.known import KnownResponses, prompt_id, response_id, write_known
 from core.reward.recorded_files import record_files
 from core.runs.store import Store
 from core.serving.texts import Texts
 from core.types import PreferencePair, PreferencePairs
-from workbench.models import ID_LENGTH
-from workbench.resources import LiveState
+from workbench.frame.model_client import LiveState
+from workbench.frame.models import ID_LENGTH
 
 ROOT = Path(__file__).resolve().parents[1]
 SAE = {"name": "toy sae", "sha256": "5ae" * 21 + "5", "d_model": 6, "d_sae": 1000}
@@ -71,7 +71,7 @@ def hostile_pairs() -> PreferencePairs:
 
 
 class FakeLive:
-    """Speaks as workbench.resources.Live does. `name` is how the process stands; a word is a token; a text's projections are drawn from it."""
+    """Speaks as workbench.frame.model_client.Live does. `name` is how the process stands; a word is a token; a text's projections are drawn from it."""
 
     def __init__(self, root: Path, name: str = "ready", latents: tuple[int, ...] = (10, 11, 12, 13, 14)) -> None:
         self.texts, self.name, self.latents = Texts(root), name, latents

@@ -20,7 +20,7 @@ from typing import Any
 from core.backbone.estimate import Estimate
 from core.config import BackboneConfig, Config, option
 from core.errors import DataError
-from core.jobs import Job
+from core.jobs.fit import Job
 from core.runs import launch as launching
 from core.runs.registry import KINDS, Kind, Run, Status
 from core.runs.store import Store

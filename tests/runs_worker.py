@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from core.runs import worker
+from core.jobs import worker
 
 work = worker._work
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from core.backbone.corpus import Dialogue, Document
 from core.backbone.model import Backbone, load_backbone
 from core.backbone.presets import preset
 from core.config import BackboneConfig, SAETrainConfig
 from core.errors import Cancelled
+from core.sae.corpus import Dialogue, Document
 
 LAYER = 0
 

@@ -14,16 +14,17 @@ from left_out_helpers import counts_of
 from runs_helpers import wait_state
 
 import core.runs.launch as launching
-from core import align_cli, console
 from core.align.left_out import sentences
 from core.align.presets import ALIGN_PRESETS, align_preset
-from core.align_cli import align_config
-from core.align_job import ALIGN, completed
 from core.backbone.presets import PRESETS, preset
-from core.cli import build_parser, main
+from core.cli import align as align_cli
+from core.cli import tables as console
+from core.cli.align import align_config
+from core.cli.main import build_parser, main
+from core.cli.options import options_of, override
 from core.config import AlignConfig, DataConfig, from_dict
 from core.errors import ConfigError
-from core.options import options_of, override
+from core.jobs.align import ALIGN, completed
 from core.runs.registry import all_runs, find_run
 from core.runs.store import Store
 
@@ -275,7 +276,7 @@ def test_the_adapter_and_the_merged_model_are_saved(tmp_path: Path) -> None:
     env = {**os.environ, "SPARSERM_CACHE": str(tmp_path / "cache")}
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "core.cli", *words, *more]
+        line = [sys.executable, "-m", "core.cli.main", *words, *more]
         return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
 
     first = run("--out", str(tmp_path / "adapter"))
@@ -304,7 +305,9 @@ def test_the_same_command_under_accelerate_launch(tmp_path: Path) -> None:
     for n in (1, 2):
         launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(n), *plain] if n > 1 else []
         env = {**os.environ, "SPARSERM_CACHE": str(tmp_path / str(n)), "ACCELERATE_USE_CPU": "true"}
-        done = subprocess.run([sys.executable, *launcher, "-m", "core.cli", *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", "core.cli.main", *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         (line,) = done.stdout.splitlines()
         found[n] = json.loads(line)["rounds"][0]

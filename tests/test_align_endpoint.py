@@ -21,13 +21,13 @@ import pytest
 from backbone_helpers import tiny_backbone, tiny_folder
 from labels_helpers import Request, Server, serving
 
-from core import http
 from core.align.candidates import NOT_GENERATED, make_candidates
 from core.align.endpoint import EndpointGenerator
 from core.align.generation import STEP, LocalGenerator
 from core.align.values import Prompt
 from core.backbone.journal import Generated, Journal
 from core.config import CandidatesConfig
+from core.data import http
 from core.errors import Cancelled, ConfigError, MissingError
 from core.types import Message
 

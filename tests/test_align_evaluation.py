@@ -46,7 +46,7 @@ from core.backbone.template import ChatTemplate
 from core.config import BackboneConfig, DPOConfig, PolicyEvaluationConfig
 from core.errors import Cancelled, DataError, MismatchError, StoreError
 from core.reward.model import SparseRM
-from core.reward.statistics import wilson
+from core.statistics.intervals import wilson
 from core.types import Message, PreferencePair, PreferencePairs, Progress, no_progress
 
 MC_TASK = Path("/work/shared/data/truthfulqa/mc_task.json")

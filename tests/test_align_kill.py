@@ -41,7 +41,7 @@ def words() -> list[str]:
 def start(words: list[str], root: Path, hold: str = "") -> subprocess.Popen[bytes]:
     env = {**os.environ, "SPARSERM_CACHE": str(root), HOLD: hold}
     with (root.parent / f"{root.name}.out").open("wb") as out:
-        return subprocess.Popen([sys.executable, "-m", "core.cli", *words], cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
+        return subprocess.Popen([sys.executable, "-m", "core.cli.main", *words], cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
 
 
 def finish(words: list[str], root: Path) -> dict[str, Any]:
@@ -115,8 +115,8 @@ def test_killed_amid_a_step_as_a_run(
     words: list[str], undisturbed: tuple[Path, dict[str, Any]], fitted: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run of the worker, killed half-way through generating or training, and resumed."""
-    from core.align_cli import align_config
-    from core.cli import build_parser
+    from core.cli.align import align_config
+    from core.cli.main import build_parser
 
     monkeypatch.setenv(HOLD, moment)
     config = align_config(build_parser().parse_args(words))

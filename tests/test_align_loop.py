@@ -22,11 +22,11 @@ from core.align.presets import align_preset
 from core.align.records import ALIGNMENT, DPO, EVALUATION, ROUND, SHIFT, STEPS, AlignmentRecord, RoundRecord, find_alignment, key_of
 from core.align.round import NO_PAIR
 from core.align.steps import SEEDS_A_ROUND, VERSIONS, round_seed, set_apart
-from core.align_job import completed, run_alignment
 from core.config import AlignConfig, DPOConfig, FitConfig, HeadConfig, PolicyEvaluationConfig, SelectionConfig
 from core.data.saved import read_pairs
 from core.errors import Cancelled, ConfigError, MissingError
 from core.explain.shift import load_shift
+from core.jobs.align import completed, run_alignment
 from core.reward.model import SparseRM
 from core.runs.store import MANIFEST, Artefact, Store
 from core.types import PreferencePair
@@ -372,7 +372,7 @@ def test_the_states_kept_are_those_of_the_rewards(made: Made, reward_model: Path
 
 
 def command(*words: object, cache: Path) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "core.cli", *map(str, words)]
+    line = [sys.executable, "-m", "core.cli.main", *map(str, words)]
     return subprocess.run(line, cwd=ROOT, env={**os.environ, "SPARSERM_CACHE": str(cache)}, capture_output=True, text=True, timeout=600)
 
 

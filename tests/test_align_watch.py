@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from core.align.figures import MEANING, Figure, Measure, figure_of
-from core.align.watch import FALLING, LENGTH_CHANGE, NAMES, RULE, TOP, choose_round, drift_of, warnings_of
-from core.explain.estimates import Estimate
+from core.align.overoptimisation import FALLING, LENGTH_CHANGE, NAMES, RULE, TOP, choose_round, drift_of, warnings_of
+from core.statistics.estimates import Estimate
 
 
 def moved(value: float, half: float = 0.01, *, now: float = 1.0) -> Figure:

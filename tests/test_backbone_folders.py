@@ -246,7 +246,7 @@ def test_single_files(tmp_path: Path) -> None:
 def test_the_command_says_it_in_plain_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """Through `sparserm fit`: exit code 4, the tensor's name, no traceback, and no artefact of the damaged model is left."""
     from core.backbone.presets import preset
-    from core.cli import main
+    from core.cli.main import main
 
     monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path / "cache"))
     tiny = preset("tiny")

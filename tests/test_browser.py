@@ -21,10 +21,10 @@ from playwright.sync_api import Browser, BrowserContext
 
 from core.runs.launch import cancel
 from core.runs.registry import all_runs
-from workbench import models, state
-from workbench.forms import Draft
-from workbench.resources import Live
-from workbench.response import kept
+from workbench.frame import models, state
+from workbench.frame.forms import Draft
+from workbench.frame.model_client import Live
+from workbench.response.values import kept
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine (apt-get install chromium)")
 LONG_FIT = {"head.epochs": "50000", "head.patience": "50000"}  # goes on until somebody cancels it
@@ -191,7 +191,7 @@ def toy(cache: Path, server: Server) -> str:
     found = [model for model in models.models(cache) if model.about["backbone"] != "toy"]
     if not found:
         environment = {**os.environ, "SPARSERM_CACHE": str(cache)}
-        subprocess.run([sys.executable, "-m", "core.cli", "fit", "--preset", "tiny"], cwd=ROOT, env=environment, check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", "core.cli.main", "fit", "--preset", "tiny"], cwd=ROOT, env=environment, check=True, capture_output=True)
         found = models.models(cache)
     return found[0].id
 

@@ -24,7 +24,7 @@ from core.align.audit import agreement, judgements
 from core.align.records import FILTER, AlignmentRecord, alignments
 from core.runs.launch import cancel
 from core.runs.registry import all_runs
-from workbench import models
+from workbench.frame import models
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine (apt-get install chromium)")
 LONG = 1_800_000.0  # milliseconds that a whole alignment may take on a busy machine

@@ -18,9 +18,9 @@ pytest.importorskip("playwright", reason="Playwright is not installed (pip insta
 from browser_helpers import ROOT, Server, Tab, browser, chromium, query
 from playwright.sync_api import BrowserContext, Page
 
-from workbench import models
-from workbench.models import FittedModel
-from workbench.places import Place, places
+from workbench.frame import models
+from workbench.frame.models import FittedModel
+from workbench.frame.page_list import Place, places
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine (apt-get install chromium)")
 OTHERS = [place for place in places() if place.name != "overview"]
@@ -29,7 +29,7 @@ OTHERS = [place for place in places() if place.name != "overview"]
 def fit(cache: Path, k: int) -> FittedModel:
     """A tiny reward model of this K, the newest of the cache."""
     environment = {**os.environ, "SPARSERM_CACHE": str(cache)}
-    command = [sys.executable, "-m", "core.cli", "fit", "--preset", "tiny", "--k", str(k)]
+    command = [sys.executable, "-m", "core.cli.main", "fit", "--preset", "tiny", "--k", str(k)]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     return models.models(cache)[0]
 

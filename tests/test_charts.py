@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from pages_helpers import HOSTILE
 
-from core.explain.estimates import Estimate
 from core.explain.spaces import SpaceFigures
-from workbench import charts, charts_response, charts_spaces, downloads, tokens
-from workbench.chart_base import CHOSEN, REJECTED, Chart, plain, visible, whiskers, wrapped
-from workbench.charts_response import Step
-from workbench.tokens import Pick, TokenRow
+from core.statistics.estimates import Estimate
+from workbench.frame import charts, downloads, tokens
+from workbench.frame.chart_base import CHOSEN, REJECTED, Chart, plain, visible, whiskers, wrapped
+from workbench.frame.tokens import Pick, TokenRow
+from workbench.response import charts as charts_response
+from workbench.response.charts import Step
+from workbench.spaces import charts as charts_spaces
 
 
 def accuracy(value: float, n: int = 50) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import pytest
 from pages_helpers import HOSTILE
 from test_charts import strings
 
-from workbench import charts_align, charts_shift
-from workbench.chart_base import CHOSEN, REJECTED, Chart
+from workbench.align import charts as charts_align
+from workbench.frame.chart_base import CHOSEN, REJECTED, Chart
+from workbench.shift import charts as charts_shift
 
 NASTY = HOSTILE["script"]
 ROUNDS = [

@@ -19,16 +19,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core import console, defaults, steps
 from core.backbone.presets import PRESETS, preset
-from core.cli import build_parser, main
+from core.cli import tables as console
+from core.cli.main import build_parser, main
+from core.cli.options import NAMES, SAE_FIELDS, option_name, override, sae_config
 from core.config import AlignConfig, BackboneConfig, FitConfig, SAEConfig, SAETrainConfig, SweepConfig
 from core.data.saved import read_pairs
 from core.errors import ConfigError, MissingError
-from core.options import NAMES, SAE_FIELDS, option_name, override, sae_config
+from core.fit import defaults, steps
+from core.fit.steps import VERSIONS
 from core.reward.model import SparseRM
 from core.runs.store import HOLD, Store, cache_root
-from core.steps import VERSIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "transformers", "sklearn", "sae_lens", "datasets", "pandas", "scipy", "huggingface_hub"}
@@ -65,7 +66,7 @@ def fitted() -> dict[str, Any]:
 
 
 def command(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "core.cli", *map(str, words)]
+    line = [sys.executable, "-m", "core.cli.main", *map(str, words)]
     return subprocess.run(line, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=120)
 
 
@@ -98,9 +99,7 @@ def objects_with_accuracy(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = (
-        f"import sys\nfrom core.cli import main\ntry: main(['fit', '--help'])\nexcept SystemExit: pass\nprint(sorted(set(sys.modules) & {HEAVY!r}))"
-    )
+    code = f"import sys\nfrom core.cli.main import main\ntry: main(['fit', '--help'])\nexcept SystemExit: pass\nprint(sorted(set(sys.modules) & {HEAVY!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -161,7 +160,7 @@ def test_no_two_fields_of_an_alignment_have_one_option() -> None:
 
 
 def test_options_override_the_preset(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from core import pipeline
+    from core.fit import pipeline
 
     asked: list[FitConfig] = []
 
@@ -180,7 +179,7 @@ def test_options_override_the_preset(cli: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_without_a_preset_the_embedded_models_values_hold_only_for_it() -> None:
-    from core.cli import fit_config
+    from core.cli.main import fit_config
 
     parse = build_parser().parse_args
     assert fit_config(parse(["fit"])) == PRESETS["smollm2-135m"]
@@ -380,7 +379,7 @@ def test_errors_have_their_exit_code_and_no_traceback(cli: Any, words: list[str]
 
 
 def test_a_bug_is_told_from_an_error(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from core import pipeline
+    from core.fit import pipeline
 
     def broken(*_: Any) -> None:
         raise RuntimeError("boom")
@@ -392,7 +391,7 @@ def test_a_bug_is_told_from_an_error(cli: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_full_disk_is_no_bug(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from core import pipeline
+    from core.fit import pipeline
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", "/cache/x")
@@ -407,7 +406,7 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing_half_done(tiny: FitConfig, tmp_
     line = [
         sys.executable,
         "-m",
-        "core.cli",
+        "core.cli.main",
         "fit",
         "--pairs",
         tiny.data.pairs,
@@ -553,7 +552,7 @@ def test_progress_in_a_log_is_a_line_a_step(capsys: pytest.CaptureFixture[str], 
 def test_progress_on_a_terminal_never_takes_standard_output(fitted: dict[str, Any], words: tuple[str, ...]) -> None:
     """rich sends standard output to the terminal of its bars, unless told not to: a pipe stayed empty."""
     terminal, ours = os.openpty()
-    line = [sys.executable, "-m", "core.cli", *words, "--json"]
+    line = [sys.executable, "-m", "core.cli.main", *words, "--json"]
     running = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=ours, text=True, env={**os.environ, "TERM": "xterm"})
     out, _ = running.communicate(timeout=120)
     os.close(ours)

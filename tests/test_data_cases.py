@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from data_helpers import SHARED, csv_bytes, load, load_rows
 
-from core.cli import main
+from core.cli.main import main
 from core.config import DataConfig
 from core.data.pairs import load_pairs
 from core.errors import DataError

@@ -479,10 +479,10 @@ def test_an_answer_of_nothing_that_is_seen_is_empty(text: str, tmp_path: Path) -
 def test_a_fit_and_the_pairs_command_say_what_was_noted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from core.cli import main
+    from core.cli.main import main
     from core.config import DataConfig, FitConfig
+    from core.fit.steps import Steps
     from core.runs.store import Store
-    from core.steps import Steps
 
     source = tmp_path / "pairs.jsonl"
     source.write_text("".join(json.dumps(trl_row(i) | {"persona": f"You are teacher {i}."}) + "\n" for i in range(12)))

@@ -14,14 +14,14 @@ import torch
 
 from core.backbone.model import load_backbone
 from core.backbone.presets import preset
-from core.backbone.sae import load_sae
 from core.config import DataConfig, SAEConfig
 from core.data.pairs import load_pairs
 from core.data.splits import split_pairs
-from core.defaults import DEMO, DEMO_PAIRS, DEMO_SAE
-from core.explain.label_book import SHIPPED_FILE, LabelBook
-from core.explain.labels import EMBEDDING, SHIPPED
+from core.fit.defaults import DEMO, DEMO_PAIRS, DEMO_SAE
+from core.latents.label_book import SHIPPED_FILE, LabelBook
+from core.latents.labels import EMBEDDING, SHIPPED
 from core.reward.extraction import extract, load_hidden_states
+from core.sae.autoencoder import load_sae
 
 ROWS: list[dict[str, Any]] = [json.loads(line) for line in SHIPPED_FILE.read_text(encoding="utf-8").splitlines()]
 PRESET = preset("smollm2-135m")

@@ -19,7 +19,7 @@ from sklearn.model_selection import GroupKFold
 
 from core.config import DataConfig
 from core.data.pairs import load_pairs
-from core.defaults import DEMO, DEMO_PAIRS
+from core.fit.defaults import DEMO, DEMO_PAIRS
 
 SUBSETS = ("truthfulness", "safety", "helpfulness")
 SIDES = ("chosen", "rejected")
@@ -121,7 +121,7 @@ def test_variety() -> None:
 
 
 def test_no_links_addresses_or_telephone_numbers() -> None:
-    from core.backbone.corpus import PERSONAL
+    from core.sae.corpus import PERSONAL
 
     assert not [text for text in answers() if PERSONAL.search(text)]
 

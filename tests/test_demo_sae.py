@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 
 from core.backbone.presets import preset
-from core.backbone.sae import load_sae
 from core.config import DataConfig, SAEConfig
-from core.defaults import DEMO_PAIRS, DEMO_SAE
+from core.fit.defaults import DEMO_PAIRS, DEMO_SAE
 from core.runs.store import file_sha256
+from core.sae.autoencoder import load_sae
 
 CARD: dict[str, Any] = json.loads((DEMO_SAE / "card.json").read_text(encoding="utf-8"))
 WEIGHTS = DEMO_SAE / "sae_weights.safetensors"
@@ -70,7 +70,7 @@ FIRST_PAIRS, N_TRAINED, LAST_DIGEST = 216, 259, "6a2e488c850a06cc7c924c050380d9b
 
 def test_it_saw_no_validation_or_test_prompt() -> None:
     """What it was trained on is in the fit's training split still, and its card counts exactly the answers to those prompts."""
-    from core.backbone.corpus import load_split
+    from core.sae.corpus import load_split
 
     default = DataConfig(pairs=str(DEMO_PAIRS))
     assert tuple(CARD["training"]["ratios"]) == default.ratios and CARD["training"]["split_seed"] == default.seed
@@ -85,9 +85,9 @@ def test_it_saw_no_validation_or_test_prompt() -> None:
 @pytest.mark.slow
 def test_the_card_s_figures_hold() -> None:
     """Measured again with the embedded model, on the demo's own validation and test prompts."""
-    from core.backbone.corpus import load_split, pair_dialogues
     from core.backbone.model import load_backbone
-    from core.backbone.sae_card import sae_card
+    from core.sae.card import sae_card
+    from core.sae.corpus import load_split, pair_dialogues
 
     pairs = load_split(DataConfig(pairs=str(DEMO_PAIRS)))
     unseen = list(pair_dialogues(pair for pair, split in zip(pairs, pairs.split, strict=True) if split != "train"))

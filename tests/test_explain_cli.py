@@ -13,13 +13,13 @@ import pytest
 from explain_helpers import hand_made, tiny_explainer
 from rich.console import Console
 
-from core.cli import main
+from core.cli import explanation_view
+from core.cli.main import main
 from core.errors import ConfigError
-from core.explain import terminal
 from core.explain.batch import pick_known, read_rows
 from core.explain.explanation import INACTIVE
-from core.explain.labels import Label
-from core.explain.study import study
+from core.explain.full_explanation import study
+from core.latents.labels import Label
 from core.types import SPLITS
 
 EGG, ANSWER, RUDE = "How do I boil an egg?", "Take your time. Ask someone who has done it before, thanks", "Read the instructions twice, fool"
@@ -250,7 +250,10 @@ def test_labels_are_untrusted_too() -> None:
     found = explainer.explain(EGG, ANSWER)
     console = Console(force_terminal=True, width=100, color_system="truecolor", highlight=False, markup=False)
     with console.capture() as capture:
-        for part in (*terminal.response_parts(found, labels), terminal.marked(explainer.tokens(EGG, ANSWER), ids[0], "rejected", labels)):
+        for part in (
+            *explanation_view.response_parts(found, labels),
+            explanation_view.marked(explainer.tokens(EGG, ANSWER), ids[0], "rejected", labels),
+        ):
             console.print(part, markup=False)
     assert "[blink]evil␛[31m[/blink]" in capture.get() and "evil\x1b" not in capture.get()
 
@@ -263,10 +266,10 @@ def test_the_text_is_marked_where_the_latent_is_active() -> None:
     column = int(np.argmax((view.activation * own[:, None]).max(axis=0)))
     latent = int(view.latent_ids[column])
     strongest = view.texts[int(np.argmax(view.activation[:, column] * own))]
-    for side, shade in (("chosen", terminal.SHADES["blue"][-1]), ("rejected", terminal.SHADES["orange"][-1])):
+    for side, shade in (("chosen", explanation_view.SHADES["blue"][-1]), ("rejected", explanation_view.SHADES["orange"][-1])):
         console = Console(force_terminal=True, width=200, color_system="truecolor", highlight=False)
         with console.capture() as capture:
-            console.print(terminal.marked(view, latent, side, {}))
+            console.print(explanation_view.marked(view, latent, side, {}))
         red, green, blue = (int(shade[i : i + 2], 16) for i in (1, 3, 5))
         assert f"48;2;{red};{green};{blue}m{strongest}" in capture.get()
         assert f"latent {latent} is active on: {strongest.strip()}" in capture.get()

@@ -18,43 +18,27 @@ from reward_helpers import FakeSAE, make_hidden, make_pairs, split_names
 from scipy import stats
 
 from core.backbone.model import Backbone
-from core.backbone.sae import SparseAutoencoder
 from core.config import DoctorConfig, HeadConfig, SelectionConfig
+from core.doctor.checks_data import duplicate_pairs, split_leakage
+from core.doctor.checks_left_out import left_out_differ, pairs_left_out
+from core.doctor.checks_reading import ALONE, bos_count, find_placement, invariance, layer_and_position, readings_of, template_check, ways_of_batching
+from core.doctor.checks_reward import attribution_residual, faithful_explanations, length_shortcut, prompt_variance, top_k_stability, wording_shortcut
+from core.doctor.checks_sae import SAEFigures, dead_latents, fvu_on_our_tokens, l0_on_our_tokens, measure_sae
+from core.doctor.doctor import Doctor
+from core.doctor.null_test import NullTest, label_swap_null, null_check, swapped
+from core.doctor.report import Check, Report, load_report, save_report
 from core.errors import ConfigError, MissingError, StoreError
-from core.explain.checks_data import duplicate_pairs, split_leakage
-from core.explain.checks_left_out import left_out_differ, pairs_left_out
-from core.explain.checks_reading import (
-    ALONE,
-    bos_count,
-    find_placement,
-    invariance,
-    layer_and_position,
-    readings_of,
-    template_check,
-    ways_of_batching,
-)
-from core.explain.checks_reward import (
-    attribution_residual,
-    faithful_explanations,
-    length_shortcut,
-    prompt_variance,
-    top_k_stability,
-    wording_shortcut,
-)
-from core.explain.checks_sae import SAEFigures, dead_latents, fvu_on_our_tokens, l0_on_our_tokens, measure_sae
 from core.explain.cues import Correlation, LengthCue
-from core.explain.doctor import Doctor
 from core.explain.faithfulness import faithfulness
-from core.explain.null import NullTest, label_swap_null, null_check, swapped
-from core.explain.report import Check, Report, load_report, save_report
 from core.explain.stability import Stability, prompt_share
-from core.fitted import Fitted
+from core.jobs.fitted import Fitted
 from core.reward.evaluation import Contestant, evaluate
+from core.reward.fit_responses import KnownResponses
 from core.reward.head import Head
-from core.reward.known import KnownResponses
 from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
 from core.runs.store import Store, cache_root
+from core.sae.autoencoder import SparseAutoencoder
 from core.types import PreferencePair, PreferencePairs
 
 CONFIG = DoctorConfig(swaps=3, responses=16, dialogues=20)
@@ -286,7 +270,7 @@ def test_bounds_of_dead_latents(dead: float, active: list[int], status: str) -> 
 
 def tiny_sae(**changes: Any) -> SparseAutoencoder:
     """The tiny SAE, another object, with some tensors replaced."""
-    from core.backbone.sae import load_sae
+    from core.sae.autoencoder import load_sae
 
     sae = load_sae(doctor().parts.sae_config)  # type: ignore[arg-type]
     sae.tensors.update(changes)
@@ -630,7 +614,7 @@ def test_a_report_is_found_again_without_an_engine(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_copy_of_the_folder_has_the_same_report(tmp_path: Any) -> None:
-    from core.pipeline import copy_out
+    from core.fit.pipeline import copy_out
 
     report()
     copy = copy_out(fitted().folder, tmp_path / "copy")
@@ -678,7 +662,7 @@ def test_the_worst_status_counts() -> None:
 
 
 def test_the_command_prints_everything_and_fails_with_9(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from core.cli import main
+    from core.cli.main import main
 
     monkeypatch.setenv("SPARSERM_CACHE", str(fitted().store.root))
     words = ["doctor", str(fitted().folder), "--swaps", "3", "--responses", "16", "--dialogues", "20"]
@@ -694,7 +678,7 @@ def test_the_command_prints_everything_and_fails_with_9(capsys: pytest.CaptureFi
 
 
 def test_spaces_of_a_fit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from core.cli import main
+    from core.cli.main import main
     from core.config import SpacesConfig
 
     monkeypatch.setenv("SPARSERM_CACHE", str(fitted().store.root))

@@ -13,10 +13,10 @@ from scipy.stats import rankdata, spearmanr
 from core.explain.attribution import contributions
 from core.explain.cues import centred, correlations, length_cue
 from core.explain.curves import FEWEST, STEPS
+from core.explain.explanation_builder import Reasons, Seen
 from core.explain.faithfulness import DRAWS, faithfulness
-from core.explain.reasons import Reasons, Seen
+from core.reward.fit_responses import KnownResponses
 from core.reward.head import Head
-from core.reward.known import KnownResponses
 from core.reward.parts import RewardParts
 
 

@@ -18,7 +18,7 @@ from test_model_hub import FakeApi
 
 from core.errors import ConfigError, StoreError
 from core.explain.explainer import Explainer
-from core.reward.known import KnownResponses, known_responses, prompt_id, read_known, response_id, write_known
+from core.reward.fit_responses import KnownResponses, known_responses, prompt_id, read_known, response_id, write_known
 from core.reward.model import SparseRM
 from core.reward.recorded_files import FAITHFULNESS, KNOWN, KNOWN_TEXTS, record_files
 from core.types import PreferencePair, PreferencePairs

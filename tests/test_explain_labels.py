@@ -15,8 +15,8 @@ from labels_helpers import OTHER, SAE, SHA
 
 from core.errors import ConfigError, MissingError
 from core.explain.explainer import Explainer
-from core.explain.label_book import LabelBook, labels_of
-from core.explain.labels import BY_HAND, EMBEDDING, LONGEST, SOURCES, Label, Score, label_from_row, one_line, with_scores
+from core.latents.label_book import LabelBook, labels_of
+from core.latents.labels import BY_HAND, EMBEDDING, LONGEST, SOURCES, Label, Score, label_from_row, one_line, with_scores
 from core.reward.model import SparseRM
 
 

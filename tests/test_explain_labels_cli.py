@@ -14,11 +14,11 @@ import pytest
 from explain_helpers import tiny_explainer
 from labels_helpers import serving
 
-from core import labels_cli
-from core.cli import main
-from core.explain import label_scores
-from core.explain.label_book import LabelBook
-from core.explain.labels import Label, Score
+from core.cli import labels as labels_cli
+from core.cli.main import main
+from core.latents import label_scores
+from core.latents.label_book import LabelBook
+from core.latents.labels import Label, Score
 
 EGG, ANSWER = "How do I boil an egg?", "Take your time. Ask someone who has done it before, thanks"
 PAGES = ("--corpus", "pairs", "--tokens", "2000", "--snippets", "100")

@@ -11,16 +11,16 @@ import pytest
 from explain_helpers import tiny_explainer
 from labels_helpers import OTHER, SAE, SHA
 
-from core.backbone.sae import load_sae
-from core.cli import main
+from core.cli.main import main
 from core.config import SAEConfig
-from core.defaults import DEMO_SAE
 from core.errors import MismatchError
-from core.explain.label_book import SHIPPED_FILE, LabelBook
-from core.explain.label_identity import DIFFERENT, SAME, UNPROVEN, UNSTATED, stated_sae, verdict
-from core.explain.label_sources import Imported, import_labels
-from core.explain.labels import NOT_STATED, label_from_row
 from core.explain.sentence import name_of
+from core.fit.defaults import DEMO_SAE
+from core.latents.label_book import SHIPPED_FILE, LabelBook
+from core.latents.label_identity import DIFFERENT, SAME, UNPROVEN, UNSTATED, stated_sae, verdict
+from core.latents.label_sources import Imported, import_labels
+from core.latents.labels import NOT_STATED, label_from_row
+from core.sae.autoencoder import load_sae
 
 GEMMA = {
     **SAE, "release": "gemma-scope-2b-pt-res-canonical", "sae_id": "layer_13/width_16k/canonical", "d_sae": 16384, "layer": 13,
@@ -164,8 +164,8 @@ def test_taken_all_the_same_they_are_marked_wherever_they_stand(tmp_path: Path) 
 
 
 def test_pages_show_the_mark(tmp_path: Path) -> None:
-    from workbench.latents import label_rows, label_text
-    from workbench.response import latent_name
+    from workbench.latents.values import label_rows, label_text
+    from workbench.response.values import latent_name
 
     book = book_of({**SAE, "d_sae": 16384}, tmp_path)
     imported(book, tmp_path, *FOREIGN, any_sae=True)

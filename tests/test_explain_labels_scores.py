@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
 from core.errors import MissingError
-from core.explain import label_scores
-from core.explain.label_auto import PRIOR, automatic_label, distinctive
-from core.explain.label_evidence import ENOUGH, SHOWN, marked_text, measured_windows, shown_windows, text_of
-from core.explain.label_scores import PACKAGE, SentenceModel, auroc, score_label, score_labels
-from core.explain.labels import EMBEDDING, Label
+from core.latents import label_scores
+from core.latents.label_auto import PRIOR, automatic_label, distinctive
+from core.latents.label_evidence import ENOUGH, SHOWN, marked_text, measured_windows, shown_windows, text_of
+from core.latents.label_scores import PACKAGE, SentenceModel, auroc, score_label, score_labels
+from core.latents.labels import EMBEDDING, Label
 
 LABEL = Label(index=3, text="apologies", source="person")
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from labels_helpers import OTHER, SAE, Request, feature, serving, window
 
-from core import http
 from core.config import EndpointConfig
+from core.data import http
+from core.data.http import LONGEST_WAIT, TRIES, Http, HttpError
 from core.errors import Cancelled, ConfigError, DataError, MissingError
-from core.explain import label_sources
-from core.explain.label_book import LabelBook
-from core.explain.label_endpoint import KEY, ask_labels, evidence, label_text
-from core.explain.label_sources import download_export, import_labels
-from core.http import LONGEST_WAIT, TRIES, Http, HttpError
+from core.latents import label_sources
+from core.latents.label_book import LabelBook
+from core.latents.label_endpoint import KEY, ask_labels, evidence, label_text
+from core.latents.label_sources import download_export, import_labels
 
 GEMMA = {**SAE, "release": "gemma-scope-2b-pt-res-canonical", "sae_id": "layer_13/width_16k/canonical", "d_sae": 16384}
 MODEL, SOURCE = "gemma-2-2b", "13-gemmascope-res-16k"

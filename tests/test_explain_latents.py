@@ -19,21 +19,22 @@ import torch
 from backbone_helpers import save_model, tiny_backbone, tiny_folder
 from explain_helpers import tiny_explainer
 
-from core.backbone.corpus import Dialogue
 from core.backbone.model import load_backbone
-from core.backbone.pieces import pieces, token_bytes
-from core.backbone.sae import load_sae
+from core.backbone.token_text import pieces, token_bytes
 from core.backbone.unembedding import load_unembedding
-from core.cli import main
+from core.cli import explanation_view, latent_view
+from core.cli.main import main
 from core.config import BackboneConfig, LatentsConfig, SAEConfig
 from core.errors import BackboneError, Cancelled, ConfigError, DataError, MissingError, StoreError
-from core.explain import latent_columns, latent_terminal, terminal
-from core.explain.latent_columns import tokenise
-from core.explain.latent_maker import BARS
-from core.explain.latents import LatentPages, build, load_pages
-from core.fitted_latents import FittedLatents
+from core.jobs.fitted_latents import FittedLatents
+from core.latents import columns as latent_columns
+from core.latents.columns import tokenise
+from core.latents.page_maker import BARS
+from core.latents.pages import LatentPages, build, load_pages
 from core.reward.recorded_files import record_files
 from core.runs.store import HOLD, Store
+from core.sae.autoencoder import load_sae
+from core.sae.corpus import Dialogue
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = LatentsConfig(tokens=100_000, context=96, window=12, top=4, intervals=3, per_interval=2, snippets=30, inactive=6, seed=3)
@@ -307,7 +308,7 @@ def test_the_size_of_batches_changes_nothing_that_is_shown(world: World, tmp_pat
 @pytest.mark.parametrize("moment", [("activations", 1), ("activations", 7), ("pages", 2)])
 def test_stopped_and_begun_again_gives_the_same_bytes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: tuple[str, int]) -> None:
     monkeypatch.setattr(latent_columns, "SHARD_TOKENS", 500)
-    monkeypatch.setattr("core.explain.latents.PAGES", 10)
+    monkeypatch.setattr("core.latents.pages.PAGES", 10)
     seen = {"activations": 0, "pages": 0}
 
     def stop(step: str, _done: float, _total: float, **_: Any) -> None:
@@ -357,10 +358,10 @@ def test_what_is_not_read_is_counted(world: World) -> None:
     assert (second.n_dialogues, second.n_read, second.left_out) == (5, 5, {"personal data": 3})
     few = tokenise(given, world.backbone, replace(CONFIG, tokens=1))
     assert [(one.n_dialogues, one.n_read - one.n_unreadable) for one in few.counts] == [(7, 1), (5, 0)], "one that can be read suffices"
-    shown = [line for source in few.to_json()["sources"] for line in latent_terminal.not_read(source)]  # type: ignore[attr-defined]
+    shown = [line for source in few.to_json()["sources"] for line in latent_view.not_read(source)]  # type: ignore[attr-defined]
     assert shown[0].startswith(f"of pairs: {7 - few.counts[0].n_read} of 7 dialogues were not needed for --tokens") and len(shown) == 2
-    (line,) = latent_terminal.not_read(corpus.to_json()["sources"][1])  # type: ignore[index]
-    assert line == "of more.jsonl: 3 left out before: personal data" and list(latent_terminal.not_read({"name": "old", "tokens": 3})) == []
+    (line,) = latent_view.not_read(corpus.to_json()["sources"][1])  # type: ignore[index]
+    assert line == "of more.jsonl: 3 left out before: personal data" and list(latent_view.not_read({"name": "old", "tokens": 3})) == []
 
 
 def test_of_repeated_prompts_one_window_is_shown(world: World, tmp_path: Path) -> None:
@@ -431,7 +432,7 @@ def test_pages_are_read_one_by_one_and_load_nothing_heavy(world: World) -> None:
     with pytest.raises(MissingError, match="no page of latent 6"):
         world.pages.page(6)
     code = (
-        f"import sys\nfrom pathlib import Path\nfrom core.explain.latents import load_pages\npages = load_pages(Path({str(world.pages.folder)!r}))\n"
+        f"import sys\nfrom pathlib import Path\nfrom core.latents.pages import load_pages\npages = load_pages(Path({str(world.pages.folder)!r}))\n"
         "pages[5], pages.snippets, pages.corpus\nprint(sorted(set(sys.modules) & {'torch', 'sklearn', 'transformers', 'sae_lens'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -449,11 +450,11 @@ def test_line_ends_of_other_scripts_stay_within_a_row(world: World) -> None:
 def test_a_page_as_text_trusts_no_text(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     page = next(p for p in world.pages.values() if any("\x1b" in "".join(t["tokens"]) for t in p["activations"]))
     page["activations"] = [text for text in page["activations"] if "\x1b" in "".join(text["tokens"])]
-    terminal.show(list(latent_terminal.page_parts(page, {})))
+    explanation_view.show(list(latent_view.page_parts(page, {})))
     said = capsys.readouterr().out
     assert "\x1b" not in said and "␛" in said and "«" in said and f"latent {page['index']}" in said
     assert f"{page['frac_nonzero']:.2%}" in said and f"{page['pos_values'][0]:+.2f}" in said
-    assert latent_terminal.blocks([0, 1, 100]) == " ▁█"
+    assert latent_view.blocks([0, 1, 100]) == " ▁█"
 
 
 # --- a reward model's pages ----------------------------------------------------------------------------------------
@@ -473,7 +474,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Path:
         raise BackboneError("chitchat can't be fetched")
 
-    monkeypatch.setattr("core.backbone.corpus.file_from_wheel", refuse)
+    monkeypatch.setattr("core.sae.corpus.file_from_wheel", refuse)
 
 
 def test_pages_are_found_again_and_more_serve_for_fewer(model: Path, tmp_path: Path, offline: None, caplog: pytest.LogCaptureFixture) -> None:
@@ -499,7 +500,7 @@ def test_pages_are_found_again_and_more_serve_for_fewer(model: Path, tmp_path: P
 def test_finding_loads_no_engine(model: Path, tmp_path: Path, offline: None) -> None:
     made = FittedLatents(folder=model, store=Store(tmp_path)).pages(CONFIG)
     code = (
-        "import sys\nfrom pathlib import Path\nfrom core.config import LatentsConfig\nfrom core.fitted_latents import FittedLatents\n"
+        "import sys\nfrom pathlib import Path\nfrom core.config import LatentsConfig\nfrom core.jobs.fitted_latents import FittedLatents\n"
         f"from core.runs.store import Store\nfitted = FittedLatents(folder=Path({str(model)!r}), store=Store(Path({str(tmp_path)!r})))\n"
         f"found = fitted.find({CONFIG!r})\nfound.page(fitted.selected()[0])\n"
         "print(found.folder, sorted(set(sys.modules) & {'torch', 'sklearn', 'transformers', 'sae_lens'}))"
@@ -574,7 +575,7 @@ def test_the_command(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_killed_in_the_middle_and_begun_again(model: Path, tmp_path: Path, offline: None) -> None:
     """By SIGKILL, while the pages wait to be published: what stands when it was begun again is what an undisturbed run makes."""
     root = tmp_path / "killed"
-    line = [sys.executable, "-m", "core.cli", "latents", str(model), *WORDS, "--json"]
+    line = [sys.executable, "-m", "core.cli.main", "latents", str(model), *WORDS, "--json"]
     running = subprocess.Popen(line, cwd=ROOT, env={**os.environ, "SPARSERM_CACHE": str(root), HOLD: "latents"}, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 300
     while not (root / "held-latents").exists():

@@ -14,7 +14,7 @@ from scipy import stats
 
 from core.backbone.presets import preset
 from core.config import DataConfig, DoctorConfig
-from core.explain.checks_left_out import (
+from core.doctor.checks_left_out import (
     CUT_WARN,
     LEVEL,
     SHARE_FAIL,
@@ -26,9 +26,9 @@ from core.explain.checks_left_out import (
     pairs_left_out,
     sides_sign_test,
 )
-from core.explain.report import Check
-from core.fitted import Fitted
-from core.pipeline import fit
+from core.doctor.report import Check
+from core.fit.pipeline import fit
+from core.jobs.fitted import Fitted
 from core.runs.store import Store, cache_root
 from core.types import PreferencePairs
 

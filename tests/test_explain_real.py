@@ -14,22 +14,22 @@ import pytest
 from reward_helpers import swap_labels
 
 from core.backbone.presets import preset
-from core.backbone.sae import load_sae
 from core.config import DataConfig, FitConfig
-from core.defaults import complete, known_sae
 from core.errors import SparseRMError
 from core.explain.explainer import Explainer
 from core.explain.faithfulness import faithfulness
 from core.explain.stability import stability
+from core.fit.defaults import complete, known_sae
+from core.fit.steps import Steps, pairs_of
+from core.reward.fit_responses import KnownResponses, known_responses
 from core.reward.fitting import SparseFit, fit_sparserm
-from core.reward.known import KnownResponses, known_responses
 from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
+from core.reward.parts_from_fit import PartsMaker
 from core.reward.projection import activations, project
 from core.reward.selection import latent_frequencies
-from core.reward.shipping import PartsMaker
 from core.runs.store import Store
-from core.steps import Steps, pairs_of
+from core.sae.autoencoder import load_sae
 from core.types import HiddenStates, PreferencePairs, no_progress
 
 pytestmark = pytest.mark.slow

@@ -13,13 +13,13 @@ from explain_helpers import hand_made, question, tiny_explainer
 from scipy.stats import spearmanr
 
 from core.explain.attribution import contributions
-from core.explain.labels import Label
+from core.explain.explanation_builder import Reasons, Seen
 from core.explain.neighbours import neighbours, percentile
-from core.explain.reasons import Reasons, Seen
 from core.explain.removal import removal_effects, removed_projections
 from core.explain.stability import prompt_share, spread, stability
+from core.latents.labels import Label
+from core.reward.fit_responses import response_id
 from core.reward.head import Head
-from core.reward.known import response_id
 
 RNG = np.random.default_rng(11)
 

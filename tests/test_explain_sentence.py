@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.explain.labels import Label
 from core.explain.sentence import NOTHING_KEPT, ONE_KNOWN, Evidence, choose, name_of, place, why_pair, why_response
 from core.explain.stability import Stability
+from core.latents.labels import Label
 
 STABLE = Stability(overlap=0.94, rank_correlation=0.85, n=100)
 GOOD: dict[str, Any] = {"detection_auroc": 0.93, "n_active": 120}

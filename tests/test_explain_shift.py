@@ -42,7 +42,7 @@ from core.explain.shift import (
     training_rows,
 )
 from core.explain.spaces import principal_components
-from core.reward.known import KnownResponses, known_responses, prompt_id
+from core.reward.fit_responses import KnownResponses, known_responses, prompt_id
 from core.reward.model import SparseRM
 from core.types import LatentFrequencies
 

@@ -13,9 +13,8 @@ from sklearn.metrics import silhouette_samples, silhouette_score
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
+from core.cli.doctor import print_spaces
 from core.config import SpacesConfig
-from core.doctor_cli import print_spaces
-from core.explain.estimates import mean_over_prompts
 from core.explain.spaces import (
     apart,
     compare_spaces,
@@ -28,7 +27,8 @@ from core.explain.spaces import (
     splits_of,
     standardised,
 )
-from core.reward.known import KnownResponses
+from core.reward.fit_responses import KnownResponses
+from core.statistics.estimates import mean_over_prompts
 
 CONFIG = SpacesConfig(perplexity=5, neighbours=5, random_draws=2)
 

@@ -15,10 +15,10 @@ from backbone_helpers import GEMMA_LIKE, save_model, tiny_backbone, tiny_tokeniz
 from explain_helpers import question, tiny_explainer
 
 from core.backbone.model import Backbone
+from core.cli.explanation_view import printable
 from core.errors import ConfigError, DataError
 from core.explain.explainer import Explainer, item_of
 from core.explain.readings import common_tokens, read_tokens
-from core.explain.terminal import printable
 from core.explain.tokens import Gradients, spans_of
 from core.reward.extraction import response_states
 from core.reward.model import SparseRM

@@ -21,7 +21,7 @@ from golden_fit import Made
 from golden_fitted import FittedWorld
 from golden_helpers import EXACT, LOOSE, check, differences, golden, hand_bumped, versions_given_to_the_store
 
-from core.pipeline import fit
+from core.fit.pipeline import fit
 from core.runs.store import Artefact, Store
 
 COVERED = (*golden_fit.FIGURES, *golden_fitted.FIGURES, *golden_align.FIGURES, *golden_files.FIGURES)

@@ -16,10 +16,10 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from core import hub
 from core.backbone.model import load_backbone
 from core.backbone.tiny import make_tiny
 from core.config import BackboneConfig
+from core.data import hub
 from core.errors import BackboneError
 from core.runs.store import cache_root
 
@@ -126,7 +126,7 @@ def test_fit_says_it_once(what: str, tmp_path: Path) -> None:
     model = ["--model", "nobody/nothing-at-all", "--layer", "1", "--sae", str(make_tiny(cache_root() / "tiny").sae)]
     words = ["--preset", "gemma-2-2b"] if what == "SAE" else model
     env = {**os.environ, "HF_HUB_OFFLINE": "0", "SPARSERM_CACHE": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": NOWHERE}
-    done = subprocess.run([sys.executable, "-m", "core.cli", "fit", *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-m", "core.cli.main", "fit", *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode in (4, 5), done.stderr
     assert "thrown while requesting" not in done.stderr and "Retrying" not in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.count("does not answer") == 1, done.stderr

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from core.backbone.presets import preset
+from core.fit.steps import VERSIONS
 from core.runs.store import HOLD, MANIFEST, Store
-from core.steps import VERSIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = tuple(VERSIONS)
@@ -42,7 +42,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def start(words: list[str], root: Path, hold: str = "") -> subprocess.Popen[bytes]:
     env = {**os.environ, "SPARSERM_CACHE": str(root), HOLD: hold}
     with (root.parent / f"{root.name}.out").open("wb") as out:
-        return subprocess.Popen([sys.executable, "-m", "core.cli", *words], cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
+        return subprocess.Popen([sys.executable, "-m", "core.cli.main", *words], cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
 
 
 def finish(words: list[str], root: Path) -> dict[str, Any]:

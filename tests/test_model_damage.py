@@ -18,20 +18,21 @@ import pytest
 from test_model_folder import forget_record
 
 from core.align.filtering import judge_folder
-from core.cli import main
+from core.cli.main import main
 from core.config import DoctorRunConfig
 from core.errors import SparseRMError, StoreError
 from core.explain.kept import Kept
-from core.model_jobs import DOCTOR
-from core.reward.known import KnownResponses
+from core.jobs.of_model import DOCTOR
+from core.reward.fit_responses import KnownResponses
 from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
 from core.runs.store import cache_root
 from core.serving.launch import start
-from core.serving.place import place_of
+from core.serving.server_folder import place_of
 from core.types import sha256_of
-from workbench import models, overview
-from workbench.models import FittedModel
+from workbench.frame import models
+from workbench.frame.models import FittedModel
+from workbench.overview import values as overview
 
 FILES = (
     *("config.json", "model.safetensors", "heads.safetensors", "selection.jsonl"),

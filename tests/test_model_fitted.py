@@ -13,7 +13,7 @@ from core.backbone.model import Backbone, load_backbone
 from core.backbone.presets import preset
 from core.data.pairs import load_pairs
 from core.data.splits import split_pairs
-from core.pipeline import FitOutcome, fit
+from core.fit.pipeline import FitOutcome, fit
 from core.reward.evaluation import accuracy_of
 from core.reward.model import load_reward_model
 from core.runs.store import Store

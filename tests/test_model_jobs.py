@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from core.backbone.presets import preset
-from core.cli import main
+from core.cli.main import main
 from core.config import Config, DoctorConfig, DoctorRunConfig, LatentsConfig, LatentsRunConfig, SpacesConfig, SpacesRunConfig
-from core.defaults import complete
 from core.errors import MissingError
-from core.fitted import Fitted
-from core.fitted_latents import FittedLatents
-from core.jobs import devices_of
-from core.pipeline import fit
+from core.fit.defaults import complete
+from core.fit.pipeline import fit
+from core.jobs.fit import devices_of
+from core.jobs.fitted import Fitted
+from core.jobs.fitted_latents import FittedLatents
 from core.runs import launch as launching
 from core.runs.launch import load_job
 from core.runs.registry import Run, Status

@@ -21,8 +21,8 @@ from test_model_hub import FakeApi
 from core.errors import StoreError
 from core.reward import model as model_module
 from core.reward import recorded_files
+from core.reward.fit_responses import write_known
 from core.reward.folder import read_parts, save_parts, write_parts
-from core.reward.known import write_known
 from core.reward.model import SparseRM
 from core.reward.recorded_files import read_config, record_files, sha256_of_file
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from model_helpers import FakeReader, make_parts
 
-from core.console import score_lines
+from core.cli.tables import score_lines
 from core.errors import DataError
 from core.reward.model import SparseRM
 from core.reward.scoring import score_rows

@@ -319,7 +319,7 @@ def test_the_activation_control_reads_the_sae(tiny: Any, tmp_path: Path) -> None
     sae = SparseRM.from_parts(tiny_parts(tiny, "activations"), backbone=tiny[2])
     with pytest.raises(MismatchError, match=r"another SAE\n  expected: sha256 5ae.*\n  found: .*architecture jumprelu"):
         sae.score(QUESTIONS, ANSWERS)
-    from core.backbone.sae import load_sae
+    from core.sae.autoencoder import load_sae
 
     parts = tiny_parts(tiny, "activations", sae=load_sae(tiny[1]).identity)
     SparseRM.from_parts(parts).save(tmp_path / "activations")

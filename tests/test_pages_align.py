@@ -24,16 +24,23 @@ from core.align import audit
 from core.align.figures import MEANING, read_measures
 from core.align.presets import ALIGN_PRESETS, align_preset
 from core.align.records import CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, STEPS, find_alignment, key_of
-from core.align_cli import align_config
-from core.cli import build_parser
+from core.cli.align import align_config
+from core.cli.main import build_parser
 from core.config import AlignConfig
 from core.runs import launch as launching
 from core.runs.events import EventLog
 from core.runs.registry import Run, Status
 from core.runs.store import write_json
-from workbench import align, align_compare, align_drops, align_evaluation, align_figures, align_form, models, shift, state
-from workbench.chart_base import visible
-from workbench.forms import Draft
+from workbench.align import compare as align_compare
+from workbench.align import drops as align_drops
+from workbench.align import evaluation as align_evaluation
+from workbench.align import figures as align_figures
+from workbench.align import form as align_form
+from workbench.align import values as align
+from workbench.frame import models, state
+from workbench.frame.chart_base import visible
+from workbench.frame.forms import Draft
+from workbench.shift import values as shift
 
 UNSURE_OF = {"first": "First is better", "second": "Second is better", "neither": "Neither is better", "unsure": "Unsure"}
 
@@ -416,7 +423,7 @@ def test_the_reason_can_be_narrowed(cache: Path) -> None:
 
 
 def test_a_weak_label_is_said_to_be_weak() -> None:
-    from core.explain.labels import Label
+    from core.latents.labels import Label
 
     named = {10: Label(text="talks of the sea", source="person", index=10)}
     row = {"latent_id": 10, "contribution": -1.0, "deviation": 0.1, "agreed": True, "detection_auroc": 0.79}

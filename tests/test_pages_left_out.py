@@ -12,10 +12,10 @@ from pages_helpers import open_page, words
 from streamlit.testing.v1 import AppTest
 
 from core.backbone.presets import preset
-from core.pipeline import fit
+from core.fit.pipeline import fit
 from core.runs.store import Store, cache_root
-from workbench import left_out, models
-from workbench.models import FittedModel
+from workbench.frame import left_out, models
+from workbench.frame.models import FittedModel
 
 LIMIT = 50  # tokens: 40 of the toy's 100 pairs are longer
 PAGES = ("overview", "preferences", "latents", "latent", "spaces", "doctor", "response", "compare")

@@ -16,19 +16,23 @@ from streamlit.testing.v1 import AppTest
 
 from core.backbone.presets import preset
 from core.config import Config, DoctorConfig, DoctorRunConfig, LatentsConfig, LatentsRunConfig, SpacesConfig, SpacesRunConfig
-from core.defaults import complete
-from core.explain.label_book import LabelBook
-from core.explain.labels import Label, Score
-from core.fitted import Fitted
-from core.fitted_latents import FittedLatents
-from core.pipeline import fit
-from core.reward.statistics import resample_weights
+from core.fit.defaults import complete
+from core.fit.pipeline import fit
+from core.jobs.fitted import Fitted
+from core.jobs.fitted_latents import FittedLatents
+from core.latents.label_book import LabelBook
+from core.latents.labels import Label, Score
 from core.runs import launch
 from core.runs.registry import Run, Status
 from core.runs.store import Store
+from core.statistics.intervals import resample_weights
 from core.types import no_progress
-from workbench import doctor, latents, latents_view, models, spaces, state
-from workbench.downloads import jsonl_bytes
+from workbench.doctor import values as doctor
+from workbench.frame import models, state
+from workbench.frame.downloads import jsonl_bytes
+from workbench.latents import values as latents
+from workbench.latents import view as latents_view
+from workbench.spaces import values as spaces
 
 PAGES = ("latents", "latent", "spaces", "doctor")
 MADE: dict[str, type[Any]] = {"latent": LatentsRunConfig, "spaces": SpacesRunConfig, "doctor": DoctorRunConfig}
@@ -96,7 +100,7 @@ def test_an_empty_cache_offers_the_demo(page: str, tmp_path: Path, monkeypatch: 
 )
 def test_what_was_not_made_yet_is_offered(bare: models.FittedModel, page: str, label: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, Config]] = []
-    monkeypatch.setattr("workbench.run_panel.start", lambda kind, config, parent=None: asked.append((kind, config)) or "")
+    monkeypatch.setattr("workbench.frame.run_panel.start", lambda kind, config, parent=None: asked.append((kind, config)) or "")
     at = no_error(open_page(page))
     button(at, label).click().run()
     assert asked == [(KINDS[page], MADE[page](model=str(bare.folder)))]

@@ -13,8 +13,11 @@ from streamlit.testing.v1 import AppTest
 
 from core.explain.edits import edit_name
 from core.explain.kept import Kept
-from workbench import compare, response, response_view, state
-from workbench.models import find
+from workbench.compare import values as compare
+from workbench.frame import state
+from workbench.frame.models import find
+from workbench.response import values as response
+from workbench.response import why as response_view
 
 
 @pytest.fixture
@@ -248,7 +251,7 @@ def test_words_are_shown_once_it_is_up(model: str, live: FakeLive) -> None:
 
 def test_marked_words_can_be_read_and_taken_away_as_a_table(model: str, live: FakeLive, monkeypatch: pytest.MonkeyPatch) -> None:
     live.name, made = "ready", []
-    monkeypatch.setattr("workbench.response_words.rows_behind", lambda make, **more: made.append(make()))
+    monkeypatch.setattr("workbench.response.words.rows_behind", lambda make, **more: made.append(make()))
     no_error(open_page("response", latent="10"))
     (rows,) = made
     assert {row["of"] for row in rows} == {"Chosen", "Rejected"}
@@ -266,7 +269,7 @@ def test_evidence_says_how_sure_it_is() -> None:
 
 def test_words_are_shaded_by_the_gradient_when_asked(model: str, live: FakeLive, monkeypatch: pytest.MonkeyPatch) -> None:
     live.name, shown = "ready", []
-    monkeypatch.setattr("workbench.response_words.show_tokens", lambda rows, **more: shown.append((rows, more["unit"])))
+    monkeypatch.setattr("workbench.response.words.show_tokens", lambda rows, **more: shown.append((rows, more["unit"])))
     no_error(open_page("response"))
     assert "gradient" not in [what for what, _ in live.asked], "it costs seconds, so nobody computes it unasked"
     at = no_error(open_page("response", response_shade="gradient"))

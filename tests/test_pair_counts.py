@@ -19,15 +19,15 @@ from typing import Any
 
 import pytest
 
-from core import console
 from core.backbone.presets import preset
-from core.cli import main
+from core.cli import tables as console
+from core.cli.main import main
 from core.config import DataConfig, FitConfig
 from core.data.pairs import load_pairs
 from core.data.saved import read_pairs
 from core.data.splits import split_pairs
 from core.errors import DataError
-from core.pipeline import fit, sweep
+from core.fit.pipeline import fit, sweep
 from core.reward.model import SparseRM
 from core.reward.pair_counts import FIRST, LISTED, OTHER, LostPair, lost_pairs, pair_counts, reason_kind, sentences
 from core.runs.store import Artefact, Store, cache_root

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.cli import main
+from core.cli.main import main
 from core.config import DataConfig, PairsRunConfig
 from core.errors import DataError
-from core.pairs_check import check_pairs, shortcuts
-from core.pairs_job import PAIRS, completed
+from core.fit.pairs_check import check_pairs, shortcuts
+from core.jobs.pairs import PAIRS, completed
 from core.runs.store import Store
 from core.types import PreferencePair, PreferencePairs
 
@@ -94,7 +94,7 @@ def test_a_file_without_pairs_says_what_it_found(tmp_path: Path, capsys: pytest.
 
 def test_a_check_waits_for_no_device() -> None:
     """Its queue is its own: a fit that takes an hour must not hold it up."""
-    from core.jobs import FIT, devices_of
+    from core.jobs.fit import FIT, devices_of
 
     config = completed(PairsRunConfig())
     assert devices_of(PAIRS.backbone(config)) == ("text",) and Path(config.data.pairs).is_absolute() and completed(config) == config

@@ -16,7 +16,7 @@ from core.backbone.tiny import tiny_pairs
 from core.config import BackboneConfig, DataConfig
 from core.data.pairs import load_pairs
 from core.errors import DataError
-from core.pipeline import FitOutcome, fit
+from core.fit.pipeline import FitOutcome, fit
 from core.reward.extraction import extract, load_hidden_states
 from core.reward.model import SparseRM
 from core.runs.store import Store

@@ -15,8 +15,8 @@ import pytest
 from document_helpers import COMMANDS_DOCUMENT, DOCUMENTS, ROOT, blocks, document
 
 from core.backbone.presets import preset
-from core.cli import build_parser
-from core.pipeline import copy_out, fit
+from core.cli.main import build_parser
+from core.fit.pipeline import copy_out, fit
 from core.runs.store import Store
 
 # `UPDATE_README=1 pytest tests/test_readme.py` writes docs/commands.md anew.

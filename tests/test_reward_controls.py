@@ -20,8 +20,8 @@ from core.config import FitConfig, HeadConfig, SelectionConfig
 from core.reward.controls import difference_of_means, fit_logistic, length_only, linear_probe, wording_only
 from core.reward.curve import CURVE_KINDS, accuracy_curve
 from core.reward.fitting import Controls, SparseFit, evaluate_fit, fit_controls, fit_sparserm, largest_k
+from core.reward.head_inputs import activation_view, margins_of, train_views
 from core.reward.selection import Resamples, latent_frequencies, selected_directions
-from core.reward.views import activation_view, margins_of, train_views
 from core.types import LatentFrequencies, PreferencePair, PreferencePairs, no_progress
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

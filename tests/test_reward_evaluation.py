@@ -12,7 +12,7 @@ from reward_helpers import make_pairs
 from statsmodels.stats.proportion import proportion_confint
 
 from core.reward.evaluation import RESAMPLES, SEED, Contestant, accuracy_by_subset, accuracy_difference, accuracy_of, evaluate
-from core.reward.statistics import resample_weights, wilson
+from core.statistics.intervals import resample_weights, wilson
 from core.types import Accuracy, PreferencePair, PreferencePairs
 
 

@@ -9,8 +9,8 @@ from reward_helpers import noise_world, swap_labels
 from scipy.stats import binom
 
 from core.config import HeadConfig, SelectionConfig
+from core.reward.head_inputs import View, margins_of, sparse_view, train_views
 from core.reward.selection import latent_frequencies, select, selected_directions
-from core.reward.views import View, margins_of, sparse_view, train_views
 from core.types import LatentFrequencies, no_progress
 
 SHUFFLES = 100

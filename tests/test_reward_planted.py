@@ -8,8 +8,8 @@ from reward_helpers import FakeSAE, World, make_hidden, make_pairs, split_names
 
 from core.config import FitConfig, HeadConfig, SelectionConfig
 from core.reward.fitting import fit_sparserm, largest_k
+from core.reward.head_inputs import margins_of, random_views, train_views
 from core.reward.selection import latent_frequencies
-from core.reward.views import margins_of, random_views, train_views
 from core.types import no_progress
 
 PLANTED, DISTRACTORS, CLUSTER, D_MODEL = 5, 500, 60, 384

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from runs_helpers import WORKER, NapConfig, start, wait_for, wait_state
 
-from core import jobs, runs_cli
-from core.cli import main
+from core.cli import runs as runs_cli
+from core.cli.main import main
+from core.cli.options import override
 from core.config import BackboneConfig, FitConfig, SAEConfig, SelectionConfig, SweepConfig
 from core.errors import MissingError
-from core.jobs import FIT, SAE_TRAIN, SWEEP, Job
-from core.options import override
+from core.jobs import fit as jobs
+from core.jobs.fit import FIT, SAE_TRAIN, SWEEP, Job
 from core.runs import launch as launching
 from core.runs.launch import load_job
 from core.runs.registry import KINDS, Run, all_runs, find_run
@@ -119,7 +120,7 @@ def test_following_a_cancelled_run_and_one_that_waits(cli: Any, cache: Path) -> 
     busy, waiting = start(cache, looks=100_000), start(cache)
     wait_state(busy, "running")
     following = subprocess.Popen(
-        [sys.executable, "-m", "core.cli", "runs", "follow", waiting.id], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "core.cli.main", "runs", "follow", waiting.id], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     line = following.stderr.readline() if following.stderr else ""
     assert line == "queued: waiting for cpu\n"
@@ -248,7 +249,7 @@ def test_sweeps_are_completed_once_and_for_all(cache: Path, monkeypatch: pytest.
     done = SWEEP.complete(sweep, Store(cache), print)
     assert done.saes == (str(cache / "a"), str(cache / "b")) and done.fit.data.pairs == str(cache / "pairs.jsonl") and done.ks == (4, 8)
     assert SWEEP.complete(done, Store(cache), print) == done
-    monkeypatch.setattr("core.defaults.known_sae", lambda backbone, store: SAEConfig(path=f"/newest-{backbone.layer}"))
+    monkeypatch.setattr("core.fit.defaults.known_sae", lambda backbone, store: SAEConfig(path=f"/newest-{backbone.layer}"))
     filled = SWEEP.complete(SweepConfig(fit=base, layers=(1, 2)), Store(cache), lambda _: None)
     assert filled.saes == ("/newest-1", "/newest-2")
     alone = SWEEP.complete(SweepConfig(fit=base), Store(cache), lambda _: None)

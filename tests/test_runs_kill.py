@@ -15,14 +15,14 @@ import pytest
 from runs_helpers import session, wait_for, wait_state
 
 from core.backbone.presets import preset
-from core.backbone.sae_training import train_sae
 from core.config import Config, FitConfig, HeadConfig, SAETrainConfig, SelectionConfig
-from core.pipeline import fit
+from core.fit.pipeline import fit
+from core.jobs.verify import verify
 from core.runs.launch import cancel, launch, resume
 from core.runs.locks import is_held
 from core.runs.registry import Run
 from core.runs.store import HOLD, MANIFEST, Store
-from core.runs.verify import verify
+from core.sae.training import train_sae
 from core.types import no_progress
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the tests look at sessions and send signals")

@@ -18,7 +18,7 @@ from runs_helpers import CPU, WORKER, NapConfig, nap, session, start, wait_for, 
 
 from core.config import BackboneConfig
 from core.errors import ConfigError, StoreError
-from core.jobs import foreground_turn
+from core.jobs.fit import foreground_turn
 from core.runs import launch as launching
 from core.runs.events import read_events
 from core.runs.launch import cancel, launch, remove, resume, wait_started

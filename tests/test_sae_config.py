@@ -13,10 +13,10 @@ import pytest
 import torch
 from sae_helpers import D_MODEL, D_SAE, arrays, loop_encode, states, write_folder
 
-from core.backbone.sae import SparseAutoencoder, load_sae
-from core.backbone.sae_config import HARMLESS, READ
 from core.config import SAEConfig
 from core.errors import SAEError
+from core.sae.autoencoder import SparseAutoencoder, load_sae
+from core.sae.configuration import HARMLESS, READ
 
 OLD = {
     "d_in": D_MODEL, "d_sae": D_SAE, "dtype": "torch.float32", "device": "cpu", "model_name": "toy", "hook_point": "blocks.3.hook_resid_post",
@@ -200,7 +200,7 @@ def test_every_field_that_sae_lens_knows_has_its_place() -> None:
 
 
 def test_the_table_of_fields_is_complete() -> None:
-    from core.backbone import sae_config
+    from core.sae import configuration as sae_config
 
     table = sae_config.__doc__ or ""
     assert {field for field in READ - {"sae_lens_version"} if not re.search(rf"\b{field}\b", table)} == set()

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sae_helpers import D_MODEL, D_SAE, K, arrays, loop_encode, states, write_folder
 
-from core.backbone import sae as sae_module
-from core.backbone.sae import SparseAutoencoder, check_sae_fits, fvu, load_sae, measured_l0
 from core.config import SAEConfig
 from core.errors import MismatchError, SAEError
+from core.sae import autoencoder as sae_module
+from core.sae.autoencoder import SparseAutoencoder, check_sae_fits, fvu, load_sae, measured_l0
 
 KINDS: list[tuple[str, dict[str, Any]]] = [
     ("standard", {}),
@@ -94,7 +94,7 @@ def test_topk_chunks_at_real_block_size(a: int, b: int, k: int, seed: int) -> No
 
 
 def stored_topk(w: dict[str, np.ndarray], k: int) -> Any:
-    from core.backbone.sae_formats import StoredSAE
+    from core.sae.formats import StoredSAE
 
     tensors = {name: torch.from_numpy(value) for name, value in w.items()}
     source = {"source": "test", "name": "test", "norm_factor": None, "expected_l0": None}

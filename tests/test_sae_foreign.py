@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from sae_helpers import D_MODEL, D_SAE, K, arrays, loop_encode, states, write_folder, write_gemma_scope, write_llama_scope
 from safetensors.torch import load_file, save_file
 
-from core.backbone.sae import SparseAutoencoder, load_sae
 from core.config import SAEConfig
 from core.errors import SAEError
+from core.sae.autoencoder import SparseAutoencoder, load_sae
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
 
@@ -236,7 +236,7 @@ def test_sparsity_of_another_width(tmp_path: Path) -> None:
 
 def test_a_trained_sae_is_held_to_its_card(tmp_path: Path) -> None:
     """The shipped SAE's card says the hash of its weights: every flipped byte is seen, also where the numbers stay finite."""
-    from core.defaults import DEMO_SAE
+    from core.fit.defaults import DEMO_SAE
 
     folder = tmp_path / "sae"
     shutil.copytree(DEMO_SAE, folder)

@@ -25,10 +25,10 @@ from sae_helpers import (
     write_llama_scope,
 )
 
-from core.backbone.sae import SparseAutoencoder, load_sae
-from core.backbone.sae_formats import detect_format
 from core.config import SAEConfig
 from core.errors import MissingError, SAEError
+from core.sae.autoencoder import SparseAutoencoder, load_sae
+from core.sae.formats import detect_format
 from core.types import canonical_json
 
 GEMMA = ("gemma-scope-2b-pt-res-canonical", "layer_13/width_16k/canonical")
@@ -120,7 +120,7 @@ def test_readers_of_pickled_files_are_not_used() -> None:
 
     from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
 
-    from core.backbone.sae_formats import RELEASE_READERS
+    from core.sae.formats import RELEASE_READERS
 
     for name in RELEASE_READERS:
         source = inspect.getsource(NAMED_PRETRAINED_SAE_LOADERS[name])

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from sae_helpers import arrays, write_folder
 
-from core.backbone.sae import check_sae_fits, load_sae
-from core.backbone.sae_hooks import layer_of_hook
 from core.config import SAEConfig
 from core.errors import MismatchError, SAEError
+from core.sae.autoencoder import check_sae_fits, load_sae
+from core.sae.hooks import layer_of_hook
 
 LAYERS = [
     ("blocks.3.hook_resid_post", 3), ("blocks.4.hook_resid_pre", 3), ("blocks.12.hook_resid_post", 12), ("blocks.1.hook_resid_pre", 0),

@@ -11,14 +11,14 @@ import pytest
 import torch
 from sae_training_helpers import backbone_config, pairs_file
 
-from core import cli
-from core.backbone.corpus import load_corpus
 from core.backbone.model import load_backbone
-from core.backbone.sampling import sample_answers, whole_sentences
+from core.cli import main as cli
 from core.config import DataConfig, SampleConfig
 from core.data.pairs import load_pairs
 from core.data.splits import split_pairs
 from core.errors import Cancelled, ConfigError, DataError
+from core.sae.corpus import load_corpus
+from core.sae.sampling import sample_answers, whole_sentences
 from core.types import sha256_of
 
 CONFIG = SampleConfig(backbone=backbone_config(), prompts=pairs_file(), max_new_tokens=12, batch_size=8, ratios=(0.2, 0.1, 0.7))
@@ -26,7 +26,7 @@ CONFIG = SampleConfig(backbone=backbone_config(), prompts=pairs_file(), max_new_
 
 def test_answers_are_the_model_s_own_to_training_prompts_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nearly greedy (cold); unpadded, token by token, the whole model writes the same."""
-    monkeypatch.setattr("core.backbone.sampling.whole_sentences", lambda text: text)
+    monkeypatch.setattr("core.sae.sampling.whole_sentences", lambda text: text)
     counts = sample_answers(replace(CONFIG, temperature=0.0001), tmp_path / "answers.jsonl")
     rows = [json.loads(line)["messages"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     pairs, _ = load_pairs(DataConfig(pairs=pairs_file()))
@@ -49,7 +49,7 @@ def test_answers_are_the_model_s_own_to_training_prompts_alone(tmp_path: Path, m
 
 
 def test_a_stopped_call_goes_on_to_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.backbone.sampling.whole_sentences", lambda text: text)
+    monkeypatch.setattr("core.sae.sampling.whole_sentences", lambda text: text)
     sample_answers(CONFIG, tmp_path / "undisturbed.jsonl")
     begun: list[float] = []
 

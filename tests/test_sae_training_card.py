@@ -10,12 +10,12 @@ import torch
 from sae_training_helpers import LAYER, dialogue, pairs_file, slow_states, whole_backbone
 from safetensors.numpy import save_file
 
-from core.backbone.corpus import Dialogue, Document, documents, load_corpus
 from core.backbone.model import load_backbone
-from core.backbone.sae import SparseAutoencoder, load_sae
-from core.backbone.sae_card import RESAMPLES, Sums, _draws, _recovery, sae_card
 from core.config import SAEConfig
 from core.errors import DataError
+from core.sae.autoencoder import SparseAutoencoder, load_sae
+from core.sae.card import RESAMPLES, Sums, _draws, _recovery, sae_card
+from core.sae.corpus import Dialogue, Document, documents, load_corpus
 
 CONTEXT = 72
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from sae_training_helpers import dialogue, pairs_file, whole_backbone, write_rows
 
-from core.backbone.corpus import documents, load_corpus, pair_dialogues, short_names, split_corpus
 from core.config import DataConfig
 from core.data.pairs import load_pairs
 from core.errors import ConfigError, DataError
+from core.sae.corpus import documents, load_corpus, pair_dialogues, short_names, split_corpus
 
 
 def chitchat(root: Path, conversations: dict[str, list[list[tuple[str, str]]]]) -> None:

@@ -20,17 +20,17 @@ from sae_training_helpers import LAYER, StopAt, pairs_file, slow_states, train_c
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from core.backbone import sae_training
-from core.backbone.corpus import documents, load_corpus, pair_dialogues, split_corpus
-from core.backbone.sae import load_sae
-from core.backbone.sae_trainer import make_trainer, save_inference, start_from
-from core.backbone.sae_training import command_line, train_sae
 from core.config import DataConfig, SAEConfig, SAETrainConfig
 from core.data.pairs import load_pairs
 from core.data.splits import split_pairs
 from core.errors import Cancelled, ConfigError, SAEError
-from core.jobs import SAE_TRAIN
+from core.jobs.fit import SAE_TRAIN
 from core.runs.store import Store, file_sha256
+from core.sae import training as sae_training
+from core.sae.autoencoder import load_sae
+from core.sae.corpus import documents, load_corpus, pair_dialogues, split_corpus
+from core.sae.trainer import make_trainer, save_inference, start_from
+from core.sae.training import command_line, train_sae
 
 CONFIG = train_config()
 
@@ -181,10 +181,10 @@ def test_only_training_pairs_are_read_and_the_others_are_measured(trained: Path)
 
 
 def test_the_card_s_command_is_understood_and_says_the_same(trained: Path) -> None:
-    cli = pytest.importorskip("core.cli")
+    cli = pytest.importorskip("core.cli.main")
     words = shlex.split(card_of(trained)["command"])
     assert words[0] == "sparserm"
-    from core.options import override
+    from core.cli.options import override
 
     read = override(SAETrainConfig(), vars(cli.build_parser().parse_args(words[1:])))
     assert read.result_fields() == CONFIG.result_fields()
@@ -218,7 +218,7 @@ def test_stopped_and_resumed_gives_the_same_bytes(trained: Path, tmp_path: Path,
 def test_killed_and_resumed_gives_the_same_bytes(trained: Path, tmp_path: Path) -> None:
     program = (
         "import json, sys; from pathlib import Path\n"
-        "from core.config import SAETrainConfig, from_dict; from core.backbone.sae_training import train_sae\n"
+        "from core.config import SAETrainConfig, from_dict; from core.sae.training import train_sae\n"
         "train_sae(from_dict(SAETrainConfig, json.loads(sys.argv[1])), root=Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", program, json.dumps(CONFIG.to_dict()), str(tmp_path)]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from sae_training_helpers import LAYER, dialogue, pairs_file, slow_states, whole_backbone
 
-from core.backbone import activations
-from core.backbone.activations import Cursor, Stream, plan_batches
-from core.backbone.corpus import Dialogue, documents, load_corpus
 from core.errors import DataError
+from core.sae import activations
+from core.sae.activations import Cursor, Stream, plan_batches
+from core.sae.corpus import Dialogue, documents, load_corpus
 
 NONE = torch.empty(0, 64)
 

@@ -26,14 +26,14 @@ import torch
 from core.backbone.presets import preset
 from core.errors import BackboneError, ConfigError, DataError, MissingError, StoreError
 from core.explain.edits import edit_name
-from core.explain.study import study
-from core.pipeline import fit
+from core.explain.full_explanation import study
+from core.fit.pipeline import fit
 from core.reward.model import SparseRM
 from core.runs.store import Store
 from core.serving.launch import health, start
-from core.serving.place import Address, place_of
+from core.serving.server_folder import Address, place_of
 from core.types import PreferencePair
-from workbench.resources import Live
+from workbench.frame.model_client import Live
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTION, GOOD, BAD = "How do I boil an egg?", "Boil it for eight minutes. Then cool it.", "I do not know. Ask another."
@@ -409,7 +409,7 @@ def test_many_at_once_share_forward_passes(live: Live, model: SparseRM) -> None:
 def test_all_who_ask_find_one_process(live: Live, folder: Path) -> None:
     pids = {Live(folder).wait(60).pid for _ in range(2)}
     done = [
-        subprocess.run([sys.executable, "-m", "core.cli", "serve", str(folder), "--json"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        subprocess.run([sys.executable, "-m", "core.cli.main", "serve", str(folder), "--json"], cwd=ROOT, capture_output=True, text=True, timeout=60)
         for _ in range(2)
     ]
     assert pids | {json.loads(one.stdout)["pid"] for one in done} == {live.state().pid}
@@ -431,7 +431,7 @@ def test_a_killed_one_is_started_again_and_edits_outlive_it(live: Live, model: S
 def test_eight_who_start_it_start_one_which_tells_its_progress_and_ends_when_nobody_asks(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workbench.resources.start", partial(start, idle=2.0))
+    monkeypatch.setattr("workbench.frame.model_client.start", partial(start, idle=2.0))
     lives, seen = [Live(folder, tmp_path) for _ in range(8)], []
     live = lives[0]
     assert live.state().name == "off"
@@ -507,7 +507,7 @@ def test_memory_is_capped() -> None:
 
 
 def test_the_command_serves_until_it_is_told_to_stop(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "core.cli", "serve", str(folder)]
+    command = [sys.executable, "-m", "core.cli.main", "serve", str(folder)]
     environment = {**os.environ, "SPARSERM_CACHE": str(tmp_path)}
     serving = subprocess.Popen([*command, "--json"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     assert serving.stdout is not None
@@ -527,6 +527,6 @@ def test_the_command_serves_until_it_is_told_to_stop(folder: Path, tmp_path: Pat
 
 def test_the_client_loads_no_engine() -> None:
     heavy = "{'torch', 'transformers', 'sae_lens', 'trl', 'peft', 'sklearn', 'streamlit'}"
-    code = f"import sys, workbench.resources, core.explain.kept\nprint(sorted(set(sys.modules) & {heavy}))"
+    code = f"import sys, workbench.frame.model_client, core.explain.kept\nprint(sorted(set(sys.modules) & {heavy}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"

@@ -21,7 +21,7 @@ from core.backbone.presets import preset
 from core.backbone.thinking import without_empty_block
 from core.errors import ConfigError, StoreError, described, error_from
 from core.explain.kept import Kept
-from core.pipeline import fit
+from core.fit.pipeline import fit
 from core.reward.model import SparseRM
 from core.runs.store import Store
 from core.serving.answers import Answers

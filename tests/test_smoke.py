@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from core.backbone.source import find_model
 from core.backbone.tiny import tiny_pairs
-from core.cli import main
+from core.cli.main import main
 from core.config import BackboneConfig
 from core.data.saved import read_pairs
 from core.reward.extraction import load_hidden_states

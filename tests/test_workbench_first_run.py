@@ -1,4 +1,4 @@
-"""workbench/first_run.py: no chart is made while another session is importing pandas."""
+"""workbench/frame/first_run.py: no chart is made while another session is importing pandas."""
 
 from __future__ import annotations
 

@@ -17,16 +17,17 @@ from streamlit.testing.v1 import AppTest
 
 from core.backbone.presets import preset
 from core.config import DataConfig, PairsRunConfig
-from core.defaults import complete
 from core.errors import DataError
-from core.pipeline import fit
+from core.fit.defaults import complete
+from core.fit.pipeline import fit
 from core.runs import launch as launching
 from core.runs.registry import Run, Status, all_runs
 from core.runs.store import Store, write_json
 from core.types import PreferencePair, PreferencePairs, no_progress
-from workbench import models, overview, run_panel, uploads
-from workbench.models import FittedModel
-from workbench.pairs import PairList
+from workbench.frame import models, run_panel, uploads
+from workbench.frame.models import FittedModel
+from workbench.overview import values as overview
+from workbench.preferences.values import PairList
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "transformers", "sae_lens", "trl", "peft", "sklearn"}
@@ -207,7 +208,7 @@ def test_preferences_of_a_model(model: FittedModel) -> None:
 
 
 def test_every_list_keeps_to_the_chosen_pairs(model: FittedModel) -> None:
-    from workbench import state
+    from workbench.frame import state
 
     name = state.keep("filter", {"pairs": [pair.pair_id for pair in model.pairs][:9], "said": "lasso in Spaces"})
     at = fine(open_page("preferences", filter=name))

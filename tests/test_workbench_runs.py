@@ -14,16 +14,16 @@ import pytest
 from runs_helpers import WORKER, NapConfig, start, wait_for, wait_state
 
 from core.backbone.presets import PRESETS, preset
-from core.cli import build_parser, fit_config
+from core.cli.main import build_parser, fit_config
+from core.cli.options import options_of, override
 from core.config import Config, DataConfig, FitConfig, PairsRunConfig, SAETrainConfig, SweepConfig
-from core.defaults import complete
 from core.errors import ConfigError
-from core.options import options_of, override
+from core.fit.defaults import complete
 from core.runs import launch as launching
 from core.runs.space import disk_used, made_only_by, remove_artefacts
 from core.runs.store import Store
-from workbench import estimates, forms, progress, run_panel, state
-from workbench.forms import Draft
+from workbench.frame import estimates, forms, progress, run_panel, state
+from workbench.frame.forms import Draft
 
 
 @pytest.fixture(autouse=True)

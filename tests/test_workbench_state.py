@@ -14,7 +14,7 @@ from streamlit.proto.WidgetStates_pb2 import WidgetStates
 from streamlit.testing.v1 import AppTest
 
 from core.errors import ConfigError
-from workbench import collector, models, state
+from workbench.frame import collector, models, state
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def test_a_link_to_another_model_leaves_behind_what_is_not_of_it(cache: Path) ->
     def script(second: str) -> None:
         import streamlit as st
 
-        from workbench import state
+        from workbench.frame import state
 
         st.json({"same": state.params(), "other": state.params(model=second), "named": state.params(model=second, pair="p9")})
 
@@ -125,7 +125,7 @@ def test_the_copied_link_names_what_is_shown_by_default(query: Query) -> None:
 def fragment_script() -> None:
     import streamlit as st
 
-    from workbench import state
+    from workbench.frame import state
 
     state.begin()
 
@@ -188,7 +188,7 @@ def test_a_value_from_elsewhere_makes_another_widget(query: Query) -> None:
 def rows_script() -> None:
     import streamlit as st
 
-    from workbench import state
+    from workbench.frame import state
 
     st.text(state.segments("Which", {"a": "First", "b": "Second"}, "compare_kind"))
 
@@ -215,7 +215,7 @@ def test_a_table_is_made_anew_only_where_somebody_else_marks(query: Query) -> No
 def vanishing_script() -> None:
     import streamlit as st
 
-    from workbench import state
+    from workbench.frame import state
 
     if state.get("runs_open"):
         st.text("open")
@@ -244,7 +244,7 @@ def in_url(at: AppTest) -> dict[str, str]:
 def script() -> None:
     import streamlit as st
 
-    from workbench import state
+    from workbench.frame import state
 
     st.text(state.pick("Kind", ["x", "y", "z"], "preferences_kind", default="y"))
 

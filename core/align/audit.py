@@ -23,8 +23,8 @@ import numpy as np
 from core.align.filtering import MARGIN
 from core.align.values import Candidate, Decision
 from core.errors import ConfigError, StoreError
-from core.reward.statistics import wilson
 from core.runs.locks import make_lock
+from core.statistics.intervals import wilson
 from core.types import Message
 
 FILE = "audit.jsonl"

@@ -10,7 +10,7 @@ its beginning, with the same seeds.
 bfloat16 learns as much a step (one run on SmolLM2: 16 pairs' mean margin after six steps, read in float32, 0.2705 against 0.2711), only the losses it
 logs are coarser; it was faster here, by how much differed from run to run.
 
-Under `accelerate launch` every process trains the same job: `train_dpo` in the first, `follow` in the others (core/align/ranks.py). A step's pairs
+Under `accelerate launch` every process trains the same job: `train_dpo` in the first, `follow` in the others (core/align/distributed.py). A step's pairs
 are shared out, so the number of processes does not change what a step is (where an epoch's last step has too few pairs for all of them, its first
 pairs count twice); the first process alone writes and tells progress.
 """
@@ -29,10 +29,10 @@ from typing import Any
 
 import numpy as np
 
+from core.align.distributed import hear, n_processes, tell
 from core.align.dpo_pairs import EncodedPair, encode_pairs
 from core.align.dpo_trainer import Watch, new_trainer, sequence_logprobs, trainable_parameters
 from core.align.policy import adapter_hash, adapter_tensors, load_adapter, quiet, save_adapter, tensors_hash, training_base
-from core.align.ranks import hear, n_processes, tell
 from core.backbone.source import resolve_dtype
 from core.config import BackboneConfig, DPOConfig, from_dict
 from core.errors import BackboneError, DataError

@@ -21,14 +21,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from core.align.distributed import n_processes, on_cpu
 from core.align.dpo_pairs import EncodedPair
 from core.align.dpo_prompts import can_share, shared_prompts
 from core.align.policy import adapter_tensors, new_lora, quiet, set_adapter_tensors
-from core.align.ranks import n_processes, on_cpu
-from core.backbone.activations import plan_batches
 from core.backbone.model import Backbone
 from core.config import DPOConfig
 from core.errors import BackboneError, ConfigError
+from core.sae.activations import plan_batches
 from core.types import Progress
 
 if TYPE_CHECKING:

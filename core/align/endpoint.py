@@ -23,8 +23,8 @@ from core.align.generation import STEP
 from core.backbone.generation import Spent
 from core.backbone.journal import Generated, Journal
 from core.config import CandidatesConfig
+from core.data.http import KEY, Http, HttpError
 from core.errors import ConfigError, MissingError
-from core.http import KEY, Http, HttpError
 from core.types import Message, Progress, no_progress, sha256_of
 
 LARGEST = 2**20  # bytes of an answer

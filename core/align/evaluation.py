@@ -25,21 +25,21 @@ from core.align.figures import ARRAYS, MEANING, Figure, Measure, figure_of, read
 from core.align.generation import Generator
 from core.align.logprobs import Asked, answer_logprobs, encode_answers, kl_from_base
 from core.align.mc import measure_mc, read_questions, seen_questions
+from core.align.overoptimisation import Alarm, Drift, drift_of, warnings_of
 from core.align.policy import Policy
 from core.align.records import read_rows, write_rows
 from core.align.values import Prompt
-from core.align.watch import Alarm, Drift, drift_of, warnings_of
 from core.backbone.generation import whole_sentences
 from core.backbone.journal import Generated
 from core.backbone.model import Backbone
 from core.config import PolicyEvaluationConfig
 from core.errors import DataError, StoreError
-from core.explain.estimates import Estimate
 from core.explain.spaces import sampled
 from core.reward.dialogues import items_of
 from core.reward.model import SparseRM
 from core.reward.pair_counts import count_reasons
 from core.runs.store import write_json
+from core.statistics.estimates import Estimate
 from core.types import PreferencePairs, Progress, no_progress
 
 FILE, SAMPLES = "evaluation.json", "samples.jsonl"

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from core.errors import MismatchError, StoreError
-from core.explain.estimates import Estimate, mean_over_prompts
 from core.reward.evaluation import accuracy_of
+from core.statistics.estimates import Estimate, mean_over_prompts
 
 MEANING: Mapping[str, str] = {
     "reward": "mean reward of the policy's own answers to held-out prompts",

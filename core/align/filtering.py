@@ -122,7 +122,7 @@ def latents_against(parts: RewardParts, z: Float[np.ndarray, "n 2 d_model"], top
     its detection AUROC (labels describe the activation, and a projection need not show it). Empty lists for a reward model without latents.
     """
     from core.explain.attribution import contributions, contributions_by_head, same_sign
-    from core.explain.reasons import KINDS
+    from core.explain.explanation_builder import KINDS
 
     if parts.kind not in KINDS or parts.directions is None or parts.latent_ids is None:
         return [[] for _ in z]

@@ -9,7 +9,7 @@
              shift        generated against training representations          core.explain.shift
 
 Each step is an artefact (core.align.steps), so a killed run goes on inside its round. A round that keeps no pair is the last one. The round is chosen
-on validation and reported on test; a rule stated beforehand says where reward was won at the price of something else (core.align.watch).
+on validation and reported on test; a rule stated beforehand says where reward was won at the price of something else (core.align.overoptimisation).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from core.align.evaluation import load_evaluation
+from core.align.inputs import PolicyAt
+from core.align.overoptimisation import CHOICE, RULE, choose_round
 from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, key_of, read_json
 from core.align.round import NO_PAIR, round_manifest
-from core.align.setting import PolicyAt
 from core.align.steps import VERSIONS, AlignSteps
-from core.align.watch import CHOICE, RULE, choose_round
 from core.config import BackboneConfig
 from core.errors import MissingError
 from core.reward.pair_counts import brief

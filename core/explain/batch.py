@@ -22,7 +22,7 @@ from core.explain.explainer import Explainer
 from core.explain.explanation import Explanation, PairExplanation
 from core.explain.sentence import MOST_NAMED, Why
 from core.reward.dialogues import Item
-from core.reward.known import KnownResponses
+from core.reward.fit_responses import KnownResponses
 from core.reward.parts import RewardParts
 from core.reward.responses import read_responses
 from core.reward.scoring import check_target, write_lines

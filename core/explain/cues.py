@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from core.reward.known import KnownResponses
+from core.reward.fit_responses import KnownResponses
 from core.reward.parts import RewardParts
-from core.reward.statistics import prompt_sums, resample_weights
+from core.statistics.intervals import prompt_sums, resample_weights
 
 RESAMPLES, SEED = 2000, 0
 

@@ -7,7 +7,7 @@
     explainer.tokens / deletions / gradient(prompt, response)
     explainer.edit(prompt, response, parent=...)             # a changed text, computed from its first changed token on
 
-`labels` (latent id -> Label) names latents in the sentence: by default the best that this machine has of the SAE (core.explain.label_book), as they
+`labels` (latent id -> Label) names latents in the sentence: by default the best that this machine has of the SAE (core.latents.label_book), as they
 stand when something is explained. The language model and the SAE are loaded when something needs them.
 """
 
@@ -24,19 +24,19 @@ import torch
 from jaxtyping import Float
 
 from core.backbone.model import Backbone
-from core.backbone.sae import SparseAutoencoder
 from core.errors import ConfigError, DataError, SparseRMError
 from core.explain.edits import Edit
 from core.explain.explanation import Explanation, PairExplanation
+from core.explain.explanation_builder import Reasons, Seen
 from core.explain.kept import explain_known, read_faithfulness
-from core.explain.label_book import labels_of
-from core.explain.labels import Labels
 from core.explain.readings import Reading, read_tokens
-from core.explain.reasons import Reasons, Seen
 from core.explain.tokens import Deletion, Gradients, Span, TokenGradient, TokenView, deletions, token_view
+from core.latents.label_book import labels_of
+from core.latents.labels import Labels
 from core.reward.dialogues import Dialogue, Item, items_of, key_of
-from core.reward.known import KnownResponses
+from core.reward.fit_responses import KnownResponses
 from core.reward.model import BackboneReader, SparseRM
+from core.sae.autoencoder import SparseAutoencoder
 from core.types import PreferencePair
 
 READINGS = 4  # kept with their keys and values, for edits and for what else is asked of the same text

@@ -23,9 +23,9 @@ from core.explain.attribution import contributions
 from core.explain.cues import LengthCue, length_cue
 from core.explain.curves import FEWEST, SHARES, removal_curves, value_without
 from core.explain.stability import spread
-from core.reward.known import KnownResponses
+from core.reward.fit_responses import KnownResponses
 from core.reward.parts import RewardParts
-from core.reward.statistics import prompt_sums, resample_weights
+from core.statistics.intervals import prompt_sums, resample_weights
 from core.types import Progress, no_progress
 
 PAIRS = 300  # held-out pairs measured

@@ -1,6 +1,6 @@
 """What can be said of a reward model from its folder alone: the pairs kept beside it, ranked and explained, and its latents switched off.
 
-Projections and activations of known responses are in the folder (core.reward.known), so neither the language model nor the SAE is needed, torch is
+Projections and activations of known responses are in the folder (core.reward.fit_responses), so neither the language model nor the SAE is needed, torch is
 not imported, and an answer takes milliseconds. A page does this in its own process; texts of one's own need a live model (core.serving).
 """
 
@@ -16,12 +16,12 @@ from jaxtyping import Float, Int
 
 from core.errors import ConfigError, StoreError
 from core.explain.explanation import PairExplanation
-from core.explain.label_book import LabelBook
-from core.explain.labels import Labels
-from core.explain.reasons import Reasons, Seen
+from core.explain.explanation_builder import Reasons, Seen
 from core.explain.switch import Switchboard, SwitchedOff
+from core.latents.label_book import LabelBook
+from core.latents.labels import Labels
+from core.reward.fit_responses import KnownResponses, read_known
 from core.reward.folder import read_parts
-from core.reward.known import KnownResponses, read_known
 from core.reward.recorded_files import FAITHFULNESS, remedy_for
 from core.types import PreferencePair, strict_json
 

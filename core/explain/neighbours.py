@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from core.reward.known import KnownResponses
+from core.reward.fit_responses import KnownResponses
 from core.reward.parts import RewardParts
 from core.types import Message
 

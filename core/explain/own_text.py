@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from core.backbone.model import Backbone
-from core.backbone.sae import SparseAutoencoder
 from core.data.texts import Refused, text_of
 from core.errors import ConfigError, DataError
 from core.explain.readings import FIRST, PROMPT, TEMPLATE, token_texts
+from core.sae.autoencoder import SparseAutoencoder
 from core.types import Message
 
 NUMBERS = 2**23  # activations held at a time: 32 MiB

@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from core.explain.attribution import same_sign
-from core.explain.labels import Label, Labels
 from core.explain.stability import BOUND, Stability
-from core.reward.statistics import TOO_RARE
+from core.latents.labels import Label, Labels
+from core.statistics.intervals import TOO_RARE
 
 MOST_NAMED = 3
 DETECTION = 0.8  # below this AUROC a projection is a weak sign of the latent's activity (METHOD.md section 1)

@@ -28,13 +28,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from core.config import SpacesConfig
-from core.explain.estimates import Estimate, mean_over_prompts
 from core.explain.spaces import how, picture, sampled, standardised
 from core.runs.values import load_value, save_value
+from core.statistics.estimates import Estimate, mean_over_prompts
 from core.types import Progress, no_progress
 
 if TYPE_CHECKING:
-    from core.reward.known import KnownResponses
+    from core.reward.fit_responses import KnownResponses
     from core.reward.model import SparseRM
     from core.types import LatentFrequencies
 
@@ -53,7 +53,7 @@ Points = Float[np.ndarray, "n d"]
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
-    """A round's generated pairs that can be read: z of intended winner and other, `prompt_ids` as `core.reward.known.prompt_id`, and their names.
+    """A round's generated pairs that can be read: z of intended winner and other, `prompt_ids` as `core.reward.fit_responses.prompt_id`, and their names.
 
     `n_unread` more can't be read.
     """

@@ -1,6 +1,6 @@
 """Dense against sparse: do chosen and rejected responses lie apart, in z and in v? A picture of each space by t-SNE, and figures that do not mislead.
 
-1. Points: the responses a reward model knows (core.reward.known), at most `points`, drawn by whole prompts.
+1. Points: the responses a reward model knows (core.reward.fit_responses), at most `points`, drawn by whole prompts.
 2. Pictures: t-SNE of z as it is and of v standardised (training mean and deviation), from the first two principal components, seeded.
 3. Figures, in the spaces themselves, not in the pictures: accuracy of the k nearest neighbours' majority at telling chosen from rejected, and the
    silhouette of these two groups. Responses to the same prompt lie close together whatever their label, so a response's own prompt is left out of its
@@ -22,12 +22,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from core.config import SpacesConfig
-from core.explain.estimates import Estimate, mean_over_prompts
 from core.runs.values import load_value, save_value
+from core.statistics.estimates import Estimate, mean_over_prompts
 from core.types import Progress, no_progress
 
 if TYPE_CHECKING:
-    from core.reward.known import KnownResponses
+    from core.reward.fit_responses import KnownResponses
 
 NAME = "spaces"
 DENSE, SPARSE = "dense", "sparse"

@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from core.explain.attribution import contributions_by_head, rank_correlations
-from core.explain.estimates import mean_over_prompts
-from core.reward.known import KnownResponses
+from core.reward.fit_responses import KnownResponses
 from core.reward.parts import RewardParts
-from core.reward.statistics import prompt_sums, resample_weights
+from core.statistics.estimates import mean_over_prompts
+from core.statistics.intervals import prompt_sums, resample_weights
 
 BOUND = 0.8
 MOST = 500  # held-out responses that the heads are compared on

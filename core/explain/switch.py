@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from core.errors import ConfigError
 from core.explain.cues import Correlation, correlations
 from core.reward.evaluation import accuracy_of
+from core.reward.fit_responses import KnownResponses
 from core.reward.head_words import counted_pairs, shipped_head, shipped_seed
-from core.reward.known import KnownResponses
 from core.reward.parts import RewardParts
 from core.types import Accuracy
 

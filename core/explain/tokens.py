@@ -20,13 +20,13 @@ import torch
 from jaxtyping import Float, Int
 
 from core.backbone.model import Backbone, decoder_layers
-from core.backbone.sae import SparseAutoencoder
 from core.errors import BackboneError, ConfigError
 from core.explain.readings import Reading
 from core.reward.dialogues import Item
 from core.reward.extraction import response_states
 from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
+from core.sae.autoencoder import SparseAutoencoder
 
 # Ends of sentences: their marks with closing quotes or brackets before white space, the full stops of scripts without spaces, and line ends.
 SENTENCE = re.compile(r".+?(?:[.!?…]+[\"'”’»)\]]*(?=\s)|[。！？]+[」』”]*|\n+|$)\s*", re.DOTALL)

@@ -14,10 +14,10 @@ from jaxtyping import Float
 
 from core.config import FitConfig
 from core.reward.evaluation import accuracy_of
+from core.reward.head_inputs import View, activation_view, margins_of, random_views, sparse_view, train_views
 from core.reward.projection import top_columns
 from core.reward.ranking import Resamples
 from core.reward.selection import Encoder, selected_directions
-from core.reward.views import View, activation_view, margins_of, random_views, sparse_view, train_views
 from core.types import Accuracy, HiddenStates, LatentFrequencies, PreferencePairs, Progress, no_progress
 
 CURVE_KINDS = ("sparserm", "random-isotropic", "random-rows", "activations")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from core.reward.statistics import prompt_sums, resample_weights, wilson
+from core.statistics.intervals import prompt_sums, resample_weights, wilson
 from core.types import Accuracy, PreferencePairs
 
 RESAMPLES = 2000

@@ -22,11 +22,11 @@ from core.config import FitConfig
 from core.reward.controls import Probe, difference_of_means, length_only, linear_probe, wording_only
 from core.reward.evaluation import Contestant, Evaluation, evaluate
 from core.reward.head import TrainedHead, fit_margin_scale, shipped_index
+from core.reward.head_inputs import View, activation_view, dense_view, margins_of, random_views, sparse_view, train_views
 from core.reward.projection import activations, detection_auroc
 from core.reward.ranking import Resamples
 from core.reward.selection import Encoder, SelectionSummary, selected_directions, selection_summary
 from core.reward.training import LOSSES, standardisation
-from core.reward.views import View, activation_view, dense_view, margins_of, random_views, sparse_view, train_views
 from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, no_progress
 
 HEAD_CONTROLS = ("random-isotropic", "random-rows", "activations", "dense")

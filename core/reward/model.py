@@ -40,7 +40,7 @@ selection.jsonl
     one row a latent, in the order of the directions: latent_id, side (chosen, rejected), separation with its interval low and high, held_out,
     q_value, stability, detection figures ...; null where a figure does not exist
 known.safetensors, known.jsonl, faithfulness.json, evaluation.json, curve.json, all optional, for explaining and for the pages
-    the responses it was fitted and measured on (core.reward.known), their texts, how faithful its explanations are (core.explain.faithfulness), and
+    the responses it was fitted and measured on (core.reward.fit_responses), their texts, how faithful its explanations are (core.explain.faithfulness), and
     the fit's tables of controls. The texts go to the Hub only if asked for: `push_to_hub(..., texts=True)`
 
 Every load checks the recorded files: one that is missing, empty, cut or changed is a StoreError that names it. `cp -r`, git, zip and the Hub keep the
@@ -68,19 +68,19 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from jaxtyping import Float
 
 from core.backbone.model import Backbone, load_backbone
-from core.backbone.sae import SparseAutoencoder, load_sae
 from core.backbone.source import backbone_identity, find_model
 from core.config import BackboneConfig
+from core.data.hub import one_question
 from core.errors import DataError, MismatchError, StoreError
-from core.hub import one_question
 from core.reward.card import model_card
 from core.reward.dialogues import Dialogue, Item, items_of, key_of
 from core.reward.extraction import read_items, response_states
+from core.reward.fit_responses import KnownResponses, read_known
 from core.reward.folder import read_parts, save_parts, write_parts
-from core.reward.known import KnownResponses, read_known
 from core.reward.pair_counts import shortened_items
 from core.reward.parts import RewardParts
 from core.reward.recorded_files import CONFIG, KNOWN_TEXTS, MODEL_FILES, OPTIONAL_FILES, read_config
+from core.sae.autoencoder import SparseAutoencoder, load_sae
 from core.types import PreferencePair
 
 if TYPE_CHECKING:

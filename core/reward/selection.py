@@ -27,7 +27,7 @@ from torch import Tensor
 from core.config import SelectionConfig
 from core.errors import DataError
 from core.reward.ranking import Resamples, select, stability
-from core.reward.statistics import benjamini_hochberg, prompt_sums, resample_weights, sign_test
+from core.statistics.intervals import benjamini_hochberg, prompt_sums, resample_weights, sign_test
 from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, no_progress
 
 CHUNK_BYTES = 2**29
@@ -44,7 +44,7 @@ Sides = tuple[np.ndarray, np.ndarray]
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What selection and projection need of a sparse autoencoder; `core.backbone.sae.SparseAutoencoder` has it."""
+    """What selection and projection need of a sparse autoencoder; `core.sae.autoencoder.SparseAutoencoder` has it."""
 
     @property
     def d_sae(self) -> int: ...

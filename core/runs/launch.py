@@ -1,6 +1,6 @@
 """Starting, stopping, continuing and removing runs, from a command or from any thread of any process; nothing heavy is imported.
 
-A run works in a process of its own and a session of its own (`python -m core.runs.worker RUN_DIR`), so it outlives whoever started it. Until that
+A run works in a process of its own and a session of its own (`python -m core.jobs.worker RUN_DIR`), so it outlives whoever started it. Until that
 process holds `run.lock`, the launcher and then the process hold `launch.lock`: at no moment does a healthy run look dead. A thread of the launcher
 waits for the worker's end, so that none stays behind as a zombie; if the launcher ends first, the system does that.
 """
@@ -32,8 +32,8 @@ from core.runs.registry import SCHEMA, Run, Status, kind_of, runs_root
 from core.runs.store import cache_root, write_json
 
 PACKAGE = Path(__file__).resolve().parents[2]
-WORKER = [sys.executable, "-m", "core.runs.worker"]
-# The worker has 2 s to end after a cancellation; it needs at most 1.5 itself (core.runs.attempt).
+WORKER = [sys.executable, "-m", "core.jobs.worker"]
+# The worker has 2 s to end after a cancellation; it needs at most 1.5 itself (core.jobs.attempt).
 CANCEL_WITHIN = 1.9
 SPARE_DISK = 200e6  # bytes left free beside what the run is known to write
 
@@ -137,7 +137,7 @@ def wait_started(run: Run, timeout: float = 30.0) -> bool:
 
 
 def load_job(kind: str) -> Any:
-    """The `core.jobs.Job` of a kind."""
+    """The `core.jobs.fit.Job` of a kind."""
     module, name = kind_of(kind).job.split(":")
     return getattr(importlib.import_module(module), name)
 

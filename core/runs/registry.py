@@ -51,7 +51,7 @@ EXIT_CODES = {"succeeded": 0, "failed": 1, "cancelled": 130, "interrupted": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of run: the class of its config, and where its `core.jobs.Job` is, as `module:name`; imported only where it is used.
+    """A kind of run: the class of its config, and where its `core.jobs.fit.Job` is, as `module:name`; imported only where it is used.
 
     `alone`: it needs nothing that another run left in the cache, so it can be done again in a fresh one.
     """
@@ -62,14 +62,14 @@ class Kind:
 
 
 KINDS = {
-    "fit": Kind(config=FitConfig, job="core.jobs:FIT"),
-    "sae-train": Kind(config=SAETrainConfig, job="core.jobs:SAE_TRAIN"),
-    "sweep": Kind(config=SweepConfig, job="core.jobs:SWEEP"),
-    "pairs": Kind(config=PairsRunConfig, job="core.pairs_job:PAIRS"),
-    "doctor": Kind(config=DoctorRunConfig, job="core.model_jobs:DOCTOR", alone=False),
-    "spaces": Kind(config=SpacesRunConfig, job="core.model_jobs:SPACES", alone=False),
-    "latents": Kind(config=LatentsRunConfig, job="core.model_jobs:LATENTS"),
-    "align": Kind(config=AlignConfig, job="core.align_job:ALIGN"),
+    "fit": Kind(config=FitConfig, job="core.jobs.fit:FIT"),
+    "sae-train": Kind(config=SAETrainConfig, job="core.jobs.fit:SAE_TRAIN"),
+    "sweep": Kind(config=SweepConfig, job="core.jobs.fit:SWEEP"),
+    "pairs": Kind(config=PairsRunConfig, job="core.jobs.pairs:PAIRS"),
+    "doctor": Kind(config=DoctorRunConfig, job="core.jobs.of_model:DOCTOR", alone=False),
+    "spaces": Kind(config=SpacesRunConfig, job="core.jobs.of_model:SPACES", alone=False),
+    "latents": Kind(config=LatentsRunConfig, job="core.jobs.of_model:LATENTS"),
+    "align": Kind(config=AlignConfig, job="core.jobs.align:ALIGN"),
 }
 
 

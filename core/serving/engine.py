@@ -118,7 +118,7 @@ class Engine:
         return 0.0 if self._working or self._waiting else time.monotonic() - self.asked
 
     def health(self) -> dict[str, Any]:
-        """How it stands, as workbench.resources.LiveState."""
+        """How it stands, as workbench.frame.model_client.LiveState."""
         loaded = {"text": "Ready", "fraction": 1.0, "left": 0.0} if self.state == "ready" else {}
         own = {"name": self.state, "pid": os.getpid(), "rss": memory().get("rss"), "idle": round(self.idle(), 1), "served": self.served}
         error = None if self.error is None else described(self.error)

@@ -22,7 +22,7 @@ from filelock import Timeout
 from core.reward.recorded_files import read_config
 from core.runs.launch import PACKAGE
 from core.runs.locks import Handover, is_held
-from core.serving.place import HOST, PROTOCOL, Address, Place, signature
+from core.serving.server_folder import HOST, PROTOCOL, Address, Place, signature
 
 WORKER = [sys.executable, "-m", "core.serving.worker"]
 IDLE = 900.0  # seconds without a question after which a process ends that nobody watches

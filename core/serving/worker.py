@@ -26,7 +26,7 @@ from filelock import Timeout
 from core.errors import ConfigError, SparseRMError, described
 from core.reward.recorded_files import read_config
 from core.runs.locks import LOOKING, make_lock
-from core.serving.place import HOST, Address, Place, place_of
+from core.serving.server_folder import HOST, Address, Place, place_of
 
 if TYPE_CHECKING:
     import uvicorn

@@ -1,0 +1,185 @@
+"""`sparserm explain`: why a response or a pair gets its reward, for a person or as JSON, and a table for a whole file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.cli import tables as console
+from core.cli.options import add_command, print_json, reader
+from core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from core.explain.explainer import Explainer
+    from core.explain.full_explanation import Side, Study
+    from core.reward.dialogues import Item
+    from core.types import PreferencePair
+
+EXAMPLES = {
+    "explain": "examples:\n"
+    '  sparserm explain my_reward_model --prompt "Is the Earth flat?" --response "No, it is round."\n'
+    "  sparserm explain my_reward_model --pairs pairs.jsonl --most-misranked\n"
+    "  sparserm explain my_reward_model --worst\n"
+    "  sparserm explain my_reward_model --pairs pairs.jsonl --out explained.csv",
+}
+
+
+def add_explain(commands: Any) -> None:
+    """Adds `explain`."""
+    help_ = "say why a response, or a pair, gets its reward, and whether that can be believed"
+    parser = add_command(commands, "explain", explain_command, help_, EXAMPLES)
+    parser.add_argument("model", metavar="MODEL", help="folder of a reward model")
+    what = parser.add_argument_group("what is explained")
+    what.add_argument("--prompt", metavar="TEXT", help="a prompt")
+    what.add_argument("--response", metavar="TEXT", help="the response to it; with --rejected the chosen one")
+    what.add_argument("--rejected", metavar="TEXT", help="another response to it: the pair is explained")
+    what.add_argument(
+        "--pairs", metavar="FILE", type=Path, help="pairs or responses, as `sparserm score` reads them (default: the model's held-out pairs)"
+    )
+    which = what.add_mutually_exclusive_group()
+    which.add_argument("--row", metavar="N", type=int, help="the row of the file with this number")
+    which.add_argument("--worst", action="store_true", help="the response of lowest reward")
+    which.add_argument("--most-misranked", action="store_true", help="the pair whose rejected response wins by most")
+    which.add_argument("--out", metavar="FILE", type=Path, help="all rows of the file, as a table (.jsonl or .csv)")
+    how = parser.add_argument_group("what is tried and shown")
+    how.add_argument("--latent", metavar="N", type=int, help="mark the text by this latent (default: the first one the sentence names)")
+    how.add_argument(
+        "--span", metavar="FROM:TO", action="append", default=[], help="delete these characters of the response (default: its sentences)"
+    )
+    how.add_argument("--edit", metavar="TEXT", action="append", default=[], help="try this response instead; repeated, each starts from the last")
+    how.add_argument("--off", metavar="N,N,...", type=reader(tuple[int, ...]), default=(), help="hold these latents at their training means")
+    how.add_argument("--device", metavar="TEXT", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+
+
+def explain_command(arguments: argparse.Namespace, display: console.Display) -> None:
+    _check(arguments)
+    from core.reward.model import SparseRM
+
+    explainer = SparseRM.load(arguments.model, device=arguments.device).explainer
+    if arguments.out:
+        from core.explain.batch import explain_file
+
+        _tell_table(explain_file(explainer, arguments.pairs, arguments.out, display), arguments, display)
+        return
+    from core.explain.full_explanation import study
+
+    spans = [_span(text) for text in arguments.span]
+    found = study(explainer, _subject(explainer, arguments, display), spans=spans, edits=arguments.edit, off=arguments.off)
+    if arguments.latent is not None:
+        found.sides[0].tokens.of_latent(arguments.latent)  # an unknown one is said before anything is printed
+    display.close()
+    if arguments.json:
+        print_json(found.to_json())
+    else:
+        from core.cli import explanation_view
+
+        explanation_view.show(list(_report(explainer, found, arguments.latent)))
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    texts, chosen = arguments.prompt is not None, arguments.row is not None or arguments.worst or arguments.most_misranked or arguments.out
+    if texts and (arguments.pairs or chosen):
+        raise ConfigError("--prompt and --pairs can't be explained together", remedy="give either texts or a file")
+    if texts and arguments.response is None:
+        raise ConfigError("a prompt alone has no reward", remedy="give --response")
+    if not texts and (arguments.response is not None or arguments.rejected is not None):
+        raise ConfigError("a response alone has no reward", remedy="give --prompt")
+    if not texts and not chosen:
+        remedy = "give --prompt and --response, or --pairs with --row, --worst, --most-misranked or --out"
+        raise ConfigError("nothing to explain", remedy=remedy)
+    if not texts and not arguments.pairs and (arguments.row is not None or arguments.out):
+        raise ConfigError("--row and --out are about a file", remedy="give --pairs")
+
+
+def _span(text: str) -> tuple[int, int]:
+    start, colon, stop = text.partition(":")
+    if not colon or not start.strip().isdigit() or not stop.strip().isdigit():
+        raise ConfigError("--span is no range of characters", expected="FROM:TO, such as 0:17", found=text)
+    return int(start), int(stop)
+
+
+def _subject(explainer: Explainer, arguments: argparse.Namespace, display: console.Display) -> PreferencePair | Item:
+    """The response or the pair that is meant."""
+    from core.explain.batch import pick, pick_known, read_rows
+    from core.explain.explainer import item_of
+    from core.types import PreferencePair
+
+    if arguments.prompt is not None:
+        prompt, response = item_of(arguments.prompt, arguments.response)
+        if arguments.rejected is None:
+            return prompt, response
+        return PreferencePair(pair_id="given", prompt=prompt, chosen=response, rejected=item_of(arguments.prompt, arguments.rejected)[1])
+    which = "worst" if arguments.worst else "misranked"
+    if arguments.pairs:
+        rows = read_rows(arguments.pairs, display)
+        return rows.at(arguments.row) if arguments.row is not None else pick(explainer, rows, which, display)
+    number, side = pick_known(explainer.parts, explainer.known, which)
+    assert explainer.known is not None and explainer.known.pairs is not None  # pick_known has looked
+    pair = explainer.known.pairs[number]
+    return (pair.prompt, (pair.chosen, pair.rejected)[side]) if arguments.worst else pair
+
+
+def _tell_table(report: dict[str, Any], arguments: argparse.Namespace, display: console.Display) -> None:
+    display.close()
+    if arguments.json:
+        print_json(report)
+        return
+    for row in report["refused"]:
+        display.say(f"row {row['row']} is left out: {row['field']}: {row['reason']}")
+    print(f"{report['n_explained']} rows explained: {report['table']}")
+
+
+def _report(explainer: Explainer, found: Study, latent: int | None) -> Iterator[RenderableType]:
+    """All of it, in the order in which a person asks."""
+    from rich.text import Text
+
+    from core.cli import explanation_view
+    from core.explain.explanation import Explanation
+
+    explanation, labels = found.explanation, explainer.labels
+    alone = isinstance(explanation, Explanation)
+    one = explanation if isinstance(explanation, Explanation) else explanation.chosen
+    yield from (
+        explanation_view.response_parts(explanation, labels)
+        if isinstance(explanation, Explanation)
+        else explanation_view.pair_parts(explanation, labels)
+    )
+    for side in found.sides:
+        yield explanation_view.heading(f"{side.name.capitalize()}, token by token")
+        yield from _side(explainer, side, latent if latent is not None else _first(found), labels)
+    for edit in found.edits:
+        yield explanation_view.heading("Edit" if edit.parent else "Before the edits")
+        yield from explanation_view.edited(edit, labels)
+    if found.off is not None and found.plain is not None:
+        yield explanation_view.heading("Latents switched off" if alone else "Latents switched off (the reward is the chosen response's)")
+        yield explanation_view.switched(found.off, found.plain)
+    if one.neighbours:
+        yield explanation_view.heading("Most similar training responses" if alone else "Training responses most similar to the chosen one")
+        yield explanation_view.similar(one.neighbours)
+    yield explanation_view.heading("Can this be believed?")
+    yield explanation_view.removals(explanation.curves)
+    yield explanation_view.figures(one.figures)
+    yield Text(f"completeness residual {abs(explanation.attribution.residual):.1e}")
+
+
+def _side(explainer: Explainer, side: Side, latent: int, labels: Any) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    from core.cli import explanation_view
+
+    rows = {row["latent_id"]: row for row in explainer.parts.selection}
+    yield explanation_view.marked(side.tokens, latent, str(rows.get(latent, {}).get("side", "")), labels)
+    yield Text("running reward: ") + explanation_view.running(side.tokens)
+    yield Text("what each part of the text adds (scored again without it):")
+    yield explanation_view.deleted(side.deletions)
+    yield Text("the reward leans most on (norm of its gradient): ") + explanation_view.leaning(side.tokens, side.gradient)
+
+
+def _first(found: Study) -> int:
+    """The first latent that the sentence names; where it names none, the one of largest contribution."""
+    named, attribution = found.explanation.why.named, found.explanation.attribution
+    return named[0].latent_id if named else int(attribution.latent_ids[abs(attribution.contribution).argmax()])

@@ -1,0 +1,271 @@
+"""Explanations for a person at a terminal: the sentence, a waterfall of bars, the text with a latent's activity marked, and what was tried on it.
+
+Texts come from data and models and are not trusted: nothing of theirs is read as markup, and control characters are shown, not sent to the terminal.
+Blue stands for what raises the reward and for chosen, orange for what lowers it and for rejected.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from core.explain.attribution import Attribution
+from core.explain.curves import Curves
+from core.explain.edits import Edit
+from core.explain.explanation import INACTIVE, NO_SAE, Explanation, ModelFigures, PairExplanation
+from core.explain.neighbours import Neighbour
+from core.explain.readings import PROMPT, RESPONSE
+from core.explain.sentence import Why, name_of
+from core.explain.switch import SwitchedOff
+from core.explain.tokens import Deletion, TokenGradient, TokenView
+from core.latents.labels import Labels
+
+BLUE, ORANGE = "#4c9be8", "#e8853d"
+SHADES = {"blue": ("#dbeafc", "#a9cdf5", "#6daaec", "#2f7fd1"), "orange": ("#fce6d6", "#f6c29b", "#ee9a5c", "#d0681a")}
+HALF = 14  # characters of a bar's longer half
+MOST_BARS, MOST_SPANS, MOST_TOKENS, LONGEST = 10, 12, 8, 240
+LEGEND = (
+    "?: the heads of different seeds disagree on the sign; ±: deviation over heads; f: activation; at mean: change of the reward where the "
+    f"projection is set to its training mean; removed: where the latent is taken out of the residual stream ({INACTIVE})"
+)
+WIDE = 120  # columns where the output is no terminal
+SPARK = "▁▂▃▄▅▆▇█"
+BIDI = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would obey: control characters become visible signs, marks that reverse the reading order too."""
+    return "".join(_sign(c) if (unicodedata.category(c) == "Cc" and c not in "\n\t") or c in BIDI else c for c in text)
+
+
+def _sign(c: str) -> str:
+    return chr(0x2400 + ord(c)) if ord(c) < 0x20 else f"<{ord(c):04x}>"
+
+
+def short(text: str) -> str:
+    """On one line, and cut where it is long."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
+
+
+def show(parts: Sequence[RenderableType]) -> None:
+    """Prints to standard output."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    for part in parts:
+        console.print(part, markup=False, highlight=False, emoji=False)
+
+
+def heading(text: str) -> Text:
+    return Text(f"\n{text}", style="bold")
+
+
+def sentence(why: Why) -> RenderableType:
+    """The sentence, then its weaknesses as a list."""
+    return Group(Text(printable(why.text), style="bold"), *(Text(f"  ! {printable(said)}") for said in why.weaknesses))
+
+
+def response_parts(found: Explanation, labels: Labels) -> Iterator[RenderableType]:
+    """One response: its sentence, its waterfall and its latents."""
+    yield sentence(found.why)
+    yield heading("From the average training response to this one")
+    yield waterfall(found, labels)
+    yield heading("Latents")
+    yield latents(found.attribution, found.response_part, found.at_mean, found.removed, labels, part="response part")
+
+
+def pair_parts(found: PairExplanation, labels: Labels) -> Iterator[RenderableType]:
+    """A pair: its sentence, its margin by latent, and where either response stands."""
+    yield sentence(found.why)
+    yield heading("From the rejected to the chosen response")
+    attribution = found.margin
+    bars = [("rejected", attribution.baseline_reward), *_ranked(attribution.contribution, attribution, found.chosen.figures, labels)]
+    yield _bars([*bars, ("residual", attribution.residual), ("chosen", attribution.reward)])
+    yield heading("Latents")
+    yield latents(attribution, attribution.contribution, found.at_mean, found.removed, labels, part="share of margin")
+    for name, side in (("Chosen", found.chosen), ("Rejected", found.rejected)):
+        yield heading(name)
+        yield sentence(side.why)
+
+
+def waterfall(found: Explanation, labels: Labels) -> Table:
+    """Baseline, one bar for the prompt's part, the response's part by group of latents, the residual, the reward."""
+    attribution, alone = found.attribution, found.n_known < 2
+    value = attribution.contribution if alone else found.response_part
+    bars = [("average training response", attribution.baseline_reward)]
+    bars += [] if alone else [(f"the prompt ({found.n_known} known responses)", float(found.prompt_part.sum()))]
+    bars += _ranked(value, attribution, found.figures, labels)
+    return _bars([*bars, ("residual", attribution.residual), ("reward", attribution.reward)])
+
+
+def _ranked(value: np.ndarray, attribution: Attribution, figures: ModelFigures, labels: Labels) -> list[tuple[str, float]]:
+    """Collinear latents as one bar under the name of the strongest; the largest ones, then all others together."""
+    bars = []
+    for group in figures.groups:
+        best = max(group, key=lambda i: abs(value[i]))
+        latent = int(attribution.latent_ids[best])
+        beside = f" and {len(group) - 1} collinear" if len(group) > 1 else ""
+        bars.append((name_of(latent, labels.get(latent)) + beside, float(value[list(group)].sum())))
+    bars.sort(key=lambda bar: -abs(bar[1]))
+    rest = bars[MOST_BARS:]
+    return bars[:MOST_BARS] + ([(f"{len(rest)} more", sum(value for _, value in rest))] if rest else [])
+
+
+def _bars(lines: Sequence[tuple[str, float]]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    most = max(max(abs(value) for _, value in lines), 1e-12)
+    for name, value in lines:
+        table.add_row(Text(short(name)), Text("0" if abs(value) < 1e-9 else f"{value:+.3f}", justify="right"), bar(value, most))
+    return table
+
+
+def bar(value: float, most: float) -> Text:
+    """A bar to the left of the middle for what lowers, to the right for what raises."""
+    length = round(abs(value) / most * HALF)
+    left, right = ("█" * length, "") if value < 0 else ("", "█" * length)
+    return Text(left.rjust(HALF), style=ORANGE) + Text("│") + Text(right.ljust(HALF), style=BLUE)
+
+
+def latents(
+    attribution: Attribution, value: np.ndarray, at_mean: np.ndarray, removed: np.ndarray | None, labels: Labels, *, part: str
+) -> RenderableType:
+    """The strongest latents with both interventions; `?` marks a sign that the heads do not agree on."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, column in enumerate(("latent", part, "contribution", "projection", "f", "at mean", "removed")):
+        table.add_column(column, justify="right" if number else "left", no_wrap=bool(number))
+    for i in sorted(range(len(value)), key=lambda i: -abs(value[i]))[:MOST_BARS]:
+        latent, sure = int(attribution.latent_ids[i]), "" if attribution.agreed[i] else " ?"
+        active = "" if attribution.activation is None else f"{attribution.activation[i]:.2f}"
+        gone = "" if removed is None else INACTIVE.partition(":")[0] if np.isnan(removed[i]) else f"{removed[i]:+.3f}"
+        cells = [name_of(latent, labels.get(latent)), f"{value[i]:+.3f}{sure}"]
+        cells += [f"{attribution.contribution[i]:+.3f} ± {attribution.deviation[i]:.3f}"]
+        cells += [f"{attribution.baseline[i]:.2f} to {attribution.projection[i]:.2f}", active, f"{at_mean[i]:+.3f}", gone]
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    return Group(table, Text(LEGEND if removed is not None else f"{LEGEND} ({NO_SAE})", style="dim"))
+
+
+def figures(found: ModelFigures) -> RenderableType:
+    """Whether explanations of this reward model can be believed, a line a figure."""
+    stability, share, measured = found.stability, found.prompt_share, found.faithfulness
+    shown = [("not known" if value is None else f"{value:.2f}") for value in (stability.overlap, stability.rank_correlation)]
+    lines = [f"explanations: {stability.verdict} (top-K overlap {shown[0]}, rank correlation of the heads {shown[1]}; at least 0.8 is stable)"]
+    if share is not None:
+        lines.append(f"of the reward's variance lies between prompts: {_interval(share.share, share.low, share.high)}, {share.n} held-out responses")
+    for name in ("deletion", "insertion"):
+        area = measured and measured[name] and measured[name]["area"]
+        if area:
+            lines.append(f"{name} curve above random order by {_interval(area['mean'], area['low'], area['high'])}")
+    if measured and measured["agreement"]:
+        one = measured["agreement"]
+        lines.append(f"rank agreement of contributions with removals: {_interval(one['mean'], one['low'], one['high'])}")
+    if measured and measured["cues"]:
+        one = measured["cues"]["reward"]
+        lines.append(f"correlation of the reward with response length: {_interval(one['value'], one['low'], one['high'])}")
+    return Group(*(Text(line) for line in lines))
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
+def removals(found: Curves | None) -> Text:
+    """What removing the active latents one by one does, beside chance."""
+    if found is None:
+        return Text("too few latents are active to remove them one by one")
+    lines = []
+    for name, curve in (("deletion", found.deletion), ("insertion", found.insertion)):
+        ordered, chance = (" ".join(f"{value:.2f}" for value in line[2::2]) for line in curve)
+        lines.append(f"{name}: {ordered}, in random order {chance}")
+    said = f"how far the reward has moved after 20, 40, ... 100 % of the {found.n_latents} active latents are removed (strongest first), or put back"
+    return Text("\n".join([said, *lines]))
+
+
+def marked(view: TokenView, latent: int, side: str, labels: Labels) -> RenderableType:
+    """The text, darker where the latent is more active, and where it is most active in words, for eyes and logs without colours."""
+    name = name_of(latent, labels.get(latent))
+    if view.activation is None:
+        return Text(printable("".join(_content(view))))
+    values = np.where(np.isin(view.kinds, (PROMPT, RESPONSE)), view.of_latent(latent), 0.0)
+    most, shades = float(values.max()), SHADES["orange" if side == "rejected" else "blue"]
+    text = Text()
+    for piece, kind, value in zip(view.texts, view.kinds, values, strict=True):
+        if kind in (PROMPT, RESPONSE):
+            style = f"black on {shades[min(int(value / most * len(shades)), len(shades) - 1)]}" if value > 0 else "" if kind == RESPONSE else "dim"
+            text.append(printable(piece), style=style)
+        elif text and not text.plain.endswith("\n"):
+            text.append("\n")
+    top = [i for i in np.argsort(-values, kind="stable")[:MOST_TOKENS] if values[i] > 0]
+    said = ", ".join(f"{short(view.texts[i]) or '␣'} {values[i]:.2f}" for i in top) or "nowhere in these texts"
+    return Group(Text(f"{printable(name)} is active on: {said}"), text)
+
+
+def _content(view: TokenView) -> Iterator[str]:
+    return (text for text, kind in zip(view.texts, view.kinds, strict=True) if kind == RESPONSE)
+
+
+def running(view: TokenView) -> Text:
+    """The head on each of the response's own tokens, as a line of blocks. Exploratory: it was trained on the last one only."""
+    values = np.array([value for value, kind in zip(view.running, view.kinds, strict=True) if kind == RESPONSE])
+    low, high = float(values.min()), float(values.max())
+    levels = np.round((values - low) / max(high - low, 1e-12) * (len(SPARK) - 1)).astype(int)
+    line = "".join(SPARK[level] for level in levels[-LONGEST:])
+    return Text(f"{line}  from {low:.2f} to {high:.2f} (exploratory: the head was trained on the last token only)")
+
+
+def deleted(found: Sequence[Deletion]) -> Table:
+    """What each span adds, strongest first."""
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    ranked = sorted((one for one in found if one.effect is not None), key=lambda one: -abs(one.effect or 0.0))[:MOST_SPANS]
+    most = max((abs(one.effect or 0.0) for one in ranked), default=1.0) or 1.0
+    for one in ranked:
+        effect = one.effect or 0.0
+        table.add_row(Text(f"{effect:+.3f}", justify="right"), bar(effect, most), Text(short(one.text)))
+    if not ranked:
+        table.add_row(Text("nothing can be left out without leaving nothing"))
+    return table
+
+
+def leaning(view: TokenView, gradient: TokenGradient) -> Text:
+    """The tokens whose embeddings the reward leans on most."""
+    own = [i for i, kind in enumerate(view.kinds) if kind in (PROMPT, RESPONSE)]
+    top = sorted(own, key=lambda i: -gradient.norm[i])[:MOST_TOKENS]
+    return Text(", ".join(f"{short(view.texts[i]) or '␣'} {gradient.norm[i]:.3g}" for i in top))
+
+
+def similar(found: Sequence[Neighbour]) -> Table:
+    """Training responses, nearest first."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for number, column in enumerate(("distance", "reward", "judged", "response")):
+        table.add_column(column, justify="left" if number > 1 else "right")
+    for one in found:
+        judged = " and ".join(one.sides)
+        table.add_row(f"{one.distance:.2f}", f"{one.reward:.2f}", judged, Text(short(one.response or "(its text is not kept)")))
+    return table
+
+
+def edited(edit: Edit, labels: Labels) -> Iterator[RenderableType]:
+    """A step of a chain: what it did to the reward, by latent."""
+    yield Text(short(edit.explanation.response))
+    if edit.change is not None:
+        change = edit.change
+        moved = change.reward - change.baseline_reward
+        yield Text(f"reward {change.baseline_reward:.3f} to {change.reward:.3f} ({moved:+.3f}); {edit.n_computed} of {edit.n_tokens} tokens computed")
+        yield _bars(_ranked(change.contribution, change, edit.explanation.figures, labels))
+
+
+def switched(found: SwitchedOff, plain: SwitchedOff) -> Text:
+    """What is left with latents off, beside what there was."""
+    lines = []
+    for name, one in (("all on", plain), (f"off: {', '.join(map(str, found.latent_ids))}", found)):
+        accuracy, length = one.accuracy, one.length
+        reward = "" if one.reward is None else f"reward {one.reward:.3f}, "
+        said = f"accuracy {_interval(accuracy.accuracy, accuracy.low, accuracy.high)} ({one.measured_on})"
+        lines.append(f"{name}: {reward}{said}, correlation with length {_interval(length.value, length.low, length.high)}")
+    return Text("\n".join(lines))

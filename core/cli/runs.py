@@ -1,0 +1,314 @@
+"""`sparserm runs`: what runs in the background, and `--detach`, which puts it there.
+
+A run is named by its id or any part of it that no other id has; where the name may be left out, the newest run is meant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from core.cli import tables as console
+from core.cli.options import Parser, add_command, add_options, override, print_json
+from core.config import Config
+from core.errors import ConfigError, StoreError
+from core.runs.events import read_events
+from core.runs.launch import cancel, launch, remove, resume, run_size, wait_started
+from core.runs.registry import Run, Status, find_run, kind_of, summaries
+
+POLL = 0.2
+WAITING_AFTER = 5  # looks at a queued run before it is said that it waits
+STOPPED_LOOKING = 130
+EXAMPLES = {
+    "runs": "examples:\n  sparserm runs list\n  sparserm runs follow",
+    "runs list": "example:\n  sparserm runs list",
+    "runs show": "example:\n  sparserm runs show 4f1c2a",
+    "runs follow": "example:\n  sparserm runs follow 4f1c2a",
+    "runs log": "example:\n  sparserm runs log 4f1c2a",
+    "runs cancel": "example:\n  sparserm runs cancel 4f1c2a",
+    "runs resume": "example:\n  sparserm runs resume 4f1c2a",
+    "runs rerun": "example:\n  sparserm runs rerun 4f1c2a --k 64 --epochs 50",
+    "runs remove": "example:\n  sparserm runs remove 4f1c2a",
+    "runs verify": "example:\n  sparserm runs verify 4f1c2a",
+}
+DETACH_HELP = "start it as a run in the background, print the run's id and end (sparserm runs follow ID)"
+
+
+def add_runs(commands: Any) -> None:
+    """Adds `runs` and its commands."""
+    runs = add_command(commands, "runs", None, "look after runs in the background", EXAMPLES).add_subparsers(metavar="command", required=True)
+    add_command(runs, "runs list", list_command, "list all runs, newest last", EXAMPLES)
+    newest = {
+        "runs show": (show_command, "show what a run was asked, made with, how it stands and what came out"),
+        "runs follow": (follow_command, "show a run's progress until it ends, and end with its exit code; Ctrl-C leaves the run alone"),
+        "runs log": (log_command, "print what a run's process has printed"),
+    }
+    for name, (run, help_) in newest.items():
+        add_command(runs, name, run, help_, EXAMPLES).add_argument("id", metavar="ID", nargs="?", default="", help="run (default: the newest)")
+    named = {
+        "runs cancel": (cancel_command, "end a run within two seconds; finished steps are kept"),
+        "runs resume": (resume_command, "continue a run that failed, was cancelled or interrupted: the same run, one attempt more"),
+        "runs verify": (verify_command, "do a run again in a fresh temporary cache and compare every artefact"),
+    }
+    for name, (run, help_) in named.items():
+        add_command(runs, name, run, help_, EXAMPLES).add_argument("id", metavar="ID", help="run")
+    add_command(runs, "runs remove", remove_command, "remove the folders of runs that ended (their artefacts stay)", EXAMPLES).add_argument(
+        "ids", metavar="ID", nargs="+", help="run"
+    )
+    rerun = add_command(runs, "runs rerun", rerun_command, "start a new run with another run's configuration and some options changed", EXAMPLES)
+    rerun.add_argument("id", metavar="ID", help="run")
+    rerun.add_argument("options", nargs=argparse.REMAINDER, metavar="OPTION ...", help="options of the command that the run stands for, after ID")
+
+
+def detach(kind: str, config: Config, arguments: argparse.Namespace, display: console.Display, parent: str | None = None) -> None:
+    """Starts a run and prints its id."""
+    run = find_run(launch(kind, config, parent=parent))
+    _tell_started(run, arguments, display)
+
+
+def _tell_started(run: Run, arguments: argparse.Namespace, display: console.Display) -> None:
+    wait_started(run)
+    if arguments.json:
+        print_json(run.summary())
+    else:
+        display.say(f"started; sparserm runs follow {run.id.rpartition('_')[2]}")
+        print(run.id)
+
+
+# --- looking -------------------------------------------------------------------------------------------------------
+
+
+def list_command(arguments: argparse.Namespace, display: console.Display) -> None:
+    rows = summaries()
+    if arguments.json:
+        print_json({"runs": rows})
+    else:
+        columns = ("run", "kind", "state", "progress", "time", "from")
+        console.table(f"{len(rows)} runs", columns, [(row["run"], row["kind"], row["state"], *_cells(row)) for row in rows])
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    progress, seconds = row["progress"], row["seconds"]
+    at = "" if progress is None or row["state"] == "succeeded" else f"{progress['step']} {progress['fraction'] or 0:.0%}"
+    return at, "" if seconds is None else console.duration(seconds), (row["parent"] or "").rpartition("_")[2]
+
+
+def show_command(arguments: argparse.Namespace, display: console.Display) -> None:
+    run = find_run(arguments.id)
+    config = run.resolved() or run.config()
+    summary, made_with = run.summary(), run.provenance()
+    if arguments.json:
+        more = {"path": str(run.path), "bytes": run_size(run), "asked": run.config().to_dict(), "provenance": made_with, "result": run.result()}
+        print_json({**summary, **more, "config": config.to_dict()})
+        return
+    console.table(run.id, ("what", "value"), _head(run, summary))
+    for title, part in (("configuration", config.to_dict()), ("made with", made_with or {})):
+        console.table(title, ("what", "value"), console.figures_of(part))
+    _print_end(run)
+
+
+def _head(run: Run, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The summary for a person: what is known of it."""
+    progress, estimate = summary["progress"] or {}, summary["estimate"] or {}
+    moments = [(name, console.date(summary[name])) for name in ("queued", "started", "ended") if summary[name]]
+    memory = [(name, console.size(progress[name])) for name in ("rss", "peak") if progress.get(name)]
+    expected = [(f"estimated {name}", console.size(estimate[name])) for name in ("memory", "disk") if estimate.get(name)]
+    seconds = [("estimated time", console.duration(estimate["seconds"]))] if estimate.get("seconds") else []
+    at, took, _ = _cells(summary)
+    said = [("state", f"{summary['state']}, attempt {summary['attempt']}"), ("progress", at), ("time", took), ("made from", summary["parent"] or "")]
+    places = [("devices", ", ".join(summary["devices"] or ())), ("result", summary["artefact"] or ""), ("folder", str(run.path))]
+    return [(name, value) for name, value in (*said, *moments, *seconds, *expected, *memory, *places) if value]
+
+
+def log_command(arguments: argparse.Namespace, display: console.Display) -> None:
+    run = find_run(arguments.id)
+    text = run.log.read_text(encoding="utf-8", errors="replace")
+    if arguments.json:
+        print_json({"run": run.id, "log": text})
+    else:
+        print(text, end="")
+
+
+def follow_command(arguments: argparse.Namespace, display: console.Display) -> int:
+    run = find_run(arguments.id)
+    told = _Telling(arguments.json, display)
+    try:
+        status = told.until_the_end(run)
+    except KeyboardInterrupt:
+        display.say(f"the run goes on; sparserm runs cancel {run.id.rpartition('_')[2]} ends it")
+        return STOPPED_LOOKING
+    if arguments.json:
+        print_json(run.summary())
+    else:
+        _print_end(run)
+    return status.exit_code
+
+
+class _Telling:
+    """Shows a run's events as the command in the foreground would have shown them, or prints them as JSON lines."""
+
+    def __init__(self, as_json: bool, display: console.Display) -> None:
+        self.as_json, self.display = as_json, display
+        self._looks = 0
+
+    def until_the_end(self, run: Run) -> Status:
+        events, offset = read_events(run.events)
+        self._past(events)
+        while True:
+            status = run.status()  # before the events: those written in between are read in the next turn or below
+            events, offset = read_events(run.events, offset)
+            for event in events:
+                self._tell(event)
+            if not status.live:
+                return status
+            self._tell_waiting(status)
+            time.sleep(POLL)
+
+    def _past(self, events: list[dict[str, Any]]) -> None:
+        """What was over before anybody looked: each step of the last attempt once, with the time that it took."""
+        last = {event["step"]: event for event in _last_attempt(events) if event["event"] == "progress"}
+        for event in events if self.as_json else last.values():
+            if self.as_json or event["done"] < event["total"]:
+                self._tell(event)
+            else:
+                self.display.say(f"{event['step']}: done in {console.duration(event['seconds'])}")
+
+    def _tell(self, event: Mapping[str, Any]) -> None:
+        if self.as_json:
+            print(json.dumps(event), flush=True)
+        elif event["event"] == "progress":
+            self.display(event["step"], event["done"], event["total"], **event["figures"])
+        elif event["event"] == "say":
+            self.display.say(event["text"])
+
+    def _tell_waiting(self, status: Status) -> None:
+        self._looks = self._looks + 1 if status.state == "queued" and status.devices else 0
+        if self._looks == WAITING_AFTER:
+            self.display.say(f"queued: waiting for {', '.join(status.devices or ())}")
+
+
+def _last_attempt(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    starts = [number for number, event in enumerate(events) if event["event"] == "state" and event["state"] == "queued"]
+    return events[starts[-1] if starts else 0 :]
+
+
+def _print_end(run: Run) -> None:
+    """What came out, as the command in the foreground prints it; or why nothing did."""
+    status, result = run.status(), run.result()
+    if status.state == "succeeded" and result:
+        console.print_outcome(run.kind, result)
+    elif status.error:
+        parts = (("expected", status.error["expected"]), ("found", status.error["found"]), ("to do", status.error["remedy"]))
+        print("\n".join([status.error["problem"], *(f"  {name}: {text}" for name, text in parts if text)]))
+    else:
+        print(f"{run.id}: {status.state}")
+
+
+# --- doing ---------------------------------------------------------------------------------------------------------
+
+
+def cancel_command(arguments: argparse.Namespace, display: console.Display) -> None:
+    run = find_run(arguments.id)
+    status = cancel(run)
+    if arguments.json:
+        print_json(run.summary())
+    else:
+        print(f"{run.id}: {status.state}")
+
+
+def resume_command(arguments: argparse.Namespace, display: console.Display) -> None:
+    run = find_run(arguments.id)
+    resume(run)
+    _tell_started(run, arguments, display)
+
+
+def remove_command(arguments: argparse.Namespace, display: console.Display) -> None:
+    freed = {run.id: remove(run) for run in [find_run(name) for name in arguments.ids]}
+    if arguments.json:
+        print_json({"removed": sorted(freed), "bytes": sum(freed.values())})
+    else:
+        print(f"{len(freed)} runs removed, {console.size(sum(freed.values()))} freed")
+
+
+def rerun_command(arguments: argparse.Namespace, display: console.Display) -> None:
+    run = find_run(arguments.id)
+    parser = Parser(prog=f"sparserm runs rerun {arguments.id}", add_help=True)
+    parser.add_argument("--json", action="store_true", default=arguments.json)
+    parser.add_argument("--debug", action="store_true", default=arguments.debug)
+    _add_all_options(parser, run.resolved() or run.config())
+    given = parser.parse_args(arguments.options)
+    detach(run.kind, changed(run, vars(given)), given, display, parent=run.id)
+
+
+def changed(run: Run, given: Mapping[str, Any]) -> Config:
+    """The run's config, as it was filled in, with these options changed; an SAE that was filled in is left open where they change model or layer."""
+    asked: Config = override(run.config(), given)
+    resolved = run.resolved()
+    if resolved is None:
+        return asked
+    config: Config = override(resolved, given)
+    return config if _read_from(config) == _read_from(resolved) else asked
+
+
+def _read_from(config: Any) -> tuple[Any, ...]:
+    """Model and layers: what an SAE is filled in for."""
+    fit = getattr(config, "fit", config)
+    if not hasattr(fit, "backbone"):  # what is made of a reward model reads what that names
+        return ()
+    return fit.backbone.model, fit.backbone.revision, fit.backbone.layer, getattr(config, "layers", ())
+
+
+def _add_all_options(parser: argparse.ArgumentParser, config: Config) -> None:
+    add_options(parser, config, type(config).__name__)
+    for spec in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, spec.name)
+        if is_dataclass(value):
+            _add_all_options(parser, value)  # type: ignore[arg-type]
+
+
+def verify_command(arguments: argparse.Namespace, display: console.Display) -> None:
+    from core.jobs.fit import devices_of, foreground_turn, input_hashes
+    from core.jobs.verify import verify
+    from core.runs.launch import load_job
+    from core.runs.store import Store
+
+    run = find_run(arguments.id)
+    if not kind_of(run.kind).alone:
+        said = f"a run of kind {run.kind} reads what its fit left in the cache, and can't be done again in a fresh one"
+        raise ConfigError(said, remedy="verify the run of the fit")
+    job, config = load_job(run.kind), run.resolved() or run.config()
+    with foreground_turn(job.backbone(config), Store(), display.say):
+        report = verify(run, devices_of(job.backbone(config)), input_hashes(job, config), display, display.say)
+    if arguments.json:
+        print_json(report)
+    else:
+        _print_verified(report)
+    if report["verdict"] == "different":
+        raise StoreError(f"{run.id} came out differently", expected="the same artefacts", found=_differing(report), remedy=_remedy(report))
+
+
+def _print_verified(report: Mapping[str, Any]) -> None:
+    columns = ("artefact", "verdict", "files", "where")
+    rows = [(entry["step"], entry["verdict"], str(len(entry["files"])), _where(entry)) for entry in report["artefacts"]]
+    console.table(f"{report['run']}: {report['verdict']}", columns, rows)
+    if report["environment"]:
+        changes = [(change["what"], str(change["then"]), str(change["now"])) for change in report["environment"]]
+        console.table("changed since", ("what", "then", "now"), changes)
+
+
+def _where(entry: Mapping[str, Any]) -> str:
+    differing = [file for file in entry["files"] if file["verdict"] not in ("identical", "not kept")]
+    return "; ".join(f"{file['name']} {file['detail']}" + (f" by {file['largest']:.1e}" if file["largest"] else "") for file in differing)
+
+
+def _differing(report: Mapping[str, Any]) -> str:
+    return ", ".join(entry["step"] for entry in report["artefacts"] if entry["verdict"] in ("different", "close")) or "nothing to compare"
+
+
+def _remedy(report: Mapping[str, Any]) -> str:
+    changed_ = ", ".join(change["what"] for change in report["environment"])
+    return f"changed since then: {changed_}" if changed_ else "nothing around it changed: please report it"

@@ -1,0 +1,92 @@
+"""`sparserm serve`: a reward model behind localhost HTTP, for trainers and for the workbench, which finds the same process."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.cli import tables as console
+from core.cli.options import add_command, print_json
+from core.errors import ConfigError, error_from
+
+if TYPE_CHECKING:
+    from core.serving.server_folder import Address, Place
+
+EXAMPLES = {
+    "serve": "examples:\n  sparserm serve my_reward_model\n  sparserm serve my_reward_model --detach --json\n  sparserm serve my_reward_model --stop",
+}
+
+
+def add_serving(commands: Any) -> None:
+    """Adds `serve`."""
+    parser = add_command(commands, "serve", serve_command, "serve a reward model to trainers and to the workbench, on this machine only", EXAMPLES)
+    parser.add_argument("model", metavar="MODEL", type=Path, help="folder of a reward model or of one of its controls")
+    parser.add_argument("--port", metavar="N", type=int, default=0, help="port (default: a free one)")
+    parser.add_argument("--device", metavar="TEXT", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument("--idle", metavar="SECONDS", type=float, help="end when nobody has asked for so long (default: never; with --detach 900)")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--detach", action="store_true", help="serve in the background, and return when the model is ready")
+    how.add_argument("--stop", action="store_true", help="end the process that serves this model")
+
+
+def serve_command(arguments: argparse.Namespace, display: console.Display) -> int:
+    from core.serving.launch import stop
+    from core.serving.server_folder import place_of
+
+    if not 0 <= arguments.port < 65536 or (arguments.idle is not None and arguments.idle < 0):
+        raise ConfigError("--port or --idle has an impossible value", expected="a port from 0 to 65535, seconds from 0 on")
+    place = place_of(arguments.model)
+    if arguments.stop:
+        stopped = stop(place)
+        print_json({"stopped": stopped}) if arguments.json else print("stopped" if stopped else "nobody serves this model")
+    elif arguments.detach or place.live():
+        _detached(place, arguments, display)
+    else:
+        _foreground(place, arguments, display)
+    return 0
+
+
+def _detached(place: Place, arguments: argparse.Namespace, display: console.Display) -> None:
+    """Starts it, or finds it, and waits until it is ready."""
+    from core.serving.launch import IDLE, health, start
+
+    how = {"device": arguments.device, "idle": IDLE if arguments.idle is None else arguments.idle, "port": arguments.port}
+    start(place, **how, again=True)
+    while True:
+        address = place.address()
+        found = (health(address) if address else None) or {}
+        if address is not None and found.get("name") == "ready":
+            break
+        failure = None if place.live() else place.failure()
+        if failure is not None:
+            raise error_from(failure)
+        display("load the model", found.get("fraction", 0.0), 1.0)
+        time.sleep(0.1)
+        start(place, **how)  # where it has died meanwhile
+    display.close()
+    _tell(place, address, arguments)
+
+
+def _foreground(place: Place, arguments: argparse.Namespace, display: console.Display) -> None:
+    """Serves until Ctrl-C."""
+    from core.serving.worker import serve
+
+    def ready(address: Address) -> None:
+        display.close()
+        _tell(place, address, arguments)
+
+    place.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    display("load the model", 0, 1)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(place, device=arguments.device, idle=arguments.idle or 0.0, port=arguments.port, ready=ready)
+
+
+def _tell(place: Place, address: Address, arguments: argparse.Namespace) -> None:
+    trainer = f"{address.url}/get_reward?key={address.secret}"
+    if arguments.json:
+        print_json({"url": address.url, "secret": address.secret, "pid": address.pid, "model": str(place.model), "openrlhf": trainer})
+        return
+    print(f"{place.model}\n  url      {address.url}\n  secret   {address.secret}\n  OpenRLHF --remote_rm_url '{trainer}'", flush=True)

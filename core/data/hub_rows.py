@@ -1,0 +1,58 @@
+"""Data sets of the Hugging Face Hub, or a local folder in their layout, by `datasets.load_dataset`. No code of a data set is ever run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+from core.config import DataConfig
+from core.data.hub import one_question
+from core.errors import DataError
+
+# What the error's name or text holds (lower case) -> what to do. First match wins.
+REMEDIES = (
+    (("gated",), "accept its terms on its page on the Hub, then run `hf auth login` or set HF_TOKEN"),
+    (("401", "403", "unauthorized", "forbidden"), "run `hf auth login` or set HF_TOKEN; the account needs access to the data set"),
+    (("scripts are no longer supported",), "code of data sets is not run: give hub_revision refs/convert/parquet, or a file of the data set"),
+    (("offline", "couldn't reach", "connection", "timeout", "proxy", "resolve"), "go online (HF_HUB_OFFLINE unset), or give a downloaded file"),
+    (("revision",), "check hub_revision against the commits of the data set"),
+    (("builderconfig", "config name"), "give hub_config: the text above lists what there is"),
+    (("notfound", "not found", "doesn't exist"), "check the id; if it is private run `hf auth login`; for a file of your own check the path"),
+    (("split",), "give hub_split: the text above lists what there is"),
+)
+
+
+def describe(config: DataConfig) -> str:
+    """The data set in one line: id, configuration, revision, split."""
+    name = config.pairs + (f" ({config.hub_config})" if config.hub_config else "")
+    return name + (f"@{config.hub_revision}" if config.hub_revision else "") + f" [{config.hub_split}]"
+
+
+def load(config: DataConfig) -> Any:
+    """The split, as a `datasets.Dataset`: a sequence of dicts. Raises DataError, with what to do, where it can't be had."""
+    folder = os.path.expanduser(config.pairs)
+    local = os.path.isdir(folder)
+    name = folder if local else config.pairs
+    try:
+        from datasets import load_dataset
+
+        with contextlib.nullcontext() if local else one_question():
+            found = load_dataset(name, config.hub_config or None, split=config.hub_split, revision=config.hub_revision or None)
+    except ImportError as error:
+        raise DataError("the package `datasets` is missing", found=str(error), remedy="pip install datasets, or give a local file") from error
+    except Exception as error:  # whatever the network, the Hub or a data file of theirs raises
+        raise DataError(f"the data set {describe(config)} can't be had", found=_found(error), remedy=_remedy(error)) from error
+    if isinstance(found, dict):
+        raise DataError(f"{describe(config)} has several splits", expected="one of them", found=", ".join(map(str, found)), remedy="give hub_split")
+    return found
+
+
+def _found(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:400]}"
+
+
+def _remedy(error: Exception) -> str:
+    said = f"{type(error).__name__} {error}".lower()
+    return next((remedy for words, remedy in REMEDIES if any(word in said for word in words)), "check id, configuration, split and revision")

@@ -1,0 +1,185 @@
+"""From projections and activations to explanations: no language model, no SAE, no disk.
+
+1. Contributions of the shipped head and of all seeds' heads, for the response and for every known response to its prompt.
+2. The mean over those is the prompt part, what is left the response part.
+3. Interventions, percentile, neighbours; then the sentence, made from what the response itself did (`core.explain.sentence`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from core.errors import ConfigError
+from core.explain.attribution import Attribution, at_mean, collinear_groups, contributions, contributions_by_head
+from core.explain.curves import Curves, own_curves, value_without
+from core.explain.explanation import Explanation, ModelFigures, PairExplanation
+from core.explain.neighbours import neighbours, percentile
+from core.explain.removal import removal_effects
+from core.explain.sentence import Evidence, why_pair, why_response
+from core.explain.stability import prompt_share, stability
+from core.latents.labels import Labels
+from core.reward.dialogues import Item
+from core.reward.fit_responses import KnownResponses, response_id
+from core.reward.parts import RewardParts
+
+KINDS = ("sparserm", "random-rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A response as the head and the SAE see it: v and f (None where no SAE is at hand), float64."""
+
+    item: Item
+    v: Float[np.ndarray, " k"]
+    f: Float[np.ndarray, " k"] | None
+
+    @cached_property
+    def own(self) -> int:
+        """Its response id."""
+        return response_id(*self.item)
+
+
+class Reasons:
+    """Explains the responses of one reward model. Raises ConfigError for a control that has no latents with directions."""
+
+    def __init__(self, parts: RewardParts, known: KnownResponses | None, faithfulness: Mapping[str, Any] | None = None) -> None:
+        if parts.kind not in KINDS or parts.directions is None or parts.latent_ids is None:
+            raise ConfigError("this reward model can't be explained by latents", expected=" or ".join(KINDS), found=parts.kind)
+        self.parts, self.known, self._faithfulness = parts, known, faithfulness
+        self.latent_ids: Int[np.ndarray, " k"] = parts.latent_ids
+        self.directions: Float[np.ndarray, "k d_model"] = parts.directions.astype(np.float64)
+        self.mean: Float[np.ndarray, " k"] = parts.projection_mean.astype(np.float64)
+        self.overlaps: Float[np.ndarray, "k k"] = self.directions @ self.directions.T
+
+    @cached_property
+    def figures(self) -> ModelFigures:
+        """Stability, prompt share and faithfulness of the model itself."""
+        known, share = self.known, None
+        if known is not None:
+            share = prompt_share(self.parts.head.reward(known.projections[known.held_out]), known.groups[known.held_out])
+        return ModelFigures(
+            stability=stability(self.parts, known),
+            prompt_share=share,
+            faithfulness=self._faithfulness,
+            groups=collinear_groups(self.directions),
+            n_held_out=0 if known is None else len(known.held_out),
+        )
+
+    def response(self, this: Seen, labels: Labels, beside: Sequence[Seen] = ()) -> Explanation:
+        """One response explained. Those `beside` it answer the same prompt, and count as known."""
+        v = np.concatenate([np.stack([one.v for one in (this, *beside)]), self._rivals([this, *beside])])
+        attribution, shipped, by_head = self._attributed(this, v)
+        n_known = 0 if self.known is None and len(v) == 1 else len(v)
+        split = (shipped - shipped.mean(axis=0), by_head - by_head.mean(axis=1, keepdims=True)) if len(v) > 1 else (shipped, by_head)
+        moved = this.v - (v.mean(axis=0) if len(v) > 1 else self.mean)
+        active = None if this.f is None else np.where(moved > 0, this.f, np.nan)
+        evidence = self._evidence(attribution, labels, value=split[0][0], by_head=split[1][:, 0], moved=moved, activation=active)
+        rank = percentile(self.parts.reward_quantiles, attribution.reward)
+        return Explanation(
+            prompt=this.item[0],
+            response=this.item[1],
+            attribution=attribution,
+            prompt_part=shipped.mean(axis=0),
+            response_part=shipped[0] - shipped.mean(axis=0),
+            prompt_by_head=by_head.mean(axis=1),
+            n_known=n_known,
+            percentile=rank,
+            at_mean=at_mean(self.parts.head, this.v, self.mean),
+            removed=None if this.f is None else removal_effects(self.parts.head, this.v[None], this.f[None], self.overlaps)[0],
+            curves=self._curves(attribution, this),
+            neighbours=() if self.known is None else neighbours(self.known, self.parts, this.v, own=this.own),
+            why=why_response(evidence, reward=attribution.reward, percentile=rank, n_known=n_known),
+            figures=self.figures,
+        )
+
+    def pair(self, chosen: Seen, rejected: Seen, labels: Labels) -> PairExplanation:
+        """Two responses to one prompt, and the margin between them."""
+        sides = self.response(chosen, labels, [rejected]), self.response(rejected, labels, [chosen])
+        margin = self.path(sides[1].attribution, sides[0].attribution)
+        higher = None if chosen.f is None or rejected.f is None else np.where(chosen.v > rejected.v, chosen.f, rejected.f)
+        moved, value = chosen.v - rejected.v, margin.contribution
+        evidence = self._evidence(margin, labels, value=value, by_head=margin.by_head, moved=moved, activation=higher)
+        difference = margin.reward - margin.baseline_reward
+        probability = float(1 / (1 + np.exp(-self.parts.margin_scale * difference)))
+        return PairExplanation(
+            chosen=sides[0],
+            rejected=sides[1],
+            margin=margin,
+            probability=probability,
+            at_mean=sides[0].at_mean - sides[1].at_mean,
+            removed=_difference(sides[0].removed, sides[1].removed),
+            curves=self._curves(margin, chosen, rejected),
+            why=why_pair(evidence, margin=difference, probability=probability),
+        )
+
+    def path(self, start: Attribution, end: Attribution) -> Attribution:
+        """From one response straight to another: the contributions sum to the difference of their rewards."""
+        before, after = start.projection[None], end.projection[None]
+        return Attribution(
+            latent_ids=self.latent_ids,
+            projection=end.projection,
+            baseline=start.projection,
+            activation=end.activation,
+            contribution=contributions(self.parts.head, before, after)[0],
+            by_head=contributions_by_head(self.parts.heads, before, after)[:, 0],
+            reward=end.reward,
+            baseline_reward=start.reward,
+        )
+
+    def _attributed(self, this: Seen, v: Float[np.ndarray, "n k"]) -> tuple[Attribution, Float[np.ndarray, "n k"], Float[np.ndarray, "heads n k"]]:
+        """The first row's attribution, and the contributions of all rows."""
+        start = np.broadcast_to(self.mean, v.shape)
+        shipped, by_head = contributions(self.parts.head, start, v), contributions_by_head(self.parts.heads, start, v)
+        reward, before = self.parts.head.reward(np.stack([this.v, self.mean]))
+        attribution = Attribution(
+            latent_ids=self.latent_ids,
+            projection=this.v,
+            baseline=self.mean,
+            activation=this.f,
+            contribution=shipped[0],
+            by_head=by_head[:, 0],
+            reward=float(reward),
+            baseline_reward=float(before),
+        )
+        return attribution, shipped, by_head
+
+    def _rivals(self, seen: Sequence[Seen]) -> Float[np.ndarray, "m k"]:
+        """v of the known responses to their prompt; those at hand are left out, since they count already."""
+        if self.known is None:
+            return np.zeros((0, self.parts.k))
+        rows = self.known.rows_of_prompt(seen[0].item[0])
+        others = rows[~np.isin(self.known.response_ids[rows], [one.own for one in seen])]
+        return self.known.projections[others].astype(np.float64)
+
+    def _curves(self, attribution: Attribution, this: Seen, less: Seen | None = None) -> Curves | None:
+        """Of a reward, or (with `less`) of a margin; None where no SAE is at hand, or too few latents are active."""
+        both = [one for one in (this, less) if one is not None]
+        values = [value_without(self.parts.head, one.v, one.f, self.overlaps) for one in both if one.f is not None]
+        if len(values) < len(both):
+            return None
+        active = np.any([one.f > 0 for one in both if one.f is not None], axis=0)
+        return own_curves(lambda sets: values[0](sets) - (values[1](sets) if len(values) > 1 else 0.0), active, attribution.contribution)
+
+    def _evidence(self, attribution: Attribution, labels: Labels, **own: Any) -> Evidence:
+        return Evidence(
+            latent_ids=self.latent_ids,
+            contribution_by_head=attribution.by_head,
+            groups=self.figures.groups,
+            table=self.parts.selection,
+            stability=self.figures.stability,
+            labels=labels,
+            **own,
+        )
+
+
+def _difference(chosen: np.ndarray | None, rejected: np.ndarray | None) -> np.ndarray | None:
+    """Change of the margin where a latent is removed from both; NaN where it is active in neither."""
+    if chosen is None or rejected is None:
+        return None
+    return np.where(np.isnan(chosen) & np.isnan(rejected), np.nan, np.nan_to_num(chosen) - np.nan_to_num(rejected))

@@ -1,0 +1,369 @@
+"""Each step of the pipeline wrapped by the store: what stands is found, what does not is computed (core.fit.pipeline has them in order).
+
+A step's fingerprint is made of its name, VERSIONS, the config fields that change its result, and the fingerprints of its inputs. None of these needs
+a loaded language model, so a run that finds everything loads none. Between steps values go over the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from core.backbone.estimate import CHARACTERS_PER_TOKEN, Estimate, check_disk, estimate_extraction
+from core.backbone.model import load_backbone
+from core.backbone.source import backbone_identity, find_model, resolve_device
+from core.config import FitConfig
+from core.data.pairs import load_pairs
+from core.data.saved import read_pairs, write_pairs
+from core.data.splits import split_pairs, split_report
+from core.errors import DataError
+from core.explain.faithfulness import faithfulness
+from core.reward.controls import Probe
+from core.reward.curve import accuracy_curve
+from core.reward.extraction import extract, load_hidden_states, texts_as_read
+from core.reward.fit_responses import known_responses, read_known, write_known
+from core.reward.fitting import Controls, Family, SparseFit, evaluate_fit, fit_controls, fit_sparserm
+from core.reward.folder import write_parts
+from core.reward.head import Head, TrainedHead
+from core.reward.pair_counts import brief, pair_counts, reading_details, sentences, summed_rows
+from core.reward.parts_from_fit import PartsMaker
+from core.reward.projection import activations, project
+from core.reward.ranking import Resamples
+from core.reward.recorded_files import CURVE, EVALUATION, FAITHFULNESS, KNOWN, KNOWN_TEXTS
+from core.reward.selection import SelectionSummary, latent_frequencies
+from core.runs.store import Artefact, Store, file_sha256, write_json
+from core.runs.values import load_value, save_value
+from core.sae.autoencoder import SparseAutoencoder, check_sae_fits, load_sae
+from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, sha256_of
+
+# Bumped by hand when a step computes something else from the same inputs; golden numbers in the tests catch a forgotten bump.
+VERSIONS = {"pairs": 3, "extraction": 2, "frequencies": 1, "heads": 1, "controls": 1, "curve": 1, "evaluation": 3, "known": 1, "reward_model": 2}
+CLASSES = (LatentFrequencies, Resamples, SparseFit, SelectedDirections, SelectionSummary, Family, TrainedHead, Head, Controls, Probe)
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class States:
+    """Where the hidden states of one layer lie. `fingerprint` is that of an extraction of this layer alone, whichever pass computed it.
+
+    `backbone` is the language model's identity, `report` what the extraction says of the pairs that it could not read.
+    """
+
+    folder: Path
+    layer: int
+    position: str
+    fingerprint: str
+    backbone: Mapping[str, Any]
+    report: Mapping[str, Any]
+
+    def load(self, pairs: PreferencePairs) -> tuple[HiddenStates, PreferencePairs]:
+        """The states (a memory map) and the pairs in the same order, with the texts that were read; pairs that can't be read are left out of both."""
+        hidden = load_hidden_states(self.folder, self.layer, self.position)
+        return hidden, texts_as_read(pairs.take(hidden.pair_rows), self.report)
+
+
+@dataclass(kw_only=True)
+class Steps:
+    """One run over the steps: what was asked, and what is loaded only if a step has to be computed."""
+
+    config: FitConfig
+    store: Store
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def sae(self) -> SparseAutoencoder:
+        return load_sae(self.config.sae, device=resolve_device(self.config.backbone), progress=self.progress)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The backbone's identity, from its files alone."""
+        return backbone_identity(self.config.backbone, find_model(self.config.backbone, progress=self.progress))
+
+    def check_sae(self) -> None:
+        """Before anything slow: the SAE fits the backbone, and was trained where it will be read."""
+        check_sae_fits(self.sae, self.identity, self.config.backbone.layer)
+        if self.config.backbone.position == "turn_end" and "turn_end" not in self.sae.identity["trained_positions"]:
+            log.warning("The SAE's card does not say that it was trained on end-of-turn tokens; position response_end is safer.")
+
+    # --- the steps ---
+
+    def step(self, step: str, config: Mapping[str, Any], inputs: Sequence[str], make: Callable[[Path, Path], Mapping[str, Any]]) -> Artefact:
+        """The step's artefact, found or made."""
+        with self._timed(step):
+            return self.store.get_or_make(step, VERSIONS[step], config, inputs, make)
+
+    @contextlib.contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[step] = self.seconds.get(step, 0.0) + time.monotonic() - started
+
+    def pairs(self) -> Artefact:
+        """`pairs.jsonl` with each pair's split, `report.json`. A file is named by its content, a Hub data set or a folder by the pairs that it
+        gave and the report on them: what was refused may change where the pairs do not."""
+        data, path = self.config.data, Path(self.config.data.pairs).expanduser()
+        loaded = None if path.is_file() else load_pairs(data, self.progress)
+        source = file_sha256(path) if loaded is None else sha256_of([loaded[0].content_hash, loaded[1].to_json()])
+        asked = {**data.result_fields(), "pairs": path.name if loaded is None else data.pairs}
+
+        def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+            pairs, report = loaded or load_pairs(data, self.progress)
+            split = split_pairs(pairs, data)
+            write_pairs(split, folder / "pairs.jsonl")
+            described = split_report(split, data, report.duplicates)
+            write_json(folder / "report.json", {"data": report.to_json(), "split": described.to_json()})
+            counts = {"n_pairs": len(split), "splits": dict(described.n_pairs), "n_prompts": report.n_prompts}
+            counts |= {"n_rows": report.n_rows, "n_rows_refused": len(report.refused)}
+            return {"source": split.source, "format": report.format, **counts, "texts": pairs.content_hash, "content": split.content_hash}
+
+        artefact = self.step("pairs", asked, [source], make)
+        for note in read_json(artefact.file("report.json"))["data"]["notes"]:
+            log.warning("pairs: %s", note)
+        return artefact
+
+    def extraction(self, pairs: Artefact, layers: Sequence[int]) -> dict[int, States]:
+        """Hidden states of these layers. Layers that no earlier pass read are read together, in one pass."""
+        with self._timed("extraction"):
+            missing = [layer for layer in layers if self._holding(pairs, layer) is None]
+            if missing:
+                reading, inputs = self._reading(missing), self._read_from(pairs)
+                self.store.get_or_make("extraction", VERSIONS["extraction"], reading, inputs, self._extract(pairs, missing))
+            return {layer: self._states(pairs, layer) for layer in layers}
+
+    def _extract(self, pairs: Artefact, layers: Sequence[int]) -> Callable[[Path, Path], Mapping[str, Any]]:
+        def make(folder: Path, scratch: Path) -> dict[str, Any]:
+            texts, position = pairs_of(pairs.path), self.config.backbone.position
+            self._say_estimate(texts, layers)
+            backbone = load_backbone(self.config.backbone, depth=max(layers) + 1, progress=self.progress)
+            report = extract(texts, backbone, layers=layers, positions=[position], folder=folder, scratch=scratch, progress=self.progress)
+            return {"backbone": backbone.identity, **report, **reading_details(texts, backbone, [position], report, self.progress)}
+
+        return make
+
+    def estimate(self, pairs: Artefact, layers: Sequence[int]) -> Estimate:
+        """What reading these layers will take: nothing where earlier passes have read them."""
+        missing = [layer for layer in layers if self._holding(pairs, layer) is None]
+        return self._estimated(pairs_of(pairs.path), missing) if missing else Estimate(memory=0.0, disk=0.0, seconds=0.0)
+
+    def _estimated(self, texts: PreferencePairs, layers: Sequence[int]) -> Estimate:
+        characters = sum(len(message["content"]) for pair in texts for message in pair.prompt) + sum(len(p.chosen) + len(p.rejected) for p in texts)
+        return estimate_extraction(
+            self.config.backbone,
+            find_model(self.config.backbone),
+            self.identity,
+            depth=max(layers) + 1,
+            n_tokens=characters / CHARACTERS_PER_TOKEN,
+            n_states=2 * len(texts) * len(layers),
+        )
+
+    def _say_estimate(self, texts: PreferencePairs, layers: Sequence[int]) -> None:
+        """Says what the extraction will take, and refuses to start on a full disk."""
+        estimate = self._estimated(texts, layers)
+        log.info("extraction of %d pairs: %s", len(texts), estimate)
+        check_disk(estimate, self.store.root)
+
+    def _reading(self, layers: Sequence[int]) -> dict[str, Any]:
+        reading = self.config.backbone
+        rules = {name: getattr(reading, name) for name in ("position", "max_length", "over_length", "control_tokens", "think")}
+        return {"layers": sorted(layers), **rules}
+
+    def _read_from(self, pairs: Artefact) -> list[str]:
+        return [pairs.manifest["said"]["texts"], sha256_of(self.identity)]
+
+    def _holding(self, pairs: Artefact, layer: int) -> Artefact | None:
+        """An extraction that holds this layer, whatever else it holds."""
+        wanted = (VERSIONS["extraction"], self._read_from(pairs), self._reading([layer]))
+        for _, found in self.store.all("extraction"):
+            if isinstance(found, Artefact):
+                held = found.manifest["config"]
+                alone = (found.manifest["version"], found.manifest["inputs"], {**held, "layers": [layer]})
+                if layer in held["layers"] and alone == wanted:
+                    return found
+        return None
+
+    def _states(self, pairs: Artefact, layer: int) -> States:
+        held = self._holding(pairs, layer)
+        assert held is not None  # just found or made
+        alone = self.store.fingerprint("extraction", VERSIONS["extraction"], self._reading([layer]), self._read_from(pairs))
+        position, report = self.config.backbone.position, held.manifest["said"]
+        return States(folder=held.path, layer=layer, position=position, fingerprint=alone, backbone=report["backbone"], report=report)
+
+    def pair_counts(self, pairs: Artefact, states: States) -> dict[str, Any]:
+        """How many pairs left the computation so far, where and why (core.reward.pair_counts)."""
+        data = read_json(pairs.file("report.json"))["data"]
+        return pair_counts(pairs_of(pairs.path), data, states.report, self._reading([states.layer]))
+
+    def say_pair_counts(self, pairs: Artefact, states: States) -> dict[str, Any]:
+        """The counts, and a word in the log (and so in a run's events) where pairs were refused or prompts cut.
+
+        Raises DataError where nothing is left to train on, or to choose by.
+        """
+        counts = self.pair_counts(pairs, states)
+        if counts["n_refused"] or counts["n_shortened"]:
+            log.warning("%s", "\n".join(sentences(counts)))
+        for split in ("train", "validation"):
+            if counts["splits"][split]["n_pairs"] and not counts["splits"][split]["n_kept"]:
+                reasons = ", ".join(f"{n} x {reason}" for reason, n in counts["splits"][split]["by_reason"].items())
+                remedy = "mend the texts, or change what is read: --max-length"
+                raise DataError(f"no pair of the {split} split can be read by this model", found=reasons, remedy=remedy)
+        return counts
+
+    def frequencies(self, pairs: Artefact, states: States, keep: int) -> Artefact:
+        """`frequencies.*` (LatentFrequencies) and `resamples.*`, for every K up to `keep`."""
+        asked = {**self.config.selection.result_fields(), "k": keep}
+
+        def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+            hidden, aligned = states.load(pairs_of(pairs.path))
+            frequencies, resamples = latent_frequencies(hidden, aligned, self.sae, self.config.selection, keep, self.progress)
+            save_value(folder, "frequencies", frequencies)
+            save_value(folder, "resamples", resamples)
+            return {"sae": dict(self.sae.identity), "n_live": int((frequencies.n_active >= self.config.selection.min_active).sum())}
+
+        return self.step("frequencies", asked, [states.fingerprint, pairs.manifest["said"]["content"], sha256_of(dict(self.sae.identity))], make)
+
+    def heads(self, pairs: Artefact, states: States, frequencies: Artefact) -> Artefact:
+        """`heads.*` (SparseFit): the selected directions, and a family of heads for each loss."""
+
+        def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+            hidden, aligned = states.load(pairs_of(pairs.path))
+            measured, resamples = value_of(frequencies.path, "frequencies"), value_of(frequencies.path, "resamples")
+            sparse = fit_sparserm(hidden, aligned, self.sae, measured, resamples, self.config, self.progress)
+            save_value(folder, "heads", sparse)
+            return {"selection": sparse.summary.to_json()}
+
+        asked = {"k": self.config.selection.k, "head": self.config.head.result_fields()}
+        return self.step("heads", asked, [frequencies.fingerprint], make)
+
+    def controls(self, pairs: Artefact, states: States, frequencies: Artefact, heads: Artefact) -> Artefact:
+        """`controls.*` (Controls): every control, on the same split with the same rule of choice."""
+
+        def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+            hidden, aligned = states.load(pairs_of(pairs.path))
+            selected, measured = value_of(heads.path, "heads").selected, value_of(frequencies.path, "frequencies")
+            save_value(folder, "controls", fit_controls(hidden, aligned, self.sae, selected, measured, self.config, self.progress))
+            return {}
+
+        return self.step("controls", {"random_draws": self.config.random_draws}, [heads.fingerprint], make)
+
+    def curve(self, pairs: Artefact, states: States, frequencies: Artefact, fitted: tuple[Artefact, Artefact] | None = None) -> Artefact:
+        """`curve.json`: validation accuracy against K. In a fit (`fitted`: its heads and controls) one seed and one draw, in a sweep all of them."""
+        config = self.config
+        seeds, draws = (1, 1) if fitted else (config.head.seeds, config.random_draws)
+
+        def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+            hidden, aligned = states.load(pairs_of(pairs.path))
+            measured, resamples = value_of(frequencies.path, "frequencies"), value_of(frequencies.path, "resamples")
+            known = _known_margins(*fitted) if fitted else None
+            points = accuracy_curve(
+                hidden, aligned, self.sae, measured, resamples, config, seeds=seeds, draws=draws, known=known, progress=self.progress
+            )
+            write_json(folder / "curve.json", _finite([point.to_json() for point in points]))
+            return {}
+
+        asked = {"curve": list(config.curve), "k": config.selection.k, "head": config.head.result_fields(), "seeds": seeds, "draws": draws}
+        return self.step("curve", asked, [a.fingerprint for a in (frequencies, *(fitted or ()))], make)
+
+    def evaluation(self, pairs: Artefact, states: States, heads: Artefact, controls: Artefact) -> Artefact:
+        """`evaluation.json`: the table on the test pairs, and how many pairs never came so far. Two files of the same good rows differ in that."""
+
+        def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+            _, aligned = states.load(pairs_of(pairs.path))
+            table = evaluate_fit(aligned, value_of(heads.path, "heads"), value_of(controls.path, "controls"))
+            write_json(folder / "evaluation.json", _finite({**table.to_json(), "pair_counts": self.pair_counts(pairs, states)}))
+            return {}
+
+        return self.step("evaluation", {}, [heads.fingerprint, controls.fingerprint, pairs.fingerprint], make)
+
+    def known(self, pairs: Artefact, states: States, heads: Artefact) -> Artefact:
+        """`known.*` (core.reward.fit_responses): projections, activations and texts of all responses, so that explaining needs no language model for them."""
+
+        def make(folder: Path, _scratch: Path) -> dict[str, Any]:
+            hidden, aligned = states.load(pairs_of(pairs.path))
+            selected = value_of(heads.path, "heads").selected
+            seen = project(hidden.states, selected.directions), activations(hidden.states, selected.latent_ids, self.sae)
+            write_known(known_responses(hidden, aligned, *seen), folder, texts=True)
+            return {}
+
+        return self.step("known", {}, [heads.fingerprint], make)
+
+    def reward_model(
+        self,
+        pairs: Artefact,
+        states: States,
+        frequencies: Artefact,
+        heads: Artefact,
+        controls: Artefact,
+        curve: Artefact,
+        evaluation: Artefact,
+        known: Artefact,
+    ) -> Artefact:
+        """The folder of core.reward.model, each control in `controls/<kind>`, what explaining needs, and the tables as JSON."""
+        config, before = self.config, (pairs, frequencies, heads, controls, curve, evaluation, known)
+        asked = {"backbone": config.backbone.result_fields(), "sae": config.sae.result_fields()}
+
+        def make(folder: Path, scratch: Path) -> dict[str, Any]:
+            sparse, measured = value_of(heads.path, "heads"), value_of(frequencies.path, "frequencies")
+            table = read_json(evaluation.file("evaluation.json"))
+            counts = table["pair_counts"]
+            method = {
+                "data": {**pairs.manifest["said"], **summed_rows(counts)},
+                "pair_counts": counts,
+                "config": {"selection": config.selection.result_fields(), "head": config.head.result_fields()},
+                "selection": sparse.summary.to_json(),
+                "fingerprints": {artefact.step: artefact.fingerprint for artefact in before} | {"extraction": states.fingerprint},
+            }
+            maker = PartsMaker(config=config, backbone=states.backbone, sae=self.sae, frequencies=measured, method=method)
+            parts = maker.sparserm(sparse, table["sparserm"])
+            beside = [known.file(KNOWN), known.file(KNOWN_TEXTS), evaluation.file(EVALUATION), curve.file(CURVE)]
+            kept = read_known(known.path, parts.k)
+            if kept is not None:
+                write_json(scratch / FAITHFULNESS, faithfulness(parts, kept, self.progress).to_json())
+                beside.append(scratch / FAITHFULNESS)
+            write_parts(parts, folder, beside)
+            for kind, family in value_of(controls.path, "controls").families.items():
+                (folder / "controls" / kind).mkdir(parents=True)
+                write_parts(maker.control(family, table["controls"][kind]), folder / "controls" / kind)
+            about = {"data": pairs.manifest["said"]["source"], "backbone": states.backbone["name"], "sae": self.sae.identity["name"]}
+            place = {"layer": states.layer, "position": states.position}
+            rest = {"selection": sparse.summary.to_json(), "n_prompts": table["n_prompts"], "pair_counts": brief(counts)}
+            return {**about, **place, **rest}
+
+        return self.step("reward_model", asked, [artefact.fingerprint for artefact in before], make)
+
+
+# Values are read back from disk even in the run that made them: so a resumed run and an undisturbed one go the same way.
+@lru_cache(maxsize=8)
+def value_of(folder: Path, name: str) -> Any:
+    return load_value(folder, name, *CLASSES)
+
+
+@lru_cache(maxsize=2)
+def pairs_of(folder: Path) -> PreferencePairs:
+    return read_pairs(folder / "pairs.jsonl")
+
+
+def _known_margins(heads: Artefact, controls: Artefact) -> dict[str, Any]:
+    families = {**value_of(controls.path, "controls").families, "sparserm": value_of(heads.path, "heads").sparserm}
+    return {kind: family.margins for kind, family in families.items()}
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: an accuracy over no pairs becomes null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

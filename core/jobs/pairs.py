@@ -1,0 +1,46 @@
+"""The check of preference pairs as a job for the run worker (core.jobs.fit has the others)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from core.backbone.estimate import Estimate
+from core.config import BackboneConfig, PairsRunConfig
+from core.fit.defaults import DEMO_PAIRS, absolute
+from core.jobs.fit import Job
+from core.runs.store import Store
+from core.types import Progress
+
+# No device is used, so it queues with its like only and never behind a fit: a device's name is all that a queue is.
+NO_DEVICE = BackboneConfig(device="text")
+BYTES_A_SECOND = 2e6
+
+
+def completed(config: PairsRunConfig) -> PairsRunConfig:
+    """With the embedded pairs where none are named, and the path made absolute."""
+    return replace(config, data=replace(config.data, pairs=absolute(config.data.pairs or str(DEMO_PAIRS))))
+
+
+def _size(config: PairsRunConfig) -> float:
+    path = Path(config.data.pairs).expanduser()
+    return float(path.stat().st_size) if config.data.pairs and path.is_file() else 1e6
+
+
+def _run(config: PairsRunConfig, store: Store, progress: Progress) -> Mapping[str, Any]:
+    from core.fit.pairs_check import check_pairs
+
+    found = check_pairs(config.data, store, progress)
+    return {"artefact": str(found.path), "outcome": {"artefact": str(found.path), **found.manifest["said"]}}
+
+
+PAIRS = Job(
+    complete=lambda config, store, say: completed(config),
+    backbone=lambda config: NO_DEVICE,
+    disk=lambda config, root: 2 * _size(config),
+    inputs=lambda config: [config.data.pairs],
+    plan=lambda config, store, progress: Estimate(memory=0.0, disk=2 * _size(config), seconds=_size(config) / BYTES_A_SECOND),
+    run=_run,
+)

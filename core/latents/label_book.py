@@ -1,0 +1,309 @@
+"""All labels of one SAE: the shipped ones, and those in the cache, a file a source, side by side. Which SAE is told by the hash of its weights.
+
+    <cache>/labels/<first 16 digits of the SAE's sha256>/person.jsonl, written.jsonl, neuronpedia.jsonl, endpoint.jsonl, automatic.jsonl
+    <cache>/labels/<the same>/scores.jsonl    what was measured of labels of any source: source, index, description, and the score
+    core/data/demo/labels.jsonl               shipped, read only; rows of another SAE (`saeSha256`) are passed over
+
+The best label of a latent is the person's own, then by source in the order of `labels.SOURCES`; within a source the newest; labels that were made
+for another SAE come last, and say so. A score belongs to a text: another text has none. Files are rewritten whole under a lock (old or new, never
+a part). A line that can't be used is told of (`refused`) and stays in its file.
+
+What a kept line says of its SAE is compared (core.latents.label_identity): a line without `saeSha256` that names another SAE is refused; labels that
+came from another SAE's source before imports were compared are marked as that SAE's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from core.backbone.presets import source_names
+from core.data.rows import RepeatedKeys, lines, parse_json, printable
+from core.errors import ConfigError, MissingError
+from core.latents.label_identity import DIFFERENT, stated_sae, stated_source, verdict
+from core.latents.labels import NOT_STATED, PERSON, SHIPPED, SOURCES, Label, Labels, Score, label_from_row, one_line, today, with_scores
+from core.runs.locks import make_lock
+from core.runs.store import cache_root
+from core.types import RefusedRow
+
+SHIPPED_FILE = Path(__file__).resolve().parents[1] / "data" / "demo" / "labels.jsonl"
+SCORES = "scores"
+NEURONPEDIA_AUTHOR = "neuronpedia.org"  # the first part of the author of labels that came from there; its model and source follow
+Parse = Callable[[Mapping[str, Any]], Any]
+Place = tuple[str, int, str]  # what a score belongs to: source, latent, text
+
+
+class OtherSAE(Exception):
+    """A row belongs to another SAE's latents."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a file: its bytes, and what it says (`value`, from `row`), or why it says nothing."""
+
+    raw: bytes
+    value: Any = None
+    row: Mapping[str, Any] | None = None
+    refused: RefusedRow | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Added:
+    """What adding labels did: how many are new, took the place of an older one, or stood there already."""
+
+    new: int
+    replaced: int
+    same: int
+
+
+class LabelBook:
+    """The labels of the SAE with this identity. Reads files when they are asked for, and again when they have changed.
+
+    Raises MissingError for an identity without `sha256`.
+    """
+
+    def __init__(self, sae: Mapping[str, Any], root: Path | None = None, *, shipped: Path = SHIPPED_FILE) -> None:
+        if not isinstance(sae.get("sha256"), str):
+            raise MissingError("this SAE's identity holds no hash of its weights, so its labels can't be told from another's", expected="sha256")
+        self.sae, self.sha256, self.root = sae, str(sae["sha256"]), root or cache_root()
+        self.folder, self.shipped = self.root / "labels" / self.sha256[:16], shipped
+        self._read: dict[Path, tuple[tuple[int, ...], list[Line]]] = {}
+        self._found: tuple[Any, dict[int, list[Label]], dict[int, Label]] = (None, {}, {})
+
+    # --- reading ---
+
+    def labels(self) -> Labels:
+        """The best label of every latent that has one."""
+        return self._up_to_date()[1]
+
+    def all(self, latent: int) -> tuple[Label, ...]:
+        """Every label of one latent, best first."""
+        return tuple(self._up_to_date()[0].get(latent, ()))
+
+    def of(self, source: str) -> list[Label]:
+        """All labels of one source, with their scores."""
+        scores = self._scores()
+        found = [line.value for line in self._lines(source) if line.value]
+        return [with_scores(label, scores.get(_place(label), ())) for label in found]
+
+    @property
+    def refused(self) -> tuple[tuple[Path, RefusedRow], ...]:
+        """Lines of this SAE's files that can't be used, and why."""
+        files = {self.path(source): self._lines(source) for source in SOURCES} | {self._scores_path: self._score_lines()}
+        return tuple((path, line.refused) for path, found in files.items() for line in found if line.refused)
+
+    def path(self, source: str) -> Path:
+        """The file of a source. Raises ConfigError for one that is none."""
+        if source not in SOURCES:
+            raise ConfigError("there is no such source of labels", expected=" | ".join(SOURCES), found=source)
+        return self.shipped if source == SHIPPED else self.folder / f"{source}.jsonl"
+
+    def rows(self, labels: Iterable[Label]) -> list[dict[str, Any]]:
+        """Labels as rows to be kept or given away, with what says whose latents they name."""
+        model_id, layer = source_names(self.sae)
+        return [{"modelId": model_id, "layer": layer, **label.to_row(), "saeSha256": self.sha256} for label in labels]
+
+    # --- writing ---
+
+    def set(self, latent: int, text: str, author: str = "") -> Label | None:
+        """Gives a latent the person's own label, in place of their last; an empty text takes it away. Raises ConfigError for no such latent."""
+        self.check(latent)
+        label = Label(text=one_line(text), source=PERSON, index=latent, method="by hand", author=one_line(author), date=today())
+
+        def change(found: list[Line]) -> list[bytes]:
+            kept = [line.raw for line in found if not (line.value and line.value.index == latent)]
+            return kept + [_encoded(row) for row in self.rows([label] if label.text else [])]
+
+        self._rewrite(self.path(PERSON), self._parse_label(PERSON), change)
+        return label if label.text else None
+
+    def add(self, source: str, labels: Sequence[Label]) -> Added:
+        """Adds labels to a source beside those it has; one with the key of another takes its place. Raises ConfigError as `path` and `set`."""
+        if source == SHIPPED:
+            raise ConfigError("shipped labels are read only", expected=" | ".join(name for name in SOURCES if name != SHIPPED))
+        for label in labels:
+            self.check(label.index if label.index is not None else -1)
+        new = {label.key: label for label in labels}
+        count = {"replaced": 0, "same": 0}
+
+        def change(found: list[Line]) -> list[bytes]:
+            kept: list[bytes] = []
+            for line in found:
+                newer = new.get(line.value.key) if line.value else None
+                if newer is None or (newer.text, newer.scores) == (line.value.text, line.value.scores):
+                    kept.append(line.raw)
+                    count["same"] += new.pop(line.value.key, None) is not None if line.value else False
+                else:
+                    count["replaced"] += 1
+            return kept + [_encoded(row) for row in self.rows(new.values())]
+
+        self._rewrite(self.path(source), self._parse_label(source), change)
+        return Added(new=len(new) - count["replaced"], **count)
+
+    def add_scores(self, scores: Sequence[tuple[Label, Score]]) -> None:
+        """Keeps what was measured of labels, in place of earlier scores by the same method and model."""
+        new = {(_place(label), score.method, score.model): score for label, score in scores}
+
+        def change(found: list[Line]) -> list[bytes]:
+            kept = [line.raw for line in found if not (line.value and (line.value[0], line.value[1].method, line.value[1].model) in new)]
+            rows = ({"source": place[0], "index": str(place[1]), "description": place[2], **score.to_row()} for (place, *_), score in new.items())
+            return kept + [_encoded(row) for row in rows]
+
+        self._rewrite(self._scores_path, _parse_score, change)
+
+    def check(self, latent: int) -> None:
+        """Raises ConfigError for a number that no latent of this SAE has."""
+        width = self.sae.get("d_sae")
+        if latent < 0 or (isinstance(width, int) and latent >= width):
+            expected = f"0 to {width - 1}" if isinstance(width, int) else "0 or more"
+            raise ConfigError("this SAE has no such latent", expected=expected, found=str(latent))
+
+    # --- files ---
+
+    def _up_to_date(self) -> tuple[dict[int, list[Label]], dict[int, Label]]:
+        """Every latent's labels, best first, and the first of each, as the files stand."""
+        state = tuple(_signature(path) for path in (*map(self.path, SOURCES), self._scores_path))
+        if self._found[0] != state:
+            every: dict[int, list[Label]] = {}
+            for source in SOURCES:
+                for label in sorted(self.of(source), key=lambda label: label.date, reverse=True):
+                    every.setdefault(int(label.index or 0), []).append(label)
+            for labels in every.values():
+                labels.sort(key=lambda label: label.of_another_sae)
+            self._found = (state, every, {latent: found[0] for latent, found in every.items()})
+        return self._found[1:]
+
+    def _scores(self) -> dict[Place, list[Score]]:
+        found: dict[Place, list[Score]] = {}
+        for line in self._score_lines():
+            if line.value:
+                found.setdefault(line.value[0], []).append(line.value[1])
+        return found
+
+    @property
+    def _scores_path(self) -> Path:
+        return self.folder / f"{SCORES}.jsonl"
+
+    def _score_lines(self) -> list[Line]:
+        return self._cached(self._scores_path, _parse_score)
+
+    def _lines(self, source: str) -> list[Line]:
+        return self._cached(self.path(source), self._parse_label(source))
+
+    def _cached(self, path: Path, parse: Parse) -> list[Line]:
+        signature = _signature(path)
+        if self._read.get(path, ((-1,), []))[0] != signature:
+            self._read[path] = (signature, read_lines(path, parse))
+        return self._read[path][1]
+
+    def _parse_label(self, source: str) -> Parse:
+        def parse(row: Mapping[str, Any]) -> Label:
+            theirs = row.get("saeSha256", self.sha256 if source != SHIPPED else None)
+            if theirs != self.sha256:
+                raise OtherSAE if source == SHIPPED and isinstance(theirs, str) else ValueError("saeSha256: not this SAE's")
+            label = self._compared(label_from_row(row, source), row)
+            try:
+                self.check(int(label.index or 0))
+            except ConfigError as error:
+                raise ValueError(f"index: {error.problem}, {error.found}") from error
+            return label
+
+        return parse
+
+    def _compared(self, label: Label, row: Mapping[str, Any]) -> Label:
+        """The label, marked where it is of another SAE or of one that is not named. Raises ValueError for a row that names another SAE."""
+        if "saeSha256" not in row:
+            stated = stated_sae(row)
+            kind, differences = verdict(stated, self.sae)
+            if kind == DIFFERENT:
+                raise ValueError(f"layer: of {stated.name}, another SAE, which differs in {differences}")
+            return label if label.made_for else replace(label, made_for=NOT_STATED)
+        author, _, source = label.author.partition("/")
+        model, _, layer = source.partition("/")
+        if label.made_for or author != NEURONPEDIA_AUTHOR or not layer:
+            return label
+        stated = stated_source((model, layer))
+        return replace(label, made_for=stated.name) if verdict(stated, self.sae)[0] == DIFFERENT else label
+
+    def _rewrite(self, path: Path, parse: Parse, change: Callable[[list[Line]], list[bytes]]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with make_lock(self.root / "locks" / f"labels-{self.sha256[:16]}.lock"):
+            data = b"".join(change(read_lines(path, parse)))
+            temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+            try:
+                with temporary.open("wb") as handle:
+                    handle.write(data)
+                    handle.flush()
+                    os.fsync(handle.fileno())
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+def labels_of(sae: Mapping[str, Any] | None) -> LabelBook | None:
+    """The book of an SAE as a reward model names it; None where it names none, or not by hash."""
+    return LabelBook(sae) if sae and isinstance(sae.get("sha256"), str) else None
+
+
+def read_lines(path: Path, parse: Parse) -> list[Line]:
+    """The lines of a file of JSON rows, blank ones and other SAEs' left out; none where there is no file."""
+    if not path.is_file():
+        return []
+    found: list[Line] = []
+    with path.open("rb") as handle:
+        for number, raw in enumerate(lines(handle), 1):
+            if isinstance(raw, Exception):
+                raise raw
+            if raw.strip():
+                line = _line(number, raw if raw.endswith(b"\n") else raw + b"\n", parse)
+                found += [line] if line else []
+    return found
+
+
+def _line(number: int, raw: bytes, parse: Parse) -> Line | None:
+    try:
+        row = parse_json(raw.decode("utf-8"))
+        if not isinstance(row, dict) or isinstance(row, RepeatedKeys):
+            raise ValueError("row: not an object" if not isinstance(row, dict) else "row: one key is given twice")
+        return Line(raw=raw, row=row, value=parse(row))
+    except OtherSAE:
+        return None
+    except (ValueError, RecursionError) as error:
+        return Line(raw=raw, refused=refused_row(number, error))
+
+
+def refused_row(number: int, error: Exception) -> RefusedRow:
+    """A row that can't be used, from an error whose text may start with the field."""
+    name, colon, reason = str(error).partition(": ")
+    if colon and name.isidentifier():
+        return RefusedRow(row=number, field=name, reason=printable(reason, 200))
+    what = {UnicodeDecodeError: "bytes that are not UTF-8", RecursionError: "nested too deeply"}.get(type(error))
+    return RefusedRow(row=number, field="row", reason=what or f"not JSON ({printable(error)})")
+
+
+def _parse_score(row: Mapping[str, Any]) -> tuple[Place, Score]:
+    source, text = row.get("source"), row.get("description")
+    if source not in SOURCES or not isinstance(text, str):
+        raise ValueError("source: no label is named")
+    return (source, int(label_from_row(row, source).index or 0), one_line(text)), Score.from_row(row)
+
+
+def _place(label: Label) -> Place:
+    return label.source, int(label.index or 0), label.text
+
+
+def _encoded(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    try:
+        seen = path.stat()
+    except OSError:
+        return ()
+    return seen.st_ino, seen.st_size, seen.st_mtime_ns

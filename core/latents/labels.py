@@ -1,0 +1,202 @@
+"""A human-readable name of a latent, where it comes from, and how far it can be trusted.
+
+On disk a label is a row in Neuronpedia's explanation format, with what that lacks beside it:
+
+    modelId, layer, index       of the latent; `index` is a string
+    description                 the label's text
+    typeName                    by what method it was made
+    explanationModelName        the language model that wrote it; empty or null where none did
+    scores                      a list of explanationScoreTypeName, explanationScoreModelName, value, and our low, high, n, windows, createdAt
+    source, author, createdAt   ours: one of SOURCES, who wrote it, and when
+    saeSha256                   ours: the SAE whose latent it is (`identity["sha256"]`)
+    madeFor                     ours: the SAE that the label was made for, where that is another one or not known (NOT_STATED)
+
+Texts come from files, people and models and are not trusted: each becomes one line without control characters when it is read.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+PERSON = "person"
+# Best first: whose label names a latent where several do. `shipped` and `written` are people's too: ours, and those that came in a file.
+SHIPPED, WRITTEN, NEURONPEDIA, ENDPOINT, AUTOMATIC = "shipped", "written", "neuronpedia", "endpoint", "automatic"
+SOURCES = (PERSON, SHIPPED, WRITTEN, NEURONPEDIA, ENDPOINT, AUTOMATIC)
+BY_HAND = (PERSON, SHIPPED, WRITTEN)
+EMBEDDING = "embedding"  # the kind of score that stands beside a label: AUROC of its similarity to texts (core.latents.label_scores)
+POOR = 0.7  # a label that detects its latent's activity no better than this is poorly scored (our choice; 0.5 is chance)
+NOT_STATED = "not stated"  # what stands in `madeFor` of a label whose file names no SAE
+LONGEST = 300  # characters of a label that are kept
+LONGEST_NAME = 80  # of a method's, model's or author's name
+REORDERING = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What one scorer found: `value` from 0 to 1, its 95 % interval where it has one, from `n` texts. `windows` says which texts they were."""
+
+    value: float
+    method: str
+    model: str = ""
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    windows: str = ""
+    date: str = ""
+
+    def to_row(self) -> dict[str, Any]:
+        """In Neuronpedia's words, empty figures left out."""
+        own = {"low": self.low, "high": self.high, "n": self.n, "windows": self.windows or None, "createdAt": self.date or None}
+        named = {"explanationScoreTypeName": self.method, "explanationScoreModelName": self.model, "value": self.value}
+        return {**named, **{name: value for name, value in own.items() if value is not None}}
+
+    @staticmethod
+    def from_row(row: Mapping[str, Any]) -> Score:
+        """Raises ValueError where a figure is none."""
+        low, high, n = row.get("low"), row.get("high"), row.get("n")
+        return Score(
+            value=_share(row.get("value")),
+            method=one_line(row.get("explanationScoreTypeName"), LONGEST_NAME),
+            model=one_line(row.get("explanationScoreModelName"), LONGEST_NAME),
+            low=None if low is None else _share(low),
+            high=None if high is None else _share(high),
+            n=n if type(n) is int else None,
+            windows=one_line(row.get("windows"), LONGEST_NAME),
+            date=one_line(row.get("createdAt"), LONGEST_NAME),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """`text` names what latent `index` is active on; `source` says where it comes from (one of SOURCES, or a machine's name), `method`, `model`,
+    `author` and `date` how, by whom and when it was made. `score` is how well it detects (0 to 1), `scores` everything that was measured of it.
+    `made_for` is empty where it was made for the SAE whose latent it names, else the other SAE, or NOT_STATED.
+    """
+
+    text: str
+    source: str
+    score: float | None = None
+    index: int | None = None
+    method: str = ""
+    model: str = ""
+    author: str = ""
+    date: str = ""
+    scores: tuple[Score, ...] = field(default=())
+    made_for: str = ""
+
+    @property
+    def of_another_sae(self) -> bool:
+        """Whether the label names a latent of another SAE, as far as is known."""
+        return self.made_for not in ("", NOT_STATED)
+
+    @property
+    def mark(self) -> str:
+        """What stands after the text wherever a latent is called by its label: that it is another SAE's; else empty."""
+        return " (another SAE's label)" if self.of_another_sae else ""
+
+    @property
+    def doubt(self) -> str:
+        """What is to be said of the SAE the label was made for; empty where it is the latent's own."""
+        if self.of_another_sae:
+            return f"was made for another SAE ({self.made_for})"
+        return "comes from a file that does not say which SAE it was made for" if self.made_for else ""
+
+    @property
+    def weakness(self) -> str:
+        """What to say against it; empty where a person wrote it for this SAE and its score, if it has one, is good."""
+        made_by = ", ".join(part for part in (self.source, self.model) if part)
+        automatic = "" if self.source in BY_HAND else f"was written automatically ({made_by})"
+        poor = f"scores {self.score:.2f} only" if self.score is not None and self.score < POOR else ""
+        return " and ".join(part for part in (self.doubt, automatic, poor) if part)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Two labels of one source with the same key are one, and the newer stays: a model asked again says it anew, two people both count."""
+        return (self.index, self.author, *((self.method, self.model) if self.method or self.model else (self.text,)))
+
+    def to_row(self) -> dict[str, Any]:
+        """The label's part of a row; whose latent it is (modelId, layer, saeSha256) its book adds."""
+        return {
+            "index": str(self.index),
+            "description": self.text,
+            "typeName": self.method,
+            "explanationModelName": self.model,
+            "source": self.source,
+            "author": self.author,
+            "createdAt": self.date,
+            "scores": [score.to_row() for score in self.scores],
+            **({"madeFor": self.made_for} if self.made_for else {}),
+        }
+
+
+Labels = Mapping[int, Label]
+
+
+def label_from_row(row: Mapping[str, Any], source: str = "") -> Label:
+    """The label of a row, as `source`'s if that is given, else as its own. Raises ValueError, whose text starts with the field, on what is none."""
+    text = row.get("description")
+    if not isinstance(text, str) or not one_line(text):
+        raise ValueError(f"description: no text but {_shown(text)}")
+    scores = row.get("scores") or []
+    if not isinstance(scores, list) or not all(isinstance(score, Mapping) for score in scores):
+        raise ValueError("scores: no list of objects")
+    return with_scores(
+        Label(
+            text=one_line(text),
+            source=source or one_line(row.get("source"), LONGEST_NAME),
+            index=_index(row.get("index")),
+            method=one_line(row.get("typeName"), LONGEST_NAME),
+            model=one_line(row.get("explanationModelName"), LONGEST_NAME),
+            author=one_line(row.get("author"), LONGEST_NAME),
+            date=one_line(row.get("createdAt"), LONGEST_NAME),
+            made_for=one_line(row.get("madeFor"), LONGEST_NAME),
+        ),
+        [Score.from_row(score) for score in scores],
+    )
+
+
+def with_scores(label: Label, scores: Sequence[Score]) -> Label:
+    """The label with these scores instead of its own of the same method and model; its `score` is the newest one by embedding."""
+    kept = {(score.method, score.model): score for score in (*label.scores, *scores)}
+    ours = [score for score in kept.values() if score.method == EMBEDDING]
+    newest = max(ours, key=lambda score: score.date, default=None)
+    return replace(label, scores=tuple(kept.values()), score=newest.value if newest else None)
+
+
+def one_line(text: object, longest: int = LONGEST) -> str:
+    """A text on one line, cut where it is long, without what a terminal would obey or what reverses the reading order; of anything else nothing."""
+    if not isinstance(text, str):
+        return ""
+    line = " ".join(text[: 4 * LONGEST].split())
+    if not line.isprintable():
+        line = "".join(c for c in line if unicodedata.category(c) not in ("Cc", "Cs") and c not in REORDERING).strip()
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def today() -> str:
+    """The moment, as rows say it: to the second, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _index(value: Any) -> int:
+    """A latent's number: Neuronpedia writes it as a string, and sorts rows by that string, so it is never told from a row's place."""
+    if type(value) is int and value >= 0:
+        return value
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
+        return int(value)
+    raise ValueError(f"index: no latent's number but {_shown(value)}")
+
+
+def _share(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= 1:
+        raise ValueError(f"scores: no number from 0 to 1 but {_shown(value)}")
+    return float(value)
+
+
+def _shown(value: object) -> str:
+    return one_line(repr(value), LONGEST_NAME)

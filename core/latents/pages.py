@@ -1,0 +1,178 @@
+"""What a latent is active on and what it promotes: a page for each, in Neuronpedia's own field names (METHOD.md section 4).
+
+`build` makes the pages over a corpus: one forward pass keeps every activation (core.latents.columns), then the pages are written latent by
+latent from complete counts. `load_pages(folder)` reads one page at a time and loads no engine.
+
+features.jsonl, one row a latent, rising
+    modelId, layer, index               the language model, the source (layer and SAE), the latent: a string, as in Neuronpedia's exports
+    pos_str, pos_values                 the ten tokens whose logits the decoder row raises most (core.backbone.unembedding says how), and by how much
+    neg_str, neg_values                 the ten it lowers most, lowest first
+    logits_hist_data_bar_values, _heights   histogram of its effect on all tokens of the vocabulary: centres of 40 equal bars, counts
+    frac_nonzero, maxActApprox          share of counted tokens it is active on; its highest activation there
+    freq_hist_data_bar_values, _heights activation density: 40 equal bars from 0 to maxActApprox over the activations above 0
+    topkCosSimIndices, topkCosSimValues the ten latents whose decoder rows have the highest cosine with this one's, itself left out
+    activations                         texts (chosen by core.latents.windows): first the highest ones, binMin and binContains -1, binMax
+                                        the highest activation; then by interval binMin < maximum <= binMax, which holds the share binContains of all
+                                        activations above 0. `tokens`, `values` (0 where it is silent or nothing counts), `minValue`, `maxValue`,
+                                        `maxValueTokenIndex`, `dataIndex` (number of the document in the corpus), `dataSource` (its source),
+                                        and ours: `template`, the places of tokens that belong to the chat template
+    inactive                            ours: numbers of rows of snippets.jsonl in which the latent is nowhere active
+snippets.jsonl    windows of the same length around tokens drawn at random: `tokens`, `dataIndex`, `dataSource`, `template`
+corpus.json       what was read: documents and counted tokens, in all and of each source (with its `n_dialogues` and how many of them were read, can't
+                  be read, were cut to the context, or left out before: core.latents.columns.SourceCounts); how many latents have pages, how
+                  many are active anywhere
+index.safetensors latent ids, and where their rows begin in features.jsonl (the last number is its end)
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from core.config import LatentsConfig
+from core.errors import MissingError, StoreError
+from core.latents.columns import Columns, TokenisedCorpus, read_columns
+from core.latents.page_maker import Feature as Feature
+from core.latents.page_maker import PageMaker, Snippet
+from core.runs.store import write_json
+from core.types import Progress, no_progress
+
+if TYPE_CHECKING:
+    from core.backbone.model import Backbone
+    from core.backbone.unembedding import Unembedding
+    from core.sae.autoencoder import SparseAutoencoder
+
+FEATURES, SNIPPETS, CORPUS, INDEX = "features.jsonl", "snippets.jsonl", "corpus.json", "index.safetensors"
+PAGES, ENTRIES = 64, 2**23  # latents whose pages are made at a time, and their activations in memory
+
+
+class LatentPages(Mapping[int, Feature]):
+    """Pages by latent id, each read from disk when it is asked for; `snippets` and `corpus` as the module says. Raises StoreError without them."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        self.folder = folder
+        try:
+            index = load_file(folder / INDEX)
+        except (OSError, SafetensorError) as error:
+            raise StoreError(f"{folder} holds no pages of latents", expected=INDEX, found=str(error), remedy="sparserm latents MODEL") from error
+        self.latents: Int[np.ndarray, " n"] = index["latent"]
+        self._rows = dict(zip(self.latents.tolist(), itertools.pairwise(index["offset"].tolist()), strict=True))
+
+    def __getitem__(self, latent: int) -> Feature:
+        begin, end = self._rows[latent]
+        with (self.folder / FEATURES).open("rb") as file:
+            file.seek(begin)
+            found: Feature = json.loads(file.read(end - begin))
+        return found
+
+    def __contains__(self, latent: object) -> bool:
+        return latent in self._rows
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def page(self, latent: int) -> Feature:
+        """As `pages[latent]`, but raises MissingError, with what to do, where there is no such page."""
+        if latent not in self:
+            found = f"pages of {len(self):,} latents, from {self.corpus['tokens']:,} tokens"
+            remedy = (
+                "it is active on none of these tokens: give more, or another --corpus" if self.corpus["every"] else f"--latent {latent}, or --all"
+            )
+            raise MissingError(f"there is no page of latent {latent}", found=found, remedy=remedy)
+        return self[latent]
+
+    @cached_property
+    def snippets(self) -> list[Snippet]:
+        with (self.folder / SNIPPETS).open(encoding="utf-8") as file:  # not splitlines: texts may hold line ends of other scripts
+            return [json.loads(line) for line in file]
+
+    @cached_property
+    def corpus(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = json.loads((self.folder / CORPUS).read_text(encoding="utf-8"))
+        return found
+
+
+def load_pages(folder: Path) -> LatentPages:
+    """What `build` wrote. Raises StoreError where it is not there."""
+    return LatentPages(folder)
+
+
+def build(
+    corpus: TokenisedCorpus,
+    backbone: Backbone,
+    sae: SparseAutoencoder,
+    unembedding: Unembedding,
+    config: LatentsConfig,
+    *,
+    layer: int,
+    latents: Sequence[int],
+    every: bool = False,
+    names: tuple[str, str],
+    folder: Path,
+    scratch: Path,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Writes the pages of these latents, and with `every` of all others that are active anywhere in the corpus, into `folder`. Resumes from what
+    stands in `scratch`.
+
+    `names` are modelId and source id. Returns what the manifest shall say.
+    """
+    chosen = np.unique(np.asarray(latents, dtype=np.int64))
+    read = np.arange(sae.d_sae) if every else chosen
+    columns = read_columns(corpus, backbone, sae, layer=layer, latents=None if every else chosen, scratch=scratch, progress=progress)
+    maker = PageMaker(corpus=corpus, tokenizer=backbone.tokenizer, sae=sae, unembedding=unembedding, config=config, names=names)
+    shown = (columns.counts > 0) | np.isin(read, chosen)
+    offsets = _write_pages(maker, columns, read, shown, folder, scratch, progress)
+    _write_rows(folder / SNIPPETS, [maker.snippet(*span) for span in maker.windows.snippets])
+    said = {**corpus.to_json(), "latents": int(shown.sum()), "live": int((columns.counts > 0).sum()), "every": every}
+    write_json(folder / CORPUS, said)
+    _save_index(folder / INDEX, read[shown], offsets)
+    return said
+
+
+def _write_pages(
+    maker: PageMaker, columns: Columns, latents: Int[np.ndarray, " n"], shown: Bool[np.ndarray, " n"], folder: Path, scratch: Path, progress: Progress
+) -> list[int]:
+    """Makes the pages part by part, joins the parts, and returns where each row begins, and the end."""
+    parts = []
+    for begin, end in columns.chunks(PAGES, ENTRIES):
+        parts.append(scratch / f"pages-{begin:06d}-{end:06d}.jsonl")
+        progress("pages", begin, len(latents))
+        kept = np.flatnonzero(shown[begin:end])
+        if not parts[-1].exists():
+            read = columns.read(begin, end)
+            _write_rows(parts[-1], list(maker.pages(latents[begin:end][kept], [read[i] for i in kept])))
+    progress("pages", len(latents), len(latents))
+    offsets = [0]
+    with (folder / FEATURES).open("wb") as file:
+        for part in parts:
+            for line in part.read_bytes().splitlines(keepends=True):
+                offsets.append(offsets[-1] + file.write(line))
+    return offsets
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The file appears whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows), encoding="utf-8", newline="\n")
+    os.replace(part, path)
+
+
+def _save_index(path: Path, latents: Int[np.ndarray, " n"], offsets: Sequence[int]) -> None:
+    from safetensors.numpy import save
+
+    path.write_bytes(save({"latent": latents.astype(np.int64), "offset": np.array(offsets, dtype=np.int64)}))

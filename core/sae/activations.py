@@ -1,0 +1,200 @@
+"""Documents through the backbone: hidden states in a planned order, and the mixed batches that an SAE is trained on.
+
+The order of the data is a pure function of (seed, corpus): dialogues come in permuted epochs, in **rounds** of a bounded number of tokens. A
+round's content tokens are shuffled as a whole (the mixing buffer) and handed out in batches. So a training is resumed by its cursor: the round is
+computed again.
+
+Response-final positions have a buffer of their own, the **ring**: the newest `RING` of them. A fixed number of each batch is drawn from it. Each
+time a dialogue is read it gives at most `PER_DIALOGUE`, drawn among the ends of its answers and of the sentences in them: an answer that stopped at a
+sentence's end would have that very state, and without the limit a chat of thirty short turns would crowd out thirty considered answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from core.errors import DataError
+from core.sae.corpus import Dialogue, Document, documents
+
+if TYPE_CHECKING:
+    import torch
+
+    from core.backbone.model import Backbone
+
+ROUND_BATCHES = 64  # a round holds at least this many batches of content tokens
+RING = 16_384  # response-final states kept
+PER_DIALOGUE = 4  # of them, at most so many from one reading of a dialogue
+TAKE = 32  # dialogues tokenised at a time
+
+
+def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Numbers of the documents of each batch: of like length, padded size at most `budget` tokens (one document alone may be longer)."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda n: (lengths[n], n)):
+        if batches and lengths[i] * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def padded(batch: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both [b, t], padded on the right; padding is known by the mask alone."""
+    import torch
+
+    ids = torch.zeros(len(batch), max(len(d.ids) for d in batch), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, document in enumerate(batch):
+        ids[row, : len(document.ids)] = torch.from_numpy(document.ids)
+        mask[row, : len(document.ids)] = 1
+    return ids, mask
+
+
+def stream_states(documents: Sequence[Document], backbone: Backbone, layer: int, budget: int) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Hidden states after decoder layer `layer`, batch by batch: (numbers of the documents, [b, t, d_model] in the backbone's dtype)."""
+    for numbers in plan_batches([len(d.ids) for d in documents], budget):
+        ids, mask = padded([documents[i] for i in numbers])
+        yield numbers, backbone.states(ids, mask, [layer])[layer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cursor:
+    """Where a training stands in its data: the round, the dialogue it begins with (counted on through the epochs), the batches of it that are used
+    up, and what was seen before this round: content tokens and response-final positions, the distinct ones (first epoch) apart."""
+
+    round: int = 0
+    dialogue: int = 0
+    batch: int = 0
+    tokens: int = 0
+    distinct_tokens: int = 0
+    ends: int = 0
+    distinct_ends: int = 0
+    unreadable: int = 0  # dialogues of the first epoch that the template can't render as they are
+
+    def after_batch(self) -> Cursor:
+        return replace(self, batch=self.batch + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """The states of one round, and the cursor of the next."""
+
+    content: torch.Tensor
+    ring: torch.Tensor
+    order: np.ndarray
+    following: Cursor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Batches of hidden states from a list of dialogues: what a training reads."""
+
+    dialogues: Sequence[Dialogue]
+    backbone: Backbone
+    layer: int
+    context: int
+    batch_size: int
+    ends_per_batch: int
+    seed: int
+
+    @property
+    def content_per_batch(self) -> int:
+        return self.batch_size - self.ends_per_batch
+
+    def round(self, cursor: Cursor, ring: torch.Tensor) -> Round:
+        """The round that begins at `cursor`; `ring` [n, d_model] holds the response-final states from before it.
+
+        Raises DataError if the corpus has no content tokens, or no response-final position where some are to be drawn.
+        """
+        found, following = self._take(replace(cursor, batch=0))
+        content, ends = self._states(found)
+        ring = _joined(ring, ends)
+        if self.ends_per_batch and not len(ring):
+            raise DataError("the corpus has no answer by an assistant", remedy="--response-end-share 0, or a corpus of dialogues with answers")
+        order = np.random.default_rng([self.seed, 2, cursor.round]).permutation(len(content))
+        return Round(content=content, ring=ring, order=order, following=following)
+
+    def n_batches(self, current: Round) -> int:
+        """Batches in a round; fewer tokens than a batch are left over at its end and not used."""
+        return len(current.order) // self.content_per_batch
+
+    def batch(self, current: Round, number: int) -> torch.Tensor:
+        """Batch `number` of a round, float32 [batch_size, d_model]: content states, then the response-final ones.
+
+        These are drawn without replacement within a batch while there are enough, and again in every batch.
+        """
+        import torch
+
+        rows = current.order[number * self.content_per_batch : (number + 1) * self.content_per_batch]
+        chosen = self._draw_ends(len(current.ring), current.following.round, number)
+        return torch.cat([current.content[torch.as_tensor(rows)], current.ring[torch.as_tensor(chosen)]]).float()
+
+    def _draw_ends(self, n: int, round_number: int, batch: int) -> np.ndarray:
+        if not self.ends_per_batch:
+            return np.zeros(0, dtype=np.int64)
+        draw = np.random.default_rng([self.seed, 3, round_number, batch])
+        return draw.choice(n, self.ends_per_batch, replace=n < self.ends_per_batch)
+
+    def _take(self, cursor: Cursor) -> tuple[list[Document], Cursor]:
+        """Documents from the cursor on, until a round is full; dialogues are never divided between rounds."""
+        found: list[Document] = []
+        needed, started = cursor.tokens + ROUND_BATCHES * self.content_per_batch, cursor.dialogue
+        while cursor.tokens < needed:
+            numbers = range(cursor.dialogue, cursor.dialogue + TAKE)
+            for number, whole in zip(numbers, documents([self._dialogue(n) for n in numbers], self.backbone, self.context), strict=True):
+                if cursor.tokens < needed:
+                    parts = self._few_ends(whole, number)
+                    found.extend(parts)
+                    cursor = self._past(cursor, parts)
+            if cursor.tokens == 0 and cursor.dialogue - started >= len(self.dialogues):
+                raise DataError("the corpus has no text an SAE could be trained on")
+        return found, replace(cursor, round=cursor.round + 1)
+
+    def _few_ends(self, parts: Sequence[Document], number: int) -> list[Document]:
+        """A dialogue's documents with at most `PER_DIALOGUE` response-final positions among them."""
+        ends = [(place, end) for place, part in enumerate(parts) for end in sorted({*part.ends, *part.sentences})]
+        draw = np.random.default_rng([self.seed, 5, number]).permutation(len(ends))[:PER_DIALOGUE]
+        kept = {ends[i] for i in draw}
+        return [replace(part, ends=tuple(end for at, end in sorted(kept) if at == place)) for place, part in enumerate(parts)]
+
+    def _dialogue(self, number: int) -> Dialogue:
+        epoch, place = divmod(number, len(self.dialogues))
+        return self.dialogues[int(self._order(epoch)[place])]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.dialogues))
+
+    def _past(self, cursor: Cursor, parts: Sequence[Document]) -> Cursor:
+        tokens, ends = sum(int(d.content.sum()) for d in parts), sum(len(d.ends) for d in parts)
+        first = cursor.dialogue < len(self.dialogues)
+        return replace(
+            cursor,
+            dialogue=cursor.dialogue + 1,
+            tokens=cursor.tokens + tokens,
+            distinct_tokens=cursor.distinct_tokens + tokens * first,
+            ends=cursor.ends + ends,
+            distinct_ends=cursor.distinct_ends + ends * first,
+            unreadable=cursor.unreadable + (first and not parts),
+        )
+
+    def _states(self, found: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:
+        """States [n, d_model] of all content tokens, in the documents' order whatever the batches, and of the response-final ones."""
+        import torch
+
+        content: list[torch.Tensor] = [torch.empty(0)] * len(found)
+        ends: list[torch.Tensor] = [torch.empty(0)] * len(found)
+        for numbers, states in stream_states(found, self.backbone, self.layer, self.backbone.config.tokens_per_batch):
+            for row, i in zip(states, numbers, strict=True):
+                content[i] = row[: len(found[i].ids)][torch.from_numpy(found[i].content).to(row.device)]
+                ends[i] = row[torch.as_tensor(found[i].ends, dtype=torch.long, device=row.device)]
+        return torch.cat(content), torch.cat(ends)
+
+
+def _joined(ring: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.cat([ring.to(ends), ends])[-RING:]

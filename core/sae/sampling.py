@@ -1,0 +1,61 @@
+"""A backbone's own answers to the prompts of preference pairs: text on which an SAE meets the states that the backbone's own policy will have.
+
+Only prompts of the training split are answered, so an SAE trained on the answers has seen no validation or test prompt. A killed call goes on after
+the last whole batch, to the same file (core.backbone.generation).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.backbone.generation import Sampling, Writer, whole_sentences
+from core.backbone.journal import Journal
+from core.backbone.model import load_backbone
+from core.config import DataConfig, SampleConfig
+from core.errors import ConfigError, DataError
+from core.sae.corpus import load_split_and_refused
+from core.types import Message, Progress, no_progress, sha256_of
+
+
+def sample_answers(config: SampleConfig, out: Path, *, progress: Progress = no_progress) -> dict[str, int]:
+    """Writes `out`, JSON Lines of `messages` as `sae train --corpus` reads them, and returns counts: prompts, answers, answers left out,
+    and rows of the prompts' files that could not be used.
+
+    Raises ConfigError if `out` stands, DataError and BackboneError as loading does, and what `progress` raises; then the finished batches are kept
+    beside `out`, and the same call goes on.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} exists already", remedy="give --out a new file, or remove this one")
+    prompts, n_refused = _prompts(config, progress)
+    backbone = load_backbone(config.backbone, progress=progress)
+    name = sha256_of([config.to_dict(), backbone.identity, [list(p) for p in prompts]])[:8]
+    partial = out.with_name(f".{out.name}.{name}.partial")
+    sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed)
+    answers = Writer(backbone, sampling, config.batch_size, Journal(partial)).write(prompts, config.per_prompt, "sample answers", progress)
+    texts = [(prompt, one.text if one.finished else whole_sentences(one.text)) for prompt, row in zip(prompts, answers, strict=True) for one in row]
+    kept = [[*prompt, Message(role="assistant", content=text)] for prompt, text in texts if text]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _publish(out, kept)
+    partial.unlink(missing_ok=True)
+    return {"prompts": len(prompts), "answers": len(kept), "left_out": len(texts) - len(kept), "rows_refused": n_refused}
+
+
+def _prompts(config: SampleConfig, progress: Progress) -> tuple[list[tuple[Message, ...]], int]:
+    """The distinct prompts of the training splits, and how many rows of the files could not be used."""
+    prompts: dict[str, tuple[Message, ...]] = {}
+    n_refused = 0
+    for name in filter(None, map(str.strip, config.prompts.split(","))):
+        pairs, refused = load_split_and_refused(DataConfig(pairs=name, ratios=config.ratios, seed=config.split_seed), progress)
+        prompts |= {pair.prompt_id: pair.prompt for pair, split in zip(pairs, pairs.split, strict=True) if split == "train"}
+        n_refused += refused
+    if not prompts:
+        raise DataError("there is no prompt to answer", expected="files of preference pairs in --prompts", found=config.prompts or "nothing")
+    return list(prompts.values()), n_refused
+
+
+def _publish(out: Path, dialogues: Sequence[Sequence[Message]]) -> None:
+    temporary = out.with_name(f".{out.name}.writing")
+    temporary.write_text("".join(json.dumps({"messages": list(rows)}, ensure_ascii=False) + "\n" for rows in dialogues), encoding="utf-8")
+    temporary.replace(out)

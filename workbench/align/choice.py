@@ -1,0 +1,48 @@
+"""Which alignment and which round of it: what the pages Align and Shift both choose, kept in the URL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from core.align.records import RoundRecord
+from workbench.align import form as align_form
+from workbench.align import values as align
+from workbench.align.values import Entry
+from workbench.frame import state
+from workbench.frame.chart_base import visible
+
+
+def choose(known: list[Entry], *, new: bool = True) -> Entry | None:
+    """Which alignment, and the button of a new one. None for a link to one that is not here."""
+    titles = {entry.id: entry.title for entry in known}
+    found = align.find(state.settle("align_open", list(titles), known[0].id), known)
+    state.redraw_if_chosen()
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        with st.container(width=560):
+            bound = state.bound("pick alignment", found.id if found else None, lambda picked: state.choose(align_open=picked))
+            show: Any = {"format_func": lambda name: visible(titles.get(name, name), 120), "label_visibility": "collapsed"}
+            st.selectbox("Alignment", list(titles), placeholder="Choose an alignment", **show, **bound)
+        if new:
+            st.button("New alignment", icon=":material/add:", key="new alignment", on_click=_open_form, args=(None,))
+            if found is not None:
+                st.button("Change and rerun", icon=":material/tune:", type="tertiary", key="change alignment", on_click=_open_form, args=(found,))
+                with st.popover("As a command", type="tertiary", icon=":material/terminal:"):
+                    st.code(align_form.command(found.config), language="bash", wrap_lines=True)
+    return found
+
+
+def _open_form(entry: Entry | None) -> None:
+    if entry is None:
+        state.choose(align_new="1", runs_draft=None)
+    else:
+        align_form.fill(entry.config, parent=entry.run.id if entry.run else entry.id, align_new="1")
+
+
+def choose_round(rounds: list[RoundRecord], name: str = "align_round") -> RoundRecord:
+    """One of these rounds; the newest where the link names none."""
+    options = {str(one.round): f"Round {one.round}" if one.round else "Base model" for one in rounds}
+    chosen = state.segments("Round", options, name, default=str(rounds[-1].round))
+    state.shows(**{name: chosen})
+    return next(one for one in rounds if str(one.round) == chosen)

@@ -1,0 +1,240 @@
+"""The form that starts an alignment, made from AlignConfig: the preset, what most people set, everything else behind a switch, the equal command.
+
+Its draft is one of workbench.frame.forms, whose start is always a config: a preset's, or that of an earlier alignment.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from core.align.filtering import NONE, RANDOM, SPARSERM
+from core.align.presets import ALIGN_PRESETS, DEMO, TINY
+from core.cli import tables as console
+from core.cli.options import SAE_FIELDS, options_of
+from core.config import AlignConfig, Config
+from core.runs import launch as launching
+from core.runs.store import cache_root
+from workbench.align import values as align
+from workbench.frame import estimates, forms, models, run_panel, state
+from workbench.frame.chart_base import visible
+from workbench.frame.forms import Draft
+from workbench.frame.layout import label_text
+
+ORDER = (DEMO, TINY, *(name for name in ALIGN_PRESETS if name not in (DEMO, TINY)))
+SAID = {
+    DEMO: "SmolLM2-135M in minutes on two cores: enough to see every part work, too little to judge the method by.",
+    TINY: "A random toy model, made here: under a minute, no download, no sense.",
+    "smollm2-135m": "SmolLM2-135M over all prompts that the split left free: hours on two cores.",
+}
+PAPER = "The paper's cell, for a GPU."
+MAIN = ("arm", "rounds", "prompts", "prompts_limit", "candidates.mode", "candidates.task", "evaluation.mc", "dpo.lr")
+ARMS = (SPARSERM, NONE, RANDOM, "dense", "activations", "random-rows", "random-isotropic")
+# Title of a group of settings -> the config that holds them.
+GROUPS = {"This alignment": "", "Candidates": "candidates", "Training": "dpo", "Evaluation": "evaluation"}
+FIT_GROUPS = {
+    "Reward model: preference pairs": "fit.data",
+    "Reward model: language model": "fit.backbone",
+    "Reward model: sparse autoencoder": "fit.sae",
+    "Reward model: selection": "fit.selection",
+    "Reward model: head": "fit.head",
+    "Reward model: controls": "fit",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filled:
+    """What the form holds now: only without errors can it be launched."""
+
+    draft: Draft
+    config: AlignConfig
+    errors: Mapping[str, str]
+
+    @property
+    def command(self) -> str:
+        return command(self.config, preset_of(self.draft))
+
+
+def draft_of() -> Draft:
+    """The draft that the URL names, else a fresh one of the demo."""
+    draft = forms.draft_of(align.KIND)
+    return draft if draft.base is not None else replace(draft, base=ALIGN_PRESETS[DEMO].to_dict())
+
+
+def preset_of(draft: Draft) -> str:
+    """The preset that a draft starts from; empty where it starts from an earlier alignment."""
+    start = draft.start()
+    return next((name for name in ORDER if draft.parent is None and ALIGN_PRESETS[name] == start), "")
+
+
+def command(config: AlignConfig, preset: str = "") -> str:
+    """The `sparserm align` command that does the same, from this preset where that can be, else from the one that needs the fewest words."""
+    possible = [name for name in ORDER if _can_start(ALIGN_PRESETS[name], config)]
+    words = {name: options_of(config, ALIGN_PRESETS[name]) for name in ([preset] if preset in possible else possible)}
+    nearest = min(words, key=lambda name: len(words[name]))
+    return shlex.join(["sparserm", "align", "--preset", nearest, *words[nearest], "--detach"])
+
+
+def _can_start(base: AlignConfig, config: AlignConfig) -> bool:
+    """Whether options can turn a preset into this config: none of them takes away an SAE that the preset names."""
+    return all(not getattr(base.fit.sae, name) or getattr(config.fit.sae, name) for name in SAE_FIELDS)
+
+
+def fill(config: AlignConfig, parent: str | None = None, **ids: str | None) -> None:
+    """A form that starts from this config, for callbacks."""
+    forms.fill(align.KIND, config, parent, **ids)
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def form() -> Filled:
+    """Draws the form and returns what it holds."""
+    draft = draft_of()
+    _preset(draft)
+    config, errors = draft.built()
+    assert isinstance(config, AlignConfig)
+    _first(draft, config, errors)
+    wrong = sum(path not in MAIN for path in errors)
+    if forms._all_settings(f"All settings{f', {wrong} to mend' if wrong else ''}") or wrong:
+        for title, path in (GROUPS | ({} if config.model else FIT_GROUPS)).items():
+            _group(title, path, draft, errors)
+    return Filled(draft=draft, config=config, errors=errors)
+
+
+def _preset(draft: Draft) -> None:
+    name = preset_of(draft)
+    bound = state.bound("align preset", name or None, lambda chosen: fill(ALIGN_PRESETS[chosen or name]))  # a click on the chosen one: back to it
+    st.segmented_control("Start from", ORDER, help="Changes below are laid over this preset.", **bound)
+    if name:
+        preset = ALIGN_PRESETS[name]
+        prompts = f"{preset.prompts_limit:,} prompts" if preset.prompts_limit else "All free prompts"
+        st.caption(f"{prompts}, {preset.rounds} rounds. {SAID.get(name, PAPER)}")
+    elif draft.parent:
+        st.caption(f"Made from {label_text(align.short(draft.parent))}. Choose a preset to start anew.")
+
+
+def _first(draft: Draft, config: AlignConfig, errors: Mapping[str, str]) -> None:
+    """The reward model, the arm, and what else most people set."""
+    columns = st.columns(3)
+    with columns[0]:
+        _model(draft, config)
+    with columns[1]:
+        _arm(draft, config, errors.get("arm", ""))
+    rows = [(path, *forms._find(draft.start(), path)) for path in MAIN if path != "arm"]
+    with columns[2]:
+        forms._field(rows[0], draft, errors.get(rows[0][0], ""))
+    forms._grid(rows[1:], draft, errors)
+
+
+def _model(draft: Draft, config: AlignConfig) -> None:
+    known = {str(model.folder): model.title for model in models.models()}
+    options = ["", *known, *([config.model] if config.model and config.model not in known else [])]
+    bound = state.bound("align reward model", config.model, lambda chosen: _take(draft, "model", chosen))
+    st.selectbox(
+        "Reward model",
+        options,
+        format_func=lambda one: visible(known.get(one, one), 80) or "The preset's: found, else fitted first",
+        help="Measures every round and, in the arm sparserm, filters. Policy and reward model share the language model.",
+        **bound,
+    )
+
+
+def _arm(draft: Draft, config: AlignConfig, error: str) -> None:
+    options = [*ARMS, *([config.arm] if config.arm not in ARMS else [])]
+    bound = state.bound("align arm", config.arm, lambda chosen: _take(draft, "arm", chosen or SPARSERM))
+    help_ = "Which pairs DPO learns from. `none` keeps all, `random` drops as many as SparseRM would. A reward model's folder can be typed, too."
+    st.selectbox("Arm", options, format_func=lambda arm: visible(align.arm_words(arm), 80), help=help_, accept_new_options=True, **bound)
+    if error:
+        st.badge(f"Arm: {label_text(error, 120)}", icon=":material/error:", color="red")
+
+
+def _take(draft: Draft, path: str, value: str) -> None:
+    forms._take(draft, path, str(getattr(draft.start(), path)), value)
+
+
+def _group(title: str, path: str, draft: Draft, errors: Mapping[str, str]) -> None:
+    """The fields of one config, without those that stand above and those of the configs in it."""
+    config: Any = draft.start()
+    for part in path.split(".") if path else ():
+        config = getattr(config, part)
+    rows = [
+        (name, config, spec)
+        for spec in fields(config)
+        if not is_dataclass(getattr(config, spec.name)) and (name := f"{path}.{spec.name}" if path else spec.name) not in (*MAIN, "model")
+    ]
+    if rows:
+        st.markdown(f"###### {title}")
+        forms._grid(rows, draft, errors)
+
+
+# --- starting --------------------------------------------------------------------------------------------------------
+
+
+def launcher(*, first: bool, shows: str = "align_open", asked: tuple[str, ...] = ("align_new", "align_round", "align_show")) -> None:
+    """The form, the equal command, the estimate and the button. `first`: there is nothing to close it for. `shows` is the id in the URL under which
+    the page shows what was started; the ids in `asked` are forgotten with the form.
+    """
+    filled = form()
+    st.code(filled.command, language="bash", wrap_lines=True)
+    problem = _impossible(filled.config)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button(
+            "Start", type="primary", icon=":material/play_arrow:", key="start alignment", disabled=bool(filled.errors or problem),
+            on_click=_start, args=(filled.config, filled.draft.parent, shows, asked), help="Mend what is marked first." if filled.errors else None,
+        )  # fmt: skip
+        if problem:
+            st.text(visible(problem, 300))
+        elif not filled.errors:
+            _estimate(filled)
+        if not first:
+            st.space("stretch")
+            st.button("Close", type="tertiary", key="close form", on_click=state.clear, args=(*asked, forms.DRAFT, forms.ALL))
+
+
+def _impossible(config: AlignConfig) -> str:
+    """What can't go together, as the run would say it."""
+    from core.errors import ConfigError
+    from core.jobs.align import checked
+
+    try:
+        checked(config)
+    except ConfigError as error:
+        return "; ".join(part for part in (error.problem, error.remedy) if part)
+    return ""
+
+
+def _start(config: Config, parent: str | None, shows: str, asked: tuple[str, ...]) -> None:
+    run_id = run_panel.start(align.KIND, config, parent if parent and run_panel.find_id(parent) else None)
+    if run_id:
+        state.choose(**dict.fromkeys((*asked, forms.DRAFT, forms.ALL)), **{shows: run_id})
+
+
+def _estimate(filled: Filled) -> None:
+    words = [word for word in shlex.split(filled.command)[1:] if word != "--detach"]
+    known = estimates.estimate(words)
+    free = console.size(shutil.disk_usage(_existing(cache_root())).free)
+    if known is None:
+        disk = launching.load_job(align.KIND).disk(filled.config, cache_root())
+        st.fragment(_until_known, run_every=1.0)(words, f"Estimating the time; at most about {console.size(disk)} on disk, {free} free.")
+    elif "problem" in known:
+        st.text(visible(known["problem"], 400))
+    else:
+        took, disk, memory = console.duration(known["seconds"]), console.size(known["disk"]), console.size(known["memory"])
+        st.caption(f"Takes about {took}, {disk} on disk and {memory} of memory; {free} free.")
+
+
+def _until_known(words: list[str], said: str) -> None:
+    if estimates.estimate(words) is not None:
+        st.rerun()
+    st.caption(said)
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.parent)

@@ -1,0 +1,192 @@
+"""The Compare page: two reward models, their margins against each other, and the pairs on which they part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from core.reward.evaluation import Difference
+from core.reward.head_words import counted_pairs, mean_of, shipped_head, shipped_seed
+from core.types import Accuracy
+from workbench.compare.values import KINDS, Comparison, compare
+from workbench.frame import layout, models, state
+from workbench.frame.chart_base import number, visible
+from workbench.frame.charts import margins_scatter
+from workbench.frame.downloads import download_rows, show_chart
+from workbench.frame.models import FittedModel
+from workbench.response.values import one_line
+from workbench.response.view import LEFT, RIGHT
+
+SCOPES = {"heldout": "Held out by both", "all": "All shared pairs"}
+MOST_ROWS = 200
+
+
+def draw(first: FittedModel) -> None:
+    others = [model for model in models.models() if model.id != first.id]
+    if not others:
+        layout.empty("There is one reward model only.", "Fit another one, with other data, another layer or another K, and see where the two part.")
+        state.link("Launch a fit", "runs")
+        return
+    others.sort(key=lambda model: str(model.about["data"]) != str(first.about["data"]))  # those of the same pairs first
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        with st.container(width=380):
+            second = _second(others)
+        scope = state.segments("Pairs", SCOPES, "compare_pairs")
+    if second is None:
+        layout.empty("This link compares with a reward model that is not in this cache.", "Choose another one above.")
+        return
+    found = compare(first, second, held_out=scope == "heldout")
+    if not len(found):
+        shared = len(compare(first, second, held_out=False))
+        said = f"They share {shared:,} others: look at all shared pairs." if shared else "Compare models that were fitted on the same pairs."
+        layout.empty("There are no such pairs.", said)
+        return
+    only = state.chosen_pairs()
+    held = found if only is None else found.only(only)
+    if len(held):
+        _figures(held)
+    with st.container(horizontal=True, gap="medium", key="compare halves"):
+        with st.container(width=LEFT):
+            _scatter(first, second, found, None if only is None else only.pair_ids)
+        with st.container(width=RIGHT):
+            if len(held):
+                _table(first, held)
+            else:
+                layout.empty("None of the selected pairs is among these.", "Clear the selection above, or look at all shared pairs.")
+            _pair(found, state.get("pair"))
+
+
+def _second(others: list[FittedModel]) -> FittedModel | None:
+    """The chosen second model, else the first of these; None for a link to one that is not here."""
+    titles = {model.id: model.title for model in others}
+    chosen = state.settle("compare_with", list(titles), others[0].id)
+    state.redraw_if_chosen()
+    shown = chosen if chosen in titles else None
+    bound = state.bound("pick compare_with", shown, lambda picked: state.choose(compare_with=picked))
+    show: Any = {"format_func": lambda name: visible(titles.get(name, name)), "placeholder": "Choose a reward model"}
+    st.selectbox("Second reward model", list(titles), **show, **bound)
+    return next((model for model in others if model.id == shown), None)
+
+
+def _figures(found: Comparison) -> None:
+    st.markdown(_accuracies(found))
+    st.caption("95 % intervals over prompts; the two are paired by prompt. What follows, too, is of the shipped heads, which give the rewards.")
+    with st.container(horizontal=True, gap="small", key="compare figures"):
+        _share("Same preference (%)", found.agreement)
+        rho = found.correlation
+        if rho is not None:
+            _figure(
+                "Correlation of margins",
+                f"{rho.value:.2f}",
+                f"{rho.low:.2f} to {rho.high:.2f}, n = {len(found):,}",
+                "Spearman, of the shipped heads; 95 % interval over prompts",
+            )
+        shared = found.shared_latents
+        if shared is not None:
+            _figure("Latents in common", f"{shared[0]:,}", f"of {shared[1]:,} and {shared[2]:,}", "both read the same SAE")
+
+
+def _accuracies(found: Comparison) -> str:
+    """A table: like is compared with like, mean over the heads with mean, shipped head with shipped head."""
+    rows = []
+    both = (found.first, found.second)
+    means = [mean_of(len(margins)) for margins in found.margins_by_head]
+    shipped = [shipped_head(shipped_seed(of.parts.method)) for of in both]
+    for accuracies, heads, difference in (
+        (found.mean_accuracies, means, found.mean_difference),
+        (found.accuracies, shipped, found.difference),
+    ):
+        cells = [f"{_percent(one)}, {of}" for one, of in zip(accuracies, heads, strict=True)]
+        rows.append([*cells, "–" if difference is None else _points(difference)])
+    what = f"Accuracy on {counted_pairs(len(found), found.split)}" + (", training ones among them" if found.split == "shared" else "")
+    head = [what, "First", "Second", "Second less first"]
+    lines = [head, ["---"] * len(head), *(["Means over heads", *rows[0]], ["Shipped heads", *rows[1]])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _percent(one: Accuracy) -> str:
+    return f"**{100 * one.accuracy:.1f} %** ({100 * one.low:.1f} to {100 * one.high:.1f})"
+
+
+def _points(one: Difference) -> str:
+    return f"**{100 * one.difference:+.1f} points** ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
+
+
+def _share(label: str, one: Accuracy) -> None:
+    said = f"{100 * one.low:.1f} to {100 * one.high:.1f}, n = {one.n:,}"
+    _figure(label, number(100 * one.accuracy, ".1f"), said, "95 % interval over prompts")
+
+
+def _figure(label: str, value: str, below: str, help: str) -> None:
+    st.metric(label, value, below, delta_color="off", delta_arrow="off", help=help)
+
+
+def _scatter(first: FittedModel, second: FittedModel, found: Comparison, marked: frozenset[str] | None) -> None:
+    names = (f"first ({first.id[:4]})", f"second ({second.id[:4]})")
+    margins = (found.margins[0].tolist(), found.margins[1].tolist())
+    chart = margins_scatter(*margins, found.pair_ids, found.prompts, names, marked=marked, chosen=state.get("pair"))
+    key = f"compare {first.id} {second.id} {len(found)}"
+    show_chart(chart, key=key, name=f"{first.id[:4]}-{second.id[:4]}", select=("points", "lasso", "box"), on_select=_picked)
+    st.caption("Click a point to read its pair. A lasso holds all lists to its pairs, here and on every page.")
+
+
+def _picked(pair_ids: list[str]) -> None:
+    """A click chooses a pair; a lasso holds every list to its pairs."""
+    if len(pair_ids) == 1:
+        state.choose(pair=pair_ids[0])
+    elif pair_ids:
+        state.choose_pairs(pair_ids, "lasso in Compare")
+
+
+def _pair(found: Comparison, pair_id: str) -> None:
+    """The chosen pair, and the way to its explanation."""
+    if pair_id not in found.pair_ids:
+        return
+    row = found.pair_ids.index(pair_id)
+    pair = found.first.pair(int(found.numbers[row]))
+    with st.container(border=True, gap="small", key="compare pair"):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.text(visible(found.prompts[row]), width="stretch")
+            state.link("Explain it", "response", pair=pair_id)
+        for name in ("chosen", "rejected"):
+            st.caption(name.capitalize())
+            st.text(visible(one_line(getattr(pair, name), 400)))
+
+
+def _table(first: FittedModel, found: Comparison) -> None:
+    counts = {kind: len(found.rows_of(kind)) for kind in KINDS}
+    kind = state.segments("Which", {kind: f"{said} ({counts[kind]:,})" if kind != "any" else said for kind, said in KINDS.items()}, "compare_kind")
+    rows = found.table(found.rows_of(kind)[:MOST_ROWS])
+    if not rows:
+        st.caption("No pair: neither model is right where the other is wrong in this way.")
+        return
+    ids = [row["pair"] for row in rows]
+    chosen = state.get("pair") if state.get("pair") in ids else ""
+    name = f"compare table {first.id} {state.get('compare_with')} {kind} {len(found)}"
+    key = state.table_key(name, chosen)
+    shown = {name: [visible(row[name]) if isinstance(row[name], str) else row[name] for row in rows] for name in rows[0] if name != "pair"}
+    numbers = {name: st.column_config.NumberColumn(format="%.2f") for name in shown if name.startswith(("margin", "P("))}
+    st.dataframe(
+        shown,
+        key=key,
+        on_select=lambda: _marked(name, key, ids),
+        selection_mode="single-row",
+        selection_default={"selection": {"rows": [ids.index(chosen)] if chosen else []}},
+        hide_index=True,
+        height=320,
+        column_config=numbers,
+    )
+    with st.container(horizontal=True):
+        download_rows(
+            found.table(found.rows_of(kind)), name=f"{first.id[:4]}-{state.get('compare_with')[:4]}", what=f"compare-{kind}", key="compare files"
+        )
+    if counts[kind] > MOST_ROWS:
+        st.caption(f"The first {MOST_ROWS:,} of {counts[kind]:,}; the files hold all of them.")
+
+
+def _marked(name: str, key: str, ids: list[str]) -> None:
+    """The pair that a person marked in the table."""
+    rows = st.session_state[key]["selection"]["rows"]
+    if rows and rows[0] < len(ids) and state.table_shows(name, key, ids[rows[0]]):
+        state.choose(pair=ids[rows[0]])

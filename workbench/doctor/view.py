@@ -1,0 +1,109 @@
+"""The Doctor page, drawn: the verdict, and each check with its figure, its bound and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from core.cli import tables as console
+from core.config import DoctorConfig, DoctorRunConfig
+from core.doctor.report import FAIL, PASS, STATUSES, WARN, Check, Report
+from workbench.doctor import values as doctor
+from workbench.frame import layout, run_panel, state
+from workbench.frame.downloads import download_rows, show_rows
+from workbench.frame.models import FittedModel
+
+LOOKS: dict[str, tuple[str, Any]] = {
+    PASS: (":material/check_circle:", "green"),
+    WARN: (":material/warning:", "orange"),
+    FAIL: (":material/error:", "red"),
+}
+WORDS = {PASS: "Pass", WARN: "Warn", FAIL: "Fail"}
+SHOWN = {"": "All checks", FAIL: "Failed", WARN: "Warnings", PASS: "Passed"}
+SAID = "Reads responses again alone, padded and shuffled, measures the SAE on their tokens, swaps labels. Takes about a minute; go on meanwhile."
+
+
+def need_report(model: FittedModel) -> Report:
+    """The chosen report, else the newest. Where there is none, offers the run that makes it and ends the page."""
+    made = doctor.made(model)
+    run = run_panel.find_id(state.get("doctor_run"))
+    if run is not None and run.status().state != "succeeded":
+        run_panel.show(run)
+    if not made:
+        layout.empty("This reward model has not been examined yet.")
+        run_panel.offer("doctor", DoctorRunConfig(model=str(model.folder)), "Examine this reward model", said=SAID)
+        st.stop()
+    chosen = state.get("doctor_made") if state.get("doctor_made") in made else next(iter(made))
+    state.shows(doctor_made=chosen)
+    return doctor.report_of(made[chosen])
+
+
+def verdict(model: FittedModel, report: Report) -> None:
+    """The worst status in a sentence, the counts, and another examination."""
+    icon, colour = LOOKS[report.status]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.badge(WORDS[report.status], icon=icon, color=colour)
+        st.markdown(f"**{doctor.VERDICTS[report.status]}**")
+        st.space("stretch")
+        for status in reversed(STATUSES):
+            st.badge(f"{report.counts[status]} {WORDS[status].lower()}", icon=LOOKS[status][0], color=LOOKS[status][1])
+        _again(model)
+    seconds = sum(report.seconds.values())
+    st.caption(f"Examined in {console.duration(seconds)}." if seconds else "")
+
+
+def _again(model: FittedModel) -> None:
+    with st.popover("Examine again", icon=":material/refresh:"), st.form("doctor again", border=False):
+        usual = DoctorConfig()
+        swaps = st.number_input("Label swaps", 3, 1000, usual.swaps, key="doctor swaps", help="100 take ten times as long, and say it more surely")
+        responses = st.number_input("Responses scored again", 4, 10_000, usual.responses, key="doctor responses")
+        seed = st.number_input("Seed", 0, 10**6, usual.seed, key="doctor seed")
+        if st.form_submit_button("Start"):
+            asked = DoctorConfig(swaps=int(swaps), responses=int(responses), seed=int(seed))
+            state.choose(doctor_run=run_panel.start("doctor", DoctorRunConfig(model=str(model.folder), doctor=asked)), doctor_made=None)
+            st.rerun()
+
+
+def checks(model: FittedModel, report: Report) -> None:
+    """Each check, worst first: in full where something is to be done, on a line where it passes."""
+    made = doctor.made(model)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        with st.container(width=200):
+            status = state.pick("Show", [one for one in SHOWN if not one or report.counts[one]], "doctor_show", show=SHOWN.__getitem__)
+        if len(made) > 1:
+            with st.container(width=300):
+                state.pick("Report", list(made), "doctor_made", show=lambda name: doctor.how(made[name]))
+        st.space("stretch")
+        download_rows(doctor.rows(report.checks), name=model.name, what="doctor", key="doctor")
+    for number, check in enumerate(doctor.ordered(report, status)):
+        with st.container(border=bool(check.remedy), key=f"check {number}"):
+            _check(check, number)
+
+
+def _check(check: Check, number: int) -> None:
+    icon, colour = LOOKS[check.status]
+    name, said, more = st.columns([5, 12, 2], gap="medium", vertical_alignment="top")
+    with name, st.container(horizontal=True, vertical_alignment="center"):
+        st.badge(WORDS[check.status], icon=icon, color=colour)
+        st.text(check.name[:1].upper() + check.name[1:])
+    with said:
+        st.text(check.figure)
+        if check.remedy:
+            st.text(f"Bound: {check.bound}")
+            st.text(f"To do: {check.remedy}")
+    with more:
+        _why(check, number)
+
+
+@st.fragment
+def _why(check: Check, number: int) -> None:
+    """Why the check is there, and its further figures; sent when it is opened."""
+    behind = st.popover("Why", type="tertiary", key=f"check {number} why", on_change="rerun")
+    if behind.open:
+        with behind:
+            st.text(check.reason)
+            st.text(f"Bound: {check.bound}")
+            details = doctor.flat(check.details)
+            if details:
+                show_rows(details, key=f"check {number} details")

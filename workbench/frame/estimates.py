@@ -1,0 +1,64 @@
+"""What a run would take, before it is started: the equal command with `--estimate`, in a process of its own, since it needs the engine.
+
+One at a time, and only while somebody looks. Estimates are kept in the cache under the command's name. No Streamlit here.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.runs.store import cache_root, write_json
+from core.types import sha256_of
+
+PATIENCE = 180.0  # seconds that an estimate may take
+WANTED = 4.0  # seconds after which nobody looks any more
+ROOT = Path(__file__).resolve().parents[2]
+
+_turn = threading.Semaphore(1)
+_asked: dict[Path, float] = {}
+_started: set[Path] = set()
+_lock = threading.Lock()
+
+
+def estimate(words: Sequence[str]) -> Mapping[str, Any] | None:
+    """`seconds`, `memory`, `disk` (bytes), or `problem`, for a `sparserm` command without its first word; None while it is not known: ask again."""
+    path = cache_root() / "workbench" / "estimate" / f"{sha256_of(list(words))[:16]}.json"
+    with _lock:
+        _asked[path] = time.monotonic()
+        if path.is_file():
+            found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return found
+        if path not in _started:
+            _started.add(path)
+            threading.Thread(target=_make, args=(path, list(words)), daemon=True, name="estimate").start()
+    return None
+
+
+def _make(path: Path, words: list[str]) -> None:
+    try:
+        with _turn:
+            if time.monotonic() - _asked[path] < WANTED:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, _measured(words))
+    finally:
+        with _lock:
+            _started.discard(path)
+
+
+def _measured(words: list[str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "core.cli.main", *words, "--estimate", "--json"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT, check=False, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        return {"problem": "the estimate took too long"}
+    if done.returncode:
+        return {"problem": "\n".join(done.stderr.strip().splitlines()[-4:]) or "no estimate could be made"}
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found

@@ -1,0 +1,180 @@
+"""What every page has: its head, the chips of what is chosen, and the three states in which it has nothing of its own to show.
+
+    model = frame.need_model()      the chosen reward model, else the newest. Where there is none, says so, offers to build the demo (or shows
+                                    how far it is) and ends the page.
+    frame.empty("No pages yet.", "What to do next, in a sentence.")     a designed empty state; draw the button below it
+    frame.failed(error)             problem, expected, found, what to do. shell.py does this for every SparseRMError that a page raises.
+
+Texts of data or models never go into a label or Markdown: st.text, st.code, a select box and a table's cells show them as they are. Where a label
+must hold one, `label_text` takes out all that Markdown knows.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import urlencode
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from core.errors import SparseRMError
+from workbench.frame import left_out as what_is_left_out
+from workbench.frame import models, run_panel, state
+from workbench.frame.chart_base import visible
+from workbench.frame.models import OWN, FittedModel
+from workbench.frame.page_list import Place, places
+
+
+def label_text(text: object, longest: int = 60) -> str:
+    """A text from data or models, fit for a label: letters, digits and a few signs that mean nothing in Markdown."""
+    plain = " ".join(re.sub(r"[^\w ,.()%+-]|_", " ", str(text)).split())
+    return plain if len(plain) <= longest else plain[: longest - 1] + "…"
+
+
+def settle_model() -> None:
+    """The reward model that this session looks at from now on: the URL's, else the last one that was looked at, else the newest."""
+    known = [model.id for model in models.models()]
+    if known:
+        state.settle("model", known, known[0])
+
+
+def menu(root: st.Page | None) -> None:
+    """The sidebar's links to all pages. Each carries what is chosen, which Streamlit's own menu would drop.
+
+    `root` is the page at the root of the address where this is the one that is open: its link is marked then.
+    """
+    with st.container(key="menu", gap="xxsmall"):
+        section = ""
+        for place in places():
+            if place.section != section:
+                section = place.section
+                st.caption(section)
+            if root is not None and place is places()[0]:
+                st.page_link(root, query_params=state.params())
+            else:
+                state.link(place.title, place.name)
+
+
+def head(place: Place) -> DeltaGenerator:
+    """Title, question, and what is chosen. Returns where `link_to_view` writes the link, once the page has drawn what it shows."""
+    title, chosen = st.columns([2, 3], vertical_alignment="center", gap="small")
+    with title:
+        st.markdown(f"### {place.title}")
+        st.caption(place.question)
+    with chosen, st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="bottom", gap="small", key="chips"):
+        return _chips()
+
+
+def _chips() -> DeltaGenerator:
+    known = models.models()
+    model = models.find(state.get("model"))
+    chips = {
+        "pair": _pair_words(model),
+        "latent": f"Latent {label_text(state.get('latent'), 12)}",
+        "filter": _filter_words(),
+    }
+    for name, words in chips.items():
+        if state.get(name):
+            st.button(words, key=f"chip {name}", icon=":material/close:", help=f"Clear this {name}", on_click=state.clear, args=(name,))
+    if known:
+        with st.container(width=370):
+            _pick_model(known, model)
+    if not known and not state.params():
+        return st.empty()
+    with st.popover("", icon=":material/link:", help="Link to this view"):
+        st.caption("This link opens the same view in any browser on this machine.")
+        return st.empty()
+
+
+def link_to_view(slot: DeltaGenerator) -> None:
+    """Writes the link of this view where `head` left room for it: with all that the page shows, so that it opens the same tomorrow."""
+    view = state.whole_view()
+    if view:
+        slot.code(f"{(st.context.url or '').partition('?')[0]}?{urlencode(view)}", language=None, wrap_lines=True)
+
+
+def _pick_model(known: list[FittedModel], model: FittedModel | None) -> None:
+    """A select box of the reward models. What is not of the other model is cleared with the change, so that selections never mix."""
+    titles = {model.id: model.title for model in known}
+
+    def take(picked: str) -> None:
+        swapped = {"compare_with": model.id} if model and picked == state.get("compare_with") else {}
+        state.choose(model=picked, **swapped)
+
+    bound = state.bound("pick model", model.id if model else None, take)
+    show: Any = {"format_func": lambda name: titles.get(name, name), "label_visibility": "collapsed"}
+    st.selectbox("Reward model", list(titles), placeholder="Choose a reward model", **show, **bound)
+
+
+def _pair_words(model: FittedModel | None) -> str:
+    """The pair's place, since its id is a text from the data."""
+    if state.get("pair").startswith(OWN):
+        return "Your own texts"
+    try:
+        row = model.pair_row(state.get("pair")) if model else None
+    except SparseRMError:
+        row = None
+    return "Pair not of this model" if row is None else f"Pair {row + 1:,}"
+
+
+def _filter_words() -> str:
+    chosen = state.chosen_pairs()
+    return "Unknown filter" if chosen is None else f"{len(chosen):,} pairs, {label_text(chosen.said)}"
+
+
+def need_model() -> FittedModel:
+    """The chosen reward model, else the newest; ends the page where there is none, or where a link names one that is not here."""
+    wanted, known = state.get("model"), models.models()
+    model = next((model for model in known if model.id == wanted), None)
+    if model is None and known and wanted:
+        empty("This link names a reward model that is not in this cache.", "It may have been removed, or made on another machine.")
+        st.button("Show the newest instead", type="primary", on_click=state.clear, args=("model",))
+        st.stop()
+    if not known:
+        run_panel.demo()
+        st.markdown("##### What the pages answer, once there is a reward model")
+        cards("overview")
+        st.stop()
+    model = model or known[0]
+    left_out(model)
+    return model
+
+
+def left_out(model: FittedModel) -> None:
+    """Says on every page of a model what its figures leave out, where they leave out anything."""
+    headline = what_is_left_out.headline(model)
+    if headline:
+        with st.expander(headline, icon=":material/filter_alt:"):
+            for line in what_is_left_out.lines(model):
+                st.text(visible(line, 400))
+
+
+def cards(*without: str) -> None:
+    """What the other pages answer, each a link."""
+    shown = [place for place in places() if place.name not in without]
+    for start in range(0, len(shown), 3):
+        for column, place in zip(st.columns(3), shown[start : start + 3], strict=False):
+            with column, st.container(border=True, height="stretch", gap="xxsmall"):
+                state.link(place.title, place.name)
+                st.caption(place.question)
+
+
+def empty(title: str, next_step: str = "") -> None:
+    """An empty state: what is missing, and what to do. Both are our words."""
+    with st.container(border=True, key=f"empty {title}"):
+        st.markdown(f"#### {title}")
+        if next_step:
+            st.markdown(next_step)
+
+
+def failed(error: SparseRMError | Any) -> None:
+    """An error with its way out. `error` is a SparseRMError, or the mapping that a run's status holds."""
+    said = error if isinstance(error, dict) else {name: getattr(error, name, "") for name in ("problem", "expected", "found", "remedy")}
+    with st.container(border=True, key=f"failed {hash(str(said.get('problem')))}"):
+        st.error("This did not work.", icon=":material/error:")
+        st.text(said.get("problem", ""))
+        for name, words in (("expected", "Expected"), ("found", "Found"), ("remedy", "What to do")):
+            if said.get(name):
+                st.caption(words)
+                st.text(said[name])

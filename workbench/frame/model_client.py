@@ -1,0 +1,258 @@
+"""The live reward model, from the pages: the one client of the model's own process (core.serving). No page loads torch.
+
+    live = live_model(folder)                   # cheap; the same object for the same folder
+    state = live.ensure()                       # starts the process if it is not there; returns at once, never waits
+    if state.ready: live.explain(prompt, response)
+    elif state.failed: state.error["problem"], state.error["remedy"] ... and a button: live.ensure(again=True)
+    else: st.progress(state.fraction, state.text)     # look again in a fragment with run_every=0.5
+
+A prompt is a text (one user message) or a list of messages {role, content}; a response is a text. Answers are plain dicts and lists, in the shapes
+of `sparserm explain --json`. Every call starts the process if need be, waits for it up to `PATIENCE` seconds, and asks once more where it died
+meanwhile. All raise core.errors.SparseRMError: DataError for a text that can't be read, ConfigError for a latent or span that is not there,
+BackboneError where the process can't be had. Safe in threads.
+
+What needs no language model does not need the process: a pair that is kept beside the model is explained here (`core.explain.kept.Kept`), at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from core.errors import BackboneError, SparseRMError, described, error_from
+from core.serving.launch import health, start, stop
+from core.serving.server_folder import Address, Place, place_of
+from core.serving.texts import Texts
+
+PATIENCE = 60.0  # seconds that a call waits for the process to be ready
+ANSWER = 300.0  # seconds that it waits for an answer
+Dialogue = str | Sequence[Mapping[str, str]]
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveState:
+    """How the model's process stands: `off` (nobody needs it yet), `starting`, `ready` or `failed`.
+
+    `text` says what it does, `fraction` how much of the loading is done (0 to 1), `seconds` how long it has been loading, `left` about how long it
+    still will. `error` has problem, expected, found and remedy. `pid`, `rss` (bytes), `idle` (seconds since the last question) are known once it
+    listens; `explains` is False for controls without latents, which can only score.
+    """
+
+    name: str
+    text: str = ""
+    fraction: float = 0.0
+    seconds: float = 0.0
+    left: float | None = None
+    error: Mapping[str, Any] | None = None
+    pid: int | None = None
+    rss: int | None = None
+    idle: float = 0.0
+    explains: bool = True
+
+    @property
+    def ready(self) -> bool:
+        return self.name == "ready"
+
+    @property
+    def failed(self) -> bool:
+        return self.name == "failed"
+
+
+class Live:
+    """One reward model's process, seen from here. `root` is the cache (default: `SPARSERM_CACHE`)."""
+
+    def __init__(self, model: str | Path, root: Path | None = None, *, patience: float = PATIENCE) -> None:
+        self.place: Place = place_of(model, root)
+        self.texts = Texts(self.place.root)
+        self.patience = patience
+        self._http: Any = None
+        self._making = threading.Lock()
+
+    # --- the process ---
+
+    def ensure(self, *, again: bool = False) -> LiveState:
+        """Starts the process unless it is there, and says how it stands, at once. `again` tries once more what has failed."""
+        try:
+            start(self.place, again=again)
+        except SparseRMError as error:
+            return LiveState(name="failed", error=described(error))
+        state = self.state()
+        return LiveState(name="starting", text="Starting the model") if state.name == "off" else state
+
+    def state(self) -> LiveState:
+        """How it stands; starts nothing."""
+        address = self.place.address()
+        if address is not None:
+            found = health(address)
+            if found is not None:
+                return LiveState(**{name: found[name] for name in LiveState.__dataclass_fields__ if name in found})
+        if self.place.live():
+            return LiveState(name="starting", text="Starting the model")
+        failure = self.place.failure()
+        return LiveState(name="off") if failure is None else LiveState(name="failed", error=failure)
+
+    def wait(self, seconds: float | None = None) -> LiveState:
+        """Starts it and waits until it is ready or has failed, at most `seconds`."""
+        end = time.monotonic() + (self.patience if seconds is None else seconds)
+        while not (state := self.ensure()).ready and not state.failed and time.monotonic() < end:
+            time.sleep(0.05)
+        return state
+
+    def stop(self) -> bool:
+        """Ends the process; whether there was one. The next call starts it again."""
+        return stop(self.place)
+
+    # --- scoring ---
+
+    def score(self, prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> dict[str, Any]:
+        """{rewards: a number or None a response, refused: {number of a response as text: why it has none},
+        shortened: [numbers as text of responses read with a cut prompt]}."""
+        return self._ask("score", {"prompts": _plain(prompts), "responses": _plain(responses)})
+
+    def score_pairs(self, pairs: Sequence[tuple[Dialogue, str, str]]) -> dict[str, Any]:
+        """Of (prompt, chosen, rejected): {chosen, rejected, margin, probability: a number or None a pair, refused: {"3.chosen": why}}."""
+        rows = [{"prompt": _plain(prompt), "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in pairs]
+        return self._ask("score_pairs", {"pairs": rows})
+
+    # --- explaining ---
+
+    def explain(self, prompt: Dialogue, response: str, *, tokens: bool = True) -> dict[str, Any]:
+        """{kind: "response", explanation, response: {tokens}}: as `sparserm explain --json`, but that deletions and gradient are asked for apart."""
+        return self._ask("explain", {"prompt": _plain(prompt), "response": response, "tokens": tokens})
+
+    def explain_pair(self, prompt: Dialogue, chosen: str, rejected: str, *, tokens: bool = True) -> dict[str, Any]:
+        """{kind: "pair", explanation, chosen: {tokens}, rejected: {tokens}}."""
+        return self._ask("explain", {"prompt": _plain(prompt), "chosen": chosen, "rejected": rejected, "tokens": tokens})
+
+    def tokens(self, prompt: Dialogue, response: str) -> dict[str, Any]:
+        """{texts, kinds, activation: {latent: values}, running_reward}: the tokens of a response alone, for a pair that was explained without."""
+        found: dict[str, Any] = self._ask("tokens", {"prompt": _plain(prompt), "response": response})["tokens"]
+        return found
+
+    def deletions(self, prompt: Dialogue, response: str, spans: Sequence[Span] | None = None) -> list[dict[str, Any]]:
+        """What each span of characters adds ({start, stop, text, effect}); without `spans` each sentence."""
+        asked = None if spans is None else [list(span) for span in spans]
+        found: list[dict[str, Any]] = self._ask("deletions", {"prompt": _plain(prompt), "response": response, "spans": asked})["deletions"]
+        return found
+
+    def gradient(self, prompt: Dialogue, response: str) -> dict[str, Any]:
+        """{norm: a number a token of `explain`'s tokens, reward}. The first one costs seconds and memory."""
+        found: dict[str, Any] = self._ask("gradient", {"prompt": _plain(prompt), "response": response})["gradient"]
+        return found
+
+    def edit(self, prompt: Dialogue, response: str, parent_id: str | None = None, *, tokens: bool = True) -> dict[str, Any]:
+        """A changed prompt or response, and the change against its parent; without `parent_id` the root of a chain.
+
+        {edit_id, parent_id, change, explanation, tokens, steps: [{edit_id, prompt, response, reward}] from the root to this one, n_tokens,
+        n_computed}. `edit_id` can stand in a link: the texts are kept in the cache (`edit_texts`), so it can be asked for again after a restart.
+        """
+        return self._ask("edit", {"prompt": _plain(prompt), "response": response, "parent_id": parent_id, "tokens": tokens})
+
+    def edit_texts(self, edit_id: str) -> list[dict[str, Any]]:
+        """{edit_id, parent_id, prompt (messages), response} of each edit from the root to this one. Needs no process. Raises MissingError."""
+        return self.texts.chain(edit_id)
+
+    def keep_pair(self, prompt: str, chosen: str, rejected: str) -> str:
+        """Keeps a person's own pair (`rejected` may be empty: one response) and returns an id for links. Needs no process."""
+        return self.texts.keep_pair(prompt, chosen, rejected)
+
+    def kept_pair(self, pair_id: str) -> dict[str, str]:
+        """{prompt, chosen, rejected} of `keep_pair`. Raises MissingError."""
+        return self.texts.pair(pair_id)
+
+    def switch_off(self, latents: Sequence[int], prompt: Dialogue | None = None, response: str | None = None) -> dict[str, Any]:
+        """{off, all_on}, each with accuracy, low, high, n, length (its correlation) and, given a response, reward.
+
+        Without a response, or for one that is kept beside the model, `core.explain.kept.Kept.switch_off` says it without the process.
+        """
+        asked = {} if response is None else {"prompt": _plain(prompt or ""), "response": response}
+        return self._ask("switch", {"latents": [int(latent) for latent in latents], **asked})
+
+    def activations(self, text: str, latents: Sequence[int] = (), *, prompt: Dialogue | None = None, top: int = 10) -> dict[str, Any]:
+        """Latents of the whole SAE on a text of one's own: as a user's message, or with `prompt` as the answer to it.
+
+        {texts, kinds, activation: {latent: values} for `latents`, top: [{latent_id, activation, token}]}: those of highest activation on the text.
+        """
+        asked = {"text": text, "latents": [int(latent) for latent in latents], "top": top}
+        return self._ask("activations", asked if prompt is None else {**asked, "prompt": _plain(prompt)})
+
+    # --- asking ---
+
+    def _ask(self, what: str, value: Mapping[str, Any]) -> dict[str, Any]:
+        import httpx2
+
+        end, left = time.monotonic() + self.patience, 2
+        while True:
+            address = self._ready(max(0.0, end - time.monotonic()))
+            try:
+                answer = self._client().post(f"{address.url}/{what}", json=value, headers=_key(address))
+            except httpx2.TimeoutException as error:
+                raise BackboneError("the model takes too long over this", found=f"more than {ANSWER:.0f} s", remedy="give a shorter text") from error
+            except httpx2.TransportError as error:  # it has died, or has just given up being idle
+                left -= 1
+                if not left:
+                    raise self._dead(error) from error
+                end = time.monotonic() + self.patience
+                continue
+            if answer.status_code in (401, 503) and time.monotonic() < end:  # another launch by now, or busy
+                time.sleep(0.1)
+                continue
+            return _answered(answer)
+
+    def _ready(self, seconds: float) -> Address:
+        state = self.wait(seconds)
+        address = self.place.address() if state.ready else None
+        if state.failed and state.error:
+            raise error_from(state.error)
+        if address is None:
+            found = f"{state.text or state.name} for {seconds:.0f} s"
+            raise BackboneError("the model is not ready yet", found=found, remedy=f"wait a little; see {self.place.log}")
+        return address
+
+    def _client(self) -> Any:
+        with self._making:
+            if self._http is None:
+                import httpx2
+
+                # Not from the environment: a proxy named there is for the outside, and the secret is for nobody there.
+                self._http = httpx2.Client(timeout=httpx2.Timeout(ANSWER, connect=2.0), trust_env=False, follow_redirects=False)
+            return self._http
+
+    def _dead(self, error: Exception) -> BackboneError:
+        last = self.place.log_tail().splitlines()[-1:]
+        found = f"{type(error).__name__}; {''.join(last) or 'nothing in its log'}"
+        return BackboneError("the model's process died twice over this", found=found, remedy=f"give a shorter text; see {self.place.log}")
+
+
+@cache
+def live_model(model: str, root: Path | None = None) -> Live:
+    """The process of the reward model in this folder: the same object, with its open connections, for the same folder."""
+    return Live(model, root)
+
+
+def _key(address: Address) -> dict[str, str]:
+    return {"Authorization": f"Bearer {address.secret}"}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples of messages as JSON lists."""
+    return value if isinstance(value, str) else [_plain(one) if not isinstance(one, Mapping) else dict(one) for one in value]
+
+
+def _answered(answer: Any) -> dict[str, Any]:
+    try:
+        found = answer.json()
+    except ValueError:
+        found = None
+    if answer.status_code == 200 and isinstance(found, dict):
+        return found
+    error = found.get("error") if isinstance(found, dict) else None
+    if isinstance(error, Mapping):
+        raise error_from(error)
+    raise BackboneError("the model's process gave no answer that can be read", found=f"status {answer.status_code}")

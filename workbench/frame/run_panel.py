@@ -1,0 +1,407 @@
+"""Runs on a page: starting them, how far they are, how they ended. A run is a process of its own: it outlives the browser and this server.
+
+    run_panel.offer("doctor", DoctorRunConfig(model=str(model.folder)), "Examine this reward model", said="Takes about a minute.")
+        where a page lacks something that a run makes: the button that starts it, then its progress, or why it failed and the way on. Call it where
+        what it makes was looked for and not found; when the run ends, the page is drawn again.
+    run_panel.show(run)                 one run: state, steps, time left, figures, cancel or resume
+    run_panel.start("fit", config)      starts one and returns its id; "" where it could not, which `complaint()` then tells
+    run_panel.command("fit", config)    the `sparserm` command that does the same
+    run_panel.demo(), run_panel.ticker()    for frame.py and shell.py
+
+Kinds: fit, sweep, sae-train, pairs, doctor, spaces, latents, align (core.runs.registry).
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from core.cli import tables as console
+from core.cli.options import options_of
+from core.config import Config
+from core.errors import SparseRMError, StoreError
+from core.runs import launch as launching
+from core.runs.registry import Run, Status, all_runs, kind_of, runs_root
+from workbench.frame import progress, state, uploads
+
+POLL, IDLE_POLL = 1.0, 4.0  # seconds between two looks at live runs, and at whether somebody started one
+DEMO, TOY = "smollm2-135m", "tiny"
+KIND_WORDS = {
+    "fit": "Fit",
+    "sweep": "Sweep",
+    "sae-train": "SAE training",
+    "pairs": "Pairs check",
+    "doctor": "Doctor",
+    "spaces": "Spaces",
+    "latents": "Latents' pages",
+    "align": "Alignment",
+}
+STATE_LOOKS: Mapping[str, tuple[str, Any]] = {
+    "queued": (":material/hourglass_empty:", "gray"),
+    "running": (":material/progress_activity:", "blue"),
+    "succeeded": (":material/check:", "green"),
+    "failed": (":material/error:", "red"),
+    "cancelled": (":material/block:", "gray"),
+    "interrupted": (":material/power_off:", "orange"),
+    "damaged": (":material/broken_image:", "red"),
+}
+UNKNOWN_LOOK: tuple[str, Any] = (":material/question_mark:", "gray")
+STEP_WORDS = {
+    "read pairs": "Reading pairs",
+    "duplicates": "Looking for duplicates",
+    "load SAE": "Loading the SAE",
+    "load model": "Loading the language model",
+    "de-quantise": "Unpacking the language model",
+    "tokenise": "Tokenising",
+    "extraction": "Reading hidden states",
+    "selection": "Comparing latents",
+    "heads": "Training heads",
+    "controls": "Training controls",
+    "curve": "Accuracy against K",
+    "faithfulness": "Testing explanations",
+    "activations": "Reading activations",
+    "pages": "Writing pages",
+    "neighbours": "Comparing neighbours",
+    "sae training": "Training the SAE",
+    "measure SAE": "Measuring the SAE",
+    "measure loss recovered": "Measuring loss recovered",
+    "label swaps": "Fitting swapped labels",
+    "read alone": "Scoring responses alone",
+    "read in batches": "Scoring responses in batches",
+    "wording": "Learning from wording alone",
+}
+
+
+# --- words about a run -----------------------------------------------------------------------------------------------
+
+
+def kind_words(kind: str) -> str:
+    return KIND_WORDS.get(kind, kind)
+
+
+def step_words(step: str) -> str:
+    """A step's name for people. Steps are named by the engine, but a download's name holds what is downloaded: not for labels."""
+    return STEP_WORDS.get(step, step[:1].upper() + step[1:])
+
+
+def title(run: Run) -> str:
+    """What the run is about, in a few words: names of data and models, so for st.text and tables only."""
+    try:
+        return _title(run.kind, (run.resolved() or run.config()).to_dict())
+    except (SparseRMError, TypeError, KeyError):
+        return "unreadable"
+
+
+def _title(kind: str, config: Mapping[str, Any]) -> str:
+    fit = config.get("fit", config)
+    if kind in ("fit", "sweep"):
+        layers, model = ", ".join(map(str, config.get("layers") or [fit["backbone"]["layer"]])), fit["backbone"]["model"]
+        data = "tiny-1" if model == TOY and not fit["data"]["pairs"] else _data_name(fit["data"]["pairs"])
+        return f"{data} · {_model_name(model)} · layer {layers} · K {_ks(kind, config)}"
+    if kind == "sae-train":
+        return f"{_model_name(config['backbone']['model'])} · layer {config['backbone']['layer']} · {config['width']:,} latents"
+    if kind == "pairs":
+        return _data_name(config["data"]["pairs"])
+    if kind == "align":
+        return f"{config['arm']} · {_model_name(fit['backbone']['model'])} · {config['rounds']} rounds"
+    return f"of {Path(config['model']).name[:12]}" if "model" in config else ""
+
+
+def _ks(kind: str, config: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, config["ks"])) if kind == "sweep" else str(config["selection"]["k"])
+
+
+def _data_name(pairs: str) -> str:
+    path = Path(pairs)
+    if not pairs or path.parts[-4:] == ("core", "data", "demo", "pairs.jsonl"):
+        return "Demo pairs"
+    return path.parent.name if path.stem == "pairs" else uploads.name_of(path)
+
+
+def _model_name(model: str) -> str:
+    path = Path(model)
+    return path.parent.name if path.name == "model" else path.name
+
+
+def state_badge(name: str) -> None:
+    icon, colour = STATE_LOOKS.get(name, UNKNOWN_LOOK)
+    st.badge(name.capitalize(), icon=icon, color=colour)
+
+
+# --- starting, stopping ------------------------------------------------------------------------------------------------
+
+
+def start(kind: str, config: Config, parent: str | None = None) -> str:
+    """Starts a run and returns its id; "" where it could not be started (see `complaint`)."""
+    try:
+        return launching.launch(kind, config, parent=parent)
+    except SparseRMError as error:
+        _complain(error)
+        return ""
+
+
+def begin(kind: str, config: Config, parent: str | None = None) -> None:
+    """As `start`, for a button's on_click."""
+    start(kind, config, parent)
+
+
+def act(action: Callable[[Run], object], run_id: str) -> None:
+    """Cancels, resumes or removes a run (`core.runs.launch`), for callbacks; what can't be done is told by `complaint`."""
+    try:
+        action(Run(runs_root() / run_id))
+    except SparseRMError as error:
+        _complain(error)
+
+
+def _complain(error: SparseRMError) -> None:
+    said = {name: getattr(error, name) for name in ("problem", "expected", "found", "remedy")}
+    st.session_state["complaint"] = json.dumps(said)
+
+
+def complaint() -> Mapping[str, Any] | None:
+    """Why the last button did not do what it says, told once."""
+    said = st.session_state.pop("complaint", "")
+    return json.loads(said) if said else None
+
+
+def find(kind: str, config: Config) -> Run | None:
+    """The newest run that was asked just this."""
+    wanted = config.to_dict()
+    for run in reversed(all_runs()):
+        try:
+            if run.kind == kind and run.config().to_dict() == wanted:
+                return run
+        except (SparseRMError, TypeError, KeyError):  # unreadable, or another version's
+            continue
+    return None
+
+
+def find_id(run_id: str) -> Run | None:
+    """The run with this id (it may come from the URL)."""
+    return next((run for run in all_runs() if run.id == run_id), None) if run_id else None
+
+
+def live_runs() -> list[Run]:
+    """What is queued or runs now, oldest first."""
+    return [run for run in all_runs() if run.live()]
+
+
+def command(kind: str, config: Config, base: Config | None = None, preset: str = "") -> str:
+    """The `sparserm` command that does the same. `base` is what the command starts from: the preset's config, else that of the options' defaults."""
+    if kind == "align":
+        from workbench.align.form import command as of_alignment
+
+        return of_alignment(config)  # type: ignore[arg-type]
+    words = {"sae-train": ["sae", "train"]}.get(kind, [kind])
+    if hasattr(config, "model") and kind in ("doctor", "spaces", "latents"):
+        words += [str(config.model)]
+    words += ["--preset", preset] if preset else []
+    words += options_of(config, _named_alike(config, base or kind_of(kind).config()))
+    return shlex.join(["sparserm", *words, "--detach"])
+
+
+def _named_alike(config: Any, base: Any) -> Any:
+    """`base` with the model that the command names without an option."""
+    return replace(base, model=config.model) if hasattr(config, "model") else base
+
+
+# --- one run ---------------------------------------------------------------------------------------------------------
+
+
+def show(run: Run, *, head: bool = True) -> None:
+    """One run as it stands; one that lives is looked at again every second, and the page is drawn anew when it ends."""
+    try:
+        status = run.status()
+    except StoreError as error:
+        st.text(error.problem)
+        return
+    if status.live:
+        st.fragment(_live, run_every=POLL)(run, head)
+    else:
+        _ended(run, status, head)
+
+
+def _live(run: Run, head: bool) -> None:
+    try:
+        status = run.status()
+    except StoreError:
+        st.rerun()
+    if not status.live:
+        st.rerun()
+    follower = progress.follow(run)
+    with st.container(border=True, key=f"live {run.id}"):
+        _head(run, status, head)
+        steps = follower.steps
+        if status.state == "queued":
+            st.caption(_waiting(run, status))
+        elif not steps:
+            st.progress(0.0, text="Starting")
+        else:
+            now = steps[-1]
+            st.progress(now.fraction or 0.0, text=f"{_safe_step(now.name)}{_left(now.left)}")
+            _done_steps(steps)
+
+
+def _head(run: Run, status: Status, head: bool) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        state_badge(status.state)
+        if head:
+            st.text(f"{kind_words(run.kind)}: {title(run)}")
+        st.space("stretch")
+        st.caption(_times(status), width="content")
+        if status.live:
+            st.button("Cancel", key=f"cancel {run.id}", on_click=act, args=(launching.cancel, run.id), help="Finished steps are kept.")
+
+
+def _safe_step(name: str) -> str:
+    return step_words(name) if name in STEP_WORDS or name.replace(" ", "").replace("-", "").replace(":", "").isalnum() else "Downloading"
+
+
+def _left(left: float | None) -> str:
+    return "" if left is None or left < 0.5 else f" · about {console.duration(left)} left in this step"
+
+
+def _times(status: Status) -> str:
+    said = "" if status.seconds is None else console.duration(status.seconds)
+    about = (status.estimate or {}).get("seconds") or 0.0
+    return f"{said} of about {console.duration(about)}" if said and status.live and about > 10 else said
+
+
+def _waiting(run: Run, status: Status) -> str:
+    if status.devices is None:
+        return "Starting; the engine takes some seconds to load."
+    ahead = [other for other in live_runs() if other.id != run.id and other.id < run.id]
+    return f"Waits for {', '.join(status.devices)}: {len(ahead)} run{'s' * (len(ahead) != 1)} before it." if ahead else "Its turn comes next."
+
+
+def _done_steps(steps: list[progress.Step]) -> None:
+    done = [f"{_safe_step(step.name)} {console.duration(step.seconds)}" for step in steps[:-1] if step.seconds >= 0.05]
+    if done:
+        st.caption("Done: " + " · ".join(done))
+
+
+def _ended(run: Run, status: Status, head: bool) -> None:
+    with st.container(border=True, key=f"ended {run.id}"):
+        _head(run, status, head)
+        if status.error:
+            _say_error(status.error)
+        elif status.state == "interrupted":
+            st.caption("Its process is gone: the machine was switched off, or somebody ended it. Finished steps are kept.")
+        if status.state in ("failed", "cancelled", "interrupted"):
+            with st.container(horizontal=True):
+                st.button("Resume", type="primary", key=f"resume {run.id}", on_click=act, args=(launching.resume, run.id))
+                with st.popover("Log", type="tertiary"):
+                    st.code(progress.log_tail(run) or "Nothing was printed.", language=None, height=320, wrap_lines=True)
+
+
+def _say_error(error: Mapping[str, Any]) -> None:
+    st.text(str(error.get("problem", "")))
+    for name, words in (("expected", "Expected"), ("found", "Found"), ("remedy", "What to do")):
+        if error.get(name):
+            st.caption(words)
+            st.text(str(error[name]))
+
+
+# --- on pages -----------------------------------------------------------------------------------------------------------
+
+
+def offer(kind: str, config: Config, button: str, *, said: str = "", again: bool = True) -> None:
+    """The way to something that is not there yet: start the run that makes it, watch it, or see why it failed.
+
+    `button` and `said` are our words. Where a run of just this ended well and what it made is gone, it can be started again (`again`).
+    """
+    say_complaint()
+    run = find(kind, config)
+    state_ = run.status().state if run else ""
+    if run and state_ != "succeeded":
+        show(run)
+    if not run or (again and state_ not in ("queued", "running")):
+        with st.container(border=True, key=f"offer {kind} {button}"):
+            if said:
+                st.markdown(said)
+            with st.container(horizontal=True, vertical_alignment="center"):
+                st.button(
+                    button if not run or state_ == "succeeded" else "Start anew", key=f"start {kind} {button}", on_click=begin, args=(kind, config),
+                    type="secondary" if run and state_ != "succeeded" else "primary",
+                )  # fmt: skip
+                with st.popover("As a command", type="tertiary", icon=":material/terminal:"):
+                    st.code(command(kind, config), language="bash", wrap_lines=True)
+
+
+def say_complaint() -> None:
+    """Why the last button did not do what it says, if it did not."""
+    said = complaint()
+    if said:
+        with st.container(border=True):
+            st.error("This could not be started.", icon=":material/error:")
+            _say_error(said)
+
+
+def demo() -> None:
+    """The first open: a button builds the demo; then how far it is, or why it failed."""
+    from core.backbone.presets import PRESETS
+
+    say_complaint()
+    fits = [run for run in all_runs() if run.kind == "fit"]
+    if fits and fits[-1].live():
+        st.markdown("#### Your first reward model is being built")
+        st.markdown("Stay or come back later: this page shows it as soon as it is ready.")
+        show(fits[-1])
+        return
+    if fits:
+        show(fits[-1])
+    with st.container(border=True, key="first open"):
+        st.markdown("#### See why a response scored low")
+        st.markdown(
+            "A reward model from a sparse autoencoder says which features of a text move its score. Build the demo to look at one: "
+            "939 preference pairs about truthfulness, safety and helpfulness, read by a small language model on this machine."
+        )
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.button("Build the demo", type="primary", icon=":material/play_arrow:", on_click=begin, args=("fit", PRESETS[DEMO]))
+            st.button(
+                "Build a toy instead",
+                key="toy",
+                on_click=begin,
+                args=("fit", PRESETS[TOY]),
+                help="A random model of two layers that is made here: seconds, no download, no sense.",
+            )
+            with st.popover("As a command", type="tertiary", icon=":material/terminal:"):
+                st.code("sparserm fit --detach", language="bash")
+        st.caption(
+            "The demo takes some minutes on two cores. Its language model, SmolLM2-135M, comes once from PyPI (110 MB); "
+            "nothing you type leaves this machine."
+        )
+    with st.container(horizontal=True):
+        state.link("Bring your own pairs", "preferences")
+        state.link("All settings", "runs")
+
+
+# --- in the sidebar -------------------------------------------------------------------------------------------------------
+
+
+def ticker() -> None:
+    """What runs now, in the sidebar of every page. The page is drawn anew when a run ends."""
+    live = live_runs()
+    st.fragment(_tick, run_every=POLL if live else IDLE_POLL)([run.id for run in live])
+
+
+def _tick(drawn: list[str]) -> None:
+    live = live_runs()
+    if [run.id for run in live] != drawn:
+        st.rerun()
+    for run in live[:3]:
+        now = next(reversed(progress.follow(run).steps), None)
+        with st.container(border=True, key=f"tick {run.id}"):
+            st.caption(f"**{kind_words(run.kind)}**" + ("" if now else ", queued" if run.status().state == "queued" else ", starting"))
+            if now:
+                st.progress(now.fraction or 0.0, text=f"{_safe_step(now.name)}{_left(now.left).removesuffix(' in this step')}")
+            page, name = ("align", "align_open") if run.kind == "align" else ("runs", "runs_open")
+            state.link("Show", page, **{name: run.id})
+    if len(live) > 3:
+        st.caption(f"and {len(live) - 3} more")

@@ -1,0 +1,342 @@
+"""The Latent page, drawn: what a latent is called, what it is active on, what it does to the reward, and your own text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import streamlit as st
+
+from core.config import LatentsRunConfig
+from core.errors import SparseRMError
+from core.latents.labels import EMBEDDING, PERSON, Label, Score
+from core.latents.pages import Feature, LatentPages
+from workbench.frame import charts, layout, live_panel, run_panel, state
+from workbench.frame.chart_base import interval, number, percent
+from workbench.frame.downloads import file_name, jsonl_bytes, rows_behind, show_chart, show_rows
+from workbench.frame.model_client import live_model
+from workbench.frame.models import FittedModel
+from workbench.frame.tokens import TokenRow, show_tokens, table
+from workbench.latents import values as latents
+
+LONGEST_TEXT = 20_000
+
+
+def need_latent(model: FittedModel) -> int:
+    """The chosen latent, else the model's first. Ends the page where a link names one that the SAE does not have."""
+    asked, width = state.get("latent"), latents.n_latents(model)
+    if not asked:
+        state.shows(latent=model.latents[0])
+        return model.latents[0]
+    if asked.isdecimal() and len(asked) < 10 and int(asked) < (width or 10**9):
+        return int(asked)
+    layout.empty("This reward model's SAE has no such latent.", f"Its latents are 0 to {width - 1:,}." if width else "")
+    st.button("Show the best separated instead", type="primary", on_click=state.clear, args=("latent",))
+    st.stop()
+    raise AssertionError  # st.stop has ended the page
+
+
+def choose(model: FittedModel, latent: int, page: Feature | None) -> None:
+    """The selected latents to choose from, any other by its number, its page as a file, and the way out to Neuronpedia."""
+    labels = latents.labels_of(model)
+    options = [str(one) for one in dict.fromkeys((*model.latents, latent))]
+
+    def said(option: str) -> str:
+        return f"{option}  {latents.label_text(labels, int(option))}".strip()
+
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        state.pick("Latent", options, "latent", show=said, default=str(latent))
+        width = latents.n_latents(model)
+        most = None if width is None else width - 1
+        st.number_input("Any latent", 0, most, step=1, width=150, **state.bound("latent number", latent, _open))
+        if page is not None:
+            data, file, told = partial(jsonl_bytes, [page]), file_name("latent", str(latent), kind="json"), "This page in Neuronpedia's format"
+            st.download_button("JSON", data, file, "application/json", key="latent json", on_click="ignore", icon=":material/download:", help=told)
+        url = latents.neuronpedia_url(model, latent)
+        if url:
+            st.link_button("Neuronpedia", url, icon=":material/open_in_new:", help="Opens neuronpedia.org in a new tab")
+
+
+# --- its name ------------------------------------------------------------------------------------------------------
+
+
+def naming(model: FittedModel, latent: int) -> None:
+    """The latent's label, where it comes from, all others, and a place for your own."""
+    book = latents.book_of(model)
+    if book is None:
+        return
+    found = book.all(latent)
+    with st.container(horizontal=True, vertical_alignment="center", key="latent label"):
+        st.text(found[0].text + found[0].mark if found else "No label yet")
+        if found:
+            st.caption(layout.label_text(_origin(found[0]), 90))
+            for score in found[0].scores:
+                named = replace(score, method=layout.label_text(score.method, 40))  # a badge reads Markdown
+                st.badge(latents.score_said(named), color="gray", help=_measured(score))
+        with st.popover("Name it" if not found else "Labels", icon=":material/edit:", type="tertiary"):
+            mine = next((label.text for label in found if label.source == PERSON), "")
+            with st.form("latent naming", border=False):
+                st.text_input(
+                    "Your label",
+                    mine,
+                    key=f"latent name {latent}",
+                    max_chars=300,
+                    help="It is kept beside the others and comes first. Empty: takes yours away.",
+                )
+                st.form_submit_button("Save", on_click=_name, args=(model, latent))
+            if found:
+                show_rows(latents.label_rows(found), key="latent labels")
+    told = st.session_state.pop("latent naming failed", "")
+    if told:
+        st.text(told)
+
+
+def _name(model: FittedModel, latent: int) -> None:
+    book = latents.book_of(model)
+    try:
+        if book is not None:
+            book.set(latent, st.session_state[f"latent name {latent}"])
+    except (SparseRMError, OSError) as error:
+        st.session_state["latent naming failed"] = f"The label could not be saved: {error}"
+
+
+def _origin(label: Label) -> str:
+    by = label.author or label.model or ("" if label.source == PERSON else label.method)
+    source = "yours" if label.source == PERSON else label.source
+    return ", ".join(part for part in (label.doubt, source + (f" by {by}" if by else ""), label.date[:10]) if part)
+
+
+def _measured(score: Score) -> str:
+    """What a score says of its label, who measured it, and on which texts."""
+    what = (
+        "AUROC of its likeness to active against silent texts; 0.5 is chance" if score.method == EMBEDDING else "From 0 to 1, the higher the better"
+    )
+    about = (("by", score.model), ("texts", score.windows), ("on", score.date[:10]))
+    return ", ".join([what, *(f"{word} {layout.label_text(value)}" for word, value in about if value)]) + "."
+
+
+# --- its figures ---------------------------------------------------------------------------------------------------
+
+
+METRICS = {
+    "Side": "On which responses it is more often active, if the model selects it",
+    "Separation": "mu_w - mu_l: how much more often it is active in chosen than in rejected training responses. Below: 95 % interval over prompts.",
+    "q-value": "Sign test over prompts, Benjamini-Hochberg; – where it is active too rarely to be tested",
+    "Detection AUROC": "How well its projection tells where it is active. A label describes the activation, the head reads the projection. "
+    "Below: 95 % interval over prompts, and training responses.",
+    "Weight in the head": "Mean size of its contribution to the reward of held-out responses",
+}
+
+
+def figures(model: FittedModel, row: Mapping[str, Any] | None, page: Feature | None, pages: LatentPages | None) -> None:
+    """What is known of it in a line, and what speaks against taking its label for the projection."""
+    if row is None:
+        st.caption("This cache holds no frequencies of this latent any more.")
+        return
+    tested, warning = latents.detection(row)
+    side = {"chosen": "Chosen", "rejected": "Rejected"}.get(row["side"], "Not selected")
+    values = dict(
+        zip(
+            METRICS,
+            (side, f"{100 * row['separation']:+.1f} points", number(row["q_value"], ".1e"), tested, number(row["weight"], ".3f")),
+            strict=True,
+        )
+    )
+    beside = _beside(model, row)
+    with st.container(horizontal=True, gap="medium"):
+        for name, value in values.items():
+            st.metric(name, value, beside.get(name), delta_color="off", delta_arrow="off", help=METRICS[name])
+        if page is not None and pages is not None:
+            told = f"Of {pages.corpus['tokens']:,} tokens of {pages.corpus['documents']:,} texts, template and first tokens not counted"
+            n = f"of {pages.corpus['tokens']:,} tokens"
+            st.metric("Active on", percent(page["frac_nonzero"]), n, delta_color="off", delta_arrow="off", help=told)
+    if warning:
+        st.warning(warning[:1].upper() + warning[1:] + ".", icon=":material/warning:")
+
+
+def _beside(model: FittedModel, row: Mapping[str, Any]) -> dict[str, str]:
+    """How sure each of the figures is, where that is known."""
+    low, high, spread = row["low"], row["high"], row["weight_deviation"]
+    sure = latents.detection_interval(model, int(row["latent_id"])) if row["detection_auroc"] is not None else None
+    found = {
+        "Separation": "" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}",
+        "Detection AUROC": "" if sure is None else f"{sure[0]:.2f} to {sure[1]:.2f}, n = {sure[2]:,}",
+        "Weight in the head": "" if spread is None else f"± {spread:.3f} over heads",
+    }
+    return {name: said for name, said in found.items() if said}
+
+
+def effect(model: FittedModel, latent: int, row: Mapping[str, Any] | None) -> None:
+    """Separation and response curve side by side."""
+    left, right = st.columns(2, gap="medium")
+    with left:
+        st.markdown("##### Chosen against rejected")
+        if row is not None:
+            about = model.about["selection"]
+            held = _held_out(model)
+            show_chart(charts.separation_dots(row, int(about["n_pairs"]), held), key="latent separation", name=model.name)
+            low, high = (None if row[end] is None else 100 * row[end] for end in ("low", "high"))
+            said = interval(100 * row["separation"], low, high, "+.1f")
+            shares = f"{percent(row['frequency_chosen'])} of chosen and {percent(row['frequency_rejected'])} of rejected ones"
+            st.caption(f"{said} percentage points; active in {row['n_active']:,} training responses: {shares}.")
+    with right:
+        st.markdown("##### What its projection does to the reward")
+        curve = latents.curve_of(model, latent)
+        if curve is None:
+            st.caption("This model does not read this latent, or keeps no responses: there is no curve.")
+        else:
+            show_chart(charts.response_curve(curve), key="latent curve", name=model.name)
+            st.caption(
+                f"All other projections at their training mean (n = {curve['n']:,} training responses). Thin lines: the heads of the other seeds."
+            )
+
+
+def _held_out(model: FittedModel) -> int:
+    try:
+        return int(model.frequencies.n_pairs_held_out)
+    except SparseRMError:
+        return 0
+
+
+# --- its page ------------------------------------------------------------------------------------------------------
+
+
+def evidence(model: FittedModel, page: Feature, pages: LatentPages) -> None:
+    """Activating texts beside what the direction promotes, as on Neuronpedia."""
+    left, right = st.columns([3, 2], gap="medium")
+    with left:
+        st.markdown("##### Texts it is active on")
+        _texts(page, pages)
+    with right:
+        st.markdown("##### Tokens it promotes and suppresses")
+        show_chart(charts.logit_bars(page), key="latent logits", name=model.name)
+        st.markdown("##### How strong it is")
+        show_chart(charts.activation_density(page, pages.corpus["tokens"]), key="latent density", name=model.name)
+    further = st.expander("Closest latents, and its effect on the whole vocabulary", key="latent further", on_change="rerun")
+    if further.open:
+        with further:
+            first, second = st.columns(2, gap="medium")
+            with first:
+                closest(model, page)
+            with second:
+                show_chart(charts.logit_histogram(page), key="latent vocabulary", name=model.name)
+
+
+def _texts(page: Feature, pages: LatentPages) -> None:
+    groups = latents.intervals(page["activations"])
+    if not groups:
+        st.caption("It is active on none of the tokens that were read.")
+        return
+    names = list(groups)
+    places = [str(place) for place in range(len(names))]
+    place = int(state.pick("Which texts", places, "latent_texts", show=lambda one: names[int(one)], label_visibility="collapsed"))
+    rows = latents.token_rows(groups[names[place]])
+    show_tokens(rows, key=f"latent tokens {page['index']} {place}", scale=page["maxActApprox"], height=640)
+    rows_behind(lambda: table(rows), what=f"latent {page['index']} texts", key="latent texts")
+    corpus = pages.corpus
+    parts = ", ".join(f"{layout.label_text(part['name'], 30)} {part['tokens']:,}" for part in corpus["sources"] if part["tokens"])
+    st.caption(f"{corpus['tokens']:,} tokens read ({parts}). The strongest token is underlined; template tokens are pale and not counted.")
+
+
+def closest(model: FittedModel, page: Feature) -> None:
+    """Latents whose directions point the same way; a row opens one."""
+    labels = latents.labels_of(model)
+    ids = page["topkCosSimIndices"]
+    table = {
+        "Latent": ids,
+        "Cosine": page["topkCosSimValues"],
+        "Selected": [one in model.latents for one in ids],
+        "Label": [latents.label_text(labels, one) or "no label yet" for one in ids],
+    }
+    st.markdown("##### Closest latents")
+    shape = {
+        "Cosine": st.column_config.NumberColumn(format="%.2f", help="Cosine of the two decoder rows; above 0.7 they are grouped in explanations")
+    }
+    event = st.dataframe(
+        table, column_config=shape, hide_index=True, key=f"latent closest {page['index']}", on_select="rerun", selection_mode="single-row"
+    )
+    picked = event.get("selection", {}).get("rows", [])
+    if picked and picked[0] < len(ids):
+        state.choose(latent=ids[picked[0]])
+        st.rerun()
+
+
+def missing(model: FittedModel, latent: int, pages: LatentPages | None) -> None:
+    """No page of it: the run that makes it."""
+    if pages is not None and pages.corpus["every"]:
+        layout.empty("This latent was active on none of the texts that were read.", "More texts may show it: `sparserm latents MODEL --tokens N`.")
+        return
+    selected = latent in model.latents
+    said = "Reads texts through the language model, and keeps where each selected latent is active. Takes some minutes; you can go on meanwhile."
+    config = LatentsRunConfig(model=str(model.folder), latent=() if selected else (latent,))
+    run_panel.offer("latents", config, "Make the pages of all selected latents" if selected else "Make this latent's page, too", said=said)
+
+
+# --- your own text -------------------------------------------------------------------------------------------------
+
+
+def own_text(model: FittedModel, latent: int) -> None:
+    """A text of one's own, read by the model's process, with this latent's activation on each token."""
+    st.markdown("##### Try your own text")
+    kept = state.kept("text", state.get("latent_own"))
+    text = kept if isinstance(kept, str) else ""
+    with st.form("latent own", border=False):
+        st.text_area(
+            "Text",
+            text,
+            key=f"latent own text {state.get('latent_own')}",
+            max_chars=LONGEST_TEXT,
+            height=90,
+            label_visibility="collapsed",
+            placeholder="Type or paste a text; it is read as a user's message, on this machine.",
+        )
+        st.form_submit_button("Show where it is active", on_click=_keep_own, args=(f"latent own text {state.get('latent_own')}",))
+    if text.strip():
+        _read(model, latent, text)
+
+
+def _keep_own(key: str) -> None:
+    text = st.session_state[key].strip()
+    state.choose(latent_own=state.keep("text", text[:LONGEST_TEXT]) if text else None)
+
+
+def _read(model: FittedModel, latent: int, text: str) -> None:
+    if live_panel.ready(model, "", key="latent own", wanted=True):
+        try:
+            found = live_model(str(model.folder), model.root).activations(text, [latent])
+        except SparseRMError as error:
+            layout.failed(error)
+        else:
+            _show_own(found, latent)
+
+
+def _show_own(found: Mapping[str, Any], latent: int) -> None:
+    values = found["activation"].get(str(latent)) or [0.0] * len(found["texts"])
+    kinds: Sequence[str] = found["kinds"]
+    silent = [place for place, kind in enumerate(kinds) if kind in ("first", "template")]
+    shown = [None if place in silent else value for place, value in enumerate(values)]
+    rows = [TokenRow(texts=found["texts"], values=shown, muted=silent)]
+    show_tokens(
+        rows,
+        key="latent own tokens",
+        hint="" if any(v for v in shown if v) else "It is silent on this text.",
+    )
+    rows_behind(lambda: table(rows), what=f"latent {latent} own text", key="latent own")
+    others = [one for one in found["top"] if one["latent_id"] != latent][:6]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption("Most active here:", width="content")
+        for one in others:
+            st.button(
+                f"{one['latent_id']}",
+                key=f"latent own {one['latent_id']}",
+                type="tertiary",
+                help=f"activation {one['activation']:.2f}",
+                on_click=_open,
+                args=(one["latent_id"],),
+            )
+
+
+def _open(latent: int) -> None:
+    state.choose(latent=latent)

@@ -1,0 +1,348 @@
+"""What the Latents and Latent pages show of a reward model: tables at any K, pages, labels. Values only: nothing is drawn here, and no engine
+is loaded.
+
+The model's own selection is at its own K. Another K is looked at with the same separations: who would be selected, and how stably.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.backbone.presets import neuronpedia_source
+from core.config import LatentsConfig
+from core.errors import MissingError
+from core.explain.latent_effect import head_weights, response_curve
+from core.jobs.fitted_latents import FittedLatents
+from core.latents.label_book import LabelBook
+from core.latents.labels import Label, Labels, Score
+from core.latents.pages import LatentPages
+from core.reward.ranking import Resamples, select, stability
+from core.runs.store import Store
+from core.runs.values import load_value
+from core.statistics.estimates import Estimate, mean_over_prompts
+from core.statistics.intervals import resample_weights
+from workbench.frame.chart_base import interval
+from workbench.frame.models import FittedModel
+from workbench.frame.tokens import TokenRow
+
+AUROC_BOUND, TOO_RARE = 0.8, 10  # METHOD.md section 1: below, a label says little of the projection
+DRAWN, RESAMPLES = 4_000_000, (200, 2000)  # responses in all resamples of an interval that a page waits for; fewest and most resamples
+COLUMNS = ("frequency_chosen", "frequency_rejected", "separation", "low", "high", "q_value", "held_out", "n_active")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The latents that K selects: `rows` of the table, best first on each side, and `marks`, the columns of the scatter over all latents
+    that are active in any training response."""
+
+    k: int
+    own: bool
+    rows: tuple[Mapping[str, Any], ...]
+    marks: Mapping[str, Any]
+    n_pairs: int
+    n_prompts: int
+
+
+def selection(model: FittedModel, k: int | None = None) -> Selection:
+    """The selection at K; None: the model's own. Where the cache holds no frequencies any more, its own with these latents only."""
+    own = int(model.about["selection"]["k"])
+    k = own if k is None else k
+    labels = labels_of(model)
+    try:
+        frequencies = model.frequencies
+    except MissingError:
+        return _bare(model, own, labels)
+    ids, sides = (np.array(model.latents), _sides(model)) if k == own else select(frequencies.separation, k)
+    side = np.zeros(len(frequencies.chosen), dtype=np.int64)
+    side[ids] = sides
+    rows = _own_rows(model, labels) if k == own else _rows_at(model, ids, sides, k, labels)
+    ever = np.flatnonzero((frequencies.n_active > 0) | (side != 0))  # the others would all lie in one corner
+    named = {"frequency_chosen": "chosen", "frequency_rejected": "rejected", "separation": "separation", "q_value": "q_value"}
+    marks: dict[str, Any] = {"latent_id": ever, **{name: getattr(frequencies, field)[ever] for name, field in named.items()}}
+    marks |= {"side": side[ever], "label": [label_text(labels, latent) for latent in ever.tolist()]}
+    return Selection(k=k, own=k == own, rows=tuple(rows), marks=marks, n_pairs=frequencies.n_pairs, n_prompts=frequencies.n_prompts)
+
+
+def possible_ks(model: FittedModel) -> list[int]:
+    """The values of K on the model's curve and its own, as far as separations and resamples reach."""
+    own = int(model.about["selection"]["k"])
+    try:
+        return sorted({own, *(int(point["k"]) for point in model.curve)})
+    except MissingError:
+        return [own]
+
+
+def _sides(model: FittedModel) -> np.ndarray:
+    return np.array([1 if row["side"] == "chosen" else -1 for row in model.selection], dtype=np.int64)
+
+
+def _bare(model: FittedModel, k: int, labels: Labels) -> Selection:
+    rows = _own_rows(model, labels)
+    names = ("latent_id", "frequency_chosen", "frequency_rejected", "separation", "q_value")
+    marks: dict[str, Any] = {name: np.array([np.nan if row[name] is None else row[name] for row in rows]) for name in names}
+    marks |= {"side": _sides(model), "label": [row["label"] for row in rows]}
+    about = model.about["selection"]
+    return Selection(k=k, own=True, rows=tuple(rows), marks=marks, n_pairs=int(about["n_pairs"]), n_prompts=int(about["n_prompts"]))
+
+
+def _own_rows(model: FittedModel, labels: Labels) -> list[dict[str, Any]]:
+    weight, deviation, _ = weights(model)
+    return [
+        {
+            **_row(row, labels),
+            "stability": row["stability"],
+            "detection_auroc": row.get("detection_auroc"),
+            "weight": _plain(weight[i]),
+            "weight_deviation": _plain(deviation[i]),
+        }
+        for i, row in enumerate(model.selection)
+    ]
+
+
+def _rows_at(model: FittedModel, ids: np.ndarray, sides: np.ndarray, k: int, labels: Labels) -> list[dict[str, Any]]:
+    frequencies = model.frequencies
+    kept = _resamples(model._made("frequencies").path)
+    stable = stability(kept, ids, sides, k) if k <= kept.chosen.shape[1] else np.full(len(ids), np.nan)
+    values = {"chosen": "frequency_chosen", "rejected": "frequency_rejected", **{name: name for name in COLUMNS[2:]}}
+    own = {row["latent_id"]: row for row in _own_rows(model, labels)}
+    found = []
+    for latent, side, share in zip(ids.tolist(), sides.tolist(), stable.tolist(), strict=True):
+        figures = {name: _plain(getattr(frequencies, field)[latent]) for field, name in values.items()}
+        row = {"latent_id": latent, "side": "chosen" if side > 0 else "rejected", **figures}
+        mine = own.get(latent, {})
+        further = {name: mine.get(name) for name in ("detection_auroc", "weight", "weight_deviation")}
+        found.append({**_row(row, labels), "stability": _plain(share), **further})
+    return found
+
+
+def _row(row: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
+    latent = int(row["latent_id"])
+    named = labels.get(latent)
+    words = {"label": named.text if named else "", "label_source": named.source if named else ""}
+    return {"latent_id": latent, "side": row["side"], **words, **{name: row[name] for name in COLUMNS}}
+
+
+def _plain(value: Any) -> Any:
+    plain = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(plain, float) and not np.isfinite(plain) else plain
+
+
+def weights(model: FittedModel) -> tuple[np.ndarray, np.ndarray, int]:
+    """How much of the reward hangs on each direction, the deviation of that over heads, and on how many held-out responses it was measured."""
+    return _weights(model)
+
+
+@lru_cache(maxsize=16)
+def _weights(model: FittedModel) -> tuple[np.ndarray, np.ndarray, int]:
+    try:
+        return head_weights(model.parts, model.known)
+    except MissingError:
+        return np.full(len(model.latents), np.nan), np.full(len(model.latents), np.nan), 0
+
+
+@lru_cache(maxsize=6)
+def _resamples(folder: Path) -> Resamples:
+    found: Resamples = load_value(folder, "resamples", Resamples)
+    return found
+
+
+@lru_cache(maxsize=16)
+def held_out_separation(model: FittedModel) -> Estimate | None:
+    """Mean separation of the model's own latents, each on its own side, on validation pairs, with its interval over prompts.
+
+    None where the responses are not kept, or come from fewer than two prompts.
+    """
+    try:
+        known = model.known
+    except MissingError:
+        return None
+    pairs = known.pairs_of_split("validation")
+    active = np.where(known.activations > 0, _sides(model), 0).mean(axis=1)
+    return mean_over_prompts(active[known.chosen_rows[pairs]] - active[known.rejected_rows[pairs]], known.groups[known.chosen_rows[pairs]])
+
+
+# --- one latent ----------------------------------------------------------------------------------------------------
+
+
+def column_of(model: FittedModel, latent: int) -> int | None:
+    """The latent's place among the directions; None where the model does not read it."""
+    return model.latents.index(latent) if latent in model.latents else None
+
+
+def curve_of(model: FittedModel, latent: int) -> dict[str, Any] | None:
+    """The reward as this latent's projection moves; None where the model does not read it, or keeps no responses."""
+    column = column_of(model, latent)
+    try:
+        known = model.known
+    except MissingError:
+        return None
+    return None if column is None else dict(response_curve(model.parts, known, column).__dict__)
+
+
+def figures_of(model: FittedModel, latent: int) -> Mapping[str, Any] | None:
+    """The latent's row: of the selection, else from the frequencies (without what only selected ones have). None where nothing is known of it."""
+    column = column_of(model, latent)
+    labels = labels_of(model)
+    if column is not None:
+        return _own_rows(model, labels)[column]
+    try:
+        frequencies = model.frequencies
+    except MissingError:
+        return None
+    if not 0 <= latent < len(frequencies.chosen):
+        return None
+    fields = {"chosen": "frequency_chosen", "rejected": "frequency_rejected", **{name: name for name in COLUMNS[2:]}}
+    row = {"latent_id": latent, "side": "", **{name: _plain(getattr(frequencies, field)[latent]) for field, name in fields.items()}}
+    return {**_row(row, labels), "stability": None, "detection_auroc": None, "weight": None, "weight_deviation": None}
+
+
+def detection(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The detection AUROC in words, and a warning where the label can't be taken for the projection (METHOD.md section 1)."""
+    if (row["n_active"] or 0) < TOO_RARE:
+        return "too rare to say", f"active in {row['n_active'] or 0} training responses only: how well its projection tells that can't be said"
+    auroc = row["detection_auroc"]
+    if auroc is None:
+        return "–", ""
+    said = f"{auroc:.2f}"
+    weak = f"the projection tells only poorly ({said}) whether the latent is active, so its label may not describe what moves the reward"
+    return said, weak if auroc < AUROC_BOUND else ""
+
+
+def detection_interval(model: FittedModel, latent: int) -> tuple[float, float, int] | None:
+    """The 95 % interval of the detection AUROC over prompts, and the training responses behind it; None where they are not kept."""
+    column = column_of(model, latent)
+    try:
+        return None if column is None else _detection_interval(model, column)
+    except MissingError:
+        return None
+
+
+@lru_cache(maxsize=256)
+def _detection_interval(model: FittedModel, column: int) -> tuple[float, float, int] | None:
+    known = model.known
+    rows = known.train
+    found = auroc_interval(known.activations[rows, column] > 0, known.projections[rows, column], known.groups[rows])
+    return None if found is None else (*found, len(rows))
+
+
+def auroc_interval(active: np.ndarray, values: np.ndarray, groups: np.ndarray) -> tuple[float, float] | None:
+    """Percentile interval of the AUROC by which `values` tell who is active; the bootstrap draws groups. None where one side is empty."""
+    prompts = np.unique(groups, return_inverse=True)[1]
+    silent = np.flatnonzero(~active)[np.argsort(values[~active])]
+    if not 0 < len(silent) < len(active):
+        return None
+    first, last = (np.searchsorted(values[silent], values[active], side=side) for side in ("left", "right"))
+    drawn = []
+    for weights in resample_weights(int(prompts.max()) + 1, int(np.clip(DRAWN // len(active), *RESAMPLES)), 0):
+        times, others = weights[:, prompts[active]], weights[:, prompts[silent]]
+        below = np.pad(np.cumsum(others, axis=1), ((0, 0), (1, 0)))
+        wins = np.einsum("bi,bi->b", times, (below[:, first] + below[:, last]) / 2)  # a tie is half a win
+        both = times.sum(axis=1) * below[:, -1]
+        drawn.append(wins[both > 0] / both[both > 0])
+    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def n_latents(model: FittedModel) -> int | None:
+    """How many latents the SAE has."""
+    width = (model.config["sae"] or {}).get("d_sae")
+    return int(width) if width else None
+
+
+# --- pages of latents ----------------------------------------------------------------------------------------------
+
+
+def find_pages(model: FittedModel, latents: Sequence[int] = (), *, every: bool = False) -> LatentPages | None:
+    """The pages that were made of the model's latents (and these); None where they stand to be made.
+
+    Pages made with another count of tokens or another corpus serve as well: whatever was made last is shown, and says what it was made from.
+    """
+    store = Store(model.root)
+    fitted = FittedLatents(folder=model.folder, store=store)
+    found = fitted.find(LatentsConfig(), latents, every=every)
+    return found if found is not None else fitted.find_any(latents)
+
+
+def token_rows(activations: Sequence[Mapping[str, Any]], sources: bool = True) -> list[TokenRow]:
+    """Activating texts, ready to be highlighted."""
+    return [
+        TokenRow(
+            texts=one["tokens"],
+            values=one["values"],
+            caption=f"{one['maxValue']:.2f}" + (f"  {one['dataSource']} {one['dataIndex']}" if sources else ""),
+            muted=one["template"],
+            peak=one["maxValueTokenIndex"],
+        )
+        for one in activations
+    ]
+
+
+def intervals(activations: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Activating texts by heading: the highest first, then interval by interval from the top."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for one in activations:
+        share = f"{100 * one['binContains']:.1f} % of activations"
+        name = "Highest" if one["binMin"] < 0 else f"{one['binMin']:.1f} to {one['binMax']:.1f}: {share}"
+        found.setdefault(name, []).append(one)
+    return found
+
+
+# --- labels --------------------------------------------------------------------------------------------------------
+
+
+def book_of(model: FittedModel) -> LabelBook | None:
+    """The labels of the model's SAE; None where it is not named by its weights."""
+    sae = model.config["sae"]
+    return _book(model.folder, model.root) if sae and isinstance(sae.get("sha256"), str) else None
+
+
+@lru_cache(maxsize=16)
+def _book(folder: Path, root: Path) -> LabelBook:
+    """Kept, since a book reads its files once and again only when they change."""
+    from core.reward.folder import read_parts
+
+    return LabelBook(read_parts(folder).sae or {}, root)
+
+
+def labels_of(model: FittedModel) -> Labels:
+    """The best label of each latent that has one."""
+    book = book_of(model)
+    return book.labels() if book else {}
+
+
+def label_text(labels: Labels, latent: int) -> str:
+    """A latent's label; empty where it has none."""
+    label = labels.get(latent)
+    return label.text + label.mark if label else ""
+
+
+def label_rows(labels: Sequence[Label]) -> list[dict[str, Any]]:
+    """Labels as a table, best first."""
+    return [
+        {
+            "label": label.text,
+            "source": label.source,
+            "by": ", ".join(part for part in (label.author or label.model or label.method, label.doubt) if part),
+            "date": label.date[:10],
+            "scores": "; ".join(map(score_said, label.scores)),
+        }
+        for label in labels
+    ]
+
+
+def score_said(score: Score) -> str:
+    """`embedding 0.83 (0.76 to 0.89), n = 100`"""
+    size = "" if score.n is None else f", n = {score.n:,}"
+    return f"{score.method} {interval(score.value, score.low, score.high, '.2f')}{size}"
+
+
+def neuronpedia_url(model: FittedModel, latent: int) -> str | None:
+    """The latent's page on neuronpedia.org, where the SAE is there."""
+    found = neuronpedia_source(model.config["sae"] or {})
+    return None if found is None else f"https://www.neuronpedia.org/{found[0]}/{found[1]}/{latent}"

@@ -1,0 +1,186 @@
+"""The Latents page, drawn: where the selected latents lie among all, what another K would select, and the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+import streamlit as st
+
+from core.errors import MissingError
+from workbench.frame import charts, state
+from workbench.frame.downloads import download_rows, show_chart
+from workbench.frame.models import FittedModel
+from workbench.latents import values as latents
+from workbench.latents.values import Selection
+
+VIEWS = {"frequency": "Frequencies", "significance": "Significance"}
+SIDES = {"both": "Both sides", "chosen": "Chosen side", "rejected": "Rejected side"}
+POINTS = 100.0
+
+
+def chosen_k(model: FittedModel) -> int | None:
+    """The K that the URL names, where it is one of the model's curve; None for its own."""
+    asked = state.get("latents_k")
+    return int(asked) if asked.isdecimal() and int(asked) in latents.possible_ks(model) else None
+
+
+def overview(model: FittedModel, found: Selection) -> None:
+    """Scatter and curve side by side, and the few figures that say how far to trust the selection."""
+    left, right = st.columns([3, 2], gap="medium")
+    with left:
+        view, chosen = state.segments("Axes", VIEWS, "latents_view", label_visibility="visible"), state.get("latent")
+        ring = int(chosen) if chosen.isdecimal() else None
+        marks = found.marks
+        drawn = (
+            charts.frequency_scatter(marks, found.n_pairs, ring) if view == "frequency" else charts.significance_scatter(marks, found.n_prompts, ring)
+        )
+        opened = show_chart(drawn, key=f"latents {view}", name=model.name, select=("points",))
+    with right:
+        _k_slider(model, found)
+        curve(model, found.k)
+        _figures(model, found)
+    if opened:
+        state.go("latent", latent=opened[0])
+
+
+def _k_slider(model: FittedModel, found: Selection) -> None:
+    ks, own = latents.possible_ks(model), int(model.about["selection"]["k"])
+    if len(ks) > 1:
+        said = f"The model was fitted with K = {own}. Another K shows who would be selected; fit again to use it."
+        bound = state.bound("latents k", found.k, lambda k: state.choose(latents_k=None if k == own else k))
+        st.select_slider("K, latents a side", ks, help=said, **bound)
+
+
+def curve(model: FittedModel, k: int) -> None:
+    """Accuracy against K, where the fit measured it."""
+    try:
+        points = model.curve
+    except MissingError:
+        points = []
+    if not any(point["accuracy"] is not None for point in points):
+        st.caption("Accuracy against K was not measured: the fit was asked for no other K, or had no validation pairs.")
+        return
+    show_chart(charts.accuracy_curve(points, k), key="latents curve", name=model.name)
+
+
+def _figures(model: FittedModel, found: Selection) -> None:
+    about, prompts = model.about["selection"], f"{found.n_prompts:,} prompts"
+    stable = [row["stability"] for row in found.rows if row["stability"] is not None]
+    held = [_sign(row) * POINTS * row["held_out"] for row in found.rows if row["held_out"] is not None]
+    seen = [_sign(row) * POINTS * row["separation"] for row in found.rows]
+    with st.container(horizontal=True, gap="small"):
+        told = f"Latents active often enough to be tested: sign test over {prompts}, false discoveries held to 5 %."
+        st.metric("q < 0.05", f"{about['n_discoveries']:,} of {about['n_live']:,}", help=told)
+        if stable:
+            told = (
+                f"Mean share of bootstrap resamples of the {prompts} in which a selected latent is selected again. Below 80 % the choice is unstable."
+            )
+            st.metric("Selected again", f"{POINTS * mean(stable):.0f} %", help=told)
+        if held and seen:
+            told = (
+                f"Mean separation of the {len(held):,} selected latents on {_held_out(model)}held-out pairs, each on its own side. "
+                "A fall from training is the winner's curse."
+            )
+            fall = round(mean(held) - mean(seen), 1) + 0.0  # never -0.0
+            change, sure = f"{fall:+.1f} to training", latents.held_out_separation(model) if found.own else None
+            if sure is not None:
+                told += f" In brackets: 95 % interval over {sure.n_prompts:,} prompts."
+                change = f"[{POINTS * sure.low:.1f}, {POINTS * sure.high:.1f}], {change}"
+            st.metric("Held out", f"{mean(held):.1f} points", change, delta_color="off", delta_arrow="off", help=told)
+
+
+def _held_out(model: FittedModel) -> str:
+    try:
+        return f"{model.frequencies.n_pairs_held_out:,} "
+    except MissingError:
+        return ""
+
+
+def _sign(row: Mapping[str, Any]) -> int:
+    return 1 if row["side"] == "chosen" else -1
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+
+
+def table(model: FittedModel, found: Selection) -> None:
+    """The selected latents, searched by label or number; a row opens its page."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        asked = _search()
+        side = state.pick("Side", list(SIDES), "latents_side", show=SIDES.__getitem__)
+        st.space("stretch")
+        rows = matching(found.rows, asked, side)
+        download_rows(rows, name=model.name, what="latents", key="latents")
+    if not rows:
+        st.caption("No selected latent matches.")
+        return
+    event = st.dataframe(
+        shown(rows), column_config=columns(found), hide_index=True, key="latents table", on_select="rerun", selection_mode="single-row"
+    )
+    further = "" if found.own else " Weight and detection are known for the latents of the fitted K only."
+    st.caption(f"{len(rows)} of {len(found.rows)} selected latents. Tick a row, or click a point above, to open a latent.{further}")
+    picked = event.get("selection", {}).get("rows", [])
+    if picked and picked[0] < len(rows):
+        state.go("latent", latent=rows[picked[0]]["latent_id"])
+
+
+def _search() -> str:
+    bound = state.bound("latents search", state.get("latents_search"), lambda words: state.choose(latents_search=words))
+    st.text_input("Search", placeholder="label or number", max_chars=200, width=260, **bound)
+    return state.get("latents_search")
+
+
+def matching(rows: Sequence[Mapping[str, Any]], asked: str, side: str) -> list[Mapping[str, Any]]:
+    """The rows of a side whose label or number holds what is asked."""
+    wanted = asked.strip().casefold()
+    kept = [row for row in rows if side not in ("chosen", "rejected") or row["side"] == side]
+    return [row for row in kept if wanted in str(row["label"]).casefold() or wanted in str(row["latent_id"])]
+
+
+def shown(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The table's columns, shares in percent; separations with their interval as text beside the number that sorts."""
+    found: dict[str, list[Any]] = {"Latent": [row["latent_id"] for row in rows]}
+    found["Label"] = [row["label"] or "no label yet" for row in rows]
+    found["Side"] = [row["side"] for row in rows]
+    found["Separation"] = [POINTS * row["separation"] for row in rows]
+    found["95 %"] = [_range(row) for row in rows]
+    found["Held out"] = [None if row["held_out"] is None else POINTS * row["held_out"] for row in rows]
+    found["q"] = [row["q_value"] for row in rows]
+    found["Stability"] = [row["stability"] for row in rows]
+    found["Detection"] = [row["detection_auroc"] if (row["n_active"] or 0) >= latents.TOO_RARE else None for row in rows]
+    found["Weight"] = [row["weight"] for row in rows]
+    found["± heads"] = [row["weight_deviation"] for row in rows]
+    found["Active in"] = [row["n_active"] for row in rows]
+    found["Label from"] = [row["label_source"] for row in rows]
+    return found
+
+
+def _range(row: Mapping[str, Any]) -> str:
+    return "" if row["low"] is None or row["high"] is None else f"{POINTS * row['low']:+.1f} to {POINTS * row['high']:+.1f}"
+
+
+def columns(found: Selection) -> dict[str, Any]:
+    """How each column is written, and what it means."""
+    number = st.column_config.NumberColumn
+    return {
+        "Latent": number(width="small", format="%d"),
+        "Label": st.column_config.TextColumn(
+            width="medium", help="Names what the latent is active on. Where Detection is below 0.8 the projection may mean something else."
+        ),
+        "Side": st.column_config.TextColumn(width="small", help="On which responses it is more often active."),
+        "Separation": number(format="%+.1f", help=f"mu_w - mu_l in percentage points, over {found.n_pairs:,} training pairs"),
+        "95 %": st.column_config.TextColumn(help="Bootstrap interval of the separation, over prompts"),
+        "Held out": number(format="%+.1f", help="The same on validation pairs, which the selection has not seen"),
+        "q": number(format="%.1e", help=f"Sign test over {found.n_prompts:,} prompts, Benjamini-Hochberg"),
+        "Stability": st.column_config.ProgressColumn(
+            format="percent", min_value=0, max_value=1, help="Share of bootstrap resamples in which it is selected again"
+        ),
+        "Detection": number(
+            format="%.2f", help="AUROC: how well the projection tells active from inactive responses. Empty: active too rarely to say."
+        ),
+        "Weight": number(format="%.3f", help="Mean size of its contribution to the reward of held-out responses"),
+        "± heads": number(format="%.3f", help="Deviation of the weight over the heads of all seeds"),
+        "Active in": number(format="localized", help="Training responses in which it is active"),
+    }

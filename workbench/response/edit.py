@@ -1,0 +1,90 @@
+"""Editing a response: the new reward beside the old one, what each latent did to it, and the chain of edits so far."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from workbench.frame import state
+from workbench.frame.chart_base import visible
+from workbench.frame.downloads import download_rows, show_chart
+from workbench.response.charts import contribution_bars
+from workbench.response.values import EditStep, change_bars, keep_edit, kept, one_line
+from workbench.response.why import clicked
+
+if TYPE_CHECKING:
+    from workbench.response.view import View
+
+LONGEST_TEXT = 200_000  # characters
+
+
+def draw(view: View) -> None:
+    """The text to change, and once it has been changed what that did."""
+    last = view.edits[-1] if view.edits else None
+    before = last.response if last is not None else view.found.subject.texts[view.side]
+    key = f"response edit {view.found.subject.pair_id} {last.edit_id if last else view.side}"
+    with st.form(f"{key} form", border=False):
+        whose = "edited response" if last is not None else {"response": "response"}.get(view.side, f"{view.side} response")
+        text = st.text_area(f"Change the {whose}", before, height=170, max_chars=LONGEST_TEXT, key=key)
+        sent = st.form_submit_button("Score again", type="primary", icon=":material/refresh:")
+    if sent and text.strip() and text.strip() != before.strip():
+        item = (view.found.subject.prompt, before)
+        name = keep_edit(view.model, item, text, last.edit_id if last is not None else "")
+        state.choose(pair=view.found.subject.pair_id, response_edit=name, response_tab="edit")
+        st.rerun()
+    elif sent:
+        st.caption("Nothing was changed." if text.strip() else "An empty response has no reward.")
+    if last is not None:
+        _result(view)
+
+
+def _result(view: View) -> None:
+    against = _compared(view.edits)
+    before, after = against.explanation, view.edits[-1].explanation
+    with st.container(horizontal=True, gap="small", key="response edit figures"):
+        st.metric("New reward", f"{after.reward:.3f}", f"{after.reward - before.reward:+.3f}", border=True)
+        st.metric("Percentile", f"{after.percentile:.0f}", f"{after.percentile - before.percentile:+.0f}", border=True)
+        st.metric("Before", f"{before.reward:.3f}", f"percentile {before.percentile:.0f}", delta_color="off", delta_arrow="off", border=True)
+    steps = change_bars(kept(view.model), before, after)
+    key = f"response change {view.edits[-1].edit_id} {against.edit_id}"
+    clicked(key, show_chart(contribution_bars(steps), key=key, name=view.model.name, select=("points",)))
+    _chain(view)
+
+
+def _compared(edits: list[EditStep]) -> EditStep:
+    """What the last edit is compared with: its parent, or any text before it."""
+    names = {step.edit_id: _name(place, len(edits)) for place, step in enumerate(edits[:-1])}
+    if len(names) < 2:
+        return edits[-2] if len(edits) > 1 else edits[-1]
+    chosen = state.pick("Compared with", list(names), "response_against", show=lambda name: names[name], default=edits[-2].edit_id)
+    return next(step for step in edits if step.edit_id == chosen)
+
+
+def _name(place: int, total: int) -> str:
+    return "the original" if place == 0 else f"edit {place}" + (", the one before" if place == total - 2 else "")
+
+
+def _chain(view: View) -> None:
+    """All texts from the original to this one; each can be opened again, and edited further from there."""
+    rows = [
+        {"text": "Original" if place == 0 else f"Edit {place}", "reward": step.explanation.reward, "response": step.response}
+        for place, step in enumerate(view.edits)
+    ]
+    key = f"response chain {view.edits[-1].edit_id}"
+
+    def opened() -> None:
+        picked = st.session_state[key]["selection"]["rows"]
+        if picked:
+            state.choose(response_edit=view.edits[picked[0]].edit_id if picked[0] else None)
+
+    shown = {"text": [row["text"] for row in rows], "reward": [row["reward"] for row in rows]}
+    shown["response"] = [one_line(visible(str(row["response"])), 120) for row in rows]
+    reward = {"reward": st.column_config.NumberColumn(format="%.3f")}
+    st.caption("Choose a row to go back to that text; editing it begins another branch.")
+    st.dataframe(shown, key=key, on_select=opened, selection_mode="single-row", hide_index=True, height="auto", column_config=reward)
+    with st.container(horizontal=True):
+        st.button("Close the edits", icon=":material/close:", key="response edits close", on_click=state.clear, args=("response_edit",))
+        download_rows(rows, name=view.model.name, what="edits", key="response edits")
+    last = view.edits[-1]
+    st.caption(f"Of {last.n_tokens:,} tokens {last.n_computed:,} went through the language model; the others were taken over.")
