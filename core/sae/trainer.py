@@ -1,4 +1,4 @@
-"""sae-lens' trainer as we set it up, and its result as we save it. The choices are listed in sae_training.py."""
+"""sae-lens' trainer as we set it up, and its result as we save it. The choices are listed in training.py."""
 
 from __future__ import annotations
 
