@@ -71,7 +71,9 @@ def hostile_pairs() -> PreferencePairs:
 
 
 class FakeLive:
-    """Speaks as workbench.frame.model_client.Live does. `name` is how the process stands; a word is a token; a text's projections are drawn from it."""
+    """Speaks as workbench.frame.model_client.Live does. `name` is how the process stands; a word is a token; a text's
+    projections are drawn from it.
+    """
 
     def __init__(self, root: Path, name: str = "ready", latents: tuple[int, ...] = (10, 11, 12, 13, 14)) -> None:
         self.texts, self.name, self.latents = Texts(root), name, latents

@@ -99,7 +99,8 @@ def objects_with_accuracy(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = f"import sys\nfrom core.cli.main import main\ntry: main(['fit', '--help'])\nexcept SystemExit: pass\nprint(sorted(set(sys.modules) & {HEAVY!r}))"
+    call = "import sys\nfrom core.cli.main import main\ntry: main(['fit', '--help'])\nexcept SystemExit: pass\n"
+    code = call + f"print(sorted(set(sys.modules) & {HEAVY!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]"
 

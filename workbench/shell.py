@@ -1,7 +1,7 @@
 """What runs for every page of every session: the frame around the page. Each page is a file in pages/ (workbench/frame/page_list.py lists them).
 
-This process never loads torch, transformers, sae_lens, trl, peft or scikit-learn: what needs one is done by a run (workbench/frame/run_panel.py) or by the
-model process (workbench/frame/model_client.py).
+This process never loads torch, transformers, sae_lens, trl, peft or scikit-learn: what needs one is done by a run
+(workbench/frame/run_panel.py) or by the model process (workbench/frame/model_client.py).
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ its beginning, with the same seeds.
 bfloat16 learns as much a step (one run on SmolLM2: 16 pairs' mean margin after six steps, read in float32, 0.2705 against 0.2711), only the losses it
 logs are coarser; it was faster here, by how much differed from run to run.
 
-Under `accelerate launch` every process trains the same job: `train_dpo` in the first, `follow` in the others (core/align/distributed.py). A step's pairs
-are shared out, so the number of processes does not change what a step is (where an epoch's last step has too few pairs for all of them, its first
-pairs count twice); the first process alone writes and tells progress.
+Under `accelerate launch` every process trains the same job: `train_dpo` in the first, `follow` in the others
+(core/align/distributed.py). A step's pairs are shared out, so the number of processes does not change what a step is
+(where an epoch's last step has too few pairs for all of them, its first pairs count twice); the first process alone
+writes and tells progress.
 """
 
 from __future__ import annotations

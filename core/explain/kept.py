@@ -1,7 +1,8 @@
 """What can be said of a reward model from its folder alone: the pairs kept beside it, ranked and explained, and its latents switched off.
 
-Projections and activations of known responses are in the folder (core.reward.fit_responses), so neither the language model nor the SAE is needed, torch is
-not imported, and an answer takes milliseconds. A page does this in its own process; texts of one's own need a live model (core.serving).
+Projections and activations of known responses are in the folder (core.reward.fit_responses), so neither the language
+model nor the SAE is needed, torch is not imported, and an answer takes milliseconds. A page does this in its own
+process; texts of one's own need a live model (core.serving).
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ Points = Float[np.ndarray, "n d"]
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
-    """A round's generated pairs that can be read: z of intended winner and other, `prompt_ids` as `core.reward.fit_responses.prompt_id`, and their names.
+    """A round's generated pairs that can be read: z of intended winner and other, `prompt_ids` as
+    `core.reward.fit_responses.prompt_id`, and their names.
 
     `n_unread` more can't be read.
     """

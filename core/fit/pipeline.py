@@ -11,8 +11,8 @@
     known          what explaining needs of every response                                            core.reward.fit_responses
     reward_model   the folder that scores, each control beside it, faithfulness of its explanations   core.reward.folder
 
-The steps are pure functions of inputs, config and progress. `core.fit.steps` wraps each with the store: what stands is found, what does not is computed,
-and a killed run goes on where it was.
+The steps are pure functions of inputs, config and progress. `core.fit.steps` wraps each with the store: what stands is
+found, what does not is computed, and a killed run goes on where it was.
 """
 
 from __future__ import annotations

@@ -284,7 +284,9 @@ class Steps:
         return self.step("evaluation", {}, [heads.fingerprint, controls.fingerprint, pairs.fingerprint], make)
 
     def known(self, pairs: Artefact, states: States, heads: Artefact) -> Artefact:
-        """`known.*` (core.reward.fit_responses): projections, activations and texts of all responses, so that explaining needs no language model for them."""
+        """`known.*` (core.reward.fit_responses): projections, activations and texts of all responses, so that
+        explaining needs no language model for them.
+        """
 
         def make(folder: Path, _scratch: Path) -> dict[str, Any]:
             hidden, aligned = states.load(pairs_of(pairs.path))

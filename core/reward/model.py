@@ -40,8 +40,9 @@ selection.jsonl
     one row a latent, in the order of the directions: latent_id, side (chosen, rejected), separation with its interval low and high, held_out,
     q_value, stability, detection figures ...; null where a figure does not exist
 known.safetensors, known.jsonl, faithfulness.json, evaluation.json, curve.json, all optional, for explaining and for the pages
-    the responses it was fitted and measured on (core.reward.fit_responses), their texts, how faithful its explanations are (core.explain.faithfulness), and
-    the fit's tables of controls. The texts go to the Hub only if asked for: `push_to_hub(..., texts=True)`
+    the responses it was fitted and measured on (core.reward.fit_responses), their texts, how faithful its explanations
+    are (core.explain.faithfulness), and the fit's tables of controls. The texts go to the Hub only if asked for:
+    `push_to_hub(..., texts=True)`
 
 Every load checks the recorded files: one that is missing, empty, cut or changed is a StoreError that names it. `cp -r`, git, zip and the Hub keep the
 record valid; who adds a file or writes the format with other tools calls `recorded_files.record_files`. README.md, notes and whatever else people
