@@ -28,7 +28,7 @@ from core.align.templates import instructed, templates_of
 from core.backbone.model import Backbone, load_backbone
 from core.backbone.source import resolve_dtype
 from core.config import AlignConfig, DPOConfig
-from core.data.saved import read_pairs
+from core.data.pairs_file import read_pairs
 from core.jobs.align import completed, run_alignment
 from core.runs.store import Store
 from core.types import Message, PreferencePair, no_progress

@@ -27,7 +27,7 @@ from core.backbone.generation import Spent
 from core.backbone.journal import Generated
 from core.backbone.tiny import BODIES, KIND, RUDE
 from core.config import AlignConfig, CandidatesConfig, DPOConfig, FitConfig, PolicyEvaluationConfig
-from core.data.saved import read_pairs
+from core.data.pairs_file import read_pairs
 from core.explain.shift import load_shift
 from core.jobs.fitted import Fitted
 from core.reward.model import SparseRM

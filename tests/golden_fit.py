@@ -11,7 +11,7 @@ from golden_helpers import Figures, digest, only, spread
 
 from core.backbone.presets import preset
 from core.config import FitConfig
-from core.data.saved import read_pairs
+from core.data.pairs_file import read_pairs
 from core.data.splits import apportion
 from core.fit.steps import read_json, value_of
 from core.reward.extraction import load_hidden_states

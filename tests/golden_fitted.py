@@ -14,7 +14,7 @@ from golden_helpers import Figures, digest, only, spread
 from left_out_helpers import lost, pair
 
 from core.config import DataConfig, DoctorConfig, LatentsConfig, SpacesConfig
-from core.data.saved import read_pairs
+from core.data.pairs_file import read_pairs
 from core.doctor.checks_left_out import left_out_differ
 from core.doctor.report import Check
 from core.explain.spaces import apart, picture

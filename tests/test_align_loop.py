@@ -23,7 +23,7 @@ from core.align.records import ALIGNMENT, DPO, EVALUATION, ROUND, SHIFT, STEPS, 
 from core.align.round import NO_PAIR
 from core.align.steps import SEEDS_A_ROUND, VERSIONS, round_seed, set_apart
 from core.config import AlignConfig, DPOConfig, FitConfig, HeadConfig, PolicyEvaluationConfig, SelectionConfig
-from core.data.saved import read_pairs
+from core.data.pairs_file import read_pairs
 from core.errors import Cancelled, ConfigError, MissingError
 from core.explain.shift import load_shift
 from core.jobs.align import completed, run_alignment

@@ -24,7 +24,7 @@ from core.cli import tables as console
 from core.cli.main import build_parser, main
 from core.cli.options import NAMES, SAE_FIELDS, option_name, override, sae_config
 from core.config import AlignConfig, BackboneConfig, FitConfig, SAEConfig, SAETrainConfig, SweepConfig
-from core.data.saved import read_pairs
+from core.data.pairs_file import read_pairs
 from core.errors import ConfigError, MissingError
 from core.fit import defaults, steps
 from core.fit.steps import VERSIONS

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from data_helpers import csv_bytes, load, load_rows, parquet_bytes, refusals, trl_row, trl_rows
 
-from core.data.literals import MAX_DEPTH, parse_literal, unpack_messages
-from core.data.texts import Refused, messages_of
+from core.data.literals import MAX_DEPTH, parse_literal
+from core.data.messages import messages_of, unpack_messages
+from core.data.texts import Refused
 from core.errors import DataError
 from core.types import no_progress
 

@@ -24,7 +24,7 @@ from core.cli import tables as console
 from core.cli.main import main
 from core.config import DataConfig, FitConfig
 from core.data.pairs import load_pairs
-from core.data.saved import read_pairs
+from core.data.pairs_file import read_pairs
 from core.data.splits import split_pairs
 from core.errors import DataError
 from core.fit.pipeline import fit, sweep

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.saved import read_pairs, write_pairs
+from core.data.pairs_file import read_pairs, write_pairs
 from core.errors import StoreError
 from core.explain.spaces import Spaces
 from core.reward.fitting import Family

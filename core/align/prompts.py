@@ -16,11 +16,11 @@ import numpy as np
 
 from core.align.values import Prompt
 from core.config import DataConfig
-from core.data.columns import asked, check_media
-from core.data.literals import unpack_row
-from core.data.readers import open_source
-from core.data.reading import Gathered
+from core.data.messages import unpack_row
+from core.data.pair_reader import Gathered
+from core.data.prompt_columns import asked, check_media
 from core.data.rows import Row
+from core.data.sources import open_source
 from core.data.splits import UNUSED
 from core.data.texts import Refused, keeps
 from core.errors import DataError

@@ -26,7 +26,7 @@ from core.align.mc import mc_content
 from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, Ledger, read_rows, write_rows
 from core.align.values import Candidate
 from core.config import DataConfig, SpacesConfig
-from core.data.saved import read_pairs, write_pairs
+from core.data.pairs_file import read_pairs, write_pairs
 from core.data.splits import split_pairs
 from core.reward.fit_responses import prompt_id
 from core.runs.store import Artefact, write_json

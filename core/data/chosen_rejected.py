@@ -1,7 +1,7 @@
 """Rows that name a chosen and a rejected answer: TRL, hh-rlhf, RewardBench, binarized UltraFeedback, LLaMA-Factory,
 OpenAI, Orca, ms-swift.
 
-Answers are texts, messages, or whole dialogues. A prompt is what the row's columns ask (`columns.py`), then the
+Answers are texts, messages, or whole dialogues. A prompt is what the row's columns ask (`prompt_columns.py`), then the
 messages with which both dialogues begin; a prompt that stands in both places counts once.
 """
 
@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.config import DataConfig
-from core.data.columns import asked, check_media, conversation_of, no_prompt, prompt_columns, question_of, with_context, with_question
-from core.data.dialogues import begins_as_dialogue, dialogue_turns, has_single_line_breaks, is_dialogue, merged
-from core.data.drafts import Draft, Readings
-from core.data.numbers import check_scores
-from core.data.texts import Refused, is_blank, is_message, messages_of, text_of, user_prompt
+from core.data.messages import is_message, messages_of, user_prompt
+from core.data.pair_drafts import Draft, Readings
+from core.data.prompt_columns import asked, check_media, conversation_of, no_prompt, prompt_columns, question_of, with_context, with_question
+from core.data.text_dialogues import begins_as_dialogue, dialogue_turns, has_single_line_breaks, is_dialogue, merged
+from core.data.texts import Refused, is_blank, is_missing, number_of, text_of
 from core.types import Message
 
 Row = Mapping[str, Any]
@@ -33,6 +33,18 @@ SIDES = (
     ("response_j", "response_k"),
     ("chosen", "reject"),
 )
+
+# Score columns of the chosen and of the rejected answer, as data sets name them: the judgement that chose. Rewards of a model
+# are none, for they may well say the contrary (`scores_chosen` of RewardBench's and our own results, `chosen_reward`).
+SCORE_COLUMNS = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen-rating", "rejected-rating"),
+    ("chosen_rating", "rejected_rating"),
+    ("rating_chosen", "rating_rejected"),
+    ("chosen_avg_rating", "rejected_avg_rating"),
+)
+RANK_COLUMNS = (("rank_chosen", "rank_rejected"), ("chosen_rank", "rejected_rank"))  # 1 is the best
 
 
 def sides_of(row: Row) -> tuple[str, str] | None:
@@ -95,6 +107,25 @@ def _without_answer(prompt: Messages, chosen: str) -> Messages:
 def _scored(row: Row, draft: Draft) -> Draft:
     """The pair with its scores, which must not say the contrary."""
     return draft._replace(extra={**draft.extra, **check_scores(row)})
+
+
+def check_scores(row: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of chosen and rejected, where a row has both columns and one holds something. Raises Refused on a tie or a contradiction,
+    of scores or of ranks."""
+    for chosen, rejected in SCORE_COLUMNS:
+        if chosen in row and rejected in row and not (_absent(row[chosen]) and _absent(row[rejected])):
+            better, worse = number_of(row[chosen], chosen), number_of(row[rejected], rejected)
+            if better <= worse:
+                raise Refused(chosen, "a tie: both scores are equal" if better == worse else "below the score of rejected")
+            return {"score_chosen": better, "score_rejected": worse}
+    for chosen, rejected in RANK_COLUMNS:
+        if not _absent(row.get(chosen)) and not _absent(row.get(rejected)) and number_of(row[chosen], chosen) >= number_of(row[rejected], rejected):
+            raise Refused(chosen, "no better than the rank of rejected")
+    return {}
+
+
+def _absent(value: Any) -> bool:
+    return is_missing(value) or (isinstance(value, str) and not value.strip())
 
 
 def _of_dialogues(row: Row, config: DataConfig, chosen: Messages, rejected: Messages) -> Draft:

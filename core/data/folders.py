@@ -12,10 +12,9 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from core.data.foreign import by_suffix, check_folder
 from core.data.rows import printable
+from core.data.unsupported_files import by_suffix, check_folder
 from core.errors import DataError
 
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
@@ -178,20 +177,3 @@ def check_columns(folder: Path, columns: dict[str, list[str]]) -> None:
             found=found,
             remedy="give one file, or put those of one kind into a folder of their own (--hub-config NAME names a folder in it)",
         )
-
-
-def saved_rows(folder: Path, split: str) -> Any:
-    """A data set that `datasets` saved, as a sequence of dicts. Raises DataError where it is damaged."""
-    try:
-        from datasets import load_from_disk
-
-        found = load_from_disk(str(folder / split if split else folder))
-    except ImportError as error:
-        raise DataError("the package `datasets` is missing", found=str(error), remedy="pip install datasets, or give a file") from error
-    except Exception as error:  # whatever datasets and pyarrow raise on a damaged folder
-        raise DataError(
-            f"{folder} is a data set saved by `save_to_disk`, but it can't be read",
-            found=printable(f"{type(error).__name__}: {error}", 300),
-            remedy="save it again, or save a file: dataset.to_json(FILE) or dataset.to_parquet(FILE)",
-        ) from error
-    return found

@@ -17,7 +17,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from core.data.annotation_exports import fits_argilla, fits_label_studio, read_argilla, read_label_studio
 from core.data.chosen_rejected import (
+    SCORE_COLUMNS,
     SIDES,
     fits_explicit,
     fits_hh,
@@ -30,11 +32,23 @@ from core.data.chosen_rejected import (
     read_swift,
     sides_of,
 )
-from core.data.columns import ASKED, CONVERSATIONS, HISTORY, PROMPTS, SYSTEMS
-from core.data.drafts import Draft, Format
-from core.data.exports import fits_argilla, fits_label_studio, read_argilla, read_label_studio
-from core.data.grouped import fits_kto, fits_rated, read_kto, read_rated
-from core.data.judged import (
+from core.data.messages import is_message
+from core.data.pair_drafts import Draft, Format
+from core.data.prompt_columns import ASKED, CONVERSATIONS, HISTORY, PROMPTS, SYSTEMS
+from core.data.several_answers import (
+    fits_answer_lists,
+    fits_generations,
+    fits_nectar,
+    fits_rewardbench2,
+    fits_truthfulqa,
+    read_answer_lists,
+    read_completions,
+    read_generations,
+    read_nectar,
+    read_truthfulqa,
+)
+from core.data.texts import is_blank, is_missing, keeps
+from core.data.two_answers import (
     LABELS,
     ONE_HOT,
     SAMPLE_COLUMNS,
@@ -47,20 +61,7 @@ from core.data.judged import (
     read_signed,
     read_two_answers,
 )
-from core.data.numbers import SCORE_COLUMNS
-from core.data.ranked import (
-    fits_answer_lists,
-    fits_generations,
-    fits_nectar,
-    fits_rewardbench2,
-    fits_truthfulqa,
-    read_answer_lists,
-    read_completions,
-    read_generations,
-    read_nectar,
-    read_truthfulqa,
-)
-from core.data.texts import is_blank, is_message, is_missing, keeps
+from core.data.unpaired_answers import fits_kto, fits_rated, read_kto, read_rated
 from core.errors import ConfigError
 
 __all__ = ["FORMATS", "Draft", "Format", "check_mapping", "detect", "meta_of", "read_completions", "read_truthfulqa", "rename"]

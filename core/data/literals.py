@@ -19,11 +19,10 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from core.data.rows import parse_json
-from core.data.texts import MAX_CHARACTERS, Refused, is_message
+from core.data.texts import MAX_CHARACTERS
 
 MAX_DEPTH = 40  # brackets within brackets; a message list has three
 TOKEN = re.compile(
@@ -32,21 +31,6 @@ TOKEN = re.compile(
     re.DOTALL,
 )
 WORDS = {"None": "None", "True": "True", "False": "False", "nan": "None", "array": "", "dtype": "", "object": ""}
-BEGINS_AS_MESSAGES = re.compile(r"""\s*(?:array\s*\(\s*)?(?:\[\s*)?\{\s*(['"])(?:role|content|from|value)\1\s*:""")
-KEYS_OF_MESSAGES = re.compile(r"""(['"])(?:role|from)\1\s*:""")
-# What programs print of message objects, and YAML: message lists too, but in notations that are not parsed.
-OBJECTS = re.compile(r"""\s*\[?\s*[A-Za-z_]\w*\(\s*(?:\w+\s*=\s*[^\s(),=]+,\s*)*?(?:role|content)\s*=\s*['"]""")
-ROLE_OF_OBJECT = re.compile(r"""\brole\s*=\s*['"](?:system|user|assistant)['"]""")
-YAML = re.compile(r"""\s*-\s*(?:role|from):\s*['"]?(?:system|user|assistant|human|gpt)\b""")
-SPEAKER_KEYS, WORDS_KEYS = {"role", "from", "speaker", "author", "sender"}, {"content", "value", "text", "message", "utterance", "parts"}
-# Columns that hold lists or objects by their nature, so a text in them is parsed whatever it holds.
-CONTAINERS = frozenset(
-    (
-        *("messages", "conversations", "conversation", "conversation_a", "conversation_b", "trajectory", "history", "context"),
-        *("completions", "answers", "generations", "rating", "ratings", "correct_answers", "incorrect_answers", "mc1_targets", "mc2_targets"),
-        *("data", "annotations", "fields", "responses", "suggestions", "images", "tools"),
-    )
-)
 
 
 def parse_literal(text: str) -> Any:
@@ -125,107 +109,9 @@ def _append(pieces: list[str], piece: str) -> None:
     pieces.append(piece)
 
 
-def _ends_early(text: str) -> bool:
-    """Whether the list or object with which a text begins is whole and other words follow it: then the text speaks of a list and is none."""
-    position = text.index(text.lstrip()[0])
-    depth, started = 0, False
-    while match := TOKEN.match(text, position):
-        position = match.end()
-        if match.lastgroup == "mark":
-            depth += (match.group() in "[{(") - (match.group() in "]})")
-            started = True
-        if started and depth == 0:
-            rest = text[position:].lstrip(" ,\n\r\t")
-            return bool(rest) and BEGINS_AS_MESSAGES.match(rest) is None
-    return False
-
-
-def unpack_messages(value: Any, field: str) -> Any:
-    """The message list (or the one message, or the object with `messages`) that a text is; any other value as it is. Also a list of messages each of
-    which is written as text, and an object of lists {role: [...], content: [...]}.
-
-    Raises Refused where the text begins as a message list does and can't be read: its letters would become the answer.
-    """
-    if isinstance(value, list) and value and all(isinstance(item, str) and item.lstrip().startswith("{") for item in value):
-        items = [parse_literal(item) for item in value]
-        return items if all(map(is_message, items)) else value
-    if isinstance(value, dict):
-        return _rows_of_columns(value)
-    if not isinstance(value, str):
-        return value
-    if (OBJECTS.match(value[:2000]) and ROLE_OF_OBJECT.search(value)) or YAML.match(value[:200]):
-        raise Refused(field, "messages written as text in a notation that is not read (JSON, Python's and numpy's are)")
-    if not _may_be_literal(value):
-        return value
-    parsed = parse_literal(value)
-    if _is_messages(parsed):
-        return _rows_of_columns(parsed)
-    if _is_dialogue_of_other_keys(parsed):
-        raise Refused(field, f"a dialogue written as text, of objects with {', '.join(sorted(parsed[0]))[:80]}: only role and content are known")
-    if parsed is None and BEGINS_AS_MESSAGES.match(value) and KEYS_OF_MESSAGES.search(value) and not _ends_early(value):
-        raise Refused(field, "a message list written as text that can't be read (cut, or in no known notation)")
-    return value
-
-
-def _may_be_literal(text: str) -> bool:
-    return text[:200].lstrip()[:6].startswith(("[", "{", "array", '"[{', "'[{"))
-
-
-def _rows_of_columns(value: Any) -> Any:
-    """A list of messages, where an object has one list a field (as `datasets` writes a sequence of objects)."""
-    for role, content in (("role", "content"), ("from", "value")) if isinstance(value, dict) else ():
-        roles, contents = value.get(role), value.get(content)
-        if isinstance(roles, list) and isinstance(contents, list) and len(roles) == len(contents):
-            return [{role: a, content: b} for a, b in zip(roles, contents, strict=True)]
-    return value
-
-
-def _is_messages(value: Any) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(is_message(item) for item in value)
-    return isinstance(value, dict) and (is_message(value) or (isinstance(value.get("messages"), list) and _is_messages(value["messages"])))
-
-
-def _is_dialogue_of_other_keys(value: Any) -> bool:
-    """Whether a list holds a speaker and words an item, under names that are not ours: {speaker, text}, say."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(item, dict) and not is_message(item) and SPEAKER_KEYS & item.keys() and WORDS_KEYS & item.keys() for item in value)
-    )
-
-
-def unpack_row(row: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The row with lists and objects in place of texts that are unmistakably such, and whether there was one. Raises Refused as `unpack_messages`."""
-    listed = {"num_correct", "num_rejected"} & row.keys() or _is_rm_bench(row)  # `chosen` and `rejected` are lists of answers
-    lists = {"chosen", "rejected"} if listed else {"prompt", "response_a", "response_b"} if "winner_model_a" in row else set()
-    changed = {name: new for name, value in row.items() if (new := _unpacked(name, value, lists)) is not value}
-    return ({**row, **changed}, True) if changed else (dict(row), False)
-
-
-def _is_rm_bench(row: Mapping[str, Any]) -> bool:
-    """Whether a table's row is one of RM-Bench's: a domain, and three texts written as a list on both sides."""
-    sides = [row.get(name) for name in ("chosen", "rejected")]
-    return "domain" in row and all(holds_list_of_texts(side) and len(parse_literal(str(side))) == 3 for side in sides)
-
-
-def _unpacked(name: str, value: Any, lists: set[str]) -> Any:
-    by_nature = name in CONTAINERS or name in lists or name.endswith((".responses", ".status", ".suggestion"))
-    if by_nature and isinstance(value, str) and _may_be_literal(value):
-        parsed = parse_literal(value)
-        if parsed is not None:
-            return unpack_messages(parsed, name)
-    return unpack_messages(value, name)
-
-
 def holds_list_of_texts(value: Any) -> bool:
     """Whether a text is a list of texts, as a csv has them of a column of lists. It may as well be an answer, so it stays a text."""
     if not isinstance(value, str) or not value.lstrip()[:2].startswith(("['", '["')):
         return False
     parsed = parse_literal(value)
     return isinstance(parsed, list) and bool(parsed) and all(isinstance(item, str) for item in parsed)
-
-
-def as_json(value: Any) -> str:
-    """A value as it is compared: equal values, equal text."""
-    return json.dumps(value, sort_keys=True, default=str)

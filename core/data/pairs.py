@@ -1,8 +1,8 @@
-"""From a source to checked preference pairs, with a report that counts out every row.
+"""Reads preference pairs from any source and reports what happened to every row.
 
-1. `load_pairs`: read the rows (`readers.py`), make pairs of each by its own columns (`formats.py`, `reading.py`), refuse what can't be used, name the
-   pairs, look for duplicates (`duplicates.py`). In the report n_rows = n_used + refused, always.
-2. `split_pairs`, `split_report`: see `splits.py`.
+`load_pairs` reads the rows (`sources.py`), turns each into pairs by its own columns (`formats.py`, `pair_reader.py`),
+refuses rows that can't be used, gives every pair an id, and looks for duplicates (`duplicates.py`). In its report
+`n_rows` always equals `n_used` plus the number of refused rows. Pairs are split afterwards, by `splits.py`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from core.config import DataConfig
 from core.data.chat_markers import marker_notes
 from core.data.duplicates import Duplicates, find_duplicates
 from core.data.formats import FORMATS, check_mapping, named, nested_place, rename
-from core.data.readers import Source, open_source
-from core.data.reading import Gathered
+from core.data.pair_reader import Gathered
 from core.data.rows import Row, Rows, printable
+from core.data.sources import Source, open_source
 from core.data.texts import is_blank
 from core.errors import DataError, MissingError
 from core.types import PreferencePair, PreferencePairs, Progress, RefusedRow, no_progress, sha256_of

@@ -110,3 +110,8 @@ def parse_json(text: str) -> Any:
 def _checked_object(items: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(items)
     return values if len(values) == len(items) else RepeatedKeys(values)
+
+
+def as_json(value: Any) -> str:
+    """A value as it is compared: equal values, equal text."""
+    return json.dumps(value, sort_keys=True, default=str)

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 
 from core.config import DataConfig
 from core.data.pairs import load_pairs
-from core.data.saved import write_pairs
+from core.data.pairs_file import write_pairs
 from core.data.splits import split_pairs, split_report
 from core.errors import DataError
 from core.runs.store import Artefact, Store, file_sha256, write_json

@@ -22,7 +22,7 @@ from core.backbone.model import load_backbone
 from core.backbone.source import backbone_identity, find_model, resolve_device
 from core.config import FitConfig
 from core.data.pairs import load_pairs
-from core.data.saved import read_pairs, write_pairs
+from core.data.pairs_file import read_pairs, write_pairs
 from core.data.splits import split_pairs, split_report
 from core.errors import DataError
 from core.explain.faithfulness import faithfulness

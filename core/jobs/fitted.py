@@ -120,7 +120,7 @@ class Fitted:
 
     def left_out(self, parts: RewardParts) -> tuple[LostPair, ...] | None:
         """The pairs that the fit could not read; None where this cache does not hold them any more, or an older version did not note enough."""
-        from core.data.saved import read_pairs
+        from core.data.pairs_file import read_pairs
         from core.reward.pair_counts import lost_pairs
 
         kept = self.store.find("pairs", parts.method.get("fingerprints", {}).get("pairs", "none"))

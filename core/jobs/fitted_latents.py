@@ -154,7 +154,7 @@ class FittedLatents:
         return found
 
     def _dialogues(self, name: str, progress: Progress) -> Source:
-        from core.data.saved import read_pairs
+        from core.data.pairs_file import read_pairs
         from core.sae.corpus import load_corpus, pair_dialogues
 
         if name != PAIRS:

@@ -20,8 +20,8 @@ from urllib.parse import quote
 from core.backbone.presets import neuronpedia_source
 from core.config import DataConfig
 from core.data.http import Http, HttpError
-from core.data.readers import open_source
 from core.data.rows import Row, printable
+from core.data.sources import open_source
 from core.errors import DataError, MismatchError, MissingError
 from core.latents.label_book import NEURONPEDIA_AUTHOR, LabelBook, refused_row
 from core.latents.label_identity import DIFFERENT, UNPROVEN, UNSTATED, Source, StatedSAE, check_claim, described_sae, other_sae, stated_sae, verdict

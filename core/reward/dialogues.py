@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from core.data.literals import unpack_messages
-from core.data.texts import Refused, is_message, messages_of, text_of, user_prompt
+from core.data.messages import is_message, messages_of, unpack_messages, user_prompt
+from core.data.texts import Refused, text_of
 from core.errors import DataError
 from core.types import Message
 

@@ -9,7 +9,7 @@ known.safetensors
     n_tokens [n]                             int64: tokens of the response's own text
     prompt_ids [n], response_ids [n]         int64: the first 64 bits of a sha256 of the prompt, and of prompt and response
     chosen_rows, rejected_rows, split [n_pairs]   int64: rows of each pair's responses; 0 train, 1 validation, 2 test, 3 unused
-known.jsonl                                  the pairs in the same order, with their texts (core.data.saved); may be absent: texts can be private
+known.jsonl                                  the pairs in the same order, with their texts (core.data.pairs_file); may be absent: texts can be private
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from core.data.saved import read_pairs, write_pairs
+from core.data.pairs_file import read_pairs, write_pairs
 from core.errors import StoreError
 from core.reward.recorded_files import KNOWN, KNOWN_TEXTS, remedy_for
 from core.types import SPLITS, HiddenStates, Message, PreferencePairs, sha256_of

@@ -1,4 +1,4 @@
-"""Single responses of a file: a row's prompt (its columns as for pairs, core.data.columns) with one response, or a list `responses`.
+"""Single responses of a file: a row's prompt (its columns as for pairs, core.data.prompt_columns) with one response, or a list `responses`.
 
 Each row is told by its own columns: one that holds a pair in any format is no single response, whatever other rows hold. A row
 of one answer with a label or a rating (KTO, HelpSteer 2) is a single response here, since each answer can be scored.
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from core.config import DataConfig
-from core.data.columns import ABOUT_ANSWERS, ASKED, asked, check_media, holds_sentence
 from core.data.formats import FORMATS, candidates_of
-from core.data.literals import unpack_messages, unpack_row
-from core.data.readers import open_source
-from core.data.reading import ColumnTexts
+from core.data.messages import is_message, messages_of, unpack_messages, unpack_row
+from core.data.pair_reader import ColumnTexts
+from core.data.prompt_columns import ABOUT_ANSWERS, ASKED, asked, check_media, holds_sentence
 from core.data.rows import Row, printable
-from core.data.texts import Refused, is_blank, is_message, keeps, messages_of, text_of
+from core.data.sources import open_source
+from core.data.texts import Refused, is_blank, keeps, text_of
 from core.types import Message, RefusedRow
 
 RESPONSES = ("response", "responses", "completion", "output", "answer")

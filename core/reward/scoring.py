@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from core.config import DataConfig
+from core.data.pair_reader import Gathered
 from core.data.pairs import load_pairs
-from core.data.readers import open_source
-from core.data.reading import Gathered
 from core.data.rows import Row
+from core.data.sources import open_source
 from core.errors import ConfigError, DataError
 from core.reward.evaluation import SubsetCounts, accuracy_by_subset, accuracy_of, subset_counts
 from core.reward.model import BackboneReader, SparseRM

@@ -13,7 +13,7 @@ import streamlit as st
 
 from core.config import PairsRunConfig
 from core.data.formats import FORMATS
-from core.data.saved import read_pairs
+from core.data.pairs_file import read_pairs
 from core.errors import SparseRMError
 from core.runs.registry import Run
 from core.types import PreferencePair

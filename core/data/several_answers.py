@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.config import DataConfig
-from core.data.columns import asked, with_context
-from core.data.drafts import Draft, Readings
-from core.data.numbers import number_of
-from core.data.texts import Refused, is_missing, text_of, user_prompt
+from core.data.messages import user_prompt
+from core.data.pair_drafts import Draft, Readings
+from core.data.prompt_columns import asked, with_context
+from core.data.texts import Refused, is_missing, number_of, text_of
 from core.types import Message
 
 Row = Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Rows of csv and tsv files (`readers.py` has the overview, `encodings.py` the encodings).
+"""Rows of csv and tsv files (`sources.py` has the overview, `encodings.py` the encodings).
 
 What separates cells is told by the header: the one of `, ; tab |` that divides it, and where several do, the one that gives
 as many names that we know and fits as many records as every other, and more of either. Otherwise it is an error that names

@@ -12,8 +12,8 @@ from data_helpers import csv_bytes, jsonl_bytes, load, load_rows, parquet_bytes,
 
 from core.config import DataConfig
 from core.data.pairs import load_pairs
-from core.data.readers import open_source
 from core.data.rows import Row, printable
+from core.data.sources import open_source
 from core.errors import ConfigError, DataError, MissingError
 
 KINDS = [plain + gz for plain in (".jsonl", ".json", ".csv", ".parquet") for gz in ("", ".gz")]
@@ -75,7 +75,7 @@ def test_a_bad_jsonl_line_refuses_that_line_alone(tmp_path: Path) -> None:
 
 def test_a_line_too_long_is_refused_without_being_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.data.rows.MAX_LINE", 1000)
-    monkeypatch.setattr("core.data.documents.MAX_LINE", 1000)
+    monkeypatch.setattr("core.data.json_files.MAX_LINE", 1000)
     long = json.dumps({**trl_row(0), "chosen": "x" * 5000}).encode()
     _, report = load(tmp_path, "x.jsonl", b"\n".join([jsonl_bytes([trl_row(1)]).strip(), long, jsonl_bytes([trl_row(2)])]))
     assert refusals(report) == [(2, "row", "longer than 1000 bytes")]

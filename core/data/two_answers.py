@@ -3,7 +3,7 @@ any A / B with a label.
 
 Which label value means which side must be unmistakable (`side_of`). A number may count from 0 or from 1, so its
 meaning is decided by all the values that the file has: such rows are read as `Judged` and decided at the end
-(`decide.py`).
+(`label_meaning.py`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 from core.config import DataConfig
 from core.data.chosen_rejected import pair_of_dialogues
-from core.data.columns import asked, with_context
-from core.data.decide import TIES, as_label, side_of
-from core.data.drafts import Draft, Judged, Readings
+from core.data.label_meaning import TIES, as_label, side_of
 from core.data.literals import parse_literal
-from core.data.numbers import number_of
-from core.data.texts import Refused, is_blank, is_message, is_missing, messages_of, text_of, user_prompt
+from core.data.messages import is_message, messages_of, user_prompt
+from core.data.pair_drafts import Draft, Judged, Readings
+from core.data.prompt_columns import asked, with_context
+from core.data.texts import Refused, is_blank, is_missing, number_of, text_of
 from core.types import Message
 
 Row = Mapping[str, Any]

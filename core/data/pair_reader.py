@@ -2,7 +2,7 @@
 nobody reads.
 
 A row is read by its own columns. Two things wait for the end of the file: labels whose meaning the other labels
-decide (`decide.py`), and answers that other rows' answers are paired with (`grouped.py`).
+decide (`label_meaning.py`), and answers that other rows' answers are paired with (`unpaired_answers.py`).
 """
 
 from __future__ import annotations
@@ -14,15 +14,26 @@ from typing import Any, NamedTuple
 
 from core.config import DataConfig
 from core.data.chosen_rejected import SIDES, sides_of
-from core.data.columns import ABOUT_ANSWERS, ASKED, CONVERSATIONS, LABEL_WORDS, PROMPTS, check_media, holds_sentence, holds_turns, sounds_like_prompt
-from core.data.decide import TIES, as_label, label_sets, side_of
-from core.data.drafts import Draft, Format, Judged, Rated, Reading
 from core.data.formats import CHOSEN_REJECTED, candidates_of, meta_of, named
-from core.data.grouped import match
-from core.data.judged import answer_columns
-from core.data.literals import as_json, holds_list_of_texts, unpack_messages, unpack_row
-from core.data.rows import Row, printable
+from core.data.label_meaning import TIES, as_label, label_sets, side_of
+from core.data.literals import holds_list_of_texts
+from core.data.messages import unpack_messages, unpack_row
+from core.data.pair_drafts import Draft, Format, Judged, Rated, Reading
+from core.data.prompt_columns import (
+    ABOUT_ANSWERS,
+    ASKED,
+    CONVERSATIONS,
+    LABEL_WORDS,
+    PROMPTS,
+    check_media,
+    holds_sentence,
+    holds_turns,
+    sounds_like_prompt,
+)
+from core.data.rows import Row, as_json, printable
 from core.data.texts import Refused, is_blank, keeps
+from core.data.two_answers import answer_columns
+from core.data.unpaired_answers import match
 from core.types import RefusedRow
 
 MAX_DISTINCT = 10_000  # texts of a column that are told apart

@@ -12,14 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.config import DataConfig
-from core.data.columns import asked
-from core.data.decide import side_of
-from core.data.drafts import Judged, Readings
-from core.data.judged import ENDINGS, LABELS, answer_columns, read_two_answers
-from core.data.literals import as_json
-from core.data.numbers import number_of
-from core.data.ranked import best_with_worst
-from core.data.texts import Refused, is_blank, text_of
+from core.data.label_meaning import side_of
+from core.data.pair_drafts import Judged, Readings
+from core.data.prompt_columns import asked
+from core.data.rows import as_json
+from core.data.several_answers import best_with_worst
+from core.data.texts import Refused, is_blank, number_of, text_of
+from core.data.two_answers import ENDINGS, LABELS, answer_columns, read_two_answers
 
 Row = Mapping[str, Any]
 ASKS_PREFERENCE = re.compile(r"prefer|rank|better|best|choice|choose|chosen|winner|label|compar|which", re.IGNORECASE)

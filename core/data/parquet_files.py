@@ -1,4 +1,4 @@
-"""Rows of parquet and Arrow files (`readers.py` has the overview)."""
+"""Rows of parquet and Arrow files (`sources.py` has the overview)."""
 
 from __future__ import annotations
 

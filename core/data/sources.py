@@ -3,9 +3,9 @@
 | source | a row is | its number, as a person counts |
 |---|---|---|
 | `.jsonl`, `.ndjson` | a line with one JSON object | line of the file, from 1 (blank lines counted, not read) |
-| `.json` | an object in a list, or what `documents.py` lists; or as `.jsonl` | place in the list, from 1 |
-| `.csv`, `.tsv` | a record under the header (a quoted cell may span lines; `tables.py`) | row of the sheet: the header is 1, the first record 2 |
-| `.parquet`, `.arrow`, `.feather` | a row (`columnar.py`) | place in the table, from 1 |
+| `.json` | an object in a list, or what `json_files.py` lists; or as `.jsonl` | place in the list, from 1 |
+| `.csv`, `.tsv` | a record under the header (a quoted cell may span lines; `csv_files.py`) | row of the sheet: the header is 1, the first record 2 |
+| `.parquet`, `.arrow`, `.feather` | a row (`parquet_files.py`) | place in the table, from 1 |
 | a folder | a row of its data files, one file after the other (`folders.py` says which) | counted on from file to file |
 | a Hub id | a row of `datasets.load_dataset` | place in the split, from 1 |
 
@@ -13,7 +13,7 @@ Every file may be gzipped: that is seen by its content, whatever its name. Text 
 csv may be in another encoding (`encodings.py`). What was detected or left out is in the source's notes.
 One bad row never stops the others: it comes out as a `RefusedRow` with its number. Where compressed data is cut, the rows before
 the cut come out, then one `RefusedRow` for the cut. What spoils the whole file (a header with one name twice, JSON in UTF-16, a
-cut JSON list), or shows that it is something else (`foreign.py`: a web page, a Git LFS pointer, a model), is a `DataError`.
+cut JSON list), or shows that it is something else (`unsupported_files.py`: a web page, a Git LFS pointer, a model), is a `DataError`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from pathlib import Path
 from typing import Any
 
 from core.config import DataConfig
-from core.data import hub_rows
-from core.data.columnar import arrow_rows, parquet_rows
-from core.data.documents import json_rows, jsonl_rows
+from core.data import hf_datasets
+from core.data.csv_files import csv_rows
 from core.data.encodings import by_mark
-from core.data.folders import KINDS, check_columns, chosen_split, data_files, kind_of, saved_rows, saved_splits
-from core.data.foreign import HEAD, by_suffix, check_head
+from core.data.folders import KINDS, check_columns, chosen_split, data_files, kind_of, saved_splits
+from core.data.json_files import json_rows, jsonl_rows
+from core.data.parquet_files import arrow_rows, parquet_rows
 from core.data.rows import STREAM_ERRORS, Row, Rows, cut, printable
-from core.data.tables import csv_rows
+from core.data.unsupported_files import HEAD, by_suffix, check_head
 from core.errors import DataError
 from core.types import RefusedRow
 
@@ -67,7 +67,7 @@ def open_source(config: DataConfig) -> Source:
     path = Path(os.path.expanduser(config.pairs))
     if not _exists(path):
         _check_hub_id(config.pairs, path)
-        return _from_dataset(hub_rows.load(config), hub_rows.describe(config), [])
+        return _from_dataset(hf_datasets.load(config), hf_datasets.describe(config), [])
     known = _known_columns(config)
     if path.is_file():
         return _open_file(path, known)
@@ -202,7 +202,7 @@ def _open_folder(folder: Path, config: DataConfig, known: Collection[str]) -> So
     if splits is not None:
         split = chosen_split(folder, splits, config.hub_split, notes)
         notes.insert(0, f"{folder.name}: a data set saved by `save_to_disk`")
-        return _from_dataset(saved_rows(folder, split), f"{folder} [{split}]" if split else str(folder), notes)
+        return _from_dataset(hf_datasets.load_saved(folder, split), f"{folder} [{split}]" if split else str(folder), notes)
     files = data_files(folder, config.hub_split, config.hub_config, notes)
     check_columns(folder, {str(file.relative_to(folder)): _first_columns(file, known) for file in files} if len(files) > 1 else {})
     if len(files) == 1:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 from typing import Any
 
 from core.config import DataConfig
 from core.data.hub import one_question
+from core.data.rows import printable
 from core.errors import DataError
 
 # What the error's name or text holds (lower case) -> what to do. First match wins.
@@ -45,6 +47,23 @@ def load(config: DataConfig) -> Any:
         raise DataError(f"the data set {describe(config)} can't be had", found=_found(error), remedy=_remedy(error)) from error
     if isinstance(found, dict):
         raise DataError(f"{describe(config)} has several splits", expected="one of them", found=", ".join(map(str, found)), remedy="give hub_split")
+    return found
+
+
+def load_saved(folder: Path, split: str) -> Any:
+    """A data set that `datasets` saved, as a sequence of dicts. Raises DataError where it is damaged."""
+    try:
+        from datasets import load_from_disk
+
+        found = load_from_disk(str(folder / split if split else folder))
+    except ImportError as error:
+        raise DataError("the package `datasets` is missing", found=str(error), remedy="pip install datasets, or give a file") from error
+    except Exception as error:  # whatever datasets and pyarrow raise on a damaged folder
+        raise DataError(
+            f"{folder} is a data set saved by `save_to_disk`, but it can't be read",
+            found=printable(f"{type(error).__name__}: {error}", 300),
+            remedy="save it again, or save a file: dataset.to_json(FILE) or dataset.to_parquet(FILE)",
+        ) from error
     return found
 
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from core.config import DataConfig
 from core.data.chosen_rejected import pair_of_dialogues
-from core.data.columns import asked, conversation_of, with_context
-from core.data.drafts import Draft, Rated, Readings
-from core.data.numbers import number_of
-from core.data.texts import Refused, is_message, is_missing, messages_of, text_of
+from core.data.messages import is_message, messages_of
+from core.data.pair_drafts import Draft, Rated, Readings
+from core.data.prompt_columns import asked, conversation_of, with_context
+from core.data.texts import Refused, is_missing, number_of, text_of
 from core.types import Message
 
 Row = Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Rows of JSON files (`readers.py` has the overview). JSON is UTF-8, always.
+"""Rows of JSON files (`sources.py` has the overview). JSON is UTF-8, always.
 
 | document | rows |
 |---|---|

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from core.data.drafts import Judged
+from core.data.pair_drafts import Judged
 from core.data.texts import is_missing
 
 TIES = 2  # what `side_of` says of a tie

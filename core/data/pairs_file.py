@@ -31,6 +31,6 @@ def read_pairs(path: Path) -> PreferencePairs:
                 source = row[HEAD]
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise StoreError(
-            f"{path} can't be read", expected="pairs as core.data.saved writes them", found=f"{type(error).__name__}: {error}"
+            f"{path} can't be read", expected="pairs as core.data.pairs_file writes them", found=f"{type(error).__name__}: {error}"
         ) from error
     return PreferencePairs(pairs=tuple(pairs), split=tuple(split) if any(split) else (), source=source)

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.config import DataConfig
-from core.data.dialogues import extra_id_turns, is_dialogue, is_one_turn, prompt_turns
-from core.data.texts import MEDIA, Refused, is_blank, is_message, is_missing, messages_of, text_of, user_prompt
+from core.data.messages import MEDIA, is_message, messages_of, user_prompt
+from core.data.text_dialogues import extra_id_turns, is_dialogue, is_one_turn, prompt_turns
+from core.data.texts import Refused, is_blank, is_missing, text_of
 from core.types import Message
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input")
