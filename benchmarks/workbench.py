@@ -47,7 +47,7 @@ from websockets.typing import Subprotocol  # noqa: E402
 from core.config import SpacesConfig  # noqa: E402
 from core.explain.spaces import SpaceFigures, Spaces, save_spaces  # noqa: E402
 from core.jobs.fitted import Fitted  # noqa: E402
-from core.reward.fit_responses import KnownResponses, write_known  # noqa: E402
+from core.reward.fit_responses import FitResponses, write_responses  # noqa: E402
 from core.reward.folder import write_parts  # noqa: E402
 from core.reward.recorded_files import record_files  # noqa: E402
 from core.runs.store import Store, cache_root  # noqa: E402
@@ -333,7 +333,7 @@ def large(model: FittedModel, folder: Path) -> Path:
 
     def make(folder: Path, _scratch: Path) -> dict[str, Any]:
         write_parts(parts, folder)
-        write_known(known, folder, texts=True)
+        write_responses(known, folder, texts=True)
         for name in ("evaluation.json", "curve.json", "faithfulness.json"):
             shutil.copyfile(model.folder / name, folder / name)
         record_files(folder)
@@ -360,7 +360,7 @@ def made_up(rng: np.random.Generator) -> LatentFrequencies:
     return LatentFrequencies(**shares, **counts, **chances, **rest, n_pairs=4000, n_prompts=4000, n_pairs_held_out=500)
 
 
-def spread(known: KnownResponses, rng: np.random.Generator) -> KnownResponses:
+def spread(known: FitResponses, rng: np.random.Generator) -> FitResponses:
     """10,000 responses in 5,000 pairs, each pair one of the known ones, moved a little."""
     if known.pairs is None:
         raise SystemExit("the newest reward model keeps no texts")
@@ -371,7 +371,7 @@ def spread(known: KnownResponses, rng: np.random.Generator) -> KnownResponses:
     noise = rng.normal(scale=0.1, size=(POINTS, known.projections.shape[1])).astype(np.float32)
     split = known.split[of]
     names = ("train", "validation", "test", "unused")
-    return KnownResponses(
+    return FitResponses(
         projections=known.projections[rows] + noise,
         activations=known.activations[rows],
         n_tokens=known.n_tokens[rows],

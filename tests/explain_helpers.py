@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from model_helpers import make_parts
 
-from core.reward.fit_responses import KnownResponses, prompt_id, response_id
+from core.reward.fit_responses import FitResponses, prompt_id, response_id
 from core.reward.head import Head
 from core.reward.parts import RewardParts
 from core.runs.store import Store, cache_root
@@ -42,7 +42,7 @@ def question(text: str) -> tuple[Message, ...]:
     return ({"role": "user", "content": text},)
 
 
-def hand_made(n_prompts: int = 6, answers: int = 4, seed: int = 0, **changes: Any) -> tuple[RewardParts, KnownResponses]:
+def hand_made(n_prompts: int = 6, answers: int = 4, seed: int = 0, **changes: Any) -> tuple[RewardParts, FitResponses]:
     """A random reward model of 5 latents, and known responses: `answers` to each prompt, in half as many pairs; of six prompts two are held out, one
     validates.
     """
@@ -57,7 +57,7 @@ def hand_made(n_prompts: int = 6, answers: int = 4, seed: int = 0, **changes: An
     split = [cycle[row // answers % len(cycle)] for row in chosen]
     pairs = tuple(PreferencePair(pair_id=f"p{row}", prompt=prompts[row], chosen=texts[row], rejected=texts[row + 1]) for row in chosen)
     activations = np.maximum(rng.normal(size=(n, 5)) + 0.3, 0)
-    known = KnownResponses(
+    known = FitResponses(
         projections=rng.normal(size=(n, 5)).astype(np.float32),
         activations=activations.astype(np.float32),
         n_tokens=rng.integers(3, 40, size=n),

@@ -127,7 +127,7 @@ def candidates(world: AlignWorld) -> Figures:
     made = {"scripted": world.steps[CANDIDATES], "best of n": world.best, "sampled": world.sampled}
     rows = {name: read_rows(artefact.path / "candidates.jsonl") for name, artefact in made.items()}
     digests = {name: {field: digest([row[field] for row in part]) for field in names} for name, part in rows.items()}
-    said = {name: dict(artefact.manifest["said"]) for name, artefact in made.items()}
+    said = {name: dict(artefact.facts) for name, artefact in made.items()}
     picked = [[row["meta"].get("samples"), row["meta"].get("unfit", "")] for row in rows["best of n"]]
     return Figures(figures={**digests, "said": said, "picked": picked, "written": [row["raw"] for row in rows["sampled"]]})
 
@@ -135,7 +135,7 @@ def candidates(world: AlignWorld) -> Figures:
 def rewards(world: AlignWorld) -> Figures:
     rows = read_rows(world.steps[REWARDS].path / "rewards.jsonl")
     both = np.array([[row["reward_chosen"], row["reward_rejected"]] for row in rows], dtype=np.float64)
-    said = world.steps[REWARDS].manifest["said"]
+    said = world.steps[REWARDS].facts
     return Figures(
         figures={
             "ids": digest([row["candidate_id"] for row in rows]),
@@ -158,7 +158,7 @@ def filtered(world: AlignWorld) -> Figures:
             "reasons": [row["reason"] for row in rows],
             "latents": against,
             "splits": {name: kept.rows_of(name).tolist() for name in ("train", "validation")},
-            "said": dict(made.manifest["said"]),
+            "said": dict(made.facts),
             "random": [[row["kept"], row["reason"]] for row in others],
         },
         loose={

@@ -15,7 +15,7 @@ from core.data.pairs_file import read_pairs
 from core.data.splits import apportion
 from core.fit.steps import read_json, value_of
 from core.reward.extraction import load_hidden_states
-from core.reward.fit_responses import read_known
+from core.reward.fit_responses import read_responses
 from core.reward.model import SparseRM
 from core.reward.ranking import select
 from core.runs.store import Artefact
@@ -32,7 +32,7 @@ def fit_config() -> FitConfig:
 
 
 def pairs(made: Made) -> Figures:
-    manifest, split = made["pairs"].manifest["said"], read_pairs(made["pairs"].file("pairs.jsonl"))
+    manifest, split = made["pairs"].facts, read_pairs(made["pairs"].file("pairs.jsonl"))
     report = read_json(made["pairs"].file("report.json"))
     return Figures(
         figures={
@@ -49,7 +49,7 @@ def pairs(made: Made) -> Figures:
 
 def extraction(made: Made) -> Figures:
     artefact = made["extraction"]
-    hidden, report = load_hidden_states(artefact.path, 1, "response_end"), artefact.manifest["said"]
+    hidden, report = load_hidden_states(artefact.path, 1, "response_end"), artefact.facts
     counts = {name: value for name, value in report.items() if isinstance(value, int)}
     rows = {name: digest(getattr(hidden, name)) for name in ("chosen_rows", "rejected_rows", "pair_rows", "n_tokens")}
     states = {"first": hidden.states[0, :4].astype(float).tolist(), "all": spread(hidden.states)}
@@ -130,7 +130,7 @@ def evaluation(made: Made) -> Figures:
 
 
 def known(made: Made) -> Figures:
-    value = read_known(made["known"].path, 32)
+    value = read_responses(made["known"].path, 32)
     assert value is not None
     names = ("n_tokens", "prompt_ids", "response_ids", "chosen_rows", "rejected_rows", "split")
     active = [int(count) for count in (value.activations > 0).sum(axis=0)]

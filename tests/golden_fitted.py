@@ -147,7 +147,7 @@ def pairs_check(world: FittedWorld) -> Figures:
     split, report = read_pairs(made.file(PAIRS)), json.loads(made.file(REPORT).read_text(encoding="utf-8"))
     shortcuts = {name: only(entry, "accuracy", "low", "high", "n", "note", "split", "unit") for name, entry in report["shortcuts"].items()}
     counts = {name: value for name, value in report["data"].items() if isinstance(value, int)}
-    manifest = {name: value for name, value in made.manifest["said"].items() if name != "source"}
+    manifest = {name: value for name, value in made.facts.items() if name != "source"}
     return Figures(
         figures={
             "shortcuts": shortcuts,

@@ -12,7 +12,7 @@ from explain_helpers import hand_made, question
 from streamlit.testing.v1 import AppTest
 
 from core.errors import DataError
-from core.reward.fit_responses import KnownResponses, prompt_id, response_id, write_known
+from core.reward.fit_responses import FitResponses, prompt_id, response_id, write_responses
 from core.reward.folder import write_parts
 from core.reward.recorded_files import record_files
 from core.runs.store import Store
@@ -43,7 +43,7 @@ def add_model(root: Path, *, seed: int = 0, texts: bool = True, pairs: Preferenc
 
     def make(folder: Path, _scratch: Path) -> dict[str, Any]:
         write_parts(parts, folder)
-        write_known(known, folder, texts=texts)
+        write_responses(known, folder, texts=texts)
         record_files(folder)
         about = {"data": "toy.jsonl", "backbone": "toy", "sae": "toy", "layer": 2, "position": "response_end", "n_prompts": {}}
         return {**about, "selection": {"k": 5}}
@@ -51,7 +51,7 @@ def add_model(root: Path, *, seed: int = 0, texts: bool = True, pairs: Preferenc
     return Store(root).get_or_make("reward_model", 1, {"seed": seed, "texts": texts, **sizes}, [], make).fingerprint[:ID_LENGTH]
 
 
-def with_texts(known: KnownResponses, pairs: PreferencePairs) -> KnownResponses:
+def with_texts(known: FitResponses, pairs: PreferencePairs) -> FitResponses:
     """The same responses, said in other words: `pairs` takes the place of the first ones."""
     held = list(known.pairs or ())
     held[-len(pairs) :] = list(pairs)

@@ -32,8 +32,8 @@ from core.explain.cues import Correlation, LengthCue
 from core.explain.faithfulness import faithfulness
 from core.explain.stability import Stability, prompt_share
 from core.jobs.fitted import Fitted
-from core.reward.evaluation import Contestant, evaluate
-from core.reward.fit_responses import KnownResponses
+from core.reward.evaluation import ScoredMethod, evaluate
+from core.reward.fit_responses import FitResponses
 from core.reward.head import Head
 from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
@@ -382,11 +382,11 @@ def table_of(sparserm: float, shortcut: float, n: int = 400, splits: tuple[float
     rng = np.random.default_rng(0)
     pairs = make_pairs([1] * n, split_names(n, splits, rng))
 
-    def contestant(kind: str, chance: float) -> Contestant:
-        return Contestant(kind=kind, margins=np.where(rng.random((1, n)) < chance, 1.0, -1.0), shipped=0, n_parameters=1)
+    def scored_method(kind: str, chance: float) -> ScoredMethod:
+        return ScoredMethod(kind=kind, margins=np.where(rng.random((1, n)) < chance, 1.0, -1.0), shipped=0, n_parameters=1)
 
-    model = contestant("sparserm", sparserm)
-    return evaluate(pairs, model, [contestant(kind, shortcut) for kind in ("wording-only", "length-only")], {"margin": model}).to_json()
+    model = scored_method("sparserm", sparserm)
+    return evaluate(pairs, model, [scored_method(kind, shortcut) for kind in ("wording-only", "length-only")], {"margin": model}).to_json()
 
 
 def cue(value: float, half: float = 0.05) -> LengthCue:
@@ -439,7 +439,7 @@ def test_a_residual_is_seen() -> None:
     assert broken.status == "fail", "no number is no small number"
 
 
-def honest_world(wrong: bool) -> tuple[RewardParts, KnownResponses]:
+def honest_world(wrong: bool) -> tuple[RewardParts, FitResponses]:
     """Orthonormal directions and projections that are the activations: what a latent contributes is what its removal takes. `wrong`: the activations
     are other latents'."""
     rng = np.random.default_rng(1)
@@ -456,7 +456,7 @@ def honest_world(wrong: bool) -> tuple[RewardParts, KnownResponses]:
     figures = {"projection_mean": f.mean(0), "projection_std": np.ones(k, dtype=np.float32), "latent_ids": np.arange(k)}
     parts = replace(parts, head=head, heads=(head, head), seeds=(0, 1), directions=np.eye(k, 20, dtype=np.float32), **figures)
     rows = np.arange(n).reshape(-1, 2)
-    known = KnownResponses(
+    known = FitResponses(
         projections=f,
         activations=f[:, rng.permutation(k)][rng.permutation(n)] if wrong else f,
         n_tokens=np.full(n, 5),

@@ -15,12 +15,12 @@ from core.explain.cues import centred, correlations, length_cue
 from core.explain.curves import FEWEST, STEPS
 from core.explain.explanation_builder import Reasons, Seen
 from core.explain.faithfulness import DRAWS, faithfulness
-from core.reward.fit_responses import KnownResponses
+from core.reward.fit_responses import FitResponses
 from core.reward.head import Head
 from core.reward.parts import RewardParts
 
 
-def world(seed: int = 0, n_prompts: int = 30, share_active: float = 0.6) -> tuple[RewardParts, KnownResponses]:
+def world(seed: int = 0, n_prompts: int = 30, share_active: float = 0.6) -> tuple[RewardParts, FitResponses]:
     """Twelve latents on sixteen dimensions, a real-sized head, and responses in which each latent is active now and then."""
     rng = np.random.default_rng(seed)
     parts, known = hand_made(n_prompts=n_prompts, seed=seed)
@@ -36,7 +36,7 @@ def world(seed: int = 0, n_prompts: int = 30, share_active: float = 0.6) -> tupl
     return replace(parts, **fields), replace(known, projections=v, activations=f)
 
 
-def margin_without(parts: RewardParts, known: KnownResponses, pair: int, removed: set[int]) -> float:
+def margin_without(parts: RewardParts, known: FitResponses, pair: int, removed: set[int]) -> float:
     """By loops: every projection loses f_j <d_i, d_j> of each removed latent j, in both responses."""
     assert parts.directions is not None
     rewards = []
@@ -49,17 +49,17 @@ def margin_without(parts: RewardParts, known: KnownResponses, pair: int, removed
     return rewards[0] - rewards[1]
 
 
-def active(known: KnownResponses, pair: int) -> list[int]:
+def active(known: FitResponses, pair: int) -> list[int]:
     rows = known.activations[[known.chosen_rows[pair], known.rejected_rows[pair]]]
     return [int(j) for j in np.flatnonzero((rows > 0).any(axis=0))]
 
 
-def share_of(parts: RewardParts, known: KnownResponses, pair: int) -> np.ndarray:
+def share_of(parts: RewardParts, known: FitResponses, pair: int) -> np.ndarray:
     ends = (known.projections[[rows[pair]]] for rows in (known.rejected_rows, known.chosen_rows))
     return contributions(parts.head, *ends)[0]
 
 
-def ordered_way(parts: RewardParts, known: KnownResponses, pair: int, insertion: bool) -> np.ndarray:
+def ordered_way(parts: RewardParts, known: FitResponses, pair: int, insertion: bool) -> np.ndarray:
     latents = active(known, pair)
     order = sorted(latents, key=lambda j: -abs(share_of(parts, known, pair)[j]))
     sets = [set(order[:m]) for m in range(len(order) + 1)]

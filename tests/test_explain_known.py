@@ -18,7 +18,7 @@ from test_model_hub import FakeApi
 
 from core.errors import ConfigError, StoreError
 from core.explain.explainer import Explainer
-from core.reward.fit_responses import KnownResponses, known_responses, prompt_id, read_known, response_id, write_known
+from core.reward.fit_responses import FitResponses, collect_responses, prompt_id, read_responses, response_id, write_responses
 from core.reward.model import SparseRM
 from core.reward.recorded_files import FAITHFULNESS, KNOWN, KNOWN_TEXTS, record_files
 from core.types import PreferencePair, PreferencePairs
@@ -31,11 +31,11 @@ def pairs_by_hand() -> PreferencePairs:
     return PreferencePairs(pairs=made, split=("train", "unused", "test"))
 
 
-def known_by_hand() -> KnownResponses:
+def known_by_hand() -> FitResponses:
     """Row 3 of the states stands in no pair (its partner was refused)."""
     hidden = make_hidden(np.zeros((6, 2), dtype=np.float32), np.array([0, 1, 4]), np.array([1, 2, 5]), np.arange(6) + 10)
     v = np.arange(12, dtype=np.float32).reshape(6, 2)
-    return known_responses(hidden, pairs_by_hand(), v, v + 100)
+    return collect_responses(hidden, pairs_by_hand(), v, v + 100)
 
 
 def test_only_responses_of_pairs_are_kept_each_once() -> None:
@@ -71,8 +71,8 @@ def test_a_prompt_is_named_as_pairs_name_it() -> None:
 @pytest.mark.parametrize("texts", [True, False])
 def test_written_and_read_back(tmp_path: Path, texts: bool) -> None:
     known = known_by_hand()
-    write_known(known, tmp_path, texts=texts)
-    found = read_known(tmp_path, 2)
+    write_responses(known, tmp_path, texts=texts)
+    found = read_responses(tmp_path, 2)
     assert found is not None
     for spec in fields(known):
         if spec.name != "pairs":
@@ -80,7 +80,7 @@ def test_written_and_read_back(tmp_path: Path, texts: bool) -> None:
     assert (tmp_path / KNOWN_TEXTS).exists() is texts
     assert found.pairs == (known.pairs if texts else None)
     assert (found.texts(0) is not None) is texts
-    assert read_known(tmp_path / "elsewhere", 2) is None
+    assert read_responses(tmp_path / "elsewhere", 2) is None
 
 
 def damage(path: Path, **changes: Any) -> None:
@@ -103,29 +103,29 @@ def damage(path: Path, **changes: Any) -> None:
     ],
 )
 def test_damage_is_said(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    write_known(known_by_hand(), tmp_path, texts=True)
+    write_responses(known_by_hand(), tmp_path, texts=True)
     damage(tmp_path / KNOWN, **changes)
     with pytest.raises(StoreError, match=said) as caught:
-        read_known(tmp_path, 2)
+        read_responses(tmp_path, 2)
     assert "known.safetensors is damaged" in str(caught.value) and "fit it again" in str(caught.value)
 
 
 def test_other_damage_is_said(tmp_path: Path) -> None:
-    write_known(known_by_hand(), tmp_path, texts=True)
+    write_responses(known_by_hand(), tmp_path, texts=True)
     lines = (tmp_path / KNOWN_TEXTS).read_text().splitlines(keepends=True)
     (tmp_path / KNOWN_TEXTS).write_text("".join(lines[:2]))
     with pytest.raises(StoreError, match=r"known\.jsonl is not of known\.safetensors\n  expected: 3 pairs\n  found: 2"):
-        read_known(tmp_path, 2)
+        read_responses(tmp_path, 2)
     (tmp_path / KNOWN).write_bytes(b"no")
     with pytest.raises(StoreError, match="expected: a safetensors file"):
-        read_known(tmp_path, 2)
+        read_responses(tmp_path, 2)
 
 
 def kept_model(tmp_path: Path) -> SparseRM:
     """A saved and loaded model with everything beside it."""
     parts, known = hand_made()
     folder = SparseRM(parts, FakeReader(parts.d_model)).save(tmp_path / "model")
-    write_known(known, folder, texts=True)
+    write_responses(known, folder, texts=True)
     (folder / FAITHFULNESS).write_text("{}")
     record_files(folder)
     return SparseRM.load(folder)

@@ -21,11 +21,11 @@ from core.explain.faithfulness import faithfulness
 from core.explain.stability import stability
 from core.fit.defaults import complete, known_sae
 from core.fit.steps import Steps, pairs_of
-from core.reward.fit_responses import KnownResponses, known_responses
+from core.reward.fit_responses import FitResponses, collect_responses
 from core.reward.fitting import SparseFit, fit_sparserm
 from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
-from core.reward.parts_from_fit import PartsMaker
+from core.reward.parts_from_fit import PartsFromFit
 from core.reward.projection import activations, project
 from core.reward.selection import latent_frequencies
 from core.runs.store import Store
@@ -48,14 +48,14 @@ class Real:
     pairs: PreferencePairs
     backbone: Any
 
-    def fit(self, hidden: HiddenStates) -> tuple[RewardParts, KnownResponses]:
+    def fit(self, hidden: HiddenStates) -> tuple[RewardParts, FitResponses]:
         """Selection and heads on these labels, and what explaining needs of them."""
         sae = load_sae(self.config.sae)
         frequencies, resamples = latent_frequencies(hidden, self.pairs, sae, self.config.selection, self.config.selection.k)
         sparse: SparseFit = fit_sparserm(hidden, self.pairs, sae, frequencies, resamples, self.config)
-        maker = PartsMaker(config=self.config, backbone=self.backbone, sae=sae, frequencies=frequencies, method={})
+        maker = PartsFromFit(config=self.config, backbone=self.backbone, sae=sae, frequencies=frequencies, method={})
         seen = project(hidden.states, sparse.selected.directions), activations(hidden.states, sparse.selected.latent_ids, sae)
-        return maker.sparserm(sparse, NO_TABLE), known_responses(hidden, self.pairs, *seen)
+        return maker.sparserm(sparse, NO_TABLE), collect_responses(hidden, self.pairs, *seen)
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ from core.explain.shift import (
     training_rows,
 )
 from core.explain.spaces import principal_components
-from core.reward.fit_responses import KnownResponses, known_responses, prompt_id
+from core.reward.fit_responses import FitResponses, collect_responses, prompt_id
 from core.reward.model import SparseRM
 from core.types import LatentFrequencies
 
@@ -50,7 +50,7 @@ CONFIG = SpacesConfig(points=40, perplexity=5, random_draws=2)
 D, K = 12, 5
 
 
-def world(n_prompts: int = 12, per_prompt: int = 2, seed: int = 0) -> tuple[KnownResponses, np.ndarray, np.random.Generator]:
+def world(n_prompts: int = 12, per_prompt: int = 2, seed: int = 0) -> tuple[FitResponses, np.ndarray, np.random.Generator]:
     """Known responses of which two thirds of the prompts are training ones, and their hidden states."""
     rng = np.random.default_rng(seed)
     pairs = make_pairs([per_prompt] * n_prompts, [("train", "train", "test")[i % 3] for i in range(n_prompts)])
@@ -58,14 +58,14 @@ def world(n_prompts: int = 12, per_prompt: int = 2, seed: int = 0) -> tuple[Know
     states = (rng.normal(size=(2 * n, D)) + 1.0).astype(np.float32)
     hidden = make_hidden(states, np.arange(0, 2 * n, 2), np.arange(1, 2 * n, 2))
     nothing = np.zeros((2 * n, K), dtype=np.float32)
-    return known_responses(hidden, pairs, nothing, nothing), states, rng
+    return collect_responses(hidden, pairs, nothing, nothing), states, rng
 
 
 def spaces_of(rng: np.random.Generator, draws: int = 2) -> dict[str, list[np.ndarray]]:
     return {name: [rng.normal(size=(K, D)).astype(np.float32) for _ in range(1 if name == SPARSE else draws)] for name in (SPARSE, ISOTROPIC, ROWS)}
 
 
-def generated_for(known: KnownResponses, rng: np.random.Generator, prompts: Sequence[int]) -> Generated:
+def generated_for(known: FitResponses, rng: np.random.Generator, prompts: Sequence[int]) -> Generated:
     """A generated pair for each of these prompts, by number."""
     ids = np.array([prompt_id([{"role": "user", "content": f"Question {number}"}]) for number in prompts], dtype=np.int64)
     z = (rng.normal(size=(len(prompts), 2, D)) + 0.5).astype(np.float32)
@@ -118,9 +118,7 @@ def test_a_vector_without_length_has_no_cosine() -> None:
 # --- a round -------------------------------------------------------------------------------------------------------
 
 
-def slow(
-    space: np.ndarray | None, scale: str, measure: str, generated: Generated, known: KnownResponses, states: np.ndarray
-) -> dict[int, list[float]]:
+def slow(space: np.ndarray | None, scale: str, measure: str, generated: Generated, known: FitResponses, states: np.ndarray) -> dict[int, list[float]]:
     """Every answer's cosine by loops, in lists by prompt: project, centre, scale, compare one by one."""
     to = (lambda z: z.astype(np.float64)) if space is None else (lambda z: z.astype(np.float64) @ space.T.astype(np.float64))
     train = [i for i, split in enumerate(known.split) if split == 0]
@@ -145,7 +143,7 @@ def slow(
 
 
 @pytest.fixture(scope="module")
-def round_one() -> tuple[Shift, Generated, KnownResponses, np.ndarray, Mapping[str, Sequence[np.ndarray]]]:
+def round_one() -> tuple[Shift, Generated, FitResponses, np.ndarray, Mapping[str, Sequence[np.ndarray]]]:
     known, states, rng = world()
     generated, spaces = generated_for(known, rng, [0, 1, 2, 3, 3, 50]), spaces_of(rng)
     return compare_shift(generated, known, states, spaces, CONFIG), generated, known, states, spaces

@@ -27,15 +27,15 @@ from core.explain.spaces import (
     splits_of,
     standardised,
 )
-from core.reward.fit_responses import KnownResponses
+from core.reward.fit_responses import FitResponses
 from core.statistics.estimates import mean_over_prompts
 
 CONFIG = SpacesConfig(perplexity=5, neighbours=5, random_draws=2)
 
 
-def make_known(projections: np.ndarray, prompts: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, split: np.ndarray) -> KnownResponses:
+def make_known(projections: np.ndarray, prompts: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, split: np.ndarray) -> FitResponses:
     n = len(projections)
-    return KnownResponses(
+    return FitResponses(
         projections=projections.astype(np.float32),
         activations=np.zeros_like(projections, dtype=np.float32),
         n_tokens=np.ones(n, dtype=np.int64),
@@ -47,7 +47,7 @@ def make_known(projections: np.ndarray, prompts: np.ndarray, chosen: np.ndarray,
     )
 
 
-def world(n_prompts: int = 40, gap: float = 3.0, d: int = 12, k: int = 4, seed: int = 0) -> tuple[KnownResponses, np.ndarray]:
+def world(n_prompts: int = 40, gap: float = 3.0, d: int = 12, k: int = 4, seed: int = 0) -> tuple[FitResponses, np.ndarray]:
     """Two responses a prompt. In z a prompt's responses lie together; the first coordinates of z, which are v, tell the labels `gap` apart."""
     rng = np.random.default_rng(seed)
     z = np.repeat(rng.normal(size=(n_prompts, 1, d)) * 4, 2, axis=1) + rng.normal(size=(n_prompts, 2, d))

@@ -23,7 +23,7 @@ from core.config import DoctorRunConfig
 from core.errors import SparseRMError, StoreError
 from core.explain.kept import Kept
 from core.jobs.of_model import DOCTOR
-from core.reward.fit_responses import KnownResponses
+from core.reward.fit_responses import FitResponses
 from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
 from core.runs.store import cache_root
@@ -115,7 +115,7 @@ def content_of(value: Any) -> str:
         return sha256_of([str(value.dtype), list(value.shape), value.tobytes().hex()])
     if isinstance(value, (list, tuple)):
         return sha256_of([content_of(part) for part in value])
-    if isinstance(value, (RewardParts, KnownResponses)) or hasattr(value, "__dataclass_fields__"):
+    if isinstance(value, (RewardParts, FitResponses)) or hasattr(value, "__dataclass_fields__"):
         return sha256_of({name: content_of(getattr(value, name)) for name in value.__dataclass_fields__})
     if isinstance(value, dict):
         return sha256_of({str(name): content_of(part) for name, part in value.items()})
@@ -135,7 +135,7 @@ def kept(folder: Path) -> str:
 
 def pages(folder: Path) -> str:
     """What Overview, Latents and Preferences read of a model."""
-    model = FittedModel(id="0" * 12, folder=folder, root=cache_root(), manifest={"time_created": 0.0, "said": ABOUT})
+    model = FittedModel(id="0" * 12, folder=folder, root=cache_root(), manifest={"time_created": 0.0, "facts": ABOUT})
     shown = [model.config, model.evaluation, model.curve, model.selection, model.faithfulness, model.latents, model.splits]
     return content_of([shown, model.parts, model.known, model.rewards, model.margins, overview.headline(model), overview.facts(model)])
 
@@ -315,5 +315,5 @@ def test_an_older_folder_is_read_and_its_commands_say_so(whole: Path, before: di
     assert {name: READERS[name](older) for name in ("score", "explain misranked", "load", "kept")} == {
         name: before[name] for name in ("score", "explain misranked", "load", "kept")
     }
-    model = FittedModel(id="0" * 12, folder=older, root=cache_root(), manifest={"time_created": 0.0, "said": ABOUT})
+    model = FittedModel(id="0" * 12, folder=older, root=cache_root(), manifest={"time_created": 0.0, "facts": ABOUT})
     assert overview.facts(model)[-1] == ("Checked", overview.NO_RECORD)

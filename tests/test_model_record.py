@@ -21,7 +21,7 @@ from test_model_hub import FakeApi
 from core.errors import StoreError
 from core.reward import model as model_module
 from core.reward import recorded_files
-from core.reward.fit_responses import write_known
+from core.reward.fit_responses import write_responses
 from core.reward.folder import read_parts, save_parts, write_parts
 from core.reward.model import SparseRM
 from core.reward.recorded_files import read_config, record_files, sha256_of_file
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
     """A saved reward model with its responses, their texts and the fit's tables."""
     parts, known = hand_made()
     target = save_parts(parts, tmp_path / "model")
-    write_known(known, target, texts=True)
+    write_responses(known, target, texts=True)
     for name in ("faithfulness.json", "evaluation.json", "curve.json"):
         (target / name).write_text('{"error": 0.25}\n')
     record_files(target)
@@ -114,7 +114,7 @@ def test_a_file_that_nobody_recorded_is_not_read(tmp_path: Path) -> None:
     parts, known = hand_made()
     write_parts(parts, tmp_path)
     assert SparseRM.load(tmp_path).known is None
-    write_known(known, tmp_path, texts=False)
+    write_responses(known, tmp_path, texts=False)
     with pytest.raises(StoreError, match=r"known\.safetensors is not of this reward model(.|\n)*to do: remove it"):
         SparseRM.load(tmp_path)
 

@@ -168,8 +168,8 @@ def test_the_folder_says_it() -> None:
 
 def test_the_manifest_and_the_log_say_it() -> None:
     (model,) = [one for _, one in fitted().store.all("reward_model") if isinstance(one, Artefact)]
-    assert model.manifest["said"]["pair_counts"]["splits"] == fitted().outcome["pair_counts"]["splits"]
-    assert "first_pairs" not in model.manifest["said"]["pair_counts"], "a manifest holds no lists of rows"
+    assert model.facts["pair_counts"]["splits"] == fitted().outcome["pair_counts"]["splits"]
+    assert "first_pairs" not in model.facts["pair_counts"], "a manifest holds no lists of rows"
     assert "can't read 30 of 68 pairs" in fitted().logged, "and so do a run's events, which take the log"
 
 

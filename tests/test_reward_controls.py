@@ -20,7 +20,7 @@ from core.config import FitConfig, HeadConfig, SelectionConfig
 from core.reward.controls import difference_of_means, fit_logistic, length_only, linear_probe, wording_only
 from core.reward.curve import CURVE_KINDS, accuracy_curve
 from core.reward.fitting import Controls, SparseFit, evaluate_fit, fit_controls, fit_sparserm, largest_k
-from core.reward.head_inputs import activation_view, margins_of, train_views
+from core.reward.head_inputs import activation_task, margins_of, train_tasks
 from core.reward.selection import Resamples, latent_frequencies, selected_directions
 from core.types import LatentFrequencies, PreferencePair, PreferencePairs, no_progress
 
@@ -213,9 +213,9 @@ def test_curve_points_are_heads_trained_at_that_k() -> None:
     assert all(point.n_heads == 2 and point.deviation is not None for point in points)
     validation = world.pairs.rows_of("validation")
     small = selected_directions(frequencies, resamples, world.sae, 2)
-    views = activation_view(world.hidden, small, world.sae).seeds(2)
-    heads = train_views(views, world.pairs, CONFIG.head, ["margin"] * 2, no_progress, "curve")
-    shares = [(margins_of(head, view.inputs, validation) > 0).mean() for head, view in zip(heads, views, strict=True)]
+    tasks = activation_task(world.hidden, small, world.sae).seeds(2)
+    heads = train_tasks(tasks, world.pairs, CONFIG.head, ["margin"] * 2, no_progress, "curve")
+    shares = [(margins_of(head, task.inputs, validation) > 0).mean() for head, task in zip(heads, tasks, strict=True)]
     point = next(point for point in points if (point.k, point.kind) == (2, "activations"))
     assert point.accuracy.accuracy == pytest.approx(np.mean(shares)) and point.accuracy.n == len(validation)
     assert point.to_json()["accuracy"] == point.accuracy.accuracy
@@ -231,7 +231,7 @@ def test_curve_reuses_what_the_fit_has_trained(monkeypatch: pytest.MonkeyPatch) 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("core.reward.curve.train_views", refuse)
+    monkeypatch.setattr("core.reward.curve.train_tasks", refuse)
     assert accuracy_curve(world.hidden, world.pairs, world.sae, frequencies, resamples, config, known=known) == trained
 
 

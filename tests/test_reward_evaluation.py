@@ -11,7 +11,7 @@ import pytest
 from reward_helpers import make_pairs
 from statsmodels.stats.proportion import proportion_confint
 
-from core.reward.evaluation import RESAMPLES, SEED, Contestant, accuracy_by_subset, accuracy_difference, accuracy_of, evaluate
+from core.reward.evaluation import RESAMPLES, SEED, ScoredMethod, accuracy_by_subset, accuracy_difference, accuracy_of, evaluate
 from core.statistics.intervals import resample_weights, wilson
 from core.types import Accuracy, PreferencePair, PreferencePairs
 
@@ -107,11 +107,11 @@ def test_intervals_cover_the_truth() -> None:
     assert naive < 170
 
 
-def table() -> tuple[PreferencePairs, Contestant, list[Contestant]]:
+def table() -> tuple[PreferencePairs, ScoredMethod, list[ScoredMethod]]:
     rng = np.random.default_rng(4)
     pairs = make_pairs([2] * 40, ["train"] * 10 + ["validation"] * 10 + ["test"] * 20)
-    ours = Contestant(kind="sparserm", margins=rng.normal(0.8, 1, size=(5, 80)), shipped=3, n_parameters=100)
-    probe = Contestant(kind="length-only", margins=rng.normal(0, 1, size=(1, 80)), shipped=0, n_parameters=1, note="more tokens win")
+    ours = ScoredMethod(kind="sparserm", margins=rng.normal(0.8, 1, size=(5, 80)), shipped=3, n_parameters=100)
+    probe = ScoredMethod(kind="length-only", margins=rng.normal(0, 1, size=(1, 80)), shipped=0, n_parameters=1, note="more tokens win")
     return pairs, ours, [probe]
 
 
@@ -129,7 +129,7 @@ def test_the_table_reads_test_pairs_and_shows_the_shipped_seed_apart() -> None:
     other = found.controls["length-only"]
     assert other.deviation is None and other.note == "more tokens win"
     assert other.lead is not None and other.lead.difference == pytest.approx(right.mean() - (controls[0].margins[:, test] > 0).mean())
-    changed = Contestant(kind="sparserm", margins=ours.margins.copy(), shipped=3, n_parameters=100)
+    changed = ScoredMethod(kind="sparserm", margins=ours.margins.copy(), shipped=3, n_parameters=100)
     changed.margins[:, :20] *= -1
     assert evaluate(pairs, changed, controls, {"margin": changed}) == found, "training margins are not looked at"
 
@@ -165,8 +165,8 @@ def test_accuracy_by_subset() -> None:
     margins = np.array([[1.0, -1.0, 1.0, 1.0, -1.0, 1.0], [1.0, 1.0, -1.0, 1.0, -1.0, 1.0]])
     found = accuracy_by_subset(margins, pairs, np.arange(6))
     assert {kind: (accuracy.accuracy, accuracy.n) for kind, accuracy in found.items()} == {"chat": (0.75, 2), "code": (0.5, 3)}
-    control = Contestant(kind="length-only", margins=-margins[:1], shipped=0, n_parameters=1)
-    entry = evaluate(pairs, Contestant(kind="sparserm", margins=margins, shipped=0, n_parameters=1), [control], {}).controls["length-only"]
+    control = ScoredMethod(kind="length-only", margins=-margins[:1], shipped=0, n_parameters=1)
+    entry = evaluate(pairs, ScoredMethod(kind="sparserm", margins=margins, shipped=0, n_parameters=1), [control], {}).controls["length-only"]
     assert {kind: (accuracy.accuracy, accuracy.n) for kind, accuracy in entry.subsets.items()} == {"chat": (0.5, 2), "code": (1 / 3, 3)}
     assert all(isinstance(accuracy, Accuracy) and accuracy.low < accuracy.high for accuracy in found.values())
     named = PreferencePairs(pairs=tuple(pair(i, Category="Law") for i in range(4)), split=("test",) * 4)

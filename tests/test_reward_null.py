@@ -9,7 +9,7 @@ from reward_helpers import noise_world, swap_labels
 from scipy.stats import binom
 
 from core.config import HeadConfig, SelectionConfig
-from core.reward.head_inputs import View, margins_of, sparse_view, train_views
+from core.reward.head_inputs import HeadTask, margins_of, sparse_task, train_tasks
 from core.reward.selection import latent_frequencies, select, selected_directions
 from core.types import LatentFrequencies, no_progress
 
@@ -18,15 +18,15 @@ CONFIG = SelectionConfig(k=4, resamples=10)
 
 
 @cache
-def shuffled_fits() -> tuple[list[LatentFrequencies], list[View]]:
+def shuffled_fits() -> tuple[list[LatentFrequencies], list[HeadTask]]:
     world = noise_world()
-    frequencies, views = [], []
+    frequencies, tasks = [], []
     for seed in range(SHUFFLES):
         hidden = swap_labels(world.hidden, world.pairs, seed)
         found, resamples = latent_frequencies(hidden, world.pairs, world.sae, CONFIG, CONFIG.k)
         frequencies.append(found)
-        views.append(sparse_view(hidden, selected_directions(found, resamples, world.sae, CONFIG.k)))
-    return frequencies, views
+        tasks.append(sparse_task(hidden, selected_directions(found, resamples, world.sae, CONFIG.k)))
+    return frequencies, tasks
 
 
 def test_swapped_labels_discover_hardly_anything() -> None:
@@ -62,11 +62,11 @@ def test_prompts_are_the_unit_because_pairs_of_one_prompt_agree() -> None:
 
 def test_heads_on_swapped_labels_are_at_chance() -> None:
     world = noise_world()
-    _, views = shuffled_fits()
-    assert {view.inputs.values.shape[1] for view in views} == {2 * CONFIG.k}
-    heads = train_views(views, world.pairs, HeadConfig(), ["margin"] * SHUFFLES, no_progress, "heads")
+    _, tasks = shuffled_fits()
+    assert {task.inputs.values.shape[1] for task in tasks} == {2 * CONFIG.k}
+    heads = train_tasks(tasks, world.pairs, HeadConfig(), ["margin"] * SHUFFLES, no_progress, "heads")
     test = world.pairs.rows_of("test")
-    shares = np.array([(margins_of(head, view.inputs, test) > 0).mean() for head, view in zip(heads, views, strict=True)])
+    shares = np.array([(margins_of(head, task.inputs, test) > 0).mean() for head, task in zip(heads, tasks, strict=True)])
     assert shares.std(ddof=1) > 0.01
     assert abs(shares.mean() - 0.5) <= 3 * shares.std(ddof=1) / np.sqrt(SHUFFLES)
     # The choice of the epoch flatters validation: that is why the test split is read once.

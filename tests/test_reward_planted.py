@@ -8,7 +8,7 @@ from reward_helpers import FakeSAE, World, make_hidden, make_pairs, split_names
 
 from core.config import FitConfig, HeadConfig, SelectionConfig
 from core.reward.fitting import fit_sparserm, largest_k
-from core.reward.head_inputs import margins_of, random_views, train_views
+from core.reward.head_inputs import margins_of, random_tasks, train_tasks
 from core.reward.selection import latent_frequencies
 from core.types import no_progress
 
@@ -70,7 +70,7 @@ def test_planted_latents_rank_first_and_the_head_uses_them(seed: int) -> None:
     assert (fit.sparserm.margins[:, test] > 0).mean(axis=1).min() >= 0.97
 
     # The world is no walk-over: as many random directions do worse.
-    views = random_views(world.hidden, world.sae, frequencies, len(fit.selected.latent_ids), draws=1)
-    heads = train_views(views, world.pairs, config.head, ["margin"] * len(views), no_progress, "controls")
-    for head, view in zip(heads, views, strict=True):
-        assert (margins_of(head, view.inputs, test) > 0).mean() < 0.9
+    tasks = random_tasks(world.hidden, world.sae, frequencies, len(fit.selected.latent_ids), draws=1)
+    heads = train_tasks(tasks, world.pairs, config.head, ["margin"] * len(tasks), no_progress, "controls")
+    for head, task in zip(heads, tasks, strict=True):
+        assert (margins_of(head, task.inputs, test) > 0).mean() < 0.9

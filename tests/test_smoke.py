@@ -76,8 +76,8 @@ def artefact(outcome: dict[str, Any], step: str) -> Artefact:
     found = [a for _, a in Store().all(step) if isinstance(a, Artefact)]
     inputs = {a.fingerprint: a for a in found}
     if step == "extraction":
-        texts = artefact(outcome, "pairs").manifest["said"]["texts"]
-        return next(a for a in found if a.manifest["inputs"][0] == texts and a.manifest["said"]["backbone"]["d_model"] == D_MODEL)
+        texts = artefact(outcome, "pairs").facts["texts"]
+        return next(a for a in found if a.manifest["inputs"][0] == texts and a.facts["backbone"]["d_model"] == D_MODEL)
     return inputs[method["fingerprints"][step]]
 
 

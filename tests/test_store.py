@@ -20,19 +20,20 @@ from hypothesis import strategies as st
 
 from core.errors import StoreError
 from core.runs.store import HOLD, MANIFEST, Artefact, Store, cache_root, file_sha256, publish_folder, read_artefact, write_json
+from core.types import sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]
 Make = Callable[[Path, Path], Mapping[str, Any]]
 
 
-def maker(text: str = "hello", said: Mapping[str, Any] | None = None, calls: list[str] | None = None) -> Make:
+def maker(text: str = "hello", facts: Mapping[str, Any] | None = None, calls: list[str] | None = None) -> Make:
     def make(folder: Path, scratch: Path) -> Mapping[str, Any]:
         (folder / "a.txt").write_text(text)
         (folder / "deep").mkdir()
         (folder / "deep/b.bin").write_bytes(bytes(range(256)))
         if calls is not None:
             calls.append(text)
-        return said or {"n": 1}
+        return facts or {"n": 1}
 
     return make
 
@@ -121,7 +122,7 @@ def test_an_artefact_is_made_once_and_lies_where_it_should(store: Store) -> None
     assert calls == ["hello"]
     assert first.path == second.path == store.root / "artefacts/step" / first.fingerprint[:2] / first.fingerprint
     assert first.manifest == second.manifest
-    assert (first.step, first.manifest["version"], first.manifest["config"], first.manifest["said"]) == ("step", 1, {"x": 1}, {"n": 1})
+    assert (first.step, first.manifest["version"], first.manifest["config"], first.facts) == ("step", 1, {"x": 1}, {"n": 1})
     assert first.file("deep/b.bin").read_bytes() == bytes(range(256))
     assert first.manifest["files"]["a.txt"] == {"bytes": 5, "sha256": file_sha256(first.file("a.txt"))}
     with pytest.raises(StoreError, match="holds no c"):
@@ -193,13 +194,23 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest is a list": (lambda path: (path / MANIFEST).write_text("[]"), "not this artefact's"),
     "another schema": (lambda path: _edit(path, lambda m: m.update(schema=99)), "not this artefact's"),
     "another fingerprint": (lambda path: _edit(path, lambda m: m.update(fingerprint="0" * 64)), "not this artefact's"),
-    "a changed figure in the manifest": (lambda path: _edit(path, lambda m: m.update(said={"n": 2})), "manifest.json is damaged"),
+    "a changed figure in the manifest": (lambda path: _edit(path, lambda m: m.update(facts={"n": 2})), "manifest.json is damaged"),
     "no list of files": (lambda path: _edit(path, lambda m: m.pop("files")), "manifest.json is damaged"),
     "a file is gone": (lambda path: (path / "a.txt").unlink(), "no such file"),
     "a file is cut": (lambda path: os.truncate(path / "deep/b.bin", 100), "100 bytes"),
     "a file has grown": (lambda path: (path / "a.txt").write_text("hello!"), "6 bytes"),
     "a file is a folder": (lambda path: ((path / "a.txt").unlink(), (path / "a.txt").mkdir()), "no such file"),
 }
+
+
+def test_a_manifest_of_an_earlier_version_is_read(store: Store) -> None:
+    """Its facts stand under `said`, and its own hash was made with that name."""
+    path = made(store).path
+    manifest = json.loads((path / MANIFEST).read_text())
+    earlier = {("said" if name == "facts" else name): value for name, value in manifest.items() if name != "check"}
+    earlier["check"] = sha256_of({name: value for name, value in earlier.items() if not name.startswith("time")})
+    (path / MANIFEST).write_text(json.dumps(earlier))
+    assert read_artefact(path).facts == {"n": 1} == made(store, text="not called").facts
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -215,7 +226,7 @@ def test_a_damaged_artefact_is_moved_aside_said_and_made_again(store: Store, kin
         again = made(store, calls)
     assert calls == ["hello", "hello"]
     assert "moved aside" in caplog.text and said in caplog.text
-    assert read_artefact(again.path).manifest["said"] == {"n": 1}
+    assert read_artefact(again.path).facts == {"n": 1}
     assert len(list((store.root / "corrupt").iterdir())) == 1
     assert [error for _, error in store.verify()] == [None]
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from core.data.pairs_file import read_pairs, write_pairs
 from core.errors import StoreError
 from core.explain.spaces import Spaces
-from core.reward.fitting import Family
+from core.reward.fitting import HeadEnsemble
 from core.reward.head import Head
 from core.runs.values import load_value, save_value
 from core.types import LatentFrequencies, PreferencePair, PreferencePairs, SelectedDirections
@@ -103,7 +103,7 @@ def test_nan_is_refused_but_where_it_means_none(tmp_path: Path, name: str, refus
 
 
 def test_every_name_that_must_be_finite_is_an_array_of_its_class() -> None:
-    for cls in (LatentFrequencies, SelectedDirections, Head, Family, Spaces):
+    for cls in (LatentFrequencies, SelectedDirections, Head, HeadEnsemble, Spaces):
         assert cls.FINITE and set(cls.FINITE) <= {spec.name for spec in fields(cls)}
 
 

@@ -19,7 +19,7 @@ from core.align.values import Prompt
 from core.backbone.source import backbone_identity, find_model, resolve_dtype
 from core.config import AlignConfig, BackboneConfig, CandidatesConfig
 from core.errors import MissingError
-from core.reward.fit_responses import KnownResponses
+from core.reward.fit_responses import FitResponses
 from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
 from core.reward.recorded_files import sha256_of_file
@@ -66,7 +66,7 @@ class Setting:
     _policy: tuple[str, Policy] | None = None
 
     @cached_property
-    def known(self) -> KnownResponses:
+    def known(self) -> FitResponses:
         """The responses that the reward model was fitted on. Raises MissingError where they or their texts are not kept beside it."""
         known = self.model.known
         if known is None or known.pairs is None:

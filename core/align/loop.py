@@ -105,7 +105,7 @@ def _round(work: AlignSteps, round: int, policy: PolicyAt, first: Artefact) -> t
     rewards = work.rewards(round, candidates)
     kept = work.filter(round, candidates, rewards)
     steps = {CANDIDATES: candidates, REWARDS: rewards, FILTER: kept}
-    if kept.manifest["said"]["kept"]:
+    if kept.facts["kept"]:
         steps[DPO] = work.dpo(round, kept, policy)
         policy = PolicyAt(fingerprint=steps[DPO].fingerprint, adapter=steps[DPO].path / "adapter")
     steps[EVALUATION] = work.evaluation(round, policy, first)

@@ -31,9 +31,9 @@ NO_PAIR = "no pair was kept, so there was nothing to learn from"
 def round_manifest(work: AlignSteps, round: int, steps: Mapping[str, Artefact]) -> dict[str, Any]:
     """The manifest of a round whose artefacts are `steps`."""
     config = work.config
-    said = {step: artefact.manifest["said"] for step, artefact in steps.items()}
+    facts = {step: artefact.facts for step, artefact in steps.items()}
     times = {step: artefact.manifest["time_seconds"] for step, artefact in steps.items()}
-    trained, kept = said.get(DPO), said.get(FILTER, {})
+    trained, kept = facts.get(DPO), facts.get(FILTER, {})
     return {
         "round": round,
         "arm": config.arm,
@@ -41,15 +41,15 @@ def round_manifest(work: AlignSteps, round: int, steps: Mapping[str, Artefact]) 
         "reference": config.dpo.reference,
         **{name: kept.get(name, 0) for name in ("generated", "parsed", "kept", "dropped")},
         "reasons": kept.get("reasons", {}),
-        "not_parsed": said.get(CANDIDATES, {}).get("refused", {}),
-        "unread": said[REWARDS]["n"] - said[REWARDS]["n_read"] if REWARDS in said else 0,
+        "not_parsed": facts.get(CANDIDATES, {}).get("refused", {}),
+        "unread": facts[REWARDS]["n"] - facts[REWARDS]["n_read"] if REWARDS in facts else 0,
         "learnt_from": _learnt_from(steps),
-        "adapter_before": trained["adapter_before"] if trained else said[EVALUATION]["adapter"],
-        "adapter_after": trained["adapter_after"] if trained else said[EVALUATION]["adapter"],
+        "adapter_before": trained["adapter_before"] if trained else facts[EVALUATION]["adapter"],
+        "adapter_after": trained["adapter_after"] if trained else facts[EVALUATION]["adapter"],
         "reward_model": None if config.arm == NONE else _named(work, "judge", work.judge),
         "measured_by": _named(work, "model", work.model),
         "prompts": work.prompts.counts(),
-        "tokens": {"written": said.get(CANDIDATES, {}).get("tokens", 0), "trained": trained["tokens"] if trained else 0},
+        "tokens": {"written": facts.get(CANDIDATES, {}).get("tokens", 0), "trained": trained["tokens"] if trained else 0},
         "seeds": _seeds(work, round),
         "evaluation": read_json(steps[EVALUATION].path / "evaluation.json"),
         "steps": {step: artefact.fingerprint for step, artefact in steps.items()},

@@ -62,7 +62,7 @@ class AlignSteps(Setting):
         tell(label, 0, 1)
         found = self.store.get_or_make(name, VERSIONS[name], config, inputs, lambda folder, scratch: make(folder, scratch, tell))
         self.ledger.step(round, name, found.fingerprint)
-        tell(label, 1, 1, **{count: found.manifest["said"][count] for count in COUNTS if count in found.manifest["said"]})
+        tell(label, 1, 1, **{count: found.facts[count] for count in COUNTS if count in found.facts})
         return found
 
     def candidates(self, round: int, policy: PolicyAt) -> Artefact:
@@ -143,7 +143,7 @@ class AlignSteps(Setting):
             write_json(folder / "dpo.json", outcome)
             return {name: outcome[name] for name in ("adapter_before", "adapter_after", "reference", "tokens", "best_epoch")}
 
-        return self.step(round, DPO, config.result_fields(), [policy.fingerprint, kept.manifest["said"]["pairs"]], make)
+        return self.step(round, DPO, config.result_fields(), [policy.fingerprint, kept.facts["pairs"]], make)
 
     def evaluation(self, round: int, policy: PolicyAt, first: Artefact | None) -> Artefact:
         """The policy on what nobody trained on, `first` being round 0's. Its draws are the same in every round, so differences are paired.

@@ -14,7 +14,7 @@ from core.explain.cues import LengthCue
 from core.explain.faithfulness import Faithfulness
 from core.explain.stability import BOUND, PromptShare, Stability
 from core.reward.evaluation import MEASURED_ON
-from core.reward.fit_responses import KnownResponses
+from core.reward.fit_responses import FitResponses
 from core.reward.head_words import mean_of
 from core.reward.parts import RewardParts
 
@@ -79,7 +79,7 @@ def _shortcut(table: Mapping[str, Any], control: str, name: str, what: str, said
     )
 
 
-def attribution_residual(parts: RewardParts, known: KnownResponses, rows: Int[np.ndarray, " n"]) -> Check:
+def attribution_residual(parts: RewardParts, known: FitResponses, rows: Int[np.ndarray, " n"]) -> Check:
     """Contributions of these known responses add up to their rewards' distance from the baseline's, and those of held-out pairs to margins."""
     mean = parts.projection_mean[None].astype(np.float64)
     singles = _missed(parts, np.repeat(mean, len(rows), axis=0), known.projections[rows])

@@ -52,7 +52,7 @@ from core.explain.faithfulness import faithfulness
 from core.explain.stability import prompt_share, spread, stability
 from core.reward.dialogues import Item
 from core.reward.extraction import response_states
-from core.reward.fit_responses import KnownResponses
+from core.reward.fit_responses import FitResponses
 from core.reward.model import SparseRM
 from core.reward.pair_counts import LostPair
 from core.types import HiddenStates, PreferencePairs, Progress, no_progress
@@ -83,7 +83,7 @@ class Doctor:
         if self.model.known is None or self.model.known.pairs is None:
             raise MissingError("the pairs of this reward model are not kept beside it, so nothing can be measured on them", remedy="fit it again")
         self.parts = self.model.parts
-        self.known: KnownResponses = self.model.known
+        self.known: FitResponses = self.model.known
         self.pairs: PreferencePairs = self.model.known.pairs
 
     def examine(self) -> Report:

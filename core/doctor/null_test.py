@@ -19,7 +19,7 @@ from scipy import stats
 from core.config import HeadConfig, SelectionConfig
 from core.doctor.report import FAIL, PASS, WARN, Check, judge
 from core.explain.spaces import sampled
-from core.reward.head_inputs import View, margins_of, sparse_view, train_views
+from core.reward.head_inputs import HeadTask, margins_of, sparse_task, train_tasks
 from core.reward.selection import DISCOVERY, Encoder, latent_frequencies, selected_directions
 from core.types import HiddenStates, PreferencePairs, Progress, no_progress
 
@@ -77,15 +77,15 @@ def label_swap_null(
     test, groups = pairs.rows_of("test"), pairs.prompt_groups()
     if not len(test):
         return None
-    views, discoveries = list[View](), list[int]()
+    tasks, discoveries = list[HeadTask](), list[int]()
     for number in range(swaps):
         progress("label swaps", number, swaps)
         turned = swapped(hidden, groups, [seed, number])
         frequencies, resamples = latent_frequencies(turned, pairs, sae, replace(selection, resamples=RESAMPLES), selection.k)
-        views.append(replace(sparse_view(turned, selected_directions(frequencies, resamples, sae, selection.k)), seed=number))
+        tasks.append(replace(sparse_task(turned, selected_directions(frequencies, resamples, sae, selection.k)), seed=number))
         discoveries.append(int((frequencies.q_value < DISCOVERY).sum()))
-    heads = train_views(views, pairs, head, [head.loss] * swaps, progress, "heads of label swaps")
-    accuracies = tuple(float((margins_of(trained, view.inputs, test) > 0).mean()) for trained, view in zip(heads, views, strict=True))
+    heads = train_tasks(tasks, pairs, head, [head.loss] * swaps, progress, "heads of label swaps")
+    accuracies = tuple(float((margins_of(trained, task.inputs, test) > 0).mean()) for trained, task in zip(heads, tasks, strict=True))
     return NullTest(accuracies=accuracies, discoveries=tuple(discoveries), n_pairs=len(test), n_all=n_all)
 
 

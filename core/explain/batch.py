@@ -22,7 +22,7 @@ from core.explain.explainer import Explainer
 from core.explain.explanation import Explanation, PairExplanation
 from core.explain.sentence import MOST_NAMED, Why
 from core.reward.dialogues import Item
-from core.reward.fit_responses import KnownResponses
+from core.reward.fit_responses import FitResponses
 from core.reward.parts import RewardParts
 from core.reward.responses import read_responses
 from core.reward.scoring import check_target, write_lines
@@ -95,7 +95,7 @@ def pick(explainer: Explainer, rows: Rows, which: str, progress: Progress = no_p
     return rows.pairs[int(np.nanargmin(rewards[0::2] - rewards[1::2]))]
 
 
-def pick_known(parts: RewardParts, known: KnownResponses | None, which: str) -> tuple[int, int]:
+def pick_known(parts: RewardParts, known: FitResponses | None, which: str) -> tuple[int, int]:
     """Number of the held-out pair kept beside a model that holds the worst-scored response, or is most mis-ranked, and the side in question (0 or 1:
     chosen or rejected). No language model is needed. Raises ConfigError where none are kept.
     """

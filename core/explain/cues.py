@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from core.reward.fit_responses import KnownResponses
+from core.reward.fit_responses import FitResponses
 from core.reward.parts import RewardParts
 from core.statistics.intervals import prompt_sums, resample_weights
 
@@ -53,7 +53,7 @@ class LengthCue:
         }
 
 
-def length_cue(parts: RewardParts, known: KnownResponses) -> LengthCue | None:
+def length_cue(parts: RewardParts, known: FitResponses) -> LengthCue | None:
     """The audit of a reward model; None where fewer than three held-out responses are kept."""
     rows = known.held_out
     if len(rows) < 3:

@@ -34,7 +34,7 @@ from core.explain.tokens import Deletion, Gradients, Span, TokenGradient, TokenV
 from core.latents.label_book import labels_of
 from core.latents.labels import Labels
 from core.reward.dialogues import Dialogue, Item, items_of, key_of
-from core.reward.fit_responses import KnownResponses
+from core.reward.fit_responses import FitResponses
 from core.reward.model import BackboneReader, SparseRM
 from core.sae.autoencoder import SparseAutoencoder
 from core.types import PreferencePair
@@ -77,7 +77,7 @@ class Explainer:
         return self.model.reader.backbone
 
     @property
-    def known(self) -> KnownResponses | None:
+    def known(self) -> FitResponses | None:
         """The responses kept beside the model; None where there are none."""
         return self.reasons.known
 

@@ -25,7 +25,7 @@ from core.explain.sentence import Evidence, why_pair, why_response
 from core.explain.stability import prompt_share, stability
 from core.latents.labels import Labels
 from core.reward.dialogues import Item
-from core.reward.fit_responses import KnownResponses, response_id
+from core.reward.fit_responses import FitResponses, response_id
 from core.reward.parts import RewardParts
 
 KINDS = ("sparserm", "random-rows")
@@ -48,7 +48,7 @@ class Seen:
 class Reasons:
     """Explains the responses of one reward model. Raises ConfigError for a control that has no latents with directions."""
 
-    def __init__(self, parts: RewardParts, known: KnownResponses | None, faithfulness: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, parts: RewardParts, known: FitResponses | None, faithfulness: Mapping[str, Any] | None = None) -> None:
         if parts.kind not in KINDS or parts.directions is None or parts.latent_ids is None:
             raise ConfigError("this reward model can't be explained by latents", expected=" or ".join(KINDS), found=parts.kind)
         self.parts, self.known, self._faithfulness = parts, known, faithfulness

@@ -23,7 +23,7 @@ from core.explain.attribution import contributions
 from core.explain.cues import LengthCue, length_cue
 from core.explain.curves import FEWEST, SHARES, removal_curves, value_without
 from core.explain.stability import spread
-from core.reward.fit_responses import KnownResponses
+from core.reward.fit_responses import FitResponses
 from core.reward.parts import RewardParts
 from core.statistics.intervals import prompt_sums, resample_weights
 from core.types import Progress, no_progress
@@ -83,7 +83,7 @@ class Faithfulness:
         return {**{name: part and part.to_json() for name, part in parts.items()}, **counts, "share": list(SHARES)}
 
 
-def faithfulness(parts: RewardParts, known: KnownResponses, progress: Progress = no_progress) -> Faithfulness:
+def faithfulness(parts: RewardParts, known: FitResponses, progress: Progress = no_progress) -> Faithfulness:
     """Measures the explanations of a reward model with latents and directions on the held-out pairs kept beside it."""
     world = _World(parts, known)
     asked = spread(known.held_out_pairs, PAIRS)
@@ -112,7 +112,7 @@ def faithfulness(parts: RewardParts, known: KnownResponses, progress: Progress =
 class _World:
     """What the measurements share: both responses of any held-out pair, and margins after removals."""
 
-    def __init__(self, parts: RewardParts, known: KnownResponses) -> None:
+    def __init__(self, parts: RewardParts, known: FitResponses) -> None:
         assert parts.directions is not None  # by kind
         directions = parts.directions.astype(np.float64)
         self.head, self.known, self.overlaps = parts.head, known, directions @ directions.T

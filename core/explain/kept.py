@@ -21,7 +21,7 @@ from core.explain.explanation_builder import Reasons, Seen
 from core.explain.switch import Switchboard, SwitchedOff
 from core.latents.label_book import LabelBook
 from core.latents.labels import Labels
-from core.reward.fit_responses import KnownResponses, read_known
+from core.reward.fit_responses import FitResponses, read_responses
 from core.reward.folder import read_parts
 from core.reward.recorded_files import FAITHFULNESS, remedy_for
 from core.types import PreferencePair, strict_json
@@ -35,7 +35,7 @@ class Kept:
     def __init__(self, folder: str | Path, *, root: Path | None = None) -> None:
         self.folder = Path(folder)
         self.parts = read_parts(self.folder)
-        self.known = read_known(self.folder, self.parts.k)
+        self.known = read_responses(self.folder, self.parts.k)
         self.reasons = Reasons(self.parts, self.known, read_faithfulness(self.folder))
         named = self.parts.sae if self.parts.sae and isinstance(self.parts.sae.get("sha256"), str) else None
         self._book = None if named is None else LabelBook(named, root)
@@ -109,7 +109,7 @@ class Kept:
     def _switches(self) -> Switchboard:
         return Switchboard(self.parts, self.known)
 
-    def _known(self) -> KnownResponses:
+    def _known(self) -> FitResponses:
         if self.known is None:
             raise StoreError("no known responses are kept beside this reward model", expected="known.safetensors", remedy="fit it again")
         return self.known

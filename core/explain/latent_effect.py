@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from core.explain.attribution import contributions
 from core.explain.stability import spread
-from core.reward.fit_responses import KnownResponses
+from core.reward.fit_responses import FitResponses
 from core.reward.parts import RewardParts
 
 POINTS = 41
@@ -34,7 +34,7 @@ class ResponseCurve:
     n: int
 
 
-def response_curve(parts: RewardParts, known: KnownResponses, column: int) -> ResponseCurve:
+def response_curve(parts: RewardParts, known: FitResponses, column: int) -> ResponseCurve:
     """The curve of the direction in this column, from the 1st to the 99th percentile of its projection over training responses."""
     low, high = np.percentile(known.projections[known.train, column], ENDS)
     grid = np.linspace(low, high, POINTS)
@@ -45,7 +45,7 @@ def response_curve(parts: RewardParts, known: KnownResponses, column: int) -> Re
     return ResponseCurve(projection=grid, shipped=parts.head.reward(inputs), heads=rewards, mean=mean, n=len(known.train))
 
 
-def head_weights(parts: RewardParts, known: KnownResponses) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"], int]:
+def head_weights(parts: RewardParts, known: FitResponses) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"], int]:
     """For each direction the mean size of its contribution over held-out responses, from the mean projection on: by the shipped head, and the
     deviation over all heads (0 for a single one); and how many responses. A size, not a slope: along a projection rewards can fall and rise again.
     """

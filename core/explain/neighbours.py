@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from core.reward.fit_responses import KnownResponses
+from core.reward.fit_responses import FitResponses
 from core.reward.parts import RewardParts
 from core.types import Message
 
@@ -31,7 +31,7 @@ class Neighbour:
 
 
 def neighbours(
-    known: KnownResponses, parts: RewardParts, v: Float[np.ndarray, " k"], *, own: int | None = None, n: int = NEIGHBOURS
+    known: FitResponses, parts: RewardParts, v: Float[np.ndarray, " k"], *, own: int | None = None, n: int = NEIGHBOURS
 ) -> tuple[Neighbour, ...]:
     """The training responses nearest to v, nearest first, by Euclidean distance of (v - mean) / std (our choice); `own` (a response id) left out."""
     rows = known.train if own is None else known.train[known.response_ids[known.train] != own]
@@ -44,7 +44,7 @@ def neighbours(
     return tuple(_neighbour(known, int(rows[i]), float(distance[i]), float(reward)) for i, reward in zip(nearest, rewards, strict=True))
 
 
-def _neighbour(known: KnownResponses, row: int, distance: float, reward: float) -> Neighbour:
+def _neighbour(known: FitResponses, row: int, distance: float, reward: float) -> Neighbour:
     prompt, response = known.texts(row) or (None, None)
     return Neighbour(row=row, distance=distance, reward=reward, sides=known.sides(row), prompt=prompt, response=response)
 

@@ -34,7 +34,7 @@ from core.statistics.estimates import Estimate, mean_over_prompts
 from core.types import Progress, no_progress
 
 if TYPE_CHECKING:
-    from core.reward.fit_responses import KnownResponses
+    from core.reward.fit_responses import FitResponses
     from core.reward.model import SparseRM
     from core.types import LatentFrequencies
 
@@ -114,7 +114,7 @@ def load_shift(folder: Path) -> Shift:
 
 def compare_shift(
     generated: Generated,
-    known: KnownResponses,
+    known: FitResponses,
     z: Float[np.ndarray, "responses d_model"],
     spaces: Mapping[str, Sequence[Float[np.ndarray, "k d_model"]]],
     config: SpacesConfig,
@@ -189,7 +189,7 @@ def frequency_matched(frequencies: LatentFrequencies, selected: Int[np.ndarray, 
     return found
 
 
-def training_rows(known: KnownResponses) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
+def training_rows(known: FitResponses) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
     """Rows of the known responses that training pairs chose, and of those that they rejected; one can be both."""
     train = known.pairs_of_split("train")
     return np.unique(known.chosen_rows[train]), np.unique(known.rejected_rows[train])
@@ -200,7 +200,7 @@ def training_rows(known: KnownResponses) -> tuple[Int[np.ndarray, " a"], Int[np.
 
 def _cosines(
     generated: Generated,
-    known: KnownResponses,
+    known: FitResponses,
     z: Float[np.ndarray, "responses d_model"],
     roles: tuple[np.ndarray, np.ndarray],
     spaces: Mapping[str, Sequence[np.ndarray | None]],
@@ -276,7 +276,7 @@ def _units(vectors: Points) -> Points:
 
 
 def _points(
-    known: KnownResponses, roles: tuple[np.ndarray, np.ndarray], generated: Generated, config: SpacesConfig
+    known: FitResponses, roles: tuple[np.ndarray, np.ndarray], generated: Generated, config: SpacesConfig
 ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"], Int[np.ndarray, " t"]]:
     """Kind and row of every point, and the rows of the training responses among them: at most `config.points`, by whole prompts."""
     training, role = np.concatenate(roles), np.repeat(np.arange(ROLES), [len(rows) for rows in roles])

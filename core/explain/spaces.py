@@ -27,7 +27,7 @@ from core.statistics.estimates import Estimate, mean_over_prompts
 from core.types import Progress, no_progress
 
 if TYPE_CHECKING:
-    from core.reward.fit_responses import KnownResponses
+    from core.reward.fit_responses import FitResponses
 
 NAME = "spaces"
 DENSE, SPARSE = "dense", "sparse"
@@ -95,7 +95,7 @@ def load_spaces(folder: Path) -> Spaces:
 
 
 def compare_spaces(
-    known: KnownResponses,
+    known: FitResponses,
     z: Float[np.ndarray, "responses d_model"],
     random: Mapping[str, Sequence[Float[np.ndarray, "k d_model"]]],
     config: SpacesConfig,
@@ -132,13 +132,13 @@ def compare_spaces(
 # --- points --------------------------------------------------------------------------------------------------------
 
 
-def labels_of(known: KnownResponses) -> Int[np.ndarray, " n"]:
+def labels_of(known: FitResponses) -> Int[np.ndarray, " n"]:
     """1 where all pairs of a response chose it, -1 where all rejected it, else 0."""
     chosen, rejected = (np.bincount(rows, minlength=len(known)) > 0 for rows in (known.chosen_rows, known.rejected_rows))
     return chosen.astype(np.int64) - rejected.astype(np.int64)
 
 
-def splits_of(known: KnownResponses) -> Int[np.ndarray, " n"]:
+def splits_of(known: FitResponses) -> Int[np.ndarray, " n"]:
     """The split of each response, as `known.split`: of several, that of its first pair."""
     found = np.full(len(known), known.split.max(initial=0), dtype=np.int64)
     for rows in (known.chosen_rows, known.rejected_rows):

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from core.explain.attribution import contributions_by_head, rank_correlations
-from core.reward.fit_responses import KnownResponses
+from core.reward.fit_responses import FitResponses
 from core.reward.parts import RewardParts
 from core.statistics.estimates import mean_over_prompts
 from core.statistics.intervals import prompt_sums, resample_weights
@@ -51,7 +51,7 @@ class Stability:
         return {**self.__dict__, "bound": BOUND, "verdict": self.verdict}
 
 
-def stability(parts: RewardParts, known: KnownResponses | None) -> Stability:
+def stability(parts: RewardParts, known: FitResponses | None) -> Stability:
     """The verdict on this reward model."""
     shares = [row["stability"] for row in parts.selection if row.get("stability") is not None]
     overlap = float(np.mean(shares)) if shares else None

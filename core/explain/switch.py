@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from core.errors import ConfigError
 from core.explain.cues import Correlation, correlations
 from core.reward.evaluation import accuracy_of
-from core.reward.fit_responses import KnownResponses
+from core.reward.fit_responses import FitResponses
 from core.reward.head_words import counted_pairs, shipped_head, shipped_seed
 from core.reward.parts import RewardParts
 from core.types import Accuracy
@@ -49,7 +49,7 @@ class SwitchedOff:
 class Switchboard:
     """Switches for the latents of one reward model. Raises ConfigError where no held-out pairs are kept beside it."""
 
-    def __init__(self, parts: RewardParts, known: KnownResponses | None) -> None:
+    def __init__(self, parts: RewardParts, known: FitResponses | None) -> None:
         if known is None or not len(known.held_out_pairs) or parts.latent_ids is None:
             remedy = "fit it again with a test or a validation split"
             raise ConfigError("latents can't be switched off: no held-out pairs are kept beside this reward model", remedy=remedy)

@@ -87,7 +87,7 @@ def fit(config: FitConfig, store: Store, progress: Progress = no_progress) -> Fi
         artefact=reward_model.path,
         evaluation=read_json(evaluation.file("evaluation.json")),
         curve=tuple(read_json(curve.file("curve.json"))),
-        about=reward_model.manifest["said"],
+        about=reward_model.facts,
         seconds=work.seconds,
     )
 

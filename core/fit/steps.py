@@ -29,12 +29,12 @@ from core.explain.faithfulness import faithfulness
 from core.reward.controls import Probe
 from core.reward.curve import accuracy_curve
 from core.reward.extraction import extract, load_hidden_states, texts_as_read
-from core.reward.fit_responses import known_responses, read_known, write_known
-from core.reward.fitting import Controls, Family, SparseFit, evaluate_fit, fit_controls, fit_sparserm
+from core.reward.fit_responses import collect_responses, read_responses, write_responses
+from core.reward.fitting import Controls, HeadEnsemble, SparseFit, evaluate_fit, fit_controls, fit_sparserm
 from core.reward.folder import write_parts
 from core.reward.head import Head, TrainedHead
 from core.reward.pair_counts import brief, pair_counts, reading_details, sentences, summed_rows
-from core.reward.parts_from_fit import PartsMaker
+from core.reward.parts_from_fit import PartsFromFit
 from core.reward.projection import activations, project
 from core.reward.ranking import Resamples
 from core.reward.recorded_files import CURVE, EVALUATION, FAITHFULNESS, KNOWN, KNOWN_TEXTS
@@ -46,7 +46,7 @@ from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progres
 
 # Bumped by hand when a step computes something else from the same inputs; golden numbers in the tests catch a forgotten bump.
 VERSIONS = {"pairs": 3, "extraction": 2, "frequencies": 1, "heads": 1, "controls": 1, "curve": 1, "evaluation": 3, "known": 1, "reward_model": 2}
-CLASSES = (LatentFrequencies, Resamples, SparseFit, SelectedDirections, SelectionSummary, Family, TrainedHead, Head, Controls, Probe)
+CLASSES = (LatentFrequencies, Resamples, SparseFit, SelectedDirections, SelectionSummary, HeadEnsemble, TrainedHead, Head, Controls, Probe)
 log = logging.getLogger(__name__)
 
 
@@ -177,7 +177,7 @@ class Steps:
         return {"layers": sorted(layers), **rules}
 
     def _read_from(self, pairs: Artefact) -> list[str]:
-        return [pairs.manifest["said"]["texts"], sha256_of(self.identity)]
+        return [pairs.facts["texts"], sha256_of(self.identity)]
 
     def _holding(self, pairs: Artefact, layer: int) -> Artefact | None:
         """An extraction that holds this layer, whatever else it holds."""
@@ -194,7 +194,7 @@ class Steps:
         held = self._holding(pairs, layer)
         assert held is not None  # just found or made
         alone = self.store.fingerprint("extraction", VERSIONS["extraction"], self._reading([layer]), self._read_from(pairs))
-        position, report = self.config.backbone.position, held.manifest["said"]
+        position, report = self.config.backbone.position, held.facts
         return States(folder=held.path, layer=layer, position=position, fingerprint=alone, backbone=report["backbone"], report=report)
 
     def pair_counts(self, pairs: Artefact, states: States) -> dict[str, Any]:
@@ -228,10 +228,10 @@ class Steps:
             save_value(folder, "resamples", resamples)
             return {"sae": dict(self.sae.identity), "n_live": int((frequencies.n_active >= self.config.selection.min_active).sum())}
 
-        return self.step("frequencies", asked, [states.fingerprint, pairs.manifest["said"]["content"], sha256_of(dict(self.sae.identity))], make)
+        return self.step("frequencies", asked, [states.fingerprint, pairs.facts["content"], sha256_of(dict(self.sae.identity))], make)
 
     def heads(self, pairs: Artefact, states: States, frequencies: Artefact) -> Artefact:
-        """`heads.*` (SparseFit): the selected directions, and a family of heads for each loss."""
+        """`heads.*` (SparseFit): the selected directions, and a ensemble of heads for each loss."""
 
         def make(folder: Path, _scratch: Path) -> dict[str, Any]:
             hidden, aligned = states.load(pairs_of(pairs.path))
@@ -292,7 +292,7 @@ class Steps:
             hidden, aligned = states.load(pairs_of(pairs.path))
             selected = value_of(heads.path, "heads").selected
             seen = project(hidden.states, selected.directions), activations(hidden.states, selected.latent_ids, self.sae)
-            write_known(known_responses(hidden, aligned, *seen), folder, texts=True)
+            write_responses(collect_responses(hidden, aligned, *seen), folder, texts=True)
             return {}
 
         return self.step("known", {}, [heads.fingerprint], make)
@@ -317,24 +317,24 @@ class Steps:
             table = read_json(evaluation.file("evaluation.json"))
             counts = table["pair_counts"]
             method = {
-                "data": {**pairs.manifest["said"], **summed_rows(counts)},
+                "data": {**pairs.facts, **summed_rows(counts)},
                 "pair_counts": counts,
                 "config": {"selection": config.selection.result_fields(), "head": config.head.result_fields()},
                 "selection": sparse.summary.to_json(),
                 "fingerprints": {artefact.step: artefact.fingerprint for artefact in before} | {"extraction": states.fingerprint},
             }
-            maker = PartsMaker(config=config, backbone=states.backbone, sae=self.sae, frequencies=measured, method=method)
+            maker = PartsFromFit(config=config, backbone=states.backbone, sae=self.sae, frequencies=measured, method=method)
             parts = maker.sparserm(sparse, table["sparserm"])
             beside = [known.file(KNOWN), known.file(KNOWN_TEXTS), evaluation.file(EVALUATION), curve.file(CURVE)]
-            kept = read_known(known.path, parts.k)
+            kept = read_responses(known.path, parts.k)
             if kept is not None:
                 write_json(scratch / FAITHFULNESS, faithfulness(parts, kept, self.progress).to_json())
                 beside.append(scratch / FAITHFULNESS)
             write_parts(parts, folder, beside)
-            for kind, family in value_of(controls.path, "controls").families.items():
+            for kind, ensemble in value_of(controls.path, "controls").families.items():
                 (folder / "controls" / kind).mkdir(parents=True)
-                write_parts(maker.control(family, table["controls"][kind]), folder / "controls" / kind)
-            about = {"data": pairs.manifest["said"]["source"], "backbone": states.backbone["name"], "sae": self.sae.identity["name"]}
+                write_parts(maker.control(ensemble, table["controls"][kind]), folder / "controls" / kind)
+            about = {"data": pairs.facts["source"], "backbone": states.backbone["name"], "sae": self.sae.identity["name"]}
             place = {"layer": states.layer, "position": states.position}
             rest = {"selection": sparse.summary.to_json(), "n_prompts": table["n_prompts"], "pair_counts": brief(counts)}
             return {**about, **place, **rest}
@@ -355,7 +355,7 @@ def pairs_of(folder: Path) -> PreferencePairs:
 
 def _known_margins(heads: Artefact, controls: Artefact) -> dict[str, Any]:
     families = {**value_of(controls.path, "controls").families, "sparserm": value_of(heads.path, "heads").sparserm}
-    return {kind: family.margins for kind, family in families.items()}
+    return {kind: ensemble.margins for kind, ensemble in families.items()}
 
 
 def read_json(path: Path) -> Any:

@@ -25,7 +25,7 @@ from core.types import Progress, no_progress, strict_json
 if TYPE_CHECKING:
     from core.doctor.report import Report
     from core.explain.spaces import Spaces
-    from core.reward.fit_responses import KnownResponses
+    from core.reward.fit_responses import FitResponses
     from core.reward.model import SparseRM
     from core.reward.pair_counts import LostPair
     from core.reward.parts import RewardParts
@@ -124,7 +124,7 @@ class Fitted:
         from core.reward.pair_counts import lost_pairs
 
         kept = self.store.find("pairs", parts.method.get("fingerprints", {}).get("pairs", "none"))
-        report = self._extraction(parts.method, parts.layer).manifest["said"]
+        report = self._extraction(parts.method, parts.layer).facts
         if kept is None or "refused_sides" not in report:
             return None
         return lost_pairs(read_pairs(kept.file("pairs.jsonl")), report)
@@ -144,7 +144,7 @@ class Fitted:
 
     # --- what it is made from ---
 
-    def _model(self, device: str) -> tuple[SparseRM, KnownResponses]:
+    def _model(self, device: str) -> tuple[SparseRM, FitResponses]:
         from core.reward.model import SparseRM
 
         model = SparseRM.load(self.folder, device=device)
@@ -162,7 +162,7 @@ class Fitted:
             raise StoreError(f"{path} is damaged", expected="JSON", found=str(error), remedy=FIT_AGAIN) from error
         return table
 
-    def _states(self, model: SparseRM, known: KnownResponses) -> np.ndarray:
+    def _states(self, model: SparseRM, known: FitResponses) -> np.ndarray:
         """z of each known response, in their order: a memory map of the fit's extraction where that has just these."""
         from core.reward.extraction import load_hidden_states
 

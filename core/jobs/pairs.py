@@ -33,7 +33,7 @@ def _run(config: PairsRunConfig, store: Store, progress: Progress) -> Mapping[st
     from core.fit.pairs_check import check_pairs
 
     found = check_pairs(config.data, store, progress)
-    return {"artefact": str(found.path), "outcome": {"artefact": str(found.path), **found.manifest["said"]}}
+    return {"artefact": str(found.path), "outcome": {"artefact": str(found.path), **found.facts}}
 
 
 PAIRS = Job(

@@ -118,10 +118,10 @@ def _compared(made: Mapping[str, Any], run: Run, result: Mapping[str, Any]) -> d
 
 def _compare_artefacts(first: Path, second: Path) -> list[FileVerdict]:
     try:
-        said = read_artefact(first).manifest["said"], read_artefact(second).manifest["said"]
+        facts = read_artefact(first).facts, read_artefact(second).facts
     except StoreError as error:
         return [FileVerdict(name="*", verdict="different", detail=error.problem)]
-    return [*_compare_folders(first, second, without=("manifest.json",)), _compare_values("manifest.json", *said)]
+    return [*_compare_folders(first, second, without=("manifest.json",)), _compare_values("manifest.json", *facts)]
 
 
 def _unmatched(made: Mapping[str, Any], result: Mapping[str, Any]) -> FileVerdict:

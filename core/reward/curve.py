@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from core.config import FitConfig
 from core.reward.evaluation import accuracy_of
-from core.reward.head_inputs import View, activation_view, margins_of, random_views, sparse_view, train_views
+from core.reward.head_inputs import HeadTask, activation_task, margins_of, random_tasks, sparse_task, train_tasks
 from core.reward.projection import top_columns
 from core.reward.ranking import Resamples
 from core.reward.selection import Encoder, selected_directions
@@ -58,8 +58,8 @@ def accuracy_curve(
     trained again. Values of K at which the selection is the same (too few latents separate the sides) share one training.
     """
     selected = selected_directions(frequencies, resamples, sae, max(config.curve))
-    views = [*sparse_view(hidden, selected).seeds(seeds), *activation_view(hidden, selected, sae).seeds(seeds)]
-    views += random_views(hidden, sae, frequencies, len(selected.latent_ids), draws)
+    tasks = [*sparse_task(hidden, selected).seeds(seeds), *activation_task(hidden, selected, sae).seeds(seeds)]
+    tasks += random_tasks(hidden, sae, frequencies, len(selected.latent_ids), draws)
     validation = pairs.rows_of("validation")
     done: dict[int, list[CurvePoint]] = {}
     points: list[CurvePoint] = []
@@ -67,28 +67,28 @@ def accuracy_curve(
         columns = top_columns(selected, k)
         if len(columns) not in done:
             margins = _known_margins(known, seeds, draws, validation) if known and k == config.selection.k else None
-            margins = margins or _margins(_narrow(views, columns), pairs, config, _part(progress, number, len(config.curve)))
+            margins = margins or _margins(_narrow(tasks, columns), pairs, config, _part(progress, number, len(config.curve)))
             done[len(columns)] = [_point(kind, k, len(columns), margins[kind], pairs) for kind in CURVE_KINDS]
         points += [replace(point, k=k) for point in done[len(columns)]]
         progress("curve", number + 1, len(config.curve))
     return tuple(points)
 
 
-def _narrow(views: list[View], columns: np.ndarray) -> list[View]:
-    """The views at a smaller K: the selection's own columns, and as many of the random ones. Seeds of one kind keep sharing their inputs."""
-    narrowed: dict[int, View] = {}
-    for view in views:
-        which = np.arange(min(len(columns), view.inputs.values.shape[1])) if view.kind.startswith("random") else columns
-        narrowed.setdefault(id(view.inputs), view.columns(which))
-    return [replace(narrowed[id(view.inputs)], seed=view.seed) for view in views]
+def _narrow(tasks: list[HeadTask], columns: np.ndarray) -> list[HeadTask]:
+    """The tasks at a smaller K: the selection's own columns, and as many of the random ones. Seeds of one kind keep sharing their inputs."""
+    narrowed: dict[int, HeadTask] = {}
+    for task in tasks:
+        which = np.arange(min(len(columns), task.inputs.values.shape[1])) if task.kind.startswith("random") else columns
+        narrowed.setdefault(id(task.inputs), task.columns(which))
+    return [replace(narrowed[id(task.inputs)], seed=task.seed) for task in tasks]
 
 
-def _margins(views: list[View], pairs: PreferencePairs, config: FitConfig, progress: Progress) -> dict[str, np.ndarray]:
-    """Validation margins of a head for each view, by kind."""
+def _margins(tasks: list[HeadTask], pairs: PreferencePairs, config: FitConfig, progress: Progress) -> dict[str, np.ndarray]:
+    """Validation margins of a head for each task, by kind."""
     validation = pairs.rows_of("validation")
-    heads = train_views(views, pairs, config.head, [config.head.loss] * len(views), progress, "curve")
-    margins = [margins_of(head, view.inputs, validation) for head, view in zip(heads, views, strict=True)]
-    return {kind: np.stack([row for row, view in zip(margins, views, strict=True) if view.kind == kind]) for kind in CURVE_KINDS}
+    heads = train_tasks(tasks, pairs, config.head, [config.head.loss] * len(tasks), progress, "curve")
+    margins = [margins_of(head, task.inputs, validation) for head, task in zip(heads, tasks, strict=True)]
+    return {kind: np.stack([row for row, task in zip(margins, tasks, strict=True) if task.kind == kind]) for kind in CURVE_KINDS}
 
 
 def _known_margins(known: Mapping[str, np.ndarray], seeds: int, draws: int, validation: np.ndarray) -> dict[str, np.ndarray] | None:

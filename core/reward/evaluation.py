@@ -28,7 +28,7 @@ MEASURED_ON = "test pairs that the language model can read"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contestant:
+class ScoredMethod:
     """One way to score pairs: the margins s_w - s_l of each of its heads (one a seed or a draw) on every pair, and which head is shipped."""
 
     kind: str
@@ -153,11 +153,11 @@ def accuracy_difference(
     return Difference(difference=float(gain.mean()), low=float(low), high=float(high), n=len(groups))
 
 
-def evaluate(pairs: PreferencePairs, sparserm: Contestant, controls: Sequence[Contestant], losses: Mapping[str, Contestant]) -> Evaluation:
+def evaluate(pairs: PreferencePairs, sparserm: ScoredMethod, controls: Sequence[ScoredMethod], losses: Mapping[str, ScoredMethod]) -> Evaluation:
     """The table on the test pairs. The margins are of all pairs, in order."""
     test, validation = pairs.rows_of("test"), pairs.rows_of("validation")
 
-    def entry(one: Contestant) -> Entry:
+    def entry(one: ScoredMethod) -> Entry:
         return _entry(one, sparserm, test, validation, pairs)
 
     return Evaluation(
@@ -170,7 +170,7 @@ def evaluate(pairs: PreferencePairs, sparserm: Contestant, controls: Sequence[Co
     )
 
 
-def _entry(one: Contestant, sparserm: Contestant, test: np.ndarray, validation: np.ndarray, pairs: PreferencePairs) -> Entry:
+def _entry(one: ScoredMethod, sparserm: ScoredMethod, test: np.ndarray, validation: np.ndarray, pairs: PreferencePairs) -> Entry:
     groups, margins = pairs.prompt_groups(), one.margins[:, test]
     heads = tuple(accuracy_of(head[None], groups[test]) for head in margins)
     return Entry(

@@ -33,7 +33,7 @@ UNUSED = len(SPLITS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnownResponses:
+class FitResponses:
     """Projections, activations and identity of known responses, and the pairs they stand in; `pairs` holds the texts where they were kept."""
 
     projections: Float[np.ndarray, "n k"]
@@ -119,9 +119,9 @@ def _signed(digest: str) -> int:
     return int.from_bytes(bytes.fromhex(digest[:16]), "big", signed=True)
 
 
-def known_responses(
+def collect_responses(
     hidden: HiddenStates, pairs: PreferencePairs, projections: Float[np.ndarray, "n_responses k"], activations: Float[np.ndarray, "n_responses k"]
-) -> KnownResponses:
+) -> FitResponses:
     """The responses that stand in a pair. Row i of `hidden.chosen_rows` belongs to `pairs[i]`; projections and activations go by `hidden.states`."""
     used, places = np.unique(np.concatenate([hidden.chosen_rows, hidden.rejected_rows]), return_inverse=True)
     chosen, rejected = places[: len(pairs)], places[len(pairs) :]
@@ -129,7 +129,7 @@ def known_responses(
     for number, pair in enumerate(pairs):
         for row, text in ((chosen[number], pair.chosen), (rejected[number], pair.rejected)):
             prompt_ids[row], response_ids[row] = _signed(pair.prompt_id), response_id(pair.prompt, text)
-    return KnownResponses(
+    return FitResponses(
         projections=projections[used],
         activations=activations[used],
         n_tokens=hidden.n_tokens[used],
@@ -142,7 +142,7 @@ def known_responses(
     )
 
 
-def write_known(known: KnownResponses, folder: Path, *, texts: bool) -> None:
+def write_responses(known: FitResponses, folder: Path, *, texts: bool) -> None:
     """Writes the tensors into an existing folder, and with `texts` the pairs."""
     tensors = {spec.name: np.ascontiguousarray(getattr(known, spec.name)) for spec in fields(known) if spec.name != "pairs"}
     (folder / KNOWN).write_bytes(save(tensors))
@@ -150,7 +150,7 @@ def write_known(known: KnownResponses, folder: Path, *, texts: bool) -> None:
         write_pairs(known.pairs, folder / KNOWN_TEXTS)
 
 
-def read_known(folder: Path, k: int) -> KnownResponses | None:
+def read_responses(folder: Path, k: int) -> FitResponses | None:
     """What a reward model's folder holds of them; None if it holds nothing. Raises StoreError on damaged or contradictory files.
 
     The caller has checked the folder's recorded files (core.reward.recorded_files): only so a file that was deleted is noticed.
@@ -162,7 +162,7 @@ def read_known(folder: Path, k: int) -> KnownResponses | None:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise _damaged(path, "a safetensors file", str(error)) from error
-    names = {spec.name for spec in fields(KnownResponses)} - {"pairs"}
+    names = {spec.name for spec in fields(FitResponses)} - {"pairs"}
     if set(tensors) != names:
         raise _damaged(path, ", ".join(sorted(names)), ", ".join(sorted(tensors)))
     _check(tensors, k, path)
@@ -171,7 +171,7 @@ def read_known(folder: Path, k: int) -> KnownResponses | None:
     if pairs is not None and len(pairs) != len(tensors["split"]):
         found, remedy = str(len(pairs)), remedy_for(folder)
         raise StoreError(f"{texts} is not of {KNOWN}", expected=f"{len(tensors['split'])} pairs", found=found, remedy=remedy)
-    return KnownResponses(**tensors, pairs=pairs)
+    return FitResponses(**tensors, pairs=pairs)
 
 
 def _check(tensors: dict[str, np.ndarray], k: int, path: Path) -> None:

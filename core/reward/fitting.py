@@ -20,9 +20,9 @@ from jaxtyping import Float, Int
 
 from core.config import FitConfig
 from core.reward.controls import Probe, difference_of_means, length_only, linear_probe, wording_only
-from core.reward.evaluation import Contestant, Evaluation, evaluate
+from core.reward.evaluation import Evaluation, ScoredMethod, evaluate
 from core.reward.head import TrainedHead, fit_margin_scale, shipped_index
-from core.reward.head_inputs import View, activation_view, dense_view, margins_of, random_views, sparse_view, train_views
+from core.reward.head_inputs import HeadTask, activation_task, dense_task, margins_of, random_tasks, sparse_task, train_tasks
 from core.reward.projection import activations, detection_auroc
 from core.reward.ranking import Resamples
 from core.reward.selection import Encoder, SelectionSummary, selected_directions, selection_summary
@@ -33,7 +33,7 @@ HEAD_CONTROLS = ("random-isotropic", "random-rows", "activations", "dense")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class HeadEnsemble:
     """Heads of one kind, one a seed (or one a draw of random directions), and what shipping one of them takes.
 
     `margins` are of every pair. `projection_mean`, `projection_std` (floored): the shipped head's inputs over training responses.
@@ -41,6 +41,7 @@ class Family:
     `margin_scale`: a, fitted on validation. `directions` and `latent_ids` are the shipped head's; None where its kind has none.
     """
 
+    STORED_AS: ClassVar[str] = "Family"  # its name in the files of core.runs.values, of this version and of earlier ones
     FINITE: ClassVar[tuple[str, ...]] = ("margins", "projection_mean", "projection_std", "reward_quantiles", "directions")
 
     kind: str
@@ -54,15 +55,15 @@ class Family:
     directions: Float[np.ndarray, "k d_model"] | None
     latent_ids: Int[np.ndarray, " k"] | None
 
-    def contestant(self) -> Contestant:
+    def scored_method(self) -> ScoredMethod:
         """What evaluation needs of it."""
         head = self.heads[self.shipped].head
-        return Contestant(kind=self.kind, margins=self.margins, shipped=self.shipped, n_parameters=head.n_parameters)
+        return ScoredMethod(kind=self.kind, margins=self.margins, shipped=self.shipped, n_parameters=head.n_parameters)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SparseFit:
-    """SparseRM: its directions, and a family of heads for each loss; `loss` is the one that SparseRM itself uses.
+    """SparseRM: its directions, and an ensemble of heads for each loss; `loss` is the one that SparseRM itself uses.
 
     `detection` is, per selected latent, how well its projection tells active from inactive over training responses (AUROC; NaN: too rare to say).
     """
@@ -70,11 +71,11 @@ class SparseFit:
     selected: SelectedDirections
     summary: SelectionSummary
     detection: Float[np.ndarray, " k"]
-    losses: Mapping[str, Family]
+    losses: Mapping[str, HeadEnsemble]
     loss: str
 
     @property
-    def sparserm(self) -> Family:
+    def sparserm(self) -> HeadEnsemble:
         return self.losses[self.loss]
 
 
@@ -82,7 +83,7 @@ class SparseFit:
 class Controls:
     """The controls: `families` have heads and can be shipped, `probes` have none."""
 
-    families: Mapping[str, Family]
+    families: Mapping[str, HeadEnsemble]
     probes: tuple[Probe, ...]
 
 
@@ -102,15 +103,15 @@ def fit_sparserm(
 ) -> SparseFit:
     """Selects, projects and trains `config.head.seeds` heads with each of the three losses."""
     selected = selected_directions(frequencies, resamples, sae, config.selection.k)
-    views = sparse_view(hidden, selected).seeds(config.head.seeds)
-    heads = train_views(views * len(LOSSES), pairs, config.head, [loss for loss in LOSSES for _ in views], progress, "heads")
+    tasks = sparse_task(hidden, selected).seeds(config.head.seeds)
+    heads = train_tasks(tasks * len(LOSSES), pairs, config.head, [loss for loss in LOSSES for _ in tasks], progress, "heads")
     active = activations(hidden.states, selected.latent_ids, sae) > 0
     seen = _responses(hidden, pairs.rows_of("train"))
     return SparseFit(
         selected=selected,
         summary=selection_summary(frequencies, selected, config.selection.k),
-        detection=detection_auroc(views[0].inputs.values[seen], active[seen]),
-        losses={loss: _family(views, [head for head in heads if head.loss == loss], hidden, pairs) for loss in LOSSES},
+        detection=detection_auroc(tasks[0].inputs.values[seen], active[seen]),
+        losses={loss: _ensemble(tasks, [head for head in heads if head.loss == loss], hidden, pairs) for loss in LOSSES},
         loss=config.head.loss,
     )
 
@@ -125,13 +126,13 @@ def fit_controls(
     progress: Progress = no_progress,
 ) -> Controls:
     """Every control of METHOD.md's table, on the same split with the same rule of choice. Random directions are as many as were selected."""
-    views = random_views(hidden, sae, frequencies, len(selected.latent_ids), config.random_draws)
-    views += [*activation_view(hidden, selected, sae).seeds(config.head.seeds), *dense_view(hidden).seeds(config.head.seeds)]
-    heads = train_views(views, pairs, config.head, [config.head.loss] * len(views), progress, "controls")
+    tasks = random_tasks(hidden, sae, frequencies, len(selected.latent_ids), config.random_draws)
+    tasks += [*activation_task(hidden, selected, sae).seeds(config.head.seeds), *dense_task(hidden).seeds(config.head.seeds)]
+    heads = train_tasks(tasks, pairs, config.head, [config.head.loss] * len(tasks), progress, "controls")
     families = {}
     for kind in HEAD_CONTROLS:
-        mine = [i for i, view in enumerate(views) if view.kind == kind]
-        families[kind] = _family([views[i] for i in mine], [heads[i] for i in mine], hidden, pairs)
+        numbers = [i for i, task in enumerate(tasks) if task.kind == kind]
+        families[kind] = _ensemble([tasks[i] for i in numbers], [heads[i] for i in numbers], hidden, pairs)
     return Controls(families=families, probes=_probes(hidden, pairs))
 
 
@@ -147,23 +148,23 @@ def _probes(hidden: HiddenStates, pairs: PreferencePairs) -> tuple[Probe, ...]:
 
 def evaluate_fit(pairs: PreferencePairs, sparse: SparseFit, controls: Controls) -> Evaluation:
     """The table on the test pairs: SparseRM, every control, and the three losses."""
-    losses = {loss: family.contestant() for loss, family in sparse.losses.items()}
-    beside = [family.contestant() for family in controls.families.values()]
+    losses = {loss: ensemble.scored_method() for loss, ensemble in sparse.losses.items()}
+    beside = [ensemble.scored_method() for ensemble in controls.families.values()]
     probes = [
-        Contestant(kind=probe.kind, margins=probe.margins[None], shipped=0, n_parameters=probe.n_parameters, note=probe.note)
+        ScoredMethod(kind=probe.kind, margins=probe.margins[None], shipped=0, n_parameters=probe.n_parameters, note=probe.note)
         for probe in controls.probes
     ]
     return evaluate(pairs, losses[sparse.loss], [*beside, *probes], losses)
 
 
-def _family(views: Sequence[View], heads: Sequence[TrainedHead], hidden: HiddenStates, pairs: PreferencePairs) -> Family:
+def _ensemble(tasks: Sequence[HeadTask], heads: Sequence[TrainedHead], hidden: HiddenStates, pairs: PreferencePairs) -> HeadEnsemble:
     shipped = shipped_index(heads)
-    view, validation = views[shipped], pairs.rows_of("validation")
-    margins = np.stack([margins_of(head, own.inputs) for head, own in zip(heads, views, strict=True)])
-    scale = standardisation(view.inputs, pairs.rows_of("train"))
-    rewards = heads[shipped].head.reward(view.inputs.values[_held_out_responses(hidden, pairs)])
-    return Family(
-        kind=view.kind,
+    task, validation = tasks[shipped], pairs.rows_of("validation")
+    margins = np.stack([margins_of(head, head_task.inputs) for head, head_task in zip(heads, tasks, strict=True)])
+    scale = standardisation(task.inputs, pairs.rows_of("train"))
+    rewards = heads[shipped].head.reward(task.inputs.values[_held_out_responses(hidden, pairs)])
+    return HeadEnsemble(
+        kind=task.kind,
         heads=tuple(heads),
         shipped=shipped,
         margins=margins,
@@ -171,8 +172,8 @@ def _family(views: Sequence[View], heads: Sequence[TrainedHead], hidden: HiddenS
         projection_std=scale.std.astype(np.float32),
         reward_quantiles=np.quantile(rewards, np.linspace(0, 1, 101)).astype(np.float32),
         margin_scale=fit_margin_scale(margins[shipped, validation]),
-        directions=view.directions,
-        latent_ids=view.latent_ids,
+        directions=task.directions,
+        latent_ids=task.latent_ids,
     )
 
 

@@ -1,4 +1,4 @@
-"""What each kind of head sees of the responses: all that SparseRM and its controls differ in (METHOD.md section 3, controls)."""
+"""The inputs of each kind of head. SparseRM and its controls differ in nothing else (METHOD.md section 3, controls)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from core.config import HeadConfig
 from core.reward.head import TrainedHead
 from core.reward.projection import activations, isotropic_directions, project, random_live_latents
 from core.reward.selection import Encoder
-from core.reward.training import HeadJob, look_alike, train_heads
+from core.reward.training import HeadJob, identical_inputs, train_heads
 from core.types import HeadInputs, HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
-    """A head to be: its kind, its seed (of its weights, its order of pairs and, for random directions, its draw) and what it sees.
+class HeadTask:
+    """Specification of a head to train: its kind, its inputs, and the seed of its weights, its order of pairs and its random directions.
 
-    `directions` and `latent_ids` name the columns where the kind has them.
+    Column i of `inputs.values` belongs to `directions[i]` and `latent_ids[i]`, where the kind has them.
     """
 
     kind: str
@@ -29,56 +29,56 @@ class View:
     directions: Float[np.ndarray, "k d_model"] | None = None
     latent_ids: Int[np.ndarray, " k"] | None = None
 
-    def seeds(self, n: int) -> list[View]:
-        """The same view for n seeds."""
+    def seeds(self, n: int) -> list[HeadTask]:
+        """The same task for n seeds."""
         return [replace(self, seed=seed) for seed in range(n)]
 
-    def columns(self, which: Int[np.ndarray, " n"]) -> View:
-        """The view through some of its columns only."""
+    def columns(self, which: Int[np.ndarray, " n"]) -> HeadTask:
+        """The task on these columns of its inputs only."""
         inputs = replace(self.inputs, values=np.ascontiguousarray(self.inputs.values[:, which]))
         directions = None if self.directions is None else self.directions[which]
         return replace(self, inputs=inputs, directions=directions, latent_ids=None if self.latent_ids is None else self.latent_ids[which])
 
 
-def sparse_view(hidden: HiddenStates, selected: SelectedDirections) -> View:
+def sparse_task(hidden: HiddenStates, selected: SelectedDirections) -> HeadTask:
     """SparseRM: projections on the selected directions."""
     inputs = _inputs(hidden, project(hidden.states, selected.directions))
-    return View(kind="sparserm", seed=0, inputs=inputs, directions=selected.directions, latent_ids=selected.latent_ids)
+    return HeadTask(kind="sparserm", seed=0, inputs=inputs, directions=selected.directions, latent_ids=selected.latent_ids)
 
 
-def activation_view(hidden: HiddenStates, selected: SelectedDirections, sae: Encoder) -> View:
+def activation_task(hidden: HiddenStates, selected: SelectedDirections, sae: Encoder) -> HeadTask:
     """SAE activations f_j of the selected latents."""
-    return View(
+    return HeadTask(
         kind="activations", seed=0, inputs=_inputs(hidden, activations(hidden.states, selected.latent_ids, sae)), latent_ids=selected.latent_ids
     )
 
 
-def dense_view(hidden: HiddenStates) -> View:
+def dense_task(hidden: HiddenStates) -> HeadTask:
     """All of z (DenseRM)."""
-    return View(kind="dense", seed=0, inputs=_inputs(hidden, hidden.states))
+    return HeadTask(kind="dense", seed=0, inputs=_inputs(hidden, hidden.states))
 
 
-def random_views(hidden: HiddenStates, sae: Encoder, frequencies: LatentFrequencies, n: int, draws: int) -> list[View]:
+def random_tasks(hidden: HiddenStates, sae: Encoder, frequencies: LatentFrequencies, n: int, draws: int) -> list[HeadTask]:
     """Draws of n random directions of both kinds, draw i with seed i. Where fewer than n latents live, their rows are all of them."""
-    views = []
+    tasks = []
     for seed in range(draws):
         isotropic = isotropic_directions(n, hidden.d_model, seed)
-        views.append(View(kind="random-isotropic", seed=seed, inputs=_inputs(hidden, project(hidden.states, isotropic)), directions=isotropic))
+        tasks.append(HeadTask(kind="random-isotropic", seed=seed, inputs=_inputs(hidden, project(hidden.states, isotropic)), directions=isotropic))
         ids = random_live_latents(frequencies, n, seed)
         rows = np.asarray(sae.directions(ids), dtype=np.float32)
-        views.append(View(kind="random-rows", seed=seed, inputs=_inputs(hidden, project(hidden.states, rows)), directions=rows, latent_ids=ids))
-    return views
+        tasks.append(HeadTask(kind="random-rows", seed=seed, inputs=_inputs(hidden, project(hidden.states, rows)), directions=rows, latent_ids=ids))
+    return tasks
 
 
 def _inputs(hidden: HiddenStates, values: np.ndarray) -> HeadInputs:
     return HeadInputs(values=values, chosen_rows=hidden.chosen_rows, rejected_rows=hidden.rejected_rows)
 
 
-def train_views(
-    views: Sequence[View], pairs: PreferencePairs, config: HeadConfig, losses: Sequence[str], progress: Progress, step: str
+def train_tasks(
+    tasks: Sequence[HeadTask], pairs: PreferencePairs, config: HeadConfig, losses: Sequence[str], progress: Progress, step: str
 ) -> list[TrainedHead]:
-    """A head for each view with the loss beside it, trained on the pairs of `train`, judged on those of `validation`."""
-    jobs = [HeadJob(inputs=view.inputs, seed=view.seed, loss=loss) for view, loss in zip(views, losses, strict=True)]
+    """A head for each task with the loss beside it, trained on the pairs of `train`, judged on those of `validation`."""
+    jobs = [HeadJob(inputs=task.inputs, seed=task.seed, loss=loss) for task, loss in zip(tasks, losses, strict=True)]
     train, validation = pairs.rows_of("train"), pairs.rows_of("validation")
     return train_heads(jobs, train=train, validation=validation, config=config, progress=progress, step=step)
 
@@ -88,4 +88,4 @@ def margins_of(head: TrainedHead, inputs: HeadInputs, rows: Int[np.ndarray, " n"
     asked = np.arange(len(inputs.chosen_rows)) if rows is None else rows
     used, places = np.unique(np.stack([inputs.chosen_rows[asked], inputs.rejected_rows[asked]]), return_inverse=True)
     rewards = head.head.reward(inputs.values if len(used) == len(inputs.values) else inputs.values[used])[places]
-    return np.where(look_alike(inputs, asked), 0.0, rewards[0] - rewards[1])
+    return np.where(identical_inputs(inputs, asked), 0.0, rewards[0] - rewards[1])

@@ -66,7 +66,7 @@ def standardisation(inputs: HeadInputs, train: Int[np.ndarray, " n"]) -> Standar
     return Standardisation(mean=mean, std=np.maximum(std, FLOOR * typical))
 
 
-def look_alike(inputs: HeadInputs, pairs: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+def identical_inputs(inputs: HeadInputs, pairs: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
     """Pairs whose two responses are the same to a head, such as two in which no selected latent is active: a tie, whatever rounding says."""
     parts = [pairs[start : start + ROWS_AT_ONCE] for start in range(0, len(pairs), ROWS_AT_ONCE)]
     same = [(inputs.values[inputs.chosen_rows[part]] == inputs.values[inputs.rejected_rows[part]]).all(axis=1) for part in parts]
@@ -115,7 +115,7 @@ class _Ensemble:
         self.width = int(jobs[0].inputs.values.shape[1])
         self.alive = np.arange(len(jobs))
         self.scales = {id(inputs): standardisation(inputs, train) for inputs in _distinct(jobs)}
-        self.ties = {id(inputs): look_alike(inputs, validation) for inputs in _distinct(jobs)}
+        self.ties = {id(inputs): identical_inputs(inputs, validation) for inputs in _distinct(jobs)}
         self.streams = [torch.Generator().manual_seed(job.seed) for job in jobs]
         drawn = [_initial(self.width, config.hidden, stream) for stream in self.streams]
         self.weights = [torch.stack(parts).requires_grad_() for parts in zip(*drawn, strict=True)]
@@ -141,10 +141,10 @@ class _Ensemble:
             chosen, rejected = self._scores(self.train[orders[:, start : start + self.config.batch_size]])
             self.optimizer.zero_grad()
             self._losses(chosen, rejected).mean(dim=1).sum().backward()
-            self._still_last_bias()
+            self._zero_last_bias_gradient()
             self.optimizer.step()
 
-    def _still_last_bias(self) -> None:
+    def _zero_last_bias_gradient(self) -> None:
         """The last bias cancels in s_w - s_l. For losses of the margin its gradient is rounding noise, which AdamW would blow up to whole steps."""
         absolute = torch.tensor([self.jobs[i].loss == "bce" for i in self.alive.tolist()])
         gradient = self.weights[3].grad

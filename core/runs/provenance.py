@@ -119,4 +119,4 @@ def _recorded(artefact: Artefact, made: bool) -> dict[str, Any]:
     manifest = artefact.manifest
     files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
     head = {"step": artefact.step, "fingerprint": artefact.fingerprint, "path": str(artefact.path), "made": made}
-    return {**head, **{name: manifest[name] for name in ("version", "config", "inputs", "said")}, "files": files}
+    return {**head, **{name: manifest[name] for name in ("version", "config", "inputs")}, "facts": artefact.facts, "files": files}

@@ -53,6 +53,12 @@ class Artefact:
         return str(self.manifest["fingerprint"])
 
     @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the step's `make` returned: counts and names. Manifests written before the field was renamed call it `said`."""
+        facts: Mapping[str, Any] = self.manifest["facts"] if "facts" in self.manifest else self.manifest["said"]
+        return facts
+
+    @property
     def step(self) -> str:
         return str(self.manifest["step"])
 
@@ -113,7 +119,7 @@ class Store:
     ) -> Artefact:
         """The artefact of a step, computed by `make(folder, scratch)` if it does not stand yet.
 
-        `make` writes its files into `folder`, may keep shards in `scratch`, and returns what the manifest shall say beside.
+        `make` writes its files into `folder`, may keep shards in `scratch`, and returns the manifest's `facts`: counts and names for people, as JSON values.
         """
         fingerprint = self.fingerprint(step, version, config, inputs)
         found = self.find(step, fingerprint)
@@ -132,10 +138,10 @@ class Store:
         folder.mkdir(parents=True)
         started = time.time()
         try:
-            said = make(folder, scratch)
+            facts = make(folder, scratch)
             _hold_for_tests(self.root, step)
             times = {"time_created": started, "time_seconds": time.time() - started}
-            manifest = {"schema": SCHEMA, "step": step, "fingerprint": fingerprint, **head, **times, "said": dict(said), "files": _listing(folder)}
+            manifest = {"schema": SCHEMA, "step": step, "fingerprint": fingerprint, **head, **times, "facts": dict(facts), "files": _listing(folder)}
             manifest["check"] = _check(manifest)
             _write_synced(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False))
             _sync_folder(folder)

@@ -1,7 +1,8 @@
 """Dataclasses of arrays on disk: `name.safetensors` holds every array under its dotted path, `name.json` the rest and where the arrays belong.
 
-No pickle: only classes that the reader names are made again. A class names in `FINITE` those of its arrays in which NaN or an infinity is damage:
-others may hold NaN for what does not exist.
+No pickle: only classes that the reader names are made again. A class names in `FINITE` those of its arrays in which NaN
+or an infinity is damage: others may hold NaN for what does not exist. A class that was renamed gives its name on disk in
+`STORED_AS`, so that earlier caches are read and the same value is the same file.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def load_value(folder: Path, name: str, *classes: type[Any]) -> Any:
     try:
         arrays = load_file(folder / f"{name}.safetensors")
         plain = strict_json((folder / f"{name}.json").read_text(encoding="utf-8"))
-        return _decoded(plain, arrays, {cls.__name__: cls for cls in classes})
+        return _decoded(plain, arrays, {_stored_name(cls): cls for cls in classes})
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise StoreError(f"{folder / name} can't be read", found=f"{type(error).__name__}: {error}", remedy="sparserm cache verify") from error
 
@@ -50,7 +51,7 @@ def _encoded(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
         return {ARRAY: path}
     if is_dataclass(value) and not isinstance(value, type):
         parts = {spec.name: getattr(value, spec.name) for spec in fields(value)}
-        return {CLASS: type(value).__name__, **_encoded(parts, path, arrays)}
+        return {CLASS: _stored_name(type(value)), **_encoded(parts, path, arrays)}
     if isinstance(value, Mapping):
         if any(not isinstance(key, str) or key.startswith("$") for key in value):
             raise TypeError(f"{path}: the keys of a mapping must be texts that don't begin with $")
@@ -63,6 +64,10 @@ def _encoded(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"{path}: a {type(value).__name__} can't be saved")
+
+
+def _stored_name(cls: type[Any]) -> str:
+    return str(getattr(cls, "STORED_AS", cls.__name__))
 
 
 def _join(path: str, key: str) -> str:

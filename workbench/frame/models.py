@@ -28,7 +28,7 @@ from core.types import SPLITS, LatentFrequencies, PreferencePair, PreferencePair
 from workbench.frame import uploads
 
 if TYPE_CHECKING:
-    from core.reward.fit_responses import KnownResponses
+    from core.reward.fit_responses import FitResponses
     from core.reward.parts import RewardParts
 
 ID_LENGTH = 12
@@ -56,8 +56,7 @@ class FittedModel:
     @property
     def about(self) -> Mapping[str, Any]:
         """data, backbone, sae (names), layer, position, selection (a summary), n_prompts."""
-        said: Mapping[str, Any] = self.manifest["said"]
-        return said
+        return Artefact(path=self.folder, manifest=self.manifest).facts
 
     @property
     def data_name(self) -> str:
@@ -159,7 +158,7 @@ class FittedModel:
         return _parts(self.folder)
 
     @property
-    def known(self) -> KnownResponses:
+    def known(self) -> FitResponses:
         """Projections, activations and texts of the responses. Raises MissingError where the folder keeps none."""
         found = _known(self.folder, int(self.config["k"]))
         if found is None:
@@ -250,10 +249,10 @@ def _rows(path: Path) -> tuple[Mapping[str, Any], ...]:
 
 
 @lru_cache(maxsize=KEPT)
-def _known(folder: Path, k: int) -> KnownResponses | None:
-    from core.reward.fit_responses import read_known
+def _known(folder: Path, k: int) -> FitResponses | None:
+    from core.reward.fit_responses import read_responses
 
-    return read_known(folder, k)
+    return read_responses(folder, k)
 
 
 @lru_cache(maxsize=KEPT)
