@@ -119,7 +119,8 @@ class Store:
     ) -> Artefact:
         """The artefact of a step, computed by `make(folder, scratch)` if it does not stand yet.
 
-        `make` writes its files into `folder`, may keep shards in `scratch`, and returns the manifest's `facts`: counts and names for people, as JSON values.
+        `make` writes its files into `folder`, may keep shards in `scratch`, and returns the manifest's `facts`: counts
+        and names as JSON values.
         """
         fingerprint = self.fingerprint(step, version, config, inputs)
         found = self.find(step, fingerprint)
