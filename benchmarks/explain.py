@@ -60,7 +60,7 @@ def main(folder: str) -> None:
         share = found[0].n_computed / found[0].n_tokens
     explainer._readings.clear()
     board = Switchboard(explainer.parts, known)
-    ids = explainer.reasons.latent_ids.tolist()
+    ids = explainer.builder.latent_ids.tolist()
     board.off(ids[:3])
     outcome = {
         "explain_pair": statistics.median(warm),

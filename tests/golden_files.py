@@ -33,7 +33,7 @@ from core.sae.activations import Cursor, Stream
 from core.sae.training import train_sae
 from core.serving.answers import Answers
 from core.serving.engine import Engine
-from core.serving.server_folder import place_of
+from core.serving.server_folder import server_folder_of
 from core.serving.texts import Texts
 from core.types import PreferencePairs, no_progress
 
@@ -149,7 +149,7 @@ def run_folder(_made: Made, scratch: Path) -> Figures:
 
 
 def manifest(made: Made, scratch: Path) -> Figures:
-    """What names an artefact: everything in a cache is found by this hash, in this place."""
+    """What names an artefact: everything in a cache is found by this hash, in this server_folder."""
     store = Store(scratch / "store")
 
     def make(folder: Path, _scratch: Path) -> Mapping[str, Any]:
@@ -188,7 +188,7 @@ def server(made: Made, scratch: Path) -> Figures:
         "deletions": {**response, "spans": [[0, 1]]},
     }
     answered = {name: _fields(json.loads(asyncio.run(_answer(routes[name], body)))) for name, body in asked.items()}
-    address = place_of(folder, scratch).announce(1)
+    address = server_folder_of(folder, scratch).announce(1)
     return Figures(figures={"paths": sorted(routes), "answers": answered, "health": sorted(engine.health()), "address": sorted(vars(address))})
 
 
@@ -210,5 +210,5 @@ FIGURES: Mapping[str, Callable[[Made, Path], Figures]] = {
     "reward.folder.SCHEMA": reward_folder,
     "runs.registry.SCHEMA": run_folder,
     "runs.store.SCHEMA": manifest,
-    "serving.place.PROTOCOL": server,
+    "serving.server_folder.PROTOCOL": server,
 }

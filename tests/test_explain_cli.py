@@ -18,7 +18,7 @@ from core.cli.main import main
 from core.errors import ConfigError
 from core.explain.batch import pick_known, read_rows
 from core.explain.explanation import INACTIVE
-from core.explain.full_explanation import study
+from core.explain.full_explanation import explain_fully
 from core.latents.labels import Label
 from core.types import SPLITS
 
@@ -245,7 +245,7 @@ def test_nothing_of_a_text_is_markup_or_a_command(explain: Any) -> None:
 
 def test_labels_are_untrusted_too() -> None:
     explainer = tiny_explainer()
-    ids = explainer.reasons.latent_ids.tolist()
+    ids = explainer.builder.latent_ids.tolist()
     labels = {latent: Label(text="[blink]evil\x1b[31m[/blink]", source="person") for latent in ids}
     found = explainer.explain(EGG, ANSWER)
     console = Console(force_terminal=True, width=100, color_system="truecolor", highlight=False, markup=False)
@@ -280,5 +280,5 @@ def test_a_file_may_hold_dialogues(tmp_path: Path) -> None:
     prompt = [{"role": "user", "content": EGG}, {"role": "assistant", "content": "Hot or cold?"}, {"role": "user", "content": "Hot."}]
     path.write_text(json.dumps({"prompt": prompt, "response": ANSWER}) + "\n")
     rows = read_rows(path)
-    found = study(tiny_explainer(), rows.at(1))
+    found = explain_fully(tiny_explainer(), rows.at(1))
     assert found.explanation.to_json()["prompt"] == prompt

@@ -13,7 +13,7 @@ from scipy.stats import rankdata, spearmanr
 from core.explain.attribution import contributions
 from core.explain.cues import centred, correlations, length_cue
 from core.explain.curves import FEWEST, STEPS
-from core.explain.explanation_builder import Reasons, Seen
+from core.explain.explanation_builder import ExplanationBuilder, ResponseFeatures
 from core.explain.faithfulness import DRAWS, faithfulness
 from core.reward.fit_responses import FitResponses
 from core.reward.head import Head
@@ -197,22 +197,22 @@ def test_a_reward_that_only_counts_tokens_is_seen() -> None:
 
 def test_an_explanations_own_curves_against_loops() -> None:
     parts, known = world(seed=3)
-    reasons = Reasons(parts, known)
+    builder = ExplanationBuilder(parts, known)
     pair = next(int(i) for i in known.held_out_pairs if len(active(known, int(i))) >= 6)
     seen = [
-        Seen(item=(known.texts(row)), v=known.projections[row].astype(np.float64), f=known.activations[row].astype(np.float64))  # type: ignore[arg-type]
+        ResponseFeatures(item=(known.texts(row)), v=known.projections[row].astype(np.float64), f=known.activations[row].astype(np.float64))  # type: ignore[arg-type]
         for row in (int(known.chosen_rows[pair]), int(known.rejected_rows[pair]))
     ]
-    found = reasons.pair(*seen, {}).curves
+    found = builder.pair(*seen, {}).curves
     assert found is not None and found.n_latents == len(active(known, pair))
     np.testing.assert_allclose(found.deletion[0], ordered_way(parts, known, pair, False), atol=1e-9)
     np.testing.assert_allclose(found.insertion[0], ordered_way(parts, known, pair, True), atol=1e-9)
     assert found.deletion[1][-1] == pytest.approx(found.deletion[0][-1]) and found.deletion[1][0] == 0
     said = found.to_json()
     assert said["share"][-1] == 1 and len(said["insertion"]["random"]) == STEPS + 1
-    alone = reasons.response(seen[0], {}).curves
+    alone = builder.response(seen[0], {}).curves
     assert alone is not None and alone.n_latents == int((known.activations[known.chosen_rows[pair]] > 0).sum())
-    without = parts.head.reward(seen[0].v[None] - seen[0].f @ reasons.overlaps)[0]  # type: ignore[operator]
+    without = parts.head.reward(seen[0].v[None] - seen[0].f @ builder.overlaps)[0]  # type: ignore[operator]
     assert alone.deletion[0][-1] == pytest.approx(abs(parts.head.reward(seen[0].v[None])[0] - without))
-    assert reasons.response(replace(seen[0], f=np.zeros(12)), {}).curves is None
-    assert reasons.response(replace(seen[0], f=None), {}).curves is None
+    assert builder.response(replace(seen[0], f=np.zeros(12)), {}).curves is None
+    assert builder.response(replace(seen[0], f=None), {}).curves is None

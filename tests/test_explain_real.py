@@ -103,7 +103,7 @@ def test_explanations_hold_together(real: Real) -> None:
     """The most mis-ranked pair and the clearest one, from what is kept alone."""
     parts, known = real.fit(real.hidden)
     explainer = Explainer(SparseRM(parts, lambda items: (np.zeros((0, parts.d_model), dtype=np.float32), {})))
-    explainer.reasons.known = known
+    explainer.builder.known = known
     rewards = parts.head.reward(known.projections)
     margins = rewards[known.chosen_rows] - rewards[known.rejected_rows]
     for number in (

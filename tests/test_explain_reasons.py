@@ -13,7 +13,7 @@ from explain_helpers import hand_made, question, tiny_explainer
 from scipy.stats import spearmanr
 
 from core.explain.attribution import contributions
-from core.explain.explanation_builder import Reasons, Seen
+from core.explain.explanation_builder import ExplanationBuilder, ResponseFeatures
 from core.explain.neighbours import neighbours, percentile
 from core.explain.removal import removal_effects, removed_projections
 from core.explain.stability import prompt_share, spread, stability
@@ -24,22 +24,22 @@ from core.reward.head import Head
 RNG = np.random.default_rng(11)
 
 
-def seen(prompt: str, response: str, seed: int = 0, f: bool = True) -> Seen:
+def seen(prompt: str, response: str, seed: int = 0, f: bool = True) -> ResponseFeatures:
     rng = np.random.default_rng(seed)
-    return Seen(item=(question(prompt), response), v=rng.normal(size=5), f=np.maximum(rng.normal(size=5), 0) if f else None)
+    return ResponseFeatures(item=(question(prompt), response), v=rng.normal(size=5), f=np.maximum(rng.normal(size=5), 0) if f else None)
 
 
-def part(reasons: Reasons, head: Head, v: np.ndarray) -> np.ndarray:
-    return contributions(head, reasons.mean[None], v[None].astype(np.float64))[0]
+def part(builder: ExplanationBuilder, head: Head, v: np.ndarray) -> np.ndarray:
+    return contributions(head, builder.mean[None], v[None].astype(np.float64))[0]
 
 
 def test_the_prompt_part_is_the_mean_over_known_responses_this_one_included() -> None:
     parts, known = hand_made()
-    reasons = Reasons(parts, known)
+    builder = ExplanationBuilder(parts, known)
     this = seen("Question 2?", "A new answer.")
-    found = reasons.response(this, {})
+    found = builder.response(this, {})
     rows = [row for row in range(len(known)) if known.texts(row)[0] == question("Question 2?")]  # type: ignore[index]
-    each = [part(reasons, parts.head, v) for v in (this.v, *known.projections[rows])]
+    each = [part(builder, parts.head, v) for v in (this.v, *known.projections[rows])]
     assert len(rows) == 4 and found.n_known == 5
     np.testing.assert_allclose(found.prompt_part, np.mean(each, axis=0), atol=1e-12)
     np.testing.assert_allclose(found.response_part, each[0] - np.mean(each, axis=0), atol=1e-12)
@@ -51,19 +51,19 @@ def test_the_prompt_part_is_the_mean_over_known_responses_this_one_included() ->
 
 def test_a_known_response_counts_once_and_by_what_is_at_hand() -> None:
     parts, known = hand_made()
-    reasons = Reasons(parts, known)
+    builder = ExplanationBuilder(parts, known)
     this = seen("Question 2?", "Answer 1.")
-    found = reasons.response(this, {})
+    found = builder.response(this, {})
     assert found.n_known == 4
     others = [row for row in range(len(known)) if known.texts(row)[0] == question("Question 2?") and known.texts(row)[1] != "Answer 1."]  # type: ignore[index]
-    expected = np.mean([part(reasons, parts.head, v) for v in (this.v, *known.projections[others])], axis=0)
+    expected = np.mean([part(builder, parts.head, v) for v in (this.v, *known.projections[others])], axis=0)
     np.testing.assert_allclose(found.prompt_part, expected, atol=1e-12)
 
 
 def test_a_prompt_never_seen_leaves_no_response_part() -> None:
     parts, known = hand_made()
     for kept, n_known in ((known, 1), (None, 0)):
-        found = Reasons(parts, kept).response(seen("Something else?", "Yes."), {})
+        found = ExplanationBuilder(parts, kept).response(seen("Something else?", "Yes."), {})
         assert found.n_known == n_known
         assert not found.response_part.any()
         np.testing.assert_array_equal(found.prompt_part, found.attribution.contribution)
@@ -73,9 +73,9 @@ def test_a_prompt_never_seen_leaves_no_response_part() -> None:
 
 def test_the_two_responses_of_a_pair_are_known_to_one_another() -> None:
     parts, known = hand_made()
-    reasons = Reasons(parts, known)
+    builder = ExplanationBuilder(parts, known)
     chosen, rejected = seen("Something else?", "Yes.", 1), seen("Something else?", "No.", 2)
-    found = reasons.pair(chosen, rejected, {})
+    found = builder.pair(chosen, rejected, {})
     assert found.chosen.n_known == found.rejected.n_known == 2
     np.testing.assert_allclose(found.chosen.response_part, -found.rejected.response_part, atol=1e-12)
     np.testing.assert_allclose(found.chosen.prompt_part, found.rejected.prompt_part, atol=1e-12)
@@ -89,12 +89,12 @@ def test_the_two_responses_of_a_pair_are_known_to_one_another() -> None:
 
 def test_an_explanation_is_json() -> None:
     parts, known = hand_made()
-    reasons = Reasons(parts, known, {"residual": 0.0})
-    found = reasons.response(seen("Question 2?", "A new answer.", f=False), {10: Label(text="x", source="person")})
+    builder = ExplanationBuilder(parts, known, {"residual": 0.0})
+    found = builder.response(seen("Question 2?", "A new answer.", f=False), {10: Label(text="x", source="person")})
     said = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert said["latents"][0]["removed"] is None and said["latents"][0]["removal"] == "the SAE is not at hand"
     assert said["prompt_part"] == pytest.approx(found.prompt_part.sum()) and said["model"]["faithfulness"] == {"residual": 0.0}
-    pair = reasons.pair(seen("Question 2?", "Yes.", 1), seen("Question 2?", "No.", 2), {}).to_json()
+    pair = builder.pair(seen("Question 2?", "Yes.", 1), seen("Question 2?", "No.", 2), {}).to_json()
     json.dumps(pair, allow_nan=False)
     assert pair["margin"] == pytest.approx(pair["chosen"]["reward"] - pair["rejected"]["reward"])
     assert any(latent.get("removal") == "inactive: nothing to remove" for latent in pair["latents"])

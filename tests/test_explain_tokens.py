@@ -144,7 +144,7 @@ def test_too_little_in_common_is_not_taken_over() -> None:
 
 def test_activations_and_running_reward_are_those_of_each_token_alone() -> None:
     found, reading = explainer().tokens(EGG, ANSWER), explainer().read(item_of(EGG, ANSWER))
-    sae, ids = explainer().sae, explainer().reasons.latent_ids
+    sae, ids = explainer().sae, explainer().builder.latent_ids
     assert sae is not None and found.activation is not None
     whole = sae.encode(torch.from_numpy(reading.states)).numpy()[:, ids]
     np.testing.assert_allclose(found.activation, whole, atol=1e-4)
@@ -170,7 +170,7 @@ def test_without_the_sae_it_says_less(caplog: pytest.LogCaptureFixture) -> None:
     view = blind.tokens(EGG, ANSWER)
     assert view.activation is None and view.to_json()["activation"] == {}
     with pytest.raises(ConfigError, match="activations need the SAE"):
-        view.of_latent(int(blind.reasons.latent_ids[0]))
+        view.of_latent(int(blind.builder.latent_ids[0]))
 
 
 # --- deletion ------------------------------------------------------------------------------------------------------

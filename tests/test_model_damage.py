@@ -28,7 +28,7 @@ from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
 from core.runs.store import cache_root
 from core.serving.launch import start
-from core.serving.server_folder import place_of
+from core.serving.server_folder import server_folder_of
 from core.types import sha256_of
 from workbench.frame import models
 from workbench.frame.models import FittedModel
@@ -152,7 +152,7 @@ ABOUT = {
 def serve(folder: Path) -> str:
     """`sparserm serve`, and what starts the process for the pages."""
     with contextlib.suppress(StoreError):
-        start(place_of(folder))
+        start(server_folder_of(folder))
         raise AssertionError("the process of a damaged model was started")
     return command("serve", str(folder))
 

@@ -30,7 +30,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def live(cache: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLive:
     """Every page's live model; nobody has needed it yet."""
     found = FakeLive(cache, "off")
-    for module in ("response", "response_choice", "live_panel"):
+    for module in ("response.values", "response.choice", "frame.live_panel"):
         monkeypatch.setattr(f"workbench.{module}.live_model", lambda *_: found)
     for cached in (response._read, response._tokens, response._deletions, response._gradient, response._edit):
         cached.cache_clear()
@@ -155,7 +155,7 @@ def test_bars_sum_to_margin_and_to_reward_with_their_deviation(cache: Path, mode
     assert one.n_known == 4
     prompt = response.response_steps(of, one)[1]
     v = of.known.projections[of.known.rows_of_prompt(one.prompt)].astype(float)  # type: ignore[union-attr]
-    whole = [[head.reward(v), head.reward(of.reasons.mean[None])] for head in of.parts.heads]
+    whole = [[head.reward(v), head.reward(of.builder.mean[None])] for head in of.parts.heads]
     by_head = [float((ends - start).mean()) for ends, start in whole]  # contributions sum to the difference, in each head
     assert prompt.label.startswith("Prompt part")
     assert prompt.deviation == pytest.approx(np.std(by_head, ddof=1))
@@ -163,7 +163,7 @@ def test_bars_sum_to_margin_and_to_reward_with_their_deviation(cache: Path, mode
 
 def test_collinear_latents_are_one_bar_and_what_does_not_fit_is_folded(cache: Path, model: str) -> None:
     of = kept_at(cache, model)
-    margin, groups = of.explain(0).margin, of.reasons.figures.groups
+    margin, groups = of.explain(0).margin, of.builder.figures.groups
     assert sorted(map(len, groups)) != [1] * 5  # the fixture has collinear latents
     totals = sorted(((margin.contribution[list(group)].sum(), list(group)) for group in groups), key=lambda one: -abs(one[0]))
     found = response.bars(of, margin.contribution, margin.by_head, {}, most=2)
@@ -181,7 +181,7 @@ def test_the_chosen_latent_shows_its_evidence(cache: Path, model: str) -> None:
     of = kept_at(cache, model)
     worst = of.explain(int(of.held_out("worst")[0]))
     at = no_error(open_page("response", latent="12"))
-    i = of.reasons.latent_ids.tolist().index(12)
+    i = of.builder.latent_ids.tolist().index(12)
     assert f"{worst.chosen.attribution.contribution[i]:+.3f} ± {worst.chosen.attribution.deviation[i]:.3f}" in words(at)
     assert "does not read" in words(open_page("response", latent="999"))
     assert "does not read" in words(no_error(open_page("response", latent="1e9; drop")))

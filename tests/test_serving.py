@@ -26,12 +26,12 @@ import torch
 from core.backbone.presets import preset
 from core.errors import BackboneError, ConfigError, DataError, MissingError, StoreError
 from core.explain.edits import edit_name
-from core.explain.full_explanation import study
+from core.explain.full_explanation import explain_fully
 from core.fit.pipeline import fit
 from core.reward.model import SparseRM
 from core.runs.store import Store
 from core.serving.launch import health, start
-from core.serving.server_folder import Address, place_of
+from core.serving.server_folder import Address, server_folder_of
 from core.types import PreferencePair
 from workbench.frame.model_client import Live
 
@@ -55,14 +55,14 @@ def model(folder: Path) -> SparseRM:
 @pytest.fixture(scope="module")
 def live(folder: Path) -> Iterator[Live]:
     found = Live(folder, patience=WAIT)
-    assert found.wait().ready, found.place.log_tail()
+    assert found.wait().ready, found.server_folder.log_tail()
     yield found
     found.stop()
 
 
 def raw(live: Live, path: str, body: bytes = b"{}", *, method: str = "POST", **headers: str) -> tuple[int, Any]:
     """A request as anybody could make it."""
-    address = live.place.address()
+    address = live.server_folder.address()
     assert address is not None
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", address.port, timeout=60)) as connection:
         connection.request(method, path, body, {"Authorization": f"Bearer {address.secret}", **headers})
@@ -71,7 +71,7 @@ def raw(live: Live, path: str, body: bytes = b"{}", *, method: str = "POST", **h
 
 
 def address_of(live: Live) -> Address:
-    found = live.place.address()
+    found = live.server_folder.address()
     assert found is not None
     return found
 
@@ -128,7 +128,7 @@ def same(found: Any, expected: Any, path: str = "") -> None:
 
 
 def test_an_explanation_is_that_of_the_command(live: Live, model: SparseRM) -> None:
-    expected = study(SparseRM.load(model.folder or "").explainer, (USER, GOOD)).to_json()
+    expected = explain_fully(SparseRM.load(model.folder or "").explainer, (USER, GOOD)).to_json()
     found = live.explain(QUESTION, GOOD)
     assert found["kind"] == "response"
     same(found["explanation"], expected["explanation"])
@@ -140,7 +140,7 @@ def test_an_explanation_is_that_of_the_command(live: Live, model: SparseRM) -> N
 
 def test_a_pair_is_explained(live: Live, model: SparseRM) -> None:
     pair = PreferencePair(pair_id="x", prompt=USER, chosen=GOOD, rejected=BAD)
-    expected = study(SparseRM.load(model.folder or "").explainer, pair).to_json()
+    expected = explain_fully(SparseRM.load(model.folder or "").explainer, pair).to_json()
     found = live.explain_pair(QUESTION, GOOD, BAD)
     same(found["explanation"], expected["explanation"])
     for side in ("chosen", "rejected"):
@@ -160,7 +160,7 @@ def test_spans_are_deleted(live: Live, model: SparseRM) -> None:
 def test_latents_are_switched_off(live: Live, model: SparseRM) -> None:
     assert model.parts.latent_ids is not None
     latents = model.parts.latent_ids[:2].tolist()
-    expected = study(model.explainer, (USER, GOOD), off=latents).to_json()
+    expected = explain_fully(model.explainer, (USER, GOOD), off=latents).to_json()
     found = live.switch_off(latents, QUESTION, GOOD)
     same(found, {"off": expected["off"], "all_on": expected["all_on"]})
     assert live.switch_off(latents)["off"]["reward"] is None
@@ -279,9 +279,9 @@ def test_it_listens_on_this_machine_only(live: Live) -> None:
 
 
 def test_the_secret_is_its_owners_alone(live: Live) -> None:
-    file = live.place.path / "address.json"
+    file = live.server_folder.path / "address.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert address_of(live).secret not in live.place.log.read_text()
+    assert address_of(live).secret not in live.server_folder.log.read_text()
     command = Path(f"/proc/{address_of(live).pid}/cmdline")
     assert not command.exists() or address_of(live).secret.encode() not in command.read_bytes()
 
@@ -447,16 +447,16 @@ def test_eight_who_start_it_start_one_which_tells_its_progress_and_ends_when_nob
         seen.append((state.fraction, state.text))
         time.sleep(0.1)
         state = live.ensure()
-    assert state.ready and state.fraction == 1.0 and state.rss, live.place.log_tail()
+    assert state.ready and state.fraction == 1.0 and state.rss, live.server_folder.log_tail()
     assert [fraction for fraction, _ in seen] == sorted(fraction for fraction, _ in seen)
     assert "Loading libraries" in {text for _, text in seen}
-    assert set(live.place.seconds()) >= {"Loading libraries", "Loading the language model"}
+    assert set(live.server_folder.seconds()) >= {"Loading libraries", "Loading the language model"}
     assert len({one.state().pid for one in lives}) == 1
-    assert len(json.loads((live.place.path / "starts.json").read_text())["starts"]) == 1
+    assert len(json.loads((live.server_folder.path / "starts.json").read_text())["starts"]) == 1
     end = time.monotonic() + 60
     while live.state().name != "off" and time.monotonic() < end:  # to be looked at does not keep it
         time.sleep(0.1)
-    assert not live.place.live() and live.place.address() is None and not live.place.unstable()
+    assert not live.server_folder.live() and live.server_folder.address() is None and not live.server_folder.unstable()
 
 
 def test_a_model_that_cannot_be_loaded_says_why_and_another_in_its_folder_is_served(folder: Path, tmp_path: Path) -> None:
@@ -513,14 +513,14 @@ def test_the_command_serves_until_it_is_told_to_stop(folder: Path, tmp_path: Pat
     assert serving.stdout is not None
     with serving.stdout:
         said = json.loads(serving.stdout.readline())
-    address = place_of(folder, tmp_path).address()
+    address = server_folder_of(folder, tmp_path).address()
     assert address and said["url"] == address.url and said["secret"] == address.secret and said["pid"] == serving.pid
     assert said["openrlhf"] == f"{address.url}/get_reward?key={address.secret}"
     assert Live(folder, tmp_path).score([QUESTION], [GOOD])["rewards"][0] is not None, "the workbench finds it"
     stopped = subprocess.run([*command, "--stop", "--json"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert json.loads(stopped.stdout) == {"stopped": True}
     assert serving.wait(30) == 0
-    assert not place_of(folder, tmp_path).unstable() and place_of(folder, tmp_path).address() is None
+    assert not server_folder_of(folder, tmp_path).unstable() and server_folder_of(folder, tmp_path).address() is None
     again = subprocess.run([*command, "--stop"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert again.stdout.strip() == "nobody serves this model"
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from core.explain.explainer import Explainer
-    from core.explain.full_explanation import Side, Study
+    from core.explain.full_explanation import FullExplanation, ResponseDetail
     from core.reward.dialogues import Item
     from core.types import PreferencePair
 
@@ -65,10 +65,10 @@ def explain_command(arguments: argparse.Namespace, display: console.Display) -> 
 
         _tell_table(explain_file(explainer, arguments.pairs, arguments.out, display), arguments, display)
         return
-    from core.explain.full_explanation import study
+    from core.explain.full_explanation import explain_fully
 
     spans = [_span(text) for text in arguments.span]
-    found = study(explainer, _subject(explainer, arguments, display), spans=spans, edits=arguments.edit, off=arguments.off)
+    found = explain_fully(explainer, _subject(explainer, arguments, display), spans=spans, edits=arguments.edit, off=arguments.off)
     if arguments.latent is not None:
         found.sides[0].tokens.of_latent(arguments.latent)  # an unknown one is said before anything is printed
     display.close()
@@ -133,7 +133,7 @@ def _tell_table(report: dict[str, Any], arguments: argparse.Namespace, display: 
     print(f"{report['n_explained']} rows explained: {report['table']}")
 
 
-def _report(explainer: Explainer, found: Study, latent: int | None) -> Iterator[RenderableType]:
+def _report(explainer: Explainer, found: FullExplanation, latent: int | None) -> Iterator[RenderableType]:
     """All of it, in the order in which a person asks."""
     from rich.text import Text
 
@@ -166,7 +166,7 @@ def _report(explainer: Explainer, found: Study, latent: int | None) -> Iterator[
     yield Text(f"completeness residual {abs(explanation.attribution.residual):.1e}")
 
 
-def _side(explainer: Explainer, side: Side, latent: int, labels: Any) -> Iterator[RenderableType]:
+def _side(explainer: Explainer, side: ResponseDetail, latent: int, labels: Any) -> Iterator[RenderableType]:
     from rich.text import Text
 
     from core.cli import explanation_view
@@ -179,7 +179,7 @@ def _side(explainer: Explainer, side: Side, latent: int, labels: Any) -> Iterato
     yield Text("the reward leans most on (norm of its gradient): ") + explanation_view.leaning(side.tokens, side.gradient)
 
 
-def _first(found: Study) -> int:
+def _first(found: FullExplanation) -> int:
     """The first latent that the sentence names; where it names none, the one of largest contribution."""
     named, attribution = found.explanation.why.named, found.explanation.attribution
     return named[0].latent_id if named else int(attribution.latent_ids[abs(attribution.contribution).argmax()])

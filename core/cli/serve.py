@@ -13,7 +13,7 @@ from core.cli.options import add_command, print_json
 from core.errors import ConfigError, error_from
 
 if TYPE_CHECKING:
-    from core.serving.server_folder import Address, Place
+    from core.serving.server_folder import Address, ServerFolder
 
 EXAMPLES = {
     "serve": "examples:\n  sparserm serve my_reward_model\n  sparserm serve my_reward_model --detach --json\n  sparserm serve my_reward_model --stop",
@@ -34,59 +34,59 @@ def add_serving(commands: Any) -> None:
 
 def serve_command(arguments: argparse.Namespace, display: console.Display) -> int:
     from core.serving.launch import stop
-    from core.serving.server_folder import place_of
+    from core.serving.server_folder import server_folder_of
 
     if not 0 <= arguments.port < 65536 or (arguments.idle is not None and arguments.idle < 0):
         raise ConfigError("--port or --idle has an impossible value", expected="a port from 0 to 65535, seconds from 0 on")
-    place = place_of(arguments.model)
+    server_folder = server_folder_of(arguments.model)
     if arguments.stop:
-        stopped = stop(place)
+        stopped = stop(server_folder)
         print_json({"stopped": stopped}) if arguments.json else print("stopped" if stopped else "nobody serves this model")
-    elif arguments.detach or place.live():
-        _detached(place, arguments, display)
+    elif arguments.detach or server_folder.live():
+        _detached(server_folder, arguments, display)
     else:
-        _foreground(place, arguments, display)
+        _foreground(server_folder, arguments, display)
     return 0
 
 
-def _detached(place: Place, arguments: argparse.Namespace, display: console.Display) -> None:
+def _detached(server_folder: ServerFolder, arguments: argparse.Namespace, display: console.Display) -> None:
     """Starts it, or finds it, and waits until it is ready."""
     from core.serving.launch import IDLE, health, start
 
     how = {"device": arguments.device, "idle": IDLE if arguments.idle is None else arguments.idle, "port": arguments.port}
-    start(place, **how, again=True)
+    start(server_folder, **how, again=True)
     while True:
-        address = place.address()
+        address = server_folder.address()
         found = (health(address) if address else None) or {}
         if address is not None and found.get("name") == "ready":
             break
-        failure = None if place.live() else place.failure()
+        failure = None if server_folder.live() else server_folder.failure()
         if failure is not None:
             raise error_from(failure)
         display("load the model", found.get("fraction", 0.0), 1.0)
         time.sleep(0.1)
-        start(place, **how)  # where it has died meanwhile
+        start(server_folder, **how)  # where it has died meanwhile
     display.close()
-    _tell(place, address, arguments)
+    _tell(server_folder, address, arguments)
 
 
-def _foreground(place: Place, arguments: argparse.Namespace, display: console.Display) -> None:
+def _foreground(server_folder: ServerFolder, arguments: argparse.Namespace, display: console.Display) -> None:
     """Serves until Ctrl-C."""
     from core.serving.worker import serve
 
     def ready(address: Address) -> None:
         display.close()
-        _tell(place, address, arguments)
+        _tell(server_folder, address, arguments)
 
-    place.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    server_folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     display("load the model", 0, 1)
     with contextlib.suppress(KeyboardInterrupt):
-        serve(place, device=arguments.device, idle=arguments.idle or 0.0, port=arguments.port, ready=ready)
+        serve(server_folder, device=arguments.device, idle=arguments.idle or 0.0, port=arguments.port, ready=ready)
 
 
-def _tell(place: Place, address: Address, arguments: argparse.Namespace) -> None:
+def _tell(server_folder: ServerFolder, address: Address, arguments: argparse.Namespace) -> None:
     trainer = f"{address.url}/get_reward?key={address.secret}"
     if arguments.json:
-        print_json({"url": address.url, "secret": address.secret, "pid": address.pid, "model": str(place.model), "openrlhf": trainer})
+        print_json({"url": address.url, "secret": address.secret, "pid": address.pid, "model": str(server_folder.model), "openrlhf": trainer})
         return
-    print(f"{place.model}\n  url      {address.url}\n  secret   {address.secret}\n  OpenRLHF --remote_rm_url '{trainer}'", flush=True)
+    print(f"{server_folder.model}\n  url      {address.url}\n  secret   {address.secret}\n  OpenRLHF --remote_rm_url '{trainer}'", flush=True)

@@ -27,7 +27,7 @@ from core.backbone.model import Backbone
 from core.errors import ConfigError, DataError, SparseRMError
 from core.explain.edits import Edit
 from core.explain.explanation import Explanation, PairExplanation
-from core.explain.explanation_builder import Reasons, Seen
+from core.explain.explanation_builder import ExplanationBuilder, ResponseFeatures
 from core.explain.kept import explain_known, read_faithfulness
 from core.explain.readings import Reading, read_tokens
 from core.explain.tokens import Deletion, Gradients, Span, TokenGradient, TokenView, deletions, token_view
@@ -49,7 +49,7 @@ class Explainer:
     def __init__(self, model: SparseRM, *, labels: Labels | None = None) -> None:
         self.model, self.parts = model, model.parts
         self._labels, self._book = labels, labels_of(model.parts.sae)
-        self.reasons = Reasons(model.parts, model.known, read_faithfulness(model.folder))
+        self.builder = ExplanationBuilder(model.parts, model.known, read_faithfulness(model.folder))
         self._readings: OrderedDict[Any, Reading] = OrderedDict()
 
     @property
@@ -79,14 +79,14 @@ class Explainer:
     @property
     def known(self) -> FitResponses | None:
         """The responses kept beside the model; None where there are none."""
-        return self.reasons.known
+        return self.builder.known
 
     # --- explanations ---
 
     def explain(self, prompt: Dialogue, response: Dialogue) -> Explanation:
         """One response explained. Raises DataError where prompt or response can't be read."""
         item = item_of(prompt, response)
-        return self.reasons.response(self.see(item, self.read(item).z), self.labels)
+        return self.builder.response(self.see(item, self.read(item).z), self.labels)
 
     def explain_pair(self, pair: PreferencePair) -> PairExplanation:
         """A pair explained; what both responses begin with is computed once."""
@@ -98,15 +98,15 @@ class Explainer:
 
         Raises StoreError where no texts are kept, ConfigError where there is no such pair.
         """
-        return explain_known(self.reasons, number, self.labels)
+        return explain_known(self.builder, number, self.labels)
 
     def explain_states(self, items: Sequence[Item], z: Float[np.ndarray, "n d_model"]) -> list[Explanation]:
         """Responses whose hidden states are at hand, each for itself: for whole files."""
-        return [self.reasons.response(self.see(item, state), self.labels) for item, state in zip(items, z, strict=True)]
+        return [self.builder.response(self.see(item, state), self.labels) for item, state in zip(items, z, strict=True)]
 
     def explain_pair_states(self, chosen: Item, rejected: Item, z: Float[np.ndarray, "2 d_model"]) -> PairExplanation:
         """A pair whose hidden states are at hand."""
-        return self.reasons.pair(self.see(chosen, z[0]), self.see(rejected, z[1]), self.labels)
+        return self.builder.pair(self.see(chosen, z[0]), self.see(rejected, z[1]), self.labels)
 
     # --- token by token ---
 
@@ -133,8 +133,8 @@ class Explainer:
         item = item_of(prompt, response)
         lender = self._readings.get(key_of((parent.explanation.prompt, parent.explanation.response))) if parent else None
         reading = self.read(item, lender)
-        explanation = self.reasons.response(self.see(item, reading.z), self.labels)
-        change = None if parent is None else self.reasons.path(parent.explanation.attribution, explanation.attribution)
+        explanation = self.builder.response(self.see(item, reading.z), self.labels)
+        change = None if parent is None else self.builder.path(parent.explanation.attribution, explanation.attribution)
         return Edit(explanation=explanation, parent=parent, change=change, n_tokens=len(reading.ids), n_computed=reading.n_computed)
 
     # --- how a text is read ---
@@ -155,12 +155,12 @@ class Explainer:
         self._readings.clear()
         self.__dict__.pop("_gradients", None)
 
-    def see(self, item: Item, z: Float[np.ndarray, " d_model"]) -> Seen:
+    def see(self, item: Item, z: Float[np.ndarray, " d_model"]) -> ResponseFeatures:
         """A hidden state as head and SAE see it."""
         f = None
         if self.sae is not None:
-            f = self.sae.encode_latents(torch.from_numpy(z[None]), self.reasons.latent_ids)[0].cpu().numpy().astype(np.float64)
-        return Seen(item=item, v=z.astype(np.float64) @ self.reasons.directions.T, f=f)
+            f = self.sae.encode_latents(torch.from_numpy(z[None]), self.builder.latent_ids)[0].cpu().numpy().astype(np.float64)
+        return ResponseFeatures(item=item, v=z.astype(np.float64) @ self.builder.directions.T, f=f)
 
 
 def item_of(prompt: Dialogue, response: Dialogue) -> Item:

@@ -32,7 +32,7 @@ KINDS = ("sparserm", "random-rows")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class ResponseFeatures:
     """A response as the head and the SAE see it: v and f (None where no SAE is at hand), float64."""
 
     item: Item
@@ -45,7 +45,7 @@ class Seen:
         return response_id(*self.item)
 
 
-class Reasons:
+class ExplanationBuilder:
     """Explains the responses of one reward model. Raises ConfigError for a control that has no latents with directions."""
 
     def __init__(self, parts: RewardParts, known: FitResponses | None, faithfulness: Mapping[str, Any] | None = None) -> None:
@@ -71,7 +71,7 @@ class Reasons:
             n_held_out=0 if known is None else len(known.held_out),
         )
 
-    def response(self, this: Seen, labels: Labels, beside: Sequence[Seen] = ()) -> Explanation:
+    def response(self, this: ResponseFeatures, labels: Labels, beside: Sequence[ResponseFeatures] = ()) -> Explanation:
         """One response explained. Those `beside` it answer the same prompt, and count as known."""
         v = np.concatenate([np.stack([one.v for one in (this, *beside)]), self._rivals([this, *beside])])
         attribution, shipped, by_head = self._attributed(this, v)
@@ -98,7 +98,7 @@ class Reasons:
             figures=self.figures,
         )
 
-    def pair(self, chosen: Seen, rejected: Seen, labels: Labels) -> PairExplanation:
+    def pair(self, chosen: ResponseFeatures, rejected: ResponseFeatures, labels: Labels) -> PairExplanation:
         """Two responses to one prompt, and the margin between them."""
         sides = self.response(chosen, labels, [rejected]), self.response(rejected, labels, [chosen])
         margin = self.path(sides[1].attribution, sides[0].attribution)
@@ -132,7 +132,9 @@ class Reasons:
             baseline_reward=start.reward,
         )
 
-    def _attributed(self, this: Seen, v: Float[np.ndarray, "n k"]) -> tuple[Attribution, Float[np.ndarray, "n k"], Float[np.ndarray, "heads n k"]]:
+    def _attributed(
+        self, this: ResponseFeatures, v: Float[np.ndarray, "n k"]
+    ) -> tuple[Attribution, Float[np.ndarray, "n k"], Float[np.ndarray, "heads n k"]]:
         """The first row's attribution, and the contributions of all rows."""
         start = np.broadcast_to(self.mean, v.shape)
         shipped, by_head = contributions(self.parts.head, start, v), contributions_by_head(self.parts.heads, start, v)
@@ -149,7 +151,7 @@ class Reasons:
         )
         return attribution, shipped, by_head
 
-    def _rivals(self, seen: Sequence[Seen]) -> Float[np.ndarray, "m k"]:
+    def _rivals(self, seen: Sequence[ResponseFeatures]) -> Float[np.ndarray, "m k"]:
         """v of the known responses to their prompt; those at hand are left out, since they count already."""
         if self.known is None:
             return np.zeros((0, self.parts.k))
@@ -157,7 +159,7 @@ class Reasons:
         others = rows[~np.isin(self.known.response_ids[rows], [one.own for one in seen])]
         return self.known.projections[others].astype(np.float64)
 
-    def _curves(self, attribution: Attribution, this: Seen, less: Seen | None = None) -> Curves | None:
+    def _curves(self, attribution: Attribution, this: ResponseFeatures, less: ResponseFeatures | None = None) -> Curves | None:
         """Of a reward, or (with `less`) of a margin; None where no SAE is at hand, or too few latents are active."""
         both = [one for one in (this, less) if one is not None]
         values = [value_without(self.parts.head, one.v, one.f, self.overlaps) for one in both if one.f is not None]

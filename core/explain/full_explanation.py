@@ -17,7 +17,7 @@ from core.types import PreferencePair
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class ResponseDetail:
     """A response token by token."""
 
     name: str
@@ -30,11 +30,11 @@ class Side:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class FullExplanation:
     """An explanation, its texts token by token (`response`, or `chosen` and `rejected`), the edits that were tried, and the latents switched off."""
 
     explanation: Explanation | PairExplanation
-    sides: tuple[Side, ...]
+    sides: tuple[ResponseDetail, ...]
     edits: tuple[Edit, ...]
     off: SwitchedOff | None
     plain: SwitchedOff | None
@@ -51,14 +51,14 @@ class Study:
         }
 
 
-def study(
+def explain_fully(
     explainer: Explainer,
     subject: PreferencePair | Item,
     *,
     spans: Sequence[Span] = (),
     edits: Sequence[str] = (),
     off: Sequence[int] = (),
-) -> Study:
+) -> FullExplanation:
     """Explains a response or a pair. `spans` (of the response, instead of its sentences) are deleted, `edits` are tried one after the other in its
     place, `off` are latents to hold at their training means.
 
@@ -70,15 +70,15 @@ def study(
         pair = explainer.explain_pair(subject)
         texts = {"chosen": (subject.prompt, subject.chosen), "rejected": (subject.prompt, subject.rejected)}
         sides = tuple(_side(explainer, name, item, ()) for name, item in texts.items())
-        return Study(explanation=pair, sides=sides, edits=(), **_switches(explainer, off, pair.chosen))
+        return FullExplanation(explanation=pair, sides=sides, edits=(), **_switches(explainer, off, pair.chosen))
     found = explainer.explain(list(subject[0]), subject[1])
     side = _side(explainer, "response", subject, spans)
-    return Study(explanation=found, sides=(side,), edits=_chain(explainer, subject, edits), **_switches(explainer, off, found))
+    return FullExplanation(explanation=found, sides=(side,), edits=_chain(explainer, subject, edits), **_switches(explainer, off, found))
 
 
-def _side(explainer: Explainer, name: str, item: Item, spans: Sequence[Span]) -> Side:
+def _side(explainer: Explainer, name: str, item: Item, spans: Sequence[Span]) -> ResponseDetail:
     prompt, response = list(item[0]), item[1]
-    return Side(
+    return ResponseDetail(
         name=name,
         tokens=explainer.tokens(prompt, response),
         deletions=explainer.deletions(prompt, response, spans or None),

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from core.errors import ConfigError, StoreError
 from core.explain.explanation import PairExplanation
-from core.explain.explanation_builder import Reasons, Seen
+from core.explain.explanation_builder import ExplanationBuilder, ResponseFeatures
 from core.explain.switch import Switchboard, SwitchedOff
 from core.latents.label_book import LabelBook
 from core.latents.labels import Labels
@@ -36,7 +36,7 @@ class Kept:
         self.folder = Path(folder)
         self.parts = read_parts(self.folder)
         self.known = read_responses(self.folder, self.parts.k)
-        self.reasons = Reasons(self.parts, self.known, read_faithfulness(self.folder))
+        self.builder = ExplanationBuilder(self.parts, self.known, read_faithfulness(self.folder))
         named = self.parts.sae if self.parts.sae and isinstance(self.parts.sae.get("sha256"), str) else None
         self._book = None if named is None else LabelBook(named, root)
 
@@ -85,13 +85,13 @@ class Kept:
 
     def pair(self, number: int) -> PreferencePair:
         """A kept pair, with its texts. Raises as `explain`."""
-        return known_pair(self.reasons, number)
+        return known_pair(self.builder, number)
 
     # --- what is said of them ---
 
     def explain(self, number: int) -> PairExplanation:
         """A kept pair explained. Raises StoreError where no texts are kept, ConfigError where there is no such pair."""
-        return explain_known(self.reasons, number, self.labels)
+        return explain_known(self.builder, number, self.labels)
 
     def switch_off(self, latents: Sequence[int], number: int | None = None, side: str = "chosen") -> tuple[SwitchedOff, SwitchedOff]:
         """With these latents at their training means, and with none: held-out accuracy, liking for length, and the reward of a kept pair's response.
@@ -115,19 +115,19 @@ class Kept:
         return self.known
 
 
-def explain_known(reasons: Reasons, number: int, labels: Labels) -> PairExplanation:
+def explain_known(builder: ExplanationBuilder, number: int, labels: Labels) -> PairExplanation:
     """A pair that is kept beside the model, by its number there. Raises as `known_pair`."""
-    pair, known = known_pair(reasons, number), reasons.known
+    pair, known = known_pair(builder, number), builder.known
     assert known is not None  # known_pair has looked
     v, f = known.projections, known.activations
     sides = ((int(known.chosen_rows[number]), pair.chosen), (int(known.rejected_rows[number]), pair.rejected))
-    chosen, rejected = (Seen(item=(pair.prompt, text), v=v[row].astype(np.float64), f=f[row].astype(np.float64)) for row, text in sides)
-    return reasons.pair(chosen, rejected, labels)
+    chosen, rejected = (ResponseFeatures(item=(pair.prompt, text), v=v[row].astype(np.float64), f=f[row].astype(np.float64)) for row, text in sides)
+    return builder.pair(chosen, rejected, labels)
 
 
-def known_pair(reasons: Reasons, number: int) -> PreferencePair:
+def known_pair(builder: ExplanationBuilder, number: int) -> PreferencePair:
     """Raises StoreError where no texts are kept, ConfigError where there is no such pair."""
-    known = reasons.known
+    known = builder.known
     if known is None or known.pairs is None:
         raise StoreError("no texts of known pairs are kept beside this reward model", remedy="give prompt and responses, or fit it again")
     if not 0 <= number < len(known.pairs):

@@ -171,7 +171,7 @@ class Answers:
         v = None
         if asked.get("response") is not None:
             z = explainer.read(item_of(*dialogue(asked))).z
-            v = z.astype(np.float64) @ explainer.reasons.directions.T
+            v = z.astype(np.float64) @ explainer.builder.directions.T
         latents = whole_numbers(asked, "latents")
         if self._switches is None:
             self._switches = Switchboard(explainer.parts, explainer.known)

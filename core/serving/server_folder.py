@@ -52,7 +52,7 @@ class Address:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class ServerFolder:
     """The folder of one reward model's process."""
 
     model: Path
@@ -138,14 +138,9 @@ class Place:
         return list((_read(self.path / "starts.json") or {}).get("starts", []))
 
 
-def place_of(model: str | Path, root: Path | None = None) -> Place:
-    """The place of the reward model in this folder, in this cache (or in `SPARSERM_CACHE`)."""
-    return Place(model=Path(model).expanduser().resolve(), root=(root or cache_root()).resolve())
-
-
-def all_places(root: Path | None = None) -> list[Path]:
-    """The folders of all servers of a cache."""
-    return sorted(path for path in ((root or cache_root()) / "servers").glob("*") if path.is_dir())
+def server_folder_of(model: str | Path, root: Path | None = None) -> ServerFolder:
+    """The server folder of the reward model in `model`, in the cache `root` (default: `SPARSERM_CACHE`)."""
+    return ServerFolder(model=Path(model).expanduser().resolve(), root=(root or cache_root()).resolve())
 
 
 def signature(model: Path) -> str:

@@ -26,7 +26,7 @@ from filelock import Timeout
 from core.errors import ConfigError, SparseRMError, described
 from core.reward.recorded_files import read_config
 from core.runs.locks import LOOKING, make_lock
-from core.serving.server_folder import HOST, Address, Place, place_of
+from core.serving.server_folder import HOST, Address, ServerFolder, server_folder_of
 
 if TYPE_CHECKING:
     import uvicorn
@@ -39,26 +39,26 @@ LOOK = 0.5  # seconds between two looks at the clock
 Ready = Callable[[Address], None]
 
 
-def serve(place: Place, *, device: str, idle: float, port: int, passed_on: Sequence[int] = (), ready: Ready) -> None:
+def serve(server_folder: ServerFolder, *, device: str, idle: float, port: int, passed_on: Sequence[int] = (), ready: Ready) -> None:
     """Serves until it ends. `ready` is called once, from another thread, when the model is loaded.
 
     Raises what loading raised, ConfigError where another process serves this model already or the port is taken, StoreError where there is no model
     or one that is not whole.
     """
-    read_config(place.model)
+    read_config(server_folder.model)
     try:
-        lock = make_lock(place.lock).acquire(timeout=LOOKING)
+        lock = make_lock(server_folder.lock).acquire(timeout=LOOKING)
     except Timeout:
         raise ConfigError("another process serves this model already", remedy="sparserm serve MODEL --stop") from None
     with lock:
         for handle in passed_on:
             os.close(handle)
-        place.forget("address", "failure")
+        server_folder.forget("address", "failure")
         try:
             with _listening(port) as listening:
-                _answer(place, place.announce(listening.getsockname()[1]), listening, device, idle, ready)
+                _answer(server_folder, server_folder.announce(listening.getsockname()[1]), listening, device, idle, ready)
         finally:
-            place.forget("address", "starts")
+            server_folder.forget("address", "starts")
 
 
 def _listening(port: int) -> socket.socket:
@@ -68,7 +68,7 @@ def _listening(port: int) -> socket.socket:
         raise ConfigError(f"port {port} can't be had", found=error.strerror or str(error), remedy="give another --port, or none") from error
 
 
-def _answer(place: Place, address: Address, listening: socket.socket, device: str, idle: float, ready: Ready) -> None:
+def _answer(server_folder: ServerFolder, address: Address, listening: socket.socket, device: str, idle: float, ready: Ready) -> None:
     import uvicorn
 
     from core.serving.answers import Answers
@@ -76,20 +76,20 @@ def _answer(place: Place, address: Address, listening: socket.socket, device: st
     from core.serving.engine import Engine
     from core.serving.texts import Texts
 
-    engine = Engine(place.model, device, place.seconds())
+    engine = Engine(server_folder.model, device, server_folder.seconds())
 
     def stop() -> None:
         server.should_exit = True
 
     def loaded() -> None:
         if engine.error is not None:
-            place.fail(described(engine.error))
+            server_folder.fail(described(engine.error))
             stop()
         else:
-            place.note_seconds(engine.loading.took)
+            server_folder.note_seconds(engine.loading.took)
             ready(address)
 
-    app = make_app(engine, Answers(engine, Texts(place.root)), secret=address.secret, port=address.port, stop=stop)
+    app = make_app(engine, Answers(engine, Texts(server_folder.root)), secret=address.secret, port=address.port, stop=stop)
     # No access log: it would hold the secret of those who send it in the address.
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=3)
     server = uvicorn.Server(config)
@@ -127,9 +127,9 @@ def main(arguments: Sequence[str]) -> int:
     """0 where it ended in good order."""
     model, device, idle, port, *passed_on = arguments
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
-    place = place_of(Path(model))
+    server_folder = server_folder_of(Path(model))
     try:
-        serve(place, device=device, idle=float(idle), port=int(port), passed_on=[int(one) for one in passed_on], ready=lambda _address: None)
+        serve(server_folder, device=device, idle=float(idle), port=int(port), passed_on=[int(one) for one in passed_on], ready=lambda _address: None)
     except SparseRMError as error:
         print(error, file=sys.stderr)
         return error.exit_code

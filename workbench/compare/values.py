@@ -118,7 +118,7 @@ class Comparison:
         saes = [(of.parts.sae or {}).get("sha256") for of in (self.first, self.second)]
         if saes[0] is None or saes[0] != saes[1]:
             return None
-        first, second = (set(of.reasons.latent_ids.tolist()) for of in (self.first, self.second))
+        first, second = (set(of.builder.latent_ids.tolist()) for of in (self.first, self.second))
         return len(first & second), len(first), len(second)
 
 

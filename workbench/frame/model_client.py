@@ -26,7 +26,7 @@ from typing import Any
 
 from core.errors import BackboneError, SparseRMError, described, error_from
 from core.serving.launch import health, start, stop
-from core.serving.server_folder import Address, Place, place_of
+from core.serving.server_folder import Address, ServerFolder, server_folder_of
 from core.serving.texts import Texts
 
 PATIENCE = 60.0  # seconds that a call waits for the process to be ready
@@ -68,8 +68,8 @@ class Live:
     """One reward model's process, seen from here. `root` is the cache (default: `SPARSERM_CACHE`)."""
 
     def __init__(self, model: str | Path, root: Path | None = None, *, patience: float = PATIENCE) -> None:
-        self.place: Place = place_of(model, root)
-        self.texts = Texts(self.place.root)
+        self.server_folder: ServerFolder = server_folder_of(model, root)
+        self.texts = Texts(self.server_folder.root)
         self.patience = patience
         self._http: Any = None
         self._making = threading.Lock()
@@ -79,7 +79,7 @@ class Live:
     def ensure(self, *, again: bool = False) -> LiveState:
         """Starts the process unless it is there, and says how it stands, at once. `again` tries once more what has failed."""
         try:
-            start(self.place, again=again)
+            start(self.server_folder, again=again)
         except SparseRMError as error:
             return LiveState(name="failed", error=described(error))
         state = self.state()
@@ -87,14 +87,14 @@ class Live:
 
     def state(self) -> LiveState:
         """How it stands; starts nothing."""
-        address = self.place.address()
+        address = self.server_folder.address()
         if address is not None:
             found = health(address)
             if found is not None:
                 return LiveState(**{name: found[name] for name in LiveState.__dataclass_fields__ if name in found})
-        if self.place.live():
+        if self.server_folder.live():
             return LiveState(name="starting", text="Starting the model")
-        failure = self.place.failure()
+        failure = self.server_folder.failure()
         return LiveState(name="off") if failure is None else LiveState(name="failed", error=failure)
 
     def wait(self, seconds: float | None = None) -> LiveState:
@@ -106,7 +106,7 @@ class Live:
 
     def stop(self) -> bool:
         """Ends the process; whether there was one. The next call starts it again."""
-        return stop(self.place)
+        return stop(self.server_folder)
 
     # --- scoring ---
 
@@ -207,12 +207,12 @@ class Live:
 
     def _ready(self, seconds: float) -> Address:
         state = self.wait(seconds)
-        address = self.place.address() if state.ready else None
+        address = self.server_folder.address() if state.ready else None
         if state.failed and state.error:
             raise error_from(state.error)
         if address is None:
             found = f"{state.text or state.name} for {seconds:.0f} s"
-            raise BackboneError("the model is not ready yet", found=found, remedy=f"wait a little; see {self.place.log}")
+            raise BackboneError("the model is not ready yet", found=found, remedy=f"wait a little; see {self.server_folder.log}")
         return address
 
     def _client(self) -> Any:
@@ -225,9 +225,9 @@ class Live:
             return self._http
 
     def _dead(self, error: Exception) -> BackboneError:
-        last = self.place.log_tail().splitlines()[-1:]
+        last = self.server_folder.log_tail().splitlines()[-1:]
         found = f"{type(error).__name__}; {''.join(last) or 'nothing in its log'}"
-        return BackboneError("the model's process died twice over this", found=found, remedy=f"give a shorter text; see {self.place.log}")
+        return BackboneError("the model's process died twice over this", found=found, remedy=f"give a shorter text; see {self.server_folder.log}")
 
 
 @cache

@@ -19,7 +19,7 @@ from core.errors import MissingError
 from core.explain.attribution import same_sign
 from core.explain.edits import edit_name
 from core.explain.explanation import Explanation, PairExplanation
-from core.explain.explanation_builder import Seen
+from core.explain.explanation_builder import ResponseFeatures
 from core.explain.kept import Kept
 from core.explain.switch import Switchboard, SwitchedOff
 from core.latents.labels import Labels
@@ -144,8 +144,8 @@ def explain(model: FittedModel, subject: Subject) -> Explained:
         return Explained(subject=subject, sides={"chosen": found.chosen, "rejected": found.rejected}, pair=found)
     seen = {side: seen_of(model, subject.item(side)) for side in subject.texts}
     if "response" in seen:
-        return Explained(subject=subject, sides={"response": of.reasons.response(seen["response"], of.labels)}, pair=None)
-    pair = of.reasons.pair(seen["chosen"], seen["rejected"], of.labels)
+        return Explained(subject=subject, sides={"response": of.builder.response(seen["response"], of.labels)}, pair=None)
+    pair = of.builder.pair(seen["chosen"], seen["rejected"], of.labels)
     return Explained(subject=subject, sides={"chosen": pair.chosen, "rejected": pair.rejected}, pair=pair)
 
 
@@ -155,7 +155,7 @@ def explain(model: FittedModel, subject: Subject) -> Explained:
 Frozen = tuple[tuple[tuple[str, str], ...], str]
 
 
-def seen_of(model: FittedModel, item: Item) -> Seen:
+def seen_of(model: FittedModel, item: Item) -> ResponseFeatures:
     """v and f of any text."""
     return _seen(item, _read(str(model.folder), model.root, _frozen(item))["explanation"])
 
@@ -204,11 +204,11 @@ def _thawed(item: Frozen) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in item[0]]
 
 
-def _seen(item: Item, explanation: Mapping[str, Any]) -> Seen:
+def _seen(item: Item, explanation: Mapping[str, Any]) -> ResponseFeatures:
     latents = explanation["latents"]
     v = np.array([one["projection"] for one in latents])
     f = np.array([one["activation"] for one in latents]) if latents and "activation" in latents[0] else None
-    return Seen(item=item, v=v, f=f)
+    return ResponseFeatures(item=item, v=v, f=f)
 
 
 # --- edits -----------------------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def edit_steps(model: FittedModel, edit_id: str) -> list[EditStep]:
 
 def _step(model: FittedModel, of: Kept, text: Mapping[str, Any]) -> EditStep:
     said = _edit(str(model.folder), model.root, text["edit_id"], text["parent_id"] or "")
-    explanation = of.reasons.response(_seen((tuple(text["prompt"]), text["response"]), said["explanation"]), of.labels)
+    explanation = of.builder.response(_seen((tuple(text["prompt"]), text["response"]), said["explanation"]), of.labels)
     counts = {name: int(said[name]) for name in ("n_tokens", "n_computed")}
     return EditStep(edit_id=text["edit_id"], response=text["response"], explanation=explanation, tokens=said["tokens"], **counts)
 
@@ -281,7 +281,7 @@ def _edit(folder: str, root: Path, edit_id: str, parent_id: str) -> dict[str, An
 
 def change_bars(of: Kept, before: Explanation, after: Explanation) -> list[Step]:
     """What each latent did to the reward between two texts: the bars sum to the change."""
-    change = of.reasons.path(before.attribution, after.attribution)
+    change = of.builder.path(before.attribution, after.attribution)
     return bars(of, change.contribution, change.by_head, of.labels)
 
 
@@ -311,7 +311,7 @@ def response_steps(of: Kept, one: Explanation) -> list[Step]:
 
 def bars(of: Kept, value: Float[np.ndarray, " k"], by_head: Float[np.ndarray, "heads k"], labels: Labels, *, most: int = MOST_BARS) -> list[Step]:
     """A bar a latent, those with collinear directions as one, largest first; what is left is folded into the last one."""
-    groups = sorted(of.reasons.figures.groups, key=lambda group: -abs(value[list(group)].sum()))
+    groups = sorted(of.builder.figures.groups, key=lambda group: -abs(value[list(group)].sum()))
     shown, rest = groups[:most], [i for group in groups[most:] for i in group]
     found = [_bar(of, list(group), value, by_head, labels) for group in shown]
     if rest:
@@ -322,7 +322,7 @@ def bars(of: Kept, value: Float[np.ndarray, " k"], by_head: Float[np.ndarray, "h
 
 def _bar(of: Kept, group: list[int], value: np.ndarray, by_head: np.ndarray, labels: Labels) -> Step:
     first = max(group, key=lambda i: abs(value[i]))
-    latent, others = int(of.reasons.latent_ids[first]), [int(of.reasons.latent_ids[i]) for i in group if i != first]
+    latent, others = int(of.builder.latent_ids[first]), [int(of.builder.latent_ids[i]) for i in group if i != first]
     agreed = bool(same_sign(np.append(by_head[:, group].sum(axis=1), value[group].sum())))
     notes = [f"with nearly collinear {', '.join(map(str, others[:8]))}"] if others else []
     notes += [] if agreed else ["the heads disagree on its sign"]
@@ -343,7 +343,7 @@ def latent_name(latent: int, labels: Labels) -> str:
 
 def ranked_latents(of: Kept, value: Float[np.ndarray, " k"]) -> list[str]:
     """The selected latents, those that did most first."""
-    return [str(int(of.reasons.latent_ids[i])) for i in np.argsort(-np.abs(value), kind="stable")]
+    return [str(int(of.builder.latent_ids[i])) for i in np.argsort(-np.abs(value), kind="stable")]
 
 
 # --- a latent's evidence, latents switched off -----------------------------------------------------------------------
@@ -351,7 +351,7 @@ def ranked_latents(of: Kept, value: Float[np.ndarray, " k"]) -> list[str]:
 
 def latent_facts(of: Kept, one: Explanation, latent: int) -> dict[str, float | None]:
     """What this latent did in one response: contribution and its deviation over heads, and the two interventions. Empty for one that is not read."""
-    found = np.flatnonzero(of.reasons.latent_ids == latent)
+    found = np.flatnonzero(of.builder.latent_ids == latent)
     if not len(found):
         return {}
     i, a = int(found[0]), one.attribution
