@@ -143,7 +143,7 @@ def test_a_page_of_a_figure_needs_no_network() -> None:
 
 
 def test_figures_load_no_streamlit() -> None:
-    code = "import sys; from workbench import charts, charts_response, charts_spaces; sys.exit('streamlit' in sys.modules)"
+    code = "import sys; import workbench.frame.charts, workbench.response.charts, workbench.spaces.charts; sys.exit('streamlit' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

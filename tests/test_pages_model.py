@@ -313,7 +313,7 @@ def test_your_own_text_is_read_by_the_models_process(model: models.FittedModel, 
             }
 
     live = Reads(model.root)
-    for module in ("latent_view", "live_panel"):
+    for module in ("latents.latent_view", "frame.live_panel"):
         monkeypatch.setattr(f"workbench.{module}.live_model", lambda *_: live)
     at = no_error(open_page("latent", latent=str(latent)))
     assert not live.asked and not live.started, "nobody needs the model yet"

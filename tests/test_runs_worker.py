@@ -73,7 +73,7 @@ def test_from_launch_to_result(tmp_path: Path) -> None:
 SLOW_TO_SAY = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT / "tests")!r})
-from core.console import Display
+from core.cli.tables import Display
 say = Display.say
 def say_late(self, text):
     time.sleep(0.7 if "nap: done" in text else 0)

@@ -16,7 +16,7 @@ SLOW = "import time\ntime.sleep(0.6)\nclass Series: pass\nclass Index: pass\n"
 SESSIONS = """
 import sys, threading, time
 sys.path.insert(0, {fake!r})
-from workbench import chart_base, first_run
+from workbench.frame import chart_base, first_run
 found = []
 
 def draw():
