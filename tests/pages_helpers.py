@@ -131,7 +131,7 @@ class FakeLive:
 
 def open_page(name: str, **ids: str) -> AppTest:
     """The page as a browser would open it by a link."""
-    at = AppTest.from_file(str(ROOT / "workbench" / "shell.py"), default_timeout=120)
+    at = AppTest.from_file(str(ROOT / "workbench" / "app.py"), default_timeout=120)
     for key, value in ids.items():
         at.query_params[key] = value
     at.switch_page(f"../pages/{name}.py")

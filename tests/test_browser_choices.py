@@ -20,10 +20,10 @@ from playwright.sync_api import BrowserContext, Page
 
 from workbench.frame import models
 from workbench.frame.models import FittedModel
-from workbench.frame.page_list import Place, places
+from workbench.frame.page_list import PageSpec, pages
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine (apt-get install chromium)")
-OTHERS = [place for place in places() if place.name != "overview"]
+OTHERS = [spec for spec in pages() if spec.name != "overview"]
 
 
 def fit(cache: Path, k: int) -> FittedModel:
@@ -76,16 +76,16 @@ def shows(tab: Tab, model: FittedModel, **ids: str) -> None:
     assert {name: asked.get(name) for name in ("model", *ids)} == {"model": model.id, **ids}, tab.page.url
 
 
-def stands_on(tab: Tab, place: Place) -> Tab:
-    tab.page.wait_for_function("title => document.title.startsWith(title)", arg=f"{place.title} ·")
+def stands_on(tab: Tab, spec: PageSpec) -> Tab:
+    tab.page.wait_for_function("title => document.title.startsWith(title)", arg=f"{spec.title} ·")
     return tab.settled()
 
 
-def card(tab: Tab, place: Place) -> Tab:
+def card(tab: Tab, spec: PageSpec) -> Tab:
     """To another page by its card on the Overview."""
     links = tab.page.locator('[data-testid="stMain"] [data-testid="stPageLink"] a')
-    links.filter(has=tab.page.get_by_text(place.title, exact=True)).first.click()
-    return stands_on(tab, place)
+    links.filter(has=tab.page.get_by_text(spec.title, exact=True)).first.click()
+    return stands_on(tab, spec)
 
 
 def copied_link(tab: Tab) -> str:
@@ -101,38 +101,38 @@ def test_the_sidebar_keeps_model_pair_and_latent_on_every_page(context: BrowserC
     shows(tab, older, latents_view="significance")
     tab.open("response", model=older.id, pair=pair, latent=latent, response_tab="similar")
     chosen = {"pair": pair, "latent": latent, "response_tab": "similar"}
-    before = places()[-5]
-    for number, place in enumerate(places()):
-        tab.menu(place.title)
+    before = pages()[-5]
+    for number, spec in enumerate(pages()):
+        tab.menu(spec.title)
         shows(tab, older, **chosen)
         if number % 4 == 1:
             tab.page.go_back()
             shows(stands_on(tab, before), older, **chosen)
             tab.page.go_forward()
-            shows(stands_on(tab, place), older, **chosen)
+            shows(stands_on(tab, spec), older, **chosen)
         if number % 4 == 3:
             tab.page.reload()
-            shows(stands_on(tab, place), older, **chosen)
-        before = place
+            shows(stands_on(tab, spec), older, **chosen)
+        before = spec
     assert tab.errors == []
 
 
 def test_cards_keep_it_and_back_returns(context: BrowserContext, server: Server, older: FittedModel) -> None:
     tab = Tab(context, server).open(model=older.id)
-    for place in OTHERS:
-        shows(card(tab, place), older)
+    for spec in OTHERS:
+        shows(card(tab, spec), older)
         tab.page.go_back()
-        if place.name == "compare":  # it has written the second model into the URL, which is a step of its own
-            shows(stands_on(tab, place), older)
+        if spec.name == "compare":  # it has written the second model into the URL, which is a step of its own
+            shows(stands_on(tab, spec), older)
             tab.page.go_back()
-        shows(stands_on(tab, places()[0]), older)
+        shows(stands_on(tab, pages()[0]), older)
 
 
 def test_links_of_the_sidebar_open_the_right_page_in_a_new_tab(context: BrowserContext, server: Server, older: FittedModel) -> None:
     tab = Tab(context, server).open("doctor", model=older.id)
-    for place in places():
-        address = tab.menu_link(place.title).evaluate("link => link.href")
-        assert urlsplit(address).path == f"/{place.name}" and query(address) == {"model": [older.id]}
+    for spec in pages():
+        address = tab.menu_link(spec.title).evaluate("link => link.href")
+        assert urlsplit(address).path == f"/{spec.name}" and query(address) == {"model": [older.id]}
     for title in ("Overview", "Compare"):
         page = context.new_page()
         page.goto(tab.menu_link(title).evaluate("link => link.href"))
@@ -171,9 +171,9 @@ def test_a_newer_model_changes_nothing_for_who_looks_at_an_older(
     assert query(link)["model"] == [newer.id] and worst in {pair.pair_id for pair in newer.pairs}
     newest = fit(cache, 4)
     assert newest.id not in (older.id, newer.id) and models.models(cache)[0].id == newest.id
-    for place in places():
-        shows(tab.menu(place.title), older, compare_with=newer.id)
-        shows(by_default.menu(place.title), newer)
+    for spec in pages():
+        shows(tab.menu(spec.title), older, compare_with=newer.id)
+        shows(by_default.menu(spec.title), newer)
     tab.page.reload()
     shows(tab.settled(), older, compare_with=newer.id)
     by_default.page.reload()

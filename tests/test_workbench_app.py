@@ -1,64 +1,57 @@
-"""workbench/app.py: the pages it serves ask for the chart library at once, and stay whole."""
+"""workbench/app.py: sessions that begin at the same moment find pandas and plotly whole."""
 
 from __future__ import annotations
 
-import asyncio
-import re
-from typing import Any
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from streamlit.web.server.starlette import App
 
-from workbench.app import EARLY, SCRIPTS, EarlyCharts, app
+ROOT = Path(__file__).resolve().parents[1]
 
-PAGE = b"<html><body></body></html>"
+# A pandas that takes its time between its first and its last line, as the real one does; plotly reads `Series` of whatever sys.modules holds.
+SLOW = "import time\ntime.sleep(0.6)\nclass Series: pass\nclass Index: pass\n"
 
+# Sessions as Streamlit runs them: each thread runs the whole script of the app, then its page.
+SESSIONS = """
+import importlib, sys, threading, time
+sys.path.insert(0, {fake!r})
+outcomes = []
 
-def served(headers: dict[str, str], status: int = 200, kind: str = "text/html; charset=utf-8") -> tuple[dict[str, str], bytes, dict[str, str]]:
-    """What the middleware makes of a page in two parts: headers, body, and the headers that the page's server was asked with."""
-    sent: list[Any] = []
-    asked: dict[str, str] = {}
+def draw():
+    from workbench.frame import chart_base
+    chart_base.figure(x="a", y="b", height=100).add_scatter(x=[0, 1], y=[0, 1], marker={{"size": [1, 2]}})
 
-    async def page(scope: Any, receive: Any, send: Any) -> None:
-        asked.update({name.decode(): value.decode() for name, value in scope["headers"]})
-        about = [(b"content-type", kind.encode()), (b"content-length", str(len(PAGE)).encode())]
-        await send({"type": "http.response.start", "status": status, "headers": about})
-        await send({"type": "http.response.body", "body": PAGE[:10], "more_body": True})
-        await send({"type": "http.response.body", "body": PAGE[10:]})
+def table():
+    import pandas
+    pandas.Series
+    draw()
 
-    async def send(message: Any) -> None:
-        sent.append(message)
+def session(page):
+    try:
+        importlib.import_module("workbench.app")
+        page()
+        outcomes.append("drawn")
+    except Exception as error:
+        outcomes.append(repr(error))
 
-    async def receive() -> Any:
-        raise AssertionError("nothing is received")
-
-    scope = {"type": "http", "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
-    asyncio.run(EarlyCharts(page)(scope, receive, send))
-    found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return found, b"".join(one["body"] for one in sent[1:]), asked
-
-
-def test_the_script_is_a_file_that_streamlit_has() -> None:
-    names = re.findall(r'import\("\./static/js/([\w.-]+)"\)', EARLY.decode())
-    assert names and all((SCRIPTS / name).is_file() for name in names)
-    assert isinstance(app, App) and app.script_path.name == "shell.py"
-
-
-def test_a_page_gets_the_script_and_its_true_length() -> None:
-    headers, body, asked = served({"accept": "text/html,*/*", "accept-encoding": "gzip", "host": "localhost"})
-    assert body == PAGE + EARLY and int(headers["content-length"]) == len(body)
-    assert asked == {"accept": "text/html,*/*", "host": "localhost"}  # never compressed
+threads = [threading.Thread(target=session, args=(page,)) for page in {pages}]
+for thread in threads:
+    thread.start()
+    time.sleep(0.05)
+for thread in threads:
+    thread.join()
+print(outcomes)
+"""
 
 
-@pytest.mark.parametrize(
-    ("headers", "status", "kind"),
-    [
-        ({"accept": "*/*", "accept-encoding": "gzip"}, 200, "text/html"),
-        ({"accept": "text/html"}, 200, "application/json"),
-        ({"accept": "text/html"}, 404, "text/html"),
-    ],
-)
-def test_all_else_stays_as_it_is(headers: dict[str, str], status: int, kind: str) -> None:
-    about, body, asked = served(headers, status, kind)
-    assert body == PAGE and int(about["content-length"]) == len(PAGE)
-    assert asked.get("accept-encoding") == headers.get("accept-encoding")
+@pytest.mark.parametrize("pages", ["(draw, table, draw)", "(table, draw, draw)"])
+def test_charts_are_drawn_while_sessions_start_at_once(tmp_path: Path, pages: str) -> None:
+    fake = tmp_path / "fake"
+    fake.mkdir()
+    (fake / "pandas.py").write_text(SLOW)
+    code = SESSIONS.format(fake=str(fake), pages=pages)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(["drawn"] * 3)

@@ -386,7 +386,7 @@ sys.path.insert(0, {str(ROOT / "tests")!r})
 from pathlib import Path
 from streamlit.testing.v1 import AppTest
 for page in sorted(Path({str(ROOT)!r}, "pages").glob("[a-z]*.py")):
-    at = AppTest.from_file({str(ROOT / "workbench/shell.py")!r}, default_timeout=120)
+    at = AppTest.from_file({str(ROOT / "workbench/app.py")!r}, default_timeout=120)
     at.switch_page(f"../pages/{{page.name}}").run()
     assert not at.exception, (page.name, [e.value for e in at.exception])
 print(sorted(set(sys.modules) & {HEAVY!r}))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from streamlit.proto.WidgetStates_pb2 import WidgetStates
 from streamlit.testing.v1 import AppTest
 
 from core.errors import ConfigError
-from workbench.frame import collector, models, state
+from workbench.frame import models, state
 
 
 @pytest.fixture(autouse=True)
@@ -303,30 +301,3 @@ def test_ones_own_texts_are_any_models(cache: Path) -> None:
     at = open_page("compare", model=first, pair="p1")
     next(box for box in at.selectbox if box.label == "Reward model").select(second).run()
     assert in_url(at) == {"model": second, "compare_with": first}
-
-
-# --- the collector -------------------------------------------------------------------------------------------------------
-
-
-def test_what_stays_is_out_of_the_collectors_sight(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Circle:
-        pass
-
-    monkeypatch.setattr(collector, "MUCH", 1000)
-    try:
-        circle = Circle()
-        circle.itself = circle  # type: ignore[attr-defined]
-        alive = weakref.ref(circle)
-        held = [[number] for number in range(2000)]
-        gc.collect()
-        assert collector.spare() and len(gc.get_objects(generation=2)) < 1000 and gc.get_freeze_count() > len(held)
-        assert not collector.spare(), "nothing has come in since"
-        del circle
-        gc.collect()
-        assert alive() is not None, "out of sight"
-        more = [[number] for number in range(2000)]
-        gc.collect()
-        assert collector.spare() and alive() is None, "found the next time"
-        assert len(held) == len(more)
-    finally:
-        gc.unfreeze()

@@ -1,7 +1,8 @@
-"""The workbench's server: `streamlit run workbench/app.py`. What a session sees is made by workbench/shell.py.
+"""The workbench: `streamlit run workbench/app.py`. Streamlit runs this script for every page of every session, and again after every click.
 
-Streamlit's page asks for its chart library, 4.7 MB, when the first chart comes. Here it asks at once, while the server still runs the session's first
-script: the first chart is then there 0.4 s earlier (benchmarks/workbench.py, cold start).
+The script draws the frame and runs the page that the address names, a file in pages/ (workbench/frame/page_list.py lists them). This process never
+loads torch, transformers, sae_lens, trl, peft or scikit-learn: work that needs one of them is done by a run (workbench/frame/run_panel.py) or by the
+model's process (workbench/frame/model_client.py).
 """
 
 from __future__ import annotations
@@ -9,40 +10,43 @@ from __future__ import annotations
 from pathlib import Path
 
 import streamlit as st
-from starlette.datastructures import MutableHeaders
-from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-SCRIPTS = Path(st.__file__).parent / "static" / "static" / "js"
-# To import a module twice is to import it once. Without such a file (another Streamlit) the page stays as it is.
-EARLY = "".join(f'<script type="module">import("./static/js/{file.name}")</script>' for file in SCRIPTS.glob("PlotlyChart.*.js")).encode()
+from core.errors import SparseRMError
+from workbench.frame import layout, run_panel, state
+from workbench.frame.page_list import pages
 
-
-class EarlyCharts:
-    """Adds `EARLY` to the end of every HTML page."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or b"text/html" not in dict(scope["headers"]).get(b"accept", b""):
-            await self.app(scope, receive, send)
-            return
-        page = False
-
-        async def sent(message: Message) -> None:
-            nonlocal page
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                page = message["status"] == 200 and headers.get("content-type", "").startswith("text/html")
-                if page and "content-length" in headers:
-                    headers["content-length"] = str(int(headers["content-length"]) + len(EARLY))
-            elif page and not message.get("more_body"):
-                message = {**message, "body": message.get("body", b"") + EARLY}
-            await send(message)
-
-        plain = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]  # a compressed page could not be added to
-        await self.app({**scope, "headers": plain}, receive, sent)
+# Files of the package: for the name of an icon the browser would fetch a picture from a font server.
+STATIC = Path(__file__).with_name("static")
+ICON, STYLE = STATIC / "icon.png", STATIC / "frame.css"
+SIDEBAR = 220  # pixels
+ABOUT = "SparseRM Workbench: reward models from sparse autoencoders, with their controls. Everything stays on this machine."
 
 
-app = st.App(Path(__file__).with_name("shell.py"), middleware=[Middleware(EarlyCharts)])
+def main() -> None:
+    st.set_page_config(
+        page_title="SparseRM Workbench", page_icon=str(ICON), layout="wide", initial_sidebar_state=SIDEBAR, menu_items={"About": ABOUT}
+    )
+    st.html(STYLE)
+    specs = pages()
+    by_name = [st.Page(spec.script, title=spec.title, icon=spec.icon, url_path=spec.name) for spec in specs]
+    # The first page is listed twice, since a link to the root of the address, opened in a new tab, would open the current page there.
+    root = st.Page(specs[0].script, title=specs[0].title, icon=specs[0].icon, url_path="root", default=True)
+    chosen = st.navigation([*by_name, root], position="hidden")  # Streamlit's own menu would drop the choices in the URL; layout.menu keeps them
+    spec = specs[0] if chosen == root else specs[by_name.index(chosen)]
+    st.set_page_config(page_title=f"{spec.title} · SparseRM Workbench")
+    layout.settle_model()
+    state.begin()
+    with st.sidebar:
+        layout.menu(root if chosen == root else None)
+        run_panel.ticker()
+    link = layout.head(spec)
+    try:
+        chosen.run()
+    except SparseRMError as error:
+        layout.failed(error)
+    finally:  # a page may end the script
+        layout.link_to_view(link)
+
+
+if __name__ == "__main__":
+    main()

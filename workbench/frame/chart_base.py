@@ -2,6 +2,9 @@
 
 Text and grid take their colours from the page's theme, so marks are chosen to be told apart, by the colour-blind too, on white and on near-black.
 plotly reads a little HTML in every text of a figure: whatever comes from data or models goes through `plain` or `wrapped` first.
+
+This module imports pandas, though it does not use it: plotly uses pandas where `sys.modules` holds it, and would find half of it
+while another session is importing it. Every session imports this module before it draws, so it waits for the whole of pandas.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas  # noqa: F401  for plotly, see above
 import plotly.graph_objects as go
 
 from core.reward.head_words import counted_pairs
-from workbench.frame import first_run
 
 CHOSEN, REJECTED, NEUTRAL = "#3B7DED", "#DD6B10", "#7F8A99"
 FAINT, LINE = "rgba(127, 138, 153, 0.35)", "rgba(127, 138, 153, 0.55)"
@@ -73,7 +76,6 @@ def wrapped(text: object, width: int = 70, lines: int = 6) -> str:
 
 def figure(*, x: str, y: str, height: int, legend: bool = False, left: int = 56) -> go.Figure:
     """An empty figure with named axes. Empty names: an axis whose marks name themselves."""
-    first_run.settle()
     made = go.Figure()
     made.update_layout(
         height=height,

@@ -3,7 +3,7 @@
     model = frame.need_model()      the chosen reward model, else the newest. Where there is none, says so, offers to build the demo (or shows
                                     how far it is) and ends the page.
     frame.empty("No pages yet.", "What to do next, in a sentence.")     a designed empty state; draw the button below it
-    frame.failed(error)             problem, expected, found, what to do. shell.py does this for every SparseRMError that a page raises.
+    frame.failed(error)             problem, expected, found, what to do. app.py does this for every SparseRMError that a page raises.
 
 Texts of data or models never go into a label or Markdown: st.text, st.code, a select box and a table's cells show them as they are. Where a label
 must hold one, `label_text` takes out all that Markdown knows.
@@ -23,7 +23,7 @@ from workbench.frame import left_out as what_is_left_out
 from workbench.frame import models, run_panel, state
 from workbench.frame.chart_base import visible
 from workbench.frame.models import OWN, FittedModel
-from workbench.frame.page_list import Place, places
+from workbench.frame.page_list import PageSpec, pages
 
 
 def label_text(text: object, longest: int = 60) -> str:
@@ -46,22 +46,22 @@ def menu(root: st.Page | None) -> None:
     """
     with st.container(key="menu", gap="xxsmall"):
         section = ""
-        for place in places():
-            if place.section != section:
-                section = place.section
+        for spec in pages():
+            if spec.section != section:
+                section = spec.section
                 st.caption(section)
-            if root is not None and place is places()[0]:
+            if root is not None and spec is pages()[0]:
                 st.page_link(root, query_params=state.params())
             else:
-                state.link(place.title, place.name)
+                state.link(spec.title, spec.name)
 
 
-def head(place: Place) -> DeltaGenerator:
+def head(spec: PageSpec) -> DeltaGenerator:
     """Title, question, and what is chosen. Returns where `link_to_view` writes the link, once the page has drawn what it shows."""
     title, chosen = st.columns([2, 3], vertical_alignment="center", gap="small")
     with title:
-        st.markdown(f"### {place.title}")
-        st.caption(place.question)
+        st.markdown(f"### {spec.title}")
+        st.caption(spec.question)
     with chosen, st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="bottom", gap="small", key="chips"):
         return _chips()
 
@@ -152,12 +152,12 @@ def left_out(model: FittedModel) -> None:
 
 def cards(*without: str) -> None:
     """What the other pages answer, each a link."""
-    shown = [place for place in places() if place.name not in without]
+    shown = [spec for spec in pages() if spec.name not in without]
     for start in range(0, len(shown), 3):
-        for column, place in zip(st.columns(3), shown[start : start + 3], strict=False):
+        for column, spec in zip(st.columns(3), shown[start : start + 3], strict=False):
             with column, st.container(border=True, height="stretch", gap="xxsmall"):
-                state.link(place.title, place.name)
-                st.caption(place.question)
+                state.link(spec.title, spec.name)
+                st.caption(spec.question)
 
 
 def empty(title: str, next_step: str = "") -> None:

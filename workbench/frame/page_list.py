@@ -1,4 +1,4 @@
-"""The pages: where each lies, in which section, and the question it answers. A page whose file is not there is left out everywhere."""
+"""The list of pages: the file of each, its section in the sidebar, and the question it answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class PageSpec:
     """One page. `name` is its URL and the stem of its file under pages/."""
 
     name: str
@@ -24,7 +24,7 @@ class Place:
 
     @property
     def script(self) -> str:
-        """As Streamlit wants it: relative to workbench/shell.py."""
+        """The path that Streamlit takes: relative to workbench/app.py."""
         return f"../pages/{self.name}.py"
 
 
@@ -41,14 +41,16 @@ _ALL = (
     ("shift", "Shift", "Policy", "moving", "How far did the policy move from the training data?"),
     ("runs", "Runs", "Runs", "rocket_launch", "What is computed, and how does it go?"),
 )
-PAGES = tuple(Place(name=name, title=title, section=section, icon=f":material/{icon}:", question=asks) for name, title, section, icon, asks in _ALL)
+PAGES = tuple(
+    PageSpec(name=name, title=title, section=section, icon=f":material/{icon}:", question=asks) for name, title, section, icon, asks in _ALL
+)
 
 
-def places() -> tuple[Place, ...]:
-    """The pages that there are."""
-    return tuple(place for place in PAGES if place.file.is_file())
+def pages() -> tuple[PageSpec, ...]:
+    """The pages whose files exist."""
+    return tuple(spec for spec in PAGES if spec.file.is_file())
 
 
-def place(name: str) -> Place | None:
-    """The page of this name, if there is one."""
-    return next((place for place in places() if place.name == name), None)
+def find_page(name: str) -> PageSpec | None:
+    """The page of this name; None where there is no such page."""
+    return next((spec for spec in pages() if spec.name == name), None)

@@ -39,7 +39,7 @@ from core.errors import ConfigError
 from core.runs.store import cache_root, write_json
 from core.types import sha256_of
 from workbench.frame import models
-from workbench.frame.page_list import place
+from workbench.frame.page_list import find_page
 
 SHARED = ("model", "pair", "latent", "filter")
 # What belongs to a choice, and goes when another is chosen: on its page, or on another, it would mean something else.
@@ -156,19 +156,19 @@ def _present() -> dict[str, str]:
 
 def go(page: str, **ids: str | int | None) -> None:
     """Opens a page with these ids chosen. Ends this script run. Not in a callback: Streamlit ignores it there."""
-    found = place(page)
-    if found is None:
+    spec = find_page(page)
+    if spec is None:
         choose(**ids)
         st.rerun()
     else:
-        st.switch_page(found.script, query_params=params(**ids))
+        st.switch_page(spec.script, query_params=params(**ids))
 
 
 def link(label: str, page: str, *, icon: str | None = None, help: str | None = None, **ids: str | int | None) -> None:
     """A link to a page with these ids chosen; nothing where there is no such page. `label` is Markdown: no text of data or models."""
-    found = place(page)
-    if found is not None:
-        st.page_link(found.script, label=label, icon=icon or found.icon, help=help, query_params=params(**ids))
+    spec = find_page(page)
+    if spec is not None:
+        st.page_link(spec.script, label=label, icon=icon or spec.icon, help=help, query_params=params(**ids))
 
 
 def pick(
