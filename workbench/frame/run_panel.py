@@ -6,7 +6,7 @@
     run_panel.show(run)                 one run: state, steps, time left, figures, cancel or resume
     run_panel.start("fit", config)      starts one and returns its id; "" where it could not, which `complaint()` then tells
     run_panel.command("fit", config)    the `sparserm` command that does the same
-    run_panel.demo(), run_panel.ticker()    for layout.py and shell.py
+    run_panel.demo(), run_panel.ticker()    for layout.py and app.py
 
 Kinds: fit, sweep, sae-train, pairs, doctor, spaces, latents, align (core.runs.registry).
 """
