@@ -2,8 +2,8 @@
 
 import streamlit as st
 
+from core.text_safety import visible
 from workbench.frame import charts, layout
-from workbench.frame.chart_base import visible
 from workbench.frame.downloads import show_chart
 from workbench.latents import view as latents_view
 from workbench.overview import values as overview

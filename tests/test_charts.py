@@ -15,8 +15,9 @@ from pages_helpers import HOSTILE
 
 from core.explain.spaces import SpaceFigures
 from core.statistics.estimates import Estimate
+from core.text_safety import visible
 from workbench.frame import charts, downloads, tokens
-from workbench.frame.chart_base import CHOSEN, REJECTED, Chart, plain, visible, whiskers, wrapped
+from workbench.frame.chart_base import CHOSEN, REJECTED, Chart, plain, whiskers, wrapped
 from workbench.frame.tokens import Pick, TokenRow
 from workbench.response import charts as charts_response
 from workbench.response.charts import Step

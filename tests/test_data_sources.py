@@ -12,9 +12,10 @@ from data_helpers import csv_bytes, jsonl_bytes, load, load_rows, parquet_bytes,
 
 from core.config import DataConfig
 from core.data.pairs import load_pairs
-from core.data.rows import Row, printable
+from core.data.rows import Row
 from core.data.sources import open_source
 from core.errors import ConfigError, DataError, MissingError
+from core.text_safety import printable
 
 KINDS = [plain + gz for plain in (".jsonl", ".json", ".csv", ".parquet") for gz in ("", ".gz")]
 

@@ -15,13 +15,13 @@ from backbone_helpers import GEMMA_LIKE, save_model, tiny_backbone, tiny_tokeniz
 from explain_helpers import question, tiny_explainer
 
 from core.backbone.model import Backbone
-from core.cli.explanation_view import printable
 from core.errors import ConfigError, DataError
 from core.explain.explainer import Explainer, item_of
 from core.explain.readings import common_tokens, read_tokens
 from core.explain.tokens import Gradients, spans_of
 from core.reward.extraction import response_states
 from core.reward.model import SparseRM
+from core.text_safety import for_terminal
 
 EGG = "How do I boil an egg?"
 ANSWER = "Take your time. Ask someone who has done it before, thanks"
@@ -79,8 +79,8 @@ def test_leading_turns_are_dropped_as_scoring_drops_them() -> None:
 
 
 def test_control_characters_are_shown_not_obeyed() -> None:
-    assert printable("a\x1b[31mred\x07\r\nnext\tline \x9b1m \u202eabc") == "a␛[31mred␇␍\nnext\tline <009b>1m <202e>abc"
-    assert printable("👩‍👩‍👧 مرحبا") == "👩‍👩‍👧 مرحبا"
+    assert for_terminal("a\x1b[31mred\x07\r\nnext\tline \x9b1m \u202eabc") == "a␛[31mred␇␍\nnext\tline <009b>1m <202e>abc"
+    assert for_terminal("👩‍👩‍👧 مرحبا") == "👩‍👩‍👧 مرحبا"
 
 
 # --- readings ------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from core.runs import launch as launching
 from core.runs.events import EventLog
 from core.runs.registry import Run, Status
 from core.runs.store import write_json
+from core.text_safety import visible
 from workbench.align import compare as align_compare
 from workbench.align import drops as align_drops
 from workbench.align import evaluation as align_evaluation
@@ -38,7 +39,6 @@ from workbench.align import figures as align_figures
 from workbench.align import form as align_form
 from workbench.align import values as align
 from workbench.frame import models, state
-from workbench.frame.chart_base import visible
 from workbench.frame.forms import Draft
 from workbench.shift import values as shift
 

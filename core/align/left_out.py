@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from core.data.rows import printable
+from core.text_safety import printable
 
 PROMPTS = {
     "n_held_out": "held out for the evaluation",

@@ -6,7 +6,6 @@ Blue stands for what raises the reward and for chosen, orange for what lowers it
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -25,6 +24,7 @@ from core.explain.sentence import Why, name_of
 from core.explain.switch import SwitchedOff
 from core.explain.tokens import Deletion, TokenGradient, TokenView
 from core.latents.labels import Labels
+from core.text_safety import for_terminal
 
 BLUE, ORANGE = "#4c9be8", "#e8853d"
 SHADES = {"blue": ("#dbeafc", "#a9cdf5", "#6daaec", "#2f7fd1"), "orange": ("#fce6d6", "#f6c29b", "#ee9a5c", "#d0681a")}
@@ -36,21 +36,11 @@ LEGEND = (
 )
 WIDE = 120  # columns where the output is no terminal
 SPARK = "▁▂▃▄▅▆▇█"
-BIDI = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-
-
-def printable(text: str) -> str:
-    """The text without what a terminal would obey: control characters become visible signs, marks that reverse the reading order too."""
-    return "".join(_sign(c) if (unicodedata.category(c) == "Cc" and c not in "\n\t") or c in BIDI else c for c in text)
-
-
-def _sign(c: str) -> str:
-    return chr(0x2400 + ord(c)) if ord(c) < 0x20 else f"<{ord(c):04x}>"
 
 
 def short(text: str) -> str:
     """On one line, and cut where it is long."""
-    line = printable(" ".join(text.split()))
+    line = for_terminal(" ".join(text.split()))
     return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
 
 
@@ -69,7 +59,7 @@ def heading(text: str) -> Text:
 
 def sentence(why: Why) -> RenderableType:
     """The sentence, then its weaknesses as a list."""
-    return Group(Text(printable(why.text), style="bold"), *(Text(f"  ! {printable(said)}") for said in why.weaknesses))
+    return Group(Text(for_terminal(why.text), style="bold"), *(Text(f"  ! {for_terminal(said)}") for said in why.weaknesses))
 
 
 def response_parts(found: Explanation, labels: Labels) -> Iterator[RenderableType]:
@@ -147,7 +137,7 @@ def latents(
         cells = [name_of(latent, labels.get(latent)), f"{value[i]:+.3f}{sure}"]
         cells += [f"{attribution.contribution[i]:+.3f} ± {attribution.deviation[i]:.3f}"]
         cells += [f"{attribution.baseline[i]:.2f} to {attribution.projection[i]:.2f}", active, f"{at_mean[i]:+.3f}", gone]
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+        table.add_row(*(Text(for_terminal(cell)) for cell in cells))
     return Group(table, Text(LEGEND if removed is not None else f"{LEGEND} ({NO_SAE})", style="dim"))
 
 
@@ -191,19 +181,19 @@ def marked(view: TokenView, latent: int, side: str, labels: Labels) -> Renderabl
     """The text, darker where the latent is more active, and where it is most active in words, for eyes and logs without colours."""
     name = name_of(latent, labels.get(latent))
     if view.activation is None:
-        return Text(printable("".join(_content(view))))
+        return Text(for_terminal("".join(_content(view))))
     values = np.where(np.isin(view.kinds, (PROMPT, RESPONSE)), view.of_latent(latent), 0.0)
     most, shades = float(values.max()), SHADES["orange" if side == "rejected" else "blue"]
     text = Text()
     for piece, kind, value in zip(view.texts, view.kinds, values, strict=True):
         if kind in (PROMPT, RESPONSE):
             style = f"black on {shades[min(int(value / most * len(shades)), len(shades) - 1)]}" if value > 0 else "" if kind == RESPONSE else "dim"
-            text.append(printable(piece), style=style)
+            text.append(for_terminal(piece), style=style)
         elif text and not text.plain.endswith("\n"):
             text.append("\n")
     top = [i for i in np.argsort(-values, kind="stable")[:MOST_TOKENS] if values[i] > 0]
     said = ", ".join(f"{short(view.texts[i]) or '␣'} {values[i]:.2f}" for i in top) or "nowhere in these texts"
-    return Group(Text(f"{printable(name)} is active on: {said}"), text)
+    return Group(Text(f"{for_terminal(name)} is active on: {said}"), text)
 
 
 def _content(view: TokenView) -> Iterator[str]:

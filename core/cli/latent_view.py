@@ -11,11 +11,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from core.cli.explanation_view import SHADES, SPARK, heading, printable, short
+from core.cli.explanation_view import SHADES, SPARK, heading, short
 from core.explain.sentence import name_of
 from core.latents.labels import Labels
 from core.latents.page_maker import Activation, Feature
 from core.latents.pages import LatentPages
+from core.text_safety import for_terminal
 
 LINE_END = "⏎"
 TOKENS, TEXTS, CLOSEST = 10, 3, 5  # shown of a latent: tokens a side, texts of each interval, close latents
@@ -42,7 +43,7 @@ def overview(pages: LatentPages, latents: Iterable[int], labels: Labels) -> Iter
 def read_on(pages: LatentPages) -> Text:
     """On what text the pages stand."""
     names = ", ".join(f"{source['tokens']:,} of {source['name']}" for source in pages.corpus["sources"])
-    lines = [f"measured on {pages.corpus['tokens']:,} tokens ({printable(names)}); template's and first tokens are not counted"]
+    lines = [f"measured on {pages.corpus['tokens']:,} tokens ({for_terminal(names)}); template's and first tokens are not counted"]
     return Text("\n".join([*lines, *(line for source in pages.corpus["sources"] for line in not_read(source))]))
 
 
@@ -57,20 +58,20 @@ def not_read(source: Mapping[str, Any]) -> Iterator[str]:
         parts.append(f"{source['n_documents_cut']:,} documents were cut to --context and lost {source['n_tokens_cut']:,} tokens")
     parts += [f"{n:,} left out before: {why}" for why, n in source.get("left_out", {}).items()]
     if parts:
-        yield printable(f"of {source['name']}: {'; '.join(parts)}")
+        yield for_terminal(f"of {source['name']}: {'; '.join(parts)}")
 
 
 def page_parts(page: Feature, labels: Labels) -> Iterator[RenderableType]:
     """One latent."""
     latent = int(page["index"])
-    yield heading(printable(f"{name_of(latent, labels.get(latent))}  ({page['modelId']} {page['layer']})"))
+    yield heading(for_terminal(f"{name_of(latent, labels.get(latent))}  ({page['modelId']} {page['layer']})"))
     yield Text(f"active on {page['frac_nonzero']:.2%} of tokens, highest activation {page['maxActApprox']:.3g}")
     if page["freq_hist_data_bar_heights"]:
         yield Text(f"activations   {blocks(page['freq_hist_data_bar_heights'])}  from 0 to {page['maxActApprox']:.3g} (height: root of count)")
     yield Text("promotes      ") + _tokens(page["pos_str"], page["pos_values"])
     yield Text("suppresses    ") + _tokens(page["neg_str"], page["neg_values"])
     pairs = zip(page["topkCosSimIndices"][:CLOSEST], page["topkCosSimValues"], strict=False)
-    yield Text("closest       " + ", ".join(f"{printable(name_of(index, labels.get(index)))} ({value:+.2f})" for index, value in pairs))
+    yield Text("closest       " + ", ".join(f"{for_terminal(name_of(index, labels.get(index)))} ({value:+.2f})" for index, value in pairs))
     for number, (bounds, group) in enumerate(itertools.groupby(page["activations"], key=_bounds)):
         yield Text(_said(*bounds), style="bold")
         yield from (_line(text) for text in (group if not number else itertools.islice(group, TEXTS)))
@@ -86,7 +87,7 @@ def marked(found: Activation) -> Text:
     """A window, darker where the latent is more active, its maximum in «», what belongs to the template dim."""
     text, shades, template = Text(), SHADES["blue"], set(found["template"])
     for place, (token, value) in enumerate(zip(found["tokens"], found["values"], strict=True)):
-        piece = printable(token.replace("\n", LINE_END).replace("\t", " "))
+        piece = for_terminal(token.replace("\n", LINE_END).replace("\t", " "))
         piece = f"«{piece}»" if place == found["maxValueTokenIndex"] and value > 0 else piece
         share = value / found["maxValue"] if value > 0 else 0.0
         style = f"black on {shades[min(int(share * len(shades)), len(shades) - 1)]}" if share else "dim" if place in template else ""
@@ -96,7 +97,7 @@ def marked(found: Activation) -> Text:
 
 def shown_token(token: str) -> str:
     """A token in quotes, so that its spaces can be seen."""
-    return f"'{printable(token.replace(chr(10), LINE_END))}'"
+    return f"'{for_terminal(token.replace(chr(10), LINE_END))}'"
 
 
 def _line(found: Activation) -> Text:

@@ -30,6 +30,7 @@ from core.cli.serve import add_serving
 from core.config import BackboneConfig, FitConfig, SAETrainConfig, SampleConfig, SweepConfig
 from core.errors import Cancelled, ConfigError, SparseRMError, StoreError, described
 from core.runs.store import Artefact, Store
+from core.text_safety import for_terminal
 
 INTERRUPTED = 130
 EMBEDDED = "smollm2-135m"
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.log_to(display.say, display.warn)
         code, said = _run(arguments, display)
     if said:
-        print(said, file=sys.stderr)
+        print(for_terminal(said), file=sys.stderr)
     return code
 
 

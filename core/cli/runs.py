@@ -19,6 +19,7 @@ from core.errors import ConfigError, StoreError
 from core.runs.events import read_events
 from core.runs.launch import cancel, launch, remove, resume, run_size, wait_started
 from core.runs.registry import Run, Status, find_run, kind_of, summaries
+from core.text_safety import for_terminal
 
 POLL = 0.2
 WAITING_AFTER = 5  # looks at a queued run before it is said that it waits
@@ -130,7 +131,7 @@ def log_command(arguments: argparse.Namespace, display: console.Display) -> None
     if arguments.json:
         print_json({"run": run.id, "log": text})
     else:
-        print(text, end="")
+        print(for_terminal(text), end="")
 
 
 def follow_command(arguments: argparse.Namespace, display: console.Display) -> int:
@@ -203,7 +204,7 @@ def _print_end(run: Run) -> None:
         console.print_outcome(run.kind, result)
     elif status.error:
         parts = (("expected", status.error["expected"]), ("found", status.error["found"]), ("to do", status.error["remedy"]))
-        print("\n".join([status.error["problem"], *(f"  {name}: {text}" for name, text in parts if text)]))
+        print(for_terminal("\n".join([status.error["problem"], *(f"  {name}: {text}" for name, text in parts if text)])))
     else:
         print(f"{run.id}: {status.state}")
 

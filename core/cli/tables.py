@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from core.reward.head_words import mean_of
+from core.text_safety import for_terminal
 
 # Where standard error is no terminal (a log file), a running step says something this often, in seconds.
 LOG_EVERY = 30.0
@@ -87,14 +88,14 @@ class Display:
     def say(self, text: str) -> None:
         """A line for the person, above the bars."""
         if self._bars:
-            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bars.console.print(for_terminal(text), markup=False, highlight=False, soft_wrap=True)
         elif not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(for_terminal(text), file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         """A line that must be seen by who asked for JSON alone too: it goes to standard error, the JSON to standard output."""
         if self.quiet and not self._bars:
-            print(text, file=sys.stderr, flush=True)
+            print(for_terminal(text), file=sys.stderr, flush=True)
         else:
             self.say(text)
 
@@ -334,10 +335,10 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, 
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = Table(title=for_terminal(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
-        shown.add_column(column, justify="left" if number < left else "right", overflow="fold")
+        shown.add_column(for_terminal(column), justify="left" if number < left else "right", overflow="fold")
     for row in rows:
-        shown.add_row(*(Text(cell) for cell in row))
+        shown.add_row(*(Text(for_terminal(cell)) for cell in row))
     # In a pipe or a file rich would guess 80 columns and fold.
     Console(width=None if sys.stdout.isatty() else 160).print(shown)

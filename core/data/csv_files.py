@@ -17,19 +17,9 @@ from itertools import islice
 from pathlib import Path
 
 from core.data.encodings import as_utf8, encoding_of
-from core.data.rows import (
-    STREAM_ERRORS,
-    Row,
-    Rows,
-    begins,
-    check_names,
-    cr_lines,
-    cut,
-    line_end,
-    lines,
-    printable,
-)
+from core.data.rows import STREAM_ERRORS, Row, Rows, begins, check_names, cr_lines, cut, line_end, lines
 from core.errors import DataError
+from core.text_safety import printable
 from core.types import RefusedRow
 
 MAX_CELL = 16 * 2**20  # characters; also where the search for a closing quote in a csv ends

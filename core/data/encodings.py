@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from core.data.rows import STREAM_ERRORS, lines, printable
+from core.data.rows import STREAM_ERRORS, lines
+from core.text_safety import printable
 
 CHUNK = 1 << 20
 MARKS = (  # the longer before the shorter that it begins with

@@ -13,9 +13,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.data.rows import printable
 from core.data.unsupported_files import by_suffix, check_folder
 from core.errors import DataError
+from core.text_safety import printable
 
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 SPLITS = {

@@ -9,8 +9,8 @@ from typing import Any
 
 from core.config import DataConfig
 from core.data.hub import one_question
-from core.data.rows import printable
 from core.errors import DataError
+from core.text_safety import printable
 
 # What the error's name or text holds (lower case) -> what to do. First match wins.
 REMEDIES = (

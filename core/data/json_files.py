@@ -18,21 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from core.data.rows import (
-    MAX_LINE,
-    STREAM_ERRORS,
-    RepeatedKeys,
-    Row,
-    Rows,
-    begins,
-    cr_lines,
-    cut,
-    line_end,
-    lines,
-    parse_json,
-    printable,
-)
+from core.data.rows import MAX_LINE, STREAM_ERRORS, RepeatedKeys, Row, Rows, begins, cr_lines, cut, line_end, lines, parse_json
 from core.errors import DataError
+from core.text_safety import printable
 from core.types import RefusedRow
 
 CONTAINERS = ("data", "rows", "examples", "train")  # keys under which a JSON document may keep its list

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.data.literals import TOKEN, holds_list_of_texts, parse_literal
-from core.data.rows import RepeatedKeys, printable
+from core.data.rows import RepeatedKeys
 from core.data.texts import Refused, is_blank, text_of
+from core.text_safety import printable
 from core.types import Message
 
 ROLES = {"system": "system", "user": "user", "assistant": "assistant"}

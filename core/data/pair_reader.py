@@ -30,10 +30,11 @@ from core.data.prompt_columns import (
     holds_turns,
     sounds_like_prompt,
 )
-from core.data.rows import Row, as_json, printable
+from core.data.rows import Row, as_json
 from core.data.texts import Refused, is_blank, keeps
 from core.data.two_answers import answer_columns
 from core.data.unpaired_answers import match
+from core.text_safety import printable
 from core.types import RefusedRow
 
 MAX_DISTINCT = 10_000  # texts of a column that are told apart

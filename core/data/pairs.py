@@ -18,10 +18,11 @@ from core.data.chat_markers import marker_notes
 from core.data.duplicates import Duplicates, find_duplicates
 from core.data.formats import FORMATS, check_mapping, named, nested_place, rename
 from core.data.pair_reader import Gathered
-from core.data.rows import Row, Rows, printable
+from core.data.rows import Row, Rows
 from core.data.sources import Source, open_source
 from core.data.texts import is_blank
 from core.errors import DataError, MissingError
+from core.text_safety import printable
 from core.types import PreferencePair, PreferencePairs, Progress, RefusedRow, no_progress, sha256_of
 
 SAMPLE = 100  # rows that tell what kind of file it is: pairs, single responses, or prompts

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from core.data.rows import STREAM_ERRORS, Row, Rows, check_names, cut, printable
+from core.data.rows import STREAM_ERRORS, Row, Rows, check_names, cut
 from core.errors import DataError
+from core.text_safety import printable
 from core.types import RefusedRow
 
 BATCH = 1000  # rows that are held at once

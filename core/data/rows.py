@@ -1,4 +1,4 @@
-"""What all readers share: numbered rows, lines of a file that may break off, JSON that tells of repeated keys, text fit to be shown."""
+"""What all readers share: numbered rows, lines of a file that may break off, JSON that tells of repeated keys."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.errors import DataError
+from core.text_safety import printable
 from core.types import RefusedRow
 
 MAX_LINE = 64 * 2**20  # bytes; a longer line is refused and never held whole
@@ -30,12 +31,6 @@ Rows = Iterator[Row | RefusedRow]
 
 class RepeatedKeys(dict[str, Any]):
     """A JSON object that gives one key twice: which value counts is anybody's guess."""
-
-
-def printable(text: object, limit: int = 80) -> str:
-    """Text that can be printed and saved whatever it came from: no broken encoding, no control characters, not too long."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[:limit])
-    return shown.encode("utf-8", "backslashreplace").decode() + ("..." if len(str(text)) > limit else "")
 
 
 def lines(handle: io.BufferedIOBase) -> Iterator[bytes | Exception]:

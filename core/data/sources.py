@@ -37,9 +37,10 @@ from core.data.encodings import by_mark
 from core.data.folders import KINDS, check_columns, chosen_split, data_files, kind_of, saved_splits
 from core.data.json_files import json_rows, jsonl_rows
 from core.data.parquet_files import arrow_rows, parquet_rows
-from core.data.rows import STREAM_ERRORS, Row, Rows, cut, printable
+from core.data.rows import STREAM_ERRORS, Row, Rows, cut
 from core.data.unsupported_files import HEAD, by_suffix, check_head
 from core.errors import DataError
+from core.text_safety import printable
 from core.types import RefusedRow
 
 EXPECTED = f"a file ({' '.join(KINDS)}, each also .gz), a folder, or a Hub id such as Anthropic/hh-rlhf"

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from core.data.rows import printable
 from core.errors import DataError
+from core.text_safety import printable
 
 HEAD = 1024  # bytes that `check_head` wants; a tar archive shows itself at byte 257
 CONVERT = "open it where you trust it and save the table as csv, .jsonl or parquet"

@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from core.backbone.presets import source_names
-from core.data.rows import RepeatedKeys, lines, parse_json, printable
+from core.data.rows import RepeatedKeys, lines, parse_json
 from core.errors import ConfigError, MissingError
 from core.latents.label_identity import DIFFERENT, stated_sae, stated_source, verdict
 from core.latents.labels import NOT_STATED, PERSON, SHIPPED, SOURCES, Label, Labels, Score, label_from_row, one_line, today, with_scores
 from core.runs.locks import make_lock
 from core.runs.store import cache_root
+from core.text_safety import printable
 from core.types import RefusedRow
 
 SHIPPED_FILE = Path(__file__).resolve().parents[1] / "data" / "demo" / "labels.jsonl"

@@ -20,12 +20,13 @@ from urllib.parse import quote
 from core.backbone.presets import neuronpedia_source
 from core.config import DataConfig
 from core.data.http import Http, HttpError
-from core.data.rows import Row, printable
+from core.data.rows import Row
 from core.data.sources import open_source
 from core.errors import DataError, MismatchError, MissingError
 from core.latents.label_book import NEURONPEDIA_AUTHOR, LabelBook, refused_row
 from core.latents.label_identity import DIFFERENT, UNPROVEN, UNSTATED, Source, StatedSAE, check_claim, described_sae, other_sae, stated_sae, verdict
 from core.latents.labels import NEURONPEDIA, NOT_STATED, SOURCES, WRITTEN, Label, label_from_row
+from core.text_safety import printable
 from core.types import Progress, RefusedRow, no_progress
 
 BUCKET = "https://neuronpedia-datasets.s3.us-east-1.amazonaws.com"

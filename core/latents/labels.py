@@ -11,17 +11,18 @@ On disk a label is a row in Neuronpedia's explanation format, with what that lac
     saeSha256                   ours: the SAE whose latent it is (`identity["sha256"]`)
     madeFor                     ours: the SAE that the label was made for, where that is another one or not known (NOT_STATED)
 
-Texts come from files, people and models and are not trusted: each becomes one line without control characters when it is read.
+Texts come from files, people and models and are not trusted: each becomes one line without hidden characters (core/text_safety.py) when it is read.
 """
 
 from __future__ import annotations
 
 import math
 import time
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from core.text_safety import without_hidden
 
 PERSON = "person"
 # Best first: whose label names a latent where several do. `shipped` and `written` are people's too: ours, and those that came in a file.
@@ -33,7 +34,6 @@ POOR = 0.7  # a label that detects its latent's activity no better than this is 
 NOT_STATED = "not stated"  # what stands in `madeFor` of a label whose file names no SAE
 LONGEST = 300  # characters of a label that are kept
 LONGEST_NAME = 80  # of a method's, model's or author's name
-REORDERING = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +172,7 @@ def one_line(text: object, longest: int = LONGEST) -> str:
     """A text on one line, cut where it is long, without what a terminal would obey or what reverses the reading order; of anything else nothing."""
     if not isinstance(text, str):
         return ""
-    line = " ".join(text[: 4 * LONGEST].split())
-    if not line.isprintable():
-        line = "".join(c for c in line if unicodedata.category(c) not in ("Cc", "Cs") and c not in REORDERING).strip()
+    line = without_hidden(" ".join(text[: 4 * LONGEST].split())).strip()
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 

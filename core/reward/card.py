@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from core.reward.pair_counts import sentences
 from core.reward.parts import RewardParts
+from core.text_safety import visible
 
 REPOSITORY = "sparserm-workbench"
 PAPER = "https://arxiv.org/abs/2511.07896"
@@ -119,4 +120,4 @@ def _cell(value: str) -> str:
     """One table cell: no bars, no line ends, and no braces that the template engine would read."""
     for sign, instead in (("|", "/"), ("\n", " "), ("{", "("), ("}", ")")):
         value = value.replace(sign, instead)
-    return value
+    return visible(value)

@@ -21,8 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from core.data.rows import printable
 from core.data.splits import NAMES, UNUSED
+from core.text_safety import printable
 from core.types import Message, PreferencePair, PreferencePairs, Progress, no_progress
 
 if TYPE_CHECKING:

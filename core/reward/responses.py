@@ -18,9 +18,10 @@ from core.data.formats import FORMATS, candidates_of
 from core.data.messages import is_message, messages_of, unpack_messages, unpack_row
 from core.data.pair_reader import ColumnTexts
 from core.data.prompt_columns import ABOUT_ANSWERS, ASKED, asked, check_media, holds_sentence
-from core.data.rows import Row, printable
+from core.data.rows import Row
 from core.data.sources import open_source
 from core.data.texts import Refused, is_blank, keeps, text_of
+from core.text_safety import printable
 from core.types import Message, RefusedRow
 
 RESPONSES = ("response", "responses", "completion", "output", "answer")

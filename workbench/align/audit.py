@@ -12,12 +12,13 @@ from core.align import audit
 from core.align.audit import Agreement, Case, Judgement
 from core.cli import tables as console
 from core.errors import SparseRMError
+from core.text_safety import visible
 from workbench.align import values as align
 from workbench.align.choice import choose_round
 from workbench.align.drops import against, answers, labels_of, sentence, texts_of
 from workbench.align.values import Generated
 from workbench.frame import state
-from workbench.frame.chart_base import percent, visible
+from workbench.frame.chart_base import percent
 from workbench.frame.downloads import download_rows
 
 if TYPE_CHECKING:

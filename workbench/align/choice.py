@@ -7,11 +7,11 @@ from typing import Any
 import streamlit as st
 
 from core.align.records import RoundRecord
+from core.text_safety import visible
 from workbench.align import form as align_form
 from workbench.align import values as align
 from workbench.align.values import Entry
 from workbench.frame import state
-from workbench.frame.chart_base import visible
 
 
 def choose(known: list[Entry], *, new: bool = True) -> Entry | None:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from core.text_safety import visible
 from workbench.align import figures as align_figures
 from workbench.align import values as align
 from workbench.align.evaluation import evaluated, grid
 from workbench.align.figures import FIGURES, Figure, Point
 from workbench.align.values import Entry
 from workbench.frame import state
-from workbench.frame.chart_base import visible
 from workbench.frame.downloads import download_rows, show_rows
 
 if TYPE_CHECKING:

@@ -10,13 +10,14 @@ import streamlit as st
 
 from core.align.records import RoundRecord
 from core.latents.labels import Labels
+from core.text_safety import visible
 from core.types import Message
 from workbench.align import values as align
 from workbench.align.choice import choose_round
 from workbench.align.rounds import row_of
 from workbench.align.values import Generated
 from workbench.frame import state
-from workbench.frame.chart_base import number, visible
+from workbench.frame.chart_base import number
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.frame.models import FittedModel
 from workbench.latents import values as latents

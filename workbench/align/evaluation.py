@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from core.align.records import EVALUATION, RoundRecord
+from core.text_safety import visible
 from workbench.align import figures as align_figures
 from workbench.align import values as align
 from workbench.align.charts import drift_dots, policy_curve
@@ -15,7 +16,6 @@ from workbench.align.choice import choose_round
 from workbench.align.drops import answers, labels_of, texts_of
 from workbench.align.figures import FIGURES, Figure, Point, Result
 from workbench.frame import state
-from workbench.frame.chart_base import visible
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.preferences.values import excerpt
 from workbench.response.values import latent_name

@@ -21,9 +21,9 @@ from core.cli.options import SAE_FIELDS, options_of
 from core.config import AlignConfig, Config
 from core.runs import launch as launching
 from core.runs.store import cache_root
+from core.text_safety import visible
 from workbench.align import values as align
 from workbench.frame import estimates, forms, models, run_panel, state
-from workbench.frame.chart_base import visible
 from workbench.frame.forms import Draft
 from workbench.frame.layout import label_text
 

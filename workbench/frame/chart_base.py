@@ -12,7 +12,6 @@ from __future__ import annotations
 import html
 import math
 import textwrap
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +21,13 @@ import pandas  # noqa: F401  for plotly, see above
 import plotly.graph_objects as go
 
 from core.reward.head_words import counted_pairs
+from core.text_safety import visible
 
 CHOSEN, REJECTED, NEUTRAL = "#3B7DED", "#DD6B10", "#7F8A99"
 FAINT, LINE = "rgba(127, 138, 153, 0.35)", "rgba(127, 138, 153, 0.55)"
 FURTHER = ("#0F9D8A", "#A855C7", "#B8860B", "#C2416B", "#6A8F2B", "#5F7FBF")  # for what is neither chosen nor rejected, such as the controls
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "x")  # beside colours, for who can't tell those apart
 INTERVAL = "95 % interval"
-REORDERING = {chr(code) for code in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-CONTROL, REPLACED = ("Cc", "Cs", "Co"), "\ufffd"
 LONGEST = 60
 
 Rows = Sequence[Mapping[str, Any]]
@@ -48,19 +46,6 @@ class Chart:
         """A page of its own that needs no network."""
         figure = go.Figure(self.figure).update_layout(template="plotly_white", paper_bgcolor="white", plot_bgcolor="white")
         return str(figure.to_html(include_plotlyjs=True, include_mathjax=False, full_html=True))
-
-
-def visible(text: object, longest: int | None = None) -> str:
-    """A text without what a browser would obey or what would reverse its neighbours; line ends stay. Cut where it is long."""
-    text = str(text) if longest is None else str(text)[: 4 * longest + 4]
-    shown = text if text.isprintable() else "".join(map(_visible, text))  # a printable text holds none of them
-    return shown if longest is None or len(shown) <= longest else shown[: longest - 1] + "…"
-
-
-def _visible(sign: str) -> str:
-    if sign in "\n\t":
-        return sign
-    return REPLACED if sign in REORDERING or unicodedata.category(sign) in CONTROL else sign
 
 
 def plain(text: object, longest: int = LONGEST) -> str:

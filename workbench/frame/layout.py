@@ -19,16 +19,16 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from core.errors import SparseRMError
+from core.text_safety import visible
 from workbench.frame import left_out as what_is_left_out
 from workbench.frame import models, run_panel, state
-from workbench.frame.chart_base import visible
 from workbench.frame.models import OWN, FittedModel
 from workbench.frame.page_list import PageSpec, pages
 
 
 def label_text(text: object, longest: int = 60) -> str:
     """A text from data or models, fit for a label: letters, digits and a few signs that mean nothing in Markdown."""
-    plain = " ".join(re.sub(r"[^\w ,.()%+-]|_", " ", str(text)).split())
+    plain = " ".join(re.sub(r"[^\w ,.()%+-]|_", " ", visible(text)).split())
     return plain if len(plain) <= longest else plain[: longest - 1] + "…"
 
 
@@ -173,8 +173,8 @@ def failed(error: SparseRMError | Any) -> None:
     said = error if isinstance(error, dict) else {name: getattr(error, name, "") for name in ("problem", "expected", "found", "remedy")}
     with st.container(border=True, key=f"failed {hash(str(said.get('problem')))}"):
         st.error("This did not work.", icon=":material/error:")
-        st.text(said.get("problem", ""))
+        st.text(visible(said.get("problem", "")))
         for name, words in (("expected", "Expected"), ("found", "Found"), ("remedy", "What to do")):
             if said.get(name):
                 st.caption(words)
-                st.text(said[name])
+                st.text(visible(said[name]))

@@ -14,7 +14,7 @@ from typing import Any
 
 import streamlit as st
 
-from workbench.frame.chart_base import visible
+from core.text_safety import visible
 
 STATIC = Path(__file__).parents[1] / "static"
 MOST_TOKENS = 20_000  # of all rows together; what lies behind is cut, and said

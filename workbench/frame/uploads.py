@@ -7,9 +7,9 @@ import os
 import re
 from pathlib import Path
 
-from core.data.rows import printable
 from core.errors import DataError
 from core.runs.store import cache_root
+from core.text_safety import printable
 
 LARGEST = 200 * 2**20  # bytes; as maxUploadSize in .streamlit/config.toml
 KINDS = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from core.text_safety import visible
 from core.types import PreferencePair, PreferencePairs
-from workbench.frame.chart_base import visible
 
 KIND_FIELDS = ("subset", "category", "Category")
 EXCERPT = 140

@@ -16,9 +16,9 @@ from core.data.formats import FORMATS
 from core.data.pairs_file import read_pairs
 from core.errors import SparseRMError
 from core.runs.registry import Run
+from core.text_safety import visible
 from core.types import PreferencePair
 from workbench.frame import forms, run_panel, state, uploads
-from workbench.frame.chart_base import visible
 from workbench.frame.charts import contestant
 from workbench.frame.downloads import download_rows
 from workbench.frame.layout import failed, label_text

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
+from core.text_safety import visible
 from workbench.frame import state
-from workbench.frame.chart_base import visible
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.response.charts import contribution_bars
 from workbench.response.values import EditStep, change_bars, keep_edit, kept, one_line

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from core.explain.switch import SwitchedOff
+from core.text_safety import visible
 from workbench.frame import state
-from workbench.frame.chart_base import interval, number, visible
+from workbench.frame.chart_base import interval, number
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.response.charts import removal_curves, reward_place
 from workbench.response.values import kept, latent_name, one_line, ranked_latents, switched

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import streamlit as st
 
 from core.explain.explanation import Explanation
+from core.text_safety import visible
 from workbench.frame import live_panel, state
-from workbench.frame.chart_base import visible
 from workbench.frame.models import FittedModel
 from workbench.response import edit as response_edit
 from workbench.response import more as response_more

@@ -9,8 +9,9 @@ import streamlit as st
 
 from core.explain.explanation import Explanation, PairExplanation
 from core.explain.sentence import Why
+from core.text_safety import visible
 from workbench.frame import state
-from workbench.frame.chart_base import interval, number, percent, visible
+from workbench.frame.chart_base import interval, number, percent
 from workbench.frame.downloads import file_name, show_chart
 from workbench.frame.models import FittedModel
 from workbench.latents.values import detection_interval

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from core.text_safety import visible
 from workbench.frame import live_panel, state
-from workbench.frame.chart_base import visible
 from workbench.frame.downloads import rows_behind, show_chart
 from workbench.frame.tokens import TokenRow, show_tokens, table
 from workbench.response.charts import Step, contribution_bars, running_reward

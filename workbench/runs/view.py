@@ -21,10 +21,11 @@ from core.runs import launch as launching
 from core.runs.registry import Run, all_runs, kind_of, summaries
 from core.runs.space import disk_used, made_only_by, remove_artefacts
 from core.runs.store import Store, cache_root
+from core.text_safety import visible
 from workbench.align import form as align_form
 from workbench.align import values as align
 from workbench.frame import charts, estimates, forms, progress, run_panel, state
-from workbench.frame.chart_base import plain, visible
+from workbench.frame.chart_base import plain
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.frame.layout import empty, label_text
 from workbench.frame.models import ID_LENGTH

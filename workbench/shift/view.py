@@ -8,13 +8,13 @@ import streamlit as st
 
 from core.align.records import SHIFT, RoundRecord
 from core.explain.shift import Shift
+from core.text_safety import visible
 from workbench.align import live as align_live
 from workbench.align import values as align
 from workbench.align.choice import choose, choose_round
 from workbench.align.drops import pair_card, whole
 from workbench.align.values import Entry
 from workbench.frame import state
-from workbench.frame.chart_base import visible
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.frame.layout import empty
 from workbench.shift import values as shift
