@@ -11,8 +11,8 @@ sources = {"model": "This reward model's pairs", "own": "Bring your own"}
 source = "own"
 if model is not None:
     source = state.get("preferences_source") if state.get("preferences_source") in sources else "model"
-    bound = state.bound("pairs source", source, lambda chosen: state.choose(preferences_source=chosen if chosen != "model" else None))
-    st.segmented_control("Which pairs", list(sources), required=True, format_func=sources.__getitem__, label_visibility="collapsed", **bound)
+    widget = state.url_widget("pairs source", source, lambda chosen: state.choose(preferences_source=chosen if chosen != "model" else None))
+    st.segmented_control("Which pairs", list(sources), required=True, format_func=sources.__getitem__, label_visibility="collapsed", **widget)
 if source == "own" or model is None:
     pairs_view.bring()
 else:

@@ -165,21 +165,21 @@ def test_a_set_of_pairs_holds_until_it_is_cleared(query: Query) -> None:
     assert state.chosen_pairs() is None
     state.choose_pairs(["b", "a", "b"], "lasso in Spaces")
     held = state.chosen_pairs()
-    assert held is not None and len(held) == 2 and "a" in held and "c" not in held and held.said == "lasso in Spaces"
+    assert held is not None and len(held) == 2 and "a" in held and "c" not in held and held.source == "lasso in Spaces"
     state.choose_pairs([], "nothing")
     assert "filter" not in query and state.chosen_pairs() is None
 
 
 def test_a_value_from_elsewhere_makes_another_widget(query: Query) -> None:
     told: list[Any] = []
-    first = state.bound("box", "a", told.append)
+    first = state.url_widget("box", "a", told.append)
     assert state.st.session_state[first["key"]] == "a"
     state.st.session_state[first["key"]] = "b"  # the person chooses b
     first["on_change"]()
     assert told == ["b"]
-    again = state.bound("box", "b", told.append)
+    again = state.url_widget("box", "b", told.append)
     assert again["key"] == first["key"]
-    other = state.bound("box", "c", told.append)  # the back button, say
+    other = state.url_widget("box", "c", told.append)  # the back button, say
     assert other["key"] != first["key"] and state.st.session_state[other["key"]] == "c"
 
 

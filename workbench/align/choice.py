@@ -21,9 +21,9 @@ def choose(known: list[Entry], *, new: bool = True) -> Entry | None:
     state.redraw_if_chosen()
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         with st.container(width=560):
-            bound = state.bound("pick alignment", found.id if found else None, lambda picked: state.choose(align_open=picked))
+            widget = state.url_widget("pick alignment", found.id if found else None, lambda picked: state.choose(align_open=picked))
             show: Any = {"format_func": lambda name: visible(titles.get(name, name), 120), "label_visibility": "collapsed"}
-            st.selectbox("Alignment", list(titles), placeholder="Choose an alignment", **show, **bound)
+            st.selectbox("Alignment", list(titles), placeholder="Choose an alignment", **show, **widget)
         if new:
             st.button("New alignment", icon=":material/add:", key="new alignment", on_click=_open_form, args=(None,))
             if found is not None:

@@ -105,7 +105,7 @@ def _everything(more: bool) -> bool:
     if not more:
         return False
     shown = bool(state.get("align_all"))
-    st.toggle("All figures", **state.bound("align all", shown, lambda on: state.choose(align_all="1" if on else None)))
+    st.toggle("All figures", **state.url_widget("align all", shown, lambda on: state.choose(align_all="1" if on else None)))
     return shown
 
 

@@ -110,8 +110,8 @@ def form() -> Filled:
 
 def _preset(draft: Draft) -> None:
     name = preset_of(draft)
-    bound = state.bound("align preset", name or None, lambda chosen: fill(ALIGN_PRESETS[chosen or name]))  # a click on the chosen one: back to it
-    st.segmented_control("Start from", ORDER, help="Changes below are laid over this preset.", **bound)
+    widget = state.url_widget("align preset", name or None, lambda chosen: fill(ALIGN_PRESETS[chosen or name]))  # a click on the chosen one: back to it
+    st.segmented_control("Start from", ORDER, help="Changes below are laid over this preset.", **widget)
     if name:
         preset = ALIGN_PRESETS[name]
         prompts = f"{preset.prompts_limit:,} prompts" if preset.prompts_limit else "All free prompts"
@@ -136,21 +136,21 @@ def _first(draft: Draft, config: AlignConfig, errors: Mapping[str, str]) -> None
 def _model(draft: Draft, config: AlignConfig) -> None:
     known = {str(model.folder): model.title for model in models.models()}
     options = ["", *known, *([config.model] if config.model and config.model not in known else [])]
-    bound = state.bound("align reward model", config.model, lambda chosen: _take(draft, "model", chosen))
+    widget = state.url_widget("align reward model", config.model, lambda chosen: _take(draft, "model", chosen))
     st.selectbox(
         "Reward model",
         options,
         format_func=lambda one: visible(known.get(one, one), 80) or "The preset's: found, else fitted first",
         help="Measures every round and, in the arm sparserm, filters. Policy and reward model share the language model.",
-        **bound,
+        **widget,
     )
 
 
 def _arm(draft: Draft, config: AlignConfig, error: str) -> None:
     options = [*ARMS, *([config.arm] if config.arm not in ARMS else [])]
-    bound = state.bound("align arm", config.arm, lambda chosen: _take(draft, "arm", chosen or SPARSERM))
+    widget = state.url_widget("align arm", config.arm, lambda chosen: _take(draft, "arm", chosen or SPARSERM))
     help_ = "Which pairs DPO learns from. `none` keeps all, `random` drops as many as SparseRM would. A reward model's folder can be typed, too."
-    st.selectbox("Arm", options, format_func=lambda arm: visible(align.arm_words(arm), 80), help=help_, accept_new_options=True, **bound)
+    st.selectbox("Arm", options, format_func=lambda arm: visible(align.arm_words(arm), 80), help=help_, accept_new_options=True, **widget)
     if error:
         st.badge(f"Arm: {label_text(error, 120)}", icon=":material/error:", color="red")
 

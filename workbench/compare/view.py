@@ -64,9 +64,9 @@ def _second(others: list[FittedModel]) -> FittedModel | None:
     chosen = state.settle("compare_with", list(titles), others[0].id)
     state.redraw_if_chosen()
     shown = chosen if chosen in titles else None
-    bound = state.bound("pick compare_with", shown, lambda picked: state.choose(compare_with=picked))
+    widget = state.url_widget("pick compare_with", shown, lambda picked: state.choose(compare_with=picked))
     show: Any = {"format_func": lambda name: visible(titles.get(name, name)), "placeholder": "Choose a reward model"}
-    st.selectbox("Second reward model", list(titles), **show, **bound)
+    st.selectbox("Second reward model", list(titles), **show, **widget)
     return next((model for model in others if model.id == shown), None)
 
 

@@ -206,7 +206,7 @@ def _main(kind: str, config: Any) -> tuple[str, ...]:
 
 def _all_settings(label: str) -> bool:
     shown = bool(state.get(ALL))
-    st.toggle(label, **state.bound("form all", shown, lambda on: state.choose(**{ALL: "1" if on else None})))
+    st.toggle(label, **state.url_widget("form all", shown, lambda on: state.choose(**{ALL: "1" if on else None})))
     return shown
 
 
@@ -216,8 +216,8 @@ def _preset(draft: Draft) -> None:
     def take(chosen: str) -> None:
         _choose(Draft(kind=draft.kind, preset="" if chosen == FIRST_PRESET else chosen))
 
-    bound = state.bound(f"form {draft.kind} preset", draft.preset or FIRST_PRESET, take)
-    st.segmented_control("Start from", list(PRESETS), required=True, help="Changes below are laid over this preset.", **bound)
+    widget = state.url_widget(f"form {draft.kind} preset", draft.preset or FIRST_PRESET, take)
+    st.segmented_control("Start from", list(PRESETS), required=True, help="Changes below are laid over this preset.", **widget)
 
 
 Row = tuple[str, Config, Any]  # path, the config that the field is of, its dataclass field
@@ -259,11 +259,11 @@ def _field(row: Row, draft: Draft, error: str) -> None:
     take = partial(_take, draft, path, before)
     hint, choices, help_ = typing.get_type_hints(type(config))[spec.name], spec.metadata["choices"], spec.metadata["help"]
     if choices and text in map(str, choices):
-        st.selectbox(label, list(map(str, choices)), format_func=lambda choice: choice or "none", help=help_, **state.bound(name, text, take))
+        st.selectbox(label, list(map(str, choices)), format_func=lambda choice: choice or "none", help=help_, **state.url_widget(name, text, take))
     elif hint is int and _whole(text):
-        st.number_input(label, step=1, help=help_, **state.bound(name, int(text), take))
+        st.number_input(label, step=1, help=help_, **state.url_widget(name, int(text), take))
     else:
-        st.text_input(label, placeholder=PLACEHOLDERS.get(spec.name), help=help_, **state.bound(name, text, take))
+        st.text_input(label, placeholder=PLACEHOLDERS.get(spec.name), help=help_, **state.url_widget(name, text, take))
     if error:
         st.badge(f"{label}: {error}"[:160], icon=":material/error:", color="red")
 

@@ -102,9 +102,9 @@ def _pick_model(known: list[FittedModel], model: FittedModel | None) -> None:
         swapped = {"compare_with": model.id} if model and picked == state.get("compare_with") else {}
         state.choose(model=picked, **swapped)
 
-    bound = state.bound("pick model", model.id if model else None, take)
+    widget = state.url_widget("pick model", model.id if model else None, take)
     show: Any = {"format_func": lambda name: titles.get(name, name), "label_visibility": "collapsed"}
-    st.selectbox("Reward model", list(titles), placeholder="Choose a reward model", **show, **bound)
+    st.selectbox("Reward model", list(titles), placeholder="Choose a reward model", **show, **widget)
 
 
 def _pair_words(model: FittedModel | None) -> str:
@@ -120,7 +120,7 @@ def _pair_words(model: FittedModel | None) -> str:
 
 def _filter_words() -> str:
     chosen = state.chosen_pairs()
-    return "Unknown filter" if chosen is None else f"{len(chosen):,} pairs, {label_text(chosen.said)}"
+    return "Unknown filter" if chosen is None else f"{len(chosen):,} pairs, {label_text(chosen.source)}"
 
 
 def need_model() -> FittedModel:

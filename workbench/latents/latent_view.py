@@ -50,7 +50,7 @@ def choose(model: FittedModel, latent: int, page: Feature | None) -> None:
         state.pick("Latent", options, "latent", show=said, default=str(latent))
         width = latents.n_latents(model)
         most = None if width is None else width - 1
-        st.number_input("Any latent", 0, most, step=1, width=150, **state.bound("latent number", latent, _open))
+        st.number_input("Any latent", 0, most, step=1, width=150, **state.url_widget("latent number", latent, _open))
         if page is not None:
             data, file, told = partial(jsonl_bytes, [page]), file_name("latent", str(latent), kind="json"), "This page in Neuronpedia's format"
             st.download_button("JSON", data, file, "application/json", key="latent json", on_click="ignore", icon=":material/download:", help=told)

@@ -49,8 +49,8 @@ def _k_slider(model: FittedModel, found: Selection) -> None:
     ks, own = latents.possible_ks(model), int(model.about["selection"]["k"])
     if len(ks) > 1:
         said = f"The model was fitted with K = {own}. Another K shows who would be selected; fit again to use it."
-        bound = state.bound("latents k", found.k, lambda k: state.choose(latents_k=None if k == own else k))
-        st.select_slider("K, latents a side", ks, help=said, **bound)
+        widget = state.url_widget("latents k", found.k, lambda k: state.choose(latents_k=None if k == own else k))
+        st.select_slider("K, latents a side", ks, help=said, **widget)
 
 
 def curve(model: FittedModel, k: int) -> None:
@@ -127,8 +127,8 @@ def table(model: FittedModel, found: Selection) -> None:
 
 
 def _search() -> str:
-    bound = state.bound("latents search", state.get("latents_search"), lambda words: state.choose(latents_search=words))
-    st.text_input("Search", placeholder="label or number", max_chars=200, width=260, **bound)
+    widget = state.url_widget("latents search", state.get("latents_search"), lambda words: state.choose(latents_search=words))
+    st.text_input("Search", placeholder="label or number", max_chars=200, width=260, **widget)
     return state.get("latents_search")
 
 

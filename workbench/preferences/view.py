@@ -197,9 +197,9 @@ def _narrow(label: str, options: list[str], name: str) -> str:
 
 def _search() -> str:
     name = "preferences_search"
-    bound = state.bound("pairs search", state.get(name), lambda words: state.choose(**{name: words}))
+    widget = state.url_widget("pairs search", state.get(name), lambda words: state.choose(**{name: words}))
     with st.container(width=230):
-        st.text_input("Search", placeholder="Words in prompt or answers", max_chars=200, **bound)
+        st.text_input("Search", placeholder="Words in prompt or answers", max_chars=200, **widget)
     return state.get(name)
 
 

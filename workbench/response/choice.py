@@ -63,8 +63,8 @@ def _lists(model: FittedModel, only: frozenset[str] | None) -> list[int]:
 
 
 def _search() -> str:
-    bound = state.bound("response search", state.get("response_search"), lambda words: state.choose(response_search=words))
-    st.text_input("Search", placeholder="words in any text", max_chars=200, **bound)
+    widget = state.url_widget("response search", state.get("response_search"), lambda words: state.choose(response_search=words))
+    st.text_input("Search", placeholder="words in any text", max_chars=200, **widget)
     return state.get("response_search")
 
 

@@ -26,14 +26,14 @@ def switch_off(view: View) -> None:
     options = ranked_latents(of, view.one.attribution.contribution)
     chosen = [one for one in state.get("response_off").split(",") if one in options]
     labels = of.labels
-    bound = state.bound("response off", chosen, lambda picked: state.choose(response_off=",".join(picked)))
+    widget = state.url_widget("response off", chosen, lambda picked: state.choose(response_off=",".join(picked)))
     st.multiselect(
         "Latents to switch off, those that did most here first",
         options,
         format_func=lambda one: visible(latent_name(int(one), labels)),
         max_selections=MOST_OFF,
         placeholder="Choose latents",
-        **bound,
+        **widget,
     )
     off, on = switched(view.model, [int(one) for one in chosen], view.one)
     with st.container(horizontal=True, gap="small", key="response off figures"):

@@ -54,8 +54,8 @@ def launcher() -> None:
 
 def _form() -> None:
     kind = state.get(KIND) if state.get(KIND) in STARTED_HERE else STARTED_HERE[0]
-    bound = state.bound("runs kind", kind, lambda chosen: state.choose(**{KIND: chosen, forms.DRAFT: None}))
-    st.segmented_control("Kind of run", STARTED_HERE, required=True, format_func=run_panel.kind_words, label_visibility="collapsed", **bound)
+    widget = state.url_widget("runs kind", kind, lambda chosen: state.choose(**{KIND: chosen, forms.DRAFT: None}))
+    st.segmented_control("Kind of run", STARTED_HERE, required=True, format_func=run_panel.kind_words, label_visibility="collapsed", **widget)
     if kind == align.KIND:  # the Align page's own form
         align_form.launcher(first=not all_runs(), shows=OPEN, asked=(OTHER, NEW, KIND))
         return
