@@ -1,8 +1,9 @@
-"""The workbench: `streamlit run workbench/app.py`. Streamlit runs this script for every page of every session, and again after every click.
+"""The workbench: `streamlit run workbench/app.py`. Streamlit runs this script for every page of every session, and
+again after every click.
 
-The script draws the frame and runs the page that the address names, a file in pages/ (workbench/frame/page_list.py lists them). This process never
-loads torch, transformers, sae_lens, trl, peft or scikit-learn: work that needs one of them is done by a run (workbench/frame/run_panel.py) or by the
-model's process (workbench/frame/model_client.py).
+The script draws the frame and runs the page that the address names, a file in pages/ (workbench/frame/page_list.py
+lists them). This process never loads torch, transformers, sae_lens, trl, peft or scikit-learn: work that needs one of
+them is done by a run (workbench/frame/run_panel.py) or by the model's process (workbench/frame/model_client.py).
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def main() -> None:
     st.html(STYLE)
     specs = pages()
     by_name = [st.Page(spec.script, title=spec.title, icon=spec.icon, url_path=spec.name) for spec in specs]
-    # The first page is listed twice, since a link to the root of the address, opened in a new tab, would open the current page there.
+    # The first page is listed twice, since a link to the root of the address, opened in a new tab, would open the
+    # current page there.
     root = st.Page(specs[0].script, title=specs[0].title, icon=specs[0].icon, url_path="root", default=True)
     chosen = st.navigation([*by_name, root], position="hidden")  # Streamlit's own menu would drop the choices in the URL; layout.menu keeps them
     spec = specs[0] if chosen == root else specs[by_name.index(chosen)]

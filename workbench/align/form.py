@@ -110,7 +110,8 @@ def form() -> Filled:
 
 def _preset(draft: Draft) -> None:
     name = preset_of(draft)
-    widget = state.url_widget("align preset", name or None, lambda chosen: fill(ALIGN_PRESETS[chosen or name]))  # a click on the chosen one: back to it
+    # A click on the chosen preset goes back to it.
+    widget = state.url_widget("align preset", name or None, lambda chosen: fill(ALIGN_PRESETS[chosen or name]))
     st.segmented_control("Start from", ORDER, help="Changes below are laid over this preset.", **widget)
     if name:
         preset = ALIGN_PRESETS[name]

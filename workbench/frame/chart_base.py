@@ -1,10 +1,13 @@
-"""What all figures share: colours that mean something, axes with a name and a unit, texts made harmless, and the table behind each figure.
+"""What all figures share: colours that mean something, axes with a name and a unit, texts made harmless, and the table
+behind each figure.
 
-Text and grid take their colours from the page's theme, so marks are chosen to be told apart, by the colour-blind too, on white and on near-black.
-plotly reads a little HTML in every text of a figure: whatever comes from data or models goes through `plain` or `wrapped` first.
+Text and grid take their colours from the page's theme, so marks are chosen to be told apart, by the colour-blind too,
+on white and on near-black. plotly reads a little HTML in every text of a figure: whatever comes from data or models
+goes through `plain` or `wrapped` first.
 
-This module imports pandas, though it does not use it: plotly uses pandas where `sys.modules` holds it, and would find half of it
-while another session is importing it. Every session imports this module before it draws, so it waits for the whole of pandas.
+This module imports pandas, though it does not use it: plotly uses pandas where `sys.modules` holds it, and would find
+half of it while another session is importing it. Every session imports this module before it draws, so it waits for the
+whole of pandas.
 """
 
 from __future__ import annotations
@@ -91,8 +94,8 @@ def _gap(upper: float | None, lower: float | None) -> float | None:
 
 
 def carried(*columns: Sequence[Any] | np.ndarray) -> np.ndarray:
-    """What marks carry as `customdata`, a column each, or as hover texts: `carried(texts)[:, 0]`. Plotly takes such arrays ten times as fast as
-    lists; the browser gets lists.
+    """What marks carry as `customdata`, a column each, or as hover texts: `carried(texts)[:, 0]`. Plotly takes such
+    arrays ten times as fast as lists; the browser gets lists.
     """
     made = np.empty((len(columns[0]), len(columns)), dtype=object)
     for place, column in enumerate(columns):

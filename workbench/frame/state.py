@@ -1,17 +1,19 @@
 """What the person has chosen, the same on all pages: ids, kept in the URL and nowhere else.
 
-A reload, the back button, a restarted server and another browser that opens a copied link therefore all show the same view. Links to other
-pages are made by `link` or followed by `go`, also those of the sidebar, since both take the URL's choices along.
+A reload, the back button, a restarted server and another browser that opens a copied link therefore all show the same
+view. Links to other pages are made by `link` or followed by `go`, also those of the sidebar, since both take the URL's
+choices along.
 
-A page's default may change from one day to the next (the newest reward model). `settle` writes such a default into the URL, so that a newer
-model changes nothing in a view that is open; `shows` adds a default to the copied link only.
+A page's default may change from one day to the next (the newest reward model). `settle` writes such a default into the
+URL, so that a newer model changes nothing in a view that is open; `shows` adds a default to the copied link only.
 
     shared by all pages, shown as chips that clear them
         model     id of a reward model (workbench.frame.models)    pair      id of a preference pair
         latent    number of a latent                               filter    id of a saved set of pairs (see `choose_pairs`)
     of one page: any other name, by convention `<page>_<what>` (latents_k, preferences_search); absent where it has its default
 
-What is too long for a URL is saved as a small file in the cache, named by its content (`keep`, `kept`), and the URL holds its id.
+What is too long for a URL is saved as a small file in the cache, named by its content (`keep`, `kept`), and the URL
+holds its id.
 
     state.get("latent")                            "" where nothing is chosen
     state.settle("model", ids, newest)             what is chosen, else what this session showed last, else the newest; the URL holds it from now on
@@ -69,9 +71,11 @@ def get(name: str, default: str = "") -> str:
 
 
 def settle(name: str, options: Sequence[str], default: str) -> str:
-    """The id chosen under a name whose default changes with the cache: the URL's, else what this session showed last, else `default`.
+    """The id chosen under a name whose default changes with the cache: the URL's, else what this session showed last,
+    else `default`.
 
-    The id is then written into the URL. An id of the URL that is not among `options` is returned unchanged, and the page reports it.
+    The id is then written into the URL. An id of the URL that is not among `options` is returned unchanged, and the
+    page reports it.
     """
     memory, asked = st.session_state.setdefault(SETTLED, {}), get(name)
     chosen = asked or (memory[name] if memory.get(name) in options else default)
@@ -89,24 +93,31 @@ def shows(**ids: str | int | None) -> None:
 
 
 def whole_view() -> dict[str, str]:
-    """The URL's parameters and the defaults that this page shows: what a copied link must name to open the same view later."""
+    """The URL's parameters and the defaults that this page shows: what a copied link must name to open the same view
+    later.
+    """
     return {**st.session_state.get(SHOWN, {}), **params()}
 
 
 def begin() -> None:
-    """To be called at the beginning of each whole script run: forgets the defaults of the last run; the links are drawn anew with every choice."""
+    """To be called at the beginning of each whole script run: forgets the defaults of the last run; the links are drawn
+    anew with every choice.
+    """
     st.session_state[SHOWN] = {}
     st.session_state.pop(CHANGED, None)
 
 
 def redraw_if_chosen() -> None:
-    """Draws the page anew if something was chosen after its links were drawn. To be called at the start of a fragment, and after `settle`."""
+    """Draws the page anew if something was chosen after its links were drawn. To be called at the start of a fragment,
+    and after `settle`.
+    """
     if st.session_state.get(CHANGED):
         st.rerun()
 
 
 def choose(**ids: str | int | None) -> None:
-    """Chooses these ids, clears those that are None or empty, and clears what belonged to a replaced choice (`GOES_WITH`); the others stay.
+    """Chooses these ids, clears those that are None or empty, and clears what belonged to a replaced choice
+    (`GOES_WITH`); the others stay.
 
     To be called in a callback, or before `st.rerun`.
     """
@@ -125,7 +136,9 @@ def clear(*names: str) -> None:
 
 
 def params(**ids: str | int | None) -> dict[str, str]:
-    """The URL's parameters as they would be with these ids chosen. Raises ConfigError for a name that is not allowed in a URL."""
+    """The URL's parameters as they would be with these ids chosen. Raises ConfigError for a name that is not allowed in
+    a URL.
+    """
     wrong = [name for name in ids if not NAME.fullmatch(name)]
     if wrong:
         raise ConfigError("no choice can have this name", expected="lower-case letters, digits and _", found=", ".join(wrong))
@@ -155,7 +168,9 @@ def _present() -> dict[str, str]:
 
 
 def go(page: str, **ids: str | int | None) -> None:
-    """Opens a page with these ids chosen. Ends this script run. Streamlit ignores this in a callback, so call it in the page's script."""
+    """Opens a page with these ids chosen. Ends this script run. Streamlit ignores this in a callback, so call it in the
+    page's script.
+    """
     spec = find_page(page)
     if spec is None:
         choose(**ids)
@@ -165,7 +180,9 @@ def go(page: str, **ids: str | int | None) -> None:
 
 
 def link(label: str, page: str, *, icon: str | None = None, help: str | None = None, **ids: str | int | None) -> None:
-    """A link to a page with these ids chosen; draws nothing where there is no such page. `label` is Markdown, so never a text of data or models."""
+    """A link to a page with these ids chosen; draws nothing where there is no such page. `label` is Markdown, so never
+    a text of data or models.
+    """
     spec = find_page(page)
     if spec is not None:
         st.page_link(spec.script, label=label, icon=icon or spec.icon, help=help, query_params=params(**ids))
@@ -181,7 +198,9 @@ def pick(
     help: str | None = None,
     label_visibility: Any = "visible",
 ) -> str:
-    """A select box for a name in the URL. Returns the chosen option, or `default` (else the first option) where no existing one is chosen."""
+    """A select box for a name in the URL. Returns the chosen option, or `default` (else the first option) where no
+    existing one is chosen.
+    """
     fallback = default if default in options else next(iter(options), "")
     chosen = get(name) if get(name) in options else fallback
 
@@ -189,13 +208,20 @@ def pick(
         choose(**{name: None if picked == fallback and name not in SHARED else picked})
 
     st.selectbox(
-        label, options, format_func=show, help=help, label_visibility=label_visibility, **url_widget(f"pick {name}", chosen if options else None, take)
+        label,
+        options,
+        format_func=show,
+        help=help,
+        label_visibility=label_visibility,
+        **url_widget(f"pick {name}", chosen if options else None, take),
     )
     return chosen
 
 
 def segments(label: str, options: Mapping[str, str], name: str, *, default: str = "", label_visibility: Any = "collapsed") -> str:
-    """A row of choices for a name in the URL. `options` maps ids to their words. Returns the chosen id, or `default` (else the first)."""
+    """A row of choices for a name in the URL. `options` maps ids to their words. Returns the chosen id, or `default`
+    (else the first).
+    """
     fallback = default if default in options else next(iter(options))
     chosen = get(name) if get(name) in options else fallback
 
@@ -208,12 +234,14 @@ def segments(label: str, options: Mapping[str, str], name: str, *, default: str 
 
 
 def url_widget(name: str, value: Any, take: Callable[[Any], None]) -> dict[str, Any]:
-    """`key` and `on_change` of a widget that shows `value`; a value that a person sets there is passed to `take`, in a callback.
+    """`key` and `on_change` of a widget that shows `value`; a value that a person sets there is passed to `take`, in a
+    callback.
 
-    The widget's key holds a number that rises whenever `value` changes from elsewhere, so that Streamlit makes a new widget. A live progress
-    asks the server every second, and the browser sends the values of all its widgets along, also those of widgets that were replaced or are no
-    longer drawn. Such late reports would look like a person's changes. So a value reported by a replaced widget is ignored, and so is a value
-    that the widget already had (Streamlit forgets a widget that is no longer drawn, and then takes any reported value for a change).
+    The widget's key holds a number that rises whenever `value` changes from elsewhere, so that Streamlit makes a new
+    widget. A live progress asks the server every second, and the browser sends the values of all its widgets along,
+    also those of widgets that were replaced or are no longer drawn. Such late reports would look like a person's
+    changes. So a value reported by a replaced widget is ignored, and so is a value that the widget already had
+    (Streamlit forgets a widget that is no longer drawn, and then takes any reported value for a change).
     """
     memory = f"widget {name}"
     number, _, shown = st.session_state.get(memory, "0 ").partition(" ")
@@ -233,7 +261,9 @@ def url_widget(name: str, value: Any, take: Callable[[Any], None]) -> dict[str, 
 
 
 def table_key(name: str, shown: str) -> str:
-    """The key of a table in which the row `shown` is marked; a new key where the mark comes from elsewhere than the table (see `url_widget`)."""
+    """The key of a table in which the row `shown` is marked; a new key where the mark comes from elsewhere than the
+    table (see `url_widget`).
+    """
     memory = f"widget {name}"
     number, _, before = st.session_state.get(memory, "0 ").partition(" ")
     number = number if before == shown else str(int(number) + 1)
@@ -242,12 +272,16 @@ def table_key(name: str, shown: str) -> str:
 
 
 def table_shows(name: str, key: str, shown: str) -> bool:
-    """For a table's callback: records that `shown` is marked now. False where the table was replaced or had this mark (see `url_widget`)."""
+    """For a table's callback: records that `shown` is marked now. False where the table was replaced or had this mark
+    (see `url_widget`).
+    """
     return _is_new_value(f"widget {name}", key.rpartition(" ")[2], shown)
 
 
 def _is_new_value(memory: str, number: str, reported: str) -> bool:
-    """Records the value that the widget of this number reports; False where the widget was replaced, or already had this value."""
+    """Records the value that the widget of this number reports; False where the widget was replaced, or already had
+    this value.
+    """
     known = st.session_state.get(memory, "0 ")
     if known.partition(" ")[0] != number or known == f"{number} {reported}":
         return False
@@ -259,7 +293,9 @@ def _is_new_value(memory: str, number: str, reported: str) -> bool:
 
 
 def keep(kind: str, value: Any) -> str:
-    """Saves a JSON value in the cache and returns its id, 16 hex digits of its content. Raises ConfigError where it is too large."""
+    """Saves a JSON value in the cache and returns its id, 16 hex digits of its content. Raises ConfigError where it is
+    too large.
+    """
     text = json.dumps(value, ensure_ascii=False)
     if len(text.encode("utf-8", "surrogatepass")) > MAX_KEPT:
         raise ConfigError("this is too large to be saved", expected=f"at most {MAX_KEPT / 1e6:.0f} MB")
@@ -292,7 +328,9 @@ def _kept_path(kind: str, name: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class PairFilter:
-    """A set of pairs to which every list of pairs is limited until it is cleared. `source` says in words where the set comes from."""
+    """A set of pairs to which every list of pairs is limited until it is cleared. `source` says in words where the set
+    comes from.
+    """
 
     pair_ids: frozenset[str]
     source: str
@@ -305,7 +343,8 @@ class PairFilter:
 
 
 def choose_pairs(pair_ids: Iterable[str], source: str, **more: str | int | None) -> None:
-    """Limits every list of pairs to these until the filter is cleared, and chooses `more` with them. An empty set clears the filter.
+    """Limits every list of pairs to these until the filter is cleared, and chooses `more` with them. An empty set
+    clears the filter.
 
     `source`, a few words of ours (`lasso in Spaces`), is shown on the chip.
     """
