@@ -23,8 +23,8 @@ from core.align.generation import LocalGenerator
 from core.align.templates import instructed, templates_of
 from core.backbone import generation
 from core.backbone.generation import answer_prefix
-from core.backbone.loading import quiet_transformers
 from core.backbone.model import Backbone, load_backbone
+from core.backbone.transformers_calls import quiet_transformers
 from core.config import BackboneConfig, CandidatesConfig, DataConfig
 from core.data.pairs import load_pairs
 from core.fit.defaults import DEMO_PAIRS

@@ -178,7 +178,7 @@ def test_partial_results_are_kept_and_only_the_rest_is_asked_for(tmp_path: Path)
         with pytest.raises(MissingError) as error:
             EndpointGenerator(config(server), tmp_path / "p.jsonl").generate(PROMPTS, 2)
         assert "status 502 gone; 8 of 12 answers are there" in str(error.value) and "only what is missing" in str(error.value)
-        assert len(Journal(tmp_path / "p.jsonl").known) == 8
+        assert len(Journal(tmp_path / "p.jsonl").answers) == 8
         broken[0] = False
         server.requests.clear()
         resumed = EndpointGenerator(config(server), tmp_path / "p.jsonl").generate(PROMPTS, 2)

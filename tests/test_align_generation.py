@@ -239,7 +239,7 @@ def test_a_stopped_call_goes_on_after_its_last_whole_batch(tiny: Backbone, tmp_p
 
     with pytest.raises(Cancelled):
         LocalGenerator(tiny, CONFIG, partial=partial).generate(prompts(), 3, progress=stop)
-    assert len(Journal(partial).known) == 6
+    assert len(Journal(partial).answers) == 6
     partial.write_bytes(partial.read_bytes() + b'{"key": "half a li')
     asked: list[int] = []
     real = generation.write_answers
@@ -253,7 +253,7 @@ def test_a_stopped_call_goes_on_after_its_last_whole_batch(tiny: Backbone, tmp_p
 
 
 def written_before(partial: Path) -> int:
-    first = list(Journal(partial).known.values())[:6]
+    first = list(Journal(partial).answers.values())[:6]
     return sum(one.n_tokens + one.finished for one in first)
 
 
@@ -262,4 +262,4 @@ def test_damaged_lines_of_a_journal_are_written_again(tmp_path: Path) -> None:
     Journal(tmp_path / "j.jsonl").add([("one", answer)])
     with (tmp_path / "j.jsonl").open("ab") as handle:
         handle.write(b'\n[]\n{"key": "two"}\n\xff\xfe\n{"key": "three", "text": "c", "n_tokens": 1, "finished": false, "failed": ""}\nhalf')
-    assert Journal(tmp_path / "j.jsonl").known == {"one": answer, "three": Generated(text="c", n_tokens=1, finished=False)}
+    assert Journal(tmp_path / "j.jsonl").answers == {"one": answer, "three": Generated(text="c", n_tokens=1, finished=False)}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.errors
 import numpy as np
 import pytest
 import torch
@@ -116,14 +117,11 @@ def test_capped_attention_is_run_eagerly(tmp_path: Path) -> None:
     ],
 )
 def test_hub_errors_say_what_to_do(error: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-    from huggingface_hub import errors
-
     def refuse(*_args: Any, **_kwargs: Any) -> str:
         response = type("Response", (), {"headers": {}, "status_code": 403, "request": None, "url": "", "text": ""})()
-        raise getattr(errors, error)("no", response=response)
+        raise getattr(huggingface_hub.errors, error)("no", response=response)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr("core.backbone.hub_model.snapshot_download", refuse)
     with pytest.raises(BackboneError, match=words):
         load_backbone(BackboneConfig(model="org/name", revision="nope"))
 
@@ -131,9 +129,9 @@ def test_hub_errors_say_what_to_do(error: str, words: str, monkeypatch: pytest.M
 def test_offline_and_wrong_names() -> None:
     with pytest.raises(BackboneError, match=r"not on this machine(.|\n)*--model FOLDER"):
         load_backbone(BackboneConfig(model="nobody/nothing-at-all"))
-    with pytest.raises(BackboneError, match=r"there is no model at \./nowhere") as told:
+    with pytest.raises(BackboneError, match=r"there is no model at \./nowhere") as raised:
         load_backbone(BackboneConfig(model="./nowhere"))
-    assert "put the model back" in told.value.remedy
+    assert "put the model back" in raised.value.remedy
     with pytest.raises(BackboneError, match="no GGUF file"):
         load_backbone(BackboneConfig(model="nowhere.gguf"))
     with pytest.raises(BackboneError, match="neither a folder nor a Hub id"):
@@ -147,12 +145,10 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 
 
 def test_hub_copy_is_used_instead_of_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
     snapshot = tmp_path / "snapshots" / ("c" * 40)
     snapshot.mkdir(parents=True)
     monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda _repo, name: str(snapshot / name))
+    monkeypatch.setattr(source, "try_to_load_from_cache", lambda _repo, name: str(snapshot / name))
     found = source.find_model(BackboneConfig())
     assert (found.folder, found.name, found.revision) == (snapshot, source.EMBEDDED_HUB_ID, "c" * 40)
 

@@ -53,7 +53,7 @@ def refused(folder: Path, depth: int | None) -> BackboneError:
 @pytest.mark.parametrize("wrapper", list(WRAPPED))
 def test_wrappers_are_taken_off(wrapper: str, depth: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = model_copy(tmp_path / "wrapped", renamed(WRAPPED[wrapper]))
-    source._say_wrappers.cache_clear()
+    source.warn_of_wrappers.cache_clear()
     with caplog.at_level(logging.WARNING, "core"):
         backbone = load_backbone(config_for(folder), depth=depth)
     states = backbone.states(IDS, torch.ones_like(IDS), [0, 1])
@@ -137,8 +137,8 @@ def test_damaged_weights_are_refused_by_name(edit: Any, words: str, depth: int |
         ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 16}, "missing: .*layers.0.self_attn.k_norm.weight"),
         ({"quantization_config": {"quant_method": "nonsense"}}, "quantization_config of model can't be used(.|\n)*nonsense"),
         ({"quantization_config": {"bits": 4}}, "quantization_config of model can't be used"),
-        ({"num_hidden_layers": "two"}, "does not say how large"),
-        ({"hidden_size": None, "num_hidden_layers": None, "n_embd": 0, "n_layer": 2}, "does not say how large"),
+        ({"num_hidden_layers": "two"}, "does not give the size"),
+        ({"hidden_size": None, "num_hidden_layers": None, "n_embd": 0, "n_layer": 2}, "does not give the size"),
     ],
 )
 def test_a_config_that_contradicts_the_tensors(config: dict[str, Any], words: str, depth: int | None, tmp_path: Path) -> None:
@@ -294,8 +294,8 @@ def test_the_embedded_copy_is_known_by_its_tensors(tmp_path: Path, monkeypatch: 
     (copy / source.SOURCE_NOTE).write_text(json.dumps(note))
     monkeypatch.setattr(source, "EMBEDDED_TENSORS_SHA256", "0" * 64)
     made: list[Path] = []
-    monkeypatch.setattr(source, "_hub_copy", lambda: None)
-    monkeypatch.setattr(source, "_dequantise", lambda fetch, folder, *rest: made.append(folder) or shutil.copytree(tiny_folder(), folder))
+    monkeypatch.setattr(source, "hub_copy", lambda: None)
+    monkeypatch.setattr(source, "dequantise", lambda fetch, folder, *rest: made.append(folder) or shutil.copytree(tiny_folder(), folder))
     with caplog.at_level(logging.WARNING, "core"):
         source.find_model(config)
     assert made == [copy] and "is made again" in caplog.text

@@ -121,7 +121,7 @@ def test_folders_that_vanish_while_they_are_counted_do_not_matter(tmp_path: Path
     """pip removes its temporary folders while their size is watched (seen in CI)."""
     import threading
 
-    from core.backbone.pypi_files import _bytes_so_far
+    from core.backbone.pypi_files import bytes_so_far
 
     stop = threading.Event()
 
@@ -136,7 +136,7 @@ def test_folders_that_vanish_while_they_are_counted_do_not_matter(tmp_path: Path
     worker = threading.Thread(target=churn)
     worker.start()
     try:
-        assert {_bytes_so_far(tmp_path) for _ in range(1500)} <= {0, 5}
+        assert {bytes_so_far(tmp_path) for _ in range(1500)} <= {0, 5}
     finally:
         stop.set()
         worker.join()

@@ -35,8 +35,6 @@ STILL_UP = {
     ("workbench.frame.run_panel", "workbench.align.form"),
 }
 STILL_CIRCLES = {
-    "core.backbone.checkpoint core.backbone.loading core.backbone.model_folder",
-    "core.backbone.model core.backbone.source",
     "core.jobs.attempt core.jobs.worker core.runs.launch",
     "workbench.align.audit workbench.align.compare workbench.align.drops workbench.align.evaluation workbench.align.rounds workbench.align.view",
     "workbench.align.form workbench.frame.forms workbench.frame.layout workbench.frame.run_panel",

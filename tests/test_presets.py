@@ -89,7 +89,7 @@ def test_tiny_is_the_same_every_time_and_made_once(parts: TinyParts, tmp_path: P
 
 
 def test_a_failed_tiny_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny, "_model", lambda _: 1 / 0)
+    monkeypatch.setattr("core.backbone.tiny_model.make_model", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make_tiny(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -61,9 +61,9 @@ class EndpointGenerator:
     def generate(self, prompts: Sequence[Sequence[Message]], n: int, *, progress: Progress = no_progress) -> list[list[Generated]]:
         """`n` answers to each prompt. Raises MissingError where the server gave out; the answers so far are kept."""
         requests = [self._request(prompt, i, sample) for i, prompt in enumerate(prompts) for sample in range(n)]
-        missing = list({one.key: one for one in requests if one.key not in self._journal.known}.values())
+        missing = list({one.key: one for one in requests if one.key not in self._journal.answers}.values())
         refused = self._ask_all(missing, len(requests), progress) if missing else {}
-        found = {one.place: self._journal.known.get(one.key) or refused[one.key] for one in requests}
+        found = {one.place: self._journal.answers.get(one.key) or refused[one.key] for one in requests}
         answers = [[found[i, sample] for sample in range(n)] for i in range(len(prompts))]
         self._check_draws(answers)
         return answers
@@ -113,7 +113,7 @@ class EndpointGenerator:
         tell()
         if failed or len(refused) == len(missing):
             said = str(failed[0]) if failed else next(iter(refused.values())).failed
-            kept = sum(one.key in self._journal.known for one in missing) + total - len(missing)
+            kept = sum(one.key in self._journal.answers for one in missing) + total - len(missing)
             raise _gave_out(said, f"{kept} of {total} answers are there", kept=self._journal.path is not None)
         return refused
 

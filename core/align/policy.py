@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from core.align.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_base, check_names, read_adapter
 from core.backbone.checkpoint import read_checkpoint, some
-from core.backbone.loading import check_finite, library_errors, model_config, quiet_transformers
+from core.backbone.loading import check_finite
 from core.backbone.model import Backbone, load_backbone
 from core.backbone.model_folder import read_config
 from core.backbone.source import find_model
+from core.backbone.transformers_calls import library_errors, model_config, quiet_transformers
 from core.config import BackboneConfig, DPOConfig
 from core.errors import BackboneError, ConfigError, MismatchError, StoreError
 from core.runs.store import publish_folder

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from core.backbone.model_folder import AGAIN, FOREIGN_WEIGHTS, PICKLED, TO_SAFETENSORS, check_file, read_json_object
 from core.errors import BackboneError
 
@@ -158,8 +160,6 @@ def _no_weights(folder: Path) -> BackboneError:
 
 
 def _header(file: Path, wanted: Sequence[str] | None) -> list[StoredTensor]:
-    from safetensors import SafetensorError, safe_open
-
     check_file(file)
     try:
         with safe_open(file, framework="numpy") as handle:

@@ -1,12 +1,12 @@
-"""Answers sampled from a backbone: prompts of like length side by side, each answer with random numbers of its own.
+"""Samples answers from a backbone (`Writer`): prompts of similar length in a batch, each answer with random numbers of its own.
 
-- A batch's prompts stand at the right edge (left padding); several samples of one prompt share its cache, which is computed once.
-- Drawn from the plain model: temperature and nucleus, nothing that a model's own generation settings would add (penalties, top-k).
-- Every (prompt, sample) has its own seed, so what is drawn depends on neither neighbours, batch size nor what was drawn before. What remains is
-  arithmetic: a batch's shape changes the last bits of the logits, and now and then they decide. So batches are planned before anything is drawn, and
-  a call that was killed writes the same text again on the same machine.
-- The nucleus is found among the likeliest tokens; the whole vocabulary is sorted for those rows alone whose nucleus is wider (sorting
-  and drawing from 24 rows of 49,152 took two thirds as long as SmolLM2's own step; this takes a seventh).
+- A batch is padded on the left; several samples of one prompt share its cache, which is computed once.
+- Tokens are drawn from the plain model with temperature and nucleus; a model's own generation settings (penalties, top-k) are not used.
+- Every (prompt, sample) has its own seed, so a draw depends on neither the rest of the batch, the batch size nor earlier draws. Only rounding
+  remains: a batch's shape changes the last bits of the logits, which now and then decides between two tokens. So batches are planned before
+  anything is drawn, and a call that was killed writes the same text again on the same machine.
+- The nucleus is looked for among the likeliest tokens; the whole vocabulary is sorted only for rows whose nucleus is wider (sorting and drawing
+  from 24 rows of 49,152 took two thirds as long as SmolLM2's own step; this takes a seventh).
 """
 
 from __future__ import annotations
@@ -16,27 +16,26 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 
 from core.backbone.journal import Generated, Journal
 from core.backbone.layout import Unreadable
-from core.backbone.loading import quiet_transformers
 from core.backbone.model import Backbone
+from core.backbone.transformers_calls import quiet_transformers
 from core.types import Message, Progress, no_progress, sha256_of
-
-if TYPE_CHECKING:
-    import torch
 
 LIKELY = 1024  # tokens among which the nucleus is looked for first
 SENTENCE_END = re.compile(r"[.!?…](?=[\s\"'”)\]]|$)")
-Row = tuple[int, int]  # a prompt's number and a sample's
+Row = tuple[int, int]  # numbers of a prompt and of a sample
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How answers are drawn."""
+    """How answers are drawn: at most `max_new_tokens` tokens, from the nucleus of probability `top_p` at `temperature`."""
 
     max_new_tokens: int
     temperature: float
@@ -46,7 +45,7 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """Answers written, their tokens (an end of turn counts) and the seconds that took; what stood in a journal already is not in it."""
+    """Number of answers written, their tokens (end-of-turn tokens included) and seconds. Answers that were in a journal already do not count."""
 
     answers: int = 0
     tokens: int = 0
@@ -73,34 +72,34 @@ class Writer:
         encoded: list[list[int]] = [[] if isinstance(prefix, Unreadable) else prefix for prefix in prefixes]
         fitting = [i for i, ids in enumerate(encoded) if 0 < len(ids) <= room]
         batches = plan_rows([len(encoded[i]) for i in fitting], n, self.batch_size)
-        found = {(i, sample): _unanswered(prefix, room) for i, prefix in enumerate(prefixes) for sample in range(n)}
+        answers = {(i, sample): _unanswered(prefix, room) for i, prefix in enumerate(prefixes) for sample in range(n)}
         for number, batch in enumerate(batches):
             progress(step, number, len(batches), tokens_per_second=round(self.spent.tokens_per_second, 1))
             rows = [(fitting[i], sample) for i, sample in batch]
-            found.update(zip(rows, self._batch(encoded, rows), strict=True))
+            answers.update(zip(rows, self._batch(encoded, rows), strict=True))
         progress(step, len(batches), len(batches), tokens_per_second=round(self.spent.tokens_per_second, 1))
-        return [[found[i, sample] for sample in range(n)] for i in range(len(prompts))]
+        return [[answers[i, sample] for sample in range(n)] for i in range(len(prompts))]
 
     def _batch(self, encoded: Sequence[Sequence[int]], rows: Sequence[Row]) -> list[Generated]:
         keys = [sha256_of([asdict(self.sampling), list(encoded[i]), sample])[:32] for i, sample in rows]
-        if not all(key in self.journal.known for key in keys):  # whole or not at all: a batch's shape decides the last bits
+        if not all(key in self.journal.answers for key in keys):  # a batch is drawn whole or not at all: its shape changes the last bits
             began = time.perf_counter()
             answers = write_answers(self.backbone, encoded, rows, self.sampling)
-            tokens = sum(one.n_tokens + one.finished for one in answers)
+            tokens = sum(answer.n_tokens + answer.finished for answer in answers)
             self.spent += Spent(answers=len(rows), tokens=tokens, seconds=time.perf_counter() - began)
             self.journal.add(zip(keys, answers, strict=True))
-        return [self.journal.known[key] for key in keys]
+        return [self.journal.answers[key] for key in keys]
 
 
 def _unanswered(prefix: list[int] | Unreadable, room: int) -> Generated:
-    """What stands for the answer to a prompt that can't be read or leaves no room, until there is one."""
+    """A failed answer with the reason: the prompt can't be read, or leaves no room for an answer. `write` replaces it where there is an answer."""
     if isinstance(prefix, Unreadable):
         return Generated(text="", n_tokens=0, finished=False, failed=prefix.reason)
     return Generated(text="", n_tokens=0, finished=False, failed=f"the prompt has {len(prefix)} tokens, at most {room} leave room for an answer")
 
 
 def answer_prefix(backbone: Backbone, prompt: Sequence[Message]) -> list[int] | Unreadable:
-    """The prompt's tokens up to where the answer begins: a placeholder answer's tokens and what follows them are cut off. Or why it can't be read."""
+    """The prompt's tokens up to where the answer begins (a placeholder answer and what follows it are cut off), or why it can't be read."""
     rendered = backbone.render_all([[*prompt, Message(role="assistant", content="a")]])[0]
     if isinstance(rendered, Unreadable):
         return rendered
@@ -108,24 +107,24 @@ def answer_prefix(backbone: Backbone, prompt: Sequence[Message]) -> list[int] | 
 
 
 def longest_prefix(backbone: Backbone, max_new_tokens: int) -> int:
-    """How many tokens a prompt may have so that an answer fits behind it."""
+    """How many tokens a prompt may have so that an answer of `max_new_tokens` fits behind it."""
     limit = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
     return min(backbone.config.max_length, limit or backbone.config.max_length) - max_new_tokens
 
 
 def stop_tokens(backbone: Backbone) -> list[int]:
     """The tokens that end an answer: the model's and the tokenizer's end of text, and what the chat template closes an answer with."""
-    said = backbone.model.generation_config.eos_token_id
+    model_ends = backbone.model.generation_config.eos_token_id
     rendered = backbone.render([Message(role="user", content="a"), Message(role="assistant", content="a")])
     closing = int(rendered.ids[rendered.turn_ends[-1]]) if rendered.turn_ends[-1] >= 0 else None
     added = backbone.tokenizer.added_tokens_decoder
-    closing = closing if closing in added and added[closing].special else None  # a template may close with mere text
-    found = {backbone.tokenizer.eos_token_id, closing, *(said if isinstance(said, list) else [said])}
-    return sorted(token for token in found if token is not None)
+    closing = closing if closing in added and added[closing].special else None  # some templates close with plain text
+    stops = {backbone.tokenizer.eos_token_id, closing, *(model_ends if isinstance(model_ends, list) else [model_ends])}
+    return sorted(token for token in stops if token is not None)
 
 
 def plan_rows(lengths: Sequence[int], n: int, size: int) -> list[list[Row]]:
-    """Batches of at most `size` answers: `n` samples of each prompt, those of one prompt together, prompts of like length together.
+    """Batches of at most `size` answers: `n` samples of each prompt, those of one prompt together, prompts of similar length together.
 
     `lengths` are the prompts' tokens. Where n is above `size`, each batch holds samples of one prompt.
     """
@@ -137,10 +136,7 @@ def plan_rows(lengths: Sequence[int], n: int, size: int) -> list[list[Row]]:
 
 
 def write_answers(backbone: Backbone, prompts: Sequence[Sequence[int]], rows: Sequence[Row], sampling: Sampling) -> list[Generated]:
-    """An answer for each row of one batch. `prompts` are all prompts' tokens, as `answer_prefix` gives them; `rows` say which are answered."""
-    import torch
-    from transformers import LogitsProcessorList
-
+    """An answer for each of `rows`, which are one batch. `prompts` holds the tokens of all prompts, as `answer_prefix` returns them."""
     used = list(dict.fromkeys(prompt for prompt, _ in rows))
     ids, mask = left_padded(backbone, [prompts[i] for i in used])
     places = torch.tensor([used.index(prompt) for prompt, _ in rows], device=ids.device)
@@ -149,19 +145,17 @@ def write_answers(backbone: Backbone, prompts: Sequence[Sequence[int]], rows: Se
     closing = stop_tokens(backbone)
     ends = sorted({*closing, *backbone.template.control.ids})
     with torch.no_grad(), _plain_settings(backbone, ends, sampling.max_new_tokens), quiet_transformers():
-        found = backbone.model.generate(
+        written = backbone.model.generate(
             input_ids=ids[places],
             attention_mask=mask[places],
             past_key_values=cache,
             logits_processor=LogitsProcessorList([_Draw(torch.from_numpy(uniform).to(ids.device), sampling)]),
         )[:, ids.shape[1] :]
-    return [_answer(backbone, row, closing, ends) for row in found.tolist()]
+    return [_answer(backbone, row, closing, ends) for row in written.tolist()]
 
 
 def left_padded(backbone: Backbone, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask [b, t]. What pads is never looked at, so any token does."""
-    import torch
-
+    """Ids and mask [b, t], padded on the left. Padding is masked, so its token does not matter."""
     ids = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
@@ -171,25 +165,24 @@ def left_padded(backbone: Backbone, prompts: Sequence[Sequence[int]]) -> tuple[t
 
 
 def shared_cache(backbone: Backbone, ids: torch.Tensor, mask: torch.Tensor, places: torch.Tensor) -> Any:
-    """The cache of each prompt but its last token, computed once and laid out for the rows; None for models with a cache of another kind."""
-    import torch
-    from transformers import DynamicCache
+    """The cache of each prompt without its last token, computed once and repeated for the rows by `places` [rows], the prompt of each row.
 
+    None for models with a cache of another kind.
+    """
     if not backbone.model._supports_default_dynamic_cache():
         return None
     cache, positions = DynamicCache(config=backbone.model.config.get_text_config()), (mask.cumsum(-1) - 1).clamp(min=0)
-    given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
     with torch.no_grad():
-        backbone.model(**{name: values[:, :-1] for name, values in given.items()}, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        backbone.model(**{name: values[:, :-1] for name, values in inputs.items()}, past_key_values=cache, use_cache=True, logits_to_keep=1)
     cache.batch_select_indices(places)
     return cache
 
 
 @contextlib.contextmanager
 def _plain_settings(backbone: Backbone, stops: list[int], max_new_tokens: int) -> Iterator[None]:
-    """The model with settings of ours alone: `generate` fills what a call leaves open from the model's own, which may hold penalties."""
-    from transformers import GenerationConfig
-
+    """While open, the model has only our generation settings: `generate` takes any that a call does not name from the model's own, which may
+    include penalties."""
     pad = backbone.tokenizer.pad_token_id
     before = backbone.model.generation_config
     backbone.model.generation_config = GenerationConfig(
@@ -202,13 +195,13 @@ def _plain_settings(backbone: Backbone, stops: list[int], max_new_tokens: int) -
 
 
 def _uniform(prompt: Sequence[int], sample: int, sampling: Sampling) -> np.ndarray:
-    """The random numbers of one answer, one a token."""
+    """The random numbers in [0, 1) of one answer, one for each token."""
     seed = int(sha256_of([sampling.seed, list(prompt), sample])[:32], 16)
     return np.random.default_rng(seed).random(sampling.max_new_tokens)
 
 
 class _Draw:
-    """Draws the next token of every row and leaves it as the only possible one, so that `generate`, which takes the likeliest, takes it."""
+    """A logits processor that draws the next token of every row and rules out all others, so that greedy `generate` chooses it."""
 
     def __init__(self, uniform: torch.Tensor, sampling: Sampling) -> None:
         self.uniform, self.sampling, self.step = uniform, sampling, 0
@@ -220,9 +213,9 @@ class _Draw:
 
 
 def draw(logits: torch.Tensor, uniform: torch.Tensor, top_p: float) -> torch.Tensor:
-    """One token a row [b] from logits [b, v] and numbers [b] in [0, 1), by inverting the cumulated probabilities.
+    """One token for each row [b] from logits [b, v] and numbers [b] in [0, 1), by inverting the cumulated probabilities.
 
-    Drawn from the nucleus: the likeliest tokens up to the one with which they reach `top_p` (1 and above: all tokens).
+    Tokens come from the nucleus: the likeliest ones up to the one with which they reach `top_p` (1 and above: all tokens).
     """
     probabilities = logits.softmax(-1)
     if top_p >= 1:
@@ -237,7 +230,7 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, top_p: float) -> torch.Ten
 
 
 def _inverted(probabilities: torch.Tensor, uniform: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The place drawn in each row of probabilities [b, k] (falling, where there is a nucleus)."""
+    """The column drawn in each row of probabilities [b, k], which must fall along a row where there is a nucleus (top_p < 1)."""
     reached = probabilities.double().cumsum(-1)
     before = reached - probabilities
     size = (before < top_p).sum(-1, keepdim=True)
@@ -246,14 +239,14 @@ def _inverted(probabilities: torch.Tensor, uniform: torch.Tensor, top_p: float) 
 
 
 def _answer(backbone: Backbone, ids: list[int], closing: Sequence[int], ends: Sequence[int]) -> Generated:
-    """The answer up to the first token of `ends`. Where that is no closing token (the policy opens another turn, say), the answer was not finished:
-    it is treated as one that was cut for its length."""
+    """The answer up to the first token of `ends`. Where that is no closing token (the policy opened another turn, for instance), the answer counts
+    as unfinished, like one that was cut for its length."""
     end = next((place for place, token in enumerate(ids) if token in ends), None)
     text = str(backbone.tokenizer.decode(ids[:end], skip_special_tokens=False)).strip()
     return Generated(text=text, n_tokens=len(ids[:end]), finished=end is not None and ids[end] in closing)
 
 
 def whole_sentences(text: str) -> str:
-    """The text up to its last sentence end; empty where it has none. An answer that was cut ends nowhere an answer ends."""
-    found = list(SENTENCE_END.finditer(text))
-    return text[: found[-1].end()] if found else ""
+    """The text up to its last sentence end, empty where it has none: an answer that was cut for its length does not end where answers end."""
+    ends = list(SENTENCE_END.finditer(text))
+    return text[: ends[-1].end()] if ends else ""

@@ -1,11 +1,13 @@
-"""GGUF files: checked before they are de-quantised, and the copy against the file's own list of tensors.
+"""De-quantises GGUF files: the file is checked before, and the copy is compared with the file's own list of tensors.
 
-transformers fills what a GGUF file lacks with random numbers and leaves out what it has no place for, both without a word. Numbers are therefore
-counted: each block of the file must hold as many as the same layer of the copy, and so must what stands outside the blocks.
+transformers silently fills what a GGUF file lacks with random numbers and leaves out tensors that it has no place for. Numbers are therefore
+counted: each block of the file must hold as many as the same layer of the copy, and so must the tensors outside the blocks.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -15,22 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import GGUFReader
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core.backbone.checkpoint import read_checkpoint, some
+from core.backbone.checkpoint import Checkpoint, read_checkpoint, some
+from core.backbone.loading import check_finite, check_report
 from core.backbone.model_folder import AGAIN, check_file, read_json_object
+from core.backbone.transformers_calls import GIVE_SAFETENSORS, library_errors, quiet_transformers
 from core.errors import BackboneError
 
 MAGIC = b"GGUF"
 OUTSIDE = -1  # stands for the tensors outside all blocks
 NEEDED = ("token_embd.weight", "output_norm.weight")
-# Factors of rotary frequencies, which transformers leaves out: all ones change nothing.
+# Factors of rotary frequencies, which transformers leaves out. Factors of one change nothing.
 ROTARY_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-GIVE_SAFETENSORS = "give the model as safetensors: a folder or a Hub id"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GgufFile:
-    """What a GGUF file says of itself: its architecture, its number of blocks, and how many numbers each of its tensors holds."""
+    """The header of a GGUF file: architecture, number of blocks, and for each tensor how many numbers it holds."""
 
     path: Path
     architecture: str
@@ -39,9 +44,7 @@ class GgufFile:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """The file's list of tensors. Raises BackboneError where it is no whole GGUF file of a language model that can be de-quantised."""
-    from gguf import GGUFReader
-
+    """Reads the file's header. Raises BackboneError where it is no whole GGUF file of a language model that can be de-quantised."""
     check_file(path)
     with path.open("rb") as handle:
         magic = handle.read(len(MAGIC))
@@ -53,9 +56,9 @@ def read_gguf(path: Path) -> GgufFile:
         fields = {name: field.contents() for name, field in reader.fields.items() if name.split(".")[0] not in ("tokenizer", "GGUF")}
         sizes = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
         end = max((int(tensor.data_offset) + int(tensor.n_bytes) for tensor in reader.tensors), default=0)
-    except Exception as error:  # gguf raises what its arrays raise where bytes are missing
-        found = f"{path.stat().st_size:,} bytes; {type(error).__name__}: {error}"[:300]
-        raise BackboneError(f"{path} is cut or damaged", expected="a whole GGUF file", found=found, remedy=AGAIN) from error
+    except Exception as error:  # where bytes are missing, gguf passes on whatever numpy raises
+        state = f"{path.stat().st_size:,} bytes; {type(error).__name__}: {error}"[:300]
+        raise BackboneError(f"{path} is cut or damaged", expected="a whole GGUF file", found=state, remedy=AGAIN) from error
     if end > path.stat().st_size:
         raise BackboneError(f"{path} is cut", expected=f"{end:,} bytes", found=f"{path.stat().st_size:,} bytes", remedy=AGAIN)
     _check_use(path, fields)
@@ -73,7 +76,7 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def _check_use(path: Path, fields: Mapping[str, Any]) -> None:
-    """Raises BackboneError for a part of a model, an adapter, a vision tower, and rotary scaling that transformers does not take over."""
+    """Raises BackboneError for a part of a model, an adapter, a vision tower, and rotary scaling that transformers ignores."""
     architecture = fields.get("general.architecture")
     if int(fields.get("split.count") or 0) > 1:
         n = int(fields["split.count"])
@@ -85,16 +88,17 @@ def _check_use(path: Path, fields: Mapping[str, Any]) -> None:
             f"{path} is no language model but {what}", expected="general.type model", remedy="give the language model's own .gguf file"
         )
     if not architecture or not isinstance(fields.get(f"{architecture}.block_count"), int):
-        found = f"general.architecture {architecture!r}, block_count {fields.get(f'{architecture}.block_count')!r}"
-        raise BackboneError(f"{path} does not say what model it holds", expected="general.architecture, block_count", found=found, remedy=AGAIN)
+        fields_read = f"general.architecture {architecture!r}, block_count {fields.get(f'{architecture}.block_count')!r}"
+        problem = f"{path} does not name its kind of model"
+        raise BackboneError(problem, expected="general.architecture, block_count", found=fields_read, remedy=AGAIN)
     scaling, factor = (fields.get(f"{architecture}.rope.scaling.{name}") for name in ("type", "factor"))
     if scaling not in (None, "none") and (scaling, factor) not in (("linear", None), ("linear", 1.0)) and architecture != "gpt-oss":
         _refuse_rotary(path, f"rope.scaling.type {scaling}, factor {factor}")
 
 
-def _refuse_rotary(path: Path, found: str) -> None:
+def _refuse_rotary(path: Path, scaling: str) -> None:
     problem = f"{path} scales its rotary positions, which transformers would leave out: every hidden state would be another"
-    raise BackboneError(problem, expected="plain rotary positions", found=found, remedy=GIVE_SAFETENSORS)
+    raise BackboneError(problem, expected="plain rotary positions", found=scaling, remedy=GIVE_SAFETENSORS)
 
 
 def _check_blocks(gguf: GgufFile) -> None:
@@ -104,13 +108,37 @@ def _check_blocks(gguf: GgufFile) -> None:
     absent += [name for name in NEEDED if name not in gguf.sizes]
     extra = [f"blk.{number}.*" for number in sorted(blocks) if number >= gguf.n_blocks]
     if absent or extra:
-        found = "; ".join(f"{what}: {some(names)}" for what, names in (("missing", absent), ("too many", extra)) if names)
         raise BackboneError(
             f"{gguf.path} is not a whole model",
             expected=f"{gguf.n_blocks} blocks, {', '.join(NEEDED)}",
-            found=found,
+            found="; ".join(f"{what}: {some(names)}" for what, names in (("missing", absent), ("too many", extra)) if names),
             remedy=f"{AGAIN}, or convert it again",
         )
+
+
+def save_dequantised(file: Path, folder: Path) -> None:
+    """De-quantises a GGUF file with transformers and saves it in `folder` as float32 safetensors with its tokenizer.
+
+    Raises BackboneError if transformers can't read it, or makes another model of it than the file holds.
+    """
+    gguf = read_gguf(file)
+    # transformers writes a progress bar for this straight to stderr; redirecting is the only way to keep it off the terminal.
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+        with library_errors(f"{file} can't be de-quantised"):
+            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+            options: dict[str, Any] = {"gguf_file": file.name, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            loaded: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), **options)
+            model, report = loaded
+        check_report(model, report, Checkpoint(tensors={}, wrappers=()), name=str(file), n_layers=gguf.n_blocks)
+        check_finite(model, str(file))
+        # The tensors are plain now. Without these lines transformers takes the model for a quantised one and refuses to save it.
+        del model.config.quantization_config
+        for name, value in (("hf_quantizer", None), ("is_quantized", False), ("quantization_method", None)):
+            setattr(model, name, value)
+        model.config._name_or_path = file.stem
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    check_copy(gguf, folder)
 
 
 def check_copy(gguf: GgufFile, folder: Path) -> None:
@@ -135,7 +163,7 @@ def check_copy(gguf: GgufFile, folder: Path) -> None:
 
 
 def _difference(gguf: GgufFile, block: int, stored: int, copied: int) -> str:
-    """How many numbers of one block are in the file and in the copy, and which tensors the block lacks that most blocks have."""
+    """How many numbers of a block are in the file and in the copy, and which tensors the block lacks that most blocks have."""
     if block == OUTSIDE:
         return f"outside the layers: {stored:,} in the file, {copied:,} in the model"
     parts = [name.split(".", 2) for name in gguf.sizes if _block(name) != OUTSIDE]

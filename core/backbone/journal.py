@@ -1,4 +1,4 @@
-"""Answers kept by key in a JSON Lines file, each there for good the moment it is added: what is generated at a price survives a kill."""
+"""Answers in a JSON Lines file by key. Each is on the disk when `add` returns, so answers that cost time or money survive a kill."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
-    """One answer without its end of turn, white space around it off. `finished`: the model ended it itself. `failed` says why there is none."""
+    """One generated answer without its end-of-turn token and white space around it. `finished`: the model ended it itself. `failed`: why there is no
+    answer, else empty."""
 
     text: str
     n_tokens: int
@@ -20,20 +21,21 @@ class Generated:
 
 
 class Journal:
-    """The answers of one file, which one process at a time writes; without a path it only remembers. What can't be read is written again."""
+    """The answers of one file, which only one process may write at a time. Without a path they are kept in memory only. Lines that can't be read
+    are ignored, so their answers are written again."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.known: dict[str, Generated] = {}
+        self.answers: dict[str, Generated] = {}
         if path is not None and path.is_file():
             content = path.read_bytes()
             whole = content[: content.rfind(b"\n") + 1]
-            if whole != content:  # what a kill left of a line would spoil the next one
+            if whole != content:  # a kill left a part of a line, which would spoil the next one
                 path.write_bytes(whole)
-            self.known.update(filter(None, map(_read, whole.splitlines())))
+            self.answers.update(filter(None, map(_read, whole.splitlines())))
 
     def add(self, answers: Iterable[tuple[str, Generated]]) -> None:
-        """Keeps answers, and returns when they are on the disk."""
+        """Adds answers by their keys, and returns when they are on the disk."""
         answers = list(answers)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,11 +43,11 @@ class Journal:
                 handle.writelines(json.dumps({"key": key, **asdict(answer)}) + "\n" for key, answer in answers)
                 handle.flush()
                 os.fsync(handle.fileno())
-        self.known.update(answers)
+        self.answers.update(answers)
 
     def forget(self) -> None:
-        """Drops everything that was kept."""
-        self.known.clear()
+        """Removes all answers, and the file."""
+        self.answers.clear()
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 

@@ -1,7 +1,7 @@
-"""Loading through transformers, with every report read: what is missing, left over or of another shape is an error that names it.
+"""Loads weights and tokenizer with transformers and reads its report: what is missing, left over or of another shape is an error that names it.
 
-transformers fills what a checkpoint lacks with random numbers, leaves out what it does not know, and says so in a log.
-Here a model is handed on only if
+transformers fills what a checkpoint lacks with random numbers, leaves out tensors that it has no place for, and only logs both.
+Here a model is returned only if
 
 1. each of its tensors came from the files, with the shape that config.json gives (tied embeddings count as there);
 2. each tensor in the files is used, or belongs to what was left out on purpose: layers above the depth, and the LM head where none is wanted;
@@ -17,78 +17,19 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from core.backbone.checkpoint import Checkpoint, some
-from core.backbone.model_folder import AGAIN, architecture_in
-from core.errors import BackboneError, Cancelled, SparseRMError
-
-if TYPE_CHECKING:
-    import torch
+from core.backbone.model_folder import AGAIN
+from core.backbone.transformers_calls import library_errors, quiet_transformers
+from core.errors import BackboneError
 
 log = logging.getLogger(__name__)
-NO_LANGUAGE_MODEL = {
-    "ForSequenceClassification": "a sequence classifier (a reward model with a scalar head is one)",
-    "ForTokenClassification": "a token classifier",
-    "ForQuestionAnswering": "a model for extractive question answering",
-    "ForMultipleChoice": "a model for multiple choice",
-    "ForNextSentencePrediction": "a model for next-sentence prediction",
-}
 OLD_HEADS = ("lm_head.", "embed_out.")  # names of LM heads in files, whatever the classes call them now
-GIVE_ANOTHER = "give a causal language model: the one it was made from, or another whose hidden states an SAE reads"
-
-
-def model_config(folder: Path) -> Any:
-    """transformers' configuration of a model folder. Raises BackboneError where it is of an unknown kind, needs custom code or can't be used."""
-    from transformers import AutoConfig
-
-    with library_errors(f"config.json in {folder} can't be used"):
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-
-
-def check_kind(config: Any, raw: Mapping[str, Any], name: str) -> None:
-    """Raises BackboneError unless `config` (config.json is `raw`) is of a causal language model that transformers itself can build."""
-    import transformers
-
-    architecture = architecture_in(raw)
-    if architecture and not hasattr(transformers, architecture):
-        raise BackboneError(
-            f"{name} is an {architecture}, which transformers {transformers.__version__} does not have",
-            expected="a class of transformers in config.json's architectures",
-            found="custom code (auto_map), which is never run" if raw.get("auto_map") else architecture,
-            remedy="use a model that transformers has itself, or a newer transformers",
-        )
-    for ending, what in NO_LANGUAGE_MODEL.items():
-        if architecture.endswith(ending):
-            raise BackboneError(f"{name} is no language model but {what}", expected="...ForCausalLM", found=architecture, remedy=GIVE_ANOTHER)
-    if getattr(config, "is_encoder_decoder", False):
-        problem = f"{name} is a sequence-to-sequence model ({config.model_type}): an encoder reads the prompt, a decoder writes the answer"
-        raise BackboneError(problem, expected="a decoder-only language model", found=architecture or config.model_type, remedy=GIVE_ANOTHER)
-    kind = type(config)
-    if kind in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
-        problem = f"{name} is an encoder ({config.model_type}): each of its tokens sees those that come after it"
-        raise BackboneError(problem, expected="a decoder-only language model", found=architecture or config.model_type, remedy=GIVE_ANOTHER)
-    causal = (
-        transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
-        transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-        transformers.MODEL_FOR_MULTIMODAL_LM_MAPPING,
-    )
-    if not any(kind in mapping for mapping in causal):
-        problem = f"{name} is no language model ({config.model_type})"
-        raise BackboneError(problem, expected="a causal language model", found=architecture or config.model_type, remedy=GIVE_ANOTHER)
-    _check_quantization(raw.get("quantization_config"), name)
-    if raw.get("auto_map"):
-        log.warning("%s: config.json names custom code (auto_map), which is never run; transformers' own %s is used", name, config.model_type)
-
-
-def _check_quantization(stated: Any, name: str) -> None:
-    """transformers ignores a kind of quantisation that it does not know, and reads packed numbers as if they were plain."""
-    from transformers.quantizers.auto import AutoQuantizationConfig
-
-    if stated is None:
-        return
-    with quiet_transformers(), library_errors(f"the quantization_config of {name} can't be used"):
-        AutoQuantizationConfig.from_dict(dict(stated))
 
 
 def load_weights(kind: Any, folder: Path, config: Any, checkpoint: Checkpoint, *, name: str, n_layers: int, **options: Any) -> Any:
@@ -117,32 +58,27 @@ def load_weights(kind: Any, folder: Path, config: Any, checkpoint: Checkpoint, *
 
 
 def _class_of(kind: Any, config: Any) -> type:
-    """The class that an automatic class stands for: only it takes tensors without a folder."""
-    import torch
-
+    """The concrete class that an automatic class chooses: only a concrete class takes tensors without a folder."""
     with torch.device("meta"):
         return type(kind.from_config(config))
 
 
 def _name_folder(model: Any, folder: Path) -> None:
-    """What `from_pretrained` takes from a folder beside the weights: how answers end, and the name that an adapter will give for its base."""
-    from transformers import GenerationConfig
-
+    """Sets what `from_pretrained` reads of a folder beside the weights: generation settings, and the name that an adapter gives for its base."""
     model.name_or_path = model.config.name_or_path = str(folder)
     if model.can_generate() and (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
 
 
 def _unwrapped(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """The tensors under their names without wrappers, as maps of the files: what is not used is not read."""
-    from safetensors.torch import load_file
-
+    """The tensors under their names without wrappers. The files are mapped, so tensors that are not used are not read."""
     files = {tensor.file: load_file(tensor.file) for tensor in checkpoint.tensors.values()}
     return {name: files[tensor.file][tensor.name] for name, tensor in checkpoint.tensors.items()}
 
 
 def check_report(model: Any, report: Mapping[str, Any], checkpoint: Checkpoint, *, name: str, n_layers: int) -> None:
-    """Raises BackboneError, with names, where transformers' `report` on loading `model` from `checkpoint` tells of anything not meant."""
+    """Raises BackboneError that names the tensors where transformers' `report` on loading `model` from `checkpoint` lists any that were
+    missing, mis-shaped or left over by mistake."""
     depth = int(model.config.get_text_config().num_hidden_layers)
     unused = list(_unused(model, report, checkpoint, depth, n_layers))
     wrong = {
@@ -164,10 +100,10 @@ def check_report(model: Any, report: Mapping[str, Any], checkpoint: Checkpoint, 
 
 
 def _unused(model: Any, report: Mapping[str, Any], checkpoint: Checkpoint, depth: int, n_layers: int) -> Iterator[str]:
-    """Tensors in the files that the model did not take, without those that were left out on purpose."""
+    """Tensors in the files that the model did not take; those that were left out on purpose are not among them."""
     layers = next((path for path, module in model.named_modules() if _is_layer_list(module, depth)), "layers")
     later = re.compile(rf"(?:^|\.){re.escape(layers.rpartition('.')[2])}\.(\d+)\.")
-    # A model may carry layers that predict further tokens, after its own; they are no part of what is read.
+    # After its own layers a model may have others that predict further tokens; they are never used here.
     last = n_layers + int(getattr(model.config.get_text_config(), "num_nextn_predict_layers", None) or 0)
     head = None
     for key in report["unexpected_keys"]:
@@ -183,16 +119,11 @@ def _unused(model: Any, report: Mapping[str, Any], checkpoint: Checkpoint, depth
 
 
 def _is_layer_list(module: Any, depth: int) -> bool:
-    import torch
-
     return isinstance(module, torch.nn.ModuleList) and len(module) == depth
 
 
 def _head_names(model: Any) -> set[str]:
-    """Names of what the language model with its head has beside the model without one."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
+    """Names of the tensors that a language model has beyond the same model without its head."""
     with contextlib.suppress(ValueError), torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(model.config)
         prefix = f"{whole.base_model_prefix}."
@@ -201,7 +132,7 @@ def _head_names(model: Any) -> set[str]:
 
 
 def _doubled(model: Any, checkpoint: Checkpoint) -> list[str]:
-    """Tensors that stand in the files with and without the inner model's name in front: only one of them is taken, and not said which."""
+    """Tensors that the files hold with and without the inner model's name in front: transformers takes one and does not report which."""
     prefix = f"{model.base_model_prefix}."
     return sorted(name for name in checkpoint.tensors if name.startswith(prefix) and name.removeprefix(prefix) in checkpoint.tensors)
 
@@ -209,7 +140,7 @@ def _doubled(model: Any, checkpoint: Checkpoint) -> list[str]:
 def _remedy(missing: Sequence[str], unused: Sequence[str], n_layers: int) -> str:
     layers = [int(number[1]) for key in unused if (number := re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", f".{key}"))]
     if layers and min(layers) >= n_layers and not missing:
-        return f"the configuration says num_hidden_layers {n_layers} and the files hold {max(layers) + 1}: take both from the same repository"
+        return f"the configuration gives num_hidden_layers {n_layers} and the files hold {max(layers) + 1}: take both from the same repository"
     tails = [(key, lost) for key in unused for lost in missing if key.endswith(f".{lost}")]
     if tails:
         key, lost = min(tails, key=lambda pair: len(pair[0]) - len(pair[1]))
@@ -218,9 +149,10 @@ def _remedy(missing: Sequence[str], unused: Sequence[str], n_layers: int) -> str
 
 
 def check_finite(model: Any, name: str) -> None:
-    """Raises BackboneError where a number in the model's tensors is NaN or infinite, or a layer is empty. One sum a tensor, where the tensor lies."""
-    import torch
+    """Raises BackboneError where a number in the model's tensors is NaN or infinite, or a layer holds zeros only.
 
+    Costs one sum a tensor, on the tensor's device.
+    """
     zeros = []
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta or not tensor.is_floating_point() or tensor.element_size() == 1:
@@ -234,7 +166,7 @@ def check_finite(model: Any, name: str) -> None:
             dtype = str(tensor.dtype).removeprefix("torch.")
             small = "; float16 ends at 65504: --dtype bfloat16 or float32 if the files have larger numbers" if dtype == "float16" else ""
             raise BackboneError(
-                f"the weights of {name} hold numbers that are none",
+                f"the weights of {name} hold numbers that are not finite",
                 expected="finite numbers",
                 found=f"{n_wrong:,} of {tensor.numel():,} in {key} are NaN or infinite ({dtype})",
                 remedy=f"{AGAIN}, or take an earlier checkpoint of its training{small}",
@@ -246,7 +178,7 @@ def check_finite(model: Any, name: str) -> None:
 def _check_zeros(model: Any, zeros: Sequence[str], name: str) -> None:
     """Raises BackboneError where the embedding or all matrices of a layer hold zeros only: a download that was cut after its place was reserved.
 
-    Single matrices of zeros are how some models are made to grow (blocks that change nothing yet), so they are only said.
+    Some models are grown by blocks that change nothing yet, so single matrices of zeros are only logged.
     """
     matrices = {key: parameter for key, parameter in model.named_parameters() if parameter.ndim > 1}
     wrong = [key for key in zeros if matrices.get(key) is model.get_input_embeddings().weight]
@@ -260,7 +192,7 @@ def _check_zeros(model: Any, zeros: Sequence[str], name: str) -> None:
             f"the weights of {name} hold nothing but zeros where there should be numbers",
             expected="weights of a trained model",
             found=f"only zeros: {some(wrong)}",
-            remedy=f"{AGAIN}: a download that breaks off may leave zeros behind, in a file of the right size",
+            remedy=f"{AGAIN}: an interrupted download may leave zeros behind, in a file of the right size",
         )
     odd = [key for key in zeros if key in matrices]
     if odd:
@@ -269,17 +201,15 @@ def _check_zeros(model: Any, zeros: Sequence[str], name: str) -> None:
 
 def load_tokenizer(folder: Path, name: str) -> Any:
     """The tokenizer of a model folder. Raises BackboneError where transformers can't read it."""
-    from transformers import AutoTokenizer
-
     with quiet_transformers(), library_errors(f"the tokenizer of {name} can't be loaded from {folder}"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
-    """Raises BackboneError where tokens that texts are made of have no row in the embedding; more rows than tokens is usual.
+    """Raises BackboneError where a token that a text can contain has no row in the embedding; more rows than tokens is usual.
 
-    Special tokens beyond the embedding are let through where neither the chat template nor begin and end need them (Gemma 3 has one for images):
-    a text can't reach them, and `check_ids` refuses them if it does.
+    Special tokens beyond the embedding are accepted where they are neither in the chat template nor begin or end of text (Gemma 3 has one for
+    images): a text does not normally reach them, and `check_ids` refuses them if it does.
     """
     rows = int(model.get_input_embeddings().weight.shape[0])
     beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
@@ -299,7 +229,7 @@ def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
 
 
 def check_ids(model: Any, tokenizer: Any, input_ids: torch.Tensor) -> None:
-    """Raises BackboneError where a token has no row in the model's embedding, before a device fails on it without a name."""
+    """Raises BackboneError that names a token without a row in the model's embedding; the device's own error would not name it."""
     rows, largest = int(model.get_input_embeddings().weight.shape[0]), int(input_ids.max()) if input_ids.numel() else 0
     if largest >= rows:
         raise BackboneError(
@@ -310,57 +240,6 @@ def check_ids(model: Any, tokenizer: Any, input_ids: torch.Tensor) -> None:
         )
 
 
-@contextlib.contextmanager
-def library_errors(problem: str, remedy: str = "") -> Iterator[None]:
-    """What a library raises while a model is loaded becomes a BackboneError: it is the model's fault or the machine's, not ours."""
-    import torch
-
-    try:
-        yield
-    except (SparseRMError, Cancelled):
-        raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        smaller = "--device-map auto, --quantization 8bit or 4bit, or a smaller model"
-        raise BackboneError(f"{problem}: it does not fit in memory", found=_first_line(error), remedy=smaller) from error
-    except ImportError as error:
-        install = "install the package that is named, in the same environment"
-        raise BackboneError(f"{problem}: a package is missing", found=f"{type(error).__name__}: {_first_line(error)}", remedy=install) from error
-    except Exception as error:
-        text, remedy = str(error), remedy or "compare its files with those in the model's own repository; a newer transformers may read it"
-        if "does not recognize this architecture" in text or "Unrecognized model" in text:
-            remedy = "pip install -U transformers if the model is new; check model_type in config.json"
-        elif "trust_remote_code" in text or "custom code" in text:
-            remedy = "its repository's own code would have to run, which is never done here: use a model that transformers has itself"
-        elif "scaled_dot_product_attention" in text:
-            remedy = "--attention eager"
-        elif "GGUF model with architecture" in text:
-            remedy = "give the model as safetensors: a folder or a Hub id"
-        elif "quantization" in text.lower():
-            remedy = "take weights that are not quantised, and use --quantization if memory is short"
-        raise BackboneError(problem, found=f"{type(error).__name__}: {_first_line(error)}", remedy=remedy) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else ""
-
-
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts layer 2 before layer 10."""
+    """A sort key by which layer 2 comes before layer 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silences transformers' bars and reports; what they report is read where it matters."""
-    from transformers.utils import logging as library
-
-    before, bars = library.get_verbosity(), library.is_progress_bar_enabled()
-    library.set_verbosity_error()
-    library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        library.set_verbosity(before)
-        if bars:
-            library.enable_progress_bar()

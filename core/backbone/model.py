@@ -1,6 +1,6 @@
-"""The language model up to decoder layer L: loading, and hidden states without logits (METHOD.md section 2).
+"""The language model up to decoder layer L: `load_backbone`, and hidden states without logits (METHOD.md section 2).
 
-Layer L is 0-based and means the output of decoder layer L (`hidden_states[L+1]`). It is read by a hook on that layer: the last entry of
+Layer L is 0-based and means the output of decoder layer L (`hidden_states[L+1]`). A hook on that layer reads it: the last entry of
 `hidden_states` comes after the final norm, so that tuple is never indexed from the end. A backbone loaded with a `depth` has no later layers
 and no LM head.
 """
@@ -8,48 +8,34 @@ and no LM head.
 from __future__ import annotations
 
 import contextlib
-import io
+import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig
 
-from core.backbone.checkpoint import Checkpoint, read_checkpoint
-from core.backbone.gguf_files import check_copy, read_gguf
+from core.backbone.checkpoint import read_checkpoint
 from core.backbone.layout import Unreadable
-from core.backbone.loading import (
-    check_finite,
-    check_ids,
-    check_kind,
-    check_report,
-    check_vocabulary,
-    library_errors,
-    load_tokenizer,
-    load_weights,
-    model_config,
-    quiet_transformers,
-)
+from core.backbone.loading import check_ids, check_vocabulary, load_tokenizer, load_weights
 from core.backbone.model_folder import read_config
 from core.backbone.source import ModelSource, backbone_identity, find_model, resolve_device
 from core.backbone.template import ChatTemplate, Rendered
 from core.backbone.token_text import token_bytes
+from core.backbone.transformers_calls import check_kind, library_errors, model_config
 from core.config import BackboneConfig
 from core.errors import BackboneError, DataError
 from core.types import Message, Progress, no_progress
-
-if TYPE_CHECKING:
-    import torch
-
 
 log = logging.getLogger(__name__)
 QUOTES = b"\"')]*_"  # what may stand between a sentence's mark and the next sentence
 
 
 class Backbone:
-    """A loaded language model with its chat template. `identity` names everything that could change a hidden state."""
+    """A loaded language model with its chat template. `identity` (JSON) holds everything that could change a hidden state."""
 
     def __init__(self, model: Any, tokenizer: Any, config: BackboneConfig, identity: dict[str, Any]) -> None:
         self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
@@ -71,19 +57,20 @@ class Backbone:
         return rendered
 
     def render_all(self, dialogues: Sequence[Sequence[Message]]) -> list[Rendered | Unreadable]:
-        """Several dialogues as tokens, in one call of the tokenizer; in place of one that can't be read, why."""
+        """Several dialogues as tokens, in one call of the tokenizer; an `Unreadable` with the reason stands for one that can't be read."""
         return self.template.render(dialogues)
 
     @cached_property
     def sentence_marks(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each token of the vocabulary whether it ends with a mark that closes a sentence, and whether it begins with white space."""
+        """For each token of the vocabulary (two arrays of bool): whether it ends with a mark that closes a sentence, and whether it begins
+        with white space."""
         texts = token_bytes(self.tokenizer, range(len(self.tokenizer)))
         closes = [texts[i].rstrip(QUOTES).endswith((b".", b"!", b"?")) for i in range(len(texts))]
         opens = [texts[i][:1].isspace() for i in range(len(texts))]
         return np.array(closes), np.array(opens)
 
     def layer_module(self, layer: int) -> torch.nn.Module:
-        """Decoder layer `layer`, for hooks. Raises BackboneError if it was not loaded."""
+        """The module of decoder layer `layer`, for hooks. Raises BackboneError if it was not loaded."""
         if not 0 <= layer < len(self.layers):
             raise BackboneError(
                 f"layer {layer} of {self.identity['name']} is not there",
@@ -105,15 +92,13 @@ class Backbone:
 
         A half-precision model multiplies in its dtype and adds up the residual stream in float32 (`_exact_residual`).
 
-        `attention_mask` is [b, t] (1 for tokens, 0 for padding), or a ready mask [b, 1, t, past + t] in the form `mask_value` speaks of;
-        the model runs no further than the last layer asked for. Positions count real tokens only, so padding may stand on either side.
+        `attention_mask` is [b, t] (1 for tokens, 0 for padding), or a ready additive mask [b, 1, t, past + t]. The model runs no further than the
+        last of `layers`. Positions count real tokens only, so padding may stand on either side.
         """
-        import torch
-
         check_ids(self.model, self.tokenizer, input_ids)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        with torch.inference_mode(), self._exact_residual(), self._captured(layers) as found, contextlib.suppress(_Enough):
+        with torch.inference_mode(), self._exact_residual(), self._captured(layers) as captured, contextlib.suppress(_StopForward):
             self._decoder()(
                 input_ids=input_ids.to(self.device),
                 attention_mask=None if attention_mask is None else attention_mask.to(self.device),
@@ -121,7 +106,7 @@ class Backbone:
                 past_key_values=past,
                 use_cache=past is not None,
             )
-        return found
+        return captured
 
     def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Next-token logits [b, t, vocabulary]; only where the whole model was loaded."""
@@ -135,13 +120,11 @@ class Backbone:
 
     @contextlib.contextmanager
     def _exact_residual(self) -> Iterator[None]:
-        """Half-precision products, float32 residual stream.
+        """While open, a half-precision model multiplies in its dtype and adds up its residual stream in float32.
 
-        In bfloat16 each layer's sum loses what is below 1/256 of a stream that grows with depth, and what is lost depends on a batch's shape: on
-        SmolLM2 at layer 16 rewards moved by 2.1 % of their deviation with their neighbours, more than METHOD.md section 2 allows.
+        In bfloat16 each layer's sum loses what is below 1/256 of a stream that grows with depth, and the loss depends on the batch's shape: on
+        SmolLM2 at layer 16 rewards moved by 2.1 % of their standard deviation with the other rows of a batch, more than METHOD.md section 2 allows.
         """
-        import torch
-
         if self.dtype == torch.float32:
             yield
             return
@@ -158,36 +141,37 @@ class Backbone:
 
     @contextlib.contextmanager
     def _captured(self, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
-        found: dict[int, torch.Tensor] = {}
+        """While open, each forward pass puts the outputs of `layers` into the dict that is yielded, and stops after the last of them."""
+        captured: dict[int, torch.Tensor] = {}
         last = max(layers)
 
         def hook(layer: int) -> Any:
             def keep(_module: Any, _inputs: Any, output: Any) -> None:
-                found[layer] = output[0] if isinstance(output, tuple) else output
+                captured[layer] = output[0] if isinstance(output, tuple) else output
                 if layer == last:
-                    raise _Enough
+                    raise _StopForward
 
             return keep
 
         handles = [self.layer_module(layer).register_forward_hook(hook(layer)) for layer in sorted(set(layers))]
         try:
-            yield found
+            yield captured
         finally:
             for handle in handles:
                 handle.remove()
 
     def _injected_system(self) -> str:
-        """What the template puts before a first user message by itself (SmolLM2: a system message of its own)."""
+        """What the template writes before a first user message (SmolLM2: a system message of its own)."""
         if not self.template.has_template:
             return ""
         try:
             return self.template.fixed_pieces(("user",)).around[0]
-        except Unreadable:  # a template that demands an answer
+        except Unreadable:  # this template renders a user message only together with an answer
             return self.template.fixed_pieces(("user", "assistant")).around[0]
 
 
-class _Enough(Exception):
-    """The last layer that anyone asked for has been computed."""
+class _StopForward(Exception):
+    """Raised by the hook on the last layer that was asked for, to end the forward pass there."""
 
 
 def load_backbone(config: BackboneConfig, *, depth: int | None = None, progress: Progress = no_progress) -> Backbone:
@@ -206,20 +190,18 @@ def load_backbone(config: BackboneConfig, *, depth: int | None = None, progress:
 
 
 def _load(config: BackboneConfig, source: ModelSource, identity: dict[str, Any], depth: int | None) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModel, AutoModelForCausalLM
-
-    raw, described = read_config(source.folder), model_config(source.folder)
-    check_kind(described, raw, source.name)
+    raw, model_settings = read_config(source.folder), model_config(source.folder)
+    check_kind(model_settings, raw, source.name)
     options: dict[str, Any] = {"dtype": getattr(torch, identity["dtype"]), "attn_implementation": identity["attention"]}
     if depth is not None:
-        truncate(described.get_text_config(), depth)
+        truncate(model_settings.get_text_config(), depth)
     if config.device_map:
         options["device_map"] = config.device_map
     if config.quantization != "none":
         options["quantization_config"] = _quantization(config.quantization)
-    kind, checkpoint = AutoModelForCausalLM if depth is None else AutoModel, read_checkpoint(source.folder, raw)
-    model = load_weights(kind, source.folder, described, checkpoint, name=source.name, n_layers=int(identity["n_layers"]), **options)
+    kind = AutoModelForCausalLM if depth is None else AutoModel
+    checkpoint = read_checkpoint(source.folder, raw)
+    model = load_weights(kind, source.folder, model_settings, checkpoint, name=source.name, n_layers=int(identity["n_layers"]), **options)
     tokenizer = load_tokenizer(source.folder, source.name)
     check_vocabulary(model, tokenizer, source.name)
     if not config.device_map and config.quantization == "none":
@@ -229,23 +211,19 @@ def _load(config: BackboneConfig, source: ModelSource, identity: dict[str, Any],
 
 
 def truncate(text_config: Any, depth: int) -> None:
-    """Leaves out all later layers, so that they are neither read from disk nor held in memory.
+    """Changes a configuration to `depth` layers, so that later ones are neither read from disk nor held in memory.
 
-    A model whose embedding holds a part for each layer (Gemma 3n, Gemma 4) stays whole: cut, its parts would not fit.
+    A model whose embedding holds a part for each layer (Gemma 3n, Gemma 4) is left whole, since the embedding would not fit fewer layers.
     """
     if getattr(text_config, "hidden_size_per_layer_input", None):
         return
     if getattr(text_config, "layer_types", None):
-        with contextlib.suppress(AttributeError):  # where it is computed from other fields (Jamba), it follows by itself
+        with contextlib.suppress(AttributeError):  # a configuration that computes it from other fields (Jamba) needs no change here
             text_config.layer_types = list(text_config.layer_types)[:depth]
     text_config.num_hidden_layers = depth
 
 
 def _quantization(bits: str) -> Any:
-    import importlib.util
-
-    from transformers import BitsAndBytesConfig
-
     if importlib.util.find_spec("bitsandbytes") is None:
         raise BackboneError(f"{bits} weights need bitsandbytes", remedy="pip install bitsandbytes (CUDA), or --quantization none")
     return BitsAndBytesConfig(load_in_8bit=bits == "8bit", load_in_4bit=bits == "4bit")
@@ -253,37 +231,8 @@ def _quantization(bits: str) -> Any:
 
 def decoder_layers(model: Any) -> Any:
     """The ModuleList of decoder layers of any Hugging Face causal LM. Raises BackboneError where none is found."""
-    import torch
-
     count = model.config.get_text_config().num_hidden_layers
     for _, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             return module
     raise BackboneError(f"no list of {count} decoder layers in {type(model).__name__}", remedy="this architecture is not supported yet")
-
-
-def save_dequantised(file: Path, folder: Path) -> None:
-    """De-quantises a GGUF file with transformers and saves it as float32 safetensors with its tokenizer.
-
-    Raises BackboneError if transformers can't read it, or makes another model of it than the file holds.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    gguf = read_gguf(file)
-    # transformers' own bar for this can only be kept off the terminal by taking its stream away.
-    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
-        with library_errors(f"{file} can't be de-quantised"):
-            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-            options: dict[str, Any] = {"gguf_file": file.name, "output_loading_info": True, "ignore_mismatched_sizes": True}
-            loaded: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), **options)
-            model, report = loaded
-        check_report(model, report, Checkpoint(tensors={}, wrappers=()), name=str(file), n_layers=gguf.n_blocks)
-        check_finite(model, str(file))
-        # The tensors are plain now; without these lines transformers refuses to save what it takes for a quantised model.
-        del model.config.quantization_config
-        for name, value in (("hf_quantizer", None), ("is_quantized", False), ("quantization_method", None)):
-            setattr(model, name, value)
-        model.config._name_or_path = file.stem
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    check_copy(gguf, folder)

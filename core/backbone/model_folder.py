@@ -137,28 +137,6 @@ def architecture_in(config: Mapping[str, Any]) -> str:
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
-def size_in(config: Mapping[str, Any], folder: Path) -> tuple[int, int]:
-    """d_model and the number of decoder layers. Raises BackboneError where config.json does not give them.
-
-    Usual names are read here; for the others (`d_model`, `dim`, `n_layers`) transformers is asked, which takes seconds to import.
-    """
-    text = config.get("text_config", config)
-    sizes = text.get("hidden_size", text.get("n_embd")), text.get("num_hidden_layers", text.get("n_layer", text.get("num_layers")))
-    if sizes == (None, None):
-        from core.backbone.loading import model_config
-
-        described = model_config(folder).get_text_config()
-        sizes = getattr(described, "hidden_size", None), getattr(described, "num_hidden_layers", None)
-    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
-        raise BackboneError(
-            f"{folder / 'config.json'} does not say how large the model is",
-            expected="hidden_size and num_hidden_layers, whole numbers above 0",
-            found=f"hidden_size {sizes[0]!r}, num_hidden_layers {sizes[1]!r}",
-            remedy="take config.json from the model's own repository",
-        )
-    return int(sizes[0]), int(sizes[1])
-
-
 def _adapter(folder: Path, names: set[str]) -> tuple[str, str] | None:
     if "adapter_config.json" not in names:
         return None

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core.backbone.tiny import LAYER as TINY_LAYER
 from core.backbone.tiny import make_tiny
 from core.config import BackboneConfig, DataConfig, FitConfig, SAEConfig, SelectionConfig
 from core.errors import ConfigError
@@ -26,7 +25,7 @@ PRESETS: Mapping[str, FitConfig] = {
     "smollm2-135m": FitConfig(backbone=BackboneConfig(model="smollm2-135m", layer=19), selection=SelectionConfig(k=32)),
     # Paths are filled in by `preset`, which makes the parts.
     TINY: FitConfig(
-        backbone=BackboneConfig(model=TINY, layer=TINY_LAYER, dtype="float32"),
+        backbone=BackboneConfig(model=TINY, layer=1, dtype="float32"),
         selection=SelectionConfig(k=16, resamples=50),
         curve=(4, 8, 16, 32),
     ),

@@ -66,7 +66,7 @@ def _download(requirement: str, folder: Path, size: int, instead: str, progress:
         try:
             while pip.poll() is None:
                 time.sleep(0.1)
-                have = _bytes_so_far(folder)
+                have = bytes_so_far(folder)
                 progress(f"download {requirement}", min(have, size) if size else have, size or have + 1, unit="bytes")
         finally:
             if pip.poll() is None:
@@ -86,7 +86,7 @@ def _download(requirement: str, folder: Path, size: int, instead: str, progress:
     return wheels[0]
 
 
-def _bytes_so_far(folder: Path) -> int:
+def bytes_so_far(folder: Path) -> int:
     """Size of the growing wheel. pip moves and removes files and folders meanwhile: what is gone counts nothing."""
     total = 0
     for place, _, names in os.walk(folder):

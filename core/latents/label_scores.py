@@ -54,7 +54,8 @@ class SentenceModel:
     def _loaded(self) -> tuple[Any, Any]:
         from transformers import AutoModel
 
-        from core.backbone.loading import check_finite, library_errors, load_tokenizer, quiet_transformers
+        from core.backbone.loading import check_finite, load_tokenizer
+        from core.backbone.transformers_calls import library_errors, quiet_transformers
 
         try:
             with quiet_transformers(), library_errors("it can't be loaded"):
