@@ -126,7 +126,7 @@ def test_an_adapter_of_another_model(adapter: Path, tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.WARNING, "core"):
         logits_of(tiny_folder(), copy_of(adapter, tmp_path / "hub", base_model_name_or_path="org/base"))
         logits_of(tiny_folder(), copy_of(adapter, tmp_path / "nameless", base_model_name_or_path=None))
-    assert "was trained on org/base" in caplog.text and "does not say which model" in caplog.text
+    assert "was trained on org/base" in caplog.text and "does not name the model" in caplog.text
     family = peft_adapter(save_model(tmp_path / "qwen2", "qwen2"), tmp_path / "qwen2 adapter")
     with pytest.raises((StoreError, MismatchError)):
         load_policy(config_for(tiny_folder()), family)

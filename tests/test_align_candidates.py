@@ -52,7 +52,7 @@ def said(text: str, *, finished: bool = True, failed: str = "") -> Generated:
     return Generated(text=text, n_tokens=len(text.split()), finished=finished, failed=failed)
 
 
-# --- instructions --------------------------------------------------------------------------------------------------
+# --- instructions -----------------------------------------------------------------------------------------------------
 
 
 def test_an_instruction_goes_into_the_user_s_last_message() -> None:
@@ -119,7 +119,7 @@ def test_a_long_hostile_text_is_parsed_at_once() -> None:
         assert isinstance(parse_both(text, MARKS), str)
 
 
-# --- two prompts ---------------------------------------------------------------------------------------------------
+# --- two prompts ------------------------------------------------------------------------------------------------------
 
 
 def test_two_prompts_makes_the_positive_answer_the_winner() -> None:
@@ -155,7 +155,7 @@ def test_what_is_no_pair_says_why_and_keeps_its_texts() -> None:
     assert again == found
 
 
-# --- contrastive ---------------------------------------------------------------------------------------------------
+# --- contrastive ------------------------------------------------------------------------------------------------------
 
 
 def test_contrastive_parses_one_text_and_keeps_what_it_cannot() -> None:
@@ -175,7 +175,7 @@ def test_contrastive_parses_one_text_and_keeps_what_it_cannot() -> None:
         make_candidates(PROMPTS, generator, replace(CONFIG, mode="best_of_n"))
 
 
-# --- best of n -----------------------------------------------------------------------------------------------------
+# --- best of n --------------------------------------------------------------------------------------------------------
 
 
 def by_hand(texts: Sequence[str], rewards: Sequence[float], ratio: float, margin: float) -> tuple[str, str, str]:
@@ -245,7 +245,7 @@ def test_best_of_n_never_takes_unusable_samples() -> None:
     assert equal.parsed and equal.chosen == equal.rejected == "Same.", "what DPO refuses is the filter's to count"
 
 
-# --- with a model --------------------------------------------------------------------------------------------------
+# --- with a model -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["two_prompts", "best_of_n"])

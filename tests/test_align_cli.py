@@ -51,7 +51,7 @@ def asked(*words: str) -> AlignConfig:
     return align_config(build_parser().parse_args(["align", *words]))
 
 
-# --- options -------------------------------------------------------------------------------------------------------
+# --- options ----------------------------------------------------------------------------------------------------------
 
 
 def test_options_reach_their_configs() -> None:
@@ -148,7 +148,7 @@ def test_the_presets_are_the_papers_and_small_ones() -> None:
         align_preset("gemma")
 
 
-# --- refused before anything is computed ---------------------------------------------------------------------------
+# --- refused before anything is computed ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_what_cannot_be_is_refused_at_once(cli: Any, monkeypatch: pytest.MonkeyP
     assert code == 2 and out == "" and said in err
 
 
-# --- completing, estimating, detaching -----------------------------------------------------------------------------
+# --- completing, estimating, detaching --------------------------------------------------------------------------------
 
 
 def test_completing_fills_in_the_fit_and_makes_paths_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def test_detach(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         wait_state(one, "failed")
 
 
-# --- what is shown -------------------------------------------------------------------------------------------------
+# --- what is shown ----------------------------------------------------------------------------------------------------
 
 
 def manifest(round: int, **more: Any) -> dict[str, Any]:
@@ -266,7 +266,7 @@ def test_a_person_sees_what_was_left_out(capsys: pytest.CaptureFixture[str]) -> 
     assert sentences({**outcome, "base": manifest(0), "rounds": [manifest(1)]}) == [], "an older file"
 
 
-# --- the whole, with its adapter, by one process and by two --------------------------------------------------------
+# --- the whole, with its adapter, by one process and by two -----------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""DPO against by-hand log-probabilities of plain transformers and PEFT, TRL's silent copy of the adapter, the guards, and two processes."""
+"""DPO against by-hand log-probabilities of plain transformers and PEFT, TRL's silent copy of the adapter, the guards,
+and two processes.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from backbone_helpers import save_model, tiny_folder
 from core.align import dpo_trainer
 from core.align.dpo import DPOOutcome, train_dpo
 from core.align.dpo_pairs import EQUAL, NO_TOKEN, encode_pairs
-from core.align.dpo_trainer import Watch, new_trainer
+from core.align.dpo_trainer import TrainingMonitor, new_trainer
 from core.align.policy import BASE, adapter_hash, load_adapter, load_policy, merge_and_save, training_base
 from core.backbone.tiny import tiny_pairs
 from core.config import BackboneConfig, DPOConfig
@@ -55,7 +57,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DPOOutcome]:
     return out, train(out)
 
 
-# --- by hand: plain transformers and PEFT, one sequence at a time -------------------------------------------------------------------------------
+# --- by hand: plain transformers and PEFT, one sequence at a time -----------------------------------------------------
 
 
 def plain_model(adapter: Path | None = None, folder: Path | None = None) -> Any:
@@ -66,19 +68,19 @@ def plain_model(adapter: Path | None = None, folder: Path | None = None) -> Any:
     return model.eval() if adapter is None else PeftModel.from_pretrained(model, adapter).eval()
 
 
-def plain_ids(one: PreferencePair, answer: str) -> tuple[list[int], list[int]]:
+def plain_ids(example: PreferencePair, answer: str) -> tuple[list[int], list[int]]:
     """Tokens up to the answer, and the answer's with its end of turn, from the tokenizer's own template."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder())
-    before = tokenizer.apply_chat_template(list(one.prompt), add_generation_prompt=True, tokenize=False)
+    before = tokenizer.apply_chat_template(list(example.prompt), add_generation_prompt=True, tokenize=False)
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, before + answer + "<|im_end|>")]
     assert ids[1][: len(ids[0])] == ids[0] and ids[1][-1] == tokenizer.eos_token_id
     return ids[0], ids[1][len(ids[0]) :]
 
 
-def by_hand(model: Any, one: PreferencePair, answer: str) -> float:
-    before, after = plain_ids(one, answer)
+def by_hand(model: Any, example: PreferencePair, answer: str) -> float:
+    before, after = plain_ids(example, answer)
     with torch.no_grad():
         logits = model(torch.tensor([before + after])).logits[0].double()
     logprobs = logits.log_softmax(-1)
@@ -86,7 +88,7 @@ def by_hand(model: Any, one: PreferencePair, answer: str) -> float:
 
 
 def margins_by_hand(policy: Any, reference: Any, pairs: Sequence[PreferencePair], beta: float = 0.1) -> np.ndarray:
-    ratio = [[by_hand(policy, one, text) - by_hand(reference, one, text) for text in (one.chosen, one.rejected)] for one in pairs]
+    ratio = [[by_hand(policy, example, text) - by_hand(reference, example, text) for text in (example.chosen, example.rejected)] for example in pairs]
     return np.array([beta * (chosen - rejected) for chosen, rejected in ratio])
 
 
@@ -96,35 +98,35 @@ def loss_by_hand(margins: np.ndarray) -> float:
 
 def test_the_loss_is_the_formula(first: tuple[Path, DPOOutcome], tmp_path: Path) -> None:
     two = [ALL[40], ALL[43]]
-    said = train(tmp_path / "a", first[0], two, config=replace(CONFIG, batch_size=2))
+    outcome = train(tmp_path / "a", first[0], two, config=replace(CONFIG, batch_size=2))
     margins = margins_by_hand(plain_model(first[0]), plain_model(), two)
     assert abs(loss_by_hand(margins) - math.log(2)) > 0.01  # the adapter of round 1 speaks
-    assert said.curve[0]["loss"] == pytest.approx(loss_by_hand(margins), rel=1e-5)
-    assert said.curve[0]["margin"] == pytest.approx(margins.mean(), rel=1e-4)
-    assert said.curve[0]["accuracy"] == (margins > 0).mean()
+    assert outcome.curve[0]["loss"] == pytest.approx(loss_by_hand(margins), rel=1e-5)
+    assert outcome.curve[0]["margin"] == pytest.approx(margins.mean(), rel=1e-4)
+    assert outcome.curve[0]["accuracy"] == (margins > 0).mean()
     policy = plain_model(first[0])
-    assert said.curve[0]["logprob_chosen"] == pytest.approx(np.mean([by_hand(policy, one, one.chosen) for one in two]), rel=1e-5)
+    assert outcome.curve[0]["logprob_chosen"] == pytest.approx(np.mean([by_hand(policy, example, example.chosen) for example in two]), rel=1e-5)
 
 
 def test_beta_scales_the_margins(first: tuple[Path, DPOOutcome], tmp_path: Path) -> None:
     two = [ALL[40], ALL[43]]
-    said = train(tmp_path / "a", first[0], two, config=replace(CONFIG, batch_size=2, beta=0.7))
-    assert said.curve[0]["loss"] == pytest.approx(loss_by_hand(margins_by_hand(plain_model(first[0]), plain_model(), two, beta=0.7)), rel=1e-5)
+    outcome = train(tmp_path / "a", first[0], two, config=replace(CONFIG, batch_size=2, beta=0.7))
+    assert outcome.curve[0]["loss"] == pytest.approx(loss_by_hand(margins_by_hand(plain_model(first[0]), plain_model(), two, beta=0.7)), rel=1e-5)
 
 
 @pytest.mark.parametrize("reference", ["base", "previous"])
 def test_epochs_are_judged_exactly(first: tuple[Path, DPOOutcome], tmp_path: Path, reference: str) -> None:
-    said = train(tmp_path / "a", first[0], config=replace(CONFIG, epochs=2, reference=reference))
-    chosen = said.epochs[said.best_epoch - 1]
+    outcome = train(tmp_path / "a", first[0], config=replace(CONFIG, epochs=2, reference=reference))
+    chosen = outcome.epochs[outcome.best_epoch - 1]
     against = plain_model(None if reference == "base" else first[0])
     margins = margins_by_hand(plain_model(tmp_path / "a"), against, HELD_OUT)
-    assert chosen["n"] == len(HELD_OUT) == said.n_validation
+    assert chosen["n"] == len(HELD_OUT) == outcome.n_validation
     assert chosen["accuracy"] == pytest.approx((margins > 0).mean()) and chosen["low"] < chosen["accuracy"] < chosen["high"]
     assert chosen["loss"] == pytest.approx(loss_by_hand(margins), rel=1e-5)
-    assert [one["epoch"] for one in said.epochs] == [1, 2]
+    assert [epoch["epoch"] for epoch in outcome.epochs] == [1, 2]
 
 
-# --- the reference ------------------------------------------------------------------------------------------------------------------------------
+# --- the reference ----------------------------------------------------------------------------------------------------
 
 
 def reference_of(folder: Path, reference: str, pairs: Sequence[PreferencePair], scratch: Path) -> tuple[Any, np.ndarray]:
@@ -153,7 +155,9 @@ def test_in_round_two_the_reference_is_the_bare_base(first: tuple[Path, DPOOutco
 
 
 def test_trl_by_itself_copies_the_adapter(first: tuple[Path, DPOOutcome], tmp_path: Path) -> None:
-    """The trap that the test above would fall into: the day this fails, TRL has changed and `dpo_trainer` may become simpler."""
+    """The trap that the test above would fall into: the day this fails, TRL has changed and `dpo_trainer` may become
+    simpler.
+    """
     from datasets import Dataset
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -162,41 +166,43 @@ def test_trl_by_itself_copies_the_adapter(first: tuple[Path, DPOOutcome], tmp_pa
 
     policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder()), first[0], is_trainable=True)
     options: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none"}
-    rows = Dataset.from_list([{name: value for name, value in one.to_row().items() if name in ("prompt", "chosen", "rejected")} for one in TRAIN[:4]])
+    rows = Dataset.from_list(
+        [{name: value for name, value in example.to_row().items() if name in ("prompt", "chosen", "rejected")} for example in TRAIN[:4]]
+    )
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder())
     trainer = DPOTrainer(model=policy, args=Arguments(str(tmp_path), **options), train_dataset=rows, processing_class=tokenizer)
     assert "ref" in trainer.model.peft_config
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
     with torch.no_grad():
         silent = trainer.compute_ref_log_probs(trainer.model, batch)[0]
-    bare = np.array([by_hand(plain_model(), one, one.chosen) for one in TRAIN[:4]])
+    bare = np.array([by_hand(plain_model(), example, example.chosen) for example in TRAIN[:4]])
     assert np.abs(silent.numpy() - bare).min() > 1e-2
 
 
 @pytest.mark.parametrize(("reference", "begins_even"), [("base", False), ("previous", True)])
 def test_a_second_round_goes_on_from_the_first(first: tuple[Path, DPOOutcome], tmp_path: Path, reference: str, begins_even: bool) -> None:
-    said = train(tmp_path / "a", first[0], config=replace(CONFIG, reference=reference))
-    assert said.adapter_before == first[1].adapter_after == adapter_hash(first[0])
-    assert said.reference == reference
-    assert (said.curve[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)) is begins_even
+    outcome = train(tmp_path / "a", first[0], config=replace(CONFIG, reference=reference))
+    assert outcome.adapter_before == first[1].adapter_after == adapter_hash(first[0])
+    assert outcome.reference == reference
+    assert (outcome.curve[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)) is begins_even
     assert sorted(file.name for file in (tmp_path / "a").rglob("*")) == ["adapter_config.json", "adapter_model.safetensors"]
 
 
-# --- what is written ----------------------------------------------------------------------------------------------------------------------------
+# --- what is written --------------------------------------------------------------------------------------------------
 
 
 def test_a_first_round(first: tuple[Path, DPOOutcome]) -> None:
-    out, said = first
-    assert said.adapter_before == BASE and said.adapter_after == adapter_hash(out) and len(said.adapter_after) == 64
+    out, outcome = first
+    assert outcome.adapter_before == BASE and outcome.adapter_after == adapter_hash(out) and len(outcome.adapter_after) == 64
     # d_model 64, mlp 256, two key-value heads of 16: r * (in + out) for q, k, v, o, gate, up, down in both layers.
-    assert said.trainable == 2 * 16 * (128 + 96 + 96 + 128 + 320 + 320 + 320)
-    assert said.steps == len(said.curve) == 2 and [row["step"] for row in said.curve] == [1, 2]
-    assert said.tokens == sum(
-        len(before) + len(after) for one in TRAIN for before, after in (plain_ids(one, one.chosen), plain_ids(one, one.rejected))
+    assert outcome.trainable == 2 * 16 * (128 + 96 + 96 + 128 + 320 + 320 + 320)
+    assert outcome.steps == len(outcome.curve) == 2 and [row["step"] for row in outcome.curve] == [1, 2]
+    assert outcome.tokens == sum(
+        len(before) + len(after) for example in TRAIN for before, after in (plain_ids(example, example.chosen), plain_ids(example, example.rejected))
     )
-    assert (said.n_pairs, said.n_processes, dict(said.refused)) == (8, 1, {})
-    json.dumps(said.to_json(), allow_nan=False)
-    assert "seconds" not in said.to_json() and said.to_json()["time_seconds"] > 0
+    assert (outcome.n_pairs, outcome.n_processes, dict(outcome.refused)) == (8, 1, {})
+    json.dumps(outcome.to_json(), allow_nan=False)
+    assert "seconds" not in outcome.to_json() and outcome.to_json()["time_seconds"] > 0
 
 
 def test_plain_peft_loads_it_and_the_policy_computes_the_same(first: tuple[Path, DPOOutcome]) -> None:
@@ -213,7 +219,9 @@ def test_plain_peft_loads_it_and_the_policy_computes_the_same(first: tuple[Path,
 
 
 def test_half_precision_keeps_a_small_update(tmp_path: Path) -> None:
-    """How much of a small update's effect on the logits is left in bfloat16: nearly all of it, and little with PEFT's layers beside the weights."""
+    """How much of a small update's effect on the logits is left in bfloat16: nearly all of it, and little with PEFT's
+    layers beside the weights.
+    """
     from peft import PeftModel
 
     train(tmp_path / "a", config=replace(CONFIG, lr=2e-5))
@@ -236,8 +244,8 @@ def test_hidden_states_of_a_policy_are_its_own(first: tuple[Path, DPOOutcome]) -
     ids = torch.tensor([plain_ids(ALL[0], ALL[0].chosen)[0]])
     with torch.no_grad():
         expected = plain_model(first[0])(ids, output_hidden_states=True).hidden_states[1]
-    found = load_policy(base_config(), first[0]).backbone.states(ids, torch.ones_like(ids), [0])[0]
-    torch.testing.assert_close(found, expected)
+    states = load_policy(base_config(), first[0]).backbone.states(ids, torch.ones_like(ids), [0])[0]
+    torch.testing.assert_close(states, expected)
 
 
 def test_merged_weights_compute_the_same(first: tuple[Path, DPOOutcome], tmp_path: Path) -> None:
@@ -252,12 +260,12 @@ def test_merged_weights_compute_the_same(first: tuple[Path, DPOOutcome], tmp_pat
 
 def test_equal_seeds_give_equal_bytes(first: tuple[Path, DPOOutcome], tmp_path: Path) -> None:
     state = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    said = train(tmp_path / "again")
-    assert said.adapter_after == first[1].adapter_after
+    outcome = train(tmp_path / "again")
+    assert outcome.adapter_after == first[1].adapter_after
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (first[0] / name).read_bytes()
-    assert {**said.to_json(), "time_seconds": 0} == {**first[1].to_json(), "time_seconds": 0}
-    assert train(tmp_path / "other", config=replace(CONFIG, seed=1)).adapter_after != said.adapter_after
+    assert {**outcome.to_json(), "time_seconds": 0} == {**first[1].to_json(), "time_seconds": 0}
+    assert train(tmp_path / "other", config=replace(CONFIG, seed=1)).adapter_after != outcome.adapter_after
     # The caller's random numbers go on as if nothing had happened.
     assert torch.equal(torch.random.get_rng_state(), state[0]) and (np.random.get_state()[1] == state[1]).all()  # noqa: NPY002
 
@@ -278,8 +286,8 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
 def test_bfloat16_trains_and_saves_float32(first: tuple[Path, DPOOutcome], tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    said = train(tmp_path / "a", config=replace(CONFIG, dtype="bfloat16"))
-    assert said.curve[0]["loss"] == pytest.approx(math.log(2), abs=0.02) and said.adapter_after != first[1].adapter_after
+    outcome = train(tmp_path / "a", config=replace(CONFIG, dtype="bfloat16"))
+    assert outcome.curve[0]["loss"] == pytest.approx(math.log(2), abs=0.02) and outcome.adapter_after != first[1].adapter_after
     assert {tensor.dtype for tensor in load_file(tmp_path / "a" / "adapter_model.safetensors").values()} == {torch.float32}
 
 
@@ -287,25 +295,28 @@ def test_bfloat16_trains_and_saves_float32(first: tuple[Path, DPOOutcome], tmp_p
 def test_other_families(tmp_path: Path, kind: str) -> None:
     """GPT-2 has dropout of its own: were it on, the first loss against the policy itself would not be log 2."""
     folder = save_model(tmp_path / kind, kind)
-    said = train(tmp_path / "a", base=base_config(folder), config=replace(CONFIG, reference="previous"))
-    assert said.curve[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    outcome = train(tmp_path / "a", base=base_config(folder), config=replace(CONFIG, reference="previous"))
+    assert outcome.curve[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     margins = margins_by_hand(plain_model(tmp_path / "a", folder), plain_model(folder=folder), HELD_OUT)
-    assert said.epochs[0]["loss"] == pytest.approx(loss_by_hand(margins), rel=1e-4)
+    assert outcome.epochs[0]["loss"] == pytest.approx(loss_by_hand(margins), rel=1e-4)
 
 
-# --- refusals and guards ------------------------------------------------------------------------------------------------------------------------
+# --- refusals and guards ----------------------------------------------------------------------------------------------
 
 
 def test_tokens_are_those_of_the_tokenizers_own_template() -> None:
     encoded, refused = encode_pairs(ALL[:6], training_base(base_config(), CONFIG, spread=False), 512)
-    assert not refused and [one.pair_id for one in encoded] == [one.pair_id for one in ALL[:6]]
-    for one, found in zip(ALL, encoded, strict=False):
-        (before, chosen), (_, rejected) = plain_ids(one, one.chosen), plain_ids(one, one.rejected)
-        assert (found.prompt, found.chosen, found.rejected) == (before, chosen, rejected)
+    assert not refused and [example.pair_id for example in encoded] == [example.pair_id for example in ALL[:6]]
+    for example, tokens in zip(ALL, encoded, strict=False):
+        (before, chosen), (_, rejected) = plain_ids(example, example.chosen), plain_ids(example, example.rejected)
+        assert (tokens.prompt, tokens.chosen, tokens.rejected) == (before, chosen, rejected)
 
 
 def test_unusable_pairs_are_refused_by_reason_and_never_cut(tmp_path: Path) -> None:
-    sizes = [max(len(before) + len(after) for before, after in (plain_ids(one, one.chosen), plain_ids(one, one.rejected))) for one in TRAIN]
+    sizes = [
+        max(len(before) + len(after) for before, after in (plain_ids(example, example.chosen), plain_ids(example, example.rejected)))
+        for example in TRAIN
+    ]
     longest = max(sizes)
     bad = [
         pair("equal", "Is it hard?", "Yes, friend", "Yes, friend "),
@@ -313,17 +324,17 @@ def test_unusable_pairs_are_refused_by_reason_and_never_cut(tmp_path: Path) -> N
         pair("control", "Is it hard?", "Yes<|im_end|>, friend", "No"),
         pair("long", "Is it hard?", "friend " * 200, "No"),
     ]
-    said = train(
+    outcome = train(
         tmp_path / "a", pairs=[*bad, *TRAIN], validation=[*HELD_OUT[:3], pair("held", "Is it?", "a", "a")], config=replace(CONFIG, max_length=longest)
     )
-    long = said.refused["long"]
+    long = outcome.refused["long"]
     assert long.startswith("too long: ") and long.endswith(f" tokens, at most {longest}")
-    rest = {number: reason for number, reason in said.refused.items() if number not in ("long", *(one.pair_id for one in HELD_OUT))}
+    rest = {number: reason for number, reason in outcome.refused.items() if number not in ("long", *(example.pair_id for example in HELD_OUT))}
     assert "the response holds the control token <|im_end|>" in rest.pop("control")
     assert rest == {"equal": EQUAL, "empty": NO_TOKEN, "held": EQUAL}
-    assert said.n_pairs == len(TRAIN)  # the longest of them is just short enough
+    assert outcome.n_pairs == len(TRAIN)  # the longest of them is just short enough
     shorter = train(tmp_path / "b", validation=[], config=replace(CONFIG, max_length=longest - 1))
-    assert set(shorter.refused) == {one.pair_id for one, size in zip(TRAIN, sizes, strict=True) if size == longest}
+    assert set(shorter.refused) == {example.pair_id for example, size in zip(TRAIN, sizes, strict=True) if size == longest}
 
 
 def test_no_usable_pair_is_an_error(tmp_path: Path) -> None:
@@ -333,8 +344,8 @@ def test_no_usable_pair_is_an_error(tmp_path: Path) -> None:
 
 
 def test_without_validation_pairs_the_last_epoch_is_kept(tmp_path: Path) -> None:
-    said = train(tmp_path / "a", validation=[], config=replace(CONFIG, epochs=2))
-    assert said.best_epoch == 2 and said.epochs[0]["accuracy"] is None and said.n_validation == 0
+    outcome = train(tmp_path / "a", validation=[], config=replace(CONFIG, epochs=2))
+    assert outcome.best_epoch == 2 and outcome.epochs[0]["accuracy"] is None and outcome.n_validation == 0
 
 
 @pytest.mark.parametrize(
@@ -346,29 +357,29 @@ def test_without_validation_pairs_the_last_epoch_is_kept(tmp_path: Path) -> None
     ],
 )
 def test_the_best_epoch(monkeypatch: pytest.MonkeyPatch, figures: Sequence[tuple[float, float]], best: int) -> None:
-    told = iter(figures)
+    epoch_figures = iter(figures)
 
-    def judge(_: Any) -> dict[str, Any]:
-        accuracy, loss = next(told)
+    def validate(_: Any) -> dict[str, Any]:
+        accuracy, loss = next(epoch_figures)
         return {"accuracy": accuracy, "loss": loss, "n": 10}
 
     class Trainer:
         model = 0
 
-    watch = Watch(judge=judge, progress=lambda *_, **__: None, n_pairs=10, batch_size=4)
+    monitor = TrainingMonitor(validate=validate, progress=lambda *_, **__: None, n_pairs=10, batch_size=4)
     monkeypatch.setattr(dpo_trainer, "adapter_tensors", lambda model: {"weights": torch.tensor(model)})
     for epoch in (1, 2, 3):
         Trainer.model = epoch
-        watch.end_epoch(Trainer, epoch)
-    assert watch.best_epoch == best and int(watch.best["weights"]) == best
+        monitor.end_epoch(Trainer, epoch)
+    assert monitor.best_epoch == best and int(monitor.best["weights"]) == best
 
 
-def test_each_steps_figures_say_of_how_many_pairs_they_are() -> None:
+def test_a_steps_row_counts_its_pairs() -> None:
     """Ten pairs in batches of four: 4, 4 and 2, in every epoch."""
-    watch = Watch(judge=lambda _: {}, progress=lambda *_, **__: None, n_pairs=10, batch_size=4)
+    monitor = TrainingMonitor(validate=lambda _: {}, progress=lambda *_, **__: None, n_pairs=10, batch_size=4)
     for step in range(1, 7):
-        watch.log({"loss": 0.5, "rewards/accuracies": 0.5}, step, 6)
-    assert [row["n"] for row in watch.curve] == [4, 4, 2, 4, 4, 2]
+        monitor.log({"loss": 0.5, "rewards/accuracies": 0.5}, step, 6)
+    assert [row["n"] for row in monitor.curve] == [4, 4, 2, 4, 4, 2]
 
 
 def test_nothing_trainable_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -392,7 +403,7 @@ def test_an_unchanged_adapter_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(BackboneError, match=r"went astray|not finite"):
+    with pytest.raises(BackboneError, match=r"diverged|not finite"):
         train(tmp_path / "a", config=replace(CONFIG, lr=1e30, epochs=3))
     assert not (tmp_path / "a").exists()
 
@@ -440,24 +451,25 @@ def test_nothing_is_reported_and_nothing_printed(
     monkeypatch.delenv("CI", raising=False)
     train(tmp_path / "a")
     out, err = capfd.readouterr()
-    assert not out and not err.strip() and not [str(one.message) for one in recwarn]
+    assert not out and not err.strip() and not [str(warning.message) for example in recwarn]
 
 
-# --- several processes --------------------------------------------------------------------------------------------------------------------------
+# --- several processes ------------------------------------------------------------------------------------------------
 
-# What a command does under a launcher: the first process leads, the others follow until they are dismissed. Two chained rounds.
+# What a command does under a launcher: the first process leads, the others follow until they are dismissed. Two chained
+# rounds.
 SCRIPT = """
 import json, sys
 from pathlib import Path
 
-from core.align import ranks
-from core.align.dpo import follow, train_dpo
+from core.align import distributed
+from core.align.dpo import follow_leader, train_dpo
 from core.config import BackboneConfig, DPOConfig, from_dict
 from core.errors import Cancelled
 from core.types import PreferencePair
 
-if not ranks.leads():
-    follow()
+if not distributed.is_leader():
+    follow_leader()
     Path(sys.argv[2], "follower-ended").touch()
     sys.exit()
 
@@ -473,19 +485,22 @@ def progress(step, done, total, **figures):
 
 out, adapter = Path(sys.argv[2]), None
 for number in range(2):
-    said = train_dpo(pairs, held_out, adapter=adapter, out=out / f"adapter-{number}", progress=progress, **options)
-    (out / f"said-{number}.json").write_text(json.dumps(said.to_json()))
+    outcome = train_dpo(pairs, held_out, adapter=adapter, out=out / f"adapter-{number}", progress=progress, **options)
+    (out / f"outcome-{number}.json").write_text(json.dumps(outcome.to_json()))
     adapter = out / f"adapter-{number}"
-ranks.dismiss()
+distributed.shutdown()
 """
 
 
 def launch(folder: Path, n_processes: int, cancel_at: int = -1) -> subprocess.CompletedProcess[str]:
-    """Runs SCRIPT by `accelerate launch` on the CPU. Its `--cpu` starts one process whatever is asked for; `--multi_gpu` means "several" here."""
+    """Runs SCRIPT by `accelerate launch` on the CPU.
+
+    Its `--cpu` starts one process whatever is asked for; `--multi_gpu` means "several" here.
+    """
     (folder / "out").mkdir(parents=True)
     (folder / "script.py").write_text(SCRIPT)
     texts = {"pairs": TRAIN, "held_out": HELD_OUT}
-    rows = {name: [{k: getattr(one, k) for k in ("pair_id", "prompt", "chosen", "rejected")} for one in some] for name, some in texts.items()}
+    rows = {name: [{k: getattr(pair, k) for k in ("pair_id", "prompt", "chosen", "rejected")} for pair in some] for name, some in texts.items()}
     job = {**rows, "base": base_config().to_dict(), "config": replace(CONFIG, epochs=2).to_dict(), "cancel_at": cancel_at}
     (folder / "job.json").write_text(json.dumps(job))
     many = ["--multi_gpu"] if n_processes > 1 else []
@@ -505,21 +520,23 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     for n_processes in (1, 2):
         ended = launch(tmp_path / str(n_processes), n_processes)
         assert ended.returncode == 0, ended.stderr
-    one, two = tmp_path / "1" / "out", tmp_path / "2" / "out"
-    assert (two / "follower-ended").is_file()
+    alone_folder, together_folder = tmp_path / "1" / "out", tmp_path / "2" / "out"
+    assert (together_folder / "follower-ended").is_file()
     for number in range(2):
-        alone, together = (json.loads((folder / f"said-{number}.json").read_text()) for folder in (one, two))
+        alone, together = (json.loads((folder / f"outcome-{number}.json").read_text()) for folder in (alone_folder, together_folder))
         assert (alone["n_processes"], together["n_processes"]) == (1, 2)
         for name in ("loss", "margin", "logprob_chosen"):
             np.testing.assert_allclose([row[name] for row in together["curve"]], [row[name] for row in alone["curve"]], rtol=1e-4, atol=1e-5)
         assert [epoch["accuracy"] for epoch in together["epochs"]] == [epoch["accuracy"] for epoch in alone["epochs"]]
-        assert together["adapter_after"] == adapter_hash(two / f"adapter-{number}")
-        tensors = load_adapter(one / f"adapter-{number}", CONFIG)
-        for name, tensor in load_adapter(two / f"adapter-{number}", CONFIG).items():
+        assert together["adapter_after"] == adapter_hash(together_folder / f"adapter-{number}")
+        tensors = load_adapter(alone_folder / f"adapter-{number}", CONFIG)
+        for name, tensor in load_adapter(together_folder / f"adapter-{number}", CONFIG).items():
             torch.testing.assert_close(tensor, tensors[name], rtol=1e-3, atol=1e-4)
     # Whatever either process wrote lies here: the first one's files, each once.
-    written = sorted(file.relative_to(two).as_posix() for file in two.rglob("*") if file.is_file() and file.name != "follower-ended")
-    each = [[f"adapter-{n}/adapter_config.json", f"adapter-{n}/adapter_model.safetensors", f"said-{n}.json"] for n in range(2)]
+    written = sorted(
+        file.relative_to(together_folder).as_posix() for file in together_folder.rglob("*") if file.is_file() and file.name != "follower-ended"
+    )
+    each = [[f"adapter-{n}/adapter_config.json", f"adapter-{n}/adapter_model.safetensors", f"outcome-{n}.json"] for n in range(2)]
     assert written == sorted(name for names in each for name in names)
 
 

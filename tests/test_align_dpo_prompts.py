@@ -1,4 +1,6 @@
-"""Prompts computed once in DPO: equal to two whole sequences in every field that TRL reads and in the gradients, where the model allows it."""
+"""Prompts computed once in DPO: equal to two whole sequences in every field that TRL reads and in the gradients, where
+the model allows it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from core.align.dpo_pairs import EncodedPair
-from core.align.dpo_prompts import PER_TOKEN, can_share, shared_prompts
+from core.align.dpo_prompts import PER_TOKEN, can_share_prompts, share_prompts
 from core.align.dpo_trainer import new_trainer
 from core.align.policy import training_base
 from core.config import BackboneConfig, DPOConfig
@@ -44,27 +46,27 @@ def loaded(folder: Path, attention: str) -> tuple[Any, list[int]]:
 def read(model: Any, call: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The fields over labelled tokens, and the gradients of an unevenly weighted sum of the log-probabilities."""
     given = batch()
-    found = call(**given, fused_lm_head=True, use_cache=False)
-    own = given["labels"][:, 1:] != -100
-    fields = {name: getattr(found, name) for name in PER_TOKEN}
-    assert all(values.shape == own.shape and not values[~own].any() for values in fields.values())
+    output = call(**given, fused_lm_head=True, use_cache=False)
+    labelled = given["labels"][:, 1:] != -100
+    fields = {name: getattr(output, name) for name in PER_TOKEN}
+    assert all(values.shape == labelled.shape and not values[~labelled].any() for values in fields.values())
     model.zero_grad()
-    (found.log_probs.sum(1) * torch.tensor([1.0, -2.0, 3.0, -1.0, 0.5, -2.5])).sum().backward()
+    (output.log_probs.sum(1) * torch.tensor([1.0, -2.0, 3.0, -1.0, 0.5, -2.5])).sum().backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
-    return {name: values.detach()[own] for name, values in fields.items()}, gradients
+    return {name: values.detach()[labelled] for name, values in fields.items()}, gradients
 
 
 @pytest.mark.parametrize(("kind", "attention"), [("llama", "sdpa"), ("llama", "eager"), ("gemma2", "eager"), ("qwen2", "sdpa"), ("neox", "sdpa")])
 def test_equal_to_whole_sequences(tmp_path: Path, kind: str, attention: str) -> None:
     model, seen = loaded(tiny_folder() if kind == "llama" else save_model(tmp_path / kind, kind), attention)
-    assert can_share(model)
-    (plain, plain_gradients), (shared, gradients) = read(model, model), read(model, shared_prompts(model))
+    assert can_share_prompts(model)
+    (plain, plain_gradients), (shared, gradients) = read(model, model), read(model, share_prompts(model))
     assert seen == [READ_TWICE, ONCE]
     for name in PER_TOKEN:
         torch.testing.assert_close(shared[name], plain[name], rtol=1e-4, atol=1e-5)
     assert gradients.keys() == plain_gradients.keys() and len(gradients) > 10
     for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, plain_gradients[name], rtol=1e-3, atol=1e-5, msg=lambda said, name=name: f"{name}: {said}")
+        torch.testing.assert_close(gradient, plain_gradients[name], rtol=1e-3, atol=1e-5, msg=lambda message, name=name: f"{name}: {message}")
 
 
 def test_the_trainer_reads_each_prompt_once(tmp_path: Path) -> None:
@@ -85,7 +87,7 @@ def test_the_answers_do_not_see_each_other() -> None:
     for name in ("input_ids", "labels"):
         other[name][0, 5] = 40  # the first chosen answer's first token
     with torch.no_grad():
-        before, after = (shared_prompts(model)(**one, fused_lm_head=True).log_probs for one in (given, other))
+        before, after = (share_prompts(model)(**inputs, fused_lm_head=True).log_probs for inputs in (given, other))
     assert (before[0] != after[0]).any() and torch.equal(before[1:], after[1:])
 
 
@@ -93,13 +95,13 @@ def test_what_has_left_the_window_is_not_seen(tmp_path: Path) -> None:
     model, seen = loaded(save_model(tmp_path / "gemma2", "gemma2"), "eager")
     model.config.get_text_config().sliding_window = 7
     with torch.no_grad():
-        shared_prompts(model)(**batch(), fused_lm_head=True)
+        share_prompts(model)(**batch(), fused_lm_head=True)
     assert seen == [READ_TWICE]
 
 
 def test_models_that_count_places_otherwise_read_whole_sequences(tmp_path: Path) -> None:
     model, _ = loaded(save_model(tmp_path / "gpt2", "gpt2"), "sdpa")
-    assert not can_share(model)
+    assert not can_share_prompts(model)
     rotary, _ = loaded(tiny_folder(), "sdpa")
     rotary.config.get_text_config().output_router_logits = True  # a loss over experts counts tokens by the mask
-    assert not can_share(rotary)
+    assert not can_share_prompts(rotary)

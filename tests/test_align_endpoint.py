@@ -116,7 +116,7 @@ def test_what_an_answer_says(answer: Answer, expected: Generated) -> None:
         assert EndpointGenerator(config(server)).generate(PROMPTS[:1], 1) == [[expected]]
 
 
-# --- servers that fail ---------------------------------------------------------------------------------------------
+# --- servers that fail ------------------------------------------------------------------------------------------------
 
 
 def test_what_fails_in_passing_is_asked_again(no_waiting: list[float]) -> None:
@@ -263,7 +263,7 @@ def test_a_key_never_travels_in_the_open(monkeypatch: pytest.MonkeyPatch) -> Non
         EndpointGenerator(CandidatesConfig(endpoint="http://192.0.2.1/v1", endpoint_model="m")).generate(PROMPTS, 1)
 
 
-# --- a real server -------------------------------------------------------------------------------------------------
+# --- a real server ----------------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def kept(decisions: Sequence[Decision]) -> list[str]:
     return [one.candidate_id for one in decisions if one.kept]
 
 
-# --- decisions -----------------------------------------------------------------------------------------------------
+# --- decisions --------------------------------------------------------------------------------------------------------
 
 
 def test_the_winner_must_score_higher_and_a_tie_is_none() -> None:
@@ -86,7 +86,7 @@ def test_counts_add_up_and_name_the_reasons() -> None:
     assert counts["kept"] + counts["dropped"] == counts["parsed"] <= counts["generated"]
 
 
-# --- latents -------------------------------------------------------------------------------------------------------
+# --- latents ----------------------------------------------------------------------------------------------------------
 
 
 def linear_head(weights: Sequence[float]) -> Head:
@@ -139,7 +139,7 @@ def test_a_control_of_random_rows_names_its_own_latents() -> None:
     assert {latent["latent_id"] for latent in found[0].latents} <= set(parts.latent_ids.tolist()) and found[0].latents
 
 
-# --- rewards -------------------------------------------------------------------------------------------------------
+# --- rewards ----------------------------------------------------------------------------------------------------------
 
 
 def test_rewards_are_those_of_the_reward_model_side_by_side() -> None:
@@ -179,7 +179,7 @@ def test_rewards_tell_how_far_they_are_and_can_be_cancelled() -> None:
         reward_pairs(SparseRM(make_parts(), FakeReader(6)), [candidate(0)], stop)
 
 
-# --- arms ----------------------------------------------------------------------------------------------------------
+# --- arms -------------------------------------------------------------------------------------------------------------
 
 
 def test_an_arm_is_a_control_beside_the_model_or_a_folder(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def drawn_by_hand(probabilities: list[float], uniform: float, top_p: float) -> i
     return nucleus[-1]
 
 
-# --- the draw ------------------------------------------------------------------------------------------------------
+# --- the draw ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("top_p", [0.05, 0.7, 0.95, 1.0])
@@ -100,7 +100,7 @@ def test_the_draw_is_the_one_by_hand() -> None:
     assert draw(logits, torch.ones(64, dtype=torch.float64) - 2**-53, 0.8).min() >= 0, "the very end of the range is still in the nucleus"
 
 
-# --- whole answers -------------------------------------------------------------------------------------------------
+# --- whole answers ----------------------------------------------------------------------------------------------------
 
 
 def test_batches_with_shared_caches_write_what_a_plain_loop_writes(family: Backbone) -> None:
@@ -177,7 +177,7 @@ def test_a_policy_with_an_adapter_writes_as_the_adapter_says() -> None:
     assert [[one.text for one in row] for row in found] == [[one.text for one in row] for row in LocalGenerator(base, CONFIG).generate(prompts(), 2)]
 
 
-# --- where answers end ---------------------------------------------------------------------------------------------
+# --- where answers end ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_prompt_that_leaves_no_room_is_not_answered(tiny: Backbone) -> None:
     assert LocalGenerator(tiny_backbone(depth=None, max_length=16), CONFIG).generate(prompts(), 1)[0][0].failed
 
 
-# --- plans and kills -----------------------------------------------------------------------------------------------
+# --- plans and kills --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n", "size"), [(1, 24), (3, 7), (4, 4), (5, 2), (3, 1)])

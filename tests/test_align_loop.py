@@ -79,7 +79,7 @@ def reward_model(made: Made) -> Path:
     return made.record.model
 
 
-# --- a run ---------------------------------------------------------------------------------------------------------
+# --- a run ------------------------------------------------------------------------------------------------------------
 
 
 def test_pairs_add_up_in_every_round(made: Made) -> None:
@@ -201,7 +201,7 @@ def test_the_audit_finds_its_cases_in_a_round(made: Made) -> None:
     assert audit.agreement(audit.judgements(made.record.folder)).accuracy == 1.0
 
 
-# --- the store -----------------------------------------------------------------------------------------------------
+# --- the store --------------------------------------------------------------------------------------------------------
 
 
 def artefacts(store: Store) -> dict[str, int]:
@@ -242,7 +242,7 @@ def test_a_cancelled_run_goes_on(store: Store, made: Made) -> None:
     assert set(record.rounds[1].steps) == {"align-candidates", "align-rewards", "align-filter"}
 
 
-# --- arms ----------------------------------------------------------------------------------------------------------
+# --- arms -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +339,7 @@ def test_a_reward_model_without_its_pairs_says_what_to_do(store: Store, reward_m
         run_alignment(completed(quick(model=str(folder)), store, lambda _: None), store, lambda *_, **__: None)
 
 
-# --- parts ---------------------------------------------------------------------------------------------------------
+# --- parts ------------------------------------------------------------------------------------------------------------
 
 
 def pair(number: int, prompt: int) -> PreferencePair:
@@ -368,7 +368,7 @@ def test_the_states_kept_are_those_of_the_rewards(made: Made, reward_model: Path
     assert read.any() and np.allclose(again[read], tensors["rewards"][read, 0], atol=1e-6)
 
 
-# --- the command ---------------------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------------------------
 
 
 def command(*words: object, cache: Path) -> subprocess.CompletedProcess[str]:

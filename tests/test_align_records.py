@@ -38,7 +38,7 @@ def pairs(**splits: int) -> PreferencePairs:
     return PreferencePairs(pairs=made, split=tuple(name for _, name, _ in rows))
 
 
-# --- prompts -------------------------------------------------------------------------------------------------------
+# --- prompts ----------------------------------------------------------------------------------------------------------
 
 
 def texts(found: Any) -> list[str]:
@@ -85,7 +85,7 @@ def test_a_limit_draws_by_seed_and_keeps_the_order() -> None:
     assert len(texts(choose_prompts("", pairs(train=5), limit=10, seed=1))) == 5
 
 
-# --- ledger --------------------------------------------------------------------------------------------------------
+# --- ledger -----------------------------------------------------------------------------------------------------------
 
 
 def stands(store: Store, step: str, fingerprint: str, **files: Any) -> str:
@@ -151,7 +151,7 @@ def test_reading_loads_no_engine() -> None:
     assert done.stdout.strip() == "[]"
 
 
-# --- audit ---------------------------------------------------------------------------------------------------------
+# --- audit ------------------------------------------------------------------------------------------------------------
 
 
 def dropped(n: int) -> tuple[list[Candidate], list[Decision]]:

@@ -1,6 +1,7 @@
-"""A LoRA adapter's folder as PEFT writes it, read with every claim checked: its tensors, and the model it was trained on.
+"""Reads and checks a LoRA adapter's folder as PEFT writes it: its tensors, and the model it was trained on.
 
-PEFT warns of tensors that a file lacks and goes on with those of a new adapter, and says nothing of tensors that it has no place for.
+PEFT itself only warns of tensors that a file lacks and then uses those of a new adapter, and it ignores tensors that it
+can't place.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, deserialize
 
 from core.backbone.checkpoint import some
 from core.backbone.model_folder import check_file, read_json_object
@@ -17,17 +21,15 @@ from core.backbone.source import EMBEDDED, EMBEDDED_HUB_ID, ModelSource, find_mo
 from core.config import BackboneConfig
 from core.errors import BackboneError, MismatchError, StoreError
 
-if TYPE_CHECKING:
-    import torch
-
 log = logging.getLogger(__name__)
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def read_adapter(folder: Path) -> list[tuple[str, Any]]:
-    """Names of the adapter's tensors, each with its dtype, shape and bytes. Raises StoreError where the folder holds none that can be read."""
-    from safetensors import SafetensorError, deserialize
+    """Names of the adapter's tensors, each with its dtype, shape and bytes.
 
+    Raises StoreError if the folder holds no readable adapter.
+    """
     expected = f"{ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, as PEFT saves them"
     if not (folder / ADAPTER_WEIGHTS).is_file() and (folder / "adapter_model.bin").is_file():
         remedy = "save it again with PEFT's save_pretrained, which writes safetensors"
@@ -46,20 +48,19 @@ def read_adapter(folder: Path) -> list[tuple[str, Any]]:
         raise StoreError(f"{folder} holds no adapter", expected=expected, found=f"{type(error).__name__}: {error}") from error
 
 
-def check_names(adapter: Path, stored: Mapping[str, Any], wanted: Mapping[str, torch.Tensor]) -> None:
-    """PEFT warns of tensors that the file lacks, leaving them as a new adapter has them, and is silent on those that it does not know.
+def check_tensors(adapter: Path, stored: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -> None:
+    """Compares the file's tensors with those of the adapter that its configuration describes (`expected`, as PEFT
+    loaded them).
 
-    Raises StoreError, naming them, where the file's tensors are not exactly those of the adapter that its configuration describes, or not finite.
+    Raises StoreError, naming the tensors, where the two sets or their shapes differ, or a value is not finite.
     """
-    import torch
-
-    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
     given = {name: tuple(entry["shape"]) for name, entry in stored.items()}
     wrong = {
         "missing": sorted(shapes.keys() - given.keys()),
         "not of this adapter": sorted(given.keys() - shapes.keys()),
         "of another shape": [f"{name} is {given[name]}, not {shape}" for name, shape in shapes.items() if given.get(name, shape) != shape],
-        "NaN or infinite": [name for name, tensor in wanted.items() if not bool(torch.isfinite(tensor).all())],
+        "NaN or infinite": [name for name, tensor in expected.items() if not bool(torch.isfinite(tensor).all())],
     }
     if any(wrong.values()):
         raise StoreError(
@@ -71,16 +72,18 @@ def check_names(adapter: Path, stored: Mapping[str, Any], wanted: Mapping[str, t
 
 
 def check_base(adapter: Path, base: BackboneConfig, source: ModelSource) -> None:
-    """Raises MismatchError where the adapter names another base model than `base`; warns where the two names can't be compared.
+    """Raises MismatchError where the adapter names another base model than `base`; logs a warning where the two names
+    can't be compared.
 
-    A name is a Hub id, or a folder: one that still stands is compared by its content, for another one the last part of the path has to do.
+    A name is a Hub id or a folder. An existing folder is compared by its content, a folder that is gone by the last
+    part of its path.
     """
     written = read_json_object(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not isinstance(written, str) or not written:
-        log.warning("the adapter in %s does not say which model it was trained on; it is taken for one of %s", adapter, source.name)
+        log.warning("the adapter in %s does not name the model it was trained on; %s is assumed", adapter, source.name)
         return
-    ours = {base.model, source.name, str(source.folder), *((EMBEDDED_HUB_ID,) if base.model == EMBEDDED else ())}
-    if written in ours or Path(written).name in {Path(name).name for name in ours}:
+    names = {base.model, source.name, str(source.folder), *((EMBEDDED_HUB_ID,) if base.model == EMBEDDED else ())}
+    if written in names or Path(written).name in {Path(name).name for name in names}:
         return
     folder = Path(written).expanduser()
     if folder.is_dir():
@@ -88,7 +91,7 @@ def check_base(adapter: Path, base: BackboneConfig, source: ModelSource) -> None
     elif _is_hub_id(written) and _is_hub_id(source.name):
         same = False
     else:
-        log.warning("the adapter in %s was trained on %s; whether that is %s can't be told from here", adapter, written, source.name)
+        log.warning("the adapter in %s was trained on %s; whether that is the same model as %s can't be checked", adapter, written, source.name)
         return
     if not same:
         raise MismatchError(

@@ -1,10 +1,13 @@
-"""Several processes under `accelerate launch`, one of which leads.
+"""Several processes under `accelerate launch`: the first leads, the others train along.
 
-The first process runs the whole alignment as if it were alone: it generates, scores, filters, evaluates, writes and tells progress. The others call
-`core.align.dpo.follow` and wait. Each training is told to them (pairs, configuration and the adapter's bytes, so that no disk need be shared; the
-base model must be found under the same name on each machine), all train together, and they wait again until they are dismissed.
+The first process (the leader) runs the whole alignment as a single process would: it generates, scores, filters,
+evaluates, writes files and reports progress. Every other process (a follower) calls `core.align.dpo.follow_leader` and
+waits. For each training the leader broadcasts the pairs, the configuration and the adapter's bytes, so the processes
+need no shared disk (the base model must be found under the same name on each machine). All processes train together;
+then the followers wait again, until the leader calls `shutdown`.
 
-Messages are JSON and safetensors over a CPU group of their own, so no GPU is kept busy by waiting, and nothing is pickled.
+Messages are JSON and safetensors bytes over a separate CPU group, so waiting keeps no GPU busy and nothing is pickled.
+torch is imported inside functions, because the command line asks `is_leader` before it needs torch.
 """
 
 from __future__ import annotations
@@ -18,60 +21,67 @@ from typing import Any
 
 from core.errors import ConfigError
 
-PATIENCE = timedelta(days=30)  # a follower waits for as long as a round takes
+TIMEOUT = timedelta(days=30)  # a follower waits for as long as a round takes
 
 
 def n_processes() -> int:
-    """How many processes the launcher started; 1 without a launcher."""
+    """The number of processes that the launcher started; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def leads() -> bool:
+def is_leader() -> bool:
     """Whether this is the first process, or the only one."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def on_cpu() -> bool:
+def trains_on_cpu() -> bool:
     """Whether the launcher's processes train on the CPU."""
     import torch
 
     return not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
 
 
-def join() -> None:
-    """Meets the other processes: at once, since they would give up waiting long before the first training."""
+def join_processes() -> None:
+    """Connects this process with the others.
+
+    To be called at once: the others' time-out would pass long before the first training.
+    """
     if n_processes() > 1:
         _group()
 
 
-def tell(message: Mapping[str, Any] | None, blob: bytes = b"") -> None:
-    """From the first process to all others: JSON and bytes, or None that there is nothing more to do. Raises ConfigError in another process."""
-    if not leads():
-        raise ConfigError("only the first of several processes leads a training", remedy="the others call core.align.dpo.follow()")
-    _broadcast(json.dumps(message).encode())
-    _broadcast(blob)
+def broadcast(message: Mapping[str, Any] | None, blob: bytes = b"") -> None:
+    """Sends JSON and bytes from the leader to all followers; None ends them. Raises ConfigError in a follower."""
+    if not is_leader():
+        raise ConfigError("only the first of several processes leads a training", remedy="the others call core.align.dpo.follow_leader()")
+    _broadcast_bytes(json.dumps(message).encode())
+    _broadcast_bytes(blob)
 
 
-def hear() -> tuple[Any, bytes]:
-    """What the first process tells next."""
-    message = json.loads(_broadcast(b""))
-    return message, _broadcast(b"")
+def receive() -> tuple[Any, bytes]:
+    """Waits in a follower for the leader's next message and bytes."""
+    message = json.loads(_broadcast_bytes(b""))
+    return message, _broadcast_bytes(b"")
 
 
-def dismiss() -> None:
-    """Tells the others that nothing more comes. Not after an error: they may be in the middle of a step, and the launcher ends them."""
+def shutdown() -> None:
+    """Ends the followers.
+
+    Not to be called after an error: they may be in the middle of a step, and then the launcher ends them.
+    """
     if n_processes() > 1:
-        tell(None)
+        broadcast(None)
 
 
-def _broadcast(data: bytes) -> bytes:
+def _broadcast_bytes(data: bytes) -> bytes:
+    """The leader's `data`, in every process."""
     import torch
     import torch.distributed as dist
 
     group = _group()
     size = torch.tensor([len(data)], dtype=torch.int64)
     dist.broadcast(size, src=0, group=group)
-    content = torch.frombuffer(bytearray(data), dtype=torch.uint8) if leads() and data else torch.empty(int(size), dtype=torch.uint8)
+    content = torch.frombuffer(bytearray(data), dtype=torch.uint8) if is_leader() and data else torch.empty(int(size), dtype=torch.uint8)
     if len(content):
         dist.broadcast(content, src=0, group=group)
     return content.numpy().tobytes()
@@ -82,5 +92,5 @@ def _group() -> Any:
     import torch.distributed as dist
     from accelerate import PartialState
 
-    PartialState(cpu=on_cpu())  # joins the launcher's processes, for NCCL or for gloo
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+    PartialState(cpu=trains_on_cpu())  # joins the launcher's processes, by NCCL or by gloo
+    return dist.new_group(backend="gloo", timeout=TIMEOUT)

@@ -1,19 +1,23 @@
 """DPO on the kept pairs of a round: policy_t -> policy_{t+1} (METHOD.md section 5).
 
-    loss = -log sigmoid(beta * [(log pi(y_w|x) - log pi_ref(y_w|x)) - (log pi(y_l|x) - log pi_ref(y_l|x))])     Rafailov et al. 2023, eq. 7
+    loss = -log sigmoid(beta * [(log pi(y_w|x) - log pi_ref(y_w|x)) - (log pi(y_l|x) - log pi_ref(y_l|x))])
 
-summed over an answer's tokens and its end of turn, mean over the pairs of a step. LoRA on all linear layers; AdamW without weight decay, gradients
-clipped at norm 1, a learning rate that falls linearly to zero over the round [C: TRL's defaults but for the rate]. Each epoch is judged on the
-validation pairs and the best one's adapter kept, in memory: no checkpoint of the Trainer is written or read, so a killed training starts again from
-its beginning, with the same seeds.
+which is equation 7 of Rafailov et al. 2023.
 
-bfloat16 learns as much a step (one run on SmolLM2: 16 pairs' mean margin after six steps, read in float32, 0.2705 against 0.2711), only the losses it
-logs are coarser; it was faster here, by how much differed from run to run.
+Log-probabilities are summed over an answer's tokens and its end of turn; the loss is the mean over the pairs of a step.
+LoRA on all linear layers; AdamW without weight decay, gradients clipped at norm 1, a learning rate that falls linearly
+to zero over the round [C: TRL's defaults but for the rate]. Each epoch is measured on the validation pairs and the best
+epoch's adapter is kept in memory. No checkpoint of the Trainer is written or read, so a killed training starts again
+from its beginning, with the same seeds.
 
-Under `accelerate launch` every process trains the same job: `train_dpo` in the first, `follow` in the others
-(core/align/distributed.py). A step's pairs are shared out, so the number of processes does not change what a step is
-(where an epoch's last step has too few pairs for all of them, its first pairs count twice); the first process alone
-writes and tells progress.
+bfloat16 learns as much in a step (one run on SmolLM2: the mean margin of 16 pairs after six steps, computed in float32,
+was 0.2705 against 0.2711); only the losses it logs are coarser. It was faster on the machine it was tried on, by a
+factor that differed from run to run.
+
+Under `accelerate launch` every process trains the same job: `train_dpo` in the first, `follow_leader` in the others
+(core/align/distributed.py). The processes share a step's pairs, so their number does not change what a step computes
+(where an epoch's last step has fewer pairs than processes, its first pairs count twice). Only the first process writes
+files and reports progress.
 """
 
 from __future__ import annotations
@@ -29,10 +33,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import load, save
 
-from core.align.distributed import hear, n_processes, tell
+from core.align.distributed import broadcast, n_processes, receive
 from core.align.dpo_pairs import EncodedPair, encode_pairs
-from core.align.dpo_trainer import Watch, new_trainer, sequence_logprobs, trainable_parameters
+from core.align.dpo_trainer import TrainingMonitor, new_trainer, sequence_logprobs, trainable_parameters
 from core.align.policy import adapter_hash, adapter_tensors, load_adapter, quiet, save_adapter, tensors_hash, training_base
 from core.backbone.source import resolve_dtype
 from core.config import BackboneConfig, DPOConfig, from_dict
@@ -45,12 +51,14 @@ REFERENCE = "read reference"
 
 @dataclass(frozen=True, kw_only=True)
 class DPOOutcome:
-    """What a training did. `adapter_before` and `adapter_after` are hashes over tensors, `base` where the round began without an adapter.
+    """The result of a training.
 
-    `curve` has a row for each step: loss, accuracy, margin ... of the step's `n` pairs before the step (margin: beta times the difference of
-    log-ratios).
-    `epochs` has one for each epoch: accuracy of the validation pairs with its interval (null without pairs), their loss and mean margin. `refused`
-    says by pair why it was not used, validation pairs included. `tokens` counts what the training steps read, padding apart.
+    `adapter_before` and `adapter_after` are hashes over tensors, `base` where the round began without an adapter.
+
+    `curve` has a row for each step: loss, accuracy, margin ... of the step's `n` pairs before the step (margin: beta
+    times the difference of log-ratios). `epochs` has a row for each epoch: accuracy of the validation pairs with its
+    interval (null without pairs), their loss and mean margin. `refused` holds by pair id why a pair was not used,
+    validation pairs included. `tokens` counts the tokens of all training steps, without padding.
     """
 
     adapter_before: str
@@ -69,10 +77,10 @@ class DPOOutcome:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """All of it; the seconds as `time_seconds`, since they differ from run to run."""
-        said = {name: value for name, value in vars(self).items() if name != "seconds"}
-        parts = {"refused": dict(self.refused), "epochs": [dict(one) for one in self.epochs], "curve": [dict(row) for row in self.curve]}
-        return {**said, **parts, "time_seconds": self.seconds}
+        """Every field; `seconds` as `time_seconds`, the name of figures that differ from run to run."""
+        fields = {name: value for name, value in vars(self).items() if name != "seconds"}
+        parts = {"refused": dict(self.refused), "epochs": [dict(row) for row in self.epochs], "curve": [dict(row) for row in self.curve]}
+        return {**fields, **parts, "time_seconds": self.seconds}
 
 
 def train_dpo(
@@ -85,41 +93,44 @@ def train_dpo(
     out: Path,
     progress: Progress = no_progress,
 ) -> DPOOutcome:
-    """Trains the policy `base` + `adapter` (None: a new one) and writes the best epoch's adapter to `out`, which plain PEFT loads.
+    """Trains the policy `base` + `adapter` (None: a new one) and writes the best epoch's adapter, as PEFT does, to `out`.
 
-    Raises DataError if no pair can be used, MismatchError if the adapter has another form than the configuration says, BackboneError if the model
-    can't be loaded, nothing can be trained, a loss is not finite or the adapter comes out as it went in, and what `progress` raises.
+    Raises DataError if no pair can be used, MismatchError if the adapter does not fit the configuration, BackboneError
+    if the model can't be loaded, no parameter can be trained, a loss is not finite or the adapter is unchanged after
+    the training, and what `progress` raises.
     """
     config = with_dtype(config, base)
     start = None if adapter is None else load_adapter(adapter, config)
-    job = _Job(pairs=tuple(pairs), validation=tuple(validation), base=base, config=config, start=start)
+    job = _TrainingJob(pairs=tuple(pairs), validation=tuple(validation), base=base, config=config, start=start)
     if n_processes() > 1:
-        tell(*job.message())
+        broadcast(*job.message())
     try:
         return _train(job, adapter_hash(adapter), out, progress)
     finally:
-        gc.collect()  # a Trainer and its callbacks hold each other, and with them the model, until someone looks
+        # A Trainer and its callbacks refer to each other and to the model, so only the collector frees the model's
+        # memory.
+        gc.collect()
 
 
 def with_dtype(config: DPOConfig, base: BackboneConfig) -> DPOConfig:
     """The config with `auto` resolved for the base model's device: float32 where bfloat16 is not fast."""
-    found = resolve_dtype(replace(base, dtype=config.dtype))
-    return replace(config, dtype=found if found == "bfloat16" else "float32")
+    dtype = resolve_dtype(replace(base, dtype=config.dtype))
+    return replace(config, dtype=dtype if dtype == "bfloat16" else "float32")
 
 
-def follow() -> None:
-    """What every process but the first does under `accelerate launch`: trains along whenever the first one trains, until it is dismissed."""
+def follow_leader() -> None:
+    """Takes part in each training of the leader, until the leader calls `shutdown`: for every process but the first."""
     while True:
-        message, blob = hear()
+        message, blob = receive()
         if message is None:
             return
-        _train(_Job.heard(message, blob), "", None, no_progress)
+        _train(_TrainingJob.from_message(message, blob), "", None, no_progress)
         gc.collect()
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
-    """A training, as it is told to all processes."""
+class _TrainingJob:
+    """A training, as the leader broadcasts it to all processes."""
 
     pairs: Sequence[PreferencePair]
     validation: Sequence[PreferencePair]
@@ -128,16 +139,12 @@ class _Job:
     start: Mapping[str, Any] | None
 
     def message(self) -> tuple[dict[str, Any], bytes]:
-        from safetensors.torch import save
-
-        said = {"base": self.base.to_dict(), "config": self.config.to_dict()}
+        configs = {"base": self.base.to_dict(), "config": self.config.to_dict()}
         rows = {"pairs": [_row(pair) for pair in self.pairs], "validation": [_row(pair) for pair in self.validation]}
-        return {**said, **rows}, b"" if self.start is None else save(dict(self.start))
+        return {**configs, **rows}, b"" if self.start is None else save(dict(self.start))
 
     @classmethod
-    def heard(cls, message: Mapping[str, Any], blob: bytes) -> _Job:
-        from safetensors.torch import load
-
+    def from_message(cls, message: Mapping[str, Any], blob: bytes) -> _TrainingJob:
         return cls(
             pairs=tuple(_pair(row) for row in message["pairs"]),
             validation=tuple(_pair(row) for row in message["validation"]),
@@ -155,76 +162,78 @@ def _pair(row: Mapping[str, Any]) -> PreferencePair:
     return PreferencePair(**{**row, "prompt": tuple(row["prompt"])})
 
 
-def _train(job: _Job, adapter_before: str, out: Path | None, progress: Progress) -> DPOOutcome:
+def _train(job: _TrainingJob, adapter_before: str, out: Path | None, progress: Progress) -> DPOOutcome:
     started, config = time.perf_counter(), job.config
     backbone = training_base(job.base, config, spread=n_processes() > 1, progress=progress)
     usable, refused = encode_pairs(job.pairs, backbone, config.max_length)
-    held_out, refused_too = encode_pairs(job.validation, backbone, config.max_length)
+    validation, validation_refused = encode_pairs(job.validation, backbone, config.max_length)
     if not usable:
-        found = next(iter(refused.values()), "no pair at all")
+        reason = next(iter(refused.values()), "no pair at all")
         raise DataError(
-            "no pair is left to train on", expected="at least one usable pair", found=found, remedy="more prompts, or a longer --max-length"
+            "no pair is left to train on", expected="at least one usable pair", found=reason, remedy="more prompts, or a longer --max-length"
         )
-    with tempfile.TemporaryDirectory() as scratch, _own_random_numbers():
+    with tempfile.TemporaryDirectory() as scratch, _random_state_restored():
         progress(REFERENCE, 0, 1)
         trainer = new_trainer(backbone, job.start, usable, config, scratch)
-        watch = Watch(judge=_judge(trainer, held_out, config), progress=progress, n_pairs=len(usable), batch_size=config.batch_size)
+        validate = _validation(trainer, validation, config)
+        monitor = TrainingMonitor(validate=validate, progress=progress, n_pairs=len(usable), batch_size=config.batch_size)
         progress(REFERENCE, 1, 1)
         before, trainable = tensors_hash(adapter_tensors(trainer.model)), trainable_parameters(trainer.model)
-        trainer.add_callback(watch.callback(trainer))
+        trainer.add_callback(monitor.callback(trainer))
         with quiet():
             trainer.train()
-        after = tensors_hash(watch.best)
-        if not all(bool(tensor.isfinite().all()) for tensor in watch.best.values()):
+        after = tensors_hash(monitor.best)
+        if not all(bool(tensor.isfinite().all()) for tensor in monitor.best.values()):
             raise BackboneError("the training left an adapter that is not finite", found=f"lr {config.lr}", remedy="a smaller --lr")
         if after == before:
             raise BackboneError(
-                "the training left the adapter as it was", found=f"{len(watch.curve)} steps at lr {config.lr}", remedy="a larger --lr"
+                "the training left the adapter as it was", found=f"{len(monitor.curve)} steps at lr {config.lr}", remedy="a larger --lr"
             )
         if out is not None:
-            save_adapter(trainer.model, watch.best, out)
+            save_adapter(trainer.model, monitor.best, out)
     return DPOOutcome(
         adapter_before=adapter_before,
         adapter_after=after,
         reference=config.reference,
         n_pairs=len(usable),
-        n_validation=len(held_out),
-        refused={**refused, **refused_too},
+        n_validation=len(validation),
+        refused={**refused, **validation_refused},
         trainable=trainable,
-        steps=len(watch.curve),
+        steps=len(monitor.curve),
         tokens=config.epochs * sum(pair.n_tokens for pair in usable),
-        best_epoch=watch.best_epoch,
-        epochs=tuple(watch.epochs),
-        curve=tuple(watch.curve),
+        best_epoch=monitor.best_epoch,
+        epochs=tuple(monitor.epochs),
+        curve=tuple(monitor.curve),
         n_processes=n_processes(),
         seconds=time.perf_counter() - started,
     )
 
 
-def _judge(trainer: Any, held_out: Sequence[EncodedPair], config: DPOConfig) -> Callable[[Any], Mapping[str, Any]]:
-    """Accuracy, loss and mean margin of the policy on these pairs, whose reference values are computed now, before the first step."""
-    if not held_out:
-        return lambda _: {**accuracy_of(np.zeros((1, 0)), np.zeros(0, dtype=np.int64)).to_json(), "loss": None, "margin": None}
-    reference = sequence_logprobs(trainer, held_out, bare=config.reference == "base").numpy()
-    numbers: dict[str, int] = {}
-    prompts = np.array([numbers.setdefault(pair.prompt_id, len(numbers)) for pair in held_out], dtype=np.int64)
+def _validation(trainer: Any, pairs: Sequence[EncodedPair], config: DPOConfig) -> Callable[[Any], Mapping[str, Any]]:
+    """A function that measures a trainer's policy on these pairs: accuracy, loss and mean margin.
 
-    def judge(trained: Any) -> Mapping[str, Any]:
-        ratios = sequence_logprobs(trained, held_out, bare=False).numpy().astype(np.float64) - reference
+    The reference's log-probabilities are computed now, before the first step.
+    """
+    if not pairs:
+        return lambda _: {**accuracy_of(np.zeros((1, 0)), np.zeros(0, dtype=np.int64)).to_json(), "loss": None, "margin": None}
+    reference = sequence_logprobs(trainer, pairs, bare=config.reference == "base").numpy()
+    numbers: dict[str, int] = {}
+    prompts = np.array([numbers.setdefault(pair.prompt_id, len(numbers)) for pair in pairs], dtype=np.int64)
+
+    def validate(trained: Any) -> Mapping[str, Any]:
+        ratios = sequence_logprobs(trained, pairs, bare=False).numpy().astype(np.float64) - reference
         margins = config.beta * (ratios[:, 0] - ratios[:, 1])
         loss = float(np.logaddexp(0.0, -margins).mean())
         if not np.isfinite(loss):
             raise BackboneError("the policy's log-probabilities are not finite", found=f"validation loss {loss}", remedy="a smaller --lr")
         return {**accuracy_of(margins[None], prompts).to_json(), "loss": loss, "margin": float(margins.mean())}
 
-    return judge
+    return validate
 
 
 @contextlib.contextmanager
-def _own_random_numbers() -> Iterator[None]:
-    """TRL seeds Python's, numpy's and torch's generators; the caller's numbers go on as if it had not."""
-    import torch
-
+def _random_state_restored() -> Iterator[None]:
+    """Restores the random generators of Python, numpy and torch afterwards, because TRL seeds them."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng():

@@ -1,7 +1,9 @@
-"""Preference pairs as the tokens that DPO reads: the plain prompt and both answers through the project's own chat template.
+"""Preference pairs as the tokens that DPO reads: the plain prompt and both answers, rendered by the project's chat
+template.
 
-The answer's tokens are those of its text and the end of turn behind it, so that a policy learns where to stop as well; the template's white space
-after that is left out. A pair that can't be used whole is refused with its reason, never cut.
+An answer's tokens are those of its text and of the end of turn behind it, so the policy also learns where to stop;
+white space that the template adds after that is left out. A pair that can't be used whole is refused with a reason; it
+is never truncated.
 """
 
 from __future__ import annotations
@@ -31,26 +33,32 @@ class EncodedPair:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of both sequences."""
+        """The number of tokens of both sequences."""
         return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longer sequence."""
+        """The number of tokens of the longer sequence."""
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+    def trl_row(self) -> dict[str, list[int]]:
+        """The pair under the column names of TRL's DPOTrainer."""
+        return {"prompt_ids": self.prompt, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
 
 
 def encode_pairs(pairs: Sequence[PreferencePair], backbone: Backbone, max_length: int) -> tuple[list[EncodedPair], dict[str, str]]:
-    """The pairs that DPO can train on, in order, and under the id of each other one why it can't: also where the chat template refuses it."""
+    """The pairs that DPO can train on, in order, and by pair id the reason why each other pair is refused (the chat
+    template may refuse it too).
+    """
     dialogues = [dialogue for pair in pairs for dialogue in _dialogues(pair)]
     rendered = backbone.render_all(dialogues)
     encoded, refused = list[EncodedPair](), dict[str, str]()
     for pair, chosen, rejected in zip(pairs, rendered[::2], rendered[1::2], strict=True):
-        found = _encode(pair, chosen, rejected, max_length)
-        if isinstance(found, str):
-            refused[pair.pair_id] = found
+        encoded_pair = _encode(pair, chosen, rejected, max_length)
+        if isinstance(encoded_pair, str):
+            refused[pair.pair_id] = encoded_pair
         else:
-            encoded.append(found)
+            encoded.append(encoded_pair)
     return encoded, refused
 
 
@@ -60,6 +68,7 @@ def _dialogues(pair: PreferencePair) -> Iterator[list[Message]]:
 
 
 def _encode(pair: PreferencePair, chosen: Rendered | Unreadable, rejected: Rendered | Unreadable, max_length: int) -> EncodedPair | str:
+    """The pair in tokens, or the reason why DPO can't use it."""
     if isinstance(chosen, Unreadable):
         return chosen.reason
     if isinstance(rejected, Unreadable):
@@ -70,12 +79,13 @@ def _encode(pair: PreferencePair, chosen: Rendered | Unreadable, rejected: Rende
     if not (all(answers) and chosen.answered and rejected.answered):
         return NO_TOKEN
     ids = [side.ids[: max(side.response_ends[-1], side.turn_ends[-1]) + 1].tolist() for side in (chosen, rejected)]
-    # Normally the same for both; a tokenizer that merges over the border gives the answer the prompt's last token as well.
-    same = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(*ids, strict=False)))
-    n_prompt = min(same, chosen.response_starts[-1], rejected.response_starts[-1])
-    found = EncodedPair(
+    # Both sequences normally share the whole prompt. A tokenizer that merges tokens over the border makes the prompt's
+    # last token part of the answers.
+    n_shared = sum(1 for _ in takewhile(lambda tokens: tokens[0] == tokens[1], zip(*ids, strict=False)))
+    n_prompt = min(n_shared, chosen.response_starts[-1], rejected.response_starts[-1])
+    encoded_pair = EncodedPair(
         pair_id=pair.pair_id, prompt_id=pair.prompt_id, prompt=ids[0][:n_prompt], chosen=ids[0][n_prompt:], rejected=ids[1][n_prompt:]
     )
-    if found.longest > max_length:
-        return f"too long: {found.longest} tokens, at most {max_length}"
-    return found
+    if encoded_pair.longest > max_length:
+        return f"too long: {encoded_pair.longest} tokens, at most {max_length}"
+    return encoded_pair

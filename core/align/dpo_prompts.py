@@ -1,12 +1,15 @@
-"""Each pair's prompt computed once for both answers in DPO, where TRL reads it twice and pads both sequences to the longest of the step.
+"""DPO's forward pass with each pair's prompt computed once for both answers.
 
-A pair becomes one row, `prompt, chosen, last prompt token, rejected`, each answer without its last token, whose state says nothing. What follows
-the chosen answer sees the prompt and itself, at the places it would have by itself; so every logit is what two sequences give, up to rounding:
+TRL computes it twice and pads both sequences to the step's longest.
 
-              places        sees
-    prompt    0 ... p-1     what stands before
-    chosen    p ...         what stands before
-    rejected  p-1, p ...    prompt but its last token (it has its own), itself
+A pair becomes one row, `prompt, chosen, last prompt token, rejected`, each answer without its last token, whose state
+predicts nothing that is used. The rejected part attends to the prompt and to itself, at the positions of a separate
+sequence, so every logit equals that of two sequences up to rounding:
+
+              positions     attends to
+    prompt    0 ... p-1     all tokens before it
+    chosen    p ...         all tokens before it
+    rejected  p-1, p ...    the prompt without its last token (this part has a copy), and the rejected tokens before it
 """
 
 from __future__ import annotations
@@ -14,16 +17,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
-PER_TOKEN = ("log_probs", "entropy", "mean_logits", "is_top1")  # what TRL takes from an answer's tokens
+PER_TOKEN = ("log_probs", "entropy", "mean_logits", "is_top1")  # fields by answer token that TRL reads
 
 
-def can_share(model: Any) -> bool:
-    """Whether this language model goes by places and mask alone: rotary attention, no state that runs along the row, no loss over experts."""
+def can_share_prompts(model: Any) -> bool:
+    """Whether a language model's output depends on positions and mask alone: rotary attention, no recurrent state, no
+    loss over experts.
+    """
     config = model.config.get_text_config()
     return bool(
         getattr(config, "rope_parameters", None)
@@ -34,59 +38,62 @@ def can_share(model: Any) -> bool:
     )
 
 
-def shared_prompts(model: Any) -> Callable[..., Any]:
-    """`model` to be called as TRL calls it, with chosen above rejected sequences [2b, t] and the head fused; each prompt is computed once.
+def share_prompts(model: Any) -> Callable[..., Any]:
+    """Wraps `model` so that it computes each prompt once when TRL calls it with chosen above rejected sequences [2b, t]
+    and a fused head.
 
-    Gives the fields that TRL reads, [2b, t - 1], zero where there is no label.
+    The wrapper returns the fields of `PER_TOKEN`, each [2b, t - 1], zero where there is no label.
     """
     config = getattr(model, "module", model).config.get_text_config()
     window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
 
     def call(*, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, **options: Any) -> Any:
         length = input_ids.shape[1]
-        if length > (window or length) or bool((labels[:, 0] != -100).any()):  # what has left the window must not be seen; no prompt to share
+        # A token outside the sliding window must not be attended to; and labels at the first token mean that there is
+        # no prompt to share.
+        if length > (window or length) or bool((labels[:, 0] != -100).any()):
             return model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **options)
-        one = _one_row_a_pair(input_ids, labels)
-        sees = one.sees if config._attn_implementation == "sdpa" else _added(one.sees)
-        found = model(input_ids=one.ids, attention_mask=sees, position_ids=one.places, shift_labels=one.labels, **options)
-        own = labels[:, 1:] != -100
-        return SimpleNamespace(**{name: getattr(found, name).repeat(2, 1).gather(1, one.back).masked_fill(~own, 0) for name in PER_TOKEN})
+        rows = _one_row_a_pair(input_ids, labels)
+        mask = rows.mask if config._attn_implementation == "sdpa" else _additive(rows.mask)
+        output = model(input_ids=rows.ids, attention_mask=mask, position_ids=rows.positions, shift_labels=rows.labels, **options)
+        labelled = labels[:, 1:] != -100
+        by_token = {name: getattr(output, name).repeat(2, 1).gather(1, rows.source).masked_fill(~labelled, 0) for name in PER_TOKEN}
+        return SimpleNamespace(**by_token)
 
     return call
 
 
 class _Rows(NamedTuple):
+    """Rows of `l` tokens, one for each of b pairs, and how the sequences' outputs are read from them."""
+
     ids: torch.Tensor  # [b, l]
-    places: torch.Tensor  # [b, l]
-    labels: torch.Tensor  # [b, l], the token behind each place
-    sees: torch.Tensor  # [b, 1, l, l]
-    back: torch.Tensor  # [2b, t - 1]: where in its row the state stands that says a sequence's next token
+    positions: torch.Tensor  # [b, l]
+    labels: torch.Tensor  # [b, l]: the token that each place predicts
+    mask: torch.Tensor  # [b, 1, l, l]: True where a token is attended to
+    source: torch.Tensor  # [2b, t - 1]: the place in the row that predicts a sequence's next token
 
 
 def _one_row_a_pair(ids: torch.Tensor, labels: torch.Tensor) -> _Rows:
-    import torch
-
-    pairs, length, own = len(ids) // 2, ids.shape[1], labels != -100
-    prompt = own[:pairs].int().argmax(1, keepdim=True)
-    chosen, rejected = own.sum(1, keepdim=True).chunk(2)
-    second = prompt + chosen - 1  # where the rejected answer's part begins, with the last prompt token
+    """Chosen above rejected sequences [2b, t] as one row a pair."""
+    n_pairs, length, labelled = len(ids) // 2, ids.shape[1], labels != -100
+    prompt = labelled[:n_pairs].int().argmax(1, keepdim=True)
+    chosen, rejected = labelled.sum(1, keepdim=True).chunk(2)
+    second = prompt + chosen - 1  # where the rejected part begins, with the last prompt token
     row = torch.arange(int((second + rejected).max()), device=ids.device)[None]
-    places = torch.where(row < second, row, row - second + prompt - 1).clamp(max=length - 1)
-    following = torch.nn.functional.pad(labels, (0, 1), value=-100)
+    positions = torch.where(row < second, row, row - second + prompt - 1).clamp(max=length - 1)
+    next_labels = torch.nn.functional.pad(labels, (0, 1), value=-100)
 
-    def of_both(values: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        first, other = values.chunk(2)
-        return torch.where(row < second, first.gather(1, at), other.gather(1, at))
+    def of_both(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        of_chosen, of_rejected = values.chunk(2)
+        return torch.where(row < second, of_chosen.gather(1, index), of_rejected.gather(1, index))
 
     hidden = (row >= second)[:, :, None] & ((row >= prompt - 1) & (row < second))[:, None, :]
-    sees = (row[:, :, None] >= row[:, None, :]) & ~hidden
+    mask = (row[:, :, None] >= row[:, None, :]) & ~hidden
     token = torch.arange(length - 1, device=ids.device)[None]
-    back = torch.cat([token.expand(pairs, -1), token + second - prompt + 1]).clamp(max=row.shape[1] - 1)
-    return _Rows(of_both(ids, places), places, of_both(following, places + 1), sees[:, None], back)
+    source = torch.cat([token.expand(n_pairs, -1), token + second - prompt + 1]).clamp(max=row.shape[1] - 1)
+    return _Rows(of_both(ids, positions), positions, of_both(next_labels, positions + 1), mask[:, None], source)
 
 
-def _added(sees: torch.Tensor) -> torch.Tensor:
-    """The mask as plain attention adds it to its scores."""
-    import torch
-
-    return torch.zeros(sees.shape, device=sees.device).masked_fill(~sees, torch.finfo(torch.float32).min)
+def _additive(mask: torch.Tensor) -> torch.Tensor:
+    """The mask in the form that eager attention adds to its scores."""
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)

@@ -1,7 +1,8 @@
-"""What is measured of a policy as values: numbers by item, and the figure they make, with its interval and its paired difference to round 0.
+"""A policy's measures (numbers by item) and figures (a measure's mean with interval and paired difference to round 0).
 
-The unit is the prompt. A share (right or wrong) gets Wilson's interval where each prompt has one item, else, as every mean, a bootstrap over prompts.
-The same items are measured in every round, so a difference is that of each item to itself: far narrower than two intervals side by side.
+The unit is the prompt. A share (right or wrong) gets Wilson's interval where each prompt has one item, and a bootstrap
+over prompts otherwise, like every mean. The same items are measured in every round and compared with themselves, so a
+difference has a far narrower interval than its two figures.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from core.errors import MismatchError, StoreError
 from core.reward.evaluation import accuracy_of
@@ -35,12 +38,13 @@ MEANING: Mapping[str, str] = {
 }
 SHARES = ("finished", "accuracy", "accuracy_per_token", "validation_accuracy", "mc1_unseen", "mc1_all")
 ARRAYS = "arrays.safetensors"
-OWN_DIFFERENCE = ("kl_per_token", "kl_per_sequence")  # already stand against the base model
+# Compare with the base model by themselves, so they have no difference to round 0.
+AGAINST_BASE = ("kl_per_token", "kl_per_sequence")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """A value of each item (NaN: can't be had) and the number of its prompt."""
+    """Each item's value (NaN where it could not be measured) and the number of its prompt."""
 
     values: Float[np.ndarray, " n"]
     groups: Int[np.ndarray, " n"]
@@ -48,7 +52,9 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """The mean of a measure with its 95 % interval; `difference` is its own to round 0, paired, None in round 0."""
+    """The mean of a measure over `n` items of `n_prompts` prompts with its 95 % interval; `difference` is that to round
+    0, None in round 0.
+    """
 
     value: float
     low: float
@@ -60,32 +66,41 @@ class Figure:
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "difference": self.difference and self.difference.to_json()}
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Figure:
+        return cls(**{**content, "difference": content["difference"] and Estimate(**content["difference"])})
+
 
 def figure_of(name: str, measure: Measure, first: Measure | None) -> Figure | None:
-    """The figure of a measure, against round 0's where that is given. None with too few items for an interval.
+    """The figure of a measure, with the difference to `first`, round 0's measure, if given.
+
+    None with too few items for an interval.
 
     Raises MismatchError if round 0 measured other items.
     """
-    kept = np.isfinite(measure.values)
-    found = _share(measure.values[kept], measure.groups[kept]) if name in SHARES else mean_over_prompts(measure.values, measure.groups)
-    if found is None:
+    finite = np.isfinite(measure.values)
+    mean = _share(measure.values[finite], measure.groups[finite]) if name in SHARES else mean_over_prompts(measure.values, measure.groups)
+    if mean is None:
         return None
-    difference = None if first is None or name in OWN_DIFFERENCE else difference_of(name, measure, first)
-    return Figure(**found.__dict__, difference=difference)
+    difference = None if first is None or name in AGAINST_BASE else difference_of(name, measure, first)
+    return Figure(**mean.__dict__, difference=difference)
 
 
 def _share(values: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> Estimate | None:
     if not len(values):
         return None
-    said = accuracy_of(values[None], groups)
-    return Estimate(value=said.accuracy, low=said.low, high=said.high, n=said.n, n_prompts=len(np.unique(groups)))
+    accuracy = accuracy_of(values[None], groups)
+    return Estimate(value=accuracy.accuracy, low=accuracy.low, high=accuracy.high, n=accuracy.n, n_prompts=len(np.unique(groups)))
 
 
 def difference_of(name: str, measure: Measure, other: Measure) -> Estimate | None:
-    """How far a measure lies above another policy's, each item against itself. Raises MismatchError if the two measured other items."""
+    """The mean difference of a measure to another policy's, item by item.
+
+    Raises MismatchError if the two measured different items.
+    """
     if not np.array_equal(measure.groups, other.groups):
         raise MismatchError(
-            f"{name} was measured on other items, so nothing can be paired",
+            f"{name} was measured on different items, so they can't be paired",
             expected=f"{len(other.groups)} items of {len(np.unique(other.groups))} prompts",
             found=f"{len(measure.groups)} items of {len(np.unique(measure.groups))} prompts",
             remedy="evaluate every round with the same pairs and options",
@@ -94,10 +109,10 @@ def difference_of(name: str, measure: Measure, other: Measure) -> Estimate | Non
 
 
 def read_measures(folder: Path) -> dict[str, Measure]:
-    """The measures in a folder that `core.align.evaluation.save_evaluation` wrote. Raises StoreError where they are damaged. Loads no torch."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    """The measures in a folder that `core.align.evaluation.save_evaluation` wrote.
 
+    Raises StoreError where they are damaged.
+    """
     parts = ("values", "groups")
     try:
         arrays = load_file(folder / ARRAYS)

@@ -1,6 +1,7 @@
-"""Is reward being won at the price of something else? Over-optimisation by a stated rule, latents that drift, and the choice of a round.
+"""Warnings of over-optimisation by a stated rule, the drift of latents, and the choice of a round.
 
-Light: numpy only, so pages read the rules from here.
+Over-optimisation means that reward rises while another figure gets worse. Pages read the rules from here; only numpy is
+needed.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ NAMES = {
     "length": "the answers' length in tokens",
 }
 LENGTH_CHANGE = 0.25  # of the base model's mean length
-TOP = 12  # latents whose drift is kept
+TOP_DRIFTS = 12  # latents whose drift is kept
 
 
 @dataclass(frozen=True, kw_only=True)
-class Alarm:
-    """What went wrong while reward rose: the figure's name, and a sentence with both differences."""
+class OveroptimisationWarning:
+    """The name of a figure that got worse while reward rose, and a sentence with both differences."""
 
     figure: str
     text: str
@@ -50,7 +51,7 @@ class Alarm:
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """How far a latent's mean projection moved in the answers to the same prompts, with its own 95 % interval over prompts."""
+    """How far a latent's mean projection moved in the answers to the same prompts, with its 95 % interval over prompts."""
 
     latent_id: int
     value: float
@@ -63,18 +64,18 @@ class Drift:
         return dict(self.__dict__)
 
 
-def warnings_of(figures: Mapping[str, Figure]) -> list[Alarm]:
-    """What `RULE` says of a round's figures; nothing in round 0."""
+def warnings_of(figures: Mapping[str, Figure]) -> list[OveroptimisationWarning]:
+    """The warnings that `RULE` gives for a round's figures; none in round 0."""
     reward = figures.get("reward")
     if reward is None or reward.difference is None or not reward.difference.low > 0:
         return []
-    rose = f"reward rose by {_said(reward.difference)}"
-    found = [name for name in FALLING if _high(figures, name) < 0] + (["length"] if _length_changed(figures) else [])
-    return [Alarm(figure=name, text=f"{rose}, while {NAMES[name]} {_went(figures[name], name)}") for name in found]
+    rise = f"reward rose by {_size(reward.difference)}"
+    worse = [name for name in FALLING if _high(figures, name) < 0] + (["length"] if _length_changed(figures) else [])
+    return [OveroptimisationWarning(figure=name, text=f"{rise}, while {NAMES[name]} {_change(figures[name])}") for name in worse]
 
 
 def _high(figures: Mapping[str, Figure], name: str) -> float:
-    """The upper end of a figure's difference; 0, which is no fall, where there is none."""
+    """The upper end of a figure's difference; 0 where there is no difference, which counts as no fall."""
     difference = figures[name].difference if name in figures else None
     return difference.high if difference else 0.0
 
@@ -83,19 +84,19 @@ def _length_changed(figures: Mapping[str, Figure]) -> bool:
     length = figures.get("length")
     if length is None or length.difference is None:
         return False
-    moved = length.difference
-    before = length.value - moved.value
-    return (moved.low > 0 or moved.high < 0) and abs(moved.value) > LENGTH_CHANGE * before
+    change = length.difference
+    before = length.value - change.value
+    return (change.low > 0 or change.high < 0) and abs(change.value) > LENGTH_CHANGE * before
 
 
-def _went(figure: Figure, name: str) -> str:
+def _change(figure: Figure) -> str:
     assert figure.difference is not None
-    word = "fell" if figure.difference.value < 0 else "rose"
-    return f"{word} by {_said(figure.difference)} to {figure.value:.3g}"
+    verb = "fell" if figure.difference.value < 0 else "rose"
+    return f"{verb} by {_size(figure.difference)} to {figure.value:.3g}"
 
 
-def _said(difference: Estimate) -> str:
-    """A difference without its sign, which the sentence says."""
+def _size(difference: Estimate) -> str:
+    """A difference and its interval without sign; the verb before it gives the direction."""
     ends = sorted((abs(difference.low), abs(difference.high)))
     return f"{abs(difference.value):.3g} ({ends[0]:.3g} to {ends[1]:.3g}, n = {difference.n})"
 
@@ -105,12 +106,14 @@ def drift_of(
     after: Float[np.ndarray, "n k"],
     latent_ids: Int[np.ndarray, " k"],
     deviation: Float[np.ndarray, " k"],
-    top: int = TOP,
+    top: int = TOP_DRIFTS,
 ) -> list[Drift]:
-    """The latents whose mean projection moved most, in units of `deviation` (that over the training responses), the furthest first.
+    """The latents whose mean projection moved most, in units of `deviation` (over the training responses), the largest
+    move first.
 
-    Row i of both is what was answered to prompt i; rows with NaN are left out, and nothing is said of fewer than two. Each interval is of its latent
-    alone: with k latents one in twenty lies clear of zero by chance, and the furthest of many looks further than it is.
+    Row i of both arrays belongs to the answer to prompt i. Rows with NaN are left out; with fewer than two rows the
+    list is empty. The intervals are not corrected for the number of latents: one latent in twenty is clear of zero by
+    chance, and the largest of many moves is overestimated.
     """
     moved = (after - before) / np.where(deviation > 0, deviation, np.inf)
     moved = moved[np.isfinite(moved).all(axis=1)].astype(np.float64)
@@ -127,8 +130,10 @@ def drift_of(
 
 
 def choose_round(figures: Sequence[Mapping[str, Any]]) -> int:
-    """The round that `CHOICE` takes, from the figures of rounds 0, 1, ... Without validation pairs nothing chooses: the last one."""
-    accuracy = [one["validation_accuracy"].value if "validation_accuracy" in one else None for one in figures]
+    """The number of the round that `CHOICE` takes, from the figures of rounds 0, 1, ...; without validation pairs the
+    last round.
+    """
+    accuracy = [by_name["validation_accuracy"].value if "validation_accuracy" in by_name else None for by_name in figures]
     if any(value is None for value in accuracy):
         return len(figures) - 1
     return int(np.argmax(np.array(accuracy, dtype=np.float64)))

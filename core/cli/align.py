@@ -62,16 +62,16 @@ def align_command(arguments: argparse.Namespace, display: console.Display) -> No
 
 def _together(config: AlignConfig, arguments: argparse.Namespace, display: console.Display) -> None:
     """Alone, or under `accelerate launch`: the first process aligns, the others train along until it is done."""
-    from core.align.distributed import dismiss, join, leads
+    from core.align.distributed import is_leader, join_processes, shutdown
 
-    join()
-    if leads():
+    join_processes()
+    if is_leader():
         _align(config, arguments, display)
-        dismiss()
+        shutdown()
     else:
-        from core.align.dpo import follow
+        from core.align.dpo import follow_leader
 
-        follow()
+        follow_leader()
 
 
 def _align(config: AlignConfig, arguments: argparse.Namespace, display: console.Display) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from core.align.figures import MEANING, Figure, Measure, figure_of
-from core.align.overoptimisation import FALLING, LENGTH_CHANGE, NAMES, RULE, TOP, choose_round, drift_of, warnings_of
+from core.align.overoptimisation import FALLING, LENGTH_CHANGE, NAMES, RULE, TOP_DRIFTS, choose_round, drift_of, warnings_of
 from core.statistics.estimates import Estimate
 
 
@@ -21,14 +21,14 @@ STILL = {name: moved(0.0) for name in (*FALLING, "length", "reward")}
 
 @pytest.mark.parametrize("name", FALLING)
 def test_reward_rises_while_another_falls(name: str) -> None:
-    (alarm,) = warnings_of({**STILL, "reward": moved(0.3), name: moved(-0.2, now=0.4)})
-    assert alarm.figure == name
-    assert alarm.text == f"reward rose by 0.3 (0.29 to 0.31, n = 40), while {NAMES[name]} fell by 0.2 (0.19 to 0.21, n = 40) to 0.4"
+    (warning,) = warnings_of({**STILL, "reward": moved(0.3), name: moved(-0.2, now=0.4)})
+    assert warning.figure == name
+    assert warning.text == f"reward rose by 0.3 (0.29 to 0.31, n = 40), while {NAMES[name]} fell by 0.2 (0.19 to 0.21, n = 40) to 0.4"
 
 
 def test_all_that_fell_are_named() -> None:
-    found = warnings_of({name: moved(0.3 if name == "reward" else -0.3) for name in (*FALLING, "reward")})
-    assert [alarm.figure for alarm in found] == list(FALLING)
+    warnings = warnings_of({name: moved(0.3 if name == "reward" else -0.3) for name in (*FALLING, "reward")})
+    assert [warning.figure for warning in warnings] == list(FALLING)
 
 
 @pytest.mark.parametrize(
@@ -50,25 +50,27 @@ def test_no_warning_without_both(reward: Figure, accuracy: Figure) -> None:
 def test_length_may_change_by_a_quarter(change: float, warned: bool) -> None:
     """The base model's answers have 100 tokens on average, and the rule says a quarter of that."""
     assert LENGTH_CHANGE == 0.25 and "a quarter" in RULE
-    found = warnings_of({**STILL, "reward": moved(0.3), "length": moved(change, 1.0, now=100 + change)})
-    assert [alarm.figure for alarm in found] == (["length"] if warned else [])
+    warnings = warnings_of({**STILL, "reward": moved(0.3), "length": moved(change, 1.0, now=100 + change)})
+    assert [warning.figure for warning in warnings] == (["length"] if warned else [])
     if warned:
-        assert ("rose by 26" if change > 0 else "fell by 26") in found[0].text
+        assert ("rose by 26" if change > 0 else "fell by 26") in warnings[0].text
 
 
-def test_a_length_that_may_not_have_changed_is_no_alarm() -> None:
+def test_a_length_that_may_not_have_changed_does_not_warn() -> None:
     assert warnings_of({**STILL, "reward": moved(0.3), "length": moved(60.0, 61.0, now=160.0)}) == []
 
 
-def test_round_zero_and_missing_figures_say_nothing() -> None:
+def test_round_zero_and_missing_figures_do_not_warn() -> None:
     first = Figure(value=1.0, low=0.9, high=1.1, n=40, n_prompts=40)
     assert warnings_of({"reward": first, "accuracy": first}) == [] and warnings_of({}) == []
     assert warnings_of({"reward": moved(0.3)}) == [], "MC was not measured"
 
 
 def test_chance_alone_hardly_warns() -> None:
-    """Nothing truly moves: reward rises by chance in one case of forty, and then one of five others falls in at most one of eight."""
-    rng, alarms = np.random.default_rng(0), 0
+    """Nothing truly moves: reward rises by chance in one case of forty, and then one of five others falls in at most
+    one of eight.
+    """
+    rng, n_warned = np.random.default_rng(0), 0
     for _ in range(200):
         figures = {}
         for name in (*FALLING, "reward", "length"):
@@ -76,15 +78,15 @@ def test_chance_alone_hardly_warns() -> None:
             figure = figure_of("reward", after, before)
             assert figure is not None
             figures[name] = figure
-        alarms += bool(warnings_of(figures))
-    assert alarms <= 6
+        n_warned += bool(warnings_of(figures))
+    assert n_warned <= 6
 
 
 def test_the_names_are_known() -> None:
     assert {*FALLING, "length"} == set(NAMES) <= set(MEANING)
 
 
-# --- choice --------------------------------------------------------------------------------------------------------
+# --- choice -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_without_validation_the_last_round_is_taken() -> None:
     assert choose_round([{"accuracy": moved(0)}, {"accuracy": moved(0)}]) == 1
 
 
-# --- drift ---------------------------------------------------------------------------------------------------------
+# --- drift ------------------------------------------------------------------------------------------------------------
 
 
 def test_drift_by_hand() -> None:
@@ -111,12 +113,14 @@ def test_drift_by_hand() -> None:
 
 def test_the_interval_is_the_normal_one_at_large_n() -> None:
     moves = np.random.default_rng(0).normal(loc=0.2, size=(500, 3))
-    for one in drift_of(np.zeros((500, 3)), moves, np.arange(3), np.ones(3)):
-        own = moves[:, one.latent_id]
-        assert one.value == pytest.approx(own.mean()) and (one.high - one.low) / 2 == pytest.approx(1.96 * own.std() / 500**0.5, rel=0.1)
+    for drift in drift_of(np.zeros((500, 3)), moves, np.arange(3), np.ones(3)):
+        latent_moves = moves[:, drift.latent_id]
+        assert drift.value == pytest.approx(latent_moves.mean()) and (drift.high - drift.low) / 2 == pytest.approx(
+            1.96 * latent_moves.std() / 500**0.5, rel=0.1
+        )
 
 
-def test_unread_answers_and_constant_latents_say_nothing() -> None:
+def test_unread_answers_and_constant_latents() -> None:
     before, after = np.zeros((3, 2)), np.array([[1.0, 1.0], [np.nan, np.nan], [3.0, 1.0]])
     first, second = drift_of(before, after, np.array([1, 2]), np.array([1.0, 0.0]))
     assert (first.latent_id, first.value, first.n) == (1, 2.0, 2) and (second.latent_id, second.value) == (2, 0.0)
@@ -125,5 +129,5 @@ def test_unread_answers_and_constant_latents_say_nothing() -> None:
 
 def test_only_the_furthest_are_kept() -> None:
     moves = np.arange(40.0)[None] * np.array([[1.0], [1.0]])
-    found = drift_of(np.zeros((2, 40)), moves, np.arange(100, 140), np.ones(40))
-    assert [one.latent_id for one in found] == list(range(139, 139 - TOP, -1))
+    drifts = drift_of(np.zeros((2, 40)), moves, np.arange(100, 140), np.ones(40))
+    assert [drift.latent_id for drift in drifts] == list(range(139, 139 - TOP_DRIFTS, -1))
