@@ -14,13 +14,13 @@ import pytest
 from pages_helpers import HOSTILE
 
 from core.explain.spaces import SpaceFigures
+from core.explain.waterfall import Bar
 from core.statistics.estimates import Estimate
 from core.text_safety import visible
 from workbench.frame import charts, downloads, tokens
 from workbench.frame.chart_base import CHOSEN, REJECTED, Chart, plain, whiskers, wrapped
 from workbench.frame.tokens import Pick, TokenRow
 from workbench.response import charts as charts_response
-from workbench.response.charts import Step
 from workbench.spaces import charts as charts_spaces
 
 
@@ -55,10 +55,10 @@ FEATURE = {
     "maxActApprox": 2.4,
 }
 STEPS = [
-    Step(label="Average", value=0.25, kind="start"),
-    Step(label=HOSTILE["script"], value=0.5, deviation=0.1, key="7", note=HOSTILE["image"]),
-    Step(label="others", value=-0.2),
-    Step(label="This response", value=0.55, kind="end"),
+    Bar(label="Average", value=0.25, kind="start"),
+    Bar(label=HOSTILE["script"], value=0.5, kind="latents", latent_ids=(7,), deviation=0.1, note=HOSTILE["image"]),
+    Bar(label="others", value=-0.2),
+    Bar(label="This response", value=0.55, kind="end"),
 ]
 ESTIMATE = Estimate(value=0.7, low=0.6, high=0.8, n=40, n_prompts=20)
 
@@ -217,7 +217,7 @@ def test_waterfall_adds_up_and_prints_its_residual() -> None:
     assert list(bars.base) == pytest.approx([0.0, 0.25, 0.75, 0.0]), "each part begins where the one before ended"
     assert (bars.error_x.array[1], bars.error_x.arrayminus[1]) == pytest.approx((0.1, 0.1)) and bars.error_x.array[2] is None
     assert bars.customdata[1][0] == "7" and chart.rows[-1]["value"] == pytest.approx(0.0, abs=1e-12)
-    off = charts_response.waterfall([*STEPS[:-1], Step(label="This response", value=0.6, kind="end")])
+    off = charts_response.waterfall([*STEPS[:-1], Bar(label="This response", value=0.6, kind="end")])
     assert off.rows[-1]["value"] == pytest.approx(0.05) and "+5.0e-02" in off.figure.layout.xaxis.title.text
 
 

@@ -77,14 +77,14 @@ def test_one_response_for_a_person(explain: Any) -> None:
         "Most similar training responses", "Can this be believed?", "running reward", "exploratory", INACTIVE, "completeness residual",
     ):  # fmt: skip
         assert title in flat, title
-    assert f"the prompt ({found.n_known} known responses)" in flat and "Take your time." in out and "(shipped head, seed " in flat
+    assert f"Prompt part ({found.n_known} known responses)" in flat and "Take your time." in out and "(shipped head, seed " in flat
     explainer = tiny_explainer()
     shipped = explainer.parts.method["shipped_seed"]
     assert explainer.known is not None
     n_test = int((explainer.known.split == SPLITS.index("test")).sum())
     assert flat.count(f"(shipped head, seed {shipped}, {n_test} test pairs)") == 2, "with latents off, and with all on"
     assert "unstable" in flat or "stable (" in flat
-    assert re.search(r"reward +[-+]\d\.\d{3}", flat) and "\x1b" not in out
+    assert re.search(r"This response +[-+]\d\.\d{3}", flat) and "\x1b" not in out
     assert re.search(r"reward -?\d\.\d{3} to -?\d\.\d{3} \([-+]\d\.\d{3}\); \d+ of \d+ tokens computed", flat)
 
 

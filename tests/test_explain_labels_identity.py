@@ -14,7 +14,7 @@ from labels_helpers import OTHER, SAE, SHA
 from core.cli.main import main
 from core.config import SAEConfig
 from core.errors import MismatchError
-from core.explain.sentence import name_of
+from core.explain.latent_names import name_in_sentence
 from core.fit.defaults import DEMO_SAE
 from core.latents.label_book import SHIPPED_FILE, LabelBook
 from core.latents.label_identity import DIFFERENT, SAME, UNPROVEN, UNSTATED, stated_sae, verdict
@@ -158,20 +158,20 @@ def test_taken_all_the_same_they_are_marked_wherever_they_stand(tmp_path: Path) 
     assert (dict(found.added), dict(found.other_saes), found.n_not_stated) == ({"neuronpedia": 2}, {other: 2}, 0)
     label = book_of(sae, tmp_path).labels()[12]
     assert label.made_for == other and label.weakness.startswith(f"was made for another SAE ({other}) and was written automatically")
-    assert name_of(12, label) == '"words about kindness" (another SAE\'s label)'
+    assert name_in_sentence(12, label) == '"words about kindness" (another SAE\'s label)'
     (exported,) = book.rows([label])
     assert exported["madeFor"] == other and label_from_row(json.loads(json.dumps(exported))) == label
 
 
 def test_pages_show_the_mark(tmp_path: Path) -> None:
+    from core.explain.latent_names import name_in_list
     from workbench.latents.values import label_rows, label_text
-    from workbench.response.values import latent_name
 
     book = book_of({**SAE, "d_sae": 16384}, tmp_path)
     imported(book, tmp_path, *FOREIGN, any_sae=True)
     labels = book.labels()
     assert label_text(labels, 12) == "words about kindness (another SAE's label)" and label_text(labels, 13) == ""
-    assert latent_name(12, labels) == "12 words about kindness (another SAE's label)"
+    assert name_in_list(12, labels.get(12)) == "12 words about kindness (another SAE's label)"
     assert "was made for another SAE (gemma-2-2b/10-gemmascope-res-16k)" in label_rows(book.all(12))[0]["by"]
 
 
@@ -205,7 +205,7 @@ def test_a_file_that_names_no_sae_is_taken_and_said(tmp_path: Path) -> None:
     assert (sum(found.added.values()), found.n_not_stated) == (3, 3)
     label = book_of(SAE, tmp_path).labels()[3]
     assert (label.made_for, label.source, label.author) == (NOT_STATED, "written", "Ann")
-    assert label.weakness == "comes from a file that does not say which SAE it was made for" and name_of(3, label) == '"thanks"'
+    assert label.weakness == "comes from a file that does not say which SAE it was made for" and name_in_sentence(3, label) == '"thanks"'
 
 
 def test_a_file_that_names_no_sae_but_more_latents_is_of_another(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.explain.sentence import NOTHING_KEPT, ONE_KNOWN, Evidence, choose, name_of, place, why_pair, why_response
+from core.explain.latent_names import name_in_sentence
+from core.explain.sentence import NOTHING_KEPT, ONE_KNOWN, Evidence, choose, place, why_pair, why_response
 from core.explain.stability import Stability
 from core.latents.labels import Label
 
@@ -63,7 +64,7 @@ def test_labels_come_in_place_of_numbers() -> None:
     labels = {10: Label(text="polite\n closing", source="person"), 11: Label(text="x" * 200, source="person", score=0.9)}
     text = explained(evidence([0.5, 0.2, 0.1], labels=labels))
     assert 'high on "polite closing" (+0.50), high on "' + "x" * 79 + '…" (+0.20) and high on latent 12 (+0.10)' in text
-    assert name_of(3, Label(text="  ", source="person")) == "latent 3" == name_of(3, None)
+    assert name_in_sentence(3, Label(text="  ", source="person")) == "latent 3" == name_in_sentence(3, None)
 
 
 def test_a_latent_whose_sign_differs_between_heads_is_not_named() -> None:

@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from core.explain.edits import edit_name
 from core.explain.kept import Kept
+from core.explain.waterfall import change_steps, waterfall_steps
 from workbench.compare import values as compare
 from workbench.frame import state
 from workbench.frame.models import find
@@ -148,12 +149,12 @@ def test_a_side_shows_its_two_parts(cache: Path, model: str, side: str) -> None:
 def test_bars_sum_to_margin_and_to_reward_with_their_deviation(cache: Path, model: str) -> None:
     of = kept_at(cache, model)
     pair = of.explain(0)
-    for steps in (response.margin_steps(of, pair), response.response_steps(of, pair.chosen)):
+    for steps in (waterfall_steps(pair, {}), waterfall_steps(pair.chosen, {})):
         start, *parts, end = steps
         assert start.value + sum(step.value for step in parts) == pytest.approx(end.value, abs=1e-9)
     one = pair.chosen
     assert one.n_known == 4
-    prompt = response.response_steps(of, one)[1]
+    prompt = waterfall_steps(one, {})[1]
     v = of.known.projections[of.known.rows_of_prompt(one.prompt)].astype(float)  # type: ignore[union-attr]
     whole = [[head.reward(v), head.reward(of.builder.mean[None])] for head in of.parts.heads]
     by_head = [float((ends - start).mean()) for ends, start in whole]  # contributions sum to the difference, in each head
@@ -166,14 +167,14 @@ def test_collinear_latents_are_one_bar_and_what_does_not_fit_is_folded(cache: Pa
     margin, groups = of.explain(0).margin, of.builder.figures.groups
     assert sorted(map(len, groups)) != [1] * 5  # the fixture has collinear latents
     totals = sorted(((margin.contribution[list(group)].sum(), list(group)) for group in groups), key=lambda one: -abs(one[0]))
-    found = response.bars(of, margin.contribution, margin.by_head, {}, most=2)
+    found = change_steps(margin, groups, {}, most=2)
     assert [step.value for step in found[:2]] == pytest.approx([total for total, _ in totals[:2]])
     rest = [i for _, group in totals[2:] for i in group]
     assert found[2].label == f"{len(rest)} other latents"
     assert found[2].value == pytest.approx(margin.contribution[rest].sum())
     assert found[2].deviation == pytest.approx(margin.by_head[:, rest].sum(axis=1).std(ddof=1))
     (place,) = [at for at, (_, group) in enumerate(totals) if len(group) > 1]
-    bar = response.bars(of, margin.contribution, margin.by_head, {})[place]
+    bar = change_steps(margin, groups, {})[place]
     assert "(+1)" in bar.label and "nearly collinear" in bar.note
 
 

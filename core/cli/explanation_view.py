@@ -6,7 +6,8 @@ Blue stands for what raises the reward and for chosen, orange for what lowers it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -14,15 +15,16 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from core.explain.attribution import Attribution
 from core.explain.curves import Curves
 from core.explain.edits import Edit
 from core.explain.explanation import INACTIVE, NO_SAE, Explanation, ModelFigures, PairExplanation
+from core.explain.latent_names import name_in_list, name_in_sentence
 from core.explain.neighbours import Neighbour
 from core.explain.readings import PROMPT, RESPONSE
-from core.explain.sentence import Why, name_of
+from core.explain.sentence import Why
 from core.explain.switch import SwitchedOff
 from core.explain.tokens import Deletion, TokenGradient, TokenView
+from core.explain.waterfall import Bar, change_steps, residual_of, waterfall_steps
 from core.latents.labels import Labels
 from core.text_safety import for_terminal
 
@@ -34,6 +36,7 @@ LEGEND = (
     "?: the heads of different seeds disagree on the sign; ±: deviation over heads; f: activation; at mean: change of the reward where the "
     f"projection is set to its training mean; removed: where the latent is taken out of the residual stream ({INACTIVE})"
 )
+PARTS = {"response_part": "response part", "contribution": "share of margin"}
 WIDE = 120  # columns where the output is no terminal
 SPARK = "▁▂▃▄▅▆▇█"
 
@@ -62,57 +65,40 @@ def sentence(why: Why) -> RenderableType:
     return Group(Text(for_terminal(why.text), style="bold"), *(Text(f"  ! {for_terminal(said)}") for said in why.weaknesses))
 
 
-def response_parts(found: Explanation, labels: Labels) -> Iterator[RenderableType]:
+def response_parts(explanation: Explanation, labels: Labels) -> Iterator[RenderableType]:
     """One response: its sentence, its waterfall and its latents."""
-    yield sentence(found.why)
+    yield sentence(explanation.why)
     yield heading("From the average training response to this one")
-    yield waterfall(found, labels)
+    yield waterfall(waterfall_steps(explanation, labels, most=MOST_BARS))
     yield heading("Latents")
-    yield latents(found.attribution, found.response_part, found.at_mean, found.removed, labels, part="response part")
+    yield latents(explanation.latents, "response_part", labels)
 
 
-def pair_parts(found: PairExplanation, labels: Labels) -> Iterator[RenderableType]:
+def pair_parts(pair: PairExplanation, labels: Labels) -> Iterator[RenderableType]:
     """A pair: its sentence, its margin by latent, and where either response stands."""
-    yield sentence(found.why)
+    yield sentence(pair.why)
     yield heading("From the rejected to the chosen response")
-    attribution = found.margin
-    bars = [("rejected", attribution.baseline_reward), *_ranked(attribution.contribution, attribution, found.chosen.figures, labels)]
-    yield _bars([*bars, ("residual", attribution.residual), ("chosen", attribution.reward)])
+    yield waterfall(waterfall_steps(pair, labels, most=MOST_BARS))
     yield heading("Latents")
-    yield latents(attribution, attribution.contribution, found.at_mean, found.removed, labels, part="share of margin")
-    for name, side in (("Chosen", found.chosen), ("Rejected", found.rejected)):
+    yield latents(pair.latents, "contribution", labels)
+    for name, explanation in (("Chosen", pair.chosen), ("Rejected", pair.rejected)):
         yield heading(name)
-        yield sentence(side.why)
+        yield sentence(explanation.why)
 
 
-def waterfall(found: Explanation, labels: Labels) -> Table:
-    """Baseline, one bar for the prompt's part, the response's part by group of latents, the residual, the reward."""
-    attribution, alone = found.attribution, found.n_known < 2
-    value = attribution.contribution if alone else found.response_part
-    bars = [("average training response", attribution.baseline_reward)]
-    bars += [] if alone else [(f"the prompt ({found.n_known} known responses)", float(found.prompt_part.sum()))]
-    bars += _ranked(value, attribution, found.figures, labels)
-    return _bars([*bars, ("residual", attribution.residual), ("reward", attribution.reward)])
+def waterfall(steps: Sequence[Bar]) -> Table:
+    """A line a bar, with what they leave unexplained before the last one."""
+    *before, end = steps
+    return bars([*before, Bar(label="Residual", value=residual_of(steps)), end])
 
 
-def _ranked(value: np.ndarray, attribution: Attribution, figures: ModelFigures, labels: Labels) -> list[tuple[str, float]]:
-    """Collinear latents as one bar under the name of the strongest; the largest ones, then all others together."""
-    bars = []
-    for group in figures.groups:
-        best = max(group, key=lambda i: abs(value[i]))
-        latent = int(attribution.latent_ids[best])
-        beside = f" and {len(group) - 1} collinear" if len(group) > 1 else ""
-        bars.append((name_of(latent, labels.get(latent)) + beside, float(value[list(group)].sum())))
-    bars.sort(key=lambda bar: -abs(bar[1]))
-    rest = bars[MOST_BARS:]
-    return bars[:MOST_BARS] + ([(f"{len(rest)} more", sum(value for _, value in rest))] if rest else [])
-
-
-def _bars(lines: Sequence[tuple[str, float]]) -> Table:
+def bars(steps: Sequence[Bar]) -> Table:
+    """A line a bar; `?` marks a sign that the heads do not agree on."""
     table = Table(box=None, show_header=False, padding=(0, 1))
-    most = max(max(abs(value) for _, value in lines), 1e-12)
-    for name, value in lines:
-        table.add_row(Text(short(name)), Text("0" if abs(value) < 1e-9 else f"{value:+.3f}", justify="right"), bar(value, most))
+    most = max([*(abs(step.value) for step in steps), 1e-12])
+    for step in steps:
+        label = f"{short(step.label)}{'' if step.agreed else ' ?'}"
+        table.add_row(Text(label), Text("0" if abs(step.value) < 1e-9 else f"{step.value:+.3f}", justify="right"), bar(step.value, most))
     return table
 
 
@@ -123,22 +109,26 @@ def bar(value: float, most: float) -> Text:
     return Text(left.rjust(HALF), style=ORANGE) + Text("│") + Text(right.ljust(HALF), style=BLUE)
 
 
-def latents(
-    attribution: Attribution, value: np.ndarray, at_mean: np.ndarray, removed: np.ndarray | None, labels: Labels, *, part: str
-) -> RenderableType:
-    """The strongest latents with both interventions; `?` marks a sign that the heads do not agree on."""
+def latents(rows: Sequence[Mapping[str, Any]], part: str, labels: Labels) -> RenderableType:
+    """The latents of largest `part` with both interventions; `?` marks a sign that the heads do not agree on."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for number, column in enumerate(("latent", part, "contribution", "projection", "f", "at mean", "removed")):
+    part_name = PARTS[part]
+    for number, column in enumerate(("latent", part_name, "contribution", "projection", "f", "at mean", "removed")):
         table.add_column(column, justify="right" if number else "left", no_wrap=bool(number))
-    for i in sorted(range(len(value)), key=lambda i: -abs(value[i]))[:MOST_BARS]:
-        latent, sure = int(attribution.latent_ids[i]), "" if attribution.agreed[i] else " ?"
-        active = "" if attribution.activation is None else f"{attribution.activation[i]:.2f}"
-        gone = "" if removed is None else INACTIVE.partition(":")[0] if np.isnan(removed[i]) else f"{removed[i]:+.3f}"
-        cells = [name_of(latent, labels.get(latent)), f"{value[i]:+.3f}{sure}"]
-        cells += [f"{attribution.contribution[i]:+.3f} ± {attribution.deviation[i]:.3f}"]
-        cells += [f"{attribution.baseline[i]:.2f} to {attribution.projection[i]:.2f}", active, f"{at_mean[i]:+.3f}", gone]
+    for row in sorted(rows, key=lambda row: -abs(row[part]))[:MOST_BARS]:
+        latent, removed = row["latent_id"], row["removed"]
+        cells = [
+            name_in_list(latent, labels.get(latent)),
+            f"{row[part]:+.3f}{'' if row['agreed'] else ' ?'}",
+            f"{row['contribution']:+.3f} ± {row['deviation']:.3f}",
+            f"{row['baseline']:.2f} to {row['projection']:.2f}",
+            f"{row['activation']:.2f}" if "activation" in row else "",
+            f"{row['at_mean']:+.3f}",
+            f"{removed:+.3f}" if removed is not None else "" if row["removal"] == NO_SAE else INACTIVE.partition(":")[0],
+        ]
         table.add_row(*(Text(for_terminal(cell)) for cell in cells))
-    return Group(table, Text(LEGEND if removed is not None else f"{LEGEND} ({NO_SAE})", style="dim"))
+    no_sae = any(row.get("removal") == NO_SAE for row in rows)
+    return Group(table, Text(f"{LEGEND} ({NO_SAE})" if no_sae else LEGEND, style="dim"))
 
 
 def figures(found: ModelFigures) -> RenderableType:
@@ -179,7 +169,7 @@ def removals(found: Curves | None) -> Text:
 
 def marked(view: TokenView, latent: int, side: str, labels: Labels) -> RenderableType:
     """The text, darker where the latent is more active, and where it is most active in words, for eyes and logs without colours."""
-    name = name_of(latent, labels.get(latent))
+    name = name_in_sentence(latent, labels.get(latent))
     if view.activation is None:
         return Text(for_terminal("".join(_content(view))))
     values = np.where(np.isin(view.kinds, (PROMPT, RESPONSE)), view.of_latent(latent), 0.0)
@@ -247,7 +237,7 @@ def edited(edit: Edit, labels: Labels) -> Iterator[RenderableType]:
         change = edit.change
         moved = change.reward - change.baseline_reward
         yield Text(f"reward {change.baseline_reward:.3f} to {change.reward:.3f} ({moved:+.3f}); {edit.n_computed} of {edit.n_tokens} tokens computed")
-        yield _bars(_ranked(change.contribution, change, edit.explanation.figures, labels))
+        yield bars(change_steps(change, edit.explanation.figures.groups, labels, most=MOST_BARS))
 
 
 def switched(found: SwitchedOff, plain: SwitchedOff) -> Text:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from core.cli.explanation_view import SHADES, SPARK, heading, short
-from core.explain.sentence import name_of
+from core.explain.latent_names import name_in_sentence
 from core.latents.labels import Labels
 from core.latents.page_maker import Activation, Feature
 from core.latents.pages import LatentPages
@@ -30,7 +30,7 @@ def overview(pages: LatentPages, latents: Iterable[int], labels: Labels) -> Iter
     for latent in latents:
         page = pages.page(latent)
         table.add_row(
-            Text(short(name_of(latent, labels.get(latent)))),
+            Text(short(name_in_sentence(latent, labels.get(latent)))),
             f"{page['frac_nonzero']:.2%}",
             f"{page['maxActApprox']:.3g}",
             Text(" ".join(shown_token(token) for token in page["pos_str"][:4])),
@@ -64,14 +64,14 @@ def not_read(source: Mapping[str, Any]) -> Iterator[str]:
 def page_parts(page: Feature, labels: Labels) -> Iterator[RenderableType]:
     """One latent."""
     latent = int(page["index"])
-    yield heading(for_terminal(f"{name_of(latent, labels.get(latent))}  ({page['modelId']} {page['layer']})"))
+    yield heading(for_terminal(f"{name_in_sentence(latent, labels.get(latent))}  ({page['modelId']} {page['layer']})"))
     yield Text(f"active on {page['frac_nonzero']:.2%} of tokens, highest activation {page['maxActApprox']:.3g}")
     if page["freq_hist_data_bar_heights"]:
         yield Text(f"activations   {blocks(page['freq_hist_data_bar_heights'])}  from 0 to {page['maxActApprox']:.3g} (height: root of count)")
     yield Text("promotes      ") + _tokens(page["pos_str"], page["pos_values"])
     yield Text("suppresses    ") + _tokens(page["neg_str"], page["neg_values"])
     pairs = zip(page["topkCosSimIndices"][:CLOSEST], page["topkCosSimValues"], strict=False)
-    yield Text("closest       " + ", ".join(f"{for_terminal(name_of(index, labels.get(index)))} ({value:+.2f})" for index, value in pairs))
+    yield Text("closest       " + ", ".join(f"{for_terminal(name_in_sentence(index, labels.get(index)))} ({value:+.2f})" for index, value in pairs))
     for number, (bounds, group) in enumerate(itertools.groupby(page["activations"], key=_bounds)):
         yield Text(_said(*bounds), style="bold")
         yield from (_line(text) for text in (group if not number else itertools.islice(group, TEXTS)))

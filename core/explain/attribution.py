@@ -59,14 +59,21 @@ class Attribution:
     def residual(self) -> float:
         return self.reward - self.baseline_reward - float(self.contribution.sum())
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON values; one object a latent, in the order of the directions."""
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What belongs to all latents together, as JSON values."""
+        return {name: getattr(self, name) for name in ("reward", "baseline_reward", "residual", "rank_correlation")}
+
+    @property
+    def latents(self) -> list[dict[str, Any]]:
+        """A row of JSON values a latent, in the order of the directions."""
         columns = {name: getattr(self, name) for name in ("projection", "baseline", "contribution", "deviation", "agreed")}
         if self.activation is not None:
             columns["activation"] = self.activation
-        latents = [{"latent_id": int(j), **{name: values[i].item() for name, values in columns.items()}} for i, j in enumerate(self.latent_ids)]
-        figures = {name: getattr(self, name) for name in ("reward", "baseline_reward", "residual", "rank_correlation")}
-        return {**figures, "latents": latents}
+        return [{"latent_id": int(j), **{name: values[i].item() for name, values in columns.items()}} for i, j in enumerate(self.latent_ids)]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.figures, "latents": self.latents}
 
 
 def contributions(head: Head, start: Float[np.ndarray, "n k"], end: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:

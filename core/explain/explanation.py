@@ -70,9 +70,14 @@ class Explanation:
     def reward(self) -> float:
         return self.attribution.reward
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON values; `latents` in the order of the directions, `groups` as lists of latent ids (those of two and more)."""
+    @property
+    def latents(self) -> list[dict[str, Any]]:
+        """A row of JSON values a latent, in the order of the directions: what a terminal, a page and a file show of it."""
         columns = {"prompt_part": self.prompt_part, "response_part": self.response_part, "at_mean": self.at_mean}
+        return latent_rows(self.attribution, columns, self.removed)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; `groups` as lists of latent ids (those of two and more)."""
         return {
             "prompt": list(self.prompt),
             "response": self.response,
@@ -81,7 +86,8 @@ class Explanation:
             "n_known": self.n_known,
             "prompt_part": float(self.prompt_part.sum()),
             "response_part": float(self.response_part.sum()),
-            **with_columns(self.attribution, columns, self.removed),
+            **self.attribution.figures,
+            "latents": self.latents,
             "groups": named_groups(self.attribution, self.figures.groups),
             "curves": None if self.curves is None else self.curves.to_json(),
             "neighbours": [one.to_json() for one in self.neighbours],
@@ -110,17 +116,23 @@ class PairExplanation:
         """What its sentence is about: the margin."""
         return self.margin
 
+    @property
+    def latents(self) -> list[dict[str, Any]]:
+        """A row of JSON values a latent, in the order of the directions; its `contribution` is to the margin."""
+        return latent_rows(self.margin, {"at_mean": self.at_mean}, self.removed)
+
     def to_json(self) -> dict[str, Any]:
         """JSON values; what belongs to the model stands once."""
         sides = {name: side.to_json() for name, side in (("chosen", self.chosen), ("rejected", self.rejected))}
         for side in sides.values():
             del side["model"], side["groups"]
-        latents = with_columns(self.margin, {"at_mean": self.at_mean}, self.removed)
         return {
             "why": self.why.to_json(),
             "margin": self.margin.reward - self.margin.baseline_reward,
             "probability": self.probability,
-            **{name: latents[name] for name in ("residual", "rank_correlation", "latents")},
+            "residual": self.margin.residual,
+            "rank_correlation": self.margin.rank_correlation,
+            "latents": self.latents,
             **sides,
             "groups": named_groups(self.margin, self.chosen.figures.groups),
             "curves": None if self.curves is None else self.curves.to_json(),
@@ -128,14 +140,14 @@ class PairExplanation:
         }
 
 
-def with_columns(attribution: Attribution, columns: Mapping[str, np.ndarray], removed: np.ndarray | None) -> dict[str, Any]:
-    """An attribution's JSON with more figures a latent; a latent that could not be removed says why."""
-    found = attribution.to_json()
-    for i, latent in enumerate(found["latents"]):
-        latent |= {name: float(values[i]) for name, values in columns.items()}
+def latent_rows(attribution: Attribution, columns: Mapping[str, np.ndarray], removed: np.ndarray | None) -> list[dict[str, Any]]:
+    """An attribution's rows with more columns; `removal` gives the reason where a latent could not be removed."""
+    rows = attribution.latents
+    for i, row in enumerate(rows):
+        row |= {name: float(values[i]) for name, values in columns.items()}
         change = None if removed is None or np.isnan(removed[i]) else float(removed[i])
-        latent |= {"removed": change} if change is not None else {"removed": None, "removal": NO_SAE if removed is None else INACTIVE}
-    return found
+        row |= {"removed": change} if change is not None else {"removed": None, "removal": NO_SAE if removed is None else INACTIVE}
+    return rows
 
 
 def named_groups(attribution: Attribution, groups: tuple[tuple[int, ...], ...]) -> list[list[int]]:

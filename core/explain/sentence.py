@@ -17,13 +17,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from core.explain.attribution import same_sign
+from core.explain.latent_names import name_in_sentence
 from core.explain.stability import BOUND, Stability
-from core.latents.labels import Label, Labels
+from core.latents.labels import Labels
 from core.statistics.intervals import TOO_RARE
 
 MOST_NAMED = 3
 DETECTION = 0.8  # below this AUROC a projection is a weak sign of the latent's activity (METHOD.md section 1)
-LONGEST_LABEL = 80
 NOTHING_KEPT = "No known responses are kept with this reward model, so what the prompt does and what the response does cannot be told apart."
 ONE_KNOWN = "Only this response to the prompt is known, so what the prompt does and what the response does cannot be told apart."
 
@@ -122,20 +122,11 @@ def _of_group(evidence: Evidence, sure: np.ndarray, group: tuple[int, ...]) -> N
     latent = int(evidence.latent_ids[best])
     return Named(
         latent_id=latent,
-        name=name_of(latent, evidence.labels.get(latent)),
+        name=name_in_sentence(latent, evidence.labels.get(latent)),
         level="high" if evidence.moved[best] > 0 else "low",
         value=total,
         collinear=tuple(int(evidence.latent_ids[i]) for i in group if i != best),
     )
-
-
-def name_of(latent: int, label: Label | None) -> str:
-    """`latent 12`, or its label in quotes, on one line and cut where it is long; a label of another SAE says so."""
-    text = " ".join(label.text.split()) if label else ""
-    if not text:
-        return f"latent {latent}"
-    mark = label.mark if label else ""
-    return f'"{text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"}"{mark}'
 
 
 def place(percentile: float) -> str:

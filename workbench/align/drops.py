@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from core.align.records import RoundRecord
+from core.explain.latent_names import name_in_list
+from core.explain.waterfall import Bar
 from core.latents.labels import Labels
 from core.text_safety import visible
 from core.types import Message
@@ -22,8 +24,7 @@ from workbench.frame.downloads import download_rows, show_chart
 from workbench.frame.models import FittedModel
 from workbench.latents import values as latents
 from workbench.preferences.values import excerpt
-from workbench.response.charts import Step, contribution_bars
-from workbench.response.values import latent_name
+from workbench.response.charts import contribution_bars
 from workbench.response.why import clicked
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _table(view: View, round: RoundRecord, shown: Sequence[Generated], reason: s
 
 
 def _row(one: Generated, labels: Labels) -> dict[str, Any]:
-    named = "" if one.decision is None or not one.decision.latents else latent_name(int(one.decision.latents[0]["latent_id"]), labels)
+    named = "" if one.decision is None or not one.decision.latents else _name(one.decision.latents[0], labels)
     why = "" if named else visible(one.why, 120)
     return {"Margin": one.margin, "Prompt": excerpt(align.prompt_text(one.candidate.prompt)), "Why": f"{visible(named)} against it" if named else why}
 
@@ -145,7 +146,7 @@ def sentence(one: Generated, labels: Labels) -> str:
     if one.fate != "margin":
         beside = "" if one.margin is None else f" Its margin was {one.margin:+.2f}."
         return f"Dropped: {align.reason_words(one.decision.reason)}.{beside}"
-    named = [latent_name(int(latent["latent_id"]), labels) for latent in one.decision.latents[:3]]
+    named = [_name(latent, labels) for latent in one.decision.latents[:3]]
     because = f" Most against it: {'; '.join(named)}." if named else ""
     return f"Dropped: the intended winner scores {abs(one.margin or 0.0):.2f} lower than the other answer.{because}"
 
@@ -158,7 +159,7 @@ def against(one: Generated, model: FittedModel | None, labels: Labels, *, key: s
             st.caption("This filter has no latents, so nothing more can be said of why.")
         return
     st.caption("Latents that spoke against the intended winner. Whiskers: deviation over the heads of all seeds.")
-    steps = [_step(row, labels) for row in found]
+    steps = [_bar(row, labels) for row in found]
     chart = contribution_bars(steps, x="Contribution to the margin (reward)")
     at = f"against {key} {one.candidate.candidate_id}"
     clicked(at, show_chart(chart, key=at, name=one.candidate.candidate_id, select=("points",) if model is not None else ()))
@@ -170,9 +171,14 @@ def against(one: Generated, model: FittedModel | None, labels: Labels, *, key: s
         state.link("Open the chosen latent", "latent", latent=wanted, model=model.id)
 
 
-def _step(row: Mapping[str, Any], labels: Labels) -> Step:
-    name = latent_name(int(row["latent_id"]), labels)
-    return Step(label=name, value=row["contribution"], deviation=row["deviation"], key=str(row["latent_id"]), note=_note(row, labels))
+def _bar(row: Mapping[str, Any], labels: Labels) -> Bar:
+    figures: dict[str, Any] = {"value": row["contribution"], "deviation": row["deviation"], "agreed": row["agreed"]}
+    return Bar(label=_name(row, labels), kind="latents", latent_ids=(int(row["latent_id"]),), note=_note(row, labels), **figures)
+
+
+def _name(row: Mapping[str, Any], labels: Labels) -> str:
+    latent = int(row["latent_id"])
+    return name_in_list(latent, labels.get(latent))
 
 
 def _note(row: Mapping[str, Any], labels: Labels) -> str:

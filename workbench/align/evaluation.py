@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from core.align.records import EVALUATION, RoundRecord
+from core.explain.latent_names import name_in_list
 from core.text_safety import visible
 from workbench.align import figures as align_figures
 from workbench.align import values as align
@@ -18,7 +19,6 @@ from workbench.align.figures import FIGURES, Figure, Point, Result
 from workbench.frame import state
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.preferences.values import excerpt
-from workbench.response.values import latent_name
 from workbench.response.why import clicked
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _drift(view: View, rounds: Sequence[RoundRecord]) -> None:
     round = choose_round(later)
     model = align.measuring_model(view.entry)
     labels = labels_of(model)
-    moved = [{**row, "label": latent_name(int(row["latent_id"]), labels)} for row in align_figures.drift_of(round)]
+    moved = [{**row, "label": name_in_list(int(row["latent_id"]), labels.get(int(row["latent_id"])))} for row in align_figures.drift_of(round)]
     key = f"align drift {view.entry.id} {round.round}"
     clicked(key, show_chart(drift_dots(moved, align_figures.DRIFT.capitalize()), key=key, name=view.entry.id, select=("points",) if model else ()))
     wanted = state.get("latent")

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from core.explain.waterfall import TOTALS, Bar, residual_of
 from workbench.frame.chart_base import CHOSEN, LINE, NEUTRAL, Chart, figure, number, plain, side_colour, straight, whiskers, wrapped
 
-TOTALS = ("start", "end")
 
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """A bar of a waterfall. `kind` part: it adds `value`; start and end: it stands at `value`. `deviation` is over the heads; `key` is what a click
-    means (a latent's number), `note` more for the hover box.
-    """
-
-    label: str
-    value: float
-    kind: str = "part"
-    deviation: float | None = None
-    key: str = ""
-    note: str = ""
-
-
-def waterfall(steps: Sequence[Step], *, unit: str = "reward") -> Chart:
+def waterfall(steps: Sequence[Bar], *, unit: str = "reward") -> Chart:
     """From the start bar over its parts to the end bar. What start and parts leave unexplained is printed as the residual."""
     start, end = (next((step.value for step in steps if step.kind == kind), 0.0) for kind in TOTALS)
-    parts = [step for step in steps if step.kind == "part"]
-    residual = end - start - sum(step.value for step in parts)
+    n_parts, residual = sum(step.kind not in TOTALS for step in steps), residual_of(steps)
     made = figure(x=f"{unit.capitalize()}, residual {residual:+.1e}<br>whiskers: deviation over heads", y="", height=106 + 30 * len(steps))
     before, drawn = start, []
     for step in steps:
         base, length = (0.0, step.value) if step.kind in TOTALS else (before, step.value)
-        before = before + step.value if step.kind == "part" else before
+        before = before if step.kind in TOTALS else before + step.value
         drawn.append((base, length))
     ends = [base + length for base, length in drawn]
     deviations = [step.deviation for step in steps]
@@ -51,7 +34,7 @@ def waterfall(steps: Sequence[Step], *, unit: str = "reward") -> Chart:
             [_less(at, one) for at, one in zip(ends, deviations, strict=True)],
             [_more(at, one) for at, one in zip(ends, deviations, strict=True)],
         ),
-        customdata=[[step.key] for step in steps],
+        customdata=[[clicked_latent(step)] for step in steps],
         hovertext=[_step_hover(step) for step in steps],
         hoverinfo="text",
         unselected={"marker": {"opacity": 0.6}},
@@ -68,11 +51,25 @@ def waterfall(steps: Sequence[Step], *, unit: str = "reward") -> Chart:
     pad = 0.12 * (max(reach) - min(reach) or 1.0)
     made.update_xaxes(range=[min(reach) - pad, max(reach) + pad])
     straight(made, x=0)
-    rows = [{"bar": step.label, "kind": step.kind, "value": step.value, "deviation": step.deviation, "key": step.key} for step in steps]
-    alt = f"Waterfall from {start:.3g} to {end:.3g} in {len(parts)} parts, residual {residual:.1e}."
+    rows = [
+        {
+            "bar": step.label,
+            "kind": step.kind if step.kind in TOTALS else "part",
+            "value": step.value,
+            "deviation": step.deviation,
+            "key": clicked_latent(step),
+        }
+        for step in steps
+    ]
+    alt = f"Waterfall from {start:.3g} to {end:.3g} in {n_parts} parts, residual {residual:.1e}."
     return Chart(
         name="waterfall", figure=made, alt=alt, rows=[*rows, {"bar": "residual", "kind": "residual", "value": residual, "deviation": None, "key": ""}]
     )
+
+
+def clicked_latent(bar: Bar) -> str:
+    """The number of the latent that a click on a bar means; empty for a bar of something else."""
+    return "" if bar.latent_id is None else str(bar.latent_id)
 
 
 def _less(value: float, deviation: float | None) -> float | None:
@@ -83,16 +80,16 @@ def _more(value: float, deviation: float | None) -> float | None:
     return None if deviation is None else value + deviation
 
 
-def _bar_text(step: Step) -> str:
-    return number(step.value, "+.2f" if step.kind == "part" else ".2f")
+def _bar_text(step: Bar) -> str:
+    return number(step.value, ".2f" if step.kind in TOTALS else "+.2f")
 
 
-def _step_hover(step: Step) -> str:
+def _step_hover(step: Bar) -> str:
     spread = "" if step.deviation is None else f" ± {step.deviation:.3f} over heads"
     return "<br>".join(line for line in (wrapped(step.label, 50, 3), f"{step.value:+.3f}{spread}", wrapped(step.note, 50, 3)) if line)
 
 
-def contribution_bars(rows: Sequence[Step], *, x: str = "Change of reward") -> Chart:
+def contribution_bars(rows: Sequence[Bar], *, x: str = "Change of reward") -> Chart:
     """Changes or contributions beside one another, blue up and orange down, with their deviation over heads."""
     made = figure(x=x, y="", height=80 + 28 * max(len(rows), 2))
     values = [row.value for row in rows]
@@ -102,14 +99,14 @@ def contribution_bars(rows: Sequence[Step], *, x: str = "Change of reward") -> C
         x=values,
         marker={"color": [side_colour(value) for value in values]},
         error_x=whiskers(values, [_less(row.value, row.deviation) for row in rows], [_more(row.value, row.deviation) for row in rows]),
-        customdata=[[row.key] for row in rows],
+        customdata=[[clicked_latent(row)] for row in rows],
         hovertext=[_step_hover(row) for row in rows],
         hoverinfo="text",
         unselected={"marker": {"opacity": 0.6}},
     )
     made.update_yaxes(tickvals=list(range(len(rows))), ticktext=[plain(row.label, 44) for row in rows], autorange="reversed", showgrid=False)
     straight(made, x=0)
-    table = [{"name": row.label, "value": row.value, "deviation": row.deviation, "key": row.key} for row in rows]
+    table = [{"name": row.label, "value": row.value, "deviation": row.deviation, "key": clicked_latent(row)} for row in rows]
     return Chart(name="changes", figure=made, alt=f"{x} of {len(rows)} latents.", rows=table)
 
 

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from core.explain.latent_names import name_in_list
 from core.explain.switch import SwitchedOff
 from core.text_safety import visible
 from workbench.frame import state
 from workbench.frame.chart_base import interval, number
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.response.charts import removal_curves, reward_place
-from workbench.response.values import kept, latent_name, one_line, ranked_latents, switched
+from workbench.response.values import kept, one_line, ranked_latents, switched
 
 if TYPE_CHECKING:
     from workbench.response.view import View
@@ -30,7 +31,7 @@ def switch_off(view: View) -> None:
     st.multiselect(
         "Latents to switch off, those that did most here first",
         options,
-        format_func=lambda one: visible(latent_name(int(one), labels)),
+        format_func=lambda one: visible(name_in_list(int(one), labels.get(int(one)))),
         max_selections=MOST_OFF,
         placeholder="Choose latents",
         **widget,

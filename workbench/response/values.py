@@ -16,21 +16,18 @@ import numpy as np
 from jaxtyping import Float
 
 from core.errors import MissingError
-from core.explain.attribution import same_sign
 from core.explain.edits import edit_name
 from core.explain.explanation import Explanation, PairExplanation
 from core.explain.explanation_builder import ResponseFeatures
 from core.explain.kept import Kept
 from core.explain.switch import Switchboard, SwitchedOff
-from core.latents.labels import Labels
+from core.explain.waterfall import Bar, change_steps
 from core.types import Message
 from workbench.frame.model_client import live_model
 from workbench.frame.models import OWN, FittedModel
-from workbench.response.charts import Step
 
 SIDES = ("chosen", "rejected")
 ORDERS = {"worst": "Worst scored", "misranked": "Most mis-ranked", "listed": "As they stand"}
-MOST_BARS = 8
 MODELS, READINGS = 6, 32  # that stay in memory
 Item = tuple[tuple[Message, ...], str]
 
@@ -279,66 +276,10 @@ def _edit(folder: str, root: Path, edit_id: str, parent_id: str) -> dict[str, An
     return live.edit(text["prompt"], text["response"], parent_id or None)
 
 
-def change_bars(of: Kept, before: Explanation, after: Explanation) -> list[Step]:
+def change_bars(of: Kept, before: Explanation, after: Explanation) -> list[Bar]:
     """What each latent did to the reward between two texts: the bars sum to the change."""
     change = of.builder.path(before.attribution, after.attribution)
-    return bars(of, change.contribution, change.by_head, of.labels)
-
-
-# --- the waterfall ---------------------------------------------------------------------------------------------------
-
-
-def margin_steps(of: Kept, pair: PairExplanation) -> list[Step]:
-    """From the rejected response's reward to the chosen one's."""
-    start = Step(label="Rejected response", value=pair.rejected.reward, kind="start")
-    end = Step(label="Chosen response", value=pair.chosen.reward, kind="end")
-    return [start, *bars(of, pair.margin.contribution, pair.margin.by_head, of.labels), end]
-
-
-def response_steps(of: Kept, one: Explanation) -> list[Step]:
-    """From the average training response to this one: the prompt part in one bar, then the response parts; where no other response to the prompt is
-    known those can't be told apart, and the bars are whole contributions (METHOD.md section 4).
-    """
-    start = Step(label="Average training response", value=one.attribution.baseline_reward, kind="start")
-    end = Step(label="This response", value=one.reward, kind="end")
-    if one.n_known <= 1:
-        return [start, *bars(of, one.attribution.contribution, one.attribution.by_head, of.labels), end]
-    whole = one.prompt_by_head.sum(axis=1)
-    note = f"mean over the {one.n_known} known responses to this prompt"
-    prompt = Step(label="Prompt part, all latents", value=float(one.prompt_part.sum()), deviation=_deviation(whole), note=note)
-    return [start, prompt, *bars(of, one.response_part, one.attribution.by_head - one.prompt_by_head, of.labels), end]
-
-
-def bars(of: Kept, value: Float[np.ndarray, " k"], by_head: Float[np.ndarray, "heads k"], labels: Labels, *, most: int = MOST_BARS) -> list[Step]:
-    """A bar a latent, those with collinear directions as one, largest first; what is left is folded into the last one."""
-    groups = sorted(of.builder.figures.groups, key=lambda group: -abs(value[list(group)].sum()))
-    shown, rest = groups[:most], [i for group in groups[most:] for i in group]
-    found = [_bar(of, list(group), value, by_head, labels) for group in shown]
-    if rest:
-        said = f"{len(rest)} other {'latent' if len(rest) == 1 else 'latents'}"
-        found.append(Step(label=said, value=float(value[rest].sum()), deviation=_deviation(by_head[:, rest].sum(axis=1))))
-    return found
-
-
-def _bar(of: Kept, group: list[int], value: np.ndarray, by_head: np.ndarray, labels: Labels) -> Step:
-    first = max(group, key=lambda i: abs(value[i]))
-    latent, others = int(of.builder.latent_ids[first]), [int(of.builder.latent_ids[i]) for i in group if i != first]
-    agreed = bool(same_sign(np.append(by_head[:, group].sum(axis=1), value[group].sum())))
-    notes = [f"with nearly collinear {', '.join(map(str, others[:8]))}"] if others else []
-    notes += [] if agreed else ["the heads disagree on its sign"]
-    more = f" (+{len(others)})" if others else ""
-    note, deviation = "; ".join(notes), _deviation(by_head[:, group].sum(axis=1))
-    return Step(label=latent_name(latent, labels) + more, value=float(value[group].sum()), deviation=deviation, key=str(latent), note=note)
-
-
-def _deviation(by_head: Float[np.ndarray, " heads"]) -> float | None:
-    return float(by_head.std(ddof=1)) if len(by_head) > 1 else None
-
-
-def latent_name(latent: int, labels: Labels) -> str:
-    """`12 talks of the sea`, or `Latent 12`."""
-    label = labels.get(latent)
-    return f"{latent} {one_line(label.text, 40)}{label.mark}" if label and label.text.strip() else f"Latent {latent}"
+    return change_steps(change, of.builder.figures.groups, of.labels)
 
 
 def ranked_latents(of: Kept, value: Float[np.ndarray, " k"]) -> list[str]:
@@ -349,20 +290,9 @@ def ranked_latents(of: Kept, value: Float[np.ndarray, " k"]) -> list[str]:
 # --- a latent's evidence, latents switched off -----------------------------------------------------------------------
 
 
-def latent_facts(of: Kept, one: Explanation, latent: int) -> dict[str, float | None]:
-    """What this latent did in one response: contribution and its deviation over heads, and the two interventions. Empty for one that is not read."""
-    found = np.flatnonzero(of.builder.latent_ids == latent)
-    if not len(found):
-        return {}
-    i, a = int(found[0]), one.attribution
-    removed = None if one.removed is None or np.isnan(one.removed[i]) else float(one.removed[i])
-    facts = {"contribution": a.contribution[i], "deviation": a.deviation[i], "prompt part": one.prompt_part[i], "response part": one.response_part[i]}
-    facts |= {"projection": a.projection[i], "mean projection": a.baseline[i], "at_mean": one.at_mean[i]}
-    return {
-        **{name: float(x) for name, x in facts.items()},
-        "activation": None if a.activation is None else float(a.activation[i]),
-        "removed": removed,
-    }
+def row_of(explanation: Explanation, latent: int) -> Mapping[str, Any]:
+    """What this latent did in one response (a row of `Explanation.latents`); empty for a latent that the reward model does not read."""
+    return next((row for row in explanation.latents if row["latent_id"] == latent), {})
 
 
 def latent_row(of: Kept, latent: int) -> Mapping[str, Any]:

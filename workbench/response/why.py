@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
 
-from core.explain.explanation import Explanation, PairExplanation
+from core.explain.explanation import INACTIVE, Explanation, PairExplanation
+from core.explain.latent_names import name_in_list
 from core.explain.sentence import Why
+from core.explain.waterfall import waterfall_steps
 from core.text_safety import visible
 from workbench.frame import state
 from workbench.frame.chart_base import interval, number, percent
@@ -16,7 +19,7 @@ from workbench.frame.downloads import file_name, show_chart
 from workbench.frame.models import FittedModel
 from workbench.latents.values import detection_interval
 from workbench.response.charts import waterfall
-from workbench.response.values import SIDES, Explained, kept, latent_facts, latent_name, latent_row, margin_steps, response_steps
+from workbench.response.values import SIDES, Explained, kept, latent_row, row_of
 
 NAMES = {"margin": "Margin", "chosen": "Chosen", "rejected": "Rejected", "response": "Response", "edited": "Edited"}
 
@@ -86,13 +89,10 @@ def _why(found: Explained, view: str, edited: Explanation | None) -> Why:
 
 def bars(model: FittedModel, found: Explained, view: str, edited: Explanation | None) -> None:
     """The waterfall; a click on a bar chooses its latent."""
-    of = kept(model)
-    if view == "margin" and found.pair is not None:
-        steps, unit = margin_steps(of, found.pair), "reward"
-    else:
-        steps, unit = response_steps(of, one_of(found, view, edited)), "reward"
+    explanation = found.pair if view == "margin" and found.pair is not None else one_of(found, view, edited)
+    steps = waterfall_steps(explanation, kept(model).labels)
     key = f"response waterfall {found.subject.pair_id} {view}"
-    picked = show_chart(waterfall(steps, unit=unit), key=key, name=model.name, select=("points",))
+    picked = show_chart(waterfall(steps), key=key, name=model.name, select=("points",))
     clicked(key, picked)
 
 
@@ -113,13 +113,13 @@ def latent_card(model: FittedModel, found: Explained, edited: Explanation | None
         return
     latent = int(wanted) if wanted.isascii() and wanted.isdecimal() and len(wanted) < 10 else -1
     columns = {**found.sides, **({"edited": edited} if edited is not None else {})}
-    facts = {side: latent_facts(of, one, latent) for side, one in columns.items()}
+    facts = {side: row_of(explanation, latent) for side, explanation in columns.items()}
     with st.container(key="response latent", border=True, gap="small"):
         if not any(facts.values()):
             st.caption("This reward model does not read the chosen latent: it is not among the selected ones.")
         else:
             with st.container(horizontal=True, vertical_alignment="center"):
-                st.text(visible(latent_name(latent, of.labels)), width="stretch")
+                st.text(visible(name_in_list(latent, of.labels.get(latent))), width="stretch")
                 state.link("Its page", "latent", latent=latent)
             st.markdown(facts_table(facts))
             st.caption(evidence_words(latent_row(of, latent), detection_interval(model, latent)))
@@ -127,8 +127,8 @@ def latent_card(model: FittedModel, found: Explained, edited: Explanation | None
 
 ROWS = {
     "contribution": "Contribution",
-    "prompt part": "… prompt part",
-    "response part": "… response part",
+    "prompt_part": "… prompt part",
+    "response_part": "… response part",
     "projection": "Projection (mean)",
     "activation": "SAE activation",
     "at_mean": "Held at its mean",
@@ -136,22 +136,22 @@ ROWS = {
 }
 
 
-def facts_table(facts: dict[str, dict[str, float | None]]) -> str:
-    """A Markdown table of our words and numbers."""
+def facts_table(facts: Mapping[str, Mapping[str, Any]]) -> str:
+    """A Markdown table of our words and numbers, a column a response."""
     lines = ["| | " + " | ".join(NAMES[side] for side in facts) + " |", "|---|" + "--:|" * len(facts)]
-    for name, said in ROWS.items():
-        lines.append(f"| {said} | " + " | ".join(_fact(name, one) for one in facts.values()) + " |")
+    for name, label in ROWS.items():
+        lines.append(f"| {label} | " + " | ".join(_fact(name, row) for row in facts.values()) + " |")
     return "\n".join(lines)
 
 
-def _fact(name: str, one: dict[str, float | None]) -> str:
-    value = one.get(name)
+def _fact(name: str, row: Mapping[str, Any]) -> str:
+    value = row.get(name)
     if value is None:
-        return "inactive" if name == "removed" and one.get("activation") is not None else "–"
+        return "inactive" if row.get("removal") == INACTIVE and name == "removed" else "–"
     if name == "contribution":
-        return f"{value:+.3f} ± {one['deviation']:.3f}"
+        return f"{value:+.3f} ± {row['deviation']:.3f}"
     if name == "projection":
-        return f"{value:.2f} ({one['mean projection']:.2f})"
+        return f"{value:.2f} ({row['baseline']:.2f})"
     return f"{value:.2f}" if name == "activation" else f"{value:+.3f}"
 
 

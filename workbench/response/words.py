@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from core.explain.latent_names import name_in_list
+from core.explain.waterfall import Bar
 from core.text_safety import visible
 from workbench.frame import live_panel, state
 from workbench.frame.downloads import rows_behind, show_chart
 from workbench.frame.tokens import TokenRow, show_tokens, table
-from workbench.response.charts import Step, contribution_bars, running_reward
+from workbench.response.charts import contribution_bars, running_reward
 from workbench.response.values import (
     deletions_of,
     gradient_of,
     keep_edit,
     kept,
-    latent_name,
     one_line,
     ranked_latents,
     response_tokens,
@@ -62,7 +63,7 @@ def _latent_rows(view: View, read: Mapping[str, dict[str, Any]]) -> list[TokenRo
     """Each side shaded by the chosen latent."""
     latents = ranked_latents(kept(view.model), view.found.pair.margin.contribution if view.found.pair else view.one.attribution.contribution)
     labels = kept(view.model).labels
-    chosen = state.pick("Mark the words of", latents, "latent", show=lambda one: visible(latent_name(int(one), labels)))
+    chosen = state.pick("Mark the words of", latents, "latent", show=lambda one: visible(name_in_list(int(one), labels.get(int(one)))))
     rows = []
     for side, tokens in read.items():
         activation = tokens["activation"].get(chosen, [])
@@ -120,7 +121,7 @@ def deletions(view: View) -> None:
         return
     item = (view.one.prompt, view.one.response)
     found = deletions_of(view.model, item)
-    steps = [Step(label=_quoted(one["text"]), value=one["effect"], note=_quoted(one["text"], 300)) for one in found if one["effect"] is not None]
+    steps = [Bar(label=_quoted(one["text"]), value=one["effect"], note=_quoted(one["text"], 300)) for one in found if one["effect"] is not None]
     st.caption(
         f"What each sentence (of one sentence, each word) of the {NAMES[_side(view)].lower()} response adds: the reward less the reward without it."
     )
