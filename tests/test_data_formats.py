@@ -71,7 +71,7 @@ def test_trl_answers_that_go_on_for_several_turns_share_all_but_the_last(tmp_pat
     row = {"prompt": [user("a")], "chosen": [assistant("b"), user("c"), assistant("yes")], "rejected": [assistant("b"), user("c"), assistant("no")]}
     assert one(tmp_path, row) == ((user("a"), assistant("b"), user("c")), "yes", "no")
     row["rejected"] = [assistant("B"), user("c"), assistant("no")]
-    assert refused(tmp_path, row) == ("rejected", "different prompts: the dialogues part before the last message")
+    assert refused(tmp_path, row) == ("rejected", "different prompts: the dialogues differ before their last message")
     row["rejected"] = [assistant("b"), user("no")]
     assert refused(tmp_path, row)[0] == "rejected"
 
@@ -83,7 +83,7 @@ def test_trl_implicit_prompt_of_messages(tmp_path: Path) -> None:
     assert (pairs[0].prompt, pairs[0].chosen, report.variant) == (tuple(shared), "yes", "implicit prompt")
     assert refused(tmp_path, {"chosen": [assistant("yes")], "rejected": [assistant("no")]}, row) == (
         "prompt",
-        "missing, and the dialogues share no message before the last",
+        "missing, and the dialogues share no message before their last",
     )
     ends = {"chosen": [user("a"), assistant("b"), assistant("c")], "rejected": [user("a"), assistant("b"), assistant("d")]}
     assert refused(tmp_path, ends, row) == ("prompt", "ends with a message of role assistant, not with the user's")
@@ -183,8 +183,8 @@ def test_hh_with_the_prompt_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"rejected": dialogue("a", "B", "c", "no")}, ("rejected", "different prompts: the dialogues part before the last turn")),
-        ({"rejected": dialogue("a", "no")}, ("rejected", "different prompts: the dialogues part before the last turn")),
+        ({"rejected": dialogue("a", "B", "c", "no")}, ("rejected", "different prompts: the dialogues differ before their last turn")),
+        ({"rejected": dialogue("a", "no")}, ("rejected", "different prompts: the dialogues differ before their last turn")),
         ({"chosen": dialogue("a", "b", "c", "")}, ("chosen", "empty")),
         ({"chosen": dialogue("a", "b", "c"), "rejected": dialogue("a", "b", "d")}, ("chosen", "the last turn is not the assistant's")),
         ({"chosen": "no turns"}, ("chosen", "not a dialogue of Human: and Assistant: turns")),
@@ -193,7 +193,7 @@ def test_hh_with_the_prompt_apart(tmp_path: Path) -> None:
         ({"rejected": None}, ("rejected", "missing")),
         (
             {"chosen": "\n\nAssistant: yes", "rejected": "\n\nAssistant: no"},
-            ("prompt", "missing, and the dialogues share no message before the last"),
+            ("prompt", "missing, and the dialogues share no message before their last"),
         ),
     ],
 )

@@ -114,7 +114,7 @@ def test_real_truthfulqa() -> None:
 def test_real_hh_harmless() -> None:
     pairs, report = load_pairs(real("hh_rlhf/harmless-base_test.jsonl.gz"))
     assert (report.format, report.n_rows, report.n_used, report.n_pairs) == ("hh-rlhf", 2312, 2303, 2303)
-    assert report.refused_by_reason() == {"rejected: different prompts: the dialogues part before the last turn": 5, "chosen: empty": 4}
+    assert report.refused_by_reason() == {"rejected: different prompts: the dialogues differ before their last turn": 5, "chosen: empty": 4}
     assert [r.row for r in report.refused] == [87, 517, 926, 1104, 1255, 1689, 1951, 1953, 2037]
     for pair in pairs:
         roles = [message["role"] for message in pair.prompt]

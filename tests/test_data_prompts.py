@@ -66,7 +66,7 @@ def test_a_column_that_may_hold_the_prompt_is_named(tmp_path: Path) -> None:
     rows = [{"frage": f"What is thing {i}?", "topic": "things", **ANSWERS} for i in range(3)]
     with pytest.raises(DataError) as caught:
         load_rows(tmp_path, rows)
-    assert caught.value.remedy == "say which column holds the prompt: --columns prompt=frage"
+    assert caught.value.remedy == "name the column of the prompt: --columns prompt=frage"
     pairs, report = load_rows(tmp_path, rows + trl_rows(1))
     assert len(pairs) == 1
     assert {reason for _, _, reason in refusals(report)} == {"missing; the column frage may hold it: --columns prompt=frage"}
@@ -182,7 +182,7 @@ def test_two_judgements_of_one_row(tmp_path: Path) -> None:
     both = {"prompt": "Why?", "chosen": "x", "rejected": "y", "response_a": "x", "response_b": "y", "winner": "b"}
     _, report = load_rows(tmp_path, [both, both | {"winner": "a"}, both | {"response_a": "other"}, trl_row(1)])
     assert refusals(report) == [(1, "row", "its columns contradict each other: read as a-b the other answer is the chosen one")]
-    assert "1 row with the columns of a-b as well, read as trl (explicit prompt)" in report.notes
+    assert "1 row read as trl (explicit prompt), with the columns of a-b as well" in report.notes
     swapped = {"prompt": "Why?", "chosen": "x", "rejected": "y", "chosen_response": "y", "rejected_response": "x"}
     _, report = load_rows(tmp_path, [swapped, trl_row(1)])
     assert refusals(report) == [(1, "chosen_response", "contradicts chosen: it holds the answer of rejected")]
@@ -191,7 +191,7 @@ def test_two_judgements_of_one_row(tmp_path: Path) -> None:
     assert refusals(report) == [(1, "chosen_rank", "no better than the rank of rejected")]
     labels = {"prompt": "Why?", "response_a": "x", "response_b": "y", "winner": "a", "preference": "b"}
     _, report = load_rows(tmp_path, [labels, trl_row(1)])
-    assert refusals(report) == [(1, "preference", "says the contrary of winner")]
+    assert refusals(report) == [(1, "preference", "contradicts winner")]
 
 
 def test_a_message_that_gives_one_key_twice_is_refused(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_scores_tell_what_a_number_means_and_must_agree(tmp_path: Path) -> None:
     rows = [judged("human_ref_A", "human_ref_B", label, "labels", score_A=a, score_B=b) for label, a, b in ((1, 9, 2), (0, 3, 8))]
     assert [pair.chosen for pair in load_rows(tmp_path, rows)[0]] == ["first", "second"]
     _, report = load_rows(tmp_path, [judged("response_a", "response_b", "a", score_a=1, score_b=2), trl_row(1)])
-    assert refusals(report) == [(1, "label", "says the contrary of the scores")]
+    assert refusals(report) == [(1, "label", "contradicts the scores")]
 
 
 # --- C: lists written as text
@@ -440,7 +440,7 @@ def test_a_field_of_an_object_is_mapped_as_the_remedy_names_it(tmp_path: Path) -
         (pair,), _ = load_rows(tmp_path, [row], columns={"prompt": name})
         assert (pair.prompt, pair.chosen, pair.rejected) == (({"role": "user", "content": "Why is the sky blue?"},), "two", "one"), name
     for name in ("data.text", "fields.text"):
-        with pytest.raises(DataError, match=f"to do: say which column holds the prompt: --columns prompt={name}"):
+        with pytest.raises(DataError, match=f"to do: name the column of the prompt: --columns prompt={name}"):
             load_rows(tmp_path, [rows[name]])
     with pytest.raises(DataError, match=r"has no column data\.words"):
         load_rows(tmp_path, [rows["data.text"]], columns={"prompt": "data.words"})

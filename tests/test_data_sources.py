@@ -181,7 +181,7 @@ def test_a_cut_gzip_gives_the_rows_before_the_cut(tmp_path: Path) -> None:
     assert [p.chosen for p in pairs] == [row["chosen"] for row in trl_rows(len(pairs))]
     (cut,) = report.refused
     assert (cut.row, cut.field) == (len(pairs) + 1, "file")
-    assert cut.reason.startswith("the data breaks off here, what follows is lost (")
+    assert cut.reason.startswith("the data breaks off here, and the rows after it are lost (")
 
 
 def test_a_cut_gzip_of_csv_makes_no_rows_of_the_last_cell(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_quoted_cell_keeps_separators_and_line_ends(tmp_path: Path) -> None:
 
 
 def test_a_separator_that_can_not_be_told_names_the_candidates(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"what separates the cells of .* can't be told") as caught:
+    with pytest.raises(DataError, match=r"the separator of the cells of .* is not clear") as caught:
         load(tmp_path, "x.csv", b"a;b,c\n1;2,3\n4;5,6\n")
     assert "comma: 2 columns (a;b, c)" in caught.value.found and "semicolon: 2 columns (a, b,c)" in caught.value.found
 

@@ -17,7 +17,7 @@ import numpy as np
 from core.align.values import Prompt
 from core.config import DataConfig
 from core.data.messages import unpack_row
-from core.data.pair_reader import Gathered
+from core.data.pair_reader import PairReader
 from core.data.prompt_columns import asked, check_media
 from core.data.rows import Row
 from core.data.sources import open_source
@@ -88,7 +88,7 @@ def _of_file(path: str, progress: Progress) -> tuple[list[Prompt], str, int]:
     """The prompts of a file's rows in order, its name, and how many rows have none that can be asked. Each row is told by its own columns: a pair
     of any format gives its prompt (pairs that share one give it once), any other row what its prompt columns ask."""
     config = DataConfig(pairs=path)
-    gathered = Gathered(config)
+    reader = PairReader(config)
     by_row: dict[int, list[Prompt]] = {}
     reasons: Counter[str] = Counter()
     n_rows = 0
@@ -103,10 +103,10 @@ def _of_file(path: str, progress: Progress) -> tuple[list[Prompt], str, int]:
                 except Refused as refused:
                     reasons[str(refused)] += 1
             else:
-                gathered.take(row)
-        gathered.finish()
-    reasons.update(f"{refused.field}: {refused.reason}" for refused in gathered.refused)
-    of_pairs = {Prompt(messages=item.draft.prompt).prompt_id: item for item in reversed(gathered.drafts)}
+                reader.take(row)
+        reader.finish()
+    reasons.update(f"{refused.field}: {refused.reason}" for refused in reader.refused)
+    of_pairs = {Prompt(messages=item.draft.prompt).prompt_id: item for item in reversed(reader.drafts)}
     for item in of_pairs.values():
         by_row.setdefault(item.row, []).append(Prompt(messages=item.draft.prompt))
     shown = "; ".join(f"{n:,} x {reason}" for reason, n in reasons.most_common(5))

@@ -1,8 +1,8 @@
-"""Exports of annotation tools: Argilla's records, and Label Studio's pairwise comparisons. Each is read as two or more
-answers with a judgement.
+"""Reads exports of annotation tools: Argilla's records, and Label Studio's pairwise comparisons. Each is read as two or
+more answers with a judgement.
 
-Only submitted responses and annotations that were not cancelled count. Where several people judged one record and do
-not agree, it is refused; so is one that holds only a machine's suggestion.
+Only submitted responses and annotations that were not cancelled count. A record is refused if several people judged it
+and do not agree, or if it holds only a suggestion by a model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ JUDGED_TYPES = ("pairwise", "choices", "rating")
 
 
 def fits_argilla(row: Row) -> bool:
-    """Whether a row is a record of Argilla's: nested, with `question.responses`, or with lists of {user_id, value, status}."""
+    """Whether a row is an Argilla record: nested, with `question.responses`, or with lists of {user_id, value, status}."""
     if isinstance(row.get("fields"), dict) and ("responses" in row or "suggestions" in row):
         return True
     return any(name.endswith((".responses", ".suggestion")) for name in row) or any(_is_response_list(value) for value in row.values())
@@ -41,7 +41,7 @@ def _is_response_list(value: Any) -> bool:
 
 
 def read_argilla(row: Row, config: DataConfig) -> Readings:
-    """A record's answers by its ranking, its label, or its ratings."""
+    """Pairs of a record's answers, by its ranking, its label, or its ratings. Raises Refused."""
     fields = _fields(row)
     answers = _answers(fields)
     if len(answers) < 2:
@@ -61,7 +61,7 @@ def read_argilla(row: Row, config: DataConfig) -> Readings:
 
 
 def _labelled(fields: Row, config: DataConfig, answers: Mapping[str, Any], judgements: Mapping[str, Any]) -> Readings:
-    """Two answers and the one question whose response names one of them (or, where the question asks for a preference, gives its number)."""
+    """The pair of two answers, by a response that names one or, to a question about preference, gives its number."""
     if len(answers) == 2:
         plain = {name: value for name, value in fields.items() if name not in LABELS}
         for name, value in judgements.items():
@@ -83,7 +83,7 @@ def _fields(row: Row) -> dict[str, Any]:
 
 
 def _answers(fields: Row) -> dict[str, Any]:
-    """The columns of one stem that hold answers, in the order of their endings: response1, response2, ..., generation-0, generation-1, ..."""
+    """The answers by column, sorted by their endings, such as response1, response2, ..."""
     columns = answer_columns(frozenset(name for name, value in fields.items() if isinstance(value, str)))
     if columns is None:
         return {}
@@ -124,7 +124,10 @@ def _submitted(values: Any) -> list[Any]:
 
 
 def _agreed(question: str, values: Sequence[Any]) -> Any:
-    """What all who answered said; None where nobody did. Free texts (a rationale) are no judgement."""
+    """The value on which all responses agree; None without responses.
+
+    Raises Refused if they differ. Free texts are no judgement.
+    """
     if not values or any(isinstance(value, str) and len(value.split()) > 3 for value in values):
         return None
     if len({as_json(value) for value in values}) > 1:
@@ -133,7 +136,7 @@ def _agreed(question: str, values: Sequence[Any]) -> Any:
 
 
 def _ranks(value: Any, answers: tuple[str, ...]) -> dict[str, float]:
-    """The rank of each answer, 1 the best; empty where the value is no ranking of them."""
+    """The rank of each answer, 1 for the best; empty if the value is no ranking of them."""
     if isinstance(value, dict) and isinstance(value.get("rank"), list) and isinstance(value.get("value"), list):
         value = [{"rank": rank, "value": name} for rank, name in zip(value["rank"], value["value"], strict=False)]
     if not isinstance(value, list) or not value:
@@ -146,7 +149,7 @@ def _ranks(value: Any, answers: tuple[str, ...]) -> dict[str, float]:
 
 
 def _ratings(judgements: Mapping[str, Any], answers: tuple[str, ...]) -> dict[str, float]:
-    """The rating of each answer, from questions that carry its name or its ending; empty where one has none."""
+    """The rating of each answer, from questions named after the answer or its ending; empty if one has no rating."""
     ratings: dict[str, float] = {}
     for answer in answers:
         ending = re.sub(r"^.*?(\d+|[a-zA-Z]|left|right)$", r"\1", answer)
@@ -167,12 +170,15 @@ def _of_scores(fields: Row, config: DataConfig, answers: Mapping[str, Any], scor
 
 
 def fits_label_studio(row: Row) -> bool:
-    """Whether a row is a task of Label Studio's with its annotations."""
+    """Whether a row is a task of Label Studio with its annotations."""
     return isinstance(row.get("data"), dict) and any(isinstance(row.get(name), list) for name in ("annotations", "completions"))
 
 
 def read_label_studio(row: Row, config: DataConfig) -> Readings:
-    """A task's two texts and the side that was selected. The control tag's `to_name` names the two where they are called as their data is."""
+    """The pair of a task's two texts, by the selected side.
+
+    The two are found by name, or by the control tag's `to_name`.
+    """
     data: dict[str, Any] = row["data"]
     items = row.get("annotations") if isinstance(row.get("annotations"), list) else row.get("completions")
     results = [

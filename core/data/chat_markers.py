@@ -1,6 +1,8 @@
-"""Turn markers of the well-known chat templates. A text that holds one has been through a template already, or would open a turn of its own.
+"""Finds turn markers of well-known chat templates in texts, and a note for the data's report that counts them.
 
-Which of them are control tokens for a language model, its tokenizer decides (core.backbone.control_tokens); here they are found without one.
+A text with such a marker has been through a template already, or would open a turn of its own. Which markers are
+control tokens of a language model is decided by its tokenizer (core.backbone.control_tokens); no tokenizer is needed
+here.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ MARKERS = (
     r"\[/?(?:SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]",
 )
 _PATTERN = re.compile("|".join(MARKERS))
-# Marks of a sequence's two ends that are no markers elsewhere: a text may speak of them, and <s>...</s> strikes words out in HTML.
+# Marks of a sequence's two ends. Elsewhere in a text they are no markers: a text may mention them, and <s>...</s> is
+# HTML.
 _AT_START = re.compile(r"\s*(<s>|<bos>)")
 _AT_END = re.compile(r"(</s>|<eos>|<pad>|\[PAD\])\s*\Z")
 
 
 def sequence_mark(text: str) -> str:
-    """The mark of a sequence's start or end with which a text begins or ends, as tokenizers print them; empty where there is none."""
+    """The mark of a sequence's start or end with which a text begins or ends; empty if there is none."""
     start, end = _AT_START.match(text), _AT_END.search(text)
     if end and (end[1] != "</s>" or start or text.count("<s>") < text.count("</s>")):
         return end[1]
@@ -34,7 +37,7 @@ def sequence_mark(text: str) -> str:
 
 
 def marker_notes(pairs: PreferencePairs) -> tuple[str, ...]:
-    """A sentence for the data's report where texts hold such markers, and which: whoever fits on them should know before."""
+    """A note if texts hold such markers: how many pairs, which markers, and what a fit does with them."""
     counts: Counter[str] = Counter()
     holding = 0
     for pair in pairs:

@@ -1,8 +1,8 @@
-"""Rows that name a chosen and a rejected answer: TRL, hh-rlhf, RewardBench, binarized UltraFeedback, LLaMA-Factory,
-OpenAI, Orca, ms-swift.
+"""Reads rows that name a chosen and a rejected answer: TRL, hh-rlhf, RewardBench, binarized UltraFeedback,
+LLaMA-Factory, OpenAI, Orca, ms-swift.
 
-Answers are texts, messages, or whole dialogues. A prompt is what the row's columns ask (`prompt_columns.py`), then the
-messages with which both dialogues begin; a prompt that stands in both places counts once.
+Answers are texts, messages, or whole dialogues. The prompt is made of the row's columns (`prompt_columns.py`) and of
+the messages with which both dialogues begin; a prompt that stands in both places is used once.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from core.types import Message
 
 Row = Mapping[str, Any]
 Messages = tuple[Message, ...]
-DEFAULTS = DataConfig()  # for those who look at a row's columns only
-# Pairs of columns that say which answer won. The first of which a row has both is read.
+DEFAULTS = DataConfig()  # for functions that look at columns only
+# Column names of the chosen and the rejected answer. The first pair of which a row has both is read.
 SIDES = (
     ("chosen", "rejected"),
     ("chosen_response", "rejected_response"),
@@ -34,8 +34,8 @@ SIDES = (
     ("chosen", "reject"),
 )
 
-# Score columns of the chosen and of the rejected answer, as data sets name them: the judgement that chose. Rewards of a model
-# are none, for they may well say the contrary (`scores_chosen` of RewardBench's and our own results, `chosen_reward`).
+# Column names of the scores by which an answer was chosen. Rewards of a model are left out, since they may contradict
+# the choice (`scores_chosen` in results of RewardBench and of ours, `chosen_reward`).
 SCORE_COLUMNS = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
@@ -48,14 +48,17 @@ RANK_COLUMNS = (("rank_chosen", "rank_rejected"), ("chosen_rank", "rejected_rank
 
 
 def sides_of(row: Row) -> tuple[str, str] | None:
-    """The two columns that hold the chosen and the rejected answer; where a row has several such pairs, one that holds something."""
+    """The columns of the chosen and the rejected answer; of several such pairs the first that holds values.
+
+    None without any.
+    """
     present = [pair for pair in SIDES if pair[0] in row and pair[1] in row]
     filled = [pair for pair in present if not is_blank(row[pair[0]]) and not is_blank(row[pair[1]])]
     return next(iter(filled or present), None)
 
 
 def read_explicit(row: Row, config: DataConfig) -> Readings:
-    """A pair whose prompt stands in columns of its own."""
+    """A pair whose prompt has columns of its own."""
     names = sides_of(row)
     assert names is not None
     chosen, rejected = (_as_list(row[name]) for name in names)
@@ -71,7 +74,7 @@ def read_explicit(row: Row, config: DataConfig) -> Readings:
 
 
 def read_implicit(row: Row, config: DataConfig) -> Readings:
-    """A pair whose prompt is the messages with which both sides begin; of texts, the words, where `implicit_prompt` asks for that."""
+    """A pair whose prompt is the messages (or, with `implicit_prompt="text"`, the words) with which both sides begin."""
     names = sides_of(row)
     assert names is not None
     chosen, rejected = (_as_list(row[name]) for name in names)
@@ -93,25 +96,27 @@ def _as_list(value: Any) -> Any:
 
 
 def _check_conversation(conversation: Messages, question: Messages, chosen: str) -> None:
-    """Raises Refused where a conversation ends with the chosen answer, and the question is another than the one it answers there."""
+    """Raises Refused if a conversation ends with the chosen answer and does not contain the question."""
     if conversation and question and conversation[-1]["content"] == chosen and question[-1] not in conversation:
         raise Refused("prompt", "different prompts: not a message of the conversation")
 
 
 def _without_answer(prompt: Messages, chosen: str) -> Messages:
-    """A conversation column may hold the chosen answer as well."""
+    """The prompt without a last message that is the chosen answer, which conversation columns may include."""
     ends = prompt[-1]["role"] == "assistant" and prompt[-1]["content"] == chosen
     return prompt[:-1] if ends else prompt
 
 
 def _scored(row: Row, draft: Draft) -> Draft:
-    """The pair with its scores, which must not say the contrary."""
+    """The pair with its scores in `extra`. Raises Refused if they contradict the choice."""
     return draft._replace(extra={**draft.extra, **check_scores(row)})
 
 
 def check_scores(row: Mapping[str, Any]) -> dict[str, float]:
-    """The scores of chosen and rejected, where a row has both columns and one holds something. Raises Refused on a tie or a contradiction,
-    of scores or of ranks."""
+    """The scores of chosen and rejected; empty if a row has no such columns or both are empty.
+
+    Raises Refused if scores or ranks are tied or contradict the choice.
+    """
     for chosen, rejected in SCORE_COLUMNS:
         if chosen in row and rejected in row and not (_absent(row[chosen]) and _absent(row[rejected])):
             better, worse = number_of(row[chosen], chosen), number_of(row[rejected], rejected)
@@ -129,7 +134,10 @@ def _absent(value: Any) -> bool:
 
 
 def _of_dialogues(row: Row, config: DataConfig, chosen: Messages, rejected: Messages) -> Draft:
-    """The pair of two message lists. The prompt is what is given, then what both share; a prompt that stands in both counts once."""
+    """The pair of two message lists.
+
+    The prompt is that of the row's columns, then the messages that both lists share.
+    """
     if not chosen or not rejected:
         raise Refused("rejected" if chosen else "chosen", "empty")
     question, conversation = question_of(row, config), conversation_of(row)
@@ -150,7 +158,7 @@ def _of_dialogues(row: Row, config: DataConfig, chosen: Messages, rejected: Mess
 
 
 def _joined_prompts(given: Messages, before: Messages) -> Messages:
-    """What is given in columns and what the dialogues share, as one prompt."""
+    """The prompt of the columns (`given`) and the messages that both dialogues share (`before`) as one prompt."""
     if not given or not before:
         return given or before
     plain = tuple(message for message in given if message["role"] != "system")
@@ -166,26 +174,29 @@ def _joined_prompts(given: Messages, before: Messages) -> Messages:
 
 
 def _common(a: Sequence[Message], b: Sequence[Message]) -> int:
-    """Number of leading messages that both share, each side's last message left out."""
+    """The number of leading messages that both share; the last message of each side does not count."""
     last = min(len(a), len(b)) - 1
     return next((i for i in range(last) if a[i] != b[i]), max(last, 0))
 
 
 def _answer(rest: Sequence[Message], field: str) -> str:
     if len(rest) != 1:
-        raise Refused("rejected", "different prompts: the dialogues part before the last message")
+        raise Refused("rejected", "different prompts: the dialogues differ before their last message")
     if rest[0]["role"] != "assistant":
         raise Refused(field, "the last message is not the assistant's")
     return rest[0]["content"]
 
 
 def pair_of_dialogues(chosen: Messages, rejected: Messages, row: Row | None = None, config: DataConfig = DEFAULTS) -> Draft:
-    """The pair of two dialogues that share all but the last message; they go on from what the row asks, or repeat it. Raises Refused."""
+    """The pair of two dialogues that differ in their last message only.
+
+    They continue or repeat the row's prompt. Raises Refused.
+    """
     return _of_dialogues(row or {}, config, chosen, rejected)
 
 
 def common_beginning(chosen: str, rejected: str) -> Draft:
-    """The pair of two texts that begin with their prompt: it ends at the last white space up to which both agree."""
+    """The pair of two texts that begin with their prompt, which ends at the last white space up to which both agree."""
     shared = chosen[: next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected)))]
     ends = [m.end() for m in re.finditer(r"\s+", shared) if m.end() < min(len(chosen), len(rejected))]
     if not ends:
@@ -194,15 +205,17 @@ def common_beginning(chosen: str, rejected: str) -> Draft:
 
 
 def read_hh(row: Row, config: DataConfig) -> Readings:
-    """Anthropic's dialogues: both sides share every turn but the last, the assistant's. The dialogue so far may stand in `prompt`, or the question
-    alone, which must then be a turn of both."""
+    """A pair of Anthropic's dialogues, which share every turn but the assistant's last one.
+
+    The column `prompt` may hold the earlier turns, or one question, which must then be a turn of both dialogues.
+    """
     names = sides_of(row)
     assert names is not None
     before = next((row[name] for name in prompt_columns(config) if not is_blank(row.get(name))), None)
     apart = before if isinstance(before, str) and begins_as_dialogue(before) else ""
     chosen, rejected = (dialogue_turns(_joined(apart, text_of(row.get(name), name)), name) for name in names)
     if chosen[:-1] != rejected[:-1]:
-        raise Refused("rejected", "different prompts: the dialogues part before the last turn")
+        raise Refused("rejected", "different prompts: the dialogues differ before their last turn")
     for name, turns in zip(names, (chosen, rejected), strict=True):
         if turns[-1]["role"] != "assistant":
             raise Refused(name, "the last turn is not the assistant's")
@@ -214,7 +227,7 @@ def read_hh(row: Row, config: DataConfig) -> Readings:
 
 
 def _joined(before: str, text: str) -> str:
-    """The whole dialogue: the answer after the dialogue so far, unless it is the whole one itself."""
+    """The whole dialogue: the text appended to the earlier turns, unless it includes them itself."""
     if not before or re.match(r"(?:### ?)?(?:Human|User):", text):
         return text
     gap = "\n" if has_single_line_breaks(before) else "\n\n"
@@ -225,7 +238,7 @@ def _joined(before: str, text: str) -> str:
 
 
 def fits_hh(row: Row) -> bool:
-    """Whether the answers are dialogues, or the prompt is one."""
+    """Whether the answers are dialogues written as text, with or without their prompt in a column."""
     names = sides_of(row)
     if names is None:
         return False
@@ -241,7 +254,7 @@ def fits_hh(row: Row) -> bool:
 
 
 def fits_hh_apart(row: Row) -> bool:
-    """Whether the prompt is a dialogue so far and the answers are texts."""
+    """Whether the prompt is a dialogue written as text and the answers are texts."""
     names = sides_of(row)
     prompt = next((row[name] for name in prompt_columns(DEFAULTS) if not is_blank(row.get(name))), None)
     if names is None or not all(isinstance(row[name], str) for name in names):
@@ -255,7 +268,7 @@ def fits_explicit(row: Row) -> bool:
 
 
 def read_openai(row: Row, config: DataConfig) -> Readings:
-    """OpenAI's preference format: `input.messages`, then the two outputs, lists of messages."""
+    """OpenAI's preference format: the prompt in `input.messages`, and two outputs that are lists of messages."""
     given = row["input"]
     if not isinstance(given, dict):
         raise Refused("input", "not an object {messages}")
@@ -264,7 +277,7 @@ def read_openai(row: Row, config: DataConfig) -> Readings:
 
 
 def read_swift(row: Row, config: DataConfig) -> Readings:
-    """ms-swift: `messages` ends with the chosen answer; `rejected_response` is the other, `rejected_messages` the other dialogue."""
+    """ms-swift: `messages` ends with the chosen answer, `rejected_response` or `rejected_messages` with the rejected one."""
     messages = messages_of(row.get("messages"), "messages")
     other = row.get("rejected_response") if not is_blank(row.get("rejected_response")) else row.get("rejected_messages")
     if messages[-1]["role"] != "assistant":

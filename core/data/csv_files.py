@@ -1,8 +1,9 @@
-"""Rows of csv and tsv files (`sources.py` has the overview, `encodings.py` the encodings).
+"""Reads the rows of csv and tsv files. `sources.py` has an overview of all kinds of files, `encodings.py` finds the
+encoding.
 
-What separates cells is told by the header: the one of `, ; tab |` that divides it, and where several do, the one that gives
-as many names that we know and fits as many records as every other, and more of either. Otherwise it is an error that names
-the candidates. Lines end with LF, CRLF or CR, mixed as well.
+The separator (`, ; tab |`) is found from the header and the first records: the one that divides them, and if several
+do, the one under which more column names are known and more records have as many cells as the header. If no separator
+is best in both, an error names the candidates. Lines end with LF, CRLF or CR, also mixed.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 ENDS = {b"\n": "LF", b"\r\n": "CRLF", b"\r": "CR"}
 HEAD = 1 << 20  # bytes looked at for the line end and the separator
 SAMPLE = 100  # records looked at for the separator
-MISSING = ("", "nan", "NaN")  # what pandas writes for no value
+MISSING = ("", "nan", "NaN")  # what pandas writes for a missing value
 
 
 def csv_rows(path: Path, handle: io.BufferedIOBase, notes: list[str], known: Collection[str] = ()) -> Rows:
-    """Records under the header. `known` are column names that a header is likely to have; what was detected goes to `notes`.
+    """The records under the header.
 
-    Raises DataError on a header that can't be read or has a name twice, and where the separator can't be told.
+    `known` are column names that a header is likely to have. What was detected is appended to `notes`. Raises DataError
+    if the header can't be read or has a name twice, or if the separator is not clear.
     """
     csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))
     try:
@@ -55,14 +57,17 @@ def csv_rows(path: Path, handle: io.BufferedIOBase, notes: list[str], known: Col
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What separates cells, and how many lines stand before the header (`sep=;`, as Excel reads it)."""
+    """The separator, and the number of lines before the header (`sep=;`, which Excel understands)."""
 
     separator: str
     skip: int = 0
 
 
 def layout_of(path: Path, head: bytes, known: Collection[str]) -> Layout:
-    """The layout by the first lines. Raises DataError, naming the candidates, where it can't be told, or where they are JSON."""
+    """The layout found from the first lines.
+
+    Raises DataError if it is not clear (naming the candidates), or if the lines are JSON.
+    """
     if head.lstrip()[:2] in (b'{"', b"[{", b"[\n", b"[\r", b"{\n", b"{\r"):
         raise DataError(
             f"{path} holds JSON, not a table",
@@ -81,7 +86,7 @@ def layout_of(path: Path, head: bytes, known: Collection[str]) -> Layout:
     if all(candidates[best].beats(fit) for fit in rest):
         return Layout(separator=best)
     raise DataError(
-        f"what separates the cells of {path} can't be told",
+        f"the separator of the cells of {path} is not clear",
         expected="a header and records that are divided by one of: " + ", ".join(SEPARATORS.values()),
         found="; ".join(f"{SEPARATORS[separator]}: {fit}" for separator, fit in candidates.items()),
         remedy="save it as csv with commas, or as .jsonl",
@@ -90,7 +95,7 @@ def layout_of(path: Path, head: bytes, known: Collection[str]) -> Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class _Fit:
-    """How well a separator fits: the header's names, how many of them are known, and the share of records with as many cells."""
+    """How well a separator fits: the header's names, how many are known, and how many records have as many cells."""
 
     names: tuple[str, ...]
     n_known: int
@@ -106,7 +111,7 @@ class _Fit:
         return self.n_known, self.n_fitting / max(1, self.n_records)
 
     def beats(self, other: _Fit) -> bool:
-        """Whether it is as good in both respects, and better in one."""
+        """Whether this separator is as good as the other in both respects and better in one."""
         (known, fitting), (other_known, other_fitting) = self.rank, other.rank
         return known >= other_known and fitting >= other_fitting and self.rank != other.rank
 
@@ -150,15 +155,15 @@ def _numbered(path: Path, records: Iterator[list[str] | str | Exception]) -> Row
 
 
 def _cell(text: str) -> str | None:
-    """A cell's text; None for no value. A text such as None or NA is an answer like any other."""
+    """A cell's text; None for a missing value. Texts such as None or NA are kept, since they may be answers."""
     return None if text.strip() in MISSING else text
 
 
 def _records(source: Iterator[bytes | Exception], separator: str) -> Iterator[list[str] | str | Exception]:
-    """Each record's cells; for a line that is not csv the reason; where the data breaks off, the error.
+    """Each record's cells; the reason for a line that is not csv; the error where the data breaks off.
 
-    After a bad line (a quote never closed, say) reading goes on at the line after it, so that one bad row does not swallow
-    good ones. A line with CRs in it is several records where each part has as many cells as the header.
+    After a bad line, such as one with an unclosed quote, reading continues at the next line, so that one bad row costs
+    no good ones. A line with CRs inside is several records if each part has as many cells as the header.
     """
     again: deque[str] = deque()
     taken: list[str] = []
@@ -177,7 +182,7 @@ def _records(source: Iterator[bytes | Exception], separator: str) -> Iterator[li
             yield taken[-1]
 
     def reader(of: Iterator[str]) -> Iterator[list[str]]:
-        # Spaces after a separator are no part of a text (outer white space is cut anyway), but would hide the quote behind them.
+        # Spaces after a separator would hide a quote behind them. Outer white space is removed from texts anyway.
         return csv.reader(of, delimiter=separator, strict=True, skipinitialspace=True)
 
     records = reader(feed())
@@ -202,7 +207,7 @@ def _records(source: Iterator[bytes | Exception], separator: str) -> Iterator[li
 
 
 def _parts(line: str, width: int, reader: Callable[[Iterator[str]], Iterator[list[str]]]) -> list[str]:
-    """The records that lone CRs divide a line into; none where one of them has not `width` cells."""
+    """The records into which lone CRs divide a line; none if one of them does not have `width` cells."""
     parts = re.split(r"(?<=\r)(?![\r\n])", line)
     parts = [part for part in parts if part]
     try:

@@ -1,15 +1,19 @@
-"""Exact and near-duplicate pairs, and what stands in two splits.
+"""Finds exact and near-duplicate pairs.
 
-- **Exact**: prompt and both answers are equal but for case and white space, chosen and rejected in either order. If the order differs within a
-  group, its labels contradict each other.
-- **Near**: the Jaccard similarity of the prompts and that of the answers (chosen and rejected together) are both at least 0.8 [C], over the
-  sets of 5-byte sequences of the folded text. Found without comparing all with all:
-  1. MinHash by one permutation (Li, Owen, Zhang 2012; empty bins filled from the next one, Shrivastava and Li 2014) of prompt and answer shingles
-     together. Their joint similarity is never below the smaller of the two, so no near pair is lost by joining them.
-  2. Texts that agree in a whole band of the signature share a bucket (at 0.8, missed with probability 0.002). Neighbours in a bucket are
-     candidates, at most WINDOW a text and band, so that a bucket of thousands stays cheap.
-  3. Those that agree in at least half of all bins, at most COMPARISONS a text, are compared exactly.
-  Near groups are connected components of exact-group representatives: a is near b, b near c puts all three together.
+- **Exact**: prompt and both answers are equal but for case and white space, chosen and rejected in either order. If the
+  order differs within a group, its labels contradict each other.
+- **Near**: the Jaccard similarity of the prompts and that of the answers (chosen and rejected together) are both at
+  least 0.8 [C], over the sets of 5-byte sequences (shingles) of the folded text. Not all pairs are compared with all:
+  1. MinHash by one permutation (Li, Owen, Zhang 2012; empty bins filled from the next one, Shrivastava and Li 2014) of
+     the shingles of prompt and answers together. Their joint similarity is never below the smaller of the two, so
+     joining them loses no near pair.
+  2. Texts that agree in a whole band of the signature share a bucket (at similarity 0.8 this fails with probability
+     0.002). Neighbours in a bucket are candidates, at most WINDOW a text and band, so that a bucket of thousands stays
+     cheap.
+  3. Candidates that agree in at least half of all bins, at most COMPARISONS a text, are compared exactly.
+
+  Near groups are connected components of representatives of the exact groups: if a is near b, and b near c, all three
+  are one group.
 """
 
 from __future__ import annotations
@@ -27,17 +31,20 @@ from core.types import PreferencePair, PreferencePairs
 
 THRESHOLD = 0.8
 BANDS, ROWS = 16, 5  # 80 bins; a pair of similarity s agrees in some band with probability 1 - (1 - s^5)^16
-PROMISING = 0.5  # share of equal bins below which a candidate is not compared exactly; at similarity 0.8 that is 6 deviations low
+PROMISING = 0.5  # share of equal bins below which a candidate is not compared exactly; 6 deviations below similarity 0.8
 SHINGLE = 5  # bytes
-WINDOW = 4  # a text is compared with so many next ones of its bucket
-COMPARISONS = 8  # exact ones a text, with those of most equal bins
+WINDOW = 4  # the number of following texts in its bucket with which a text is compared
+COMPARISONS = 8  # exact comparisons a text, with the candidates of most equal bins
 BATCH_CHARACTERS = 2**16  # so that a batch's arrays stay in the processor's cache
 EMPTY = np.uint32(2**32 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates:
-    """Groups of pair ids, each of two or more. `contradictory` are the exact groups in which one answer is chosen here and rejected there."""
+    """Groups of two or more pair ids.
+
+    `contradictory` are the exact groups in which an answer is chosen in one pair and rejected in another.
+    """
 
     exact: tuple[tuple[str, ...], ...] = ()
     contradictory: tuple[tuple[str, ...], ...] = ()
@@ -53,7 +60,7 @@ class Duplicates:
 
 
 def fold(text: str) -> str:
-    """Text without case, and with single spaces for any white space."""
+    """A text in lower case, with single spaces for any white space."""
     return " ".join(text.casefold().split())
 
 
@@ -63,7 +70,10 @@ def fold_prompt(pair: PreferencePair) -> str:
 
 
 def find_duplicates(pairs: PreferencePairs) -> Duplicates:
-    """Groups of duplicate pairs, each group and the list of groups in the pairs' order. 100,000 pairs of 1,000 characters: some ten seconds."""
+    """Groups of duplicate pairs; groups, and the ids in each, are in the order of the pairs.
+
+    100,000 pairs of 1,000 characters take about ten seconds.
+    """
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for number, pair in enumerate(pairs):
         groups[(fold_prompt(pair), *sorted((fold(pair.chosen), fold(pair.rejected))))].append(number)
@@ -89,19 +99,19 @@ def _near_groups(texts: Sequence[tuple[str, str]]) -> list[list[int]]:
     for i, j in _candidates(signatures(texts)).tolist():
         if root(i) != root(j) and _similarity(sets(i), sets(j)) >= THRESHOLD:
             parent[root(j)] = root(i)
-    found: dict[int, list[int]] = defaultdict(list)
+    groups: dict[int, list[int]] = defaultdict(list)
     for i in range(len(texts)):
-        found[root(i)].append(i)
-    return [group for group in sorted(found.values()) if len(group) > 1]
+        groups[root(i)].append(i)
+    return [group for group in sorted(groups.values()) if len(group) > 1]
 
 
 def _shingles(data: bytes) -> UInt[np.ndarray, " n_bytes"]:
-    """At each byte the 5 bytes from there on as one number; the last four are padded with zeros."""
+    """For each byte the number that it and the next four bytes form; behind the end the bytes are zero."""
     padded = np.frombuffer(data + bytes(SHINGLE - 1), dtype=np.uint8).astype(np.uint64)
-    found = padded[: len(data)].copy()
+    shingles = padded[: len(data)].copy()
     for i in range(1, SHINGLE):
-        found |= padded[i : len(data) + i] << np.uint64(8 * i)
-    return found
+        shingles |= padded[i : len(data) + i] << np.uint64(8 * i)
+    return shingles
 
 
 def _shingle_sets(text: tuple[str, str]) -> tuple[UInt[np.ndarray, " n"], UInt[np.ndarray, " m"]]:
@@ -120,7 +130,7 @@ def _jaccard(a: UInt[np.ndarray, " n"], b: UInt[np.ndarray, " m"]) -> float:
 
 
 def signatures(texts: Sequence[tuple[str, str]]) -> UInt[np.ndarray, "n bins"]:
-    """MinHash signatures by one permutation: each shingle falls into a bin by its hash, the bin keeps its smallest hash."""
+    """MinHash signatures by one permutation: a shingle's hash chooses its bin, and a bin keeps its smallest hash."""
     bins = BANDS * ROWS
     signature = np.full((len(texts), bins), EMPTY, dtype=np.uint32)
     for first, parts in _batches(texts):
@@ -128,7 +138,7 @@ def signatures(texts: Sequence[tuple[str, str]]) -> UInt[np.ndarray, "n bins"]:
             data = [part[side].encode("utf-8", "surrogatepass") + bytes(SHINGLE - 1) for part in parts]
             owner = np.repeat(np.arange(first, first + len(parts)), [len(d) for d in data])
             shingles = _shingles(b"".join(data))
-            real = (shingles & np.uint64(0xFF)) != 0  # those that start in the padding are none
+            real = (shingles & np.uint64(0xFF)) != 0  # shingles that start in the padding do not count
             mixed = _mix(shingles[real] | np.uint64(side + 1 << 8 * SHINGLE))
             bin_of = ((mixed >> np.uint64(32)) * np.uint64(bins)) >> np.uint64(32)
             np.minimum.at(signature.reshape(-1), owner[real] * bins + bin_of.astype(np.int64), mixed.astype(np.uint32))
@@ -136,7 +146,7 @@ def signatures(texts: Sequence[tuple[str, str]]) -> UInt[np.ndarray, "n bins"]:
 
 
 def _batches(texts: Sequence[tuple[str, str]]) -> Iterator[tuple[int, Sequence[tuple[str, str]]]]:
-    """Runs of texts of some BATCH_CHARACTERS together, each with the index of its first."""
+    """Successive texts with about BATCH_CHARACTERS in all, with the index of the first text of each batch."""
     first, size = 0, 0
     for number, text in enumerate(texts, 1):
         size += len(text[0]) + len(text[1])
@@ -154,7 +164,7 @@ def _mix(values: UInt[np.ndarray, " n"]) -> UInt[np.ndarray, " n"]:
 
 
 def _filled(signature: UInt[np.ndarray, "n bins"]) -> UInt[np.ndarray, "n bins"]:
-    """Each empty bin takes the next full one's value, changed once a step, round the end."""
+    """The signatures with each empty bin filled from the next full one, changed at each step, in a circle."""
     bins = signature.shape[1]
     for column in [*reversed(range(bins))] * 2:
         following = signature[:, (column + 1) % bins]
@@ -164,13 +174,13 @@ def _filled(signature: UInt[np.ndarray, "n bins"]) -> UInt[np.ndarray, "n bins"]
 
 
 def _candidates(signature: UInt[np.ndarray, "n bins"]) -> Int[np.ndarray, "m 2"]:
-    """Index pairs worth an exact comparison, the lower index first: neighbours in a bucket of some band that agree in enough bins.
+    """Index pairs to compare exactly, the lower index first: neighbours in some band's bucket with enough equal bins.
 
-    Within a bucket texts are sorted by the following band, so that in a large one the most alike stand together.
+    Within a bucket texts are sorted by the next band, so that in a large bucket similar texts are neighbours.
     """
     keys = [_band_key(signature, band) for band in range(BANDS)]
-    found = [_neighbours(np.lexsort((keys[(band + 1) % BANDS], key)), key) for band, key in enumerate(keys)]
-    pairs = np.unique(np.concatenate(found), axis=0)
+    neighbours = [_neighbours(np.lexsort((keys[(band + 1) % BANDS], key)), key) for band, key in enumerate(keys)]
+    pairs = np.unique(np.concatenate(neighbours), axis=0)
     blocks = np.array_split(pairs, len(pairs) // 10_000 + 1)
     equal = np.concatenate([np.count_nonzero(signature[block[:, 0]] == signature[block[:, 1]], axis=1) for block in blocks])
     promising = equal >= PROMISING * signature.shape[1]
@@ -189,10 +199,10 @@ def _band_key(signature: UInt[np.ndarray, "n bins"], band: int) -> UInt[np.ndarr
 
 
 def _neighbours(order: Int[np.ndarray, " n"], key: UInt[np.ndarray, " n"]) -> Int[np.ndarray, "m 2"]:
-    """Pairs of at most WINDOW steps apart in the order that have one key."""
-    found = []
+    """Pairs of equal key that are at most WINDOW steps apart in the order."""
+    pairs = []
     for step in range(1, WINDOW + 1):
         a, b = order[:-step], order[step:]
         same = key[a] == key[b]
-        found.append(np.stack([np.minimum(a[same], b[same]), np.maximum(a[same], b[same])], axis=1))
-    return np.concatenate(found)
+        pairs.append(np.stack([np.minimum(a[same], b[same]), np.maximum(a[same], b[same])], axis=1))
+    return np.concatenate(pairs)

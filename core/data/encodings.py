@@ -1,9 +1,9 @@
-"""In which encoding a table's bytes are, and these bytes as UTF-8.
+"""Detects the encoding of a table's bytes, and decodes them to UTF-8.
 
-UTF-8 (with a byte order mark or without) goes first, then UTF-16 and UTF-32 by their marks or by their null bytes. A file
-that is not UTF-8 is taken as Windows-1252 (cp1252, which holds what Latin-1 has) where nothing speaks against it: no UTF-8
-sequence stands in it, and none of its bytes is undefined there, or looks like a word of another code page (`ODD`).
-Otherwise the rows that are not UTF-8 are refused, and a note says why.
+UTF-8 (with or without a byte order mark) is tried first, then UTF-16 and UTF-32, by their byte order marks or their
+null bytes. A file that is not UTF-8 is read as Windows-1252 (cp1252, a superset of Latin-1's letters) if no evidence is
+against it: it holds no UTF-8 sequence, no byte that Windows-1252 leaves undefined, and nothing that looks like a word
+in another code page (`ODD`). Otherwise the rows that are not UTF-8 are refused, and a note states why.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from core.data.rows import STREAM_ERRORS, lines
 from core.text_safety import printable
 
 CHUNK = 1 << 20
-MARKS = (  # the longer before the shorter that it begins with
+MARKS = (  # a longer mark before a shorter one with which it begins
     (b"\xef\xbb\xbf", "utf-8", "UTF-8 with a byte order mark"),
     (b"\xff\xfe\0\0", "utf-32-le", "UTF-32"),
     (b"\0\0\xfe\xff", "utf-32-be", "UTF-32"),
@@ -27,11 +27,11 @@ MARKS = (  # the longer before the shorter that it begins with
     (b"\xfe\xff", "utf-16-be", "UTF-16"),
 )
 SEQUENCE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
-# UTF-8 sequences that Windows-1252 has at a word's end, too: a capital letter or a sharp s before a closing mark.
+# UTF-8 sequences that also end a word in Windows-1252: a capital letter or a sharp s before a closing mark.
 DOUBTFUL = re.compile(rb"[\xc4-\xdf][\x85\x92-\x94\x96\x97\x99\x9b\xa0\xae\xb0\xbb]")
 LETTER = rb"[A-Za-z\x8a\x8c\x8e\x9a\x9c\x9e\x9f\xc0-\xd6\xd8-\xf6\xf8-\xff]"
 SIGN = rb"[\x80\x82-\x84\x86-\x89\x8b\x93-\x95\x98\x9b\xa1-\xac\xaf-\xb6\xb8-\xbf\xd7\xf7]"
-ODD = (  # what speaks against Windows-1252, and for what
+ODD = (  # evidence against Windows-1252, and what it suggests instead
     (re.compile(rb"[\x81\x8d\x8f\x90\x9d]"), "a byte that it leaves undefined"),
     (re.compile(rb"[\x80-\xff]{4}|[\xc0-\xff]{3}"), "words wholly outside ASCII, as in Cyrillic, Greek, Arabic or East Asian code pages"),
     (re.compile(rb"[\xd0\xdd\xde\xf0\xfd-\xff]"), "letters that Windows-1250, -1251, -1254 or -1257 write with these bytes"),
@@ -43,7 +43,7 @@ ODD = (  # what speaks against Windows-1252, and for what
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """`codec` is Python's name; `skip` bytes of a mark stand before the text. `name` and `note` are for people."""
+    """An encoding: Python's name (`codec`), the bytes of a mark to `skip`, and a `name` and a `note` for people."""
 
     codec: str
     name: str
@@ -52,11 +52,11 @@ class Encoding:
 
 
 def by_mark(head: bytes) -> Encoding | None:
-    """The encoding that a file's first bytes show: by a byte order mark, or by null bytes at every second place. None: they show none."""
+    """The encoding that a byte order mark, or null bytes at every second place, show; None without either."""
     for mark, codec, name in MARKS:
         if head.startswith(mark):
             return Encoding(codec=codec, name=name, skip=len(mark))
-    even, odd = head[0:16:2], head[1:16:2]  # eight characters: no more than a table's first column names have
+    even, odd = head[0:16:2], head[1:16:2]  # eight characters; even a short header has as many
     if len(head) >= 16 and not any(odd) and all(even):
         return Encoding(codec="utf-16-le", name="UTF-16 without a byte order mark")
     if len(head) >= 16 and not any(even) and all(odd):
@@ -65,17 +65,20 @@ def by_mark(head: bytes) -> Encoding | None:
 
 
 def encoding_of(handle: io.BufferedIOBase) -> Encoding:
-    """The encoding of a table. Reads the file, whole where it has no mark, and leaves it at its beginning. Raises what reading raises."""
-    found = by_mark(handle.read(64))
+    """The encoding of a table.
+
+    Reads the whole file if it has no mark, and leaves it at its beginning. Raises STREAM_ERRORS.
+    """
+    encoding = by_mark(handle.read(64))
     handle.seek(0)
-    if found is None:
-        found = Encoding(codec="utf-8", name="UTF-8") if _is_utf8(handle) else _other(handle)
+    if encoding is None:
+        encoding = Encoding(codec="utf-8", name="UTF-8") if _is_utf8(handle) else _other(handle)
         handle.seek(0)
-    return found
+    return encoding
 
 
 def as_utf8(handle: io.BufferedIOBase, encoding: Encoding) -> io.BufferedIOBase:
-    """The text's bytes as UTF-8, without a mark. What can't be decoded comes out as bytes that are not UTF-8 either."""
+    """The text's bytes as UTF-8, without a mark. Bytes of a UTF-8 file that are not valid stay as they are."""
     handle.seek(encoding.skip)
     return handle if encoding.codec == "utf-8" else io.BufferedReader(_Recoded(handle, encoding.codec))
 
@@ -89,7 +92,7 @@ def _is_utf8(handle: io.BufferedIOBase) -> bool:
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return False
-    except STREAM_ERRORS:  # where compressed data breaks off, the reader says so
+    except STREAM_ERRORS:  # compressed data that breaks off is reported by the reader of the rows
         return True
     return True
 
@@ -102,7 +105,7 @@ def _foreign_lines(handle: io.BufferedIOBase) -> Iterator[tuple[int, bytes]]:
 
 
 def _other(handle: io.BufferedIOBase) -> Encoding:
-    """The encoding of what is not wholly UTF-8: Windows-1252, or UTF-8 with damaged lines."""
+    """The encoding of a file that is not wholly UTF-8: Windows-1252, or UTF-8 with damaged lines."""
     n_bytes = 0
     first, against = "", ""
     for number, line in _foreign_lines(handle):
@@ -137,11 +140,11 @@ def _taken(handle: io.BufferedIOBase, n_bytes: int) -> str:
 
 
 class _Recoded(io.RawIOBase):
-    """Another encoding's bytes as UTF-8, chunk by chunk."""
+    """A stream that decodes another encoding and returns UTF-8, chunk by chunk."""
 
     def __init__(self, handle: io.BufferedIOBase, codec: str) -> None:
         self._handle, self._waiting = handle, b""
-        # Half a surrogate pair is handed on as what it is: its row is refused, not the file.
+        # Half a surrogate pair is passed on unchanged, so that its row is refused and not the file.
         self._decoder = codecs.getincrementaldecoder(codec)("surrogatepass" if codec.startswith("utf") else "strict")
         self._over = False
 

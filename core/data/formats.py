@@ -1,14 +1,15 @@
-"""From rows to preference pairs: what the columns of the well-known data sets mean.
+"""The formats of preference data that are read: `FORMATS` lists them, with the columns of each and the function that
+reads a row. docs/FORMATS.md shows the list, with what a pair is made of and what is refused.
 
-`FORMATS` lists every shape of rows that is read; docs/FORMATS.md shows the list with what a pair is made of and what
-is refused. Each row is read by its own columns (`candidates_of`), whatever the other rows of the file have.
+Each row is read by its own columns (`candidates_of`), whatever the other rows of the file have. In every format:
 
-In every format: a prompt given as text is one user message; outer white space of every text is cut (as Gemma's and
-Llama's templates do; elsewhere a leading space would tell which model wrote an answer); an empty system message is as
-none; a prompt ends with a user message; an answer is one assistant message. `system` and `history` columns become
-messages. A message list written as text is read as the list (`literals.py`). Other columns that hold a number, a
-truth value or a text of at most 200 characters go to the pair's `meta`, with the `row`. What can't be used raises
-`Refused`, with field and reason (`texts.py` says what a usable text is).
+- A prompt given as text is one user message; `system` and `history` columns become messages before it; an empty system
+  message is dropped; a prompt ends with a user message; an answer is one assistant message.
+- Outer white space of every text is removed, as Gemma's and Llama's templates do (elsewhere a leading space would show
+  which model wrote an answer).
+- A message list written as text is read as the list (`messages.py`).
+- Other columns with a number, a truth value or a short text go to the pair's `meta`, with the number of the `row`.
+- What can't be used raises `Refused`, with field and reason (`texts.py` defines which texts can be used).
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def _fits_scored(row: Mapping[str, Any]) -> bool:
 
 
 def _fits_ranking(row: Mapping[str, Any]) -> bool:
-    """LLaMA-Factory's sharegpt ranking: the answers are objects, or the messages have `from` and `value`."""
+    """Whether a row is LLaMA-Factory's sharegpt ranking: a list of messages, and answers that are not both lists."""
     names = sides_of(row)
     if names is None or not any(isinstance(row.get(name), list) and row[name] and is_message(row[name][0]) for name in CONVERSATIONS[:2]):
         return False
@@ -120,7 +121,7 @@ TRUTHFUL = (
     HISTORY,
 )
 JUDGED = (*ASKED, *SAMPLE_COLUMNS, *LABELS, *ONE_HOT)
-FORMATS = (  # the more special before the more general
+FORMATS = (  # the more specific before the more general
     Format(name="label-studio", uses=("data", "annotations", "completions"), fits=fits_label_studio, read=read_label_studio),
     Format(
         name="argilla",
@@ -273,13 +274,13 @@ FORMATS = (  # the more special before the more general
         telling="prompt, response, helpfulness",
     ),
 )
-RECORDS = ("data", "fields")  # objects that hold the texts of a task (Label Studio) or a record (Argilla)
-# Formats that read the same columns: a row that fits several of one family carries no two judgements.
+RECORDS = ("data", "fields")  # objects that hold the texts of a Label Studio task or of an Argilla record
+# Formats that read the same chosen and rejected columns, so a row that fits several of them carries one judgement only.
 CHOSEN_REJECTED = frozenset(f.title for f in FORMATS if f.read in (read_explicit, read_implicit, read_hh, read_answer_lists, read_openai))
 
 
 def candidates_of(row: Mapping[str, Any], formats: Sequence[Format]) -> list[Format]:
-    """The formats that a row fits, the most special first. Columns that hold nothing count only where none fits without them."""
+    """The formats that a row fits, the most specific first. Empty columns count only if no format fits without them."""
     filled = {name: value for name, value in row.items() if not is_blank(value)}
     fitting = [candidate for candidate in formats if candidate.fits(filled)]
     if fitting or len(filled) == len(row):
@@ -288,13 +289,16 @@ def candidates_of(row: Mapping[str, Any], formats: Sequence[Format]) -> list[For
 
 
 def named(name: str) -> tuple[Format, ...]:
-    """The formats of a name; all for `auto`."""
+    """The formats of this name; all of them for `auto`."""
     return tuple(f for f in FORMATS if name in ("auto", f.name))
 
 
 def detect(rows: Iterable[Mapping[str, Any]], name: str = "auto") -> Format | None:
-    """The format that most rows fit, of those whose rows hold whole pairs; the more special one where two have as many. `name` narrows the choice;
-    then one is always found."""
+    """The format that most rows fit, the more specific one if two have as many rows; None if no row fits any.
+
+    By default only formats whose rows hold whole pairs are considered. `name` limits the choice to the formats of that
+    name, and then one of them is always returned.
+    """
     formats = [candidate for candidate in named(name) if candidate.alone or name != "auto"]
     fits = (next((formats.index(candidate) for candidate in candidates_of(row, formats)), None) for row in rows)
     votes = Counter(number for number in fits if number is not None)
@@ -304,26 +308,29 @@ def detect(rows: Iterable[Mapping[str, Any]], name: str = "auto") -> Format | No
 
 
 def nested_place(row: Mapping[str, Any], name: str) -> tuple[str, str] | None:
-    """Column and field of a name like `data.text`; None where the row has such a column itself, or no such object."""
+    """Column and field of a name like `data.text`; None if the row has a column of the whole name, or no such object."""
     parent, _, key = name.partition(".")
     inside = row.get(parent)
     return (parent, key) if name not in row and isinstance(inside, dict) and key in inside else None
 
 
 def rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row with the user's columns (values of `columns`) under our names (its keys). A name `data.text` is a field of an object; in a task's or
-    record's own object it is renamed there, where it is read."""
-    for ours, theirs in columns.items():
-        if place := nested_place(row, theirs):
+    """The row with the user's columns (the values of `columns`) under the names of our fields (its keys).
+
+    A name like `data.text` is a field of an object. In the object of a Label Studio task or an Argilla record the field
+    is renamed inside it, since it is read there; elsewhere it becomes a column.
+    """
+    for target, column in columns.items():
+        if place := nested_place(row, column):
             parent, key = place
-            fields = {name: value for name, value in row[parent].items() if name not in (key, ours)} | {ours: row[parent][key]}
-            row = {**row, parent: fields} if parent in RECORDS else {**row, ours: row[parent][key]}
-    mapped = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+            fields = {name: value for name, value in row[parent].items() if name not in (key, target)} | {target: row[parent][key]}
+            row = {**row, parent: fields} if parent in RECORDS else {**row, target: row[parent][key]}
+    mapped = {target: row[column] for target, column in columns.items() if column in row}
     return {name: value for name, value in row.items() if name not in columns.values()} | mapped
 
 
 def check_mapping(columns: Mapping[str, str]) -> None:
-    """Raises ConfigError where a column mapping names a field that no format has."""
+    """Raises ConfigError if a column mapping names a field that no format has."""
     known = sorted({"id", *(name for f in FORMATS for name in f.uses)})
     unknown = sorted(set(columns) - set(known))
     if unknown:
@@ -331,7 +338,7 @@ def check_mapping(columns: Mapping[str, str]) -> None:
 
 
 def meta_of(row: Mapping[str, Any], used: Iterable[str]) -> dict[str, Any]:
-    """What the source says beside the pair: numbers, truth values and short texts of columns that the format does not read."""
+    """The pair's meta: numbers, truth values and short texts of the columns that the format does not read."""
     return {
         name: value for name, value in row.items() if name not in used and name != "id" and keeps(name) and keeps(value) and not is_missing(value)
     }

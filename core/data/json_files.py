@@ -1,14 +1,15 @@
-"""Rows of JSON files (`sources.py` has the overview). JSON is UTF-8, always.
+"""Reads the rows of JSON and JSON Lines files. `sources.py` has an overview of all kinds of files. JSON is always
+UTF-8.
 
 | document | rows |
 |---|---|
-| a list of objects | each |
-| an object with such a list under `data`, `rows`, `examples` or `train` | each of that list; other lists are said not to be read |
+| a list of objects | each object |
+| an object with such a list under `data`, `rows`, `examples` or `train` | each object of that list; a note names other lists |
 | `{"columns": [...], "data": [[...], ...]}` (pandas, orient split) | each list, under the names |
 | `{"prompt": [...], "chosen": [...]}` or `{"prompt": {"0": ...}, ...}` (pandas, orient columns) | by place, or by key |
 | `{"0": {...}, "1": {...}}` (pandas, orient index) | each object |
-| `{"rows": [{"row_idx": 0, "row": {...}}]}` (the Hub's viewer) | each `row`; one whose cells the viewer cut is refused |
-| any other object | the one row |
+| `{"rows": [{"row_idx": 0, "row": {...}}]}` (the Hub's viewer) | each `row`; refused if the viewer cut its cells |
+| any other object | the object as the only row |
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ from core.text_safety import printable
 from core.types import RefusedRow
 
 CONTAINERS = ("data", "rows", "examples", "train")  # keys under which a JSON document may keep its list
-ANSWERS = {"chosen", "rejected"}  # an object with these is no container
+ANSWERS = {"chosen", "rejected"}  # an object with these keys is a row, not a container
 SPEAKER_KEYS = ("role", "from")  # of a message
 HEAD = 1 << 16  # bytes looked at for the line end
 
 
 def jsonl_rows(path: Path, handle: io.BufferedIOBase, notes: list[str]) -> Rows:
-    """One object a line. A file that is one JSON list all the same is read as one, and that is noted."""
+    """The objects of a file with one object a line.
+
+    A file that is one JSON list instead is read as a list, with a note.
+    """
     start = handle.tell()
     head = begins(handle, HEAD)
     handle.seek(start)
@@ -50,11 +54,11 @@ def jsonl_rows(path: Path, handle: io.BufferedIOBase, notes: list[str]) -> Rows:
 
 def _one_list(handle: io.BufferedIOBase) -> list[Any] | None:
     try:
-        found = parse_json(handle.read().decode("utf-8", "surrogateescape"))
+        document = parse_json(handle.read().decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError, *STREAM_ERRORS):
         return None
-    whole = isinstance(found, list) and len(found) > 0 and all(isinstance(value, dict) for value in found)
-    return found if whole else None
+    listed = isinstance(document, list) and len(document) > 0 and all(isinstance(value, dict) for value in document)
+    return document if listed else None
 
 
 def _line_rows(source: Iterator[bytes | Exception]) -> Rows:
@@ -87,10 +91,11 @@ def _json_row(number: int, value: Any) -> Row | RefusedRow:
 
 
 def json_rows(path: Path, handle: io.BufferedIOBase, notes: list[str]) -> Rows:
-    """The rows of a document, or of lines in a file named so. Raises DataError on what is neither."""
+    """The rows of one JSON document, or of a file with one object a line. Raises DataError for anything else."""
     try:
         data = handle.read()
-        # Bytes that are not UTF-8 become lone surrogates, so that only the texts that hold them are refused (texts.text_of).
+        # Bytes that are not UTF-8 become lone surrogates, so that only rows with such texts are refused
+        # (texts.text_of).
         document = parse_json(data.decode("utf-8", "surrogateescape"))
     except STREAM_ERRORS as error:
         raise DataError(f"{path} breaks off or is damaged", found=printable(error), remedy="fetch it again") from error
@@ -98,8 +103,8 @@ def json_rows(path: Path, handle: io.BufferedIOBase, notes: list[str]) -> Rows:
         if data.lstrip().startswith(b"{"):  # many .json files hold one object a line
             yield from jsonl_rows(path, io.BytesIO(data), notes)
             return
-        found = "nesting too deep" if isinstance(error, RecursionError) else printable(error, 200)
-        raise DataError(f"{path} is not JSON", expected="a list of objects, or one object a line", found=found) from error
+        reason = "nesting too deep" if isinstance(error, RecursionError) else printable(error, 200)
+        raise DataError(f"{path} is not JSON", expected="a list of objects, or one object a line", found=reason) from error
     for number, value in enumerate(_items(path, document, notes), 1):
         yield _viewed(number, value) if _is_viewed(value) else _json_row(number, value)
 
@@ -121,7 +126,7 @@ def _items(path: Path, document: Any, notes: list[str]) -> list[Any]:
 
 
 def _under_key(path: Path, document: dict[str, Any], key: str, notes: list[str]) -> list[Any]:
-    """The list under a key; the names beside it become its columns where its items are lists."""
+    """The list under a key. If its items are lists, the names under `columns` become their columns."""
     items: list[Any] = document[key]
     names = document.get("columns")
     others = [name for name, value in document.items() if name not in (key, "columns", "index") and _holds_rows(value)]
@@ -144,7 +149,7 @@ def _holds_rows(value: Any) -> bool:
 
 
 def _from_columns(path: Path, document: dict[str, Any]) -> list[Any]:
-    """Rows of columns: lists of one length, or objects with the same keys (rows are told by the key, not by the order)."""
+    """The rows of an object of columns: lists of equal length, or objects with equal keys (the key identifies the row)."""
     values = list(document.values())
     if values and all(isinstance(value, dict) for value in values):
         keys = list(values[0])
@@ -152,16 +157,16 @@ def _from_columns(path: Path, document: dict[str, Any]) -> list[Any]:
             return [document]
         if any(set(value) != set(keys) for value in values):
             if all(key.isdigit() for value in values for key in value):
-                found = ", ".join(f"{printable(name)}: {len(value)} rows" for name, value in list(document.items())[:20])
-                raise DataError(f"the columns of {path} hold different rows", expected="the same keys in each", found=found)
+                counts = ", ".join(f"{printable(name)}: {len(value)} rows" for name, value in list(document.items())[:20])
+                raise DataError(f"the columns of {path} hold different rows", expected="the same keys in each", found=counts)
             return [document]
         return [{name: column[key] for name, column in document.items()} for key in keys]
     if not values or not all(isinstance(value, list) for value in values) or any(map(_is_dialogue, values)):
         return [document]
     lengths = {name: len(value) for name, value in document.items()}
     if len(set(lengths.values())) > 1:
-        found = ", ".join(f"{printable(name)}: {n}" for name, n in list(lengths.items())[:20])
-        raise DataError(f"the columns of {path} differ in length", expected="as many values in each", found=found)
+        counts = ", ".join(f"{printable(name)}: {n}" for name, n in list(lengths.items())[:20])
+        raise DataError(f"the columns of {path} differ in length", expected="as many values in each", found=counts)
     return [dict(zip(document, row, strict=True)) for row in zip(*values, strict=True)]
 
 
@@ -174,7 +179,7 @@ def _is_viewed(value: Any) -> bool:
 
 
 def _viewed(number: int, value: dict[str, Any]) -> Row | RefusedRow:
-    """A row as the Hub's viewer gives it."""
+    """The row inside an item of the Hub's viewer."""
     cells = value.get("truncated_cells")
     if cells:
         return RefusedRow(row=number, field=str(cells[0]) if isinstance(cells, list) else "row", reason="cut by the Hub's viewer")

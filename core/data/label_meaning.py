@@ -1,13 +1,13 @@
-"""Which side a label means, decided by all the values that a file's labels have.
+"""Which of two answers a label names, decided from all labels of the file.
 
 | answers end with | labels | meaning |
 |---|---|---|
-| anything | a, b, A, B, left, right, A>B, model_a, response_2, the name of a column ... | the side of that name |
+| anything | a, b, A, B, left, right, A>B, model_a, response_2, the name of a column ... | the answer of that name |
 | 1/2 | 1, 2 | the first, the second; 0 beside 1 and 2 is a tie |
 | 0/1 | 0, 1 | the first (0), the second (1) |
 | a/b, left/right | 1, 2, where some row has 2 and none has 0 | the first, the second |
 | anything | tie, both_bad, equal, draw ... | a tie: refused |
-| anything | other numbers (0 and 1 beside answers 1/2 or a/b, true and false) | refused, unless `label_values` says what they mean |
+| anything | other numbers (0 and 1 beside answers 1/2 or a/b, true and false) | refused, unless `label_values` gives their meaning |
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from core.data.pair_drafts import Judged
 from core.data.texts import is_missing
 
-TIES = 2  # what `side_of` says of a tie
+TIES = 2  # what `side_of` returns for a tie
 SIDES = {"a": 0, "b": 1, "left": 0, "right": 1, "first": 0, "second": 1}
 TIE_WORDS = frozenset(
     ("tie", "tied", "draw", "both", "both bad", "bothbad", "both_bad", "both good", "both_good", "tie (bothbad)", "neither", "equal", "same", "c")
@@ -28,13 +28,12 @@ TIE_WORDS = frozenset(
 NAMED = re.compile(
     r"(?:model|response|output|answer|assistant|option|completion|conversation|text|candidate|reply|generation|summary)[ _.-]*(a|b|0|1|2|left|right)"
 )
-
-BETTER = re.compile(r"([ab])\s*>+\s*[ab]")  # of a judge: A>B, B>>A
+BETTER = re.compile(r"([ab])\s*>+\s*[ab]")  # as judges write it: A>B, B>>A
 EQUAL = re.compile(r"[ab]\s*=+\s*[ab]")
 
 
 def as_label(value: Any) -> str:
-    """A label as it is compared: without case, spaces and brackets around it; 1.0 and 1 are one label."""
+    """A label in the form that is compared: lower case, without outer spaces and brackets; 1.0 becomes 1."""
     if is_missing(value):
         return ""
     if isinstance(value, float) and value.is_integer():
@@ -44,10 +43,10 @@ def as_label(value: Any) -> str:
 
 
 def side_of(label: Any, values: Iterable[str], ending: str, label_values: Mapping[str, str]) -> int | None:
-    """0 for the first answer, 1 for the second, TIES for a tie; None where it can't be told.
+    """0 for the first answer, 1 for the second, TIES for a tie, None if the meaning is not clear.
 
-    `values` are all labels of the file (`as_label`), `ending` is what the two answer columns end with, `label_values` what the user says of them
-    (first=..., second=...).
+    `values` are all labels of the file (as `as_label` returns them), `ending` is what the two answer columns end with,
+    and `label_values` is what the user stated about them (first=..., second=...).
     """
     text, known = as_label(label), set(values)
     given = [as_label(label_values[side]) if side in label_values else None for side in ("first", "second")]
@@ -78,7 +77,7 @@ def _by_number(text: str, values: set[str], ending: str) -> int | None:
 
 
 def label_sets(judged: Iterable[Judged]) -> dict[tuple[str, str], set[str]]:
-    """All labels that a file has, by the label's column and what its answers end with."""
+    """All labels of a file, by the label's column and by what the answer columns end with."""
     values: dict[tuple[str, str], set[str]] = defaultdict(set)
     for item in judged:
         values[item.column, item.ending].add(as_label(item.label))

@@ -1,17 +1,17 @@
-"""Lists and objects that stand in a file as text: pandas' csv of a column of message lists, numpy's way of printing one,
-JSON inside a string.
+"""Parses lists and objects that a file holds as text: a csv of pandas with a column of message lists, numpy's way of
+printing a list, JSON inside a string.
 
-Only what can't be mistaken is parsed, and nothing is executed: JSON by `json`, Python's and numpy's notation by
-`ast.literal_eval`, after a check of its size, its depth, and that it holds nothing but texts, numbers, brackets and
-the names None, True, False, nan, array, dtype and object.
+Nothing is executed: JSON is parsed by `json`, Python's and numpy's notation by `ast.literal_eval`, after a check that
+the text is not too long or too deeply nested and holds only texts, numbers, brackets and the names None, True, False,
+nan, array, dtype and object. Which parsed values replace the text is decided in `messages.py`.
 
 | text | becomes |
 |---|---|
 | `[{"role": "user", "content": "Hi"}]` | the list |
 | `[{'role': 'user', 'content': 'Hi'}]` | the list |
 | `[{'role': ...}\\n {'role': ...}]`, `array([{...}], dtype=object)` | the list: numpy prints no commas |
-| `[1] See below`, `[1, 2, 3]`, `['a', 'b']`, `[{"role": "user", "content": "Hi"}] is the body` | stays the text: it is no message list |
-| `[{'role': 'user', 'content': 'Hi` | refused: it begins as a message list does and can't be read |
+| `[1] See below`, `[1, 2, 3]`, `['a', 'b']`, `[{"role": "user", "content": "Hi"}] is the body` | stays text: not a message list |
+| `[{'role': 'user', 'content': 'Hi` | refused: it begins as a message list does and can't be parsed |
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WORDS = {"None": "None", "True": "True", "False": "False", "nan": "None", "array
 
 
 def parse_literal(text: str) -> Any:
-    """The list or object that a text is, in JSON, Python's or numpy's notation; None where it is none of them."""
+    """The list or object that a text writes in JSON, Python's or numpy's notation; None for any other text."""
     stripped = text.strip()
     if len(stripped) <= MAX_CHARACTERS and stripped.startswith(('"[{', "'[{")) and stripped[-1] == stripped[0]:
         stripped = _text_within_text(stripped)
@@ -48,7 +48,7 @@ def parse_literal(text: str) -> Any:
 
 
 def _text_within_text(text: str) -> str:
-    """What a quoted text holds: JSON inside a JSON string."""
+    """The text inside a quoted text, such as JSON inside a JSON string."""
     try:
         value = json.loads(text) if text.startswith('"') else ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -67,9 +67,9 @@ def _parse_python(text: str) -> Any:
 
 
 def _checked_source(text: str) -> str | None:
-    """The text as one Python literal, with the commas that numpy leaves out; None where it holds anything else."""
+    """The text as one Python literal, with the commas added that numpy leaves out; None if it holds anything else."""
     pieces: list[str] = []
-    kept_brackets: list[bool] = []  # for each open bracket whether it stands in the result; that of `array(` does not
+    kept_brackets: list[bool] = []  # for each open bracket: whether it is kept; the one of `array(` is dropped
     position, word = 0, ""
     while position < len(text):
         match = TOKEN.match(text, position)
@@ -101,7 +101,7 @@ def _checked_source(text: str) -> str | None:
 
 
 def _append(pieces: list[str], piece: str) -> None:
-    """Adds a piece. Two values without a comma between them are two elements of an array (Python would glue two texts together)."""
+    """Adds a piece, with a comma between two values that have none (Python would join two texts without one)."""
     if not piece or (piece == "," and pieces and pieces[-1] == ","):
         return
     if pieces and pieces[-1] not in list("[{(,:") and piece not in list("]}),:"):
@@ -110,7 +110,10 @@ def _append(pieces: list[str], piece: str) -> None:
 
 
 def holds_list_of_texts(value: Any) -> bool:
-    """Whether a text is a list of texts, as a csv has them of a column of lists. It may as well be an answer, so it stays a text."""
+    """Whether a text writes a list of texts, as a csv does for a column of lists.
+
+    It may also be an answer, so callers keep the text.
+    """
     if not isinstance(value, str) or not value.lstrip()[:2].startswith(("['", '["')):
         return False
     parsed = parse_literal(value)

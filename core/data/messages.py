@@ -1,8 +1,8 @@
-"""Message lists: their check, and finding them where a file holds them as text.
+"""Checks message lists, and finds those that a file holds as text.
 
-A message is `{role, content}`, or `{from, value}` as ShareGPT writes it. Its content is a text, or a list of text parts,
-which are joined by a line break. Messages that only a model of images, sounds or tools can read are refused, and the
-reason names what they hold.
+A message is `{role, content}`, or `{from, value}` as ShareGPT writes it. Its content is a text, or a list of text
+parts, which are joined by a line break. Messages that only a model of images, sounds or tools can read are refused, and
+the reason names what they hold.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHAREGPT_ROLES = {
 TOOL_ROLES = ("tool", "function", "function_call", "function_response", "tool_call", "tool_response", "observation", "ipython")
 TEXT_PARTS = ("text", "input_text", "output_text")
 MEDIA = {"image": "an image", "audio": "audio", "video": "a video"}
-# Fields of a message that are more than its text, and what holds one.
+# Fields of a message that hold more than its text, and what to call a message with one.
 BEYOND_TEXT = {
     **dict.fromkeys(("tool_calls", "function_call", "tool_call_id"), "a tool call"),
     **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "reasoning beside the content"),
@@ -34,12 +34,12 @@ BEYOND_TEXT = {
 }
 BEGINS_AS_MESSAGES = re.compile(r"""\s*(?:array\s*\(\s*)?(?:\[\s*)?\{\s*(['"])(?:role|content|from|value)\1\s*:""")
 KEYS_OF_MESSAGES = re.compile(r"""(['"])(?:role|from)\1\s*:""")
-# What programs print of message objects, and YAML: message lists too, but in notations that are not parsed.
+# Message lists in notations that are not parsed: what programs print for message objects, and YAML.
 OBJECTS = re.compile(r"""\s*\[?\s*[A-Za-z_]\w*\(\s*(?:\w+\s*=\s*[^\s(),=]+,\s*)*?(?:role|content)\s*=\s*['"]""")
 ROLE_OF_OBJECT = re.compile(r"""\brole\s*=\s*['"](?:system|user|assistant)['"]""")
 YAML = re.compile(r"""\s*-\s*(?:role|from):\s*['"]?(?:system|user|assistant|human|gpt)\b""")
 SPEAKER_KEYS, WORDS_KEYS = {"role", "from", "speaker", "author", "sender"}, {"content", "value", "text", "message", "utterance", "parts"}
-# Columns that hold lists or objects by their nature, so a text in them is parsed whatever it holds.
+# Columns that always hold lists or objects, so a text in them is parsed whatever it holds.
 CONTAINERS = frozenset(
     (
         *("messages", "conversations", "conversation", "conversation_a", "conversation_b", "trajectory", "history", "context"),
@@ -50,14 +50,14 @@ CONTAINERS = frozenset(
 
 
 def is_message(value: Any) -> bool:
-    """Whether a value has the shape of a message: an object with `role` and what it said, or with `from` and `value`."""
+    """Whether a value is an object with `role` and content or tool calls, or with `from` and `value`."""
     if not isinstance(value, dict):
         return False
     return ("role" in value and not value.keys().isdisjoint(("content", "tool_calls", "function_call"))) or ("from" in value and "value" in value)
 
 
 def messages_of(value: Any, field: str) -> tuple[Message, ...]:
-    """A list of messages, checked and without empty system messages. Raises Refused."""
+    """The messages of a list, checked, without empty system messages. Raises Refused."""
     if not isinstance(value, list) or not value:
         raise Refused(field, "empty" if value == [] else "not a list of messages")
     messages = (_message(item, field) for item in value)
@@ -88,7 +88,7 @@ def _content(content: Any, field: str, *, may_be_empty: bool) -> str:
 
 
 def _part(part: Any, field: str) -> str:
-    """The text of one part of a message's content. Raises Refused on anything but text, by its name."""
+    """The text of one part of a message's content. Raises Refused, naming what it is, for anything but text."""
     if isinstance(part, str):
         return text_of(part, field, may_be_empty=True)
     if not isinstance(part, dict):
@@ -103,7 +103,7 @@ def _part(part: Any, field: str) -> str:
 
 
 def user_prompt(value: Any, field: str = "prompt") -> tuple[Message, ...]:
-    """A prompt given as text: one user message. Given as messages (or as the text of a message list): these."""
+    """The messages of a prompt: one user message for a text, the messages themselves for a (written) list."""
     value = unpack_messages(value, field)
     if isinstance(value, dict) and is_message(value):
         value = [value]
@@ -111,10 +111,11 @@ def user_prompt(value: Any, field: str = "prompt") -> tuple[Message, ...]:
 
 
 def unpack_messages(value: Any, field: str) -> Any:
-    """The message list (or the one message, or the object with `messages`) that a text is; any other value as it is. Also a list of messages each of
-    which is written as text, and an object of lists {role: [...], content: [...]}.
+    """The message list, message or object with `messages` that a text writes; any other value unchanged.
 
-    Raises Refused where the text begins as a message list does and can't be read: its letters would become the answer.
+    A list whose messages are each written as text, and an object of lists `{role: [...], content: [...]}`, become
+    message lists, too. Raises Refused where a text begins as a message list does and can't be parsed, since its
+    characters would otherwise become the answer.
     """
     if isinstance(value, list) and value and all(isinstance(item, str) and item.lstrip().startswith("{") for item in value):
         items = [parse_literal(item) for item in value]
@@ -142,7 +143,7 @@ def _may_be_literal(text: str) -> bool:
 
 
 def _rows_of_columns(value: Any) -> Any:
-    """A list of messages, where an object has one list a field (as `datasets` writes a sequence of objects)."""
+    """The message list of an object with one list for each field (as `datasets` writes a sequence of objects)."""
     for role, content in (("role", "content"), ("from", "value")) if isinstance(value, dict) else ():
         roles, contents = value.get(role), value.get(content)
         if isinstance(roles, list) and isinstance(contents, list) and len(roles) == len(contents):
@@ -157,7 +158,7 @@ def _is_messages(value: Any) -> bool:
 
 
 def _is_dialogue_of_other_keys(value: Any) -> bool:
-    """Whether a list holds a speaker and words an item, under names that are not ours: {speaker, text}, say."""
+    """Whether each item of a list holds a speaker and words under names that are not read, such as {speaker, text}."""
     return (
         isinstance(value, list)
         and bool(value)
@@ -166,7 +167,10 @@ def _is_dialogue_of_other_keys(value: Any) -> bool:
 
 
 def unpack_row(row: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The row with lists and objects in place of texts that are unmistakably such, and whether there was one. Raises Refused as `unpack_messages`."""
+    """The row with the texts that clearly write lists or objects replaced by them, and whether there were any.
+
+    Raises Refused as `unpack_messages` does.
+    """
     listed = {"num_correct", "num_rejected"} & row.keys() or _is_rm_bench(row)  # `chosen` and `rejected` are lists of answers
     lists = {"chosen", "rejected"} if listed else {"prompt", "response_a", "response_b"} if "winner_model_a" in row else set()
     changed = {name: new for name, value in row.items() if (new := _unpacked(name, value, lists)) is not value}
@@ -174,7 +178,7 @@ def unpack_row(row: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
 
 
 def _is_rm_bench(row: Mapping[str, Any]) -> bool:
-    """Whether a table's row is one of RM-Bench's: a domain, and three texts written as a list on both sides."""
+    """Whether a table's row comes from RM-Bench: a domain, and on both sides a list of three texts, written as text."""
     sides = [row.get(name) for name in ("chosen", "rejected")]
     return "domain" in row and all(holds_list_of_texts(side) and len(parse_literal(str(side))) == 3 for side in sides)
 
@@ -189,7 +193,7 @@ def _unpacked(name: str, value: Any, lists: set[str]) -> Any:
 
 
 def _ends_early(text: str) -> bool:
-    """Whether the list or object with which a text begins is whole and other words follow it: then the text speaks of a list and is none."""
+    """Whether other words follow the complete list or object with which a text begins, so that it only mentions a list."""
     position = text.index(text.lstrip()[0])
     depth, started = 0, False
     while match := TOKEN.match(text, position):

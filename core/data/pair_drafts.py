@@ -1,4 +1,8 @@
-"""What a row gives before the pairs have ids: a pair, or a part of one that only the other rows of the file complete."""
+"""What reading one row gives (`Draft`, `Judged`, `Rated`), and `Format`, which describes one shape of rows.
+
+A `Draft` is a pair without an id. `Judged` and `Rated` become pairs once the whole file was read, since they need its
+other rows.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from core.types import Message
 
 
 class Draft(NamedTuple):
-    """A pair before it has an id. `extra` goes to its meta."""
+    """A pair that has no id yet. `extra` becomes part of its meta."""
 
     prompt: tuple[Message, ...]
     chosen: str
@@ -20,10 +24,11 @@ class Draft(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """Two answers and a label whose meaning depends on what other labels the file has (1 beside 2, or beside 0).
+    """Two answers and a label whose meaning depends on the file's other labels (1 may stand beside 2, or beside 0).
 
-    `first` and `second` are drafts: the pair if the first, or the second, answer won. `ending` is what the two answer columns end with (`1/2`, `a/b`,
-    `0/1`, `left/right`), `column` that of the label. `by_score` is the winner by other columns (0, 1; None: they do not say).
+    `first` is the pair if the first answer won, `second` if the second did. `ending` is what the two answer columns end
+    with (`1/2`, `a/b`, `0/1`, `left/right`), `column` the label's column. `by_score` is the winner by other columns
+    (0 or 1; None if there are none).
     """
 
     first: Draft
@@ -35,9 +40,9 @@ class Judged(NamedTuple):
 
 
 class Rated(NamedTuple):
-    """One answer to a prompt with its rating, to be paired with other rows' answers to the same prompt.
+    """One answer with its rating, to be paired with other rows' answers to the same prompt.
 
-    `binary`: the rating is 1 (wanted) or 0 (unwanted), and the pairs are made in the order of the rows.
+    With `binary` the rating is 1 (desirable) or 0 (undesirable), and pairs are made in the order of the rows.
     """
 
     prompt: tuple[Message, ...]
@@ -53,9 +58,11 @@ Readings = Sequence[Reading]
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """One shape of rows. `fits` looks at a row's columns, `read` makes drafts of pairs from it or raises Refused; `uses` are the columns it reads.
+    """One shape of rows.
 
-    `alone`: each row holds whole pairs. docs/FORMATS.md says in a row each what a pair is made of and what is refused.
+    `fits` decides by a row's columns whether the row has this shape; `read` makes drafts of pairs from it or raises
+    Refused; `uses` are the columns that `read` looks at. `alone` is True if each row holds whole pairs. `telling` are
+    the columns to show to people, if they are not `uses`. docs/FORMATS.md describes each format in one row.
     """
 
     name: str
@@ -68,7 +75,7 @@ class Format:
 
     @property
     def columns(self) -> str:
-        """The columns that tell the format, in one line; `uses` may hold many more names for the same things."""
+        """The columns by which the format is recognised, in one line; `uses` may hold many more names."""
         return self.telling or ", ".join(self.uses)
 
     @property

@@ -1,8 +1,9 @@
-"""What is gathered while the rows of a source go by: pairs, refused rows, which format each row had, and the texts that
-nobody reads.
+"""`PairReader` reads the rows of a source into pairs, one row at a time, and counts refused rows, formats, and columns
+with texts that are not read.
 
-A row is read by its own columns. Two things wait for the end of the file: labels whose meaning the other labels
-decide (`label_meaning.py`), and answers that other rows' answers are paired with (`unpaired_answers.py`).
+Each row is read by its own columns. Two kinds of rows are decided at the end of the file (`finish`): labels whose
+meaning depends on the other labels (`label_meaning.py`), and answers that are paired with answers of other rows
+(`unpaired_answers.py`).
 """
 
 from __future__ import annotations
@@ -37,13 +38,14 @@ from core.data.unpaired_answers import match
 from core.text_safety import printable
 from core.types import RefusedRow
 
-MAX_DISTINCT = 10_000  # texts of a column that are told apart
+MAX_DISTINCT = 10_000  # distinct texts of a column that are counted
+# Formats whose judgement may contradict that of a chosen and a rejected column in the same row.
 RIVALS = frozenset(("a-b", "safe-rlhf", "arena", "nectar", "truthfulqa", "ultrafeedback (completions)", "ultrafeedback (generations)"))
 
 
 @dataclass
 class ColumnTexts:
-    """The texts of a column that no format read: in how many rows it holds one, how many are longer than a label, how many are distinct."""
+    """Counts of a column that is not read: rows with a text, texts that are longer than a label, and distinct texts."""
 
     n: int = 0
     n_sentences: int = 0
@@ -58,42 +60,42 @@ class ColumnTexts:
 
     @property
     def holds_sentences(self) -> bool:
-        """Whether a fifth of its texts are longer than a label."""
+        """Whether at least a fifth of the texts are longer than a label."""
         return 5 * self.n_sentences >= self.n
 
     @property
     def may_be_prompt(self) -> bool:
-        """Whether its texts are longer than a label and mostly distinct, as prompts are."""
+        """Whether most texts are longer than a label and distinct, as prompts are."""
         return 2 * self.n_sentences >= self.n and 2 * len(self.distinct) >= min(self.n, MAX_DISTINCT)
 
 
 class RowDraft(NamedTuple):
-    """A pair with the row it is of, the source's own id of that row, and its meta."""
+    """A pair with the number of its row, the id that the source gives that row (or an empty text), and its meta."""
 
     row: int
-    own_id: str
+    source_id: str
     draft: Draft
     meta: dict[str, Any]
 
 
 @dataclass
-class Gathered:
-    """Everything that was read so far."""
+class PairReader:
+    """Reads rows into pairs. Call `take` for each row and `finish` after the last one."""
 
     config: DataConfig
     columns: dict[str, None] = field(default_factory=dict)
-    columns_read: dict[str, None] = field(default_factory=dict)  # in the source's words
+    columns_read: dict[str, None] = field(default_factory=dict)  # under the source's names
     refused: list[RefusedRow] = field(default_factory=list)
     drafts: list[RowDraft] = field(default_factory=list)
     used: set[int] = field(default_factory=set)  # numbers of the rows that gave pairs
     n_read_as: Counter[Format] = field(default_factory=Counter)
-    n_fitting: int = 0  # rows whose columns some format has
+    n_fitting: int = 0  # rows that fit some format
     n_unpacked: int = 0
     n_lists_kept_as_text: int = 0
     n_repeating_prompt: int = 0
     n_second_format: Counter[tuple[str, str]] = field(default_factory=Counter)
     unread: dict[str, ColumnTexts] = field(default_factory=lambda: defaultdict(ColumnTexts))
-    n_overwritten: Counter[str] = field(default_factory=Counter)  # columns whose place the mapping gives to another
+    n_overwritten: Counter[str] = field(default_factory=Counter)  # columns that the mapping replaces by another
     promptless: dict[int, None] = field(default_factory=dict)
     promptless_texts: dict[str, ColumnTexts] = field(default_factory=lambda: defaultdict(ColumnTexts))
     judged: list[tuple[int, str, Judged, dict[str, Any], Format]] = field(default_factory=list)
@@ -101,11 +103,11 @@ class Gathered:
 
     @property
     def n_rows(self) -> int:
-        """Rows met so far; those that wait are counted once they are decided."""
+        """Rows read so far; rows that are decided at the end are counted then."""
         return len(self.used) + len(self.refused)
 
     def take(self, row: Row | RefusedRow) -> None:
-        """Reads one row."""
+        """Reads one row, or counts a row that the source refused."""
         if isinstance(row, RefusedRow):
             self.refused.append(row)
             return
@@ -126,7 +128,7 @@ class Gathered:
                 self._count(row.values, frozenset(columns[:2] if columns else ()), self.promptless_texts)
 
     def refuse(self, number: int, refused: Refused) -> None:
-        """Notes why a row gives no pair."""
+        """Records that a row gives no pair, and why."""
         self.refused.append(RefusedRow(row=number, field=printable(refused.field), reason=refused.reason))
 
     def _read(self, number: int, values: Mapping[str, Any]) -> None:
@@ -139,32 +141,32 @@ class Gathered:
         readings = format_.read(values, self.config)
         self._compare(readings, format_, values, fitting)
         read = columns_read(format_, values, self.config)
-        meta, own_id = meta_of(values, read) | {"row": number}, _own_id(values.get("id"))
+        meta, source_id = meta_of(values, read) | {"row": number}, _id_of(values.get("id"))
         drafts = [check(reading) for reading in readings if isinstance(reading, Draft)]
         for reading in readings:
             if isinstance(reading, Judged):
                 check(reading.first)
-                self.judged.append((number, own_id, reading, meta, format_))
+                self.judged.append((number, source_id, reading, meta, format_))
             elif isinstance(reading, Rated):
-                self.rated[number] = (own_id, reading, meta, format_)
+                self.rated[number] = (source_id, reading, meta, format_)
         if drafts:
-            self._use(number, own_id, drafts, meta, format_)
+            self._use(number, source_id, drafts, meta, format_)
         self.columns_read.update((self.config.columns.get(name, name), None) for name in values if name in read and not is_blank(values[name]))
         self._count(values, read, self.unread, _texts(readings))
         sides = sides_of(values) or ("", "")
         lists = all(holds_list_of_texts(values.get(name)) for name in sides) or any(holds_list_of_texts(values.get(name)) for name in PROMPTS)
         self.n_lists_kept_as_text += lists
 
-    def _use(self, number: int, own_id: str, drafts: Sequence[Draft], meta: Mapping[str, Any], format_: Format) -> None:
+    def _use(self, number: int, source_id: str, drafts: Sequence[Draft], meta: Mapping[str, Any], format_: Format) -> None:
         self.used.add(number)
         self.n_read_as[format_] += 1
         self.n_repeating_prompt += any(_repeats_prompt(draft) for draft in drafts)
         for place, draft in enumerate(drafts, 1):
-            name = f"{own_id}-{place}" if own_id and len(drafts) > 1 else own_id
+            name = f"{source_id}-{place}" if source_id and len(drafts) > 1 else source_id
             self.drafts.append(RowDraft(number, name, draft, {**meta, **draft.extra}))
 
     def _count(self, values: Mapping[str, Any], read: frozenset[str], texts: dict[str, ColumnTexts], known: Collection[str] = ()) -> None:
-        """Counts the texts (and message lists) of columns that were not read, that do not speak about answers, and that repeat no known text."""
+        """Counts texts and message lists of unread columns, unless they are about answers or repeat a known text."""
         columns = ((name, name, value) for name, value in values.items() if name not in read and name != "id")
         for name, key, value in (*columns, *_nested(values)):
             if ABOUT_ANSWERS.search(key):
@@ -174,27 +176,33 @@ class Gathered:
                 texts[name].add(value)
 
     def _compare(self, readings: Sequence[Reading], format_: Format, values: Mapping[str, Any], fitting: Sequence[Format]) -> None:
-        """A row with columns of two formats: refused where one says the contrary of the other, else noted. Raises Refused."""
-        ours = {pair for reading in readings for pair in _decided(reading, self.config)}
+        """Compares the formats that a row fits:
+
+        Raises Refused if they contradict each other, and counts rows where they differ.
+        """
+        pairs = {pair for reading in readings for pair in _decided(reading, self.config)}
         if format_.title in CHOSEN_REJECTED:
             self._compare_sides(format_, values)
         for other in fitting[1:]:
             if not ({format_.title, other.title} & CHOSEN_REJECTED and {format_.title, other.title} & RIVALS):
                 continue
             try:
-                theirs = {pair for reading in other.read(values, self.config) for pair in _decided(reading, self.config)}
+                other_pairs = {pair for reading in other.read(values, self.config) for pair in _decided(reading, self.config)}
             except Refused as refused:
                 if refused.reason.startswith("a tie"):
                     raise Refused("row", f"its columns contradict each other: read as {other.title} it is a tie") from refused
                 continue
-            if any((rejected, chosen) in ours for chosen, rejected in theirs):
+            if any((rejected, chosen) in pairs for chosen, rejected in other_pairs):
                 raise Refused("row", f"its columns contradict each other: read as {other.title} the other answer is the chosen one")
-            if theirs and not theirs <= ours:
+            if other_pairs and not other_pairs <= pairs:
                 self.n_second_format[format_.title, other.title] += 1
                 return
 
     def _compare_sides(self, format_: Format, values: Mapping[str, Any]) -> None:
-        """Two pairs of columns that name the chosen and the rejected answer: refused where they are swapped, else noted where they differ."""
+        """Compares several pairs of chosen and rejected columns:
+
+        Raises Refused if two are swapped, and counts rows where they differ.
+        """
         sides = sides_of(values)
         if sides is None:
             return
@@ -209,20 +217,20 @@ class Gathered:
                 self.n_second_format[format_.title, " and ".join(pair)] += 1
 
     def finish(self) -> None:
-        """Decides what waited for the end of the file."""
+        """Decides the rows that depend on others. Call it once, after the last row."""
         values = label_sets(item for _, _, item, _, _ in self.judged)
-        for number, own_id, item, meta, format_ in self.judged:
+        for number, source_id, item, meta, format_ in self.judged:
             try:
                 draft = _by_label(item, values[item.column, item.ending], self.config)
             except Refused as refused:
                 self.refuse(number, refused)
             else:
-                self._use(number, own_id, [draft], meta, format_)
+                self._use(number, source_id, [draft], meta, format_)
         matched = match([(number, item) for number, (_, item, _, _) in self.rated.items()], self.config)
         for chosen, rejected, draft in matched.pairs:
-            own_id, _, meta, format_ = self.rated[chosen]
+            source_id, _, meta, format_ = self.rated[chosen]
             try:
-                self._use(chosen, own_id, [check(draft)], meta, format_)
+                self._use(chosen, source_id, [check(draft)], meta, format_)
                 self.used.add(rejected)
                 self.n_read_as[format_] += 1
             except Refused as refused:
@@ -234,21 +242,21 @@ class Gathered:
         self._name_prompts()
 
     def _name_prompts(self) -> None:
-        """Tells rows without a prompt which column may hold it."""
+        """Adds to the refusals of rows without a prompt the column that may hold it."""
         names = self.prompt_candidates()
         if names:
             hint = f"; the column {printable(names[0])} may hold it: --columns prompt={printable(names[0])}"
             self.refused = [RefusedRow(row=r.row, field=r.field, reason=r.reason + hint) if r.row in self.promptless else r for r in self.refused]
 
     def prompt_candidates(self) -> list[str]:
-        """Columns of rows without a prompt that may hold it, the likeliest first."""
+        """Columns that may hold the prompt of rows without one, the likeliest first."""
         texts = {name: c for name, c in self.promptless_texts.items() if c.may_be_prompt or sounds_like_prompt(name)}
         return sorted(texts, key=lambda name: (not sounds_like_prompt(name), -len(texts[name].distinct), name))
 
     def notes(self) -> list[str]:
-        """What a reader should know of the columns and formats, in a sentence each."""
+        """Sentences about what the user should know of columns and formats."""
         notes = [f"{_rows(n)} read as {format_.title}" for format_, n in self.n_read_as.most_common()] if len(self.n_read_as) > 1 else []
-        notes += [f"{_rows(n)} with the columns of {other} as well, read as {ours}" for (ours, other), n in self.n_second_format.items()]
+        notes += [f"{_rows(n)} read as {title}, with the columns of {other} as well" for (title, other), n in self.n_second_format.items()]
         if self.n_unpacked:
             notes.append(f"{_rows(self.n_unpacked)} with lists that are written as text (a message list in a csv, say), read as the lists")
         if self.n_lists_kept_as_text:
@@ -269,27 +277,30 @@ class Gathered:
                 f"columns with texts that are not read: {names}. If one belongs to the prompt, map it: --columns system={first} (prompt, history)"
             )
         if self.promptless and not self.prompt_candidates():
-            how = "--implicit-prompt text takes the words with which both answers begin"
+            how = "--implicit-prompt text takes the words with which both answers begin as the prompt"
             notes.append(f"{_rows(len(self.promptless))} without a prompt; {how}")
         return notes
 
 
 def columns_read(format_: Format, row: Mapping[str, Any], config: DataConfig) -> frozenset[str]:
-    """The columns that a format reads of this row. A mapping that names the prompt leaves other columns that could be it unread."""
+    """The columns that a format reads of this row.
+
+    If the mapping names the prompt, other columns that could be it are not read.
+    """
     names = set(format_.uses)
     if any(name in config.columns for name in PROMPTS):
         names -= set(PROMPTS) - set(config.columns)
     names -= {name for name in CONVERSATIONS if isinstance(row.get(name), str)}
-    if format_.name == "argilla":  # a record's fields and questions may be columns
+    if format_.name == "argilla":  # fields and questions of a record may be columns
         names |= {*ASKED, *(name for name, value in row.items() if "." in name or not isinstance(value, str))}
     columns = answer_columns(frozenset(row)) if format_.name in ("a-b", "argilla") else None
     return frozenset(names | set(columns[:2] if columns else ()))
 
 
 def check(draft: Draft) -> Draft:
-    """The pair, if it is one: a prompt that ends with the user's message, and two different answers. Raises Refused."""
+    """The draft itself. Raises Refused unless its prompt ends with a user message and its two answers differ."""
     if not draft.prompt:
-        raise Refused("prompt", "missing, and the dialogues share no message before the last")
+        raise Refused("prompt", "missing, and the dialogues share no message before their last")
     if not all(message["content"] for message in draft.prompt):
         raise Refused("prompt", "empty: a turn holds no text")
     if draft.prompt[-1]["role"] != "user":
@@ -297,7 +308,7 @@ def check(draft: Draft) -> Draft:
     if draft.chosen == draft.rejected:
         raise Refused("rejected", "identical answers")
     for name, text in (("chosen", draft.chosen), ("rejected", draft.rejected)):
-        if unpack_messages(text, name) is not text:  # within a list of completions, say, where only texts are read
+        if unpack_messages(text, name) is not text:  # such as in a list of completions
             raise Refused(name, "a message list written as text, where an answer's text should stand")
     return draft
 
@@ -308,7 +319,7 @@ def _repeats_prompt(draft: Draft) -> bool:
 
 
 def _nested(values: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """Name, key and text of a task's or record's fields that belong to no prompt or answer, and of a completion's own prompts."""
+    """Name, key and text of a task's or record's fields beside prompt and answers, and of a completion's prompts."""
     for name in ("data", "fields"):
         fields = values.get(name)
         if isinstance(fields, dict):
@@ -321,7 +332,10 @@ def _nested(values: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 def _texts(readings: Sequence[Reading]) -> set[str]:
-    """The texts that were read: a column that repeats one of them (a group by prompt, say) adds nothing."""
+    """The texts that were read.
+
+    A column that repeats one of them, such as a group by prompt, is not counted as unread.
+    """
     texts: set[str] = set()
     for reading in readings:
         draft = reading.first if isinstance(reading, Judged) else reading
@@ -331,7 +345,7 @@ def _texts(readings: Sequence[Reading]) -> set[str]:
 
 
 def _decided(reading: Reading, config: DataConfig) -> list[tuple[str, str]]:
-    """The chosen and the rejected text, where the row alone says which is which. Raises Refused where it says a tie."""
+    """The chosen and the rejected text if the row alone decides them; empty otherwise. Raises Refused for a tie."""
     if isinstance(reading, Judged):
         side = side_of(reading.label, {as_label(reading.label)}, reading.ending, config.label_values)
         if side == TIES:
@@ -346,9 +360,9 @@ def _by_label(item: Judged, values: set[str], config: DataConfig) -> Draft:
         raise Refused(item.column, "a tie")
     if side is None and item.by_score is None:
         shown = printable(item.label, 40)
-        raise Refused(item.column, f"{shown}: which answer it means can't be told; say it with --label-values first=...,second=...")
+        raise Refused(item.column, f"{shown}: which answer it means is not clear; set --label-values first=...,second=...")
     if side is not None and item.by_score not in (None, side):
-        raise Refused(item.column, "says the contrary of the scores")
+        raise Refused(item.column, "contradicts the scores")
     return (item.first, item.second)[side if side is not None else int(item.by_score or 0)]
 
 
@@ -356,7 +370,7 @@ def _rows(n: int) -> str:
     return f"{n:,} row" if n == 1 else f"{n:,} rows"
 
 
-def _own_id(value: Any) -> str:
-    """The source's id as text; empty where it has none that can be one."""
+def _id_of(value: Any) -> str:
+    """A row's id as text; empty if the value can't be used as one."""
     usable = keeps(value) and not isinstance(value, (bool, float))
     return str(value).strip() if usable and str(value).isprintable() else ""

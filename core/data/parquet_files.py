@@ -1,4 +1,7 @@
-"""Rows of parquet and Arrow files (`sources.py` has the overview)."""
+"""Reads the rows of parquet and Arrow files. `sources.py` has an overview of all kinds of files.
+
+pyarrow is imported inside the functions, since pages and the command line import this file.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ from core.text_safety import printable
 from core.types import RefusedRow
 
 BATCH = 1000  # rows that are held at once
-DAMAGED = (ValueError, OverflowError, *STREAM_ERRORS)  # beside its own errors, what pyarrow raises on damaged names, lengths and dates
+DAMAGED = (ValueError, OverflowError, *STREAM_ERRORS)  # raised by pyarrow, beside its own errors, for damaged data
 
 
 def parquet_rows(path: Path, handle: io.BufferedIOBase) -> Rows:
-    """Rows of a parquet file. Raises DataError where it is none, is cut off, or has a column name twice."""
+    """Rows of a parquet file. Raises DataError if it is no parquet file, is cut off, or has a column name twice."""
     import pyarrow.parquet as pq
 
     def opened(source: Any) -> tuple[list[str], Iterator[Any]]:
@@ -29,7 +32,10 @@ def parquet_rows(path: Path, handle: io.BufferedIOBase) -> Rows:
 
 
 def arrow_rows(path: Path, handle: io.BufferedIOBase) -> Rows:
-    """Rows of an Arrow file: the file format (`.arrow`, feather) or the stream that `datasets` writes. Raises DataError as `parquet_rows`."""
+    """Rows of an Arrow file (`.arrow`, feather) or of the Arrow stream that `datasets` writes.
+
+    Raises DataError as `parquet_rows`.
+    """
     import pyarrow as pa
 
     def opened(source: Any) -> tuple[list[str], Iterator[Any]]:
@@ -51,7 +57,7 @@ def _rows(path: Path, kind: str, handle: io.BufferedIOBase, opened: Callable[[An
         source = io.BytesIO(handle.read()) if isinstance(handle, gzip.GzipFile) else handle
         names, batches = opened(source)
     except (pa.ArrowException, *DAMAGED) as error:
-        # No traceback of pyarrow's: what it says of a cut file ("not a parquet file") misleads.
+        # pyarrow calls a cut file "not a parquet file", so the message of this error names both causes.
         raise DataError(
             f"{path} is not {kind}, or it is cut off or damaged", expected=kind, found=printable(error, 200), remedy="fetch it again"
         ) from error
@@ -70,7 +76,7 @@ def _rows(path: Path, kind: str, handle: io.BufferedIOBase, opened: Callable[[An
 def _batch_rows(batch: Any, before: int) -> Rows:
     try:
         rows = batch.to_pylist()
-    except (ValueError, OverflowError):  # some value can't be had: find the rows, keep the others
+    except (ValueError, OverflowError):  # some value can't be decoded: read row by row, and keep the other rows
         rows = [_single_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
     for number, values in enumerate(rows, before + 1):
         if values is None:

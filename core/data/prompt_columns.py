@@ -1,7 +1,7 @@
-"""What a row is asked: the columns that make up a prompt, and those that could and are not read.
+"""Builds a row's prompt from its columns, and recognises columns that may belong to the prompt and are not read.
 
-A prompt is made of, in this order: the system text, the history, and the question (or instruction, blank line,
-input). Several columns that could be the question and differ are refused: a person has to say which is meant.
+A prompt is made of, in this order: the system text, the history, and the question (or instruction, blank line, input).
+If several columns could be the question and differ, the row is refused, and the user chooses one with `--columns`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ SYSTEMS = ("system", "system_prompt", "system_message")
 HISTORY = "history"
 CONVERSATIONS = ("messages", "conversations", "conversation", "trajectory", "context")  # lists of messages
 ASKED = (*PROMPTS, *SYSTEMS, HISTORY, *CONVERSATIONS)
-# A text in a column of such a name speaks about the answers, so it can't belong to the prompt.
+# A text in a column of such a name is about the answers, so it can't belong to the prompt.
 ABOUT_ANSWERS = re.compile(
     r"answer|response|chosen|reject|completion|output|generation|rationale|critique|feedback|judg|annotat|preference|explanation|reason|label|score|rating|^why$",
     re.IGNORECASE,
 )
-# Unless it is an id or a kind, a text of such a name is likely to belong to the prompt.
+# A text in a column of such a name is likely to belong to the prompt, unless it is an id or a kind (`IDS`).
 ABOUT_PROMPTS = re.compile(r"prompt|question|query|instruction|system|context|history|passage|document|persona|message|conversation", re.IGNORECASE)
 IDS = re.compile(r"(?:id|ids|hash|type|kind|source|category|language|length|tokens|name)$", re.IGNORECASE)
 LABEL_WORDS = 3  # a text of fewer words may be a label
 
 
 def check_media(row: Mapping[str, Any]) -> None:
-    """Raises Refused where a column holds images, sounds, videos or tools: the answers were given to more than texts."""
+    """Raises Refused if a column holds images, sounds, videos or tools: the answers were given to more than text."""
     for name, kind in MEDIA.items():
         for column in (name, name + "s"):
             if not is_blank(row.get(column)):
@@ -43,12 +43,12 @@ def check_media(row: Mapping[str, Any]) -> None:
 
 
 def prompt_columns(config: DataConfig) -> tuple[str, ...]:
-    """The columns that may hold the question: those that the user's mapping names, else all that are known."""
+    """The columns that may hold the question: those of the user's mapping if it names any, else all of PROMPTS."""
     return tuple(name for name in PROMPTS if name in config.columns) or PROMPTS
 
 
 def question_of(row: Mapping[str, Any], config: DataConfig) -> tuple[Message, ...]:
-    """The question as messages; empty where no column holds one. Raises Refused where columns contradict each other."""
+    """The question as messages; empty if no column holds one. Raises Refused if columns contradict each other."""
     present = [name for name in prompt_columns(config) if not is_blank(row.get(name))]
     if not present:
         return ()
@@ -56,17 +56,17 @@ def question_of(row: Mapping[str, Any], config: DataConfig) -> tuple[Message, ..
         texts = [text_of(row[name], name) for name in present]
         return ({"role": "user", "content": "\n\n".join(dict.fromkeys(texts))},)
     readings = {name: _as_messages(row[name], name) for name in present}
-    longest = max(readings.values(), key=len)  # messages may hold a question that also stands alone
+    longest = max(readings.values(), key=len)  # messages may include the question of another column
     other = next((name for name in present if any(message not in longest for message in readings[name])), None)
     if other:
         first = next(name for name in present if readings[name] is longest)
-        reason = f"the columns {first} and {other} hold different prompts: say which is meant, --columns prompt={first} or prompt={other}"
+        reason = f"the columns {first} and {other} hold different prompts: choose one with --columns prompt={first} or prompt={other}"
         raise Refused("prompt", reason)
     return longest
 
 
 def _as_messages(value: Any, field: str) -> tuple[Message, ...]:
-    """A question's messages; an object {messages} gives its list, a dialogue as text its turns."""
+    """A question's messages: the list of an object {messages}, or the turns of a dialogue that is written as text."""
     if isinstance(value, dict) and "messages" in value:
         check_media(value)
         return messages_of(value["messages"], field)
@@ -76,7 +76,7 @@ def _as_messages(value: Any, field: str) -> tuple[Message, ...]:
 
 
 def conversation_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    """The messages of the first column that holds a list of them; empty where none does."""
+    """The messages of the first column that holds a message list; empty if none does."""
     for name in CONVERSATIONS:
         value = row.get(name)
         if isinstance(value, list) and value and is_message(value[0]):
@@ -85,7 +85,10 @@ def conversation_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
 
 
 def with_question(conversation: tuple[Message, ...], question: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The conversation and the question as one prompt: the question is a message of it, or the turn that follows it. Raises Refused."""
+    """Conversation and question as one prompt.
+
+    Raises Refused unless the question is a message of the conversation or its next turn.
+    """
     if not conversation or not question or question[-1] in conversation:
         return conversation or question
     if conversation[-1]["role"] == "assistant" and question[0]["role"] == "user":
@@ -94,7 +97,10 @@ def with_question(conversation: tuple[Message, ...], question: tuple[Message, ..
 
 
 def with_context(row: Mapping[str, Any], prompt: Sequence[Message]) -> tuple[Message, ...]:
-    """The prompt with the system text and the history of their columns before it. Raises Refused where the prompt has others."""
+    """The prompt with system text and history of their columns before it.
+
+    Raises Refused if the prompt itself has different ones.
+    """
     system = next(((name, text_of(row[name], name)) for name in SYSTEMS if not is_blank(row.get(name))), None)
     leading, rest = (tuple(prompt[:1]), tuple(prompt[1:])) if prompt and prompt[0]["role"] == "system" else ((), tuple(prompt))
     if system and leading and leading[0]["content"] != system[1]:
@@ -110,7 +116,7 @@ def with_context(row: Mapping[str, Any], prompt: Sequence[Message]) -> tuple[Mes
 
 
 def history_of(value: Any) -> tuple[Message, ...]:
-    """Former turns: a list of [user, assistant] pairs, or of messages. Raises Refused."""
+    """Earlier turns as messages, from a list of [user, assistant] pairs or of messages. Raises Refused."""
     if is_blank(value):
         return ()
     if is_dialogue(value):
@@ -125,7 +131,10 @@ def history_of(value: Any) -> tuple[Message, ...]:
 
 
 def asked(row: Mapping[str, Any], config: DataConfig) -> tuple[Message, ...]:
-    """The whole prompt of a row: system text, history, and the question or the conversation so far. Raises Refused where there is none."""
+    """The whole prompt of a row: system text, history, and question or conversation.
+
+    Raises Refused if there is none.
+    """
     prompt = with_question(conversation_of(row), question_of(row, config))
     if not prompt:
         raise no_prompt(row, config)
@@ -133,23 +142,23 @@ def asked(row: Mapping[str, Any], config: DataConfig) -> tuple[Message, ...]:
 
 
 def no_prompt(row: Mapping[str, Any], config: DataConfig) -> Refused:
-    """Why a row has no prompt."""
+    """The refusal of a row without a prompt: a column of the prompt is empty, or all are missing."""
     blank = next((name for name in prompt_columns(config) if name in row and not is_missing(row[name])), None)
     return Refused(blank or "prompt", "empty" if blank else "missing")
 
 
 def holds_sentence(value: Any) -> bool:
-    """Whether a value is a text of more words than a label has."""
+    """Whether a value is a text with more words than a label has."""
     return isinstance(value, str) and len(value.split(None, LABEL_WORDS)) >= LABEL_WORDS
 
 
 def sounds_like_prompt(name: str) -> bool:
-    """Whether a column's name says that it holds a part of the prompt."""
+    """Whether a column's name suggests that it holds a part of the prompt."""
     return ABOUT_PROMPTS.search(name) is not None and IDS.search(name) is None
 
 
 def holds_turns(value: Any, name: str) -> bool:
-    """Whether a list may be a part of the prompt: messages, pairs of texts, or texts under a name that says so."""
+    """Whether a list may belong to the prompt: messages, pairs of texts, or texts in a column whose name suggests it."""
     if not isinstance(value, list) or not value:
         return False
     first = value[0]

@@ -1,4 +1,4 @@
-"""What all readers share: numbered rows, lines of a file that may break off, JSON that tells of repeated keys."""
+"""What the readers of all kinds of files share: numbered rows, lines of a file that may break off, JSON with repeated keys."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STREAM_ERRORS = (EOFError, OSError, zlib.error)  # what reading cut or damaged g
 
 
 class Row(NamedTuple):
-    """One row that could be read: its number in the source and its columns."""
+    """A row that was read: its number in the source, and its values by column."""
 
     number: int
     values: dict[str, Any]
@@ -30,11 +30,11 @@ Rows = Iterator[Row | RefusedRow]
 
 
 class RepeatedKeys(dict[str, Any]):
-    """A JSON object that gives one key twice: which value counts is anybody's guess."""
+    """A JSON object that gives one key twice, so that the meant value is not clear. Rows with one are refused."""
 
 
 def lines(handle: io.BufferedIOBase) -> Iterator[bytes | Exception]:
-    """The lines, each cut to MAX_LINE bytes; where the data breaks off, the error, and nothing after it."""
+    """The lines, each cut to MAX_LINE bytes. Where the data breaks off, the error comes last."""
     try:
         while line := handle.readline(MAX_LINE):
             rest = line
@@ -46,11 +46,11 @@ def lines(handle: io.BufferedIOBase) -> Iterator[bytes | Exception]:
 
 
 def cr_lines(handle: io.BufferedIOBase) -> Iterator[bytes | Exception]:
-    """As `lines`, where lines end with a carriage return alone (or with LF or CRLF)."""
+    """As `lines`, for a file whose lines end with CR alone (or with LF or CRLF)."""
     waiting = b""
     try:
         while chunk := handle.read(1 << 20):
-            # The last piece waits: it may go on, or its CR be followed by an LF.
+            # The last piece is kept back: it may continue in the next chunk, or an LF may follow its CR.
             *whole, waiting = LINE.findall(waiting + chunk)
             yield from (line[:MAX_LINE] for line in whole)
             if len(waiting) > MAX_LINE:
@@ -62,7 +62,10 @@ def cr_lines(handle: io.BufferedIOBase) -> Iterator[bytes | Exception]:
 
 
 def line_end(head: bytes) -> bytes:
-    """What ends the first line of a text: LF, CRLF, or CR alone; a quoted text of a csv may hold others. Empty where nothing does."""
+    """The end of the first line:
+
+    LF, CRLF or CR; empty if there is none. Ends inside quoted cells of a csv do not count.
+    """
     quoted = False
     for match in re.finditer(rb'"|\r+\n|\r|\n', head):
         if match[0] == b'"':
@@ -73,7 +76,7 @@ def line_end(head: bytes) -> bytes:
 
 
 def begins(handle: io.BufferedIOBase, size: int) -> bytes:
-    """The first bytes, about `size` of them at whole lines; fewer where the data breaks off before."""
+    """About the first `size` bytes, in whole lines; fewer if the data breaks off before."""
     taken = bytearray()
     for line in lines(handle):
         if isinstance(line, Exception) or len(taken) >= size:
@@ -86,19 +89,22 @@ def check_names(path: Path, names: list[str]) -> None:
     """Raises DataError where a table has a column name twice, or one that is not UTF-8."""
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
-        found = printable(", ".join(twice), 300)
-        raise DataError(f"{path} has columns of one name", expected="each name once", found=found, remedy="rename or remove one")
+        repeated = printable(", ".join(twice), 300)
+        raise DataError(f"{path} has two columns of one name", expected="each name once", found=repeated, remedy="rename or remove one")
     if any("\udc80" <= c <= "\udcff" for name in names for c in name):
         raise DataError(f"the header of {path} is not UTF-8", found=printable(", ".join(names), 300), remedy="save the file as UTF-8")
 
 
 def cut(number: int, error: Exception) -> RefusedRow:
-    """The row at which the data breaks off."""
-    return RefusedRow(row=number, field="file", reason=f"the data breaks off here, what follows is lost ({printable(error)})")
+    """The refused row at which the data breaks off."""
+    return RefusedRow(row=number, field="file", reason=f"the data breaks off here, and the rows after it are lost ({printable(error)})")
 
 
 def parse_json(text: str) -> Any:
-    """A JSON value; an object with a repeated key comes as RepeatedKeys. Raises ValueError, or RecursionError on deep nesting."""
+    """A JSON value; an object with a repeated key becomes RepeatedKeys.
+
+    Raises ValueError, or RecursionError for deep nesting.
+    """
     return json.loads(text, object_pairs_hook=_checked_object)
 
 
@@ -108,5 +114,5 @@ def _checked_object(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> str:
-    """A value as it is compared: equal values, equal text."""
+    """A value as text; equal values give equal texts."""
     return json.dumps(value, sort_keys=True, default=str)

@@ -1,8 +1,8 @@
-"""Rows with several answers to one prompt: scores (UltraFeedback), ranks (Nectar), lists of right and wrong answers
-(TruthfulQA, RewardBench 2, RM-Bench).
+"""Reads rows with several answers to one prompt: scores (UltraFeedback), ranks (Nectar), lists of right and wrong
+answers (TruthfulQA, RewardBench 2, RM-Bench).
 
-Of scored or ranked answers the best is paired with the worst, the second best with the second worst and so on, while
-their scores differ: each answer once, at most `max_pairs_per_prompt` pairs.
+Of scored or ranked answers the best is paired with the worst, the second best with the second worst and so on, as long
+as their scores differ. Each answer is used once, and a prompt gives at most `max_pairs_per_prompt` pairs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from core.data.texts import Refused, is_missing, number_of, text_of
 from core.types import Message
 
 Row = Mapping[str, Any]
-CHOICES = ("mc2_targets", "mc1_targets")  # the second has a single correct answer
-SCORES = ("overall_score", "fine-grained_score", "score", "rating")  # of a completion; the first that all of a row's completions have
+CHOICES = ("mc2_targets", "mc1_targets")  # mc1_targets has a single correct answer
+SCORES = ("overall_score", "fine-grained_score", "score", "rating")  # the first that all completions of a row have is used
 
 
 def best_with_worst(prompt: tuple[Message, ...], scored: Sequence[tuple[float, str]], config: DataConfig, names: Sequence[str] = ()) -> list[Draft]:
-    """Pairs of answers by their scores, in order; `names` are those of the two scores in the meta.
+    """Pairs of answers, best with worst first. `names` are the names of the two scores in the pair's meta.
 
-    Pairs of equal texts are left out unless there is no other.
+    Pairs of equal texts are left out, unless there are no others.
     """
     ordered = sorted(scored, key=lambda item: -item[0])
     pairs = zip(ordered[: len(ordered) // 2], reversed(ordered), strict=False)
@@ -35,7 +35,7 @@ def best_with_worst(prompt: tuple[Message, ...], scored: Sequence[tuple[float, s
 
 
 def read_completions(row: Row, config: DataConfig) -> Readings:
-    """UltraFeedback: `completions` with a score each. Scores: the first of SCORES that all completions of the row have."""
+    """UltraFeedback: `completions` with a score each, the first of SCORES that all completions of the row have."""
     items = row.get("completions")
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise Refused("completions", "missing" if is_missing(items) else "not a list of objects {response, overall_score}")
@@ -49,7 +49,7 @@ def read_completions(row: Row, config: DataConfig) -> Readings:
 
 
 def read_generations(row: Row, config: DataConfig) -> Readings:
-    """distilabel's UltraFeedback: `generations`, a list of texts, and `ratings` (or `rating`), a number each."""
+    """distilabel's UltraFeedback: `generations`, a list of texts, and `ratings` (or `rating`), a number for each."""
     texts = row["generations"]
     name = "ratings" if isinstance(row.get("ratings"), list) else "rating"
     ratings = row[name]
@@ -67,7 +67,7 @@ def fits_generations(row: Row) -> bool:
 
 
 def read_nectar(row: Row, config: DataConfig) -> Readings:
-    """Nectar: `answers` with a rank each, 1 the best."""
+    """Nectar: `answers` with a rank each; rank 1 is the best."""
     items = row["answers"]
     if len(items) < 2:
         raise Refused("answers", "fewer than two")
@@ -85,8 +85,11 @@ def fits_nectar(row: Row) -> bool:
 
 
 def read_answer_lists(row: Row, config: DataConfig) -> Readings:
-    """Lists of right and of wrong answers. One right answer goes against each wrong one (RewardBench 2), and each right one against a single wrong
-    one; else the i-th goes with the i-th, each once (RM-Bench: answers of one style)."""
+    """Lists of right and of wrong answers.
+
+    A single right answer is paired with each wrong one (RewardBench 2), a single wrong answer with each right one.
+    Otherwise the i-th right answer is paired with the i-th wrong one, each once (RM-Bench: answers of one style).
+    """
     chosen, rejected = ([text_of(text, name) for text in row[name]] for name in ("chosen", "rejected"))
     one_side = len(chosen) == 1 or len(rejected) == 1
     pairs = [(a, b) for a in chosen for b in rejected] if one_side else list(zip(chosen, rejected, strict=False))
@@ -101,15 +104,15 @@ def fits_answer_lists(row: Row) -> bool:
 
 
 def fits_rewardbench2(row: Row) -> bool:
-    """Whether both sides are lists of texts as RewardBench 2 has them: mostly one right answer."""
+    """Whether both sides are lists of texts as in RewardBench 2, where mostly one answer is right."""
     return fits_answer_lists(row) and ("num_correct" in row or len(row["chosen"]) == 1)
 
 
 def _answers(row: Row, *names: str) -> dict[str, str]:
-    """Distinct answers of a cell, keyed by their text without case and spacing.
+    """The distinct answers of a cell, by their text in lower case with single spaces. Raises Refused.
 
-    Each is closed with a full stop where it lacks one, as TruthfulQA's own evaluation does (its `split_multi_answer`): the last token is what we
-    read, and a text that just breaks off is read as unfinished.
+    An answer without a final full stop gets one, as in TruthfulQA's own evaluation (its `split_multi_answer`): hidden
+    states are read at the last token, and a text that just breaks off would look unfinished there.
     """
     value = next((row[name] for name in names if not is_missing(row.get(name))), None)
     if isinstance(value, str) and value.lstrip().startswith(("['", '["')):
@@ -127,7 +130,10 @@ def _answers(row: Row, *names: str) -> dict[str, str]:
 
 
 def _choices(row: Row) -> dict[str, list[str]]:
-    """The answers of TruthfulQA's multiple choices, {choices, labels} with 1 for each correct one; empty where the row has none. Raises Refused."""
+    """The answers of TruthfulQA's multiple choices, {choices, labels} with label 1 for each correct one.
+
+    Empty if the row has none. Raises Refused.
+    """
     name = next((name for name in CHOICES if isinstance(row.get(name), dict)), None)
     if name is None:
         return {}
@@ -141,25 +147,29 @@ def _choices(row: Row) -> dict[str, list[str]]:
 
 
 def read_truthfulqa(row: Row, config: DataConfig) -> Readings:
-    """TruthfulQA: the i-th correct with the i-th incorrect answer, in the order listed, each answer once: min(correct, incorrect,
-    `max_pairs_per_prompt`) pairs a question (METHOD.md section 3: no response twice). An answer listed twice counts once; one listed on both
-    sides has no label and is left out. 817 questions give 2,364 pairs at 4."""
+    """TruthfulQA: the i-th correct answer is paired with the i-th incorrect one, in the order listed.
+
+    Each answer is used once (METHOD.md section 3: no response twice), so a question gives min(correct, incorrect,
+    `max_pairs_per_prompt`) pairs. An answer that is listed twice counts once, one that is listed on both sides is left
+    out. 817 questions give 2,364 pairs at 4 pairs a prompt. Raises Refused.
+    """
     question = next((row[name] for name in ("question", "Question") if not is_missing(row.get(name))), None)
     prompt = with_context(row, user_prompt(question, "Question"))
     row = {**row, **_choices(row)}
     correct = _answers(row, "correct_answers", "Correct Answers")
     incorrect = _answers(row, "incorrect_answers", "Incorrect Answers")
-    sides = [[answer for key, answer in mine.items() if key not in other] for mine, other in ((correct, incorrect), (incorrect, correct))]
+    sides = [[answer for key, answer in side.items() if key not in other] for side, other in ((correct, incorrect), (incorrect, correct))]
     if not all(sides):
         raise Refused("Incorrect Answers", "each answer of one side is also listed on the other")
     return [Draft(prompt, *answers) for answers in zip(*sides, strict=False)][: config.max_pairs_per_prompt]
 
 
 def fits_truthfulqa(row: Row) -> bool:
-    """Whether a row has a question with correct and incorrect answers, or multiple choices. (UltraFeedback has the two lists too, beside
-    `instruction`.)"""
-    lists = all(name in row for name in ("Correct Answers", "Incorrect Answers")) or all(
-        name in row for name in ("correct_answers", "incorrect_answers")
-    )
-    lists = lists or any(isinstance(row.get(name), dict) for name in CHOICES)
-    return lists and ("question" in row or "Question" in row)
+    """Whether a row has a question with correct and incorrect answers, or with multiple choices.
+
+    The question is required because UltraFeedback has the two lists as well, beside `instruction`.
+    """
+    both = (("Correct Answers", "Incorrect Answers"), ("correct_answers", "incorrect_answers"))
+    lists = any(correct in row and incorrect in row for correct, incorrect in both)
+    choices = any(isinstance(row.get(name), dict) for name in CHOICES)
+    return (lists or choices) and ("question" in row or "Question" in row)

@@ -1,19 +1,22 @@
-"""From a file, a folder or a Hub data set to numbered rows. What the columns mean is `formats.py`'s business.
+"""Opens a file, a folder or a Hub data set, and yields its numbered rows. What their columns mean is decided in
+`formats.py`.
 
 | source | a row is | its number, as a person counts |
 |---|---|---|
-| `.jsonl`, `.ndjson` | a line with one JSON object | line of the file, from 1 (blank lines counted, not read) |
-| `.json` | an object in a list, or what `json_files.py` lists; or as `.jsonl` | place in the list, from 1 |
-| `.csv`, `.tsv` | a record under the header (a quoted cell may span lines; `csv_files.py`) | row of the sheet: the header is 1, the first record 2 |
+| `.jsonl`, `.ndjson` | a line with one JSON object | line of the file, from 1 (blank lines are counted, but not read) |
+| `.json` | an object in a list, or as `json_files.py` lists; or as `.jsonl` | place in the list, from 1 |
+| `.csv`, `.tsv` | a record under the header (a quoted cell may span lines; `csv_files.py`) | row of the sheet: the header is 1 |
 | `.parquet`, `.arrow`, `.feather` | a row (`parquet_files.py`) | place in the table, from 1 |
-| a folder | a row of its data files, one file after the other (`folders.py` says which) | counted on from file to file |
-| a Hub id | a row of `datasets.load_dataset` | place in the split, from 1 |
+| a folder | a row of its data files, one file after the other (`folders.py` chooses them) | counted on from file to file |
+| a Hub id | a row of `datasets.load_dataset` (`hf_datasets.py`) | place in the split, from 1 |
 
-Every file may be gzipped: that is seen by its content, whatever its name. Text is UTF-8, with or without a byte order mark; a
-csv may be in another encoding (`encodings.py`). What was detected or left out is in the source's notes.
-One bad row never stops the others: it comes out as a `RefusedRow` with its number. Where compressed data is cut, the rows before
-the cut come out, then one `RefusedRow` for the cut. What spoils the whole file (a header with one name twice, JSON in UTF-16, a
-cut JSON list), or shows that it is something else (`unsupported_files.py`: a web page, a Git LFS pointer, a model), is a `DataError`.
+Every file may be gzipped, which is detected by its content. Text is UTF-8, with or without a byte order mark; a csv may
+be in another encoding (`encodings.py`). The source's notes state what was detected or left out.
+
+A bad row never stops the others: it becomes a `RefusedRow` with its number. If compressed data is cut, the rows before
+the cut are followed by one `RefusedRow` for the cut. A problem of the whole file is a `DataError`: a header with one
+name twice, JSON in UTF-16, a cut JSON list, or a file that holds no rows at all (`unsupported_files.py`: a web page, a
+Git LFS pointer, a model).
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from core.data import hf_datasets
 from core.data.csv_files import csv_rows
 from core.data.encodings import by_mark
 from core.data.folders import KINDS, check_columns, chosen_split, data_files, kind_of, saved_splits
+from core.data.formats import FORMATS
 from core.data.json_files import json_rows, jsonl_rows
 from core.data.parquet_files import arrow_rows, parquet_rows
 from core.data.rows import STREAM_ERRORS, Row, Rows, cut
@@ -48,9 +52,10 @@ EXPECTED = f"a file ({' '.join(KINDS)}, each also .gz), a folder, or a Hub id su
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """An open source: its name, its rows, and how far the reading is (`done` of `total`, bytes or rows). Close it after use.
+    """An open source. Close it after use.
 
-    `notes` say in a sentence each what was detected or left out; they are complete once all rows have been read.
+    `position` returns how far reading is: (done, total), in bytes or rows. `notes` are sentences about what was
+    detected or left out; they are complete once all rows have been read.
     """
 
     name: str
@@ -61,9 +66,9 @@ class Source:
 
 
 def open_source(config: DataConfig) -> Source:
-    """Opens what `config.pairs` names. What exists on disk is a path; a Hub id is what looks like one and is not.
+    """Opens the path that `config.pairs` names if it exists, else the Hub data set of this id.
 
-    Raises DataError on a wrong path, an unknown kind of file, a Hub data set that can't be had, or a file that can't be read at all.
+    Raises DataError for a wrong path, an unknown kind of file, a data set that can't be loaded, or an unreadable file.
     """
     path = Path(os.path.expanduser(config.pairs))
     if not _exists(path):
@@ -84,9 +89,7 @@ def open_source(config: DataConfig) -> Source:
 
 def _known_columns(config: DataConfig) -> frozenset[str]:
     """Column names that a table is likely to have."""
-    from core.data.formats import FORMATS
-
-    return frozenset({"id", "response", "responses", *(name for one in FORMATS for name in one.uses), *config.columns.values()})
+    return frozenset({"id", "response", "responses", *(name for format_ in FORMATS for name in format_.uses), *config.columns.values()})
 
 
 def _exists(path: Path) -> bool:
@@ -105,16 +108,17 @@ def _check_hub_id(text: str, path: Path) -> None:
         names = os.listdir(folder)
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
     no_folder = f"no folder {printable(folder.absolute(), 300)}"
-    found = f"in that folder: {', '.join(near)}" if near else "nothing alike there" if names else no_folder
+    alike = f"in that folder: {', '.join(near)}" if near else "no similar name in that folder" if names else no_folder
     raise DataError(
         f"there is no file {printable(text, 300)}",
         expected=EXPECTED,
-        found=found,
-        remedy="check the path; it counts from the folder in which the command runs",
+        found=alike,
+        remedy="check the path; it is relative to the folder in which the command runs",
     )
 
 
-# --- a file ------------------------------------------------------------------------------------------------------------
+# --- a file
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _open_file(path: Path, known: Collection[str]) -> Source:
@@ -150,7 +154,7 @@ def _reader(kind: str, notes: list[str], known: Collection[str]) -> Callable[[Pa
 
 
 def _guarded(path: Path, rows: Rows) -> Rows:
-    """The rows; a file that can't be read any further, where its reader has no row to say so, is a DataError."""
+    """The rows. Raises DataError if reading fails and the file's reader did not turn that into a refused row."""
     try:
         yield from rows
     except STREAM_ERRORS as error:
@@ -158,7 +162,7 @@ def _guarded(path: Path, rows: Rows) -> Rows:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    # An OSError with a number is the system's (permissions, a failing disk); others are gzip's.
+    # The operating system's errors (permissions, a failing disk) have a number; the others come from gzip.
     system = isinstance(error, OSError) and error.errno is not None
     problem = f"{path} can't be read" if system else f"{path} breaks off or is damaged"
     return DataError(problem, found=printable(error, 200), remedy="check its permissions and its disk" if system else "fetch it again")
@@ -171,18 +175,21 @@ def _plain(raw: io.BufferedReader) -> io.BufferedIOBase:
 
 
 def _check_content(path: Path, kind: str, handle: io.BufferedIOBase) -> None:
-    """Steps over a UTF-8 byte order mark; refuses an empty file, one of another kind, and JSON that is not UTF-8."""
+    """Skips a UTF-8 byte order mark.
+
+    Raises DataError for an empty file, one of another kind, and JSON that is not UTF-8.
+    """
     head = handle.read(HEAD)
     if not head:
-        raise DataError(f"{path} is empty", expected="rows, one after the other", remedy="check what should have written it")
+        raise DataError(f"{path} is empty", expected="rows, one after the other", remedy="check the program that should have written it")
     check_head(path, head, kind)
     if not kind:
-        what, remedy = by_suffix(path) or ("of no known kind", "save it as one of these; the name's end says what it is")
-        found = path.suffix or "no suffix"
+        what, remedy = by_suffix(path) or ("of no known kind", "save it as one of these; the suffix states the kind")
+        suffix = path.suffix or "no suffix"
         raise DataError(
             f"{path} is of no known kind",
             expected=" ".join(KINDS) + ", each also .gz",
-            found=found if what == "of no known kind" else f"{found}, {what}",
+            found=suffix if what == "of no known kind" else f"{suffix}, {what}",
             remedy=remedy,
         )
     mark = by_mark(head)
@@ -194,7 +201,8 @@ def _check_content(path: Path, kind: str, handle: io.BufferedIOBase) -> None:
         handle.seek(0)
 
 
-# --- a folder, a data set ----------------------------------------------------------------------------------------------
+# --- a folder, a data set
+# ----------------------------------------------------------------------------------------------
 
 
 def _open_folder(folder: Path, config: DataConfig, known: Collection[str]) -> Source:
@@ -213,7 +221,7 @@ def _open_folder(folder: Path, config: DataConfig, known: Collection[str]) -> So
 
 
 def _both(notes: list[str], source: Source) -> list[str]:
-    """One list, which the source goes on to fill, with the folder's notes before its own."""
+    """The source's list of notes, which it still appends to, with the folder's notes put before them."""
     source.notes[:0] = notes
     return source.notes
 
@@ -224,7 +232,7 @@ def _first_columns(file: Path, known: Collection[str]) -> list[str]:
 
 
 def _one_after_the_other(name: str, files: Sequence[Path], known: Collection[str], notes: list[str]) -> Source:
-    """The rows of several files, numbered on from file to file; the notes say which numbers are whose."""
+    """The rows of several files, numbered on from file to file; notes state the row numbers of each file."""
     opened: list[Source] = []
     sizes = [file.stat().st_size for file in files]
 
@@ -271,7 +279,7 @@ def _dataset_rows(dataset: Any, number: list[int]) -> Rows:
             values = next(rows)
         except StopIteration:
             return
-        except Exception as error:  # whatever datasets and pyarrow raise on a damaged file of theirs
+        except Exception as error:  # datasets and pyarrow raise errors of many classes for a damaged file
             yield cut(number[0] + 1, error)
             return
         number[0] += 1

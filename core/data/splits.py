@@ -1,17 +1,17 @@
-"""Train, validation, test and what is left over: by prompt, reproducible on every machine.
+"""Splits pairs into train, validation, test and unused ones, by prompt, with the same result on every machine.
 
-Prompts are ordered by sha256 of seed and prompt id, so a split depends on seed and prompts alone: not on the order of the rows, nor on the
-machine, nor on a library's random numbers. Shares are met in number of prompts by largest remainder. METHOD.md section 3: no prompt on two
-sides; `split_by="pair"` exists to show the leak.
+Prompts are ordered by the sha256 of seed and prompt id, so a split depends on the seed and the prompts alone, and not
+on the order of the rows or on a library's random numbers. Shares are met in numbers of prompts, by largest remainder.
+METHOD.md section 3: no prompt is on two sides; `split_by="pair"` exists to show the leak.
 
 The paper's protocols (METHOD.md section 7):
 
 | name | train | validation | test | the rest (`unused`) |
 |---|---|---|---|---|
 | `truthfulqa` | 4 in 10 prompts | 1 | 5 | none |
-| `safe-rlhf`, `red-teaming` | 1,000 pairs | 1,000 pairs | 1,000 pairs | 2,000 prompts for DPO, and all beyond |
+| `safe-rlhf`, `red-teaming` | 1,000 pairs | 1,000 pairs | 1,000 pairs | 2,000 prompts for DPO, and all others |
 
-A set too small for a protocol gets all four numbers scaled down alike, and the report says so.
+For a set that is too small for its protocol all four numbers are scaled down by one factor, which the report states.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NAMES = (*SPLITS, UNUSED)
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """A named split of the paper: shares of the prompts, or numbers of pairs (then `dpo_prompts` more prompts are kept free)."""
+    """A split of the paper: shares of the prompts, or numbers of pairs, with `dpo_prompts` more prompts kept for DPO."""
 
     ratios: tuple[float, float, float] | None = None
     pairs: tuple[int, int, int] | None = None
@@ -48,9 +48,9 @@ PROTOCOLS: Mapping[str, Protocol] = {
 
 
 def split_pairs(pairs: PreferencePairs, config: DataConfig) -> PreferencePairs:
-    """The same pairs with `split` filled: train, validation, test, or unused. A protocol goes before `ratios`.
+    """The same pairs with `split` filled: train, validation, test or unused. A protocol overrides `ratios`.
 
-    Raises DataError where there are fewer prompts than splits to fill.
+    Raises DataError if there are fewer prompts than splits to fill.
     """
     units = [pair.prompt_id if config.split_by == "prompt" else pair.pair_id for pair in pairs]
     n_pairs: dict[str, int] = {}
@@ -65,21 +65,21 @@ def split_pairs(pairs: PreferencePairs, config: DataConfig) -> PreferencePairs:
 
 
 def _counts(protocol: Protocol, sizes: Sequence[int], what: str) -> list[int]:
-    """How many of the ordered units (with `sizes` pairs each) go to train, validation, test and unused."""
+    """The numbers of ordered units (with `sizes` pairs each) that go to train, validation, test and unused."""
     wanted = protocol.pairs or protocol.ratios or (1.0, 0.0, 0.0)
     needed = sum(share > 0 for share in wanted)
     if len(sizes) < needed:
         raise DataError(f"too few {what}s to split", expected=f"at least {needed}", found=str(len(sizes)), remedy="give more data, or other ratios")
     counts = _counts_by_pairs(protocol, sizes) if protocol.pairs else apportion(len(sizes), [*wanted, max(0.0, 1.0 - sum(wanted))])
     for i, share in enumerate(wanted):
-        if share > 0 and not counts[i]:  # a split that is asked for is never empty: the largest gives one
+        if share > 0 and not counts[i]:  # a requested split is never empty: it gets one unit of the largest
             counts[counts.index(max(counts))] -= 1
             counts[i] = 1
     return counts
 
 
 def apportion(n: int, shares: Sequence[float]) -> list[int]:
-    """`n` things by shares that sum to 1: each share's floor, and the rest by largest remainder (ties to the earlier)."""
+    """Divides `n` by shares that sum to 1: the floor of each, the rest by largest remainder (ties to the earlier one)."""
     exact = [round(n * share, 9) for share in shares]
     counts = [int(x) for x in exact]
     for i in sorted(range(len(shares)), key=lambda i: (counts[i] - exact[i], i))[: n - sum(counts)]:
@@ -88,13 +88,16 @@ def apportion(n: int, shares: Sequence[float]) -> list[int]:
 
 
 def protocol_scale(protocol: Protocol, n_pairs: int, n_prompts: int) -> float:
-    """What a protocol's numbers are multiplied with: 1, or less where the set is smaller than its protocol."""
+    """The factor for a protocol's numbers: 1, or less if the set is smaller than the protocol."""
     wanted = sum(protocol.pairs or ())
     return min(1.0, n_prompts / (wanted * n_prompts / n_pairs + protocol.dpo_prompts)) if wanted else 1.0
 
 
 def _counts_by_pairs(protocol: Protocol, sizes: Sequence[int]) -> list[int]:
-    """Walks the prompts until each split has its number of pairs; a prompt is never divided, so a split may exceed it by a prompt's pairs."""
+    """Fills the splits in order, prompt by prompt.
+
+    A prompt is never divided, so a split may exceed its number by a prompt's pairs.
+    """
     scale = protocol_scale(protocol, sum(sizes), len(sizes))
     limits, total = [], 0.0
     for number in protocol.pairs or ():
@@ -109,10 +112,10 @@ def _counts_by_pairs(protocol: Protocol, sizes: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitReport:
-    """What each split got, and what stands on two sides, as counts by `train/test` and so on.
+    """The size of each split, and what two splits share, as counts by `train/test` and so on.
 
-    `shared_prompts`: prompts (equal but for case and white space) in both; `shared_duplicates`: groups of exact or near-duplicate pairs in both.
-    The split is never changed for them.
+    `shared_prompts` are prompts (equal but for case and white space) in both, `shared_duplicates` groups of exact or
+    near-duplicate pairs in both. The split is never changed for them.
     """
 
     n_pairs: Mapping[str, int]
@@ -127,13 +130,13 @@ class SplitReport:
 
 
 def split_report(pairs: PreferencePairs, config: DataConfig, duplicates: Duplicates | None = None) -> SplitReport:
-    """Describes pairs that `split_pairs` has split under the same config. Duplicates are those of `DataReport`."""
+    """Describes pairs that `split_pairs` split under the same config. `duplicates` are those of the `DataReport`."""
     split_of = {pair.pair_id: name for pair, name in zip(pairs, pairs.split, strict=True)}
     prompts: dict[str, set[str]] = {}
     for pair, name in zip(pairs, pairs.split, strict=True):
         prompts.setdefault(fold_prompt(pair), set()).add(name)
     groups = [*duplicates.exact, *duplicates.near] if duplicates else []
-    ids = {name: {pair.prompt_id for pair, own in zip(pairs, pairs.split, strict=True) if own == name} for name in NAMES}
+    ids = {name: {pair.prompt_id for pair, split in zip(pairs, pairs.split, strict=True) if split == name} for name in NAMES}
     return SplitReport(
         n_pairs={name: pairs.split.count(name) for name in NAMES},
         n_prompts={name: len(ids[name]) for name in NAMES},
@@ -144,7 +147,7 @@ def split_report(pairs: PreferencePairs, config: DataConfig, duplicates: Duplica
 
 
 def _shared(sides: Iterable[set[str]]) -> dict[str, int]:
-    """For each two splits the number of things that stand in both; zeros are left out."""
+    """For each two splits the number of items that are in both; zeros are left out."""
     counts: dict[str, int] = {}
     for names in sides:
         for two in combinations([name for name in NAMES if name in names], 2):
@@ -153,7 +156,7 @@ def _shared(sides: Iterable[set[str]]) -> dict[str, int]:
 
 
 def _notes(pairs: PreferencePairs, config: DataConfig) -> tuple[str, ...]:
-    notes = ["split by pair: a prompt can stand on two sides, so accuracies are too high"] if config.split_by == "pair" else []
+    notes = ["split by pair: a prompt can be in two splits, so accuracies are too high"] if config.split_by == "pair" else []
     protocol = PROTOCOLS.get(config.protocol)
     if protocol and protocol.pairs:
         units = {pair.prompt_id if config.split_by == "prompt" else pair.pair_id for pair in pairs}

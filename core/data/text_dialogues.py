@@ -1,9 +1,9 @@
-"""Dialogues written as one text, as hh-rlhf has them: turns that begin with `Human:` or `Assistant:`; and HelpSteer 2's
-turns after `<extra_id_1>`.
+"""Parses dialogues that are written as one text: hh-rlhf's turns that begin with `Human:` or `Assistant:`, and
+HelpSteer 2's turns after `<extra_id_1>`.
 
-Turns are parted by an empty line, or, where the text has no turn after an empty line, by a line break. Also `User:`
-for `Human:`, and `### ` before both. A line `Human:` within a human's own turn begins none. Where a turn holds a line
-that begins as the other speaker's turns do, nobody can say where it ends, and the row is refused.
+Turns are separated by an empty line, or by a line break if no turn follows an empty line. `User:` counts as `Human:`,
+and `### ` may stand before a name. A line `Human:` within a human's own turn begins no new turn. If a turn holds a line
+that begins as the other speaker's turns do, its end is not clear, and the row is refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def begins_as_dialogue(text: object) -> bool:
 
 
 def is_dialogue(text: object) -> bool:
-    """Whether a text is a dialogue of two turns or more: it begins with a human's turn and has a turn of the assistant's."""
+    """Whether a text is a dialogue: it begins with a human's turn and has a turn of the assistant."""
     if not isinstance(text, str):
         return False
     first = FIRST.match(text)
@@ -41,14 +41,14 @@ def is_dialogue(text: object) -> bool:
 
 
 def is_one_turn(text: object) -> bool:
-    """Whether a text is the first turn of one of hh-rlhf's dialogues, a human's."""
+    """Whether a text begins with a human's turn as hh-rlhf writes it."""
     return isinstance(text, str) and re.match(r"\s*Human:", text) is not None
 
 
 def dialogue_turns(text: str, field: str) -> tuple[Message, ...]:
-    """The turns of a dialogue, which starts with a speaker's name; the last may be empty. Raises Refused."""
+    """The turns of a dialogue that starts with a speaker's name; the last may be empty. Raises Refused."""
     parts = AFTER_EMPTY_LINE.split(text)
-    if len(parts) < 5:  # one turn: the others may follow single line breaks
+    if len(parts) < 5:  # one turn only: the others may follow single line breaks
         parts = AFTER_LINE_BREAK.split(text)
     if parts[0].strip() or len(parts) < 3:
         raise Refused(field, "not a dialogue of Human: and Assistant: turns")
@@ -56,7 +56,7 @@ def dialogue_turns(text: str, field: str) -> tuple[Message, ...]:
         {"role": SPEAKERS[speaker.lower()], "content": words.strip()} for speaker, words in zip(parts[1::2], parts[2::2], strict=True)
     )
     if any(WITHIN[turn["role"]].search(turn["content"]) for turn in turns):
-        raise Refused(field, "a turn holds a line that begins as the other speaker's turns do: where it ends can't be told")
+        raise Refused(field, "a turn holds a line that begins as the other speaker's turns do, so its end is not clear")
     return turns
 
 
@@ -66,7 +66,7 @@ def has_single_line_breaks(text: str) -> bool:
 
 
 def merged(turns: Sequence[Message]) -> tuple[Message, ...]:
-    """Turns of one speaker in a row as one message, so that templates which demand alternation accept them."""
+    """Messages with successive turns of one speaker joined, since some chat templates demand alternating roles."""
     messages: list[Message] = []
     for turn in turns:
         if messages and messages[-1]["role"] == turn["role"]:
@@ -77,13 +77,16 @@ def merged(turns: Sequence[Message]) -> tuple[Message, ...]:
 
 
 def prompt_turns(text: str, field: str) -> tuple[Message, ...]:
-    """The messages of a prompt that is a dialogue so far. It may end with an empty turn of the assistant's. Raises Refused."""
+    """The messages of a prompt that is written as a dialogue; a last, empty turn of the assistant is dropped.
+
+    Raises Refused.
+    """
     turns = dialogue_turns(text, field)
     return merged(turns[:-1] if turns[-1]["role"] == "assistant" and not turns[-1]["content"] else turns)
 
 
 def extra_id_turns(text: str) -> tuple[Message, ...] | None:
-    """The messages of HelpSteer 2's prompts of several turns; None where the text has no such turn."""
+    """The messages of one of HelpSteer 2's prompts with several turns; None for any other text."""
     parts = EXTRA_ID.split(text)
     if len(parts) < 3:
         return None

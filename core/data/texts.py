@@ -10,14 +10,15 @@ import re
 from typing import Any
 
 MAX_CHARACTERS = 1_000_000  # of one text: some 250,000 tokens, more than any model here reads
-MAX_META = 200  # characters of a text that is kept beside a pair
-# White space, and what has no shape: zero-width spaces and joiners, marks of writing direction, soft hyphens, byte order marks.
+MAX_META = 200  # characters of a text that is kept in a pair's meta
+# White space, and what has no shape: zero-width spaces and joiners, marks of writing direction, soft hyphens, byte
+# order marks.
 INVISIBLE = re.compile(r"[\s\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]*")
 KIND_NAMES = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object", bytes: "bytes"}
 
 
 class Refused(Exception):
-    """A row that can't be used: its field and the reason."""
+    """A row that can't be used: the field at fault, and the reason."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
@@ -25,7 +26,7 @@ class Refused(Exception):
 
 
 def keeps(value: Any) -> bool:
-    """Whether a value can be kept beside a pair: a number, a truth value, or a text of at most MAX_META characters."""
+    """Whether a value can be kept in a pair's meta: a number, a truth value, or a text of at most MAX_META characters."""
     if isinstance(value, str):
         return 0 < len(value) <= MAX_META and _encodable(value)
     return isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value))
@@ -39,17 +40,20 @@ def _encodable(text: str) -> bool:
 
 
 def is_missing(value: Any) -> bool:
-    """No value: None, or the NaN that tables have for it."""
+    """Whether there is no value: None, or NaN, which tables use for it."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def is_blank(value: Any) -> bool:
-    """No value, or one that holds nothing: an empty text, list or object (tables write these where a row has no such column)."""
+    """Whether a value is missing or an empty text, list or object (tables write these where a row lacks the column)."""
     return is_missing(value) or (isinstance(value, str) and not value.strip()) or (isinstance(value, (list, dict)) and not value)
 
 
 def text_of(value: Any, field: str, *, may_be_empty: bool = False) -> str:
-    """A usable text without outer white space. Raises Refused: missing, not text, empty, too long, null character, broken encoding."""
+    """A usable text without outer white space.
+
+    Raises Refused: missing, not text, empty, too long, null character, broken encoding.
+    """
     if is_missing(value):
         raise Refused(field, "missing")
     if not isinstance(value, str):
@@ -67,7 +71,7 @@ def text_of(value: Any, field: str, *, may_be_empty: bool = False) -> str:
 
 
 def number_of(value: Any, field: str) -> float:
-    """A finite number, also from text. Raises Refused."""
+    """A finite number, also one written as text. Raises Refused."""
     try:
         number = math.nan if value is None or isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):

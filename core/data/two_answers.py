@@ -1,9 +1,8 @@
-"""Two answers and a label that says which won: LLMBar, AlpacaEval, HelpSteer, Chatbot Arena, MT-Bench, PKU-SafeRLHF, and
-any A / B with a label.
+"""Reads rows with two answers and a label that names the better one: LLMBar, AlpacaEval, HelpSteer, Chatbot Arena,
+MT-Bench, PKU-SafeRLHF, and any A / B with a label.
 
-Which label value means which side must be unmistakable (`side_of`). A number may count from 0 or from 1, so its
-meaning is decided by all the values that the file has: such rows are read as `Judged` and decided at the end
-(`label_meaning.py`).
+It must be clear which answer a label means (`side_of` in `label_meaning.py`). A number may count from 0 or from 1, so
+its meaning depends on all labels of the file: such rows are returned as `Judged` and decided at the end of the file.
 """
 
 from __future__ import annotations
@@ -47,12 +46,12 @@ def _endings() -> Iterator[tuple[str, str, str, str]]:
 
 @lru_cache(maxsize=1024)
 def answer_columns(names: frozenset[str]) -> tuple[str, str, str, str] | None:
-    """The two columns of such names that hold answers, what they end with, and the third answer's column, if it is there."""
+    """The two columns of the answers, what they end with, and the column of a third answer (or an empty text)."""
     return next(((a, b, ending, third if third in names else "") for a, b, ending, third in _endings() if a in names and b in names), None)
 
 
 def label_column(row: Row) -> str | None:
-    """The column that says which answer won."""
+    """The column that names the better answer; None without one."""
     for name in LABELS:
         if name in row and not is_blank(row[name]) and not (name == "chosen" and "rejected" in row):
             return name
@@ -61,18 +60,18 @@ def label_column(row: Row) -> str | None:
 
 
 def side_by_name(value: Any) -> bool:
-    """Whether a value says left or right, as annotation tools write it."""
+    """Whether a value is left or right, as annotation tools write it."""
     return isinstance(picked := selected(value), str) and picked in ("left", "right")
 
 
 def selected(value: Any) -> Any:
-    """What a comparison of Label Studio's selects: `{selected: left}`, also written as text, as its csv has it; any other value as it is."""
+    """The selection of a Label Studio comparison, `{selected: left}` (a csv has it as text); other values unchanged."""
     parsed = parse_literal(value) if isinstance(value, str) and value.lstrip().startswith("{") else value
     return parsed["selected"] if isinstance(parsed, dict) and "selected" in parsed else value
 
 
 def fits_two_answers(row: Row) -> bool:
-    """Whether a row has two answers and something that judges them."""
+    """Whether a row has two answers and a label, or a score for each."""
     columns = answer_columns(frozenset(row))
     if columns is None:
         return False
@@ -81,7 +80,7 @@ def fits_two_answers(row: Row) -> bool:
 
 
 def read_two_answers(row: Row, config: DataConfig) -> Readings:
-    """Two answers and a label, or a score each."""
+    """The pair of two answers by their label, or by a score for each."""
     columns = answer_columns(frozenset(row))
     assert columns is not None
     first, second, ending, third = columns
@@ -103,32 +102,32 @@ def read_two_answers(row: Row, config: DataConfig) -> Readings:
         return [sides[named]]
     _check_labels(row, config, column, ending)
     if _alone(label, ending, config) is None and isinstance(label, str) and [side.chosen for side in sides].count(label.strip()) == 1:
-        return [sides[int(sides[1].chosen == label.strip())]]  # the label is the better answer itself
+        return [sides[int(sides[1].chosen == label.strip())]]  # the label repeats the better answer
     return [Judged(*sides, label, column, ending, scores if scores != TIES else None)]
 
 
 def _alone(label: Any, ending: str, config: DataConfig) -> int | None:
-    """The side that a label means by itself, whatever other rows say."""
+    """The side that a label means without the labels of other rows."""
     return side_of(label, {as_label(label)}, ending, config.label_values)
 
 
 def _check_labels(row: Row, config: DataConfig, column: str, ending: str) -> None:
-    """Raises Refused where two label columns name different sides."""
+    """Raises Refused if two label columns name different sides."""
     for other in LABELS:
         sides = {_alone(row[name], ending, config) for name in (column, other) if not is_blank(row.get(name))}
         if len(sides & {0, 1}) == 2:
-            raise Refused(other, f"says the contrary of {column}")
+            raise Refused(other, f"contradicts {column}")
 
 
 def _both(row: Row, config: DataConfig, first: str, second: str) -> tuple[Draft, Draft]:
-    """The pair if the first answer won, and if the second won."""
+    """The pair if the first answer won, and the pair if the second won."""
     prompt = asked(row, config)
     a, b = (_text(row[name], name) for name in (first, second))
     return Draft(prompt, a, b), Draft(prompt, b, a)
 
 
 def _text(value: Any, name: str) -> str:
-    """An answer: a text, one message of the assistant's, or a list of one of these."""
+    """The text of an answer that is a text, a message of the assistant, or a list with one of these. Raises Refused."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if is_message(value):
@@ -142,7 +141,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def _one_turn(row: Row) -> Row:
-    """Arena 55k lists the prompts of all turns; with one turn the list's only text is the prompt."""
+    """The row with its prompt as text: Arena 55k lists the prompts of all turns. Raises Refused for several turns."""
     prompt = row.get("prompt")
     if not isinstance(prompt, list) or not all(isinstance(text, str) for text in prompt):
         return row
@@ -166,7 +165,7 @@ def _score_columns(columns: tuple[str, str, str, str]) -> tuple[str, str]:
 
 
 def _by_score(row: Row, columns: tuple[str, str, str, str]) -> int | None:
-    """0 or 1, the answer of the larger score; TIES where they are equal; None where there are none."""
+    """The answer with the larger score (0 or 1); TIES if the scores are equal; None if one is missing."""
     names = _score_columns(columns)
     if any(is_blank(row.get(name)) for name in names):
         return None
@@ -175,7 +174,7 @@ def _by_score(row: Row, columns: tuple[str, str, str, str]) -> int | None:
 
 
 def _by_model_name(row: Row, label: Any) -> int | None:
-    """Which of `model_a`, `model_b` (or `model_1`, `model_2`) the label names."""
+    """0 or 1 if the label is the value of `model_a` or `model_b` (or `model_1`, `model_2`); None otherwise."""
     for a, b in (("model_a", "model_b"), ("model_1", "model_2")):
         models = [row.get(a), row.get(b)]
         if isinstance(label, str) and models.count(label) == 1:
@@ -184,12 +183,12 @@ def _by_model_name(row: Row, label: Any) -> int | None:
 
 
 def fits_signed(row: Row) -> bool:
-    """Whether a row is one of HelpSteer 2's or 3's comparisons."""
+    """Whether a row is a comparison of HelpSteer 2 or 3."""
     return any(all(name in row for name in names) for names in SIGNED)
 
 
 def read_signed(row: Row, config: DataConfig) -> Readings:
-    """HelpSteer: below 0 the first response is better, above 0 the second, by so many steps; 0 is a tie."""
+    """HelpSteer's preference strength: below 0 the first response is better, above 0 the second; 0 is a tie."""
     first, second, column = next(names for names in SIGNED if all(name in row for name in names))
     strength = number_of(row[column], column)
     if strength == 0:
@@ -199,12 +198,15 @@ def read_signed(row: Row, config: DataConfig) -> Readings:
 
 
 def fits_arena(row: Row) -> bool:
-    """Whether a row is a battle of Chatbot Arena or MT-Bench."""
+    """Whether a row is a comparison of Chatbot Arena or MT-Bench."""
     return all(isinstance(row.get(name), list) for name in ("conversation_a", "conversation_b")) and "winner" in row
 
 
 def read_arena(row: Row, config: DataConfig) -> Readings:
-    """Two conversations and their winner. `turn` (MT-Bench) says how many turns were judged; both must share all but the last answer."""
+    """Two conversations and their winner; both must share all but the last answer.
+
+    `turn` (MT-Bench) is the number of judged turns.
+    """
     conversations = [messages_of(row[name], name) for name in ("conversation_a", "conversation_b")]
     turns = row.get("turn")
     if isinstance(turns, int) and not isinstance(turns, bool) and turns > 0:
@@ -224,12 +226,12 @@ def _first_turns(messages: tuple[Message, ...], turns: int) -> tuple[Message, ..
 
 
 def fits_safe(row: Row) -> bool:
-    """Whether a row is PKU-SafeRLHF's."""
+    """Whether a row comes from PKU-SafeRLHF."""
     return all(name in row for name in ("response_0", "response_1")) and ("safer_response_id" in row or "better_response_id" in row)
 
 
 def read_safe_rlhf(row: Row, config: DataConfig) -> Readings:
-    """PKU-SafeRLHF: `preference` (safer or better) says which column names the chosen response."""
+    """PKU-SafeRLHF: the config's `preference` (safer or better) chooses the column that names the chosen response."""
     column = f"{config.preference}_response_id"
     given = row.get(column)
     if is_missing(given) or given == "":

@@ -1,8 +1,8 @@
-"""Files with one answer a row: TRL's unpaired preference (KTO), and HelpSteer 2's ratings. Answers to one prompt are
-paired once all rows were read.
+"""Reads files with one answer a row, TRL's unpaired preference (KTO) and HelpSteer 2's ratings, and pairs the answers
+to one prompt once all rows were read (`match`).
 
-Each answer stands in one pair at most, and at most `max_pairs_per_prompt` pairs are made of a prompt. A row that
-finds no partner is refused, so that it is counted.
+Each answer is used in one pair at most, and a prompt gives at most `max_pairs_per_prompt` pairs. A row without a
+partner is refused, so that it is counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ASPECTS = ("correctness", "coherence", "complexity", "verbosity")
 
 
 def fits_kto(row: Row) -> bool:
-    """Whether a row is one answer with a label that says whether it is wanted."""
+    """Whether a row is one answer with a label that is true (desirable) or false (undesirable)."""
     if "kto_tag" in row:
         return "output" in row or bool(_ends_with_answer(row))
     if "label" not in row or "chosen" in row:
@@ -42,7 +42,10 @@ def _ends_with_answer(row: Row) -> bool:
 
 
 def read_kto(row: Row, config: DataConfig) -> Readings:
-    """One answer and its label. TRL: prompt, completion, label; LLaMA-Factory: instruction, input, output, kto_tag, or messages."""
+    """One answer and its label.
+
+    TRL: prompt, completion, label; LLaMA-Factory: instruction, input, output, kto_tag, or messages.
+    """
     column = "kto_tag" if "kto_tag" in row else "label"
     if is_missing(row[column]):
         raise Refused(column, "missing")
@@ -61,7 +64,7 @@ def _prompt_and_answer(row: Row, config: DataConfig) -> tuple[tuple[Message, ...
     value = [row[name]] if is_message(row[name]) else row[name]
     if not isinstance(value, list):
         return asked(row, config), text_of(value, name)
-    # A list of messages goes on from the prompt or repeats it, so it is read as a pair of dialogues that differ in nothing.
+    # A list of messages continues or repeats the prompt, so it is read as a pair of two equal dialogues.
     messages = messages_of(value, name)
     if not messages or messages[-1]["role"] != "assistant":
         raise Refused(name, "the last message is not the assistant's")
@@ -70,25 +73,25 @@ def _prompt_and_answer(row: Row, config: DataConfig) -> tuple[tuple[Message, ...
 
 
 def fits_rated(row: Row) -> bool:
-    """Whether a row is one response with HelpSteer's ratings."""
+    """Whether a row is one response with the ratings of HelpSteer."""
     return "response" in row and "helpfulness" in row and any(name in row for name in ASPECTS)
 
 
 def read_rated(row: Row, config: DataConfig) -> Readings:
-    """One response and its helpfulness."""
+    """One response with its helpfulness as the rating."""
     answer = text_of(row["response"], "response")
     return [Rated(asked(row, config), answer, number_of(row["helpfulness"], "helpfulness"), "helpfulness", binary=False)]
 
 
 class Matched(NamedTuple):
-    """What grouping gives: pairs with the numbers of their two rows (chosen, rejected), and why the other rows found no partner."""
+    """Pairs with the numbers of their two rows (chosen, rejected), and for each row without a partner its refusal."""
 
     pairs: list[tuple[int, int, Draft]]
     alone: dict[int, Refused]
 
 
 def match(rows: Sequence[tuple[int, Rated]], config: DataConfig) -> Matched:
-    """Pairs of (row number, answer) that share a prompt."""
+    """Pairs up the answers that share a prompt; `rows` are row numbers with their answers."""
     groups: dict[Any, list[tuple[int, Rated]]] = defaultdict(list)
     for number, item in rows:
         groups[item.column, *((message["role"], message["content"]) for message in item.prompt)].append((number, item))

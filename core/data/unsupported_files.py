@@ -1,4 +1,6 @@
-"""What a file or folder is that holds no rows we read: named for what it is, with the way out."""
+"""Recognises files and folders that hold no rows (archives, models, web pages, Git LFS pointers ...), and raises an
+error that names what they are and what to do.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from typing import Any
 from core.errors import DataError
 from core.text_safety import printable
 
-HEAD = 1024  # bytes that `check_head` wants; a tar archive shows itself at byte 257
+HEAD = 1024  # bytes that `check_head` needs; a tar archive is recognised at byte 257
 CONVERT = "open it where you trust it and save the table as csv, .jsonl or parquet"
 UNPACK = "unpack it, and give the data file in it"
 LFS = "git lfs install, then git lfs pull in that folder; or hf download ID --repo-type dataset"
@@ -22,7 +24,7 @@ PICKLE = (
 )
 WEIGHTS = "give preference pairs here; a model goes to --model, a sparse autoencoder to --sae"
 PAGE = "fetch the file itself: on the Hub the address with /resolve/ in place of /blob/, or hf download (hf auth login where it is private)"
-# How a file begins -> what it is, and what to do.
+# The first bytes of a file, what it is, and what to do.
 MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer: the data themselves were not fetched", LFS),
     (b"/annex/objects/", "a git-annex pointer: the data themselves were not fetched", "git annex get, in that folder"),
@@ -39,7 +41,7 @@ MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"FEA1", "a feather file of the old version 1", "save it again with a pandas of today: to_feather or to_parquet"),
     (b"%PDF", "a PDF document", CONVERT),
 )
-# What a name's end tells, where the content does not.
+# What a suffix means, for files that are not recognised by their content.
 SUFFIXES: dict[str, tuple[str, str]] = {
     **dict.fromkeys((".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin", ".ckpt"), PICKLE),
     **dict.fromkeys((".xlsx", ".xlsm", ".xls", ".ods", ".numbers"), ("a spreadsheet's own file", "save the sheet as csv")),
@@ -50,17 +52,14 @@ SUFFIXES: dict[str, tuple[str, str]] = {
     **dict.fromkeys((".html", ".htm"), ("a web page", PAGE)),
     **dict.fromkeys((".yaml", ".yml", ".toml", ".xml"), ("a file of settings or markup", CONVERT)),
 }
-# What the Hub answers in place of a file that can't be had.
+# What the Hub answers instead of a file that it does not hand out.
 NOT_THE_FILE = re.compile(
     rb"\s*(Entry not found|Repository not found|Invalid username or password\.?|Access to .{0,200} is restricted.*|404: Not Found)\s*", re.DOTALL
 )
 
 
 def check_head(path: Path, head: bytes, kind: str) -> None:
-    """Raises DataError where a file's first bytes (unpacked from gzip) show that it is not what its name says.
-
-    `kind` is the name's end, such as .jsonl; rows are read only from what fits it.
-    """
+    """Raises DataError if a file's first bytes (unpacked from gzip) show another kind of file than its suffix (`kind`)."""
     named = _by_content(path, head, kind)
     if named is not None:
         what, remedy = named
@@ -68,7 +67,7 @@ def check_head(path: Path, head: bytes, kind: str) -> None:
 
 
 def by_suffix(path: Path) -> tuple[str, str] | None:
-    """What a file's name says that it is, where that is nothing we read, and what to do."""
+    """For a suffix of a kind that is not read: what the file is, and what to do. None for any other suffix."""
     return SUFFIXES.get(path.suffix.lower())
 
 
@@ -125,12 +124,12 @@ def _zip(path: Path) -> tuple[str, str]:
 
 
 def check_folder(path: Path, names: Sequence[str]) -> None:
-    """Raises DataError where a folder's files (names relative to it) show that it holds a model, an SAE or such, and no rows."""
+    """Raises DataError if a folder's files (paths relative to it) are those of a model, an SAE or the like."""
     named = _folder(path, set(names))
     if named is not None:
         what, remedy = named
-        found = ", ".join(printable(name, 60) for name in sorted(names)[:8]) + (" ..." if len(names) > 8 else "")
-        raise DataError(f"{path} is {what}", expected="a folder of data files", found=found or "nothing in it", remedy=remedy)
+        listing = ", ".join(printable(name, 60) for name in sorted(names)[:8]) + (" ..." if len(names) > 8 else "")
+        raise DataError(f"{path} is {what}", expected="a folder of data files", found=listing or "nothing in it", remedy=remedy)
 
 
 def _folder(path: Path, names: set[str]) -> tuple[str, str] | None:
@@ -153,7 +152,7 @@ def _folder(path: Path, names: set[str]) -> tuple[str, str] | None:
 
 def _json_of(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and path.stat().st_size < 1 << 22 else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and path.stat().st_size < 1 << 22 else {}
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from core.config import DataConfig
-from core.data.pair_reader import Gathered
+from core.data.pair_reader import PairReader
 from core.data.pairs import load_pairs
 from core.data.rows import Row
 from core.data.sources import open_source
@@ -137,13 +137,13 @@ def _score_both(model: SparseRM, source: Path, responses: Responses, progress: P
 def _no_pairs(source: Path, responses: Responses, max_length: int) -> ScoreReport:
     """The report on rows that hold pairs, none of which can be used."""
     config = DataConfig(pairs=str(source))
-    gathered = Gathered(config)
+    reader = PairReader(config)
     with closing(open_source(config)) as opened:
         for row in opened.rows:
             if isinstance(row, Row) and row.number in responses.pair_rows:
-                gathered.take(row)
-    gathered.finish()
-    refused = tuple(gathered.refused)
+                reader.take(row)
+    reader.finish()
+    refused = tuple(reader.refused)
     return ScoreReport(
         source=responses.source,
         kind="pairs",
