@@ -9,7 +9,8 @@ import pytest
 from data_helpers import csv_bytes, load, load_rows, refusals, trl_row, trl_rows
 
 from core.config import DataConfig
-from core.data.formats import FORMATS, detect, read_completions, read_truthfulqa
+from core.data.formats import FORMATS, candidates_of
+from core.data.several_answers import read_completions, read_truthfulqa
 from core.errors import ConfigError, DataError
 from core.types import Message
 
@@ -378,7 +379,7 @@ def test_a_format_can_be_forced(tmp_path: Path) -> None:
 def test_every_format_of_the_config_can_be_detected() -> None:
     (choices,) = [f.metadata["choices"] for f in DataConfig.__dataclass_fields__.values() if f.name == "format"]
     assert set(choices) == {"auto", *(f.name for f in FORMATS)}
-    assert detect([{"something": 1}]) is None
+    assert candidates_of({"something": 1}, FORMATS) == []
 
 
 def test_an_unknown_format_lists_the_columns(tmp_path: Path) -> None:

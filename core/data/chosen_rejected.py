@@ -277,7 +277,10 @@ def read_openai(row: Row, config: DataConfig) -> Readings:
 
 
 def read_swift(row: Row, config: DataConfig) -> Readings:
-    """ms-swift: `messages` ends with the chosen answer, `rejected_response` or `rejected_messages` with the rejected one."""
+    """ms-swift:
+
+    `messages` ends with the chosen answer, `rejected_response` or `rejected_messages` with the rejected one.
+    """
     messages = messages_of(row.get("messages"), "messages")
     other = row.get("rejected_response") if not is_blank(row.get("rejected_response")) else row.get("rejected_messages")
     if messages[-1]["role"] != "assistant":

@@ -14,7 +14,6 @@ Each row is read by its own columns (`candidates_of`), whatever the other rows o
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +33,7 @@ from core.data.chosen_rejected import (
     sides_of,
 )
 from core.data.messages import is_message
-from core.data.pair_drafts import Draft, Format
+from core.data.pair_drafts import Format
 from core.data.prompt_columns import ASKED, CONVERSATIONS, HISTORY, PROMPTS, SYSTEMS
 from core.data.several_answers import (
     fits_answer_lists,
@@ -64,8 +63,6 @@ from core.data.two_answers import (
 )
 from core.data.unpaired_answers import fits_kto, fits_rated, read_kto, read_rated
 from core.errors import ConfigError
-
-__all__ = ["FORMATS", "Draft", "Format", "check_mapping", "detect", "meta_of", "read_completions", "read_truthfulqa", "rename"]
 
 
 def _has(*names: str) -> Callable[[Mapping[str, Any]], bool]:
@@ -122,156 +119,69 @@ TRUTHFUL = (
 )
 JUDGED = (*ASKED, *SAMPLE_COLUMNS, *LABELS, *ONE_HOT)
 FORMATS = (  # the more specific before the more general
-    Format(name="label-studio", uses=("data", "annotations", "completions"), fits=fits_label_studio, read=read_label_studio),
+    Format("label-studio", "", ("data", "annotations", "completions"), fits_label_studio, read_label_studio),
+    Format("argilla", "", ("fields", "responses", "suggestions"), fits_argilla, read_argilla, "fields, responses; or QUESTION.responses"),
     Format(
-        name="argilla",
-        uses=("fields", "responses", "suggestions"),
-        fits=fits_argilla,
-        read=read_argilla,
-        telling="fields, responses; or QUESTION.responses",
+        "openai", "", ("input", "preferred_output", "non_preferred_output"), _has("input", "preferred_output", "non_preferred_output"), read_openai
+    ),
+    Format("arena", "", ("conversation_a", "conversation_b", "winner", "turn", *SYSTEMS), fits_arena, read_arena),
+    Format("safe-rlhf", "", SAFE, fits_safe, read_safe_rlhf, "prompt, response_0, response_1, safer_response_id, better_response_id"),
+    Format("truthfulqa", "", TRUTHFUL, fits_truthfulqa, read_truthfulqa, "Question, Correct Answers, Incorrect Answers"),
+    Format("ultrafeedback", "completions", (*ASKED, "completions"), _has("completions"), read_completions, "instruction, completions"),
+    Format("nectar", "", (*ASKED, "answers"), fits_nectar, read_nectar, "prompt, answers"),
+    Format(
+        "helpsteer",
+        "preference",
+        (*ASKED, "response_1", "response_2", "preference_strength", "response1", "response2", "overall_preference"),
+        fits_signed,
+        read_signed,
+        "prompt, response_1, response_2, preference_strength; context, response1, response2, overall_preference",
     ),
     Format(
-        name="openai",
-        uses=("input", "preferred_output", "non_preferred_output"),
-        fits=_has("input", "preferred_output", "non_preferred_output"),
-        read=read_openai,
+        "rewardbench-2",
+        "",
+        (*ASKED, "chosen", "rejected"),
+        fits_rewardbench2,
+        read_answer_lists,
+        "prompt, chosen, rejected (lists), num_correct",
     ),
-    Format(name="arena", uses=("conversation_a", "conversation_b", "winner", "turn", *SYSTEMS), fits=fits_arena, read=read_arena),
+    Format("rm-bench", "", (*ASKED, "chosen", "rejected"), fits_answer_lists, read_answer_lists, "prompt, chosen, rejected (lists of one length)"),
+    Format("ultrafeedback", "binarized", SCORED, _fits_scored, read_explicit, "prompt, chosen, rejected, score_chosen, score_rejected"),
+    Format("hh-rlhf", "dialogues", PAIR, fits_hh, read_hh, "chosen, rejected (Human: and Assistant: turns)"),
+    Format("hh-rlhf", "prompt apart", PAIR, fits_hh_apart, read_hh, "prompt (Human: and Assistant: turns), chosen, rejected"),
+    Format("llama-factory", "sharegpt ranking", PAIR, _fits_ranking, read_explicit, "conversations, system, chosen, rejected"),
     Format(
-        name="safe-rlhf",
-        uses=SAFE,
-        fits=fits_safe,
-        read=read_safe_rlhf,
-        telling="prompt, response_0, response_1, safer_response_id, better_response_id",
+        "rewardbench",
+        "",
+        PAIR,
+        lambda row: _has("prompt", "chosen", "rejected", "subset")(row) and fits_explicit(row),
+        read_explicit,
+        "prompt, chosen, rejected, subset",
     ),
-    Format(name="truthfulqa", uses=TRUTHFUL, fits=fits_truthfulqa, read=read_truthfulqa, telling="Question, Correct Answers, Incorrect Answers"),
+    Format("llama-factory", "alpaca", PAIR, _fits_alpaca, read_explicit, "instruction, input, system, history, chosen, rejected"),
+    Format("orca", "", PAIR, _fits_orca, read_explicit, "system, question, chosen, rejected"),
+    Format("trl", "explicit prompt", PAIR, fits_explicit, read_explicit, "prompt, chosen, rejected"),
+    Format("trl", "implicit prompt", PAIR, lambda row: sides_of(row) is not None, read_implicit, "chosen, rejected (messages)"),
+    Format("llama-factory", "two outputs", (*ASKED, "output"), _fits_output_list, read_output_list, "instruction, input, output (a list of two)"),
+    Format("swift", "", ("messages", "rejected_response", "rejected_messages", *SYSTEMS), _fits_swift, read_swift, "messages, rejected_response"),
+    Format("a-b", "", JUDGED, fits_two_answers, read_two_answers, "input, output_1, output_2, label; prompt, response_a, response_b, winner"),
     Format(
-        name="ultrafeedback",
-        variant="completions",
-        uses=(*ASKED, "completions"),
-        fits=_has("completions"),
-        read=read_completions,
-        telling="instruction, completions",
+        "ultrafeedback",
+        "generations",
+        (*ASKED, "generations", "ratings", "rating"),
+        fits_generations,
+        read_generations,
+        "instruction, generations, ratings",
     ),
-    Format(name="nectar", uses=(*ASKED, "answers"), fits=fits_nectar, read=read_nectar, telling="prompt, answers"),
+    Format("kto", "", (*ASKED, "completion", "output", "label", "kto_tag"), fits_kto, read_kto, "prompt, completion, label", whole_pairs=False),
     Format(
-        name="helpsteer",
-        variant="preference",
-        uses=(*ASKED, "response_1", "response_2", "preference_strength", "response1", "response2", "overall_preference"),
-        fits=fits_signed,
-        read=read_signed,
-        telling="prompt, response_1, response_2, preference_strength; context, response1, response2, overall_preference",
-    ),
-    Format(
-        name="rewardbench-2",
-        uses=(*ASKED, "chosen", "rejected"),
-        fits=fits_rewardbench2,
-        read=read_answer_lists,
-        telling="prompt, chosen, rejected (lists), num_correct",
-    ),
-    Format(
-        name="rm-bench",
-        uses=(*ASKED, "chosen", "rejected"),
-        fits=fits_answer_lists,
-        read=read_answer_lists,
-        telling="prompt, chosen, rejected (lists of one length)",
-    ),
-    Format(
-        name="ultrafeedback",
-        variant="binarized",
-        uses=SCORED,
-        fits=_fits_scored,
-        read=read_explicit,
-        telling="prompt, chosen, rejected, score_chosen, score_rejected",
-    ),
-    Format(name="hh-rlhf", variant="dialogues", uses=PAIR, fits=fits_hh, read=read_hh, telling="chosen, rejected (Human: and Assistant: turns)"),
-    Format(
-        name="hh-rlhf",
-        variant="prompt apart",
-        uses=PAIR,
-        fits=fits_hh_apart,
-        read=read_hh,
-        telling="prompt (Human: and Assistant: turns), chosen, rejected",
-    ),
-    Format(
-        name="llama-factory",
-        variant="sharegpt ranking",
-        uses=PAIR,
-        fits=_fits_ranking,
-        read=read_explicit,
-        telling="conversations, system, chosen, rejected",
-    ),
-    Format(
-        name="rewardbench",
-        uses=PAIR,
-        fits=lambda row: _has("prompt", "chosen", "rejected", "subset")(row) and fits_explicit(row),
-        read=read_explicit,
-        telling="prompt, chosen, rejected, subset",
-    ),
-    Format(
-        name="llama-factory",
-        variant="alpaca",
-        uses=PAIR,
-        fits=_fits_alpaca,
-        read=read_explicit,
-        telling="instruction, input, system, history, chosen, rejected",
-    ),
-    Format(name="orca", uses=PAIR, fits=_fits_orca, read=read_explicit, telling="system, question, chosen, rejected"),
-    Format(name="trl", variant="explicit prompt", uses=PAIR, fits=fits_explicit, read=read_explicit, telling="prompt, chosen, rejected"),
-    Format(
-        name="trl",
-        variant="implicit prompt",
-        uses=PAIR,
-        fits=lambda row: sides_of(row) is not None,
-        read=read_implicit,
-        telling="chosen, rejected (messages)",
-    ),
-    Format(
-        name="llama-factory",
-        variant="two outputs",
-        uses=(*ASKED, "output"),
-        fits=_fits_output_list,
-        read=read_output_list,
-        telling="instruction, input, output (a list of two)",
-    ),
-    Format(
-        name="swift",
-        uses=("messages", "rejected_response", "rejected_messages", *SYSTEMS),
-        fits=_fits_swift,
-        read=read_swift,
-        telling="messages, rejected_response",
-    ),
-    Format(
-        name="a-b",
-        uses=JUDGED,
-        fits=fits_two_answers,
-        read=read_two_answers,
-        telling="input, output_1, output_2, label; prompt, response_a, response_b, winner",
-    ),
-    Format(
-        name="ultrafeedback",
-        variant="generations",
-        uses=(*ASKED, "generations", "ratings", "rating"),
-        fits=fits_generations,
-        read=read_generations,
-        telling="instruction, generations, ratings",
-    ),
-    Format(
-        name="kto",
-        uses=(*ASKED, "completion", "output", "label", "kto_tag"),
-        fits=fits_kto,
-        read=read_kto,
-        alone=False,
-        telling="prompt, completion, label",
-    ),
-    Format(
-        name="helpsteer",
-        variant="ratings",
-        uses=(*ASKED, "response", "helpfulness"),
-        fits=fits_rated,
-        read=read_rated,
-        alone=False,
-        telling="prompt, response, helpfulness",
+        "helpsteer",
+        "ratings",
+        (*ASKED, "response", "helpfulness"),
+        fits_rated,
+        read_rated,
+        "prompt, response, helpfulness",
+        whole_pairs=False,
     ),
 )
 RECORDS = ("data", "fields")  # objects that hold the texts of a Label Studio task or of an Argilla record
@@ -291,20 +201,6 @@ def candidates_of(row: Mapping[str, Any], formats: Sequence[Format]) -> list[For
 def named(name: str) -> tuple[Format, ...]:
     """The formats of this name; all of them for `auto`."""
     return tuple(f for f in FORMATS if name in ("auto", f.name))
-
-
-def detect(rows: Iterable[Mapping[str, Any]], name: str = "auto") -> Format | None:
-    """The format that most rows fit, the more specific one if two have as many rows; None if no row fits any.
-
-    By default only formats whose rows hold whole pairs are considered. `name` limits the choice to the formats of that
-    name, and then one of them is always returned.
-    """
-    formats = [candidate for candidate in named(name) if candidate.alone or name != "auto"]
-    fits = (next((formats.index(candidate) for candidate in candidates_of(row, formats)), None) for row in rows)
-    votes = Counter(number for number in fits if number is not None)
-    if not votes:
-        return None if name == "auto" else formats[0]
-    return formats[min(votes, key=lambda number: (-votes[number], number))]
 
 
 def nested_place(row: Mapping[str, Any], name: str) -> tuple[str, str] | None:

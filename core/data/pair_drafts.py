@@ -56,22 +56,22 @@ Reading = Draft | Judged | Rated
 Readings = Sequence[Reading]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Format:
     """One shape of rows.
 
     `fits` decides by a row's columns whether the row has this shape; `read` makes drafts of pairs from it or raises
-    Refused; `uses` are the columns that `read` looks at. `alone` is True if each row holds whole pairs. `telling` are
-    the columns to show to people, if they are not `uses`. docs/FORMATS.md describes each format in one row.
+    Refused; `uses` are the columns that `read` looks at. `whole_pairs` is True if each row holds whole pairs. `telling`
+    are the columns to show to people, if they are not `uses`. docs/FORMATS.md describes each format in one row.
     """
 
     name: str
+    variant: str
     uses: tuple[str, ...]
     fits: Callable[[Mapping[str, Any]], bool]
     read: Callable[[Mapping[str, Any], DataConfig], Readings]
-    variant: str = ""
-    alone: bool = True
     telling: str = ""
+    whole_pairs: bool = True
 
     @property
     def columns(self) -> str:

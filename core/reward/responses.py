@@ -94,7 +94,7 @@ def kind_of_row(values: Mapping[str, Any]) -> str:
     """PAIR where the row's columns are those of a pair, RESPONSE where it has a response, NEITHER else."""
     with suppress(Refused):  # a list that can't be read: the columns say what it should be
         values, _ = unpack_row(values)
-    if any(format_.alone for format_ in candidates_of(values, FORMATS)):
+    if any(format_.whole_pairs for format_ in candidates_of(values, FORMATS)):
         return PAIR
     return RESPONSE if any(name in values for name in RESPONSES) else NEITHER
 
