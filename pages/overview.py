@@ -3,18 +3,19 @@
 import streamlit as st
 
 from core.text_safety import visible
-from workbench.frame import charts, layout
+from workbench.frame import layout
 from workbench.frame.downloads import show_chart
 from workbench.latents import view as latents_view
+from workbench.overview import charts
 from workbench.overview import values as overview
 
 model = layout.need_model()
 
 columns = st.columns(4)
-for column, figure in zip(columns, overview.headline(model), strict=False):
-    with column, st.container(border=True, key=f"figure {figure.name}", height="stretch"):
-        st.metric(figure.name, figure.value, help=figure.help)
-        st.caption(figure.beside)
+for column, headline in zip(columns, overview.headline(model), strict=False):
+    with column, st.container(border=True, key=f"figure {headline.name}", height="stretch"):
+        st.metric(headline.name, headline.value, help=headline.help)
+        st.caption(headline.beside)
 st.markdown(overview.verdict(model))
 
 left, right = st.columns(2, gap="medium")
@@ -30,9 +31,9 @@ left, right = st.columns(2, gap="medium") if rows else (st.container(), None)
 with left, st.container(border=True, height="stretch"):
     st.markdown("##### Made of")
     for name, value in overview.facts(model):
-        label, said = st.columns([1, 3], gap="small")
+        label, text = st.columns([1, 3], gap="small")
         label.caption(name)
-        said.text(visible(value, 300))
+        text.text(visible(value, 300))
 if rows:
     with right, st.container(border=True, height="stretch"):
         st.markdown("##### By kind of pair")

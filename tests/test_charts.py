@@ -17,10 +17,15 @@ from core.explain.spaces import SpaceFigures
 from core.explain.waterfall import Bar
 from core.statistics.estimates import Estimate
 from core.text_safety import visible
-from workbench.frame import charts, downloads, tokens
+from workbench.compare.charts import margins_scatter
+from workbench.frame import downloads, tokens
+from workbench.frame.accuracy import accuracy_curve
 from workbench.frame.chart_base import CHOSEN, REJECTED, Chart, plain, whiskers, wrapped
 from workbench.frame.tokens import Pick, TokenRow
+from workbench.latents import charts as charts_latents
+from workbench.overview import charts as charts_overview
 from workbench.response import charts as charts_response
+from workbench.runs.charts import run_curves
 from workbench.spaces import charts as charts_spaces
 
 
@@ -75,17 +80,17 @@ def every_chart() -> list[Chart]:
     points, nasty = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]), list(HOSTILE.values())[:3]
     removal = {"share": [0.0, 1.0], "n_latents": 3, **{name: {"ordered": [0.0, 1.0], "random": [0.0, 0.5]} for name in ("deletion", "insertion")}}
     return [
-        charts.accuracy_bars(EVALUATION),
-        charts.accuracy_curve(curve, 16),
-        charts.frequency_scatter(LATENTS, 100, 5),
-        charts.significance_scatter(LATENTS, 90),
-        charts.activation_density(FEATURE, 1000),
-        charts.logit_bars(FEATURE),
-        charts.logit_histogram(FEATURE),
-        charts.response_curve(response),
-        charts.separation_dots(row, 90, 0),
-        charts.margins_scatter([1.0, -1.0, 0.5], [1.0, 1.0, -0.5], ["a", "b", "c"], nasty, (HOSTILE["script"], "other")),
-        charts.run_curves({HOSTILE["script"]: [(0.0, 1.0)], "b": [(0.0, 2.0), (1.0, 3.0)]}, x="Seconds", y="Loss"),
+        charts_overview.accuracy_bars(EVALUATION),
+        accuracy_curve(curve, 16),
+        charts_latents.frequency_scatter(LATENTS, 100, 5),
+        charts_latents.significance_scatter(LATENTS, 90),
+        charts_latents.activation_density(FEATURE, 1000),
+        charts_latents.logit_bars(FEATURE),
+        charts_latents.logit_histogram(FEATURE),
+        charts_latents.response_curve(response),
+        charts_latents.separation_dots(row, 90, 0),
+        margins_scatter([1.0, -1.0, 0.5], [1.0, 1.0, -0.5], ["a", "b", "c"], nasty, (HOSTILE["script"], "other")),
+        run_curves({HOSTILE["script"]: [(0.0, 1.0)], "b": [(0.0, 2.0), (1.0, 3.0)]}, x="Seconds", y="Loss"),
         charts_response.waterfall(STEPS),
         charts_response.contribution_bars(STEPS[1:3]),
         charts_response.running_reward(nasty, [0.1, 0.2, 0.3], ["prompt", "response", "response"]),
@@ -138,13 +143,14 @@ def test_colours_come_from_the_theme_but_for_marks(chart: Chart) -> None:
 
 
 def test_a_page_of_a_figure_needs_no_network() -> None:
-    page = charts.accuracy_bars(EVALUATION).html()
+    page = charts_overview.accuracy_bars(EVALUATION).html()
     head, _, rest = page.partition("plotly.js v")
     assert "<script src" not in page and 'src="http' not in head + rest[-5000:] and "MathJax.js" not in page
 
 
 def test_figures_load_no_streamlit() -> None:
-    code = "import sys; import workbench.frame.charts, workbench.response.charts, workbench.spaces.charts; sys.exit('streamlit' in sys.modules)"
+    rooms = ("overview", "latents", "spaces", "response", "compare", "align", "shift", "runs")
+    code = f"import sys; import {', '.join(f'workbench.{room}.charts' for room in rooms)}; sys.exit('streamlit' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -152,7 +158,7 @@ def test_figures_load_no_streamlit() -> None:
 
 
 def test_accuracy_bars_begin_at_chance_and_carry_their_interval() -> None:
-    chart = charts.accuracy_bars(EVALUATION)
+    chart = charts_overview.accuracy_bars(EVALUATION)
     bars = chart.figure.data[0]
     assert list(bars.y) == ["Length in tokens only", "Dense head on z", "SparseRM"], "SparseRM on top, the others by accuracy"
     assert np.add(bars.base, bars.x).tolist() == pytest.approx([45.0, 85.0, 80.0])
@@ -162,7 +168,7 @@ def test_accuracy_bars_begin_at_chance_and_carry_their_interval() -> None:
 
 def test_accuracy_without_test_pairs_says_so() -> None:
     nothing = {**entry(0.5), "mean": {"accuracy": None, "low": 0.0, "high": 1.0, "n": 0}}
-    chart = charts.accuracy_bars({"sparserm": nothing, "controls": {}})
+    chart = charts_overview.accuracy_bars({"sparserm": nothing, "controls": {}})
     assert not chart.rows and "no test pairs" in chart.alt
 
 
@@ -172,22 +178,22 @@ def test_kinds_of_pairs_stand_beside_their_wording() -> None:
         for by, share in (("SparseRM", 0.7), ("Wording only", 0.6))
     ]
     rows += [{**rows[0], "kind": f"kind {i}", "n": 10} for i in range(20)]
-    chart = charts.accuracy_kinds(rows)
+    chart = charts_overview.accuracy_kinds(rows)
     ours, wording = chart.figure.data
     assert ours.x[0] == pytest.approx(70.0) and wording.x[0] == pytest.approx(60.0) and abs(ours.y[0]) < 0.5 and abs(wording.y[0]) < 0.5
     assert (ours.error_x.arrayminus[0], ours.error_x.array[0]) == pytest.approx((10.0, 20.0))
-    assert chart.figure.layout.yaxis.ticktext[0] == "a&lt;b&gt; (n = 40)" and len(ours.x) == charts.MOST_KINDS
+    assert chart.figure.layout.yaxis.ticktext[0] == "a&lt;b&gt; (n = 40)" and len(ours.x) == charts_overview.MOST_KINDS
     assert chart.rows == rows, "the table has all"
 
 
 def test_curve_marks_k_on_its_logarithmic_axis() -> None:
-    chart = charts.accuracy_curve([{"kind": "sparserm", "k": k, **accuracy(0.7)} for k in (8, 16, 64)], 16)
+    chart = accuracy_curve([{"kind": "sparserm", "k": k, **accuracy(0.7)} for k in (8, 16, 64)], 16)
     line, text = chart.figure.layout.shapes[0], chart.figure.layout.annotations[0]
     assert line.x0 == 16 and text.x == pytest.approx(np.log10(16)), "plotly places shapes by value, texts by exponent"
 
 
 def test_latents_are_clicked_by_their_number() -> None:
-    chart = charts.frequency_scatter(LATENTS, 100, 5)
+    chart = charts_latents.frequency_scatter(LATENTS, 100, 5)
     marks = {trace.name: trace for trace in chart.figure.data if trace.name}
     chosen, rejected = marks["Selected, chosen side (1)"], marks["Selected, rejected side (1)"]
     assert chosen.customdata[0][0] == 3 and (chosen.x[0], chosen.y[0]) == pytest.approx((10.0, 50.0)) and chosen.marker.color == CHOSEN
@@ -199,14 +205,14 @@ def test_latents_are_clicked_by_their_number() -> None:
 
 
 def test_significance_leaves_out_what_was_not_tested() -> None:
-    chart = charts.significance_scatter(LATENTS, 90)
+    chart = charts_latents.significance_scatter(LATENTS, 90)
     drawn = [int(np.ravel(one)[0]) for trace in chart.figure.data for one in trace.customdata]
     assert sorted(drawn) == [3, 5, 8]
     assert chart.figure.data[1].y[0] == pytest.approx(4.0) and chart.figure.data[1].x[0] == pytest.approx(40.0)
 
 
 def test_logit_bars_show_white_space() -> None:
-    axis = charts.logit_bars(FEATURE).figure.layout.yaxis
+    axis = charts_latents.logit_bars(FEATURE).figure.layout.yaxis
     assert list(axis.ticktext) == ["↵", "␀", plain(HOSTILE["image"].replace(" ", "␣"), 24), "␣a"]
 
 
@@ -237,10 +243,10 @@ def test_a_lasso_marks_the_same_responses_in_both_pictures() -> None:
 
 
 def test_margins_say_who_flips() -> None:
-    chart = charts.margins_scatter([1.0, -1.0, 0.5, 0.0], [1.0, 1.0, -0.5, 0.1], ["a", "b", "c", "d"], ["t"] * 4, ("one", "two"))
+    chart = margins_scatter([1.0, -1.0, 0.5, 0.0], [1.0, 1.0, -0.5, 0.1], ["a", "b", "c", "d"], ["t"] * 4, ("one", "two"))
     ids = {trace.name.split(" (")[0]: [one[0] for one in trace.customdata] for trace in chart.figure.data}
     assert ids == {"both agree": ["a"], "only two is right": ["b", "d"], "only one is right": ["c"]}, "a margin of 0 is wrong"
-    held = charts.margins_scatter([1.0, -1.0], [1.0, 1.0], ["a", "b"], ["t"] * 2, ("one", "two"), marked={"b"}, chosen="a").figure.data
+    held = margins_scatter([1.0, -1.0], [1.0, 1.0], ["a", "b"], ["t"] * 2, ("one", "two"), marked={"b"}, chosen="a").figure.data
     assert [trace.selectedpoints for trace in held[:2]] == [(), (0,)] and (held[3].x[0], held[3].y[0]) == (1.0, 1.0)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from core.cli import tables
 from core.latents.labels import one_line
 from core.text_safety import REPLACED, for_terminal, printable, visible, without_hidden
-from workbench.frame.chart_base import figure, plain, wrapped
+from workbench.frame.chart_base import plain, wrapped
 from workbench.frame.layout import label_text
 
 # Signs of formatting that are drawn: Arabic, Syriac and Kaithi numbers' and verses' signs.
@@ -79,7 +79,7 @@ def test_no_hidden_character_reaches_a_page() -> None:
     for code in FEW:
         text = f"<b>a{chr(code)}b"
         assert chr(code) not in plain(text) + wrapped(text) + label_text(text), hex(code)
-    chart = figure(x=plain("".join(map(chr, FEW)), 10_000), y="", height=100)
+    chart = new_figure(x=plain("".join(map(chr, FEW)), 10_000), y="", height=100)
     assert not set(str(chart.to_json())) & set(map(chr, FEW))
 
 

@@ -21,7 +21,7 @@ outcomes = []
 
 def draw():
     from workbench.frame import chart_base
-    chart_base.figure(x="a", y="b", height=100).add_scatter(x=[0, 1], y=[0, 1], marker={{"size": [1, 2]}})
+    chart_base.new_figure(x="a", y="b", height=100).add_scatter(x=[0, 1], y=[0, 1], marker={{"size": [1, 2]}})
 
 def table():
     import pandas

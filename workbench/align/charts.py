@@ -21,8 +21,8 @@ from workbench.frame.chart_base import (
     REJECTED,
     SYMBOLS,
     Chart,
-    figure,
     interval,
+    new_figure,
     number,
     plain,
     straight,
@@ -42,10 +42,10 @@ def round_bars(rounds: Sequence[Mapping[str, Any]], words: Mapping[str, str]) ->
     """How many pairs of each round were kept, dropped for which reason, and not parsed. `rounds`: round, generated, kept (None before the filter),
     reasons, `not parsed`, and `said`, the share kept with its interval; `words` say the reasons.
     """
-    made = figure(x="Pairs", y="", height=96 + 38 * max(len(rounds), 1), legend=True)
+    figure = new_figure(x="Pairs", y="", height=96 + 38 * max(len(rounds), 1), legend=True)
     bars = [f"Round {one['round']}" for one in rounds]
     for name, counts, colour, pattern in _parts(rounds, words):
-        made.add_bar(
+        figure.add_bar(
             orientation="h",
             y=bars,
             x=counts,
@@ -58,13 +58,13 @@ def round_bars(rounds: Sequence[Mapping[str, Any]], words: Mapping[str, str]) ->
             hovertext=[_part_said(bar, name, count, one) for bar, count, one in zip(bars, counts, rounds, strict=True)],
             hoverinfo="text",
         )
-    made.update_layout(barmode="stack", legend={"traceorder": "normal"})
-    made.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_layout(barmode="stack", legend={"traceorder": "normal"})
+    figure.update_yaxes(autorange="reversed", showgrid=False)
     fields = ("round", "generated", "parsed", "kept", "dropped", "not parsed")
     reasons = _reasons(rounds)
     table = [{name: one[name] for name in fields} | {words.get(r, r): one["reasons"].get(r, 0) for r in reasons} for one in rounds]
     said = [f"round {one['round']}: {'not yet' if one['kept'] is None else one['kept']} of {one['generated']} pairs kept" for one in rounds]
-    return Chart(name="rounds", figure=made, alt=f"What became of the pairs. {'; '.join(said)}.", rows=table)
+    return Chart(name="rounds", figure=figure, alt=f"What became of the pairs. {'; '.join(said)}.", rows=table)
 
 
 def _marker(colour: str, pattern: str) -> dict[str, Any]:
@@ -94,12 +94,12 @@ def _part_said(bar: str, name: str, count: int, one: Mapping[str, Any]) -> str:
 def margin_histogram(margins: Sequence[float], kept: Sequence[bool], threshold: float, mean: str) -> Chart:
     """The intended winners' margins, kept and dropped pairs stacked; `mean`: the mean with its interval and n, in words."""
     said = f"Margin of the intended winner (reward), kept above {threshold:g}"
-    made = figure(x=f"{said}<br>{mean}", y="Pairs", height=300, legend=True)
+    figure = new_figure(x=f"{said}<br>{mean}", y="Pairs", height=300, legend=True)
     values, chosen = np.asarray(margins, dtype=float), np.asarray(kept, dtype=bool)
     edges = _edges(values, threshold)
     for name, colour, pattern, rows in (("kept", KEPT, "", chosen), ("dropped", DROPPED, "/", ~chosen)):
         counts = np.histogram(-values[rows], -edges[::-1])[0][::-1]  # bins hold their upper end: a margin at the threshold is not above it
-        made.add_bar(
+        figure.add_bar(
             x=(edges[:-1] + edges[1:]) / 2,
             y=counts,
             width=np.diff(edges) * 0.94,
@@ -108,16 +108,16 @@ def margin_histogram(margins: Sequence[float], kept: Sequence[bool], threshold: 
             hovertext=[f"{number(a)} to {number(b)}: {n:,} {name}" for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)],
             hoverinfo="text",
         )
-    made.update_layout(barmode="stack", bargap=0, legend={"traceorder": "normal"})
-    _whole(made.update_yaxes, max((sum(counts) for counts in zip(*(trace.y for trace in made.data), strict=True)), default=0))
-    straight(made, x=threshold)
+    figure.update_layout(barmode="stack", bargap=0, legend={"traceorder": "normal"})
+    _whole(figure.update_yaxes, max((sum(counts) for counts in zip(*(trace.y for trace in figure.data), strict=True)), default=0))
+    straight(figure, x=threshold)
     table = [{"margin": float(value), "kept": bool(one)} for value, one in zip(values, chosen, strict=True)]
-    return Chart(name="margins", figure=made, alt=f"Histogram of {len(values):,} margins, {int(chosen.sum()):,} of them kept. {mean}", rows=table)
+    return Chart(name="margins", figure=figure, alt=f"Histogram of {len(values):,} margins, {int(chosen.sum()):,} of them kept. {mean}", rows=table)
 
 
 def reward_histogram(winners: Sequence[float], others: Sequence[float], means: tuple[str, str]) -> Chart:
     """The rewards of both answers of each pair; `means`: each side's mean with its interval and n, in words."""
-    made = figure(x=f"Reward<br>intended winner {means[0]}<br>other answer {means[1]}", y="Answers", height=300, legend=True)
+    figure = new_figure(x=f"Reward<br>intended winner {means[0]}<br>other answer {means[1]}", y="Answers", height=300, legend=True)
     sides = (
         ("intended winner", CHOSEN, "solid", np.asarray(winners, dtype=float)),
         ("other answer", REJECTED, "dash", np.asarray(others, dtype=float)),
@@ -126,7 +126,7 @@ def reward_histogram(winners: Sequence[float], others: Sequence[float], means: t
     edges = _edges(both, None)
     for name, colour, dash, values in sides:
         counts = np.histogram(values[np.isfinite(values)], edges)[0]
-        made.add_scatter(
+        figure.add_scatter(
             x=edges,
             y=[*counts, 0],
             mode="lines",
@@ -137,9 +137,9 @@ def reward_histogram(winners: Sequence[float], others: Sequence[float], means: t
             hovertext=[f"{number(a)} to {number(b)}: {n:,} {name}" for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)] + [""],
             hoverinfo="text",
         )
-    _whole(made.update_yaxes, max(max(trace.y) for trace in made.data))
+    _whole(figure.update_yaxes, max(max(trace.y) for trace in figure.data))
     rows = [{"intended winner": float(a), "other answer": float(b)} for a, b in zip(winners, others, strict=True)]
-    return Chart(name="rewards", figure=made, alt=f"Rewards of both answers of {len(rows):,} pairs: {means[0]} and {means[1]}.", rows=rows)
+    return Chart(name="rewards", figure=figure, alt=f"Rewards of both answers of {len(rows):,} pairs: {means[0]} and {means[1]}.", rows=rows)
 
 
 def _whole(update: Callable[..., Any], most: float) -> None:
@@ -169,9 +169,9 @@ def training_curve(dpo: Mapping[str, Any]) -> Chart:
     """The loss at every step of a round's training, and of the pairs set apart after each epoch; from `dpo.json`. ln 2 is where it begins."""
     curve = list(dpo["curve"])
     epochs = [(place, one) for place, one in enumerate(dpo["epochs"]) if one.get("loss") is not None]
-    made = figure(x="Step", y="DPO loss (nats)", height=250, legend=bool(epochs))
+    figure = new_figure(x="Step", y="DPO loss (nats)", height=250, legend=bool(epochs))
     steps = list(range(1, len(curve) + 1))
-    made.add_scatter(
+    figure.add_scatter(
         x=steps,
         y=[row["loss"] for row in curve],
         mode="lines+markers" if len(curve) < 60 else "lines",
@@ -182,7 +182,7 @@ def training_curve(dpo: Mapping[str, Any]) -> Chart:
         hoverinfo="text",
     )
     if epochs:
-        made.add_scatter(
+        figure.add_scatter(
             x=[len(curve) * (place + 1) / len(dpo["epochs"]) for place, _ in epochs],
             y=[one["loss"] for _, one in epochs],
             mode="markers",
@@ -196,11 +196,11 @@ def training_curve(dpo: Mapping[str, Any]) -> Chart:
             hovertext=[_epoch_said(one, place) for place, one in epochs],
             hoverinfo="text",
         )
-    made.update_xaxes(tickformat=",d", dtick=1 if len(curve) <= 8 else None)
-    straight(made, y=float(np.log(2)), text="ln 2")
+    figure.update_xaxes(tickformat=",d", dtick=1 if len(curve) <= 8 else None)
+    straight(figure, y=float(np.log(2)), text="ln 2")
     rows = [{"step": step, **row} for step, row in zip(steps, curve, strict=True)]
     last = number(curve[-1]["loss"]) if curve else "–"
-    return Chart(name="training", figure=made, alt=f"DPO loss over {len(curve)} steps on {dpo['n_pairs']} pairs, {last} at the last.", rows=rows)
+    return Chart(name="training", figure=figure, alt=f"DPO loss over {len(curve)} steps on {dpo['n_pairs']} pairs, {last} at the last.", rows=rows)
 
 
 def _epoch_said(one: Mapping[str, Any], place: int) -> str:
@@ -219,12 +219,12 @@ def policy_curve(
     """
     counts = sorted({int(one["n"]) for points in series.values() for one in points})
     n = " to ".join(f"{one:,}" for one in (counts[:1] + counts[1:][-1:]))
-    made = figure(x=f"Round (n = {n} {of})".replace(" )", ")"), y=unit, height=232, legend=len(series) > 1)
+    figure = new_figure(x=f"Round (n = {n} {of})".replace(" )", ")"), y=unit, height=232, legend=len(series) > 1)
     rounds = sorted({int(point["round"]) for points in series.values() for point in points})
     for place, ((title, points), colour) in enumerate(zip(series.items(), (FURTHER[5], FURTHER[2], FURTHER[1]), strict=False)):
         values, ends = [scale * one["value"] for one in points], [[scale * one[end] for one in points] for end in ("low", "high")]
         look = SYMBOLS[place]
-        made.add_scatter(
+        figure.add_scatter(
             x=[one["round"] + 0.06 * place for one in points],
             y=values,
             mode="lines+markers",
@@ -235,13 +235,13 @@ def policy_curve(
             hovertext=[_point_said(title if len(series) > 1 else name, one, scale) for one in points],
             hoverinfo="text",
         )
-    made.update_xaxes(tickvals=rounds, range=[min(rounds, default=0) - 0.35, max(rounds, default=1) + 0.35])
-    made.update_yaxes(exponentformat="none")
+    figure.update_xaxes(tickvals=rounds, range=[min(rounds, default=0) - 0.35, max(rounds, default=1) + 0.35])
+    figure.update_yaxes(exponentformat="none")
     if chosen is not None:
-        straight(made, x=chosen, text="chosen")
+        straight(figure, x=chosen, text="chosen")
     rows = [{"alignment": title, **_flat(one)} for title, points in series.items() for one in points]
     alt = f"{name} by round: " + "; ".join(f"{one['round']}: {number(scale * one['value'])}" for points in series.values() for one in points)
-    return Chart(name=name.lower().replace(" ", "-"), figure=made, alt=alt, rows=rows)
+    return Chart(name=name.lower().replace(" ", "-"), figure=figure, alt=alt, rows=rows)
 
 
 def _moved(one: Point) -> bool:
@@ -271,10 +271,10 @@ def _flat(one: Point) -> dict[str, Any]:
 
 def drift_dots(rows: Sequence[Mapping[str, Any]], unit: str) -> Chart:
     """The latents whose mean projection moved most, with intervals; filled: clear of zero. `rows`: latent_id, label, value, low, high, n."""
-    made = figure(x=unit, y="", height=84 + 26 * max(len(rows), 2))
+    figure = new_figure(x=unit, y="", height=84 + 26 * max(len(rows), 2))
     values = [row["value"] for row in rows]
     symbols = ["circle" if row["low"] > 0 or row["high"] < 0 else "circle-open" for row in rows]
-    made.add_scatter(
+    figure.add_scatter(
         x=values,
         y=list(range(len(rows))),
         mode="markers",
@@ -284,10 +284,10 @@ def drift_dots(rows: Sequence[Mapping[str, Any]], unit: str) -> Chart:
         hovertext=[f"<b>{plain(row['label'])}</b><br>{_said(row, 1.0, '+.3g')} answers" for row in rows],
         hoverinfo="text",
     )  # fmt: skip
-    made.update_yaxes(
+    figure.update_yaxes(
         tickvals=list(range(len(rows))), ticktext=[plain(row["label"], 44) for row in rows], range=[len(rows) - 0.4, -0.6], showgrid=False
     )
-    straight(made, x=0)
+    straight(figure, x=0)
     return Chart(
-        name="drift", figure=made, alt=f"Drift of {len(rows)} latents, the largest {number(max(map(abs, values), default=None))}.", rows=rows
+        name="drift", figure=figure, alt=f"Drift of {len(rows)} latents, the largest {number(max(map(abs, values), default=None))}.", rows=rows
     )

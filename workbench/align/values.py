@@ -32,7 +32,7 @@ from core.statistics.estimates import Estimate, mean_over_prompts
 from core.statistics.intervals import wilson
 from core.types import Accuracy, Message
 from workbench.frame import models
-from workbench.frame.charts import CONTESTANTS, contestant
+from workbench.frame.accuracy import METHODS, method_name
 from workbench.frame.models import FittedModel
 
 KIND = "align"
@@ -94,7 +94,7 @@ def short(name: str) -> str:
 
 def arm_words(arm: str) -> str:
     """What filters, for people. A folder goes by its name."""
-    return ARM_WORDS.get(arm) or (f"{contestant(arm)} as filter" if arm in CONTESTANTS else f"{Path(arm).name} as filter")
+    return ARM_WORDS.get(arm) or (f"{method_name(arm)} as filter" if arm in METHODS else f"{Path(arm).name} as filter")
 
 
 def reason_words(reason: str) -> str:

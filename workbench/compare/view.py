@@ -10,10 +10,10 @@ from core.reward.evaluation import Difference
 from core.reward.head_words import counted_pairs, mean_of, shipped_head, shipped_seed
 from core.text_safety import visible
 from core.types import Accuracy
+from workbench.compare.charts import margins_scatter
 from workbench.compare.values import KINDS, Comparison, compare
 from workbench.frame import layout, models, state
 from workbench.frame.chart_base import number
-from workbench.frame.charts import margins_scatter
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.frame.models import FittedModel
 from workbench.response.values import one_line

@@ -1,4 +1,5 @@
-"""Whatever is shown can be taken away: a chart with its table, CSV, JSONL and HTML beside it; PNG by the camera on the chart itself.
+"""Whatever is shown can be taken away: a chart with its table, CSV, JSONL and HTML beside it; PNG by the camera on the
+chart itself.
 
 Nothing is written to disk, and a file is made when it is asked for.
 """
@@ -23,7 +24,9 @@ Selects = Literal["points", "box", "lasso"]
 
 
 def csv_bytes(rows: Rows) -> bytes:
-    """Rows as CSV in UTF-8, with the columns of all rows. Texts like a spreadsheet formula get a quote before them; JSONL is exact."""
+    """Rows as CSV in UTF-8, with the columns of all rows. Texts like a spreadsheet formula get a quote before them;
+    JSONL is exact.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
     writer = csv.DictWriter(out, [_cell(name) for name in names], lineterminator="\n")
@@ -69,8 +72,9 @@ def show_chart(
 ) -> list[str]:
     """Draws a chart with its table and downloads one click away. `name` goes into the files' names (the model's, say).
 
-    `select` (points, lasso, box): what of it can be selected; returns what those marks stand for, as text. With `on_select` a callback gets them,
-    before the page is drawn again: there something can be chosen (workbench.frame.state).
+    `select` (points, lasso, box): what of it can be selected; returns what those marks stand for, as text. With
+    `on_select` a callback gets them, before the page is drawn again: there something can be chosen
+    (workbench.frame.state).
     """
     camera = {"format": "png", "scale": 2, "filename": file_name(name, chart.name, kind="png").removesuffix(".png")}
     lasso = [] if "lasso" in select else ["lasso2d", "select2d"]

@@ -1,12 +1,13 @@
-"""What every page has: its head, the chips of what is chosen, and the three states in which it has nothing of its own to show.
+"""What every page has: its head, the chips of what is chosen, and the three states in which it has nothing of its own
+to show.
 
     model = frame.need_model()      the chosen reward model, else the newest. Where there is none, says so, offers to build the demo (or shows
                                     how far it is) and ends the page.
     frame.empty("No pages yet.", "What to do next, in a sentence.")     a designed empty state; draw the button below it
     frame.failed(error)             problem, expected, found, what to do. app.py does this for every SparseRMError that a page raises.
 
-Texts of data or models never go into a label or Markdown: st.text, st.code, a select box and a table's cells show them as they are. Where a label
-must hold one, `label_text` takes out all that Markdown knows.
+Texts of data or models never go into a label or Markdown: st.text, st.code, a select box and a table's cells show them
+as they are. Where a label must hold one, `label_text` takes out all that Markdown knows.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def label_text(text: object, longest: int = 60) -> str:
 
 
 def settle_model() -> None:
-    """The reward model that this session looks at from now on: the URL's, else the last one that was looked at, else the newest."""
+    """The reward model that this session looks at from now on: the URL's, else the last one that was looked at, else
+    the newest.
+    """
     known = [model.id for model in models.models()]
     if known:
         state.settle("model", known, known[0])
@@ -57,7 +60,9 @@ def menu(root: st.Page | None) -> None:
 
 
 def head(spec: PageSpec) -> DeltaGenerator:
-    """Title, question, and what is chosen. Returns where `link_to_view` writes the link, once the page has drawn what it shows."""
+    """Title, question, and what is chosen. Returns where `link_to_view` writes the link, once the page has drawn what
+    it shows.
+    """
     title, chosen = st.columns([2, 3], vertical_alignment="center", gap="small")
     with title:
         st.markdown(f"### {spec.title}")
@@ -88,14 +93,18 @@ def _chips() -> DeltaGenerator:
 
 
 def link_to_view(slot: DeltaGenerator) -> None:
-    """Writes the link of this view where `head` left room for it: with all that the page shows, so that it opens the same tomorrow."""
+    """Writes the link of this view where `head` left room for it: with all that the page shows, so that it opens the
+    same tomorrow.
+    """
     view = state.whole_view()
     if view:
         slot.code(f"{(st.context.url or '').partition('?')[0]}?{urlencode(view)}", language=None, wrap_lines=True)
 
 
 def _pick_model(known: list[FittedModel], model: FittedModel | None) -> None:
-    """A select box of the reward models. What is not of the other model is cleared with the change, so that selections never mix."""
+    """A select box of the reward models. What is not of the other model is cleared with the change, so that selections
+    never mix.
+    """
     titles = {model.id: model.title for model in known}
 
     def take(picked: str) -> None:
@@ -124,7 +133,9 @@ def _filter_words() -> str:
 
 
 def need_model() -> FittedModel:
-    """The chosen reward model, else the newest; ends the page where there is none, or where a link names one that is not here."""
+    """The chosen reward model, else the newest; ends the page where there is none, or where a link names one that is
+    not here.
+    """
     wanted, known = state.get("model"), models.models()
     model = next((model for model in known if model.id == wanted), None)
     if model is None and known and wanted:

@@ -1,4 +1,5 @@
-"""What a person must know of a reward model beside every figure of it: pairs that were left out, texts that were cut, files that can't be checked.
+"""What a person must know of a reward model beside every figure of it: pairs that were left out, texts that were cut,
+files that can't be checked.
 
 No Streamlit here; `frame.left_out` draws it on every page of a model.
 """

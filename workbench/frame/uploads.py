@@ -1,4 +1,6 @@
-"""Files that a person brings: kept in the cache under a name made of their content, never under their own. No Streamlit here."""
+"""Files that a person brings: kept in the cache under a name made of their content, never under their own. No Streamlit
+here.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ TOGETHER = 5 * 2**30  # bytes of all uploads; the oldest go first
 
 
 def keep(name: str, data: bytes) -> Path:
-    """Where these bytes lie now. Of the name only a known ending is taken. Raises DataError for another ending, no bytes, or too many."""
+    """Where these bytes lie now. Of the name only a known ending is taken. Raises DataError for another ending, no
+    bytes, or too many.
+    """
     kind = next((kind for kind in sorted(KINDS, key=len, reverse=True) if name.lower().endswith(kind)), None)
     if kind is None:
         raise DataError("this kind of file can't be read", expected=" ".join(KINDS), remedy="save it as one of these")

@@ -13,12 +13,13 @@ from core.config import LatentsRunConfig
 from core.errors import SparseRMError
 from core.latents.labels import EMBEDDING, PERSON, Label, Score
 from core.latents.pages import Feature, LatentPages
-from workbench.frame import charts, layout, live_panel, run_panel, state
+from workbench.frame import layout, live_panel, run_panel, state
 from workbench.frame.chart_base import interval, number, percent
 from workbench.frame.downloads import file_name, jsonl_bytes, rows_behind, show_chart, show_rows
 from workbench.frame.model_client import live_model
 from workbench.frame.models import FittedModel
 from workbench.frame.tokens import TokenRow, show_tokens, table
+from workbench.latents import charts
 from workbench.latents import values as latents
 
 LONGEST_TEXT = 20_000

@@ -9,9 +9,11 @@ from typing import Any
 import streamlit as st
 
 from core.errors import MissingError
-from workbench.frame import charts, state
+from workbench.frame import state
+from workbench.frame.accuracy import accuracy_curve
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.frame.models import FittedModel
+from workbench.latents import charts
 from workbench.latents import values as latents
 from workbench.latents.values import Selection
 
@@ -62,7 +64,7 @@ def curve(model: FittedModel, k: int) -> None:
     if not any(point["accuracy"] is not None for point in points):
         st.caption("Accuracy against K was not measured: the fit was asked for no other K, or had no validation pairs.")
         return
-    show_chart(charts.accuracy_curve(points, k), key="latents curve", name=model.name)
+    show_chart(accuracy_curve(points, k), key="latents curve", name=model.name)
 
 
 def _figures(model: FittedModel, found: Selection) -> None:

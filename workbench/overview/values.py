@@ -1,8 +1,10 @@
-"""What the Overview says of a reward model: its headline beside the controls, in figures and in sentences. No Streamlit here."""
+"""What the Overview shows of a reward model: its first figures beside the controls, a verdict, and what it was made of.
+
+No Streamlit here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,7 @@ from core.cli import tables as console
 from core.reward.head_words import counted_pairs, mean_of, shipped_head, shipped_seed
 from core.reward.recorded_files import FILES, has_record
 from core.runs.store import Artefact, Store
-from workbench.frame.charts import contestant
+from workbench.frame.accuracy import accuracy_text, interval_text, method_name
 from workbench.frame.left_out import NO_RECORD, counted
 from workbench.frame.models import FittedModel
 
@@ -18,8 +20,8 @@ STEPS_TIMED = ("pairs", "extraction", "frequencies", "heads", "controls", "curve
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A number with what it was measured on."""
+class Headline:
+    """A number with the interval and pairs beside it."""
 
     name: str
     value: str
@@ -27,53 +29,40 @@ class Figure:
     help: str = ""
 
 
-def share(value: Mapping[str, Any]) -> str:
-    """`84.2 %`, or `none` where there are no pairs."""
-    return "none" if value["accuracy"] is None else f"{100 * value['accuracy']:.1f} %"
-
-
-def within(value: Mapping[str, Any], split: str = "test") -> str:
-    """`81.4 to 86.9 %, n = 1,154 test pairs`."""
-    return f"{100 * value['low']:.1f} to {100 * value['high']:.1f} %, n = {counted_pairs(value['n'], split)}" if value["n"] else f"no {split} pairs"
-
-
-def headline(model: FittedModel) -> list[Figure]:
-    """The figures that stand first: accuracy, the leads over the controls that matter, and what the head reads."""
+def headline(model: FittedModel) -> list[Headline]:
+    """The first figures of the page: accuracy, the leads over two controls, and the accuracy of wording alone."""
     table = model.evaluation
     mean, of = table["sparserm"]["mean"], mean_of(len(table["sparserm"]["heads"]))
     help_ = "The heads differ in their seed only. 95 % interval over prompts. Rewards come from the shipped head, which did best on validation."
-    found = [Figure(name=f"Test accuracy, {of}", value=share(mean), beside=f"{of}: {within(mean)}; {shipped(model)}", help=help_)]
+    headlines = [
+        Headline(name=f"Test accuracy, {of}", value=accuracy_text(mean), beside=f"{of}: {interval_text(mean)}; {shipped(model)}", help=help_)
+    ]
     for kind, name in (("random-isotropic", "Over random directions"), ("dense", "Over the whole state")):
         lead = table["controls"].get(kind, {}).get("sparserm_minus_this")
         if lead:
             beside = f"{100 * lead['low']:+.1f} to {100 * lead['high']:+.1f}, n = {counted_pairs(lead['n'])}"
-            found.append(
-                Figure(
-                    name=name,
-                    value=f"{round(100 * lead['difference'], 1) + 0.0:+.1f} pts",
-                    beside=beside,
-                    help=f"SparseRM ({of}) less {contestant(kind).lower()} ({mean_of(len(table['controls'][kind]['heads']))}), in points of accuracy "
-                    "on the same test pairs; 95 % interval over prompts.",
-                )
-            )
+            control = f"{method_name(kind).lower()} ({mean_of(len(table['controls'][kind]['heads']))})"
+            help_ = f"SparseRM ({of}) less {control}, in points of accuracy on the same test pairs; 95 % interval over prompts."
+            points = f"{round(100 * lead['difference'], 1) + 0.0:+.1f} pts"
+            headlines.append(Headline(name=name, value=points, beside=beside, help=help_))
     wording = table["controls"].get("wording-only")
     if wording:
         help_ = "A bag of words, no language model: how much of the preference is in the words."
-        found.append(Figure(name="Wording alone", value=share(wording["mean"]), beside=within(wording["mean"]), help=help_))
-    return found
+        headlines.append(Headline(name="Wording alone", value=accuracy_text(wording["mean"]), beside=interval_text(wording["mean"]), help=help_))
+    return headlines
 
 
 def shipped(model: FittedModel) -> str:
-    """`shipped head, seed 3: 70.4 % of the same pairs`: what the head that gives the rewards reaches on the same test pairs."""
+    """`shipped head, seed 3: 70.4 % of the same pairs`: the accuracy of the head that gives the rewards."""
     seed = shipped_seed(model.config["method"])
-    return f"{shipped_head(seed)}: {share(model.evaluation['sparserm'])} of the same pairs"
+    return f"{shipped_head(seed)}: {accuracy_text(model.evaluation['sparserm'])} of the same pairs"
 
 
 def verdict(model: FittedModel) -> str:
-    """Two sentences of ours on what the headline is worth."""
+    """One or two sentences: whether the latents lead over random directions, and whether wording alone comes as far."""
     controls = model.evaluation["controls"]
     leads = {name: controls.get(name, {}).get("sparserm_minus_this") for name in ("random-isotropic", "random-rows")}
-    behind = [contestant(name).lower() for name, lead in leads.items() if lead and lead["low"] <= 0]
+    behind = [method_name(name).lower() for name, lead in leads.items() if lead and lead["low"] <= 0]
     first = (
         "These latents do better than random directions of the same number."
         if not behind
@@ -86,13 +75,15 @@ def verdict(model: FittedModel) -> str:
 
 
 def facts(model: FittedModel) -> list[tuple[str, str]]:
-    """What it was made of, as name and value; values hold names of files and models, so they are shown as plain text."""
+    """What the reward model was made of, as name and value. Values hold names of files and models: show them as plain
+    text.
+    """
     config, about, table = model.config, model.about, model.evaluation
     data, splits = config["method"]["data"], config["method"]["data"]["splits"]
     sae = config["sae"] or {}
     counts = f"{splits.get('train', 0):,} train, {splits.get('validation', 0):,} validation, {splits.get('test', 0):,} test pairs; split by prompt"
     selection = about["selection"]
-    found = [
+    rows = [
         ("Pairs", f"{model.data_name}: {data['n_pairs']:,} pairs, {data['n_prompts']:,} prompts"),
         ("Split", counts),
         (
@@ -104,10 +95,10 @@ def facts(model: FittedModel) -> list[tuple[str, str]]:
         ("Head", f"{table['sparserm']['n_parameters']:,} parameters, {len(table['sparserm']['heads'])} seeds"),
     ]
     took = seconds(model)
-    found.append(("Made", f"{console.date(model.created)}" + (f", in {console.duration(took)}" if took else "")))
-    whole = f"{len(config[FILES])} files, each as it was saved" if has_record(config) else NO_RECORD
+    rows.append(("Made", f"{console.date(model.created)}" + (f", in {console.duration(took)}" if took else "")))
+    checked = f"{len(config[FILES])} files, each as it was saved" if has_record(config) else NO_RECORD
     read = " ".join(line.strip() for line in counted(model))
-    return [*found, ("Left out", read), ("Folder", str(model.folder)), ("Checked", whole)]
+    return [*rows, ("Left out", read), ("Folder", str(model.folder)), ("Checked", checked)]
 
 
 def _position(name: str) -> str:
@@ -115,20 +106,25 @@ def _position(name: str) -> str:
 
 
 def seconds(model: FittedModel) -> float:
-    """What its steps took when they were made, those still in the cache; the hidden states are found by another name and not counted."""
-    store, marks = Store(model.root), model.config["method"].get("fingerprints", {})
-    found = [store.find(step, marks[step]) for step in STEPS_TIMED if step in marks and store.folder(step, marks[step]).is_dir()]
-    return float(sum(artefact.manifest["time_seconds"] for artefact in found if isinstance(artefact, Artefact)))
+    """How long its steps took, of those still in the cache. Hidden states are stored under another name and not
+    counted.
+    """
+    store, fingerprints = Store(model.root), model.config["method"].get("fingerprints", {})
+    present = [step for step in STEPS_TIMED if step in fingerprints and store.folder(step, fingerprints[step]).is_dir()]
+    artefacts = [store.find(step, fingerprints[step]) for step in present]
+    return float(sum(artefact.manifest["time_seconds"] for artefact in artefacts if isinstance(artefact, Artefact)))
 
 
 def kinds(model: FittedModel) -> list[dict[str, Any]]:
-    """Accuracy by kind of pair, where the data names kinds, largest kind first: SparseRM's (mean over heads) and what wording alone reaches."""
+    """Accuracy by kind of pair, where the data names kinds, largest kind first: SparseRM's (mean over heads) and
+    wording's.
+    """
     table = model.evaluation
-    ours, wording = table["sparserm"].get("subsets") or {}, table["controls"].get("wording-only", {}).get("subsets") or {}
-    told = [(name, value) for name, value in ours.items() if value["accuracy"] is not None]
+    sparse, wording = table["sparserm"].get("subsets") or {}, table["controls"].get("wording-only", {}).get("subsets") or {}
+    measured = [(name, value) for name, value in sparse.items() if value["accuracy"] is not None]
     n_heads = {"SparseRM": len(table["sparserm"]["heads"]), "Wording only": len(table["controls"].get("wording-only", {}).get("heads", ()))}
-    rows = [("SparseRM", name, value) for name, value in told]
-    rows += [("Wording only", name, wording[name]) for name, _ in told if name in wording and wording[name]["accuracy"] is not None]
+    rows = [("SparseRM", name, value) for name, value in measured]
+    rows += [("Wording only", name, wording[name]) for name, _ in measured if name in wording and wording[name]["accuracy"] is not None]
     rows.sort(key=lambda row: -row[2]["n"])
     figures = ("accuracy", "low", "high", "n")
     return [{"kind": name, "by": by, "heads": n_heads[by], **{part: value[part] for part in figures}} for by, name, value in rows]

@@ -19,11 +19,10 @@ from core.runs.registry import Run
 from core.text_safety import visible
 from core.types import PreferencePair
 from workbench.frame import forms, run_panel, state, uploads
-from workbench.frame.charts import contestant
+from workbench.frame.accuracy import accuracy_text, interval_text, method_name
 from workbench.frame.downloads import download_rows
 from workbench.frame.layout import failed, label_text
 from workbench.frame.models import FittedModel
-from workbench.overview.values import share, within
 from workbench.preferences.values import SORTS, VERDICTS, WITH_MARGINS, PairList
 
 SHOWN_REFUSED = 2000
@@ -79,23 +78,27 @@ def _shortcuts(shortcuts: Mapping[str, Mapping[str, Any]], ours: Mapping[str, An
     """A fit measures them on the test pairs that its language model can read, in tokens; a check of pairs alone on all of them, in characters."""
     if not shortcuts:
         return
-    said = [f"{_shortcut(kind, value)} tells chosen from rejected in **{share(value)}** ({_measured(value)})" for kind, value in shortcuts.items()]
+    said = [
+        f"{_shortcut(kind, value)} tells chosen from rejected in **{accuracy_text(value)}** ({_measured(value)})" for kind, value in shortcuts.items()
+    ]
     st.markdown("Without any model: " + "; ".join(said) + ".")
     wording = shortcuts.get("wording-only")
     if ours and wording and wording["accuracy"] is not None and wording["high"] >= ours["accuracy"]:
-        reached = f"The reward model's accuracy, {share(ours)} ({ours_of}, {within(ours)}),"
+        reached = f"The reward model's accuracy, {accuracy_text(ours)} ({ours_of}, {interval_text(ours)}),"
         st.markdown(f"{reached} is no better than wording alone: these pairs can be told apart by their words.")
     elif wording and wording["accuracy"] is not None and wording["low"] > 0.5:
         st.markdown("Some of the preference is in the words themselves, so read every accuracy beside that line.")
 
 
 def _shortcut(kind: str, value: Mapping[str, Any]) -> str:
-    return f"Length in {value['unit']} only" if kind == "length-only" and "unit" in value else contestant(kind)
+    return f"Length in {value['unit']} only" if kind == "length-only" and "unit" in value else method_name(kind)
 
 
 def _measured(value: Mapping[str, Any]) -> str:
     """The interval and which pairs: a check (it names its split) has read all of them, a fit those that its language model can read."""
-    return f"{within(value, value['split'])}, all there are" if "split" in value else f"{within(value)} that the language model can read"
+    return (
+        f"{interval_text(value, value['split'])}, all there are" if "split" in value else f"{interval_text(value)} that the language model can read"
+    )
 
 
 def refused(data: Mapping[str, Any]) -> None:

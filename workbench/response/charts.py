@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from core.explain.waterfall import TOTALS, Bar, residual_of
-from workbench.frame.chart_base import CHOSEN, LINE, NEUTRAL, Chart, figure, number, plain, side_colour, straight, whiskers, wrapped
+from workbench.frame.chart_base import CHOSEN, LINE, NEUTRAL, Chart, new_figure, number, plain, side_colour, straight, whiskers, wrapped
 
 
 def waterfall(steps: Sequence[Bar], *, unit: str = "reward") -> Chart:
     """From the start bar over its parts to the end bar. What start and parts leave unexplained is printed as the residual."""
     start, end = (next((step.value for step in steps if step.kind == kind), 0.0) for kind in TOTALS)
     n_parts, residual = sum(step.kind not in TOTALS for step in steps), residual_of(steps)
-    made = figure(x=f"{unit.capitalize()}, residual {residual:+.1e}<br>whiskers: deviation over heads", y="", height=106 + 30 * len(steps))
+    made = new_figure(x=f"{unit.capitalize()}, residual {residual:+.1e}<br>whiskers: deviation over heads", y="", height=106 + 30 * len(steps))
     before, drawn = start, []
     for step in steps:
         base, length = (0.0, step.value) if step.kind in TOTALS else (before, step.value)
@@ -91,7 +91,7 @@ def _step_hover(step: Bar) -> str:
 
 def contribution_bars(rows: Sequence[Bar], *, x: str = "Change of reward") -> Chart:
     """Changes or contributions beside one another, blue up and orange down, with their deviation over heads."""
-    made = figure(x=x, y="", height=80 + 28 * max(len(rows), 2))
+    made = new_figure(x=x, y="", height=80 + 28 * max(len(rows), 2))
     values = [row.value for row in rows]
     made.add_bar(
         orientation="h",
@@ -113,7 +113,7 @@ def contribution_bars(rows: Sequence[Bar], *, x: str = "Change of reward") -> Ch
 def running_reward(texts: Sequence[str], running: Sequence[float], kinds: Sequence[str], *, other: Sequence[float] | None = None) -> Chart:
     """The reward read at each token of the response (exploratory: the head was trained on the last one). `other`: an earlier text's, to compare."""
     places = [i for i, kind in enumerate(kinds) if kind == "response"]
-    made = figure(x="Token of the response", y="Reward read here", height=220)
+    made = new_figure(x="Token of the response", y="Reward read here", height=220)
     if other is not None:
         made.add_scatter(
             x=list(range(len(other))), y=list(other), mode="lines", line={"color": NEUTRAL, "width": 1.4, "dash": "dash"}, hoverinfo="skip"
@@ -139,7 +139,7 @@ def running_reward(texts: Sequence[str], running: Sequence[float], kinds: Sequen
 
 def removal_curves(curves: Mapping[str, Any]) -> Chart:
     """Deletion and insertion of latents in the explanation's order against random orders, from `Curves.to_json()`."""
-    made = figure(x=f"Share of the {curves['n_latents']} active latents (%)", y="Reward moved", height=280, legend=True)
+    made = new_figure(x=f"Share of the {curves['n_latents']} active latents (%)", y="Reward moved", height=280, legend=True)
     share = [100 * value for value in curves["share"]]
     for name, dash in (("deletion", "solid"), ("insertion", "dash")):
         for order, colour in (("ordered", CHOSEN), ("random", NEUTRAL)):
@@ -165,7 +165,7 @@ def reward_place(quantiles: Sequence[float], rewards: Mapping[str, float], n: in
     """Where rewards lie among held-out responses: their distribution, by its 0th to 100th percentile, and a line for each reward."""
     values = np.asarray(quantiles, dtype=float)
     among = "held-out responses" if n is None else f"{n:,} held-out responses"
-    made = figure(x=f"Reward, among {among}", y="Percentile", height=220)
+    made = new_figure(x=f"Reward, among {among}", y="Percentile", height=220)
     ranks = np.linspace(0, 100, len(values))
     made.add_scatter(
         x=values, y=ranks, mode="lines", line={"color": NEUTRAL, "width": 2}, hovertemplate="reward %{x:.3g}: percentile %{y:.0f}<extra></extra>"

@@ -24,11 +24,13 @@ from core.runs.store import Store, cache_root
 from core.text_safety import visible
 from workbench.align import form as align_form
 from workbench.align import values as align
-from workbench.frame import charts, estimates, forms, progress, run_panel, state
+from workbench.frame import estimates, forms, progress, run_panel, state
+from workbench.frame.accuracy import accuracy_curve
 from workbench.frame.chart_base import plain
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.frame.layout import empty, label_text
 from workbench.frame.models import ID_LENGTH
+from workbench.runs.charts import run_curves
 
 OPEN, OTHER, KIND, NEW = "runs_open", "runs_other", "runs_kind", "runs_new"
 STARTED_HERE = ("fit", "sweep", "sae-train", align.KIND)  # what has a form; the others are started on the pages that need them
@@ -261,7 +263,7 @@ def _outcome(run: Run) -> None:
     if run.kind == "sweep":
         for layer in sorted({point["layer"] for point in outcome["points"]}):
             st.markdown(f"###### Layer {layer}")
-            show_chart(charts.accuracy_curve([p for p in outcome["points"] if p["layer"] == layer]), key=f"sweep {run.id} {layer}", name=run.id)
+            show_chart(accuracy_curve([p for p in outcome["points"] if p["layer"] == layer]), key=f"sweep {run.id} {layer}", name=run.id)
 
 
 def _actions(run: Run, live: bool, state_: str) -> None:
@@ -332,7 +334,7 @@ def overlay(runs: list[Run]) -> None:
     name = state.pick("Figure", names, "runs_figure", show=lambda name: labels[name], default=first)
     points = {_called(run): _since_start(series[run.id][name]) for run in runs if name in series[run.id]}
     show_chart(
-        charts.run_curves(points, x="Seconds since this step began", y=plain(labels[name])), key=f"figures {' '.join(series)} {name}", name=runs[0].id
+        run_curves(points, x="Seconds since this step began", y=plain(labels[name])), key=f"figures {' '.join(series)} {name}", name=runs[0].id
     )
 
 

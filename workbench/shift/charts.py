@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from workbench.frame.chart_base import CHOSEN, FURTHER, INTERVAL, NEUTRAL, Chart, figure, interval, number, straight, whiskers
+from workbench.frame.chart_base import CHOSEN, FURTHER, INTERVAL, NEUTRAL, Chart, interval, new_figure, number, straight, whiskers
 
 SPACES = {
     "sparse": ("Sparse v", CHOSEN, "circle", "solid"),
@@ -22,29 +22,29 @@ def similarity_curves(series: Mapping[str, Sequence[Mapping[str, Any]]], what: s
 
     Points of one round stand a little apart. `what` says which similarity.
     """
-    made, rows = _curves(series, f"Mean cosine similarity, {what}")
+    figure, rows = _curves(series, f"Mean cosine similarity, {what}")
     last = "; ".join(f"{SPACES[name][0]} {number(points[-1]['value'])}" for name, points in series.items() if points)
-    return Chart(name="cosine-similarity", figure=made, alt=f"Cosine similarity, {what}, by round; at the last {last}.", rows=rows)
+    return Chart(name="cosine-similarity", figure=figure, alt=f"Cosine similarity, {what}, by round; at the last {last}.", rows=rows)
 
 
 def lead_curves(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart:
     """The sparse space's cosine less another's, paired by answer: above zero, the sparse space is nearer. `series` as for `similarity_curves`."""
-    made, rows = _curves({name: points for name, points in series.items() if name != "sparse"}, "Sparse less other (cosine)")
-    straight(made, y=0)
+    figure, rows = _curves({name: points for name, points in series.items() if name != "sparse"}, "Sparse less other (cosine)")
+    straight(figure, y=0)
     last = "; ".join(f"{SPACES[name][0]} {number(points[-1]['value'], '+.3g')}" for name, points in series.items() if points)
-    return Chart(name="sparse-lead", figure=made, alt=f"Lead of the sparse space over the others by round; at the last {last}.", rows=rows)
+    return Chart(name="sparse-lead", figure=figure, alt=f"Lead of the sparse space over the others by round; at the last {last}.", rows=rows)
 
 
 def _curves(series: Mapping[str, Sequence[Mapping[str, Any]]], y: str) -> tuple[go.Figure, list[dict[str, Any]]]:
     names = [name for name in SPACES if series.get(name)]
     counts = sorted({int(point["n"]) for name in names for point in series[name]})
     n = " to ".join(f"{one:,}" for one in counts[:1] + counts[1:][-1:])
-    made = figure(x=f"Round that generated (n = {n} answers)", y=y, height=380, legend=True)
+    figure = new_figure(x=f"Round that generated (n = {n} answers)", y=y, height=380, legend=True)
     for place, name in enumerate(names):
         title, colour, symbol, dash = SPACES[name]
         points = series[name]
         values = [point["value"] for point in points]
-        made.add_scatter(
+        figure.add_scatter(
             x=[point["round"] + 0.05 * (place - (len(names) - 1) / 2) for point in points],
             y=values,
             mode="lines+markers",
@@ -56,8 +56,8 @@ def _curves(series: Mapping[str, Sequence[Mapping[str, Any]]], y: str) -> tuple[
             hoverinfo="text",
         )
     rounds = sorted({int(point["round"]) for name in names for point in series[name]})
-    made.update_xaxes(tickvals=rounds, range=[min(rounds, default=1) - 0.4, max(rounds, default=1) + 0.4])
-    return made, [{"space": SPACES[name][0], **point} for name in names for point in series[name]]
+    figure.update_xaxes(tickvals=rounds, range=[min(rounds, default=1) - 0.4, max(rounds, default=1) + 0.4])
+    return figure, [{"space": SPACES[name][0], **point} for name in names for point in series[name]]
 
 
 def _said(point: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.frame.chart_base import CHOSEN, NEUTRAL, SYMBOLS, Chart, carried, figure, interval, plain, straight, whiskers
+from workbench.frame.chart_base import CHOSEN, NEUTRAL, SYMBOLS, Chart, carried, interval, new_figure, plain, straight, whiskers
 
 SPACES = {
     "sparse": "Sparse v",
@@ -31,12 +31,12 @@ def space_picture(
     marked: Sequence[int] | None = None,
 ) -> Chart:
     """A t-SNE picture [n, 2]: a colour a group (in the palette's order), `marked` response rows on top of the faded others, by WebGL."""
-    made = figure(x="t-SNE 1 (no unit)", y="t-SNE 2 (no unit)", height=460, legend=True, left=40)
+    figure = new_figure(x="t-SNE 1 (no unit)", y="t-SNE 2 (no unit)", height=460, legend=True, left=40)
     numbers, names, keep = np.asarray(ids), np.asarray(groups, dtype=object), None if marked is None else set(marked)
     said = carried(texts)[:, 0]
     for (group, colour), symbol in zip(palette.items(), itertools.cycle(SYMBOLS), strict=False):
         rows = np.flatnonzero(names == group)
-        made.add_scattergl(
+        figure.add_scattergl(
             x=points[rows, 0],
             y=points[rows, 1],
             mode="markers",
@@ -49,11 +49,11 @@ def space_picture(
             hovertext=said[rows],
             hoverinfo="text",
         )
-    made.update_layout(dragmode="lasso", legend_itemsizing="constant")
-    for axis in (made.update_xaxes, made.update_yaxes):
+    figure.update_layout(dragmode="lasso", legend_itemsizing="constant")
+    for axis in (figure.update_xaxes, figure.update_yaxes):
         axis(showticklabels=False, showgrid=False)
     table = [{"response": int(numbers[i]), "x": float(points[i, 0]), "y": float(points[i, 1]), "group": names[i]} for i in range(len(numbers))]
-    return Chart(name=f"tsne-{name}", figure=made, alt=f"t-SNE picture of {SPACES.get(name, name)}: {len(numbers):,} responses.", rows=table)
+    return Chart(name=f"tsne-{name}", figure=figure, alt=f"t-SNE picture of {SPACES.get(name, name)}: {len(numbers):,} responses.", rows=table)
 
 
 def space_scale(
@@ -66,9 +66,9 @@ def space_scale(
     marked: Sequence[int] | None = None,
 ) -> Chart:
     """As `space_picture`, coloured by a number."""
-    made = figure(x="t-SNE 1 (no unit)", y="t-SNE 2 (no unit)", height=460, left=40)
+    figure = new_figure(x="t-SNE 1 (no unit)", y="t-SNE 2 (no unit)", height=460, left=40)
     keep = None if marked is None else set(marked)
-    made.add_scattergl(
+    figure.add_scattergl(
         x=points[:, 0],
         y=points[:, 1],
         mode="markers",
@@ -85,11 +85,13 @@ def space_scale(
         hovertext=carried(texts)[:, 0],
         hoverinfo="text",
     )
-    made.update_layout(dragmode="lasso")
-    for axis in (made.update_xaxes, made.update_yaxes):
+    figure.update_layout(dragmode="lasso")
+    for axis in (figure.update_xaxes, figure.update_yaxes):
         axis(showticklabels=False, showgrid=False)
     table = [{"response": int(row), "x": float(points[i, 0]), "y": float(points[i, 1]), unit: float(values[i])} for i, row in enumerate(ids)]
-    return Chart(name=f"tsne-{name}", figure=made, alt=f"t-SNE picture of {SPACES.get(name, name)} by {unit}: {len(table):,} responses.", rows=table)
+    return Chart(
+        name=f"tsne-{name}", figure=figure, alt=f"t-SNE picture of {SPACES.get(name, name)} by {unit}: {len(table):,} responses.", rows=table
+    )
 
 
 def space_figures(figures: Mapping[str, Mapping[str, Any]], chance: float | None, n: int, *, which: str = "neighbours") -> Chart:
@@ -103,10 +105,10 @@ def space_figures(figures: Mapping[str, Mapping[str, Any]], chance: float | None
         if neighbours
         else f"Silhouette, -1 to 1<br>(n = {n:,} held-out responses)"
     )
-    made = figure(x=title, y="", height=106 + 28 * max(len(rows), 2))
+    figure = new_figure(x=title, y="", height=106 + 28 * max(len(rows), 2))
     values = [scale * row["value"] for row in rows]
     names = list(reversed(kept))
-    made.add_scatter(
+    figure.add_scatter(
         x=values,
         y=[row["space"] for row in rows],
         mode="markers",
@@ -119,12 +121,12 @@ def space_figures(figures: Mapping[str, Mapping[str, Any]], chance: float | None
         hovertext=[_figure_said(row, scale) for row in rows],
         hoverinfo="text",
     )
-    made.update_xaxes(ticksuffix=unit)
+    figure.update_xaxes(ticksuffix=unit)
     if neighbours and chance is not None:
-        straight(made, x=100 * chance, text="chance")
+        straight(figure, x=100 * chance, text="chance")
     elif not neighbours:
-        straight(made, x=0, text="mixed")
-    return Chart(name=f"spaces-{which}", figure=made, alt=f"{title}, for {len(rows)} spaces.".replace("<br>", " "), rows=rows[::-1])
+        straight(figure, x=0, text="mixed")
+    return Chart(name=f"spaces-{which}", figure=figure, alt=f"{title}, for {len(rows)} spaces.".replace("<br>", " "), rows=rows[::-1])
 
 
 def _figure_said(row: Mapping[str, Any], scale: float) -> str:
