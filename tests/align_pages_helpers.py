@@ -15,11 +15,12 @@ from core.align.figures import Measure, figure_of
 from core.align.filtering import counts_of
 from core.align.overoptimisation import CHOICE, RULE, Drift, warnings_of
 from core.align.presets import align_preset
-from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, STEPS, Ledger, key_of, write_rows
+from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, STEPS, Ledger, key_of
 from core.align.values import Candidate, Decision
 from core.config import AlignConfig
 from core.explain.shift import MEASURES, SCALES, SPACES, Cosine, Shift, save_shift
-from core.runs.store import Store, write_json
+from core.files import write_json, write_json_lines
+from core.runs.store import Store
 from core.statistics.estimates import Estimate
 
 TEXTS = list(HOSTILE.values())
@@ -185,16 +186,16 @@ def _add_round(round: int, keep: Any, first: PolicyEvaluation, arm: str, pairs: 
     counts = counts_of(made, decisions)
 
     def candidates(folder: Path) -> None:
-        write_rows(folder / "candidates.jsonl", [one.to_json() for one in made])
+        write_json_lines(folder / "candidates.jsonl", [one.to_json() for one in made], sort_keys=True)
         write_json(folder / "counts.json", {name: counts[name] for name in ("generated", "parsed")})
 
     def scored(folder: Path) -> None:
         values = [[None if np.isnan(value) else float(value) for value in row] for row in rewards]
         rows = [{"candidate_id": one.candidate_id, "reward_chosen": w, "reward_rejected": x} for one, (w, x) in zip(parsed, values, strict=True)]
-        write_rows(folder / "rewards.jsonl", rows)
+        write_json_lines(folder / "rewards.jsonl", rows, sort_keys=True)
 
     def filtered(folder: Path) -> None:
-        write_rows(folder / "decisions.jsonl", [one.to_json() for one in decisions])
+        write_json_lines(folder / "decisions.jsonl", [one.to_json() for one in decisions], sort_keys=True)
         write_json(folder / "counts.json", counts)
 
     makers = {CANDIDATES: candidates, REWARDS: scored, FILTER: filtered}

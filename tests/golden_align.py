@@ -21,7 +21,7 @@ from core.align.inputs import PolicyAt
 from core.align.loop import AlignOutcome, align
 from core.align.overoptimisation import choose_round
 from core.align.presets import align_preset
-from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, Ledger, read_json, read_rows
+from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, Ledger
 from core.align.steps import AlignSteps
 from core.backbone.generation import Spent
 from core.backbone.journal import Generated
@@ -29,6 +29,7 @@ from core.backbone.tiny import BODIES, KIND, RUDE
 from core.config import AlignConfig, CandidatesConfig, DPOConfig, FitConfig, PolicyEvaluationConfig
 from core.data.pairs_file import read_pairs
 from core.explain.shift import load_shift
+from core.files import read_json, read_json_lines
 from core.jobs.fitted import Fitted
 from core.reward.model import SparseRM
 from core.runs.store import Artefact, Store
@@ -125,7 +126,7 @@ def _artefact(store: Store, step: str, fingerprint: str) -> Artefact:
 def candidates(world: AlignWorld) -> Figures:
     names = ("candidate_id", "chosen", "rejected", "refused")
     made = {"scripted": world.steps[CANDIDATES], "best of n": world.best, "sampled": world.sampled}
-    rows = {name: read_rows(artefact.path / "candidates.jsonl") for name, artefact in made.items()}
+    rows = {name: read_json_lines(artefact.path / "candidates.jsonl") for name, artefact in made.items()}
     digests = {name: {field: digest([row[field] for row in part]) for field in names} for name, part in rows.items()}
     said = {name: dict(artefact.facts) for name, artefact in made.items()}
     picked = [[row["meta"].get("samples"), row["meta"].get("unfit", "")] for row in rows["best of n"]]
@@ -133,7 +134,7 @@ def candidates(world: AlignWorld) -> Figures:
 
 
 def rewards(world: AlignWorld) -> Figures:
-    rows = read_rows(world.steps[REWARDS].path / "rewards.jsonl")
+    rows = read_json_lines(world.steps[REWARDS].path / "rewards.jsonl")
     both = np.array([[row["reward_chosen"], row["reward_rejected"]] for row in rows], dtype=np.float64)
     said = world.steps[REWARDS].facts
     return Figures(
@@ -149,7 +150,7 @@ def rewards(world: AlignWorld) -> Figures:
 
 def filtered(world: AlignWorld) -> Figures:
     made, at_random = world.steps[FILTER], world.random
-    rows, others = read_rows(made.path / "decisions.jsonl"), read_rows(at_random.path / "decisions.jsonl")
+    rows, others = read_json_lines(made.path / "decisions.jsonl"), read_json_lines(at_random.path / "decisions.jsonl")
     kept = read_pairs(made.path / "kept.jsonl")
     against = [[latent["latent_id"] for latent in row["latents"]] for row in rows]
     return Figures(
@@ -194,7 +195,7 @@ def dpo(world: AlignWorld) -> Figures:
 
 def evaluation(world: AlignWorld) -> Figures:
     first, after = (read_json(one.path / "evaluation.json") for one in (world.first, world.steps[EVALUATION]))
-    samples = read_rows(world.first.path / "samples.jsonl")
+    samples = read_json_lines(world.first.path / "samples.jsonl")
     shares = ("finished", "accuracy", "accuracy_per_token", "validation_accuracy", "mc1_unseen", "mc1_all", "length")
     exact = {name: only(first["figures"][name], *ESTIMATE) for name in shares if name in first["figures"]}
     figures = {name: [only(one, *ESTIMATE), only(one["difference"], *ESTIMATE)] for name, one in after["figures"].items() if name not in shares}

@@ -25,10 +25,11 @@ from core.backbone.source import SOURCE_NOTE, find_model
 from core.backbone.tiny import make_tiny
 from core.config import AlignConfig, BackboneConfig, DataConfig, PairsRunConfig
 from core.data.pairs import load_pairs
+from core.files import file_sha256
 from core.reward.extraction import extract
 from core.runs.launch import launch
 from core.runs.registry import Run, runs_root
-from core.runs.store import Store, file_sha256
+from core.runs.store import Store
 from core.sae.activations import Cursor, Stream
 from core.sae.training import train_sae
 from core.serving.answers import Answers

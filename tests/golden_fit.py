@@ -13,7 +13,8 @@ from core.backbone.presets import preset
 from core.config import FitConfig
 from core.data.pairs_file import read_pairs
 from core.data.splits import apportion
-from core.fit.steps import read_json, value_of
+from core.files import read_json
+from core.fit.steps import value_of
 from core.reward.extraction import load_hidden_states
 from core.reward.fit_responses import read_responses
 from core.reward.model import SparseRM

@@ -17,11 +17,12 @@ from core.align import audit
 from core.align.filtering import AT_RANDOM, MARGIN
 from core.align.presets import ALIGN_PRESETS
 from core.align.prompts import choose_prompts
-from core.align.records import ALIGNMENT, LEDGER, ROUND, Ledger, alignments, find_alignment, key_of, write_rows
+from core.align.records import ALIGNMENT, LEDGER, ROUND, Ledger, alignments, find_alignment, key_of
 from core.align.values import Candidate, Decision
 from core.config import AlignConfig, DPOConfig
 from core.errors import ConfigError, DataError, StoreError
-from core.runs.store import Store, write_json
+from core.files import write_json, write_json_lines
+from core.runs.store import Store
 from core.types import PreferencePair, PreferencePairs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +94,7 @@ def stands(store: Store, step: str, fingerprint: str, **files: Any) -> str:
     folder.mkdir(parents=True)
     for name, value in files.items():
         name = name.replace("_json", ".json")
-        write_rows(folder / f"{name}l", value) if isinstance(value, list) else write_json(folder / name, value)
+        write_json_lines(folder / f"{name}l", value, sort_keys=True) if isinstance(value, list) else write_json(folder / name, value)
     return fingerprint
 
 

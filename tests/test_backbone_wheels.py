@@ -15,7 +15,7 @@ import pytest
 
 from core.backbone.pypi_files import file_from_wheel
 from core.errors import BackboneError, Cancelled
-from core.runs.store import file_sha256
+from core.files import file_sha256
 
 REQUIREMENT = "sparserm-toy-model==1.0"
 

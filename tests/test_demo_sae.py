@@ -12,8 +12,8 @@ from safetensors import safe_open
 
 from core.backbone.presets import preset
 from core.config import DataConfig, SAEConfig
+from core.files import file_sha256
 from core.fit.defaults import DEMO_PAIRS, DEMO_SAE
-from core.runs.store import file_sha256
 from core.sae.autoencoder import load_sae
 
 CARD: dict[str, Any] = json.loads((DEMO_SAE / "card.json").read_text(encoding="utf-8"))

@@ -14,11 +14,12 @@ from streamlit.testing.v1 import AppTest
 
 from core.backbone.presets import preset
 from core.config import DoctorConfig, FitConfig
+from core.files import write_json
 from core.fit.pipeline import fit
 from core.jobs.fitted import Fitted
 from core.runs import launch
 from core.runs.registry import Run, Status
-from core.runs.store import Store, cache_root, write_json
+from core.runs.store import Store, cache_root
 from workbench.frame import models
 
 PAGES = ("overview", "preferences", "latents", "latent", "spaces", "doctor", "response", "compare", "align", "shift", "runs")

@@ -27,10 +27,10 @@ from core.align.records import CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, STE
 from core.cli.align import align_config
 from core.cli.main import build_parser
 from core.config import AlignConfig
+from core.files import write_json
 from core.runs import launch as launching
 from core.runs.events import EventLog
 from core.runs.registry import Run, Status
-from core.runs.store import write_json
 from core.text_safety import visible
 from workbench.align import compare as align_compare
 from workbench.align import drops as align_drops

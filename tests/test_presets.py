@@ -17,7 +17,7 @@ from core.backbone import tiny
 from core.backbone.presets import EXPECTED_L0, PRESETS, neuronpedia_source, preset, source_names
 from core.backbone.tiny import TinyParts, make_tiny
 from core.errors import ConfigError
-from core.runs.store import file_sha256
+from core.files import file_sha256
 
 
 @pytest.fixture(scope="module")

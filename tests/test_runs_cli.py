@@ -19,12 +19,13 @@ from core.cli.main import main
 from core.cli.options import override
 from core.config import BackboneConfig, FitConfig, SAEConfig, SelectionConfig, SweepConfig
 from core.errors import MissingError
+from core.files import write_json
 from core.jobs import fit as jobs
 from core.jobs.fit import FIT, SAE_TRAIN, SWEEP, Job
 from core.runs import launch as launching
 from core.runs.launch import load_job
 from core.runs.registry import KINDS, Run, all_runs, find_run
-from core.runs.store import Store, write_json
+from core.runs.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 

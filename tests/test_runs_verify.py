@@ -16,11 +16,12 @@ from safetensors.numpy import save_file
 
 from core.config import SweepConfig
 from core.errors import ConfigError
+from core.files import write_json
 from core.jobs.verify import TOLERANCE, compare_files, environment_changes, verify
 from core.runs import launch as launching
 from core.runs.provenance import RecordingStore, git_state, provenance, source_sha256
 from core.runs.registry import Run
-from core.runs.store import Store, write_json
+from core.runs.store import Store
 
 IDENTITY = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
 

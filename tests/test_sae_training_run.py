@@ -24,8 +24,9 @@ from core.config import DataConfig, SAEConfig, SAETrainConfig
 from core.data.pairs import load_pairs
 from core.data.splits import split_pairs
 from core.errors import Cancelled, ConfigError, SAEError
+from core.files import file_sha256
 from core.jobs.fit import SAE_TRAIN
-from core.runs.store import Store, file_sha256
+from core.runs.store import Store
 from core.sae import training as sae_training
 from core.sae.autoencoder import load_sae
 from core.sae.corpus import documents, load_corpus, pair_dialogues, split_corpus

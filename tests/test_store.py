@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import StoreError
-from core.runs.store import HOLD, MANIFEST, Artefact, Store, cache_root, file_sha256, publish_folder, read_artefact, write_json
+from core.files import file_sha256, write_json
+from core.runs.store import HOLD, MANIFEST, Artefact, Store, cache_root, publish_folder, read_artefact
 from core.types import sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,11 +18,12 @@ from streamlit.testing.v1 import AppTest
 from core.backbone.presets import preset
 from core.config import DataConfig, PairsRunConfig
 from core.errors import DataError
+from core.files import write_json
 from core.fit.defaults import complete
 from core.fit.pipeline import fit
 from core.runs import launch as launching
 from core.runs.registry import Run, Status, all_runs
-from core.runs.store import Store, write_json
+from core.runs.store import Store
 from core.types import PreferencePair, PreferencePairs, no_progress
 from workbench.frame import models, run_panel, uploads
 from workbench.frame.models import FittedModel

@@ -9,10 +9,7 @@ for DPO would have learned from a difference that is not there. Who can't tell i
 
 from __future__ import annotations
 
-import json
-import os
 import time
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +20,7 @@ import numpy as np
 from core.align.filtering import MARGIN
 from core.align.values import Candidate, Decision
 from core.errors import ConfigError, StoreError
+from core.files import read_json_lines, write_json_lines
 from core.runs.locks import make_lock
 from core.statistics.intervals import wilson
 from core.types import Message
@@ -110,7 +108,7 @@ def judge(folder: Path, case: Case, better: str, *, by: str = "") -> Judgement:
     folder.mkdir(parents=True, exist_ok=True)
     with make_lock(folder / ".audit.lock"):
         kept = [one for one in judgements(folder) if (one.round, one.candidate_id) != (said.round, said.candidate_id)]
-        _replace(folder / FILE, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in (*kept, said)))
+        write_json_lines(folder / FILE, [asdict(one) for one in (*kept, said)])
     return said
 
 
@@ -120,8 +118,8 @@ def judgements(folder: Path) -> list[Judgement]:
     if not path.is_file():
         return []
     try:
-        found = [Judgement(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (ValueError, TypeError) as error:
+        found = [Judgement(**row) for row in read_json_lines(path)]
+    except (StoreError, TypeError) as error:
         raise StoreError(f"{path} is damaged", expected="one judgement a line", found=str(error), remedy="mend or remove the file") from error
     return list({(one.round, one.candidate_id): one for one in found if one.verdict in VERDICTS}.values())
 
@@ -134,13 +132,3 @@ def agreement(found: Iterable[Judgement]) -> Agreement:
     n, right = sum(counts.values()) - counts[UNSURE], counts[OTHER] + counts[NEITHER]
     low, high = wilson(right, n)
     return Agreement(accuracy=right / n if n else None, low=low, high=high, n=n, **counts)
-
-
-def _replace(path: Path, text: str) -> None:
-    """The old text or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    with temporary.open("w", encoding="utf-8", errors="surrogatepass") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)

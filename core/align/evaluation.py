@@ -12,7 +12,6 @@ of its text up to the last whole sentence, as for candidates; length and KL are 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +29,6 @@ from core.align.logprobs import AnswerTokens, answer_logprobs, encode_answers, k
 from core.align.mc import measure_mc, read_questions, seen_questions
 from core.align.overoptimisation import Drift, OveroptimisationWarning, drift_of, warnings_of
 from core.align.policy import Policy
-from core.align.records import read_rows, write_rows
 from core.align.values import Prompt
 from core.backbone.generation import whole_sentences
 from core.backbone.journal import Generated
@@ -38,10 +36,10 @@ from core.backbone.model import Backbone
 from core.config import PolicyEvaluationConfig
 from core.errors import DataError, StoreError
 from core.explain.spaces import sampled
+from core.files import read_json, read_json_lines, write_json, write_json_lines
 from core.reward.dialogues import items_of
 from core.reward.model import SparseRM
 from core.reward.pair_counts import count_reasons
-from core.runs.store import write_json
 from core.types import PreferencePairs, Progress, no_progress
 
 FILE, SAMPLES = "evaluation.json", "samples.jsonl"
@@ -273,22 +271,22 @@ def save_evaluation(folder: Path, evaluation: PolicyEvaluation) -> None:
     """Writes `evaluation.json`, `samples.jsonl` and `arrays.safetensors` (values and prompt numbers, projections)."""
     arrays = {f"{name}.{part}": getattr(measure, part) for name, measure in evaluation.measures.items() for part in ("values", "groups")}
     save_file({name: np.ascontiguousarray(array) for name, array in {**arrays, PROJECTIONS: evaluation.projections}.items()}, folder / ARRAYS)
-    write_rows(folder / SAMPLES, [dict(sample) for sample in evaluation.samples])
+    write_json_lines(folder / SAMPLES, [dict(sample) for sample in evaluation.samples], sort_keys=True)
     write_json(folder / FILE, evaluation.to_json())
 
 
 def load_evaluation(folder: Path) -> PolicyEvaluation:
     """The evaluation that `save_evaluation` wrote. Raises StoreError where it is damaged."""
     try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        content = read_json(folder / FILE)
         return PolicyEvaluation(
             figures={name: Figure.from_json(figure) for name, figure in content["figures"].items()},
             measures=read_measures(folder),
             projections=load_file(folder / ARRAYS)[PROJECTIONS],
-            samples=tuple(read_rows(folder / SAMPLES)),
+            samples=tuple(read_json_lines(folder / SAMPLES)),
             about=content["about"],
             drift=tuple(Drift(**latent) for latent in content["drift"]),
             warnings=tuple(OveroptimisationWarning(**warning) for warning in content["warnings"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (StoreError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise StoreError(f"{folder} holds no evaluation", found=f"{type(error).__name__}: {error}", remedy="sparserm cache verify") from error

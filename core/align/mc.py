@@ -30,7 +30,7 @@ from core.align.logprobs import AnswerTokens, answer_logprobs, encode_answers
 from core.backbone.model import Backbone
 from core.config import PolicyEvaluationConfig
 from core.errors import DataError
-from core.runs.store import file_sha256
+from core.files import file_sha256
 from core.types import Message, Progress, no_progress
 
 STEP = "multiple choice"

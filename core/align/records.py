@@ -9,7 +9,6 @@ The key is a hash over the completed config: a run and its resumption have the s
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from typing import Any
 from core.align.values import Candidate, Decision
 from core.config import AlignConfig, from_dict
 from core.errors import StoreError
-from core.runs.store import Store, write_json
+from core.files import read_json, read_json_lines, write_json
+from core.runs.store import Store
 from core.types import sha256_of
 
 LEDGER, FOLDER = "ledger.json", "alignments"
@@ -120,7 +120,7 @@ class RoundRecord:
 
     def _rows(self, step: str, name: str) -> list[Any]:
         path = self.steps.get(step)
-        return [] if path is None else read_rows(path / name)
+        return [] if path is None else read_json_lines(path / name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,30 +199,6 @@ def find_alignment(root: Path, key: str) -> AlignmentRecord | None:
     """The alignment of this key, if it has begun."""
     folder = root / FOLDER / key
     return AlignmentRecord(folder=folder) if (folder / LEDGER).is_file() else None
-
-
-def read_rows(path: Path) -> list[Any]:
-    """The rows of a JSON Lines file. Raises StoreError."""
-    try:
-        with path.open(encoding="utf-8", errors="surrogatepass") as handle:
-            return [json.loads(line) for line in handle]
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} can't be read", found=str(error), remedy="sparserm cache verify") from error
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes a JSON Lines file of a step: the same rows give the same bytes."""
-    with path.open("w", encoding="utf-8", errors="surrogatepass", newline="\n") as handle:
-        handle.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n" for row in rows)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a step's file. Raises StoreError."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} can't be read", found=str(error), remedy="sparserm cache verify") from error
-    return found
 
 
 def _path(text: str | None) -> Path | None:

@@ -20,8 +20,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.align.filtering import NONE
-from core.align.records import CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, read_json
+from core.align.records import CANDIDATES, DPO, EVALUATION, FILTER, REWARDS
 from core.align.steps import AlignSteps, round_seed
+from core.files import read_json
 from core.reward.model import SparseRM
 from core.runs.store import Artefact
 

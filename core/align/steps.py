@@ -23,13 +23,14 @@ import numpy as np
 from core.align.filtering import NONE, RANDOM, Rewarded, counts_of, decide, reward_pairs
 from core.align.inputs import PolicyAt, Setting, same_reading, score_by
 from core.align.mc import mc_content
-from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, Ledger, read_rows, write_rows
+from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, Ledger
 from core.align.values import Candidate
 from core.config import DataConfig, SpacesConfig
 from core.data.pairs_file import read_pairs, write_pairs
 from core.data.splits import split_pairs
+from core.files import read_json_lines, write_json, write_json_lines
 from core.reward.fit_responses import prompt_id
-from core.runs.store import Artefact, write_json
+from core.runs.store import Artefact
 from core.types import PreferencePair, PreferencePairs, Progress
 
 # Bumped by hand when a step computes something else from the same inputs.
@@ -80,8 +81,8 @@ class AlignSteps(Setting):
             else:
                 every = make_candidates(prompts, generator, config, progress=progress)
             found = every[:n]
-            write_rows(folder / "candidates.jsonl", [one.to_json() for one in found])
-            write_rows(folder / "beside.jsonl", [one.to_json() for one in every[n:]])
+            write_json_lines(folder / "candidates.jsonl", [one.to_json() for one in found], sort_keys=True)
+            write_json_lines(folder / "beside.jsonl", [one.to_json() for one in every[n:]], sort_keys=True)
             counts = {"generated": n, "parsed": sum(one.parsed for one in found), "refused": _reasons(found)}
             return {**_said(folder, counts), "tokens": sum(sum(one.meta["tokens"]) for one in every)}
 
@@ -95,7 +96,7 @@ class AlignSteps(Setting):
             found = reward_pairs(self.judge, parsed, progress)
             values = [[None if np.isnan(value) else float(value) for value in row] for row in found.rewards]
             rows = [{"candidate_id": one.candidate_id, "reward_chosen": w, "reward_rejected": x} for one, (w, x) in zip(parsed, values, strict=True)]
-            write_rows(folder / "rewards.jsonl", rows)
+            write_json_lines(folder / "rewards.jsonl", rows, sort_keys=True)
             _save(folder / "states.safetensors", {"z": found.z, "rewards": found.rewards})
             return {"kind": self.judge.parts.kind, "n": len(parsed), "n_read": int(np.isfinite(found.margins).sum())}
 
@@ -118,7 +119,7 @@ class AlignSteps(Setting):
                 seed=seeds["seed"],
                 parts=self.judge.parts,
             )
-            write_rows(folder / "decisions.jsonl", [one.to_json() for one in decisions])
+            write_json_lines(folder / "decisions.jsonl", [one.to_json() for one in decisions], sort_keys=True)
             chosen = [one.pair() for one, said in zip(parsed, decisions, strict=True) if said.kept]
             kept = set_apart(chosen, share=config.dpo.evaluation_share, seed=seeds["split"])
             write_pairs(kept, folder / "kept.jsonl")
@@ -223,7 +224,7 @@ def set_apart(pairs: Sequence[PreferencePair], *, share: float, seed: int) -> Pr
 
 
 def candidates_of(artefact: Artefact, name: str = "candidates.jsonl") -> list[Candidate]:
-    return [Candidate.from_json(row) for row in read_rows(artefact.path / name)]
+    return [Candidate.from_json(row) for row in read_json_lines(artefact.path / name)]
 
 
 def parsed_of(artefact: Artefact) -> list[Candidate]:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from core.files import write_bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
@@ -31,7 +33,7 @@ class Journal:
             content = path.read_bytes()
             whole = content[: content.rfind(b"\n") + 1]
             if whole != content:  # a kill left a part of a line, which would spoil the next one
-                path.write_bytes(whole)
+                write_bytes(path, whole)
             self.answers.update(filter(None, map(_read, whole.splitlines())))
 
     def add(self, answers: Iterable[tuple[str, Generated]]) -> None:

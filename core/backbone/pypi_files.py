@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 from core.errors import BackboneError
-from core.runs.store import file_sha256
+from core.files import file_sha256
 from core.types import Progress, no_progress
 
 # pip, ended by the end of its standard input: that comes when we are gone, even if we were killed and could end nothing.

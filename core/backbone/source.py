@@ -26,8 +26,9 @@ from core.backbone.hub_model import fetch_model
 from core.backbone.model_folder import architecture_in, check_folder, check_tokenizer, read_config, single_file
 from core.backbone.pypi_files import file_from_wheel
 from core.config import BackboneConfig
-from core.errors import BackboneError
-from core.runs.store import cache_root, file_sha256, publish_folder, write_json
+from core.errors import BackboneError, StoreError
+from core.files import file_sha256, read_json, write_json, write_text
+from core.runs.store import cache_root, publish_folder
 from core.types import Progress, no_progress, sha256_of
 
 EMBEDDED = "smollm2-135m"
@@ -296,8 +297,8 @@ def _source_of_copy(folder: Path) -> ModelSource:
 def _note(folder: Path) -> dict[str, Any]:
     """The note of a copy: what it was made from. Empty where it can't be read, so that the copy is checked or made again."""
     try:
-        note = json.loads((folder / SOURCE_NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        note = read_json(folder / SOURCE_NOTE)
+    except StoreError:
         return {}
     return note if isinstance(note, dict) else {}
 
@@ -318,5 +319,5 @@ def _folder_sha256(folder: Path) -> str:
     for file in files:
         digest.update(f"{file.name} {file_sha256(file)}\n".encode())
     memo.parent.mkdir(parents=True, exist_ok=True)
-    memo.write_text(digest.hexdigest())
+    write_text(memo, digest.hexdigest())
     return digest.hexdigest()

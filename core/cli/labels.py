@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from core.cli import tables as console
 from core.cli.options import add_command, add_options, override, print_json
 from core.config import EndpointConfig, LatentsConfig
 from core.errors import ConfigError, DataError, MissingError
+from core.files import write_json_lines
 from core.runs.store import Store, cache_root
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def export_command(arguments: argparse.Namespace, display: console.Display) -> N
         book.path(arguments.source)  # an unknown source is said
     rows = [row for source in ([arguments.source] if arguments.source else SOURCES) for row in book.rows(book.of(source))]
     rows.sort(key=lambda row: int(row["index"]))
-    arguments.out.write_text("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
+    write_json_lines(arguments.out, rows)
     _tell(arguments, display, {"labels": len(rows), "file": str(arguments.out)})
 
 

@@ -29,6 +29,7 @@ from core.cli.runs import DETACH_HELP, add_runs, detach
 from core.cli.serve import add_serving
 from core.config import BackboneConfig, FitConfig, SAETrainConfig, SampleConfig, SweepConfig
 from core.errors import Cancelled, ConfigError, SparseRMError, StoreError, described
+from core.files import read_json
 from core.runs.store import Artefact, Store
 from core.text_safety import for_terminal
 
@@ -244,7 +245,7 @@ def train_command(arguments: argparse.Namespace, display: console.Display) -> No
     with foreground_turn(config.backbone, Store(), display.say):
         folder = train_sae(config, progress=display)
     display.close()
-    outcome = {"artefact": str(folder), "card": json.loads((folder / CARD).read_text(encoding="utf-8"))}
+    outcome = {"artefact": str(folder), "card": read_json(folder / CARD)}
     if arguments.json:
         print_json(outcome)
     else:

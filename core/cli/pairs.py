@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from core.cli import tables as console
 from core.cli.options import add_command, add_options, override, print_json
 from core.cli.runs import DETACH_HELP, detach
 from core.config import DataConfig, PairsRunConfig
+from core.files import read_json
 from core.runs.store import Store
 
 SHOWN, FIRST = 20, 5  # reasons that are listed, and the row numbers of each
@@ -36,7 +36,7 @@ def pairs_command(arguments: argparse.Namespace, display: console.Display) -> No
         detach("pairs", config, arguments, display)
         return
     found = check_pairs(config.data, Store(), display)
-    report = json.loads(found.file(REPORT).read_text(encoding="utf-8"))
+    report = read_json(found.file(REPORT))
     display.close()
     if arguments.json:
         print_json({"artefact": str(found.path), **report})

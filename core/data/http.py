@@ -6,9 +6,7 @@ A base address is https, or http to this very machine; `plain=True` allows http 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from core.errors import ConfigError
+from core.files import whole_file
 
 HERE = ("localhost", "127.0.0.1", "::1")
 TRIES = 5  # of a request that fails in passing: no connection, too many requests, an error of the server's
@@ -92,17 +91,10 @@ class Http:
             return b"".join(_limited(answer.iter_bytes(), largest))
 
     def _file(self, path: str, target: Path, largest: int) -> None:
-        part = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
-        try:
-            with self._client.stream("GET", self.base + path, headers={"Accept-Encoding": "identity"}) as answer, part.open("wb") as handle:
-                _check_status(answer)
-                for piece in _limited(answer.iter_raw(), largest):
-                    handle.write(piece)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
+        asked = self._client.stream("GET", self.base + path, headers={"Accept-Encoding": "identity"})
+        with whole_file(target) as part, part.open("wb") as handle, asked as answer:
+            _check_status(answer)
+            handle.writelines(_limited(answer.iter_raw(), largest))
 
 
 def sleep(seconds: float, ended: threading.Event) -> None:

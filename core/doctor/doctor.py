@@ -14,7 +14,6 @@ Each check gives a figure, its bound, the bound's reason and a remedy. Bounds th
 from __future__ import annotations
 
 import datetime
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,6 +49,7 @@ from core.errors import ConfigError, MissingError
 from core.explain.cues import length_cue
 from core.explain.faithfulness import faithfulness
 from core.explain.stability import prompt_share, spread, stability
+from core.files import read_json
 from core.reward.dialogues import Item
 from core.reward.extraction import response_states
 from core.reward.fit_responses import FitResponses
@@ -221,8 +221,7 @@ class Doctor:
         """The card beside a trained SAE's folder, if there is one."""
         place = self.parts.sae_config.path if self.parts.sae_config else ""
         path = Path(place) / "card.json"
-        found: Mapping[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if place and path.is_file() else None
-        return found
+        return read_json(path) if place and path.is_file() else None
 
     def _about(self) -> dict[str, Any]:
         names = {"backbone": self.parts.backbone.get("name"), "sae": (self.parts.sae or {}).get("name"), "dtype": self.backbone.identity.get("dtype")}

@@ -7,14 +7,13 @@ fail   rewards, accuracies or explanations of this fit must not be believed unti
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from core.errors import StoreError
-from core.runs.store import write_json
+from core.files import read_json, write_json
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
 STATUSES = (PASS, WARN, FAIL)
@@ -81,9 +80,9 @@ def load_report(folder: Path) -> Report:
     """What `save_report` wrote. Raises StoreError where it can't be read."""
     path = folder / FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         return Report(checks=tuple(Check(**check) for check in found["checks"]), about=found["about"], seconds=found["seconds"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} can't be read", found=f"{type(error).__name__}: {error}", remedy="sparserm cache verify") from error
 
 

@@ -25,7 +25,7 @@ from core.reward.dialogues import Item
 from core.reward.fit_responses import FitResponses
 from core.reward.parts import RewardParts
 from core.reward.responses import read_responses
-from core.reward.scoring import check_target, write_lines
+from core.reward.scoring import check_target, write_table
 from core.types import Message, PreferencePair, Progress, RefusedRow, no_progress
 
 CHUNK = 512  # rows whose hidden states are read at once
@@ -123,7 +123,7 @@ def explain_file(explainer: Explainer, source: Path, target: Path, progress: Pro
     late = [_refused(rows, number, reason) for number, reason in sorted(reasons.items())]
     if not table:
         raise DataError(f"no row of {source} can be explained", found=late[0]["reason"] if late else "nothing")
-    write_lines(iter(_csv(table) if target.suffix.lower() == ".csv" else _jsonl(table)), target)
+    write_table(iter(_csv(table) if target.suffix.lower() == ".csv" else _jsonl(table)), target)
     refused = [*(vars(row) for row in rows.refused), *late]
     return {"table": str(target), "n_explained": len(table), "refused": sorted(refused, key=lambda row: row["row"])}
 

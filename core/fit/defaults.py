@@ -5,7 +5,6 @@ Nothing is guessed silently: whatever is filled in is said, and what can't be fi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from core.backbone.tiny import make_tiny
 from core.cli.options import sae_config
 from core.config import BackboneConfig, FitConfig, SAEConfig, SweepConfig
 from core.errors import ConfigError, MissingError
+from core.files import read_json
 from core.runs.store import Store
 
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo"
@@ -78,7 +78,7 @@ def known_sae(backbone: BackboneConfig, store: Store) -> SAEConfig | None:
 
 def _cards(folder: Path, layer: int) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     for path in folder.glob("*/card.json"):
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = read_json(path)
         if card["training"]["layer"] == layer:
             yield path.parent, card
 

@@ -24,7 +24,8 @@ from core.data.pairs import load_pairs
 from core.data.pairs_file import write_pairs
 from core.data.splits import split_pairs, split_report
 from core.errors import DataError
-from core.runs.store import Artefact, Store, file_sha256, write_json
+from core.files import file_sha256, write_json
+from core.runs.store import Artefact, Store
 from core.types import PreferencePairs, Progress, no_progress, sha256_of
 
 STEP, VERSION = "pairs_check", 2

@@ -25,7 +25,8 @@ from typing import Any
 
 from core.config import FitConfig
 from core.errors import ConfigError
-from core.fit.steps import Steps, read_json
+from core.files import read_json
+from core.fit.steps import Steps
 from core.reward.fitting import largest_k
 from core.reward.recorded_files import read_config
 from core.runs.store import MANIFEST, Store, publish_folder

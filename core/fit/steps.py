@@ -7,7 +7,6 @@ a loaded language model, so a run that finds everything loads none. Between step
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import time
@@ -26,6 +25,7 @@ from core.data.pairs_file import read_pairs, write_pairs
 from core.data.splits import split_pairs, split_report
 from core.errors import DataError
 from core.explain.faithfulness import faithfulness
+from core.files import file_sha256, read_json, write_json
 from core.reward.controls import Probe
 from core.reward.curve import accuracy_curve
 from core.reward.extraction import extract, load_hidden_states, texts_as_read
@@ -39,7 +39,7 @@ from core.reward.projection import activations, project
 from core.reward.ranking import Resamples
 from core.reward.recorded_files import CURVE, EVALUATION, FAITHFULNESS, KNOWN, KNOWN_TEXTS
 from core.reward.selection import SelectionSummary, latent_frequencies
-from core.runs.store import Artefact, Store, file_sha256, write_json
+from core.runs.store import Artefact, Store
 from core.runs.values import load_value, save_value
 from core.sae.autoencoder import SparseAutoencoder, check_sae_fits, load_sae
 from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, sha256_of
@@ -356,10 +356,6 @@ def pairs_of(folder: Path) -> PreferencePairs:
 def _known_margins(heads: Artefact, controls: Artefact) -> dict[str, Any]:
     families = {**value_of(controls.path, "controls").families, "sparserm": value_of(heads.path, "heads").sparserm}
     return {kind: ensemble.margins for kind, ensemble in families.items()}
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _finite(value: Any) -> Any:

@@ -25,13 +25,14 @@ from core.backbone.estimate import check_disk
 from core.cli.tables import Display, log_to
 from core.config import Config
 from core.errors import Cancelled, StoreError, described
+from core.files import file_sha256, write_json
 from core.jobs.fit import Job, devices_of, input_hashes
 from core.runs.events import EventLog
 from core.runs.launch import kill_tree, load_job
 from core.runs.locks import device_turn
 from core.runs.provenance import RecordingStore, provenance
 from core.runs.registry import Run, Status, all_runs
-from core.runs.store import HOLD, file_sha256, write_json
+from core.runs.store import HOLD
 
 POLL = 0.15  # seconds between two looks for the cancel mark, or at the queue
 PATIENCE = 1.2  # seconds that the job has to notice a cancellation by itself

@@ -5,7 +5,6 @@ core.runs.registry names these by text, so that starting a run loads no engine. 
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +16,10 @@ from typing import Any
 from core.backbone.estimate import Estimate, estimate_training
 from core.backbone.source import backbone_identity, find_model, resolve_device
 from core.config import BackboneConfig, DataConfig, FitConfig, SAETrainConfig, SweepConfig
+from core.files import file_sha256, read_json
 from core.fit.defaults import absolute, complete, complete_sweep
 from core.runs.locks import device_turn
-from core.runs.store import Store, file_sha256
+from core.runs.store import Store
 from core.types import Progress
 
 Say = Callable[[str], None]
@@ -177,7 +177,7 @@ def _train_run(config: SAETrainConfig, store: Store, progress: Progress) -> dict
     from core.sae.training import CARD, train_sae
 
     folder = train_sae(config, root=store.root, progress=progress)
-    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    card = read_json(folder / CARD)
     return {"artefact": str(folder), "outcome": {"artefact": str(folder), "card": card}}
 
 
@@ -209,6 +209,6 @@ def _width(backbone: BackboneConfig, root: Path) -> int:
     """d_model, if the model is on this machine."""
     for folder in (Path(backbone.model).expanduser(), root / "models" / f"{backbone.model}-instruct"):
         if (folder / "config.json").is_file():
-            raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            raw = read_json(folder / "config.json")
             return int(raw.get("text_config", raw).get("hidden_size", LARGEST_D_MODEL))
     return LARGEST_D_MODEL

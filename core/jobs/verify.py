@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,11 +19,12 @@ import numpy as np
 
 from core.config import Config
 from core.errors import ConfigError, StoreError
+from core.files import file_sha256, read_json, read_json_lines, write_json
 from core.runs.launch import load_job
 from core.runs.locks import make_lock
 from core.runs.provenance import RecordingStore, provenance
 from core.runs.registry import Run
-from core.runs.store import Store, file_sha256, read_artefact, write_json
+from core.runs.store import Store, read_artefact
 from core.types import Progress
 
 TOLERANCE = 1e-3
@@ -173,8 +173,7 @@ def compare_files(first: Path, second: Path, name: str) -> FileVerdict:
 
 
 def _values(path: Path) -> Any:
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else json.loads(text)
+    return read_json_lines(path) if path.suffix == ".jsonl" else read_json(path)
 
 
 def _compare_tensors(first: Path, second: Path, name: str) -> FileVerdict:

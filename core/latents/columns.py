@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-import os
 import shutil
 import time
 from collections import Counter
@@ -30,7 +28,7 @@ from jaxtyping import Bool, Int, Int32
 
 from core.config import LatentsConfig
 from core.errors import DataError
-from core.runs.store import write_json
+from core.files import read_json, whole_file, write_json
 from core.sae.activations import stream_states
 from core.sae.corpus import Dialogue, Document, documents
 from core.types import Progress, no_progress, sha256_of
@@ -270,8 +268,8 @@ def _save_shard(path: Path, found: Sequence[tuple[np.ndarray, ...]], n_latents: 
     latent, token, value = (np.concatenate(part) for part in zip(*found, strict=True))
     order = np.lexsort((token, latent))
     ends = np.concatenate([[0], np.cumsum(np.bincount(latent, minlength=n_latents))]).astype(np.int64)
-    save_file({"ends": ends, "token": token[order], "value": value[order]}, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+    with whole_file(path) as temporary:
+        save_file({"ends": ends, "token": token[order], "value": value[order]}, temporary)
 
 
 def _open_scratch(scratch: Path, corpus: TokenisedCorpus, latents: Int[np.ndarray, " n_latents"] | None) -> None:
@@ -281,7 +279,7 @@ def _open_scratch(scratch: Path, corpus: TokenisedCorpus, latents: Int[np.ndarra
         digest.update(part.tobytes())
     key = sha256_of([digest.hexdigest(), None if latents is None else latents.tolist()])
     note = scratch / "plan.json"
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == key:
+    if note.is_file() and read_json(note) == key:
         return
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)

@@ -14,9 +14,6 @@ came from another SAE's source before imports were compared are marked as that S
 
 from __future__ import annotations
 
-import json
-import os
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +22,7 @@ from typing import Any
 from core.backbone.presets import source_names
 from core.data.rows import RepeatedKeys, lines, parse_json
 from core.errors import ConfigError, MissingError
+from core.files import json_line, write_bytes
 from core.latents.label_identity import DIFFERENT, stated_sae, stated_source, verdict
 from core.latents.labels import NOT_STATED, PERSON, SHIPPED, SOURCES, Label, Labels, Score, label_from_row, one_line, today, with_scores
 from core.runs.locks import make_lock
@@ -234,16 +232,7 @@ class LabelBook:
     def _rewrite(self, path: Path, parse: Parse, change: Callable[[list[Line]], list[bytes]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with make_lock(self.root / "locks" / f"labels-{self.sha256[:16]}.lock"):
-            data = b"".join(change(read_lines(path, parse)))
-            temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-            try:
-                with temporary.open("wb") as handle:
-                    handle.write(data)
-                    handle.flush()
-                    os.fsync(handle.fileno())
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_bytes(path, b"".join(change(read_lines(path, parse))))
 
 
 def labels_of(sae: Mapping[str, Any] | None) -> LabelBook | None:
@@ -299,7 +288,7 @@ def _place(label: Label) -> Place:
 
 
 def _encoded(row: Mapping[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+    return json_line(row).encode("utf-8")
 
 
 def _signature(path: Path) -> tuple[int, ...]:

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -39,10 +38,10 @@ from jaxtyping import Bool, Int
 
 from core.config import LatentsConfig
 from core.errors import MissingError, StoreError
+from core.files import read_json, read_json_lines, write_bytes, write_json, write_json_lines
 from core.latents.columns import Columns, TokenisedCorpus, read_columns
 from core.latents.page_maker import Feature as Feature
 from core.latents.page_maker import PageMaker, Snippet
-from core.runs.store import write_json
 from core.types import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -97,12 +96,11 @@ class LatentPages(Mapping[int, Feature]):
 
     @cached_property
     def snippets(self) -> list[Snippet]:
-        with (self.folder / SNIPPETS).open(encoding="utf-8") as file:  # not splitlines: texts may hold line ends of other scripts
-            return [json.loads(line) for line in file]
+        return read_json_lines(self.folder / SNIPPETS)
 
     @cached_property
     def corpus(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = json.loads((self.folder / CORPUS).read_text(encoding="utf-8"))
+        found: Mapping[str, Any] = read_json(self.folder / CORPUS)
         return found
 
 
@@ -137,7 +135,7 @@ def build(
     maker = PageMaker(corpus=corpus, tokenizer=backbone.tokenizer, sae=sae, unembedding=unembedding, config=config, names=names)
     shown = (columns.counts > 0) | np.isin(read, chosen)
     offsets = _write_pages(maker, columns, read, shown, folder, scratch, progress)
-    _write_rows(folder / SNIPPETS, [maker.snippet(*span) for span in maker.windows.snippets])
+    write_json_lines(folder / SNIPPETS, [maker.snippet(*span) for span in maker.windows.snippets])
     said = {**corpus.to_json(), "latents": int(shown.sum()), "live": int((columns.counts > 0).sum()), "every": every}
     write_json(folder / CORPUS, said)
     _save_index(folder / INDEX, read[shown], offsets)
@@ -155,7 +153,7 @@ def _write_pages(
         kept = np.flatnonzero(shown[begin:end])
         if not parts[-1].exists():
             read = columns.read(begin, end)
-            _write_rows(parts[-1], list(maker.pages(latents[begin:end][kept], [read[i] for i in kept])))
+            write_json_lines(parts[-1], list(maker.pages(latents[begin:end][kept], [read[i] for i in kept])))
     progress("pages", len(latents), len(latents))
     offsets = [0]
     with (folder / FEATURES).open("wb") as file:
@@ -165,14 +163,7 @@ def _write_pages(
     return offsets
 
 
-def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The file appears whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows), encoding="utf-8", newline="\n")
-    os.replace(part, path)
-
-
 def _save_index(path: Path, latents: Int[np.ndarray, " n"], offsets: Sequence[int]) -> None:
     from safetensors.numpy import save
 
-    path.write_bytes(save({"latent": latents.astype(np.int64), "offset": np.array(offsets, dtype=np.int64)}))
+    write_bytes(path, save({"latent": latents.astype(np.int64), "offset": np.array(offsets, dtype=np.int64)}))

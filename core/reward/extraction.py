@@ -29,8 +29,9 @@ from core.backbone.model import Backbone
 from core.backbone.template import KEPT, STRIPPED, Rendered
 from core.backbone.thinking import without_thinking
 from core.errors import BackboneError, DataError, StoreError
+from core.files import read_json, whole_file, write_json
 from core.reward.packing import PackedBatch, Plan, Sequences, Tree, pack, plan_batches, row_size
-from core.runs.store import HOLD, write_json
+from core.runs.store import HOLD
 from core.types import HiddenStates, Message, PreferencePairs, Progress, RefusedRow, no_progress, sha256_of
 
 Item = tuple[Sequence[Message], str]
@@ -419,7 +420,7 @@ def _open_scratch(scratch: Path, sequences: Sequences, plan: Plan, layers: Seque
         digest.update(repr([[(tree.members, tree.trunk) for tree in row] for row in batch]).encode())
     key = sha256_of([VERSION, digest.hexdigest(), plan.prefix, list(layers), list(positions)])
     note = scratch / "plan.json"
-    if note.is_file() and json.loads(note.read_text()) == key:
+    if note.is_file() and read_json(note) == key:
         return
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -479,8 +480,5 @@ def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Saves arrays under their final name only when they are whole."""
     from safetensors.numpy import save_file
 
-    temporary = path.with_suffix(".part")
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)

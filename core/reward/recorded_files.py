@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import StoreError
-from core.runs.store import MANIFEST, file_sha256, write_json
+from core.files import file_sha256, write_json
+from core.runs.store import MANIFEST
 from core.types import canonical_json, sha256_of, strict_json
 
 FORMAT = "sparserm-reward-model"

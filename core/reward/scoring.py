@@ -10,10 +10,8 @@ responses' own, not rendered by a chat template. A file may hold both: each row 
 from __future__ import annotations
 
 import json
-import os
 import sys
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +25,7 @@ from core.data.pairs import load_pairs
 from core.data.rows import Row
 from core.data.sources import open_source
 from core.errors import ConfigError, DataError
+from core.files import write_lines
 from core.reward.evaluation import SubsetCounts, accuracy_by_subset, accuracy_of, subset_counts
 from core.reward.model import BackboneReader, SparseRM
 from core.reward.pair_counts import count_reasons, shortened_items
@@ -94,7 +93,7 @@ def score_file(model: str | Path, source: Path, target: Path | None, *, device: 
     if target is None:
         sys.stdout.writelines(lines)
     else:
-        write_lines(lines, target)
+        write_table(lines, target)
     return report.to_json()
 
 
@@ -249,14 +248,9 @@ def check_target(target: Path) -> None:
         raise ConfigError(f"{target} can't be written", expected="a file in a folder that stands", found=found)
 
 
-def write_lines(lines: Iterator[str], target: Path) -> None:
-    """Writes a file, whole or not at all. Raises ConfigError."""
-    temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+def write_table(lines: Iterable[str], target: Path) -> None:
+    """Writes the lines of a table to the file that a person named. Raises ConfigError where it can't be written."""
     try:
-        with temporary.open("w", encoding="utf-8") as handle:
-            handle.writelines(lines)
-        os.replace(temporary, target)
+        write_lines(target, lines)
     except OSError as error:
         raise ConfigError(f"{target} can't be written", found=str(error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -27,9 +27,10 @@ from filelock import FileLock, Timeout
 
 from core.config import Config
 from core.errors import ConfigError, StoreError
+from core.files import write_json
 from core.runs.locks import LOOKING, Handover, is_held, make_lock
 from core.runs.registry import SCHEMA, Run, Status, kind_of, runs_root
-from core.runs.store import cache_root, write_json
+from core.runs.store import cache_root
 
 PACKAGE = Path(__file__).resolve().parents[2]
 WORKER = [sys.executable, "-m", "core.jobs.worker"]

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from core.config import Config
-from core.runs.store import Artefact, Store, file_sha256
+from core.files import file_sha256
+from core.runs.store import Artefact, Store
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DISTRIBUTION = "sparserm-workbench"

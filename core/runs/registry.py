@@ -17,7 +17,6 @@ States written: queued, running, succeeded, failed, cancelled. A run that is wri
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -39,9 +38,10 @@ from core.config import (
     from_dict,
 )
 from core.errors import ConfigError, MissingError, SparseRMError, StoreError
+from core.files import read_json, write_json
 from core.runs.events import last_progress
 from core.runs.locks import is_held
-from core.runs.store import cache_root, write_json
+from core.runs.store import cache_root
 
 SCHEMA = 1
 LIVE = ("queued", "running")
@@ -206,13 +206,7 @@ class Run:
 
     def write(self, status: Status) -> None:
         """Replaces `status.json`. Only for who holds `run.lock`."""
-        values = status.to_json()
-        for _ in range(20):
-            try:
-                return write_json(self.path / "status.json", values)
-            except PermissionError:  # Windows: somebody is reading it just now
-                time.sleep(0.02)
-        return write_json(self.path / "status.json", values)
+        write_json(self.path / "status.json", status.to_json())
 
     def _alive(self) -> bool:
         # In this order: who lets go of the launch lock has taken the other one before.
@@ -278,21 +272,14 @@ def find_run(name: str = "", root: Path | None = None) -> Run:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON object that is replaced whole by its writer; None if it is not there. Raises StoreError if it is damaged."""
-    for left in range(20, -1, -1):
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+    """The JSON object in a file of a run; None if the file is not there. Raises StoreError if it is damaged."""
+    try:
+        value = read_json(path)
+    except StoreError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
             return None
-        except PermissionError:  # Windows: it is being replaced just now
-            if not left:
-                raise
-            time.sleep(0.02)
-        except ValueError as error:
-            raise StoreError(f"{path} is damaged", found=str(error)) from error
-        else:
-            return value if isinstance(value, dict) else None
-    return None
+        raise StoreError(f"{path} is damaged", found=error.found) from error
+    return value if isinstance(value, dict) else None
 
 
 def _modified(path: Path) -> float | None:

@@ -11,7 +11,6 @@ sha256 over step, step version, the config fields that change the result, and th
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from core.errors import StoreError
+from core.files import file_sha256, read_json, write_text
 from core.types import canonical_json, sha256_of
 
 MANIFEST = "manifest.json"
@@ -144,7 +144,7 @@ class Store:
             times = {"time_created": started, "time_seconds": time.time() - started}
             manifest = {"schema": SCHEMA, "step": step, "fingerprint": fingerprint, **head, **times, "facts": dict(facts), "files": _listing(folder)}
             manifest["check"] = _check(manifest)
-            _write_synced(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False))
+            write_text(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False))
             _sync_folder(folder)
             target = self.folder(step, fingerprint)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -192,9 +192,9 @@ class Store:
 def read_artefact(path: Path) -> Artefact:
     """Reads and checks a folder: manifest, schema, name, and the size of each file. Raises StoreError."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"artefact {path} has no readable manifest", found=str(error)) from error
+        manifest = read_json(path / MANIFEST)
+    except StoreError as error:
+        raise StoreError(f"artefact {path} has no readable manifest", found=error.found) from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or manifest.get("fingerprint") != path.name:
         raise StoreError(f"the manifest of {path} is not this artefact's", expected=f"schema {SCHEMA}, fingerprint {path.name}")
     if manifest.get("check") != _check(manifest):
@@ -219,19 +219,6 @@ def publish_folder(target: Path, make: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return target
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old or the new text, never a part: temporary file, fsync, replace."""
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    _write_synced(temporary, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False))
-    os.replace(temporary, path)
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file, read in blocks."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _short(step: str, fingerprint: str) -> str:
@@ -283,13 +270,6 @@ def _listing(folder: Path) -> dict[str, dict[str, Any]]:
     for file in files:
         _sync_file(file)
     return {f.relative_to(folder).as_posix(): {"bytes": f.stat().st_size, "sha256": file_sha256(f)} for f in files}
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
 
 
 def _sync_file(path: Path) -> None:

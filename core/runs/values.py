@@ -7,7 +7,6 @@ or an infinity is damage: others may hold NaN for what does not exist. A class t
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import StoreError
-from core.types import strict_json
+from core.files import read_json, write_json
 
 ARRAY, CLASS, TUPLE, FLOAT = "$array", "$class", "$tuple", "$float"
 
@@ -29,7 +28,7 @@ def save_value(folder: Path, name: str, value: Any) -> None:
     arrays: dict[str, np.ndarray] = {}
     plain = _encoded(value, "", arrays)
     save_file(arrays, folder / f"{name}.safetensors")
-    (folder / f"{name}.json").write_text(json.dumps(plain, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False), encoding="utf-8")
+    write_json(folder / f"{name}.json", plain)
 
 
 def load_value(folder: Path, name: str, *classes: type[Any]) -> Any:
@@ -39,9 +38,9 @@ def load_value(folder: Path, name: str, *classes: type[Any]) -> Any:
 
     try:
         arrays = load_file(folder / f"{name}.safetensors")
-        plain = strict_json((folder / f"{name}.json").read_text(encoding="utf-8"))
+        plain = read_json(folder / f"{name}.json")
         return _decoded(plain, arrays, {_stored_name(cls): cls for cls in classes})
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (StoreError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise StoreError(f"{folder / name} can't be read", found=f"{type(error).__name__}: {error}", remedy="sparserm cache verify") from error
 
 

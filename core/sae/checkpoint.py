@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import SAEError
-from core.runs.store import file_sha256, publish_folder, write_json
+from core.files import file_sha256, write_json
+from core.runs.store import publish_folder
 from core.sae.activations import Cursor
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from core.errors import SAEError
-from core.runs.store import file_sha256
+from core.files import file_sha256
 from core.sae.files import kind_of_file, read_json, read_safetensors
 from core.sae.hooks import hook_number, layer_of_hook
 

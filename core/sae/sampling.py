@@ -6,8 +6,6 @@ the last whole batch, to the same file (core.backbone.generation).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from core.backbone.generation import Sampling, Writer, whole_sentences
@@ -15,6 +13,7 @@ from core.backbone.journal import Journal
 from core.backbone.model import load_backbone
 from core.config import DataConfig, SampleConfig
 from core.errors import ConfigError, DataError
+from core.files import write_json_lines
 from core.sae.corpus import load_split_and_refused
 from core.types import Message, Progress, no_progress, sha256_of
 
@@ -37,7 +36,7 @@ def sample_answers(config: SampleConfig, out: Path, *, progress: Progress = no_p
     texts = [(prompt, one.text if one.finished else whole_sentences(one.text)) for prompt, row in zip(prompts, answers, strict=True) for one in row]
     kept = [[*prompt, Message(role="assistant", content=text)] for prompt, text in texts if text]
     out.parent.mkdir(parents=True, exist_ok=True)
-    _publish(out, kept)
+    write_json_lines(out, [{"messages": list(messages)} for messages in kept])
     partial.unlink(missing_ok=True)
     return {"prompts": len(prompts), "answers": len(kept), "left_out": len(texts) - len(kept), "rows_refused": n_refused}
 
@@ -53,9 +52,3 @@ def _prompts(config: SampleConfig, progress: Progress) -> tuple[list[tuple[Messa
     if not prompts:
         raise DataError("there is no prompt to answer", expected="files of preference pairs in --prompts", found=config.prompts or "nothing")
     return list(prompts.values()), n_refused
-
-
-def _publish(out: Path, dialogues: Sequence[Sequence[Message]]) -> None:
-    temporary = out.with_name(f".{out.name}.writing")
-    temporary.write_text("".join(json.dumps({"messages": list(rows)}, ensure_ascii=False) + "\n" for rows in dialogues), encoding="utf-8")
-    temporary.replace(out)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.config import SAETrainConfig
 from core.errors import SAEError
-from core.runs.store import write_json
+from core.files import write_json
 from core.sae.activations import Round, Stream
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ In the saved folder the two matrices are float16 and `cfg.json` says float32, wh
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shlex
 import shutil
@@ -29,7 +28,8 @@ from typing import Any
 from core.backbone.model import Backbone, load_backbone
 from core.config import Config, DataConfig, SAEConfig, SAETrainConfig
 from core.errors import ConfigError, SAEError
-from core.runs.store import Store, cache_root, file_sha256, publish_folder, write_json
+from core.files import file_sha256, read_json, write_json
+from core.runs.store import Store, cache_root, publish_folder
 from core.sae.activations import Cursor, Round, Stream
 from core.sae.autoencoder import load_sae
 from core.sae.card import sae_card
@@ -114,7 +114,7 @@ def _run(job: _Job, progress: Progress) -> None:
 def _split(job: _Job) -> tuple[list[Dialogue], list[Dialogue]]:
     """Training and held-out dialogues. Going on from an SAE of ours, what that one was measured on stays held out: it has seen all the rest."""
     dialogues, card = job.corpus.dialogues, Path(job.config.init).expanduser() / CARD
-    kept = json.loads(card.read_text(encoding="utf-8")).get("held_out") if job.config.init and card.is_file() else None
+    kept = read_json(card).get("held_out") if job.config.init and card.is_file() else None
     if not kept:
         return split_corpus(dialogues, job.config.held_out, job.config.seed)
     kept = set(kept)
@@ -270,7 +270,7 @@ def _stands(target: Path, fingerprint: str) -> bool:
     if not target.exists():
         return False
     card = target / CARD
-    found = json.loads(card.read_text(encoding="utf-8")).get("fingerprint") if card.is_file() else "no SAE of ours"
+    found = read_json(card).get("fingerprint") if card.is_file() else "no SAE of ours"
     if found != fingerprint:
         raise ConfigError(f"{target} exists and holds something else", expected=fingerprint[:16], found=str(found)[:16], remedy="give another --out")
     return True

@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from core.errors import StoreError
+from core.files import read_json, write_text
 from core.runs.locks import is_held
 from core.runs.store import cache_root
 from core.types import sha256_of
@@ -158,17 +160,13 @@ def _known(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+    with contextlib.suppress(StoreError):
+        value = read_json(path)
+        return value if isinstance(value, dict) else None
+    return None
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
     """The file appears whole, and only its owner can read it."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as handle:
-        json.dump(value, handle)
-    os.replace(part, path)
+    write_text(path, json.dumps(value), private=True)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.errors import MissingError
+from core.errors import MissingError, StoreError
+from core.files import read_json, write_text
 from core.types import Message, sha256_of
 
 ID = re.compile(r"[0-9a-f]{16}")
@@ -55,8 +54,8 @@ class Texts:
 
     def _read(self, name: str, needed: str) -> Any:
         if ID.fullmatch(name):
-            with contextlib.suppress(OSError, ValueError):
-                found = json.loads(self._path(name).read_text(encoding="utf-8"))
+            with contextlib.suppress(StoreError):
+                found = read_json(self._path(name))
                 if isinstance(found, dict) and needed in found:
                     return found
         remedy = "open the link on the machine where it was made, or paste the text"
@@ -67,7 +66,4 @@ class Texts:
         if path.is_file():
             return
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        part = path.with_name(f".{name}.{secrets.token_hex(4)}")
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8", errors="surrogatepass") as handle:
-            json.dump(value, handle)
-        os.replace(part, path)
+        write_text(path, json.dumps(value), private=True)

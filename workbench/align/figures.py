@@ -10,8 +10,9 @@ from typing import Any
 
 from core.align.figures import MEANING, difference_of, read_measures
 from core.align.overoptimisation import DRIFT, RULE  # for the pages
-from core.align.records import EVALUATION, RoundRecord, read_rows
+from core.align.records import EVALUATION, RoundRecord
 from core.errors import MismatchError
+from core.files import read_json_lines
 from core.statistics.estimates import Estimate
 from workbench.align.values import Entry
 from workbench.frame import models
@@ -165,4 +166,4 @@ def samples_of(round: RoundRecord) -> dict[str, Mapping[str, Any]]:
 
 @lru_cache(maxsize=32)
 def _samples(folder: Path) -> dict[str, Mapping[str, Any]]:
-    return {row["prompt_id"]: row for row in read_rows(folder / "samples.jsonl")}
+    return {row["prompt_id"]: row for row in read_json_lines(folder / "samples.jsonl")}

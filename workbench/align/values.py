@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from core.align.filtering import MARGIN, NONE, RANDOM, SPARSERM
-from core.align.records import FOLDER, LEDGER, STEPS, AlignmentRecord, RoundRecord, alignments, key_of, read_rows
+from core.align.records import FOLDER, LEDGER, STEPS, AlignmentRecord, RoundRecord, alignments, key_of
 from core.align.values import Candidate, Decision
 from core.config import AlignConfig
 from core.errors import SparseRMError
+from core.files import read_json, read_json_lines
 from core.runs.locks import is_held
 from core.runs.registry import Run, all_runs
 from core.runs.store import cache_root
@@ -255,7 +256,7 @@ def _pairs(candidates: Path, rewards: Path | None, filtered: Path | None) -> tup
 
 
 def _rows(folder: Path | None, name: str) -> list[Any]:
-    return [] if folder is None else read_rows(folder / name)
+    return [] if folder is None else read_json_lines(folder / name)
 
 
 def _number(value: float | None) -> float:
@@ -308,4 +309,4 @@ def seconds_of(folder: Path) -> float:
 
 @lru_cache(maxsize=512)
 def _seconds(folder: Path) -> float:
-    return float(json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["time_seconds"])
+    return float(read_json(folder / "manifest.json")["time_seconds"])

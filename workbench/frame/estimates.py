@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.runs.store import cache_root, write_json
+from core.files import read_json, write_json
+from core.runs.store import cache_root
 from core.types import sha256_of
 
 PATIENCE = 180.0  # seconds that an estimate may take
@@ -33,7 +34,7 @@ def estimate(words: Sequence[str]) -> Mapping[str, Any] | None:
     with _lock:
         _asked[path] = time.monotonic()
         if path.is_file():
-            found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found: Mapping[str, Any] = read_json(path)
             return found
         if path not in _started:
             _started.add(path)

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from core.errors import MissingError, SparseRMError, StoreError
+from core.errors import MissingError, SparseRMError
+from core.files import read_json, read_json_lines
 from core.reward.recorded_files import CONFIG, CURVE, EVALUATION, FAITHFULNESS, SELECTION, read_config
 from core.runs.store import Artefact, Store, cache_root
 from core.runs.values import load_value
-from core.types import SPLITS, LatentFrequencies, PreferencePair, PreferencePairs, strict_json
+from core.types import SPLITS, LatentFrequencies, PreferencePair, PreferencePairs
 from workbench.frame import uploads
 
 if TYPE_CHECKING:
@@ -232,20 +233,14 @@ def not_shared(first: str, second: str, pair_id: str) -> list[str]:
 
 @lru_cache(maxsize=64)
 def _json(path: Path) -> Any:
-    try:
-        return strict_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingError(f"{path.parent} holds no {path.name}", remedy="fit it again") from None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} can't be read", found=str(error), remedy="sparserm cache verify") from error
+    if not path.is_file():
+        raise MissingError(f"{path.parent} holds no {path.name}", remedy="fit it again")
+    return read_json(path)
 
 
 @lru_cache(maxsize=16)
 def _rows(path: Path) -> tuple[Mapping[str, Any], ...]:
-    try:
-        return tuple(strict_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} can't be read", found=str(error), remedy="sparserm cache verify") from error
+    return tuple(read_json_lines(path))
 
 
 @lru_cache(maxsize=KEPT)

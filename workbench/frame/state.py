@@ -37,8 +37,9 @@ from typing import Any
 
 import streamlit as st
 
-from core.errors import ConfigError
-from core.runs.store import cache_root, write_json
+from core.errors import ConfigError, StoreError
+from core.files import read_json, write_json
+from core.runs.store import cache_root
 from core.types import sha256_of
 from workbench.frame import models
 from workbench.frame.page_list import find_page
@@ -314,8 +315,8 @@ def kept(kind: str, name: str) -> Any | None:
     if path is None or not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        return read_json(path)
+    except StoreError:
         return None
 
 

@@ -5,11 +5,11 @@ here.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from pathlib import Path
 
 from core.errors import DataError
+from core.files import write_bytes, write_text
 from core.runs.store import cache_root
 from core.text_safety import printable
 
@@ -34,11 +34,9 @@ def keep(name: str, data: bytes) -> Path:
     path = cache_root().resolve() / "uploads" / f"{hashlib.sha256(data).hexdigest()[:16]}{kind}"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}-{os.getpid()}")
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        write_bytes(path, data)
         _make_room(path)
-    _name_file(path).write_text(printable(Path(name.replace("\\", "/")).name, LONGEST_NAME), encoding="utf-8")
+    write_text(_name_file(path), printable(Path(name.replace("\\", "/")).name, LONGEST_NAME))
     return path
 
 

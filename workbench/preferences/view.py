@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +13,8 @@ import streamlit as st
 from core.config import PairsRunConfig
 from core.data.formats import FORMATS
 from core.data.pairs_file import read_pairs
-from core.errors import SparseRMError
+from core.errors import SparseRMError, StoreError
+from core.files import read_json
 from core.runs.registry import Run
 from core.text_safety import visible
 from core.types import PreferencePair
@@ -300,9 +300,9 @@ def _upload() -> None:
 def _checked(run: Run, config: PairsRunConfig) -> None:
     folder = Path(str((run.result() or {})["artefact"]))
     try:
-        found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        found = read_json(folder / "report.json")
         pairs = _of_folder(folder)
-    except (OSError, ValueError):
+    except (StoreError, OSError, ValueError):
         st.markdown("What this check found is gone from the cache.")
         st.button("Check again", on_click=run_panel.begin, args=("pairs", config))
         return
