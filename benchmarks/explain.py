@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from core.explain.explainer import item_of
+from core.explain.features import item_of
 from core.explain.switch import Switchboard
 from core.reward.model import SparseRM
 from core.types import PreferencePair

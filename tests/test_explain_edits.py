@@ -12,8 +12,10 @@ from explain_helpers import hand_made, question, real_head, tiny_explainer
 from scipy.stats import spearmanr
 
 from core.errors import ConfigError
-from core.explain.explainer import READINGS, Explainer, item_of
+from core.explain.explainer import Explainer
+from core.explain.features import item_of
 from core.explain.readings import read_tokens
+from core.explain.response_reader import READINGS
 from core.explain.switch import Switchboard
 from core.reward.evaluation import accuracy_of
 
@@ -145,7 +147,7 @@ def test_a_pair_kept_beside_the_model_needs_no_language_model(monkeypatch: pytes
     number = int(explainer.known.held_out_pairs[0])
     pair = explainer.known.pairs[number]
     live = explainer.explain_pair(pair)
-    monkeypatch.setattr("core.explain.explainer.read_tokens", lambda *_, **__: pytest.fail("the language model ran"))
+    monkeypatch.setattr("core.explain.response_reader.read_tokens", lambda *_, **__: pytest.fail("the language model ran"))
     found = fresh().explain_known(number)
     np.testing.assert_allclose(found.margin.contribution, live.margin.contribution, atol=1e-3)
     np.testing.assert_allclose(found.removed, live.removed, atol=1e-3)

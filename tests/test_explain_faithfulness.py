@@ -13,8 +13,9 @@ from scipy.stats import rankdata, spearmanr
 from core.explain.attribution import contributions
 from core.explain.cues import centred, correlations, length_cue
 from core.explain.curves import FEWEST, STEPS
-from core.explain.explanation_builder import ExplanationBuilder, ResponseFeatures
+from core.explain.explanation_builder import ExplanationBuilder
 from core.explain.faithfulness import DRAWS, faithfulness
+from core.explain.features import ResponseFeatures
 from core.reward.fit_responses import FitResponses
 from core.reward.head import Head
 from core.reward.parts import RewardParts

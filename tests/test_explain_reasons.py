@@ -13,7 +13,8 @@ from explain_helpers import hand_made, question, tiny_explainer
 from scipy.stats import spearmanr
 
 from core.explain.attribution import contributions
-from core.explain.explanation_builder import ExplanationBuilder, ResponseFeatures
+from core.explain.explanation_builder import ExplanationBuilder
+from core.explain.features import ResponseFeatures
 from core.explain.neighbours import neighbours, percentile
 from core.explain.removal import removal_effects, removed_projections
 from core.explain.stability import prompt_share, spread, stability

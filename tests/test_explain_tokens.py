@@ -16,7 +16,8 @@ from explain_helpers import question, tiny_explainer
 
 from core.backbone.model import Backbone
 from core.errors import ConfigError, DataError
-from core.explain.explainer import Explainer, item_of
+from core.explain.explainer import Explainer
+from core.explain.features import item_of
 from core.explain.readings import common_tokens, read_tokens
 from core.explain.tokens import Gradients, spans_of
 from core.reward.extraction import response_states

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from core.cli import explanation_view
 from core.explain.explanation import Explanation, PairExplanation
-from core.explain.explanation_builder import ExplanationBuilder, ResponseFeatures
+from core.explain.explanation_builder import ExplanationBuilder
+from core.explain.features import ResponseFeatures
 from core.explain.waterfall import change_steps, residual_of, waterfall_steps
 from workbench.response.charts import waterfall
 

@@ -105,7 +105,7 @@ def _span(text: str) -> tuple[int, int]:
 def _subject(explainer: Explainer, arguments: argparse.Namespace, display: console.Display) -> PreferencePair | Item:
     """The response or the pair that is meant."""
     from core.explain.batch import pick, pick_known, read_rows
-    from core.explain.explainer import item_of
+    from core.explain.features import item_of
     from core.types import PreferencePair
 
     if arguments.prompt is not None:

@@ -20,10 +20,9 @@ from core.explain.edits import Edit
 from core.explain.explanation import INACTIVE, NO_SAE, Explanation, ModelFigures, PairExplanation
 from core.explain.latent_names import name_in_list, name_in_sentence
 from core.explain.neighbours import Neighbour
-from core.explain.readings import PROMPT, RESPONSE
 from core.explain.sentence import Why
 from core.explain.switch import SwitchedOff
-from core.explain.tokens import Deletion, TokenGradient, TokenView
+from core.explain.token_values import PROMPT, RESPONSE, Deletion, TokenGradient, TokenView
 from core.explain.waterfall import Bar, change_steps, residual_of, waterfall_steps
 from core.latents.labels import Labels
 from core.text_safety import for_terminal

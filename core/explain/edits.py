@@ -9,6 +9,7 @@ from typing import Any
 
 from core.explain.attribution import Attribution
 from core.explain.explanation import Explanation
+from core.reward.dialogues import Item
 from core.types import Message, sha256_of
 
 
@@ -25,6 +26,10 @@ class Edit:
     change: Attribution | None
     n_tokens: int
     n_computed: int
+
+    @property
+    def item(self) -> Item:
+        return self.explanation.prompt, self.explanation.response
 
     @cached_property
     def edit_id(self) -> str:

@@ -1,4 +1,6 @@
-"""What an explanation says, as values: of one response, of a pair, and of the reward model they belong to. Made in core.explain.explainer."""
+"""What an explanation says, as values: of one response, of a pair, and of the reward model they belong to. Made in
+core.explain.explainer.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ NO_SAE = "the SAE is not at hand"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFigures:
-    """What is shown beside every explanation of a reward model: can it be believed. `faithfulness` is what the fit measured (JSON), None if it is not
-    kept; `groups` are the columns of collinear latents.
+    """What is shown beside every explanation of a reward model: can it be believed. `faithfulness` is what the fit
+    measured (JSON), None if it is not kept; `groups` are the columns of collinear latents.
     """
 
     stability: Stability
@@ -45,10 +47,12 @@ class ModelFigures:
 class Explanation:
     """One response explained. The path starts at the mean training projection.
 
-    `prompt_part` is the mean contribution over the `n_known` known responses to this prompt (this one included; 0: none are kept beside the model),
-    `response_part` what is left; `prompt_by_head` is the prompt part of each seed's head. `at_mean` is how the reward changes where a projection is
-    set to its training mean, `removed` how it changes where the latent is taken out of the residual stream (NaN: inactive, nothing to remove; None:
-    no SAE at hand). `percentile` is among held-out ones. `curves` is this explanation's own faithfulness, None where too few latents are active.
+    `prompt_part` is the mean contribution over the `n_known` known responses to this prompt (this one included; 0: none
+    are kept beside the model), `response_part` what is left; `prompt_by_head` is the prompt part of each seed's head.
+    `at_mean` is how the reward changes where a projection is set to its training mean, `removed` how it changes where
+    the latent is taken out of the residual stream (NaN: inactive, nothing to remove; None: no SAE at hand).
+    `percentile` is among held-out ones. `curves` is this explanation's own faithfulness, None where too few latents are
+    active.
     """
 
     prompt: tuple[Message, ...]
@@ -97,7 +101,8 @@ class Explanation:
 
 @dataclass(frozen=True, kw_only=True)
 class PairExplanation:
-    """Two responses to one prompt. `margin` runs from v_l to v_w, so its contributions sum to s_w - s_l; the prompt's offset cancels in it.
+    """Two responses to one prompt. `margin` runs from v_l to v_w, so its contributions sum to s_w - s_l; the prompt's
+    offset cancels in it.
 
     `at_mean` and `removed` are changes of the margin, where a latent is held or removed in both responses.
     """

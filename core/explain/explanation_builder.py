@@ -1,56 +1,50 @@
 """From projections and activations to explanations: no language model, no SAE, no disk.
 
-1. Contributions of the shipped head and of all seeds' heads, for the response and for every known response to its prompt.
+1. Contributions of the shipped head and of all seeds' heads, for the response and for every known response to its
+prompt.
 2. The mean over those is the prompt part, what is left the response part.
-3. Interventions, percentile, neighbours; then the sentence, made from what the response itself did (`core.explain.sentence`).
+3. Interventions, percentile, neighbours; then the sentence, made from what the response itself did
+(`core.explain.sentence`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from core.errors import ConfigError
+from core.errors import ConfigError, StoreError
 from core.explain.attribution import Attribution, at_mean, collinear_groups, contributions, contributions_by_head
 from core.explain.curves import Curves, own_curves, value_without
+from core.explain.edits import Edit
 from core.explain.explanation import Explanation, ModelFigures, PairExplanation
+from core.explain.features import ResponseFeatures
 from core.explain.neighbours import neighbours, percentile
 from core.explain.removal import removal_effects
 from core.explain.sentence import Evidence, why_pair, why_response
 from core.explain.stability import prompt_share, stability
 from core.latents.labels import Labels
-from core.reward.dialogues import Item
-from core.reward.fit_responses import FitResponses, response_id
+from core.reward.fit_responses import FitResponses
 from core.reward.parts import RewardParts
 
 KINDS = ("sparserm", "random-rows")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResponseFeatures:
-    """A response as the head and the SAE see it: v and f (None where no SAE is at hand), float64."""
-
-    item: Item
-    v: Float[np.ndarray, " k"]
-    f: Float[np.ndarray, " k"] | None
-
-    @cached_property
-    def own(self) -> int:
-        """Its response id."""
-        return response_id(*self.item)
+def check_explainable(parts: RewardParts) -> None:
+    """Raises ConfigError for a reward model that has no latents with directions."""
+    if parts.kind not in KINDS or parts.directions is None or parts.latent_ids is None:
+        raise ConfigError("this reward model can't be explained by latents", expected=" or ".join(KINDS), found=parts.kind)
 
 
 class ExplanationBuilder:
     """Explains the responses of one reward model. Raises ConfigError for a control that has no latents with directions."""
 
     def __init__(self, parts: RewardParts, known: FitResponses | None, faithfulness: Mapping[str, Any] | None = None) -> None:
-        if parts.kind not in KINDS or parts.directions is None or parts.latent_ids is None:
-            raise ConfigError("this reward model can't be explained by latents", expected=" or ".join(KINDS), found=parts.kind)
+        check_explainable(parts)
+        assert parts.directions is not None and parts.latent_ids is not None
         self.parts, self.known, self._faithfulness = parts, known, faithfulness
         self.latent_ids: Int[np.ndarray, " k"] = parts.latent_ids
         self.directions: Float[np.ndarray, "k d_model"] = parts.directions.astype(np.float64)
@@ -93,7 +87,7 @@ class ExplanationBuilder:
             at_mean=at_mean(self.parts.head, this.v, self.mean),
             removed=None if this.f is None else removal_effects(self.parts.head, this.v[None], this.f[None], self.overlaps)[0],
             curves=self._curves(attribution, this),
-            neighbours=() if self.known is None else neighbours(self.known, self.parts, this.v, own=this.own),
+            neighbours=() if self.known is None else neighbours(self.known, self.parts, this.v, own=this.response_id),
             why=why_response(evidence, reward=attribution.reward, percentile=rank, n_known=n_known),
             figures=self.figures,
         )
@@ -117,6 +111,29 @@ class ExplanationBuilder:
             curves=self._curves(margin, chosen, rejected),
             why=why_pair(evidence, margin=difference, probability=probability),
         )
+
+    def known_pair(self, number: int, labels: Labels) -> PairExplanation:
+        """A pair of the fit, by its number there: from its saved figures. Raises StoreError where no texts were saved,
+        ConfigError where there is no such pair.
+        """
+        known = self.known
+        if known is None or known.pairs is None:
+            raise StoreError("no texts of known pairs are kept beside this reward model", remedy="give prompt and responses, or fit it again")
+        if not 0 <= number < len(known.pairs):
+            raise ConfigError("there is no such known pair", expected=f"0 to {len(known.pairs) - 1}", found=str(number))
+        pair = known.pairs[number]
+        sides = ((known.chosen_rows[number], pair.chosen), (known.rejected_rows[number], pair.rejected))
+        chosen, rejected = (
+            ResponseFeatures(item=(pair.prompt, text), v=known.projections[row].astype(np.float64), f=known.activations[row].astype(np.float64))
+            for row, text in sides
+        )
+        return self.pair(chosen, rejected, labels)
+
+    def edit(self, this: ResponseFeatures, labels: Labels, parent: Edit | None = None) -> Edit:
+        """A changed text with its change against `parent`; without one, the root of a chain."""
+        explanation = self.response(this, labels)
+        change = None if parent is None else self.path(parent.explanation.attribution, explanation.attribution)
+        return Edit(explanation=explanation, parent=parent, change=change, n_tokens=this.n_tokens, n_computed=this.n_computed)
 
     def path(self, start: Attribution, end: Attribution) -> Attribution:
         """From one response straight to another: the contributions sum to the difference of their rewards."""
@@ -156,7 +173,7 @@ class ExplanationBuilder:
         if self.known is None:
             return np.zeros((0, self.parts.k))
         rows = self.known.rows_of_prompt(seen[0].item[0])
-        others = rows[~np.isin(self.known.response_ids[rows], [one.own for one in seen])]
+        others = rows[~np.isin(self.known.response_ids[rows], [one.response_id for one in seen])]
         return self.known.projections[others].astype(np.float64)
 
     def _curves(self, attribution: Attribution, this: ResponseFeatures, less: ResponseFeatures | None = None) -> Curves | None:

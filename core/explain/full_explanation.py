@@ -11,7 +11,7 @@ from core.explain.edits import Edit
 from core.explain.explainer import Explainer
 from core.explain.explanation import Explanation, PairExplanation
 from core.explain.switch import Switchboard, SwitchedOff
-from core.explain.tokens import Deletion, Span, TokenGradient, TokenView
+from core.explain.token_values import Deletion, Span, TokenGradient, TokenView
 from core.reward.dialogues import Item
 from core.types import PreferencePair
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from core.errors import ConfigError, StoreError
 from core.explain.explanation import PairExplanation
-from core.explain.explanation_builder import ExplanationBuilder, ResponseFeatures
+from core.explain.explanation_builder import ExplanationBuilder
 from core.explain.switch import Switchboard, SwitchedOff
 from core.latents.label_book import LabelBook
 from core.latents.labels import Labels
@@ -85,13 +85,16 @@ class Kept:
 
     def pair(self, number: int) -> PreferencePair:
         """A kept pair, with its texts. Raises as `explain`."""
-        return known_pair(self.builder, number)
+        pairs = self._known().pairs
+        if pairs is None or not 0 <= number < len(pairs):
+            raise ConfigError("there is no such known pair", found=str(number))
+        return pairs[number]
 
     # --- what is said of them ---
 
     def explain(self, number: int) -> PairExplanation:
         """A kept pair explained. Raises StoreError where no texts are kept, ConfigError where there is no such pair."""
-        return explain_known(self.builder, number, self.labels)
+        return self.builder.known_pair(number, self.labels)
 
     def switch_off(self, latents: Sequence[int], number: int | None = None, side: str = "chosen") -> tuple[SwitchedOff, SwitchedOff]:
         """With these latents at their training means, and with none: held-out accuracy, liking for length, and the reward of a kept pair's response.
@@ -113,26 +116,6 @@ class Kept:
         if self.known is None:
             raise StoreError("no known responses are kept beside this reward model", expected="known.safetensors", remedy="fit it again")
         return self.known
-
-
-def explain_known(builder: ExplanationBuilder, number: int, labels: Labels) -> PairExplanation:
-    """A pair that is kept beside the model, by its number there. Raises as `known_pair`."""
-    pair, known = known_pair(builder, number), builder.known
-    assert known is not None  # known_pair has looked
-    v, f = known.projections, known.activations
-    sides = ((int(known.chosen_rows[number]), pair.chosen), (int(known.rejected_rows[number]), pair.rejected))
-    chosen, rejected = (ResponseFeatures(item=(pair.prompt, text), v=v[row].astype(np.float64), f=f[row].astype(np.float64)) for row, text in sides)
-    return builder.pair(chosen, rejected, labels)
-
-
-def known_pair(builder: ExplanationBuilder, number: int) -> PreferencePair:
-    """Raises StoreError where no texts are kept, ConfigError where there is no such pair."""
-    known = builder.known
-    if known is None or known.pairs is None:
-        raise StoreError("no texts of known pairs are kept beside this reward model", remedy="give prompt and responses, or fit it again")
-    if not 0 <= number < len(known.pairs):
-        raise ConfigError("there is no such known pair", expected=f"0 to {len(known.pairs) - 1}", found=str(number))
-    return known.pairs[number]
 
 
 def read_faithfulness(folder: Path | None) -> Mapping[str, Any] | None:

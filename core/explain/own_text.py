@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from core.backbone.model import Backbone
 from core.data.texts import Refused, text_of
 from core.errors import ConfigError, DataError
-from core.explain.readings import FIRST, PROMPT, TEMPLATE, token_texts
+from core.explain.readings import token_texts
+from core.explain.token_values import FIRST, PROMPT, TEMPLATE
 from core.sae.autoencoder import SparseAutoencoder
 from core.types import Message
 

@@ -18,12 +18,11 @@ from jaxtyping import Float, Int32
 from core.backbone.model import Backbone
 from core.backbone.template import Rendered
 from core.errors import BackboneError, DataError
+from core.explain.token_values import FIRST, PROMPT, RESPONSE, TEMPLATE
 from core.reward.dialogues import Item
 from core.reward.extraction import as_read, read_position, shares
 from core.reward.packing import MIN_PREFIX, Sequences
 from core.types import Message
-
-FIRST, TEMPLATE, PROMPT, RESPONSE = "first", "template", "prompt", "response"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,8 @@
-"""Token by token: where latents are active, how the reward runs, what a span does, and how the reward leans on each embedding (METHOD.md section 4).
+"""Token by token: where latents are active, how the reward runs, what a span does, and how the reward leans on each
+embedding (METHOD.md section 4).
 
-(a) Activation of each latent at each token, by the SAE's own encode. On first and template tokens no SAE was trained: they are marked by their kind.
+(a) Activation of each latent at each token, by the SAE's own encode. On first and template tokens no SAE was trained:
+they are marked by their kind.
 (b) Running reward: the head on each token's own z. Exploratory, since the head was trained on the last position only.
 (c) Deletion: the response is scored again with a span left out. This one is causal.
 (d) Gradient of the reward to the embeddings, in float32 through the backbone up to layer L.
@@ -12,54 +14,26 @@ import copy
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 
 from core.backbone.model import Backbone, decoder_layers
 from core.errors import BackboneError, ConfigError
 from core.explain.readings import Reading
+from core.explain.token_values import Deletion, Span, TokenGradient, TokenView
 from core.reward.dialogues import Item
 from core.reward.extraction import response_states
 from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
 from core.sae.autoencoder import SparseAutoencoder
 
-# Ends of sentences: their marks with closing quotes or brackets before white space, the full stops of scripts without spaces, and line ends.
+# Ends of sentences: their marks with closing quotes or brackets before white space, the full stops of scripts without
+# spaces, and line ends.
 SENTENCE = re.compile(r".+?(?:[.!?…]+[\"'”’»)\]]*(?=\s)|[。！？]+[」』”]*|\n+|$)\s*", re.DOTALL)
 WORD = re.compile(r"\S+\s*")
 MOST_SPANS = 64
-Span = tuple[int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenView:
-    """The tokens up to the one that is scored. `activation` is f of the selected latents, None where no SAE is at hand; `running` is exploratory."""
-
-    texts: tuple[str, ...]
-    kinds: tuple[str, ...]
-    latent_ids: Int[np.ndarray, " k"]
-    activation: Float[np.ndarray, "t k"] | None
-    running: Float[np.ndarray, " t"]
-
-    def of_latent(self, latent_id: int) -> Float[np.ndarray, " t"]:
-        """Activation of one latent. Raises ConfigError where it is not among the selected ones, or no SAE is at hand."""
-        found = np.flatnonzero(self.latent_ids == latent_id)
-        if not len(found):
-            known = ", ".join(map(str, self.latent_ids[:8])) + (", ..." if len(self.latent_ids) > 8 else "")
-            raise ConfigError(f"latent {latent_id} is not one of this reward model's", expected=known)
-        if self.activation is None:
-            raise ConfigError("activations need the SAE, and it is not at hand")
-        return self.activation[:, found[0]]
-
-    def to_json(self) -> dict[str, Any]:
-        """Latents that are active nowhere are left out."""
-        activation = {} if self.activation is None else dict(zip(self.latent_ids.tolist(), self.activation.T, strict=True))
-        active = {str(latent): values.tolist() for latent, values in activation.items() if values.any()}
-        return {"texts": list(self.texts), "kinds": list(self.kinds), "activation": active, "running_reward": self.running.tolist()}
 
 
 def token_view(model: SparseRM, reading: Reading, sae: SparseAutoencoder | None) -> TokenView:
@@ -70,25 +44,9 @@ def token_view(model: SparseRM, reading: Reading, sae: SparseAutoencoder | None)
     return TokenView(texts=reading.texts, kinds=reading.kinds, latent_ids=ids, activation=activation, running=model.rewards_of(reading.states))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Deletion:
-    """A span of the response (characters `start` to `stop`) and what it adds: the reward of the whole less the reward without it.
-
-    None where nothing would be left to score.
-    """
-
-    start: int
-    stop: int
-    text: str
-    effect: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(self.__dict__)
-
-
 def deletions(model: SparseRM, backbone: Backbone, item: Item, spans: Sequence[Span] | None = None) -> tuple[Deletion, ...]:
-    """Scores a response again without each of these spans (None: sentence by sentence). All go through the backbone together with the whole, in one
-    plan that shares their prompt. Raises ConfigError for a span outside the response.
+    """Scores a response again without each of these spans (None: sentence by sentence). All go through the backbone
+    together with the whole, in one plan that shares their prompt. Raises ConfigError for a span outside the response.
     """
     text = item[1]
     asked = list(spans_of(text)) if spans is None else list(spans)
@@ -104,7 +62,9 @@ def deletions(model: SparseRM, backbone: Backbone, item: Item, spans: Sequence[S
 
 
 def spans_of(text: str) -> Iterator[Span]:
-    """Its sentences with the white space behind them; of a single sentence its words, or nothing could be left out. At most 64: neighbours merge."""
+    """Its sentences with the white space behind them; of a single sentence its words, or nothing could be left out. At
+    most 64: neighbours merge.
+    """
     for pattern in (SENTENCE, WORD):
         spans = [found.span() for found in pattern.finditer(text) if found.group().strip()]
         if len(spans) > 1:
@@ -113,23 +73,10 @@ def spans_of(text: str) -> Iterator[Span]:
     return ((spans[a][0], spans[b - 1][1]) for a, b in itertools.pairwise(edges))
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenGradient:
-    """How much the reward leans on each token's embedding e: `norm` = |ds/de|. It has no sign: for that, and wherever they disagree, ask a deletion.
-
-    The norm, not gradient times embedding (our choice): on 53 held-out answers of TruthfulQA its mean rank correlation with the size of each word's
-    deletion was 0.32, that of |ds/de . e| 0.22, and the sign of ds/de . e said nothing about the sign of the deletion (-0.04).
-    """
-
-    norm: Float[np.ndarray, " t"]
-    reward: float
-
-    def to_json(self) -> dict[str, Any]:
-        return {"norm": self.norm.tolist(), "reward": self.reward}
-
-
 class Gradients:
-    """Gradients through a backbone. One that does not compute in float32 is copied to it once: bfloat16 gradients of a reward are mostly rounding."""
+    """Gradients through a backbone. One that does not compute in float32 is copied to it once: bfloat16 gradients of a
+    reward are mostly rounding.
+    """
 
     def __init__(self, backbone: Backbone, parts: RewardParts) -> None:
         self.backbone, self.parts = backbone, parts
@@ -157,13 +104,13 @@ class Gradients:
 
         def keep(_module: Any, _inputs: Any, output: Any) -> None:
             found.append(output[0] if isinstance(output, tuple) else output)
-            raise _Enough
+            raise _StopForward
 
         handle = decoder_layers(self.model)[self.parts.layer].register_forward_hook(keep)
         decoder = self.model.base_model if self.model.get_output_embeddings() is not None else self.model
         try:
             decoder(inputs_embeds=embedded, use_cache=False)
-        except _Enough:
+        except _StopForward:
             pass
         finally:
             handle.remove()
@@ -178,5 +125,5 @@ class Gradients:
         return reward
 
 
-class _Enough(Exception):
+class _StopForward(Exception):
     """Layer L has been computed."""

@@ -1,7 +1,8 @@
-"""The bars of an explanation as values, made here once: a terminal (core.cli.explanation_view) and a page (workbench.response) only draw them.
+"""The bars of an explanation as values, made here once: a terminal (core.cli.explanation_view) and a page
+(workbench.response) only draw them.
 
-Latents whose directions are nearly collinear share one bar. The bars stand in order of size; the latents that get no bar of their own are summed
-in the last one, so that start, bars and end always add up (METHOD.md section 4).
+Latents whose directions are nearly collinear share one bar. The bars stand in order of size; the latents that get no
+bar of their own are summed in the last one, so that start, bars and end always add up (METHOD.md section 4).
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ TOTALS = ("start", "end")
 class Bar:
     """One bar of a waterfall or of a row of changes, in units of the reward.
 
-    `kind`: `start` and `end` stand at `value`; every other bar adds `value`: `prompt` (the prompt part of all latents), `latents` (one latent, or
-    several with nearly collinear directions), `rest` (all latents that have no bar of their own), `part` (anything else, such as a sentence).
-    `latent_ids` are the latents behind it, the strongest first. `deviation` is the standard deviation of `value` over the heads of all seeds, None
-    where there is one head; `agreed` is False where not all heads give the sign of `value`. `note` is for a hover box.
+    `kind`: `start` and `end` stand at `value`; every other bar adds `value`: `prompt` (the prompt part of all latents),
+    `latents` (one latent, or several with nearly collinear directions), `rest` (all latents that have no bar of their
+    own), `part` (anything else, such as a sentence). `latent_ids` are the latents behind it, the strongest first.
+    `deviation` is the standard deviation of `value` over the heads of all seeds, None where there is one head; `agreed`
+    is False where not all heads give the sign of `value`. `note` is for a hover box.
     """
 
     label: str
@@ -47,14 +49,18 @@ class Bar:
 
 
 def waterfall_steps(explanation: Explanation | PairExplanation, labels: Labels, *, most: int = MOST_BARS) -> list[Bar]:
-    """The bars from start to end: of a response from the average training response to it, of a pair from the rejected to the chosen response."""
+    """The bars from start to end: of a response from the average training response to it, of a pair from the rejected
+    to the chosen response.
+    """
     if isinstance(explanation, PairExplanation):
         return _margin_steps(explanation, labels, most)
     return _response_steps(explanation, labels, most)
 
 
 def change_steps(change: Attribution, groups: Sequence[tuple[int, ...]], labels: Labels, *, most: int = MOST_BARS) -> list[Bar]:
-    """What each latent did to the reward on the way from one text to another: the bars sum to the change. `groups`: columns of collinear latents."""
+    """What each latent did to the reward on the way from one text to another: the bars sum to the change. `groups`:
+    columns of collinear latents.
+    """
     return _latent_bars(change, change.contribution, change.by_head, groups, labels, most)
 
 
@@ -72,8 +78,8 @@ def _margin_steps(pair: PairExplanation, labels: Labels, most: int) -> list[Bar]
 
 
 def _response_steps(explanation: Explanation, labels: Labels, most: int) -> list[Bar]:
-    """The prompt part is one bar, then come the response parts. Where no other response to the prompt is known the two can't be told apart, and the
-    bars are whole contributions (METHOD.md section 4).
+    """The prompt part is one bar, then come the response parts. Where no other response to the prompt is known the two
+    can't be told apart, and the bars are whole contributions (METHOD.md section 4).
     """
     attribution, groups, n_known = explanation.attribution, explanation.figures.groups, explanation.n_known
     start = Bar(label="Average training response", value=attribution.baseline_reward, kind="start")

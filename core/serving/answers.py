@@ -139,7 +139,7 @@ class Answers:
     # --- explaining: in the model's thread ---
 
     def explain(self, asked: Asked, explainer: Explainer) -> Answer:
-        from core.explain.explainer import item_of
+        from core.explain.features import item_of
         from core.types import PreferencePair
 
         wanted = asked.get("tokens", True)
@@ -165,7 +165,7 @@ class Answers:
         return {"gradient": explainer.gradient(*dialogue(asked)).to_json()}
 
     def switch(self, asked: Asked, explainer: Explainer) -> Answer:
-        from core.explain.explainer import item_of
+        from core.explain.features import item_of
         from core.explain.switch import Switchboard
 
         v = None
@@ -178,7 +178,7 @@ class Answers:
         return {"off": self._switches.off(latents, v).to_json(), "all_on": self._switches.off((), v).to_json()}
 
     def activations(self, asked: Asked, explainer: Explainer) -> Answer:
-        from core.explain.explainer import item_of
+        from core.explain.features import item_of
         from core.explain.own_text import OwnText, latents_of, read_text
 
         text, top = asked.get("text"), asked.get("top", 10)

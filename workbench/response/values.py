@@ -18,7 +18,7 @@ from jaxtyping import Float
 from core.errors import MissingError
 from core.explain.edits import edit_name
 from core.explain.explanation import Explanation, PairExplanation
-from core.explain.explanation_builder import ResponseFeatures
+from core.explain.features import ResponseFeatures
 from core.explain.kept import Kept
 from core.explain.switch import Switchboard, SwitchedOff
 from core.explain.waterfall import Bar, change_steps

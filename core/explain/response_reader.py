@@ -1,0 +1,123 @@
+"""Reads responses with the language model and the SAE: the figures of a text that nothing else can give (METHOD.md
+section 4).
+
+    reader = ResponseReader(reward_model)
+    reader.features(prompt, response)                        # v and f: all that an explanation is made of
+    reader.tokens / deletions / gradient(prompt, response)   # token by token
+
+The process of a live reward model answers with these (core.serving); explanations are made of them by
+core.explain.explanation_builder. The language model and the SAE are loaded when something needs them. The last few
+readings are kept with their keys and values, so a changed text costs only what follows its first changed token.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from core.backbone.model import Backbone
+from core.errors import ConfigError, SparseRMError
+from core.explain.explanation_builder import check_explainable
+from core.explain.features import ResponseFeatures, item_of
+from core.explain.readings import Reading, read_tokens
+from core.explain.token_values import Deletion, Span, TokenGradient, TokenView
+from core.explain.tokens import Gradients, deletions, token_view
+from core.reward.dialogues import Dialogue, Item, key_of
+from core.reward.model import BackboneReader, SparseRM
+from core.sae.autoencoder import SparseAutoencoder
+
+READINGS = 4  # kept in memory
+log = logging.getLogger(__name__)
+
+
+class ResponseReader:
+    """Reads responses for one reward model. Raises ConfigError for a control that has no latents with directions."""
+
+    def __init__(self, model: SparseRM) -> None:
+        check_explainable(model.parts)
+        self.model, self.parts = model, model.parts
+        self._readings: OrderedDict[Any, Reading] = OrderedDict()
+
+    @cached_property
+    def sae(self) -> SparseAutoencoder | None:
+        """The SAE; None, with a warning in the log, where it can't be loaded: activations and removals are then not
+        shown.
+        """
+        try:
+            return self.model.sae
+        except SparseRMError as error:
+            log.warning("no activations and no removals are shown: %s", error)
+            return None
+
+    @property
+    def backbone(self) -> Backbone:
+        """The language model, loaded when it is first needed. Raises ConfigError where the model has hidden states from
+        elsewhere.
+        """
+        if not isinstance(self.model.reader, BackboneReader):
+            reader = type(self.model.reader).__name__
+            raise ConfigError("explaining a text needs the language model itself", expected="a SparseRM on its backbone", found=reader)
+        return self.model.reader.backbone
+
+    def features(self, prompt: Dialogue, response: Dialogue, *, parent: Item | None = None) -> ResponseFeatures:
+        """v and f of a response. `parent` is the text it was made from: what the two begin with is not computed again.
+
+        Raises DataError where prompt or response can't be read.
+        """
+        item = item_of(prompt, response)
+        reading = self.read(item, None if parent is None else self._readings.get(key_of(parent)))
+        return self.state_features(item, reading.z, n_tokens=len(reading.ids), n_computed=reading.n_computed)
+
+    def state_features(self, item: Item, z: Float[np.ndarray, " d_model"], *, n_tokens: int = 0, n_computed: int = 0) -> ResponseFeatures:
+        """v and f of a response whose hidden state is at hand."""
+        directions, f = self.parts.directions, None
+        assert directions is not None and self.parts.latent_ids is not None  # check_explainable
+        if self.sae is not None:
+            f = self.sae.encode_latents(torch.from_numpy(z[None]), self.parts.latent_ids)[0].cpu().numpy().astype(np.float64)
+        v = z.astype(np.float64) @ directions.astype(np.float64).T
+        return ResponseFeatures(item=item, v=v, f=f, n_tokens=n_tokens, n_computed=n_computed)
+
+    # --- token by token ---
+
+    def tokens(self, prompt: Dialogue, response: Dialogue) -> TokenView:
+        """Activation of each latent and running reward at each token: from the same forward pass as the features."""
+        return token_view(self.model, self.read(item_of(prompt, response)), self.sae)
+
+    def deletions(self, prompt: Dialogue, response: Dialogue, spans: Sequence[Span] | None = None) -> tuple[Deletion, ...]:
+        """What each sentence, or each given span of characters, adds to the reward."""
+        return deletions(self.model, self.backbone, item_of(prompt, response), spans)
+
+    def gradient(self, prompt: Dialogue, response: Dialogue) -> TokenGradient:
+        """Gradient of the reward to each token's embedding, for the tokens of `tokens`."""
+        return self._gradients.of(self.read(item_of(prompt, response)))
+
+    @cached_property
+    def _gradients(self) -> Gradients:
+        return Gradients(self.backbone, self.parts)
+
+    # --- readings ---
+
+    def read(self, item: Item, lender: Reading | None = None) -> Reading:
+        """The reading of a response: a recent one, or a new one that takes over what `lender` (by default the latest)
+        begins with.
+        """
+        key = key_of(item)
+        if key not in self._readings:
+            parent = lender or next(reversed(self._readings.values()), None)
+            self._readings[key] = read_tokens(self.backbone, item, layer=self.parts.layer, position=self.parts.position, parent=parent)
+            while len(self._readings) > READINGS:
+                self._readings.popitem(last=False)
+        self._readings.move_to_end(key)
+        return self._readings[key]
+
+    def forget(self) -> None:
+        """Frees the readings and what gradients need."""
+        self._readings.clear()
+        self.__dict__.pop("_gradients", None)
