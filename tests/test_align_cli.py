@@ -132,7 +132,7 @@ def test_a_wrong_option_is_named(cli: Any, words: list[str], said: str) -> None:
     assert code == 2 and out == "" and said in err and "Traceback" not in err
 
 
-def test_without_a_preset_the_embedded_models_values_hold_only_for_it() -> None:
+def test_values_of_the_embedded_model_hold_only_for_it() -> None:
     assert asked() == ALIGN_PRESETS["smollm2-135m"] and asked().fit == PRESETS["smollm2-135m"]
     assert asked("--model", "org/other") == override(AlignConfig(), {"model": "org/other"})
 

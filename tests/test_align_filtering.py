@@ -55,7 +55,7 @@ def test_no_filter_keeps_all_that_dpo_can_use() -> None:
     assert decisions[2].margin is None and all(not one.latents for one in decisions)
 
 
-def test_what_the_reward_model_cannot_read_is_dropped_and_says_so() -> None:
+def test_what_the_reward_model_cannot_read_is_dropped_and_noted() -> None:
     assert [(one.kept, one.reason, one.margin) for one in run([np.nan, 1.0])] == [(False, UNREAD, None), (True, "", 1.0)]
 
 
@@ -113,7 +113,7 @@ def test_the_latents_that_speak_against_the_winner_by_hand() -> None:
     assert found[0]["side"] == "chosen" and found[0]["detection_auroc"] == 0.9
 
 
-def test_only_pairs_dropped_by_their_margin_name_latents_and_these_sum_to_no_less_than_the_margin() -> None:
+def test_only_pairs_dropped_by_margin_name_latents_that_reach_it() -> None:
     parts = make_parts(k=4)
     model = SparseRM(parts, FakeReader(6))
     candidates = [candidate(n) for n in range(30)]

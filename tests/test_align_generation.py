@@ -103,7 +103,7 @@ def test_the_draw_is_the_one_by_hand() -> None:
 # --- whole answers ----------------------------------------------------------------------------------------------------
 
 
-def test_batches_with_shared_caches_write_what_a_plain_loop_writes(family: Backbone) -> None:
+def test_batches_with_shared_caches_equal_a_plain_loop(family: Backbone) -> None:
     asked = prompts()
     encoded = [answer_prefix(family, prompt) for prompt in asked]
     assert max(map(len, encoded)) > 64, "longer than the sliding window"

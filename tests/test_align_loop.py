@@ -95,7 +95,7 @@ def test_pairs_add_up_in_every_round(made: Made) -> None:
         assert all(candidate.raw for candidate in one.candidates), "unparsed text is kept"
 
 
-def test_what_was_kept_has_the_higher_reward_and_that_is_the_reward_models_own(made: Made, reward_model: Path) -> None:
+def test_kept_pairs_have_the_higher_reward_of_the_reward_model(made: Made, reward_model: Path) -> None:
     one = made.rounds[1]
     rewards = {row["candidate_id"]: (row["reward_chosen"], row["reward_rejected"]) for row in one.rewards}
     parsed = {candidate.candidate_id: candidate for candidate in one.candidates if candidate.parsed}
@@ -164,7 +164,7 @@ def test_every_round_is_evaluated_against_the_base(made: Made) -> None:
     assert made.said["chosen_round"] == int(np.argmax(best))
 
 
-def test_the_final_artefact_holds_the_chosen_adapter_and_everything_said(made: Made) -> None:
+def test_the_final_artefact_holds_the_chosen_adapter_and_facts(made: Made) -> None:
     said = json.loads((made.outcome.artefact / "alignment.json").read_text())
     assert said["config"] == made.config.to_dict() and [one["round"] for one in said["rounds"]] == [1, 2] and said["stopped"] == ""
     assert made.record.result == made.outcome.artefact and made.record.config == made.config
@@ -302,7 +302,7 @@ def test_best_of_n_is_filtered_by_its_own_reward(store: Store) -> None:
     assert any(said.kept for said in one.decisions)
 
 
-def test_other_prompts_are_aligned_on_and_training_prompts_compared(store: Store, tmp_path: Path) -> None:
+def test_other_prompts_are_aligned_and_training_prompts_compared(store: Store, tmp_path: Path) -> None:
     """Prompts of a file, with a held-out one among them; the shift is about answers to training prompts, which have a match."""
     made = Made(quick(min_margin=1e9), store)
     held_out = made.record.model and SparseRM.load(made.record.model).known
@@ -346,7 +346,7 @@ def pair(number: int, prompt: int) -> PreferencePair:
     return PreferencePair(pair_id=f"p{number}", prompt=({"role": "user", "content": f"q{prompt}"},), chosen="a", rejected="b")
 
 
-def test_pairs_that_choose_the_epoch_share_no_prompt_with_those_trained_on() -> None:
+def test_pairs_that_choose_the_epoch_share_no_training_prompt() -> None:
     pairs = [pair(n, n // 2) for n in range(40)]
     found = set_apart(pairs, share=0.1, seed=0)
     sides = {split: {found[int(i)].prompt_id for i in found.rows_of(split)} for split in ("train", "validation")}

@@ -46,7 +46,7 @@ def texts(found: Any) -> list[str]:
     return [prompt.messages[-1]["content"] for prompt in found.prompts]
 
 
-def test_without_a_file_the_free_prompts_are_asked_else_the_training_ones() -> None:
+def test_without_a_file_free_or_training_prompts_are_asked() -> None:
     assert texts(choose_prompts("", pairs(train=3, validation=1, test=2), limit=0, seed=0)) == ["train 0", "train 1", "train 2"]
     free = choose_prompts("", pairs(train=3, test=2, unused=2), limit=0, seed=0)
     assert texts(free) == ["unused 0", "unused 1"] and free.source == "the fit's unused prompts"
@@ -165,7 +165,7 @@ def dropped(n: int) -> tuple[list[Candidate], list[Decision]]:
     ]
 
 
-def test_cases_are_the_pairs_dropped_by_margin_in_an_order_of_their_own() -> None:
+def test_cases_are_pairs_dropped_by_margin_in_another_order() -> None:
     candidates, decisions = dropped(40)
     every = audit.cases(1, candidates, decisions, n=99, seed=0)
     assert sorted(case.candidate_id for case in every) == [f"c{i:03d}" for i in range(40)]
@@ -177,7 +177,7 @@ def test_cases_are_the_pairs_dropped_by_margin_in_an_order_of_their_own() -> Non
         assert case.margin == -float(case.candidate_id[1:])
 
 
-def test_a_judgement_names_the_better_answer_not_the_intended_one() -> None:
+def test_a_judgement_names_the_better_answer_not_the_intended() -> None:
     candidates, decisions = dropped(40)
     for case in audit.cases(1, candidates, decisions, n=40, seed=0):
         meant = "first" if case.first.startswith("meant") else "second"
@@ -187,7 +187,7 @@ def test_a_judgement_names_the_better_answer_not_the_intended_one() -> None:
         case.verdict("both")
 
 
-def test_judgements_are_kept_the_newest_counts_and_the_agreement_runs(tmp_path: Path) -> None:
+def test_judgements_are_kept_and_the_newest_counts(tmp_path: Path) -> None:
     candidates, decisions = dropped(10)
     found = audit.cases(1, candidates, decisions, n=10, seed=0)
     assert audit.judgements(tmp_path / "none") == [] and audit.agreement([]).accuracy is None

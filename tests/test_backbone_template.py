@@ -215,7 +215,7 @@ def test_reading_control_tokens_as_text_changes_no_other_row() -> None:
         assert np.array_equal(refusing.ids, reading.ids) and refusing.response_ends == reading.response_ends
 
 
-def test_a_tokenizer_that_splits_special_tokens_still_keeps_the_templates() -> None:
+def test_templates_survive_a_tokenizer_that_splits_specials() -> None:
     tokenizer = tiny_tokenizer(CHATML)
     tokenizer.split_special_tokens = True
     chat = ChatTemplate(tokenizer, date="")
@@ -226,7 +226,7 @@ def test_a_tokenizer_that_splits_special_tokens_still_keeps_the_templates() -> N
 # --- templates that put messages elsewhere, or refuse roles -------------------------------------------------------------
 
 
-def test_a_system_text_in_the_last_user_turn_is_found_where_it_stands() -> None:
+def test_a_system_text_in_the_last_user_turn_is_found() -> None:
     messages: list[Message] = [{"role": "system", "content": "Be kind."}, *dialogue("one", "two", "three", "four")]
     chat, r = rendered(NEMO_LIKE, messages)
     assert chat.tokenizer.decode(r.ids) == "[INST]one[/INST]two<|im_end|>[INST]Be kind.\n\nthree[/INST]four<|im_end|>"
@@ -239,7 +239,7 @@ def test_two_user_turns_where_turns_must_alternate() -> None:
     assert "roles must alternate" in refusal(NEMO_LIKE, twice)
 
 
-def test_a_system_message_in_the_middle_that_a_template_leaves_out() -> None:
+def test_a_system_message_in_the_middle_that_is_left_out() -> None:
     leaving_out = (
         "{% for m in messages %}{% if loop.first or m['role'] != 'system' %}" + CHATML[len("{% for m in messages %}") : -len("{% endfor %}")]
     )
@@ -282,7 +282,7 @@ def test_no_empty_block_stands_before_an_answer_that_thinks(template: str, text:
     assert chat.tokenizer.decode([r.ids[r.turn_ends[-1]]]) == "<|im_end|>"
 
 
-def test_the_empty_block_stays_before_an_answer_that_does_not_think() -> None:
+def test_the_empty_block_stays_before_an_unthinking_answer() -> None:
     assert rendered(SMOLLM3_LIKE, dialogue("hi", THOUGHT, "and?", "yes"))[1].text.endswith("assistant\n<think>\n\n</think>\nyes<|im_end|>\n")
 
 

@@ -117,7 +117,7 @@ def running(pid: int) -> bool:
     return bool(done.stdout.strip()) and not done.stdout.startswith("Z")
 
 
-def test_folders_that_vanish_while_they_are_counted_do_not_matter(tmp_path: Path) -> None:
+def test_folders_that_vanish_while_counted_do_not_matter(tmp_path: Path) -> None:
     """pip removes its temporary folders while their size is watched (seen in CI)."""
     import threading
 

@@ -140,9 +140,7 @@ def test_links_of_the_sidebar_open_the_right_page_in_a_new_tab(context: BrowserC
         names_model(page, older)
 
 
-def test_another_model_chosen_on_a_page_is_kept_and_back_undoes_it(
-    context: BrowserContext, server: Server, older: FittedModel, newer: FittedModel
-) -> None:
+def test_a_model_chosen_on_a_page_is_kept_and_back_undoes_it(context: BrowserContext, server: Server, older: FittedModel, newer: FittedModel) -> None:
     tab = Tab(context, server).open()
     shows(tab, newer)  # the newest, and named in the URL at once
     tab.page.locator('.st-key-chips [data-testid="stSelectbox"] input').click()

@@ -127,7 +127,7 @@ def test_no_text_of_data_becomes_markup(chart: Chart) -> None:
 
 
 @pytest.mark.parametrize("chart", ALL, ids=NAMES)
-def test_every_axis_has_a_name_and_every_figure_words_and_a_table(chart: Chart) -> None:
+def test_every_axis_has_a_name_every_figure_words_and_a_table(chart: Chart) -> None:
     layout = chart.figure.layout
     named = [layout.xaxis.title.text, layout.yaxis.title.text]
     assert named[0], "what runs along the figure is always named"

@@ -92,7 +92,7 @@ def test_the_parts_of_a_round_are_all_its_pairs() -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.25])
-def test_no_bar_of_the_margins_lies_on_both_sides_of_the_threshold(threshold: float) -> None:
+def test_no_bar_of_margins_lies_on_both_sides_of_the_threshold(threshold: float) -> None:
     rng = np.random.default_rng(0)
     margins = rng.normal(size=200)
     kept = margins > threshold
@@ -119,7 +119,7 @@ def test_the_best_epoch_is_filled_and_stands_at_its_end() -> None:
     assert "100.0 (40.0 to 100.0) %, n = 3" in epochs.hovertext[1]
 
 
-def test_a_filled_mark_differs_from_round_0_and_an_open_one_does_not() -> None:
+def test_a_filled_mark_differs_from_round_0_an_open_one_does_not() -> None:
     first, second = ALL[4].figure.data
     assert list(first.marker.symbol) == ["circle-open", "circle", "circle-open"] and list(second.marker.symbol) == ["diamond-open", "diamond"]
     assert list(first.error_y.array) == pytest.approx([0.2] * 3) and list(first.error_y.arrayminus) == pytest.approx([0.1] * 3)
@@ -127,7 +127,7 @@ def test_a_filled_mark_differs_from_round_0_and_an_open_one_does_not() -> None:
     assert ALL[4].figure.layout.shapes[0].x0 == 1
 
 
-def test_drift_is_clicked_by_the_latent_and_filled_where_it_is_clear_of_zero() -> None:
+def test_drift_is_clicked_by_latent_and_filled_if_clear_of_zero() -> None:
     marks = ALL[5].figure.data[0]
     assert [one[0] for one in marks.customdata] == ["7", "9"] and list(marks.marker.symbol) == ["circle", "circle-open"]
     assert list(marks.error_x.array) == pytest.approx([0.3, 0.3])

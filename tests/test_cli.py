@@ -179,7 +179,7 @@ def test_options_override_the_preset(cli: Any, monkeypatch: pytest.MonkeyPatch) 
     assert (config.backbone, config.sae, config.selection.resamples) == (base.backbone, base.sae, base.selection.resamples)
 
 
-def test_without_a_preset_the_embedded_models_values_hold_only_for_it() -> None:
+def test_values_of_the_embedded_model_hold_only_for_it() -> None:
     from core.cli.main import fit_config
 
     parse = build_parser().parse_args

@@ -51,7 +51,7 @@ def test_exact_duplicates_are_folded_and_swaps_contradict() -> None:
     assert (said["n_exact_groups"], said["n_exact_extra"], said["n_contradictory_groups"], said["n_near_groups"]) == (2, 2, 1, 0)
 
 
-def test_equal_answers_under_another_prompt_or_role_are_no_duplicates() -> None:
+def test_equal_answers_to_another_prompt_or_role_are_different() -> None:
     a = pair(0, "What is it?", "A house.", "A tree.")
     b = pair(1, "Where do you live now?", "A house.", "A tree.")
     c = PreferencePair(pair_id="c", prompt=({"role": "system", "content": "What is it?"},), chosen="A house.", rejected="A tree.")
@@ -64,7 +64,7 @@ def test_few_pairs(n: int) -> None:
     assert find_duplicates(pairs).near == ()
 
 
-def test_near_duplicates_are_those_of_a_comparison_of_all_with_all() -> None:
+def test_near_duplicates_equal_a_comparison_of_all_with_all() -> None:
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(500)]
 

@@ -68,7 +68,7 @@ def test_trl_prompt_repeated_in_the_answers_counts_once(tmp_path: Path) -> None:
     assert refused(tmp_path, row) == ("prompt", "different prompts: not a message of the dialogues")
 
 
-def test_trl_answers_that_go_on_for_several_turns_share_all_but_the_last(tmp_path: Path) -> None:
+def test_trl_answers_of_several_turns_share_all_but_the_last(tmp_path: Path) -> None:
     row = {"prompt": [user("a")], "chosen": [assistant("b"), user("c"), assistant("yes")], "rejected": [assistant("b"), user("c"), assistant("no")]}
     assert one(tmp_path, row) == ((user("a"), assistant("b"), user("c")), "yes", "no")
     row["rejected"] = [assistant("B"), user("c"), assistant("no")]

@@ -128,7 +128,7 @@ def test_the_report_says_which_columns_made_the_pairs(tmp_path: Path) -> None:
     assert len(report.notes) == 1 and "query (1 row)" in report.notes[0]
 
 
-def test_the_same_question_under_two_system_texts_are_two_prompts(tmp_path: Path) -> None:
+def test_one_question_under_two_system_texts_is_two_prompts(tmp_path: Path) -> None:
     rows = [{"system": name, "prompt": "Why?", "chosen": a, "rejected": b} for name, a, b in (("In French.", "x", "y"), ("In German.", "y", "x"))]
     pairs, report = load_rows(tmp_path, rows)
     assert report.n_prompts == 2 and report.duplicates.contradictory == ()
@@ -379,7 +379,7 @@ def test_literals_are_bounded_and_never_executed() -> None:
     assert unpack_messages("plain", "chosen") == "plain"
 
 
-def test_unpaired_dialogues_that_repeat_the_prompt_are_asked_it_once(tmp_path: Path) -> None:
+def test_unpaired_dialogues_that_repeat_the_prompt_ask_it_once(tmp_path: Path) -> None:
     """Capybara-KTO: `completion` is the whole dialogue, `prompt` its first turn."""
     turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}, {"role": "user", "content": "And when?"}]
     rows = [

@@ -102,7 +102,7 @@ def test_the_safety_protocols_count_pairs(name: str) -> None:
     assert note == f"protocol {name}: train, validation, test aim at 1,000, 1,000, 1,000 pairs; unused keeps 2,000 prompts for DPO"
 
 
-def test_a_protocol_with_several_pairs_a_prompt_never_divides_a_prompt() -> None:
+def test_a_protocol_never_divides_a_prompt() -> None:
     pairs = split_pairs(made(4000, a_prompt=3), DataConfig(protocol="safe-rlhf"))
     counts = Counter(pairs.split)
     assert [counts[name] for name in ("train", "validation", "test")] == [1002, 999, 999]  # up to 1,000, 2,000 and 3,000 in whole threes
@@ -127,7 +127,7 @@ def test_the_scale_of_a_protocol() -> None:
     assert protocol_scale(Protocol(ratios=(0.4, 0.1, 0.5)), 10, 10) == 1.0
 
 
-def test_duplicates_that_stand_in_two_splits_are_reported_and_left() -> None:
+def test_duplicates_in_two_splits_are_reported_and_left() -> None:
     twins = [
         pair(2 * i + j, f"A rather long question number {i} about the weather" + "?" * j, f"yes {i}", f"no {i}") for i in range(40) for j in (0, 1)
     ]
@@ -141,7 +141,7 @@ def test_duplicates_that_stand_in_two_splits_are_reported_and_left() -> None:
     assert json.loads(json.dumps(report.to_json()))["shared_duplicates"]["train/test"] == expected
 
 
-def test_prompts_that_differ_in_case_alone_are_reported_as_shared() -> None:
+def test_prompts_that_differ_in_case_only_are_reported_as_shared() -> None:
     made_pairs = PreferencePairs(pairs=tuple(pair(2 * i + j, f"prompt {i}" if j else f"PROMPT {i}", "yes", "no") for i in range(30) for j in (0, 1)))
     split = split_pairs(made_pairs, DataConfig())
     assert sum(split_report(split, DataConfig()).shared_prompts.values()) > 0

@@ -112,7 +112,7 @@ def test_single_units_by_hand(head: Head, start: float, end: float, expected: fl
     assert one(head, np.array([start], dtype=np.float64), np.array([end], dtype=np.float64))[0] == expected
 
 
-def test_where_nothing_moves_the_active_fraction_is_that_of_the_start() -> None:
+def test_without_a_move_the_active_fraction_is_that_of_the_start() -> None:
     before = np.array([[1.0, 0.0, -1.0, 1e-300]])
     assert active_fraction(before, before).tolist() == [[1.0, 0.0, 0.0, 1.0]]
 

@@ -93,7 +93,7 @@ def test_what_the_sae_leaves_open_warns() -> None:
     assert place_check(kept=(1, "turn_end"), position="turn_end", sae={"layer": 1, "trained_positions": ["turn_end"]}).status == "pass"
 
 
-def test_states_of_no_place_and_responses_that_end_elsewhere_fail() -> None:
+def test_states_of_no_place_and_other_response_ends_fail() -> None:
     placement, states, items = placed()
     noisy = states[1, "response_end"] + np.random.default_rng(0).normal(size=states[1, "response_end"].shape).astype(np.float32) * 0.05
     tokens = readings_of(doctor().backbone, items)

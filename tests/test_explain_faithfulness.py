@@ -85,7 +85,7 @@ def test_curves_against_loops() -> None:
         assert all(point.low <= point.mean <= point.high for point in (*curve.ordered, *curve.random))
 
 
-def test_contributions_order_better_than_chance_and_agree_with_removals() -> None:
+def test_contributions_beat_chance_and_agree_with_removals() -> None:
     parts, known = world(n_prompts=60)
     found = faithfulness(parts, known)
     assert found.deletion is not None and found.insertion is not None and found.agreement is not None

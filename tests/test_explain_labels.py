@@ -159,7 +159,7 @@ def test_rows_on_disk_are_neuronpedias(book: LabelBook) -> None:
     }  # fmt: skip
 
 
-def test_shipped_labels_of_another_sae_are_passed_over_in_silence(book: LabelBook) -> None:
+def test_shipped_labels_of_another_sae_are_ignored(book: LabelBook) -> None:
     write(book.shipped, [row(1, "theirs", saeSha256=OTHER), row(2, "ours", saeSha256=SHA), row(3, "whose?")])
     assert {latent: found.text for latent, found in book.labels().items()} == {2: "ours"}
     ((path, refused),) = book.refused

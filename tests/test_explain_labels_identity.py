@@ -233,7 +233,7 @@ def test_labels_kept_for_another_sae_of_the_same_width(tmp_path: Path) -> None:
     assert [(refused.row, refused.field) for _, refused in book.refused] == [(1, "saeSha256"), (2, "layer")]
 
 
-def test_labels_that_an_earlier_import_took_from_another_source_are_marked(tmp_path: Path) -> None:
+def test_labels_imported_earlier_from_another_source_are_marked(tmp_path: Path) -> None:
     """Before imports compared, such rows were stamped with this SAE's hash; their author still says the source."""
     book = book_of({**SAE, "d_sae": 16384}, tmp_path)
     stamped = {**row(12, **OURS), "saeSha256": SHA, "author": "neuronpedia.org/gemma-2-2b/10-gemmascope-res-16k"}

@@ -35,7 +35,7 @@ def test_a_windows_text_leaves_out_the_template() -> None:
     assert marked_text({"tokens": ["a", " b"], "values": [0.0, 3.0]}) == "a «b»" and marked_text({"tokens": ["a"], "values": [0.0]}) == "a"
 
 
-def test_labels_are_measured_on_other_texts_than_they_are_written_from() -> None:
+def test_labels_are_measured_on_texts_they_are_not_written_from() -> None:
     windows = [window(f"text {i} word", {"word": float(i)}) for i in range(1, SHOWN + ENOUGH + 1)]
     page = feature(3, [*windows, windows[4], window("silent", {})])
     shown, (measured, which) = shown_windows(page), measured_windows(page)
@@ -74,7 +74,7 @@ def test_distinctive_words_are_those_of_high_log_odds() -> None:
     assert distinctive(list(map(Counter, here)), list(map(Counter, there))) == sure and "sorry" in sure and not set(sure) & set(common)
 
 
-def test_an_automatic_label_names_tokens_words_and_what_is_promoted() -> None:
+def test_an_automatic_label_names_tokens_words_and_promotions() -> None:
     silent = snippets([f"the {noun} went to the {place} today and that was it ." for noun in ("dog", "cat", "man", "car") for place in "abcdefgh"])
     windows = [
         window(f"I am so Sorry about the {noun} , it was my fault .", {"Sorry": 4.0, ".": 0.5}) for noun in ("dog", "cat", "man", "car", "hen")
@@ -132,7 +132,7 @@ def page(active: int, silent: int, latent: int = 3) -> tuple[dict[str, Any], lis
     return feature(latent, windows, range(silent)), snippets([f"{'sorry ' * (i % 2)}silent {i}" for i in range(silent + 5)])
 
 
-def test_a_label_is_scored_by_its_likeness_to_active_and_silent_texts() -> None:
+def test_a_label_is_scored_by_active_and_silent_texts() -> None:
     feature_, silent = page(30, 40)
     found = score_label(LABEL, feature_, silent, Stub())
     active = [f"{'sorry ' * (i % 4)}number {i} word" for i in range(SHOWN, 30)]
@@ -143,7 +143,7 @@ def test_a_label_is_scored_by_its_likeness_to_active_and_silent_texts() -> None:
     assert found.low is not None and found.high is not None and found.low < found.value < found.high
 
 
-def test_too_few_texts_are_no_measure_and_shared_texts_are_embedded_once() -> None:
+def test_too_few_texts_give_no_score_and_shared_ones_embed_once() -> None:
     whole, silent = page(12, 30, 1)
     labels = [
         (LABEL, whole),
@@ -177,7 +177,7 @@ def test_the_sentence_model_knows_what_labels_mean() -> None:
 
 
 @needs_model
-def test_the_sentence_model_gives_unit_vectors_whatever_stands_beside_a_text() -> None:
+def test_the_sentence_model_gives_unit_vectors_in_any_batch() -> None:
     embed = SentenceModel()
     texts = ["short", "a text of some more words, for padding", "x " * 600, "", "你好"]
     together = embed(texts)

@@ -271,7 +271,7 @@ def test_snippets_are_random_texts_and_silent_means_silent(world: World) -> None
     assert some > 100
 
 
-def test_a_latent_that_is_active_everywhere_is_active_on_all_tokens_that_count(world: World, tmp_path: Path) -> None:
+def test_a_latent_active_everywhere_counts_on_all_tokens(world: World, tmp_path: Path) -> None:
     """Template tokens, the first one and padding would show as a share above or below one."""
     loud = tiny_sae()
     loud.tensors["b_enc"] = loud.tensors["b_enc"].clone()
@@ -509,7 +509,7 @@ def test_finding_loads_no_engine(model: Path, tmp_path: Path, offline: None) -> 
     assert done.stdout.strip() == f"{made.folder} []"
 
 
-def test_a_selected_latent_without_a_page_among_all_live_ones_gets_one(model: Path, tmp_path: Path, offline: None) -> None:
+def test_a_selected_latent_among_all_live_ones_gets_a_page(model: Path, tmp_path: Path, offline: None) -> None:
     fitted = FittedLatents(folder=model, store=Store(tmp_path))
     few = replace(CONFIG, tokens=1, corpus="pairs")  # one dialogue: most latents are silent
     every = fitted.pages(few, every=True)

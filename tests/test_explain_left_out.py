@@ -68,7 +68,7 @@ def test_pairs_of_no_split_do_not_count() -> None:
     assert pairs_left_out(counts_of(refused=50, split="unused")).status == "pass"
 
 
-def test_a_fit_of_an_older_version_is_not_said_to_have_lost_nothing() -> None:
+def test_a_fit_of_an_older_version_claims_no_absence_of_losses() -> None:
     found = pairs_left_out(None)
     assert found.status == "warn" and "did not count" in found.figure and "fit it again" in found.remedy
 
@@ -137,7 +137,7 @@ def test_the_prompt_is_the_unit_of_the_sign_test() -> None:
     assert sides_sign_test(mixed) == (14, 6, pytest.approx(stats.binomtest(14, 20).pvalue))
 
 
-def test_intervals_hold_under_the_null_with_prompts_of_several_pairs() -> None:
+def test_intervals_hold_under_the_null_with_clustered_pairs() -> None:
     """60 prompts of 4 pairs with a length of their own, 15 lost whole: the interval leaves 0 out in about 1.25 % of the draws, not in 20 %."""
     rng, groups = np.random.default_rng(1), np.repeat(np.arange(60), 4)
     clear = 0

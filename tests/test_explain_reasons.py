@@ -34,7 +34,7 @@ def part(builder: ExplanationBuilder, head: Head, v: np.ndarray) -> np.ndarray:
     return contributions(head, builder.mean[None], v[None].astype(np.float64))[0]
 
 
-def test_the_prompt_part_is_the_mean_over_known_responses_this_one_included() -> None:
+def test_the_prompt_part_is_the_mean_over_all_known_responses() -> None:
     parts, known = hand_made()
     builder = ExplanationBuilder(parts, known)
     this = seen("Question 2?", "A new answer.")

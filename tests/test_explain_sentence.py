@@ -98,7 +98,7 @@ def test_collinear_latents_count_as_one() -> None:
     assert choose(evidence([0.5, -0.3], groups=((0, 1),), by_head=by_head, contribution_by_head=by_head)) == ()
 
 
-def test_of_a_group_the_strongest_sure_member_of_its_sign_is_named() -> None:
+def test_a_group_is_named_by_its_strongest_sure_member() -> None:
     by_head = np.array([[0.9, 0.3, -0.5], [-0.1, 0.3, -0.1]])
     named = choose(evidence([0.9, 0.3, -0.5], groups=((0, 1, 2),), by_head=by_head, contribution_by_head=by_head))
     assert [(one.latent_id, one.value) for one in named] == [(11, pytest.approx(0.7))]

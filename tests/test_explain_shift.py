@@ -179,7 +179,7 @@ def test_the_prompts_are_the_unit(round_one: Any) -> None:
 
 
 @pytest.mark.usefixtures("plain_pictures")
-def test_training_answers_themselves_are_matched_and_nearest_at_one() -> None:
+def test_training_answers_are_matched_and_nearest_at_one() -> None:
     """Generated answers that are the training responses: their own cosine is 1 in every space, with one pair a prompt."""
     known, states, rng = world(per_prompt=1)
     train = known.pairs_of_split("train")

@@ -63,7 +63,7 @@ def world(n_prompts: int = 40, gap: float = 3.0, d: int = 12, k: int = 4, seed: 
 
 
 @pytest.mark.parametrize(("n_prompts", "size"), [(60, 1), (20, 3)])
-def test_neighbours_are_scikit_learns_with_whole_prompts_left_out(n_prompts: int, size: int) -> None:
+def test_neighbours_equal_scikit_learns_without_whole_prompts(n_prompts: int, size: int) -> None:
     rng = np.random.default_rng(n_prompts)
     points, label = rng.normal(size=(n_prompts * size, 6)), rng.choice([1, -1], n_prompts * size)
     points[label > 0] += 0.7
@@ -72,7 +72,7 @@ def test_neighbours_are_scikit_learns_with_whole_prompts_left_out(n_prompts: int
     np.testing.assert_array_equal(apart(points, label, groups, 7)[0], said == label)
 
 
-def test_silhouette_is_scikit_learns_where_each_response_has_a_prompt_of_its_own() -> None:
+def test_silhouette_equals_scikit_learns_with_single_responses() -> None:
     rng = np.random.default_rng(0)
     points, label = rng.normal(size=(300, 5)) + 100, rng.choice([1, -1], 300)  # far from 0: distances by products must not lose digits
     points[label > 0] += 0.5
@@ -126,7 +126,7 @@ def test_the_interval_is_a_bootstrap_over_prompts() -> None:
     assert mean_over_prompts(np.array([1.0, np.nan, 0.0]), np.arange(3)).n == 2  # type: ignore[union-attr]
 
 
-def test_sparse_beats_dense_where_labels_lie_in_few_directions_and_random_does_not() -> None:
+def test_sparse_beats_dense_only_for_labels_in_few_directions() -> None:
     known, z = world(n_prompts=120)
     rng = np.random.default_rng(3)
     random = {"random-isotropic": [rng.normal(size=(4, 12)).astype(np.float32) for _ in range(3)]}

@@ -143,7 +143,7 @@ def test_too_little_in_common_is_not_taken_over() -> None:
 # --- activations and running reward --------------------------------------------------------------------------------
 
 
-def test_activations_and_running_reward_are_those_of_each_token_alone() -> None:
+def test_activations_and_running_reward_equal_single_tokens() -> None:
     found, reading = explainer().tokens(EGG, ANSWER), explainer().read(item_of(EGG, ANSWER))
     sae, ids = explainer().sae, explainer().builder.latent_ids
     assert sae is not None and found.activation is not None

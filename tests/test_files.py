@@ -90,7 +90,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 5])
-def test_windows_is_asked_again_while_another_process_holds_the_file(times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_is_asked_again_while_another_process_holds_it(times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replace, left = os.replace, [times]
 
     def busy(source: Path, target: Path) -> None:

@@ -100,7 +100,7 @@ PAIR = {"id": "p", "prompt": "Is it late?", "chosen": "No.", "rejected": "Yes."}
 SINGLE = {"id": "s", "prompt": "Is it late?", "response": "Never."}
 
 
-def test_a_file_of_pairs_and_responses_scores_each_row_as_what_it_is(tmp_path: Path) -> None:
+def test_a_mixed_file_scores_each_row_by_its_kind(tmp_path: Path) -> None:
     given = [PAIR, *[{**SINGLE, "id": f"s{n}"} for n in range(150)], "{broken\n", {**PAIR, "id": "q", "rejected": ""}, {**PAIR, "id": "r"}]
     rows, report = score_rows(reward_model(), jsonl(tmp_path / "x.jsonl", given))
     assert [row["id"] for row in rows] == ["p", *(f"s{n}" for n in range(150)), "r"]

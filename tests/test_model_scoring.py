@@ -78,7 +78,7 @@ def test_several_response_messages_the_last_is_scored() -> None:
     assert reader.asked == [(({"role": "user", "content": "Is it late?"}, *dialogue[:2]), "No.")]
 
 
-def test_a_response_that_repeats_the_prompts_messages_is_asked_it_once() -> None:
+def test_a_response_that_repeats_the_prompt_is_asked_it_once() -> None:
     reward_model, reader = faked()
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it late?"}]
     whole = [*prompt, {"role": "assistant", "content": "No."}]
@@ -345,7 +345,7 @@ def test_given_backbones_are_checked_when_loading(tiny: Any, tmp_path: Path) -> 
         SparseRM.from_parts(retold, backbone=config)
 
 
-def test_a_backbone_that_changed_since_is_noticed_at_the_first_score(tiny: Any) -> None:
+def test_a_changed_backbone_is_noticed_at_the_first_score(tiny: Any) -> None:
     reward_model = SparseRM.from_parts(tiny_parts(tiny, backbone={**tiny[2].identity, "sha256": "0" * 64}))
     with pytest.raises(MismatchError, match="another backbone"):
         reward_model.score(QUESTIONS, ANSWERS)

@@ -126,7 +126,7 @@ def in_url(at: AppTest, name: str) -> str:
 # --- empty -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_empty_cache_shows_the_form_and_a_click_starts_the_demo(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_cache_shows_the_form_that_starts_the_demo(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at = fine(open_page("align"))
     assert "see why each pair was dropped" in words(at) and not at.metric
     assert at.code[-1].value == "sparserm align --preset demo --detach"
@@ -364,7 +364,7 @@ def test_the_pairs_of_a_round_carry_their_fate(cache: Path) -> None:
         assert one.margin == pytest.approx(w - x) and one.fate == ("kept" if w > x else "margin")
 
 
-def test_the_chosen_round_stands_first_with_its_paired_difference(cache: Path) -> None:
+def test_the_chosen_round_is_first_with_its_paired_difference(cache: Path) -> None:
     at = fine(open_page("align", align_open=ready(cache).id))
     first = evaluation_of(0, None)
     figure = evaluation_of(2, first).figures["accuracy"]
@@ -375,7 +375,7 @@ def test_the_chosen_round_stands_first_with_its_paired_difference(cache: Path) -
     assert "Chosen: round 2 of 2" in words(at)
 
 
-def test_a_link_to_a_strange_alignment_is_not_answered_by_another(cache: Path) -> None:
+def test_a_link_to_an_unknown_alignment_shows_no_other(cache: Path) -> None:
     for page in ("align", "shift"):
         at = fine(open_page(page, align_open="../../etc"))
         assert "not in this cache" in words(at) and not at.metric
@@ -436,7 +436,7 @@ def test_a_weak_label_is_said_to_be_weak() -> None:
 # --- ready: audit ----------------------------------------------------------------------------------------------------
 
 
-def test_the_audit_is_blind_until_it_is_judged_and_counts_what_is_said(empty: Path) -> None:
+def test_the_audit_is_blind_until_judged_and_counts_judgements(empty: Path) -> None:
     add_model(empty, seed=3)
     key = add_alignment(empty, model=models.models(empty)[0].folder)
     at = fine(open_page("align", align_open=key, align_show="audit", align_round="1"))
@@ -466,7 +466,7 @@ def test_the_audit_is_blind_until_it_is_judged_and_counts_what_is_said(empty: Pa
     assert "4 of" in words(again), "a reload loses nothing"
 
 
-def test_an_arm_that_drops_nothing_by_its_margin_has_nothing_to_judge(cache: Path) -> None:
+def test_an_arm_without_drops_by_margin_has_nothing_to_judge(cache: Path) -> None:
     at = fine(open_page("align", align_open=ready(cache, "none").id, align_show="audit"))
     assert "No pair of this round was dropped by its margin" in words(at) and not any("better" in one for one in labels(at))
 
@@ -474,7 +474,7 @@ def test_an_arm_that_drops_nothing_by_its_margin_has_nothing_to_judge(cache: Pat
 # --- ready: evaluation, samples, arms --------------------------------------------------------------------------------
 
 
-def test_every_figure_has_words_and_every_drawn_one_is_the_evaluations(cache: Path) -> None:
+def test_every_figure_has_words_and_equals_the_evaluation(cache: Path) -> None:
     assert set(align_figures.FIGURES) == set(MEANING)
     found = align_figures.curves(ready(cache).rounds)
     first = evaluation_of(0, None)

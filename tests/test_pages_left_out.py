@@ -54,7 +54,7 @@ def test_every_page_says_how_many_pairs_are_not_in_its_figures(model: FittedMode
     assert f"more than {LIMIT} tokens: {lost} pairs" in words(at)
 
 
-def test_overview_says_it_among_the_facts_and_that_nothing_is_missing_where_nothing_is(model: FittedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overview_states_what_is_missing_or_that_nothing_is(model: FittedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("can't read" in line for line in left_out.counted(model))
     whole = json.loads(json.dumps(model.evaluation))
     for name in ("n_pairs_refused", "n_refused", "n_shortened", "n_rows_refused"):
@@ -65,7 +65,7 @@ def test_overview_says_it_among_the_facts_and_that_nothing_is_missing_where_noth
     assert left_out.headline(model) == ""
 
 
-def test_a_model_of_an_older_version_says_that_nothing_was_counted_or_recorded(model: FittedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_an_older_version_states_the_missing_counts(model: FittedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     older = {name: value for name, value in model.evaluation.items() if name != "pair_counts"}
     config = {name: value for name, value in model.config.items() if name not in ("files", "config_sha256")}
     monkeypatch.setattr(FittedModel, "evaluation", property(lambda _self: older))

@@ -97,7 +97,7 @@ def test_compare_needs_two_models(model: str) -> None:
 # --- ready: what is kept beside the model ----------------------------------------------------------------------------
 
 
-def test_the_worst_pair_comes_first_and_says_why_without_the_language_model(cache: Path, model: str, live: FakeLive) -> None:
+def test_the_worst_pair_is_first_and_explained_without_the_model(cache: Path, model: str, live: FakeLive) -> None:
     of = kept_at(cache, model)
     worst = int(of.held_out("worst")[0])
     pair = of.explain(worst)
@@ -162,7 +162,7 @@ def test_bars_sum_to_margin_and_to_reward_with_their_deviation(cache: Path, mode
     assert prompt.deviation == pytest.approx(np.std(by_head, ddof=1))
 
 
-def test_collinear_latents_are_one_bar_and_what_does_not_fit_is_folded(cache: Path, model: str) -> None:
+def test_collinear_latents_are_one_bar_and_the_rest_is_folded(cache: Path, model: str) -> None:
     of = kept_at(cache, model)
     margin, groups = of.explain(0).margin, of.builder.figures.groups
     assert sorted(map(len, groups)) != [1] * 5  # the fixture has collinear latents

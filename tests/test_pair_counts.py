@@ -213,7 +213,7 @@ def test_an_empty_split_is_an_error_that_says_why() -> None:
     assert f"more than {LIMIT} tokens" in str(error.value) and "--max-length" in str(error.value)
 
 
-def test_two_files_of_the_same_good_rows_differ_in_what_they_lost(tmp_path: Path) -> None:
+def test_two_files_with_equal_good_rows_differ_in_their_losses(tmp_path: Path) -> None:
     """The figures are found again, the count of unusable rows must not be."""
     more = tmp_path / "more.jsonl"
     more.write_text("".join(json.dumps(row) + "\n" for row in [*rows(), {"prompt": "nothing else"}]))

@@ -104,7 +104,7 @@ def test_a_check_waits_for_no_device() -> None:
     assert np.isfinite(PAIRS.disk(config, Path())) and PAIRS.plan(config, Store(Path()), lambda *_, **__: None).seconds > 0
 
 
-def test_a_folders_report_is_renewed_where_only_refused_rows_change(tmp_path: Path) -> None:
+def test_a_folders_report_is_renewed_if_only_refused_rows_change(tmp_path: Path) -> None:
     """A folder is known by what it gave; the same pairs with another row refused must not be served the old report."""
     folder, store = tmp_path / "data", Store(tmp_path / "store")
     folder.mkdir()

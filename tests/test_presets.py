@@ -159,6 +159,6 @@ def test_neuronpedias_source_of_each_cell_is_sae_lens_own() -> None:
         assert source_names({"release": release, "sae_id": sae_id}) == names
 
 
-def test_an_sae_that_neuronpedia_does_not_have_is_named_the_same_way() -> None:
+def test_an_sae_that_neuronpedia_lacks_is_named_the_same_way() -> None:
     own = {"name": "SAE of mine 1", "layer": 7, "model_name": "org/My-Model", "release": None}
     assert neuronpedia_source(own) is None and source_names(own) == ("my-model", "7-sae-of-mine-1")

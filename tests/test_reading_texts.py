@@ -89,7 +89,7 @@ def bad_row(row: dict[str, Any], number: int) -> dict[str, Any]:
     return {**row, **changes.get(number, {})}
 
 
-def test_a_row_with_a_control_token_is_refused_alone_or_read_as_text(tmp_path: Path) -> None:
+def test_a_row_with_a_control_token_is_refused_or_read_as_text(tmp_path: Path) -> None:
     pairs = loaded(write_rows(tmp_path / "bad.jsonl", bad_row))
     plain, _ = states_of(loaded(write_rows(tmp_path / "plain.jsonl")), tmp_path / "a")
     kept, report = states_of(pairs, tmp_path / "b")
@@ -127,7 +127,7 @@ def one_double_user(row: dict[str, Any], number: int) -> dict[str, Any]:
     return {**row, "prompt": turns, **sides} if number == 11 else row
 
 
-def test_a_dialogue_that_the_template_refuses_does_not_end_the_fit(tmp_path: Path) -> None:
+def test_a_dialogue_refused_by_the_template_does_not_end_the_fit(tmp_path: Path) -> None:
     outcome = fitted(write_rows(tmp_path / "pairs.jsonl", one_double_user), tmp_path, model=with_template(tmp_path, NEMO_LIKE))
     counts = outcome.evaluation["pair_counts"]
     assert counts["n_pairs_refused"] == 1 and counts["first_pairs"][0]["row"] == 12

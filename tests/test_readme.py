@@ -113,7 +113,7 @@ def test_readme_is_short_and_lists_no_options() -> None:
     assert not re.findall(r"^\s*[-*] `--", text, re.MULTILINE)
 
 
-def test_there_are_two_commands_of_one_line_and_ci_runs_the_second() -> None:
+def test_there_are_two_one_line_commands_and_ci_runs_the_second() -> None:
     first, second = (block.strip() for block in blocks("README.md", "bash")[:2])
     assert "\n" not in first and "\n" not in second
     assert first.endswith("streamlit run workbench/app.py") and (ROOT / "workbench/app.py").is_file()

@@ -99,7 +99,7 @@ def texts(chosen: list[str], rejected: list[str], splits: list[str]) -> Preferen
     return PreferencePairs(pairs=tuple(pairs), split=tuple(splits))
 
 
-def test_wording_only_reads_words_and_bigrams_of_training_responses() -> None:
+def test_wording_only_reads_words_and_bigrams_of_training_texts() -> None:
     chosen = ["Sorry, I can't.", "Sorry, no way.", "Sorry about it.", "I won't, sorry.", "zebra", "Sorry."]
     rejected = ["Sure, do it.", "Sure thing.", "Yes, sure.", "Sure.", "yak", "Sure."]
     pairs = texts(chosen, rejected, ["train"] * 3 + ["validation"] + ["test"] * 2)

@@ -115,7 +115,7 @@ def table() -> tuple[PreferencePairs, ScoredMethod, list[ScoredMethod]]:
     return pairs, ours, [probe]
 
 
-def test_the_table_reads_test_pairs_and_shows_the_shipped_seed_apart() -> None:
+def test_the_table_reads_test_pairs_and_marks_the_shipped_seed() -> None:
     pairs, ours, controls = table()
     found = evaluate(pairs, ours, controls, {"margin": ours})
     test = slice(40, 80)

@@ -144,7 +144,7 @@ def test_memory_maps_in_half_precision_can_be_trained_on(tmp_path: object) -> No
     np.testing.assert_array_equal(one.head.weight_1, other.head.weight_1)
 
 
-def test_standardisation_counts_each_pair_and_floors_what_hardly_moves() -> None:
+def test_standardisation_counts_each_pair_and_floors_the_scale() -> None:
     values = np.array([[0.0, 5.0, 0.0], [2.0, 5.0, 4.0], [4.0, 5.0, 8.0], [9.0, 9.0, 9.0]], dtype=np.float32)
     inputs = HeadInputs(values=values, chosen_rows=np.array([0, 0, 3]), rejected_rows=np.array([1, 2, 3]))
     scale = standardisation(inputs, np.array([0, 1]))

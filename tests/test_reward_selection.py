@@ -249,7 +249,7 @@ def test_nothing_to_select_says_what_to_do() -> None:
     assert "0 latents ever active" in str(error.value) and "another layer" in str(error.value)
 
 
-def test_no_training_pairs_is_an_error_and_no_validation_pairs_is_none() -> None:
+def test_training_pairs_are_required_validation_pairs_are_not() -> None:
     world = noise_world(n_prompts=20)
     everything = PreferencePairs(pairs=world.pairs.pairs, split=("test",) * len(world.pairs))
     with pytest.raises(DataError, match="no training pairs"):
@@ -275,7 +275,7 @@ def test_progress_reports_and_can_cancel() -> None:
         latent_frequencies(world.hidden, world.pairs, world.sae, CONFIG, 6, watch)
 
 
-def test_sign_test_is_binomtest_and_with_one_pair_a_prompt_exact_mcnemar() -> None:
+def test_sign_test_equals_binomtest_and_exact_mcnemar() -> None:
     votes = np.array([(a, b) for a in range(12) for b in range(12)] + [(300, 250), (1000, 0)])
     p_value = sign_test(votes[:, 0], votes[:, 1])
     for (a, b), p in zip(votes.tolist(), p_value, strict=True):
@@ -396,6 +396,6 @@ def _extra_megabytes(n: int, folder: Path) -> float:
 
 
 @pytest.mark.slow
-def test_memory_is_bounded_by_the_chunk_not_by_pairs_times_latents(tmp_path: Path) -> None:
+def test_memory_is_bounded_by_the_chunk_size(tmp_path: Path) -> None:
     """40,000 pairs x 2,048 latents would be 1.3 GB counted at once; here the parts named in core.reward.selection come to about 500 MB."""
     assert _extra_megabytes(40_000, tmp_path) < 700

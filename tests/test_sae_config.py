@@ -166,7 +166,7 @@ def test_what_only_documents_is_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(encoded(folder, z), loop_encode(z, w, "standard", centred=True), atol=1e-5)
 
 
-def test_scaling_factors_of_one_and_the_hook_of_the_first_versions(tmp_path: Path) -> None:
+def test_scaling_factors_of_one_and_the_hook_of_first_versions(tmp_path: Path) -> None:
     w, z = {**arrays("standard"), "scaling_factor": np.ones(D_SAE, np.float32)}, states()
     folder = old_folder(tmp_path / "sae", w, finetuning_scaling_factor=True, hook_point="blocks.{layer}.hook_resid_pre")
     sae = loaded(folder)
@@ -230,7 +230,7 @@ def test_a_release_of_a_centred_model_is_refused(tmp_path: Path, monkeypatch: py
         load_sae(SAEConfig(release="gpt2-small-res-jb", sae_id="blocks.8.hook_resid_pre"))
 
 
-def test_a_folder_that_does_not_say_its_kind_is_not_taken_for_a_standard_one(tmp_path: Path) -> None:
+def test_a_folder_without_a_kind_is_not_taken_for_a_standard_sae(tmp_path: Path) -> None:
     """Versions before 6 gave both widths without a kind; where they lack, or the kind stands elsewhere, it is unknown."""
     folder = old_folder(tmp_path / "widths", arrays("standard"))
     loaded(folder)

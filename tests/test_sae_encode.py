@@ -179,7 +179,7 @@ def test_directions_are_decoder_rows(tmp_path: Path) -> None:
     assert sae.directions([]).shape == (0, D_MODEL)
 
 
-def test_one_latents_share_of_the_reconstruction_is_its_direction(tmp_path: Path) -> None:
+def test_a_latents_share_of_the_reconstruction_is_its_direction(tmp_path: Path) -> None:
     """decode(f_j e_j) - decode(0) = f_j d_j, also where activations are in units of decoder norms."""
     folder = write_folder(tmp_path / "sae", arrays("topk"), "topk", rescale_acts_by_decoder_norm=True)
     sae = loaded(folder)

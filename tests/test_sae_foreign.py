@@ -194,7 +194,7 @@ def test_a_file_of_the_folder_stands_for_it(tmp_path: Path) -> None:
 # files of two SAEs in one folder
 
 
-def test_a_cfg_of_another_sae_is_seen_where_files_contradict_each_other(tmp_path: Path) -> None:
+def test_a_cfg_of_another_sae_is_seen_if_files_disagree(tmp_path: Path) -> None:
     here = write_folder(tmp_path / "here", arrays("standard"), "standard")
     for name, other, message in (
         (
@@ -327,7 +327,7 @@ def test_tensors_that_are_no_floats_are_refused(dtype: torch.dtype, tmp_path: Pa
         loaded(folder)
 
 
-def test_float16_that_overflowed_is_refused_and_float64_beyond_float32_too(tmp_path: Path) -> None:
+def test_overflow_of_float16_and_of_float32_is_refused(tmp_path: Path) -> None:
     w = arrays("standard")
     w["W_enc"][2, 3] = 70_000
     with pytest.raises(SAEError, match=r"(?s)tensor W_enc .*infinite.*float16 ends at 65,504"):

@@ -299,7 +299,7 @@ def test_llama_scope_folder_by_a_plain_loop(tmp_path: Path) -> None:
     np.testing.assert_allclose(sae.decode(torch.from_numpy(f)).numpy(), back, atol=1e-5)
 
 
-def test_without_the_norm_factor_llama_scope_would_be_another_sae(tmp_path: Path) -> None:
+def test_without_its_norm_factor_llama_scope_is_another_sae(tmp_path: Path) -> None:
     w, z = arrays("standard"), states() / LLAMA_FACTOR
     sae = loaded(write_llama_scope(tmp_path / "sae", w))
     unfolded = loop_encode(z, {**bfloat16(w), "threshold": np.full(D_SAE, 0.125)}, "jumprelu", centred=False)

@@ -153,7 +153,7 @@ def test_spliced_losses_equal_a_forward_written_by_hand(
     assert abs(np.mean(losses["mean"]) - np.mean(losses["clean"])) > 1e-3  # so the three can be told apart
 
 
-def test_loss_recovered_is_one_for_a_perfect_splice_and_zero_for_mean_ablation() -> None:
+def test_loss_recovered_is_1_for_a_perfect_splice_0_for_ablation() -> None:
     counts, clean, mean = np.array([10.0, 30.0]), np.array([20.0, 75.0]), np.array([60.0, 150.0])
     for share in (0.0, 0.75, 1.0):
         figures = _recovery({"clean": clean, "spliced": mean - share * (mean - clean), "mean": mean}, counts, seed=0)

@@ -158,7 +158,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders() -> None:
     assert short_names(["x.jsonl", "a/x.jsonl"]) == {"x.jsonl": "x.jsonl", "a/x.jsonl": "a/x.jsonl"}
 
 
-def test_rows_that_cannot_be_used_and_tokens_that_are_cut_are_counted(tmp_path: Path) -> None:
+def test_unusable_rows_and_cut_tokens_are_counted(tmp_path: Path) -> None:
     """Of three rows one has no rejected answer; a long exchange of n tokens loses all but the context's."""
     rows = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(2)] + [{"prompt": "q2", "chosen": "good"}]
     file = tmp_path / "pairs.jsonl"

@@ -73,7 +73,7 @@ def test_sae_lens_loads_what_was_saved_and_computes_in_float32(trained: Path) ->
     assert sorted(f.name for f in trained.iterdir()) == ["card.json", "cfg.json", "sae_weights.safetensors"]
 
 
-def test_l0_and_fvu_of_the_reloaded_file_on_dialogues_it_never_saw(trained: Path) -> None:
+def test_l0_and_fvu_of_the_reloaded_file_on_unseen_dialogues(trained: Path) -> None:
     """Measured here from the file's tensors alone, with numpy."""
     with safe_open(trained / "sae_weights.safetensors", "np") as file:
         w = {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}  # noqa: SIM118
@@ -89,7 +89,7 @@ def test_l0_and_fvu_of_the_reloaded_file_on_dialogues_it_never_saw(trained: Path
     assert fvu == pytest.approx(measured["fvu"]["value"], rel=1e-3) and fvu < 0.6
 
 
-def test_folding_the_input_scale_moves_threshold_and_norms_together(tmp_path: Path) -> None:
+def test_folding_the_input_scale_moves_threshold_and_norms(tmp_path: Path) -> None:
     """In training units and after folding, saving in float16 and loading, the same latents are active and z^ is the same."""
     trainer = make_trainer(CONFIG, 64, "cpu", mixed=False)
     torch.manual_seed(0)
@@ -165,7 +165,7 @@ def test_the_card_says_how_it_was_made(trained: Path, reports: StopAt) -> None:
     assert figures["fvu"] < 0.5 * reports.seen[0][2]["fvu"] and figures["l0"] == pytest.approx(6)
 
 
-def test_only_training_pairs_are_read_and_the_others_are_measured(trained: Path) -> None:
+def test_only_training_pairs_are_read_and_others_measured(trained: Path) -> None:
     """The card's FVU on the pairs' own held-out prompts, from whole hidden states and the file's tensors with numpy."""
     pairs, _ = load_pairs(DataConfig(pairs=pairs_file()))
     split = split_pairs(pairs, DataConfig(pairs=pairs_file())).split
@@ -236,7 +236,7 @@ def test_killed_and_resumed_gives_the_same_bytes(trained: Path, tmp_path: Path) 
     assert [f.name for f in folder.parent.iterdir()] == [folder.name]
 
 
-def test_checkpoints_are_tensors_and_json_and_a_damaged_one_is_an_error(tmp_path: Path) -> None:
+def test_checkpoints_are_tensors_and_json_and_damage_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
         train_sae(CONFIG, root=tmp_path, progress=StopAt(1200))
     (scratch,) = (tmp_path / "scratch").iterdir()
@@ -281,7 +281,7 @@ def test_topk_is_trained_too_and_prompts_can_be_kept_out(tmp_path: Path) -> None
         train_sae(replace(config, measure=""), root=tmp_path)  # trained on those ten, too, it is another SAE
 
 
-def test_a_backbone_in_bfloat16_is_trained_on_in_mixed_arithmetic(trained: Path, tmp_path: Path) -> None:
+def test_a_backbone_in_bfloat16_trains_in_mixed_arithmetic(trained: Path, tmp_path: Path) -> None:
     config = train_config(backbone=replace(CONFIG.backbone, dtype="bfloat16"))
     measured = card_of(train_sae(config, root=tmp_path))["measured"]
     exact = card_of(trained)["measured"]
@@ -310,11 +310,11 @@ def test_an_sae_of_the_wrong_sparsity_is_not_published(tmp_path: Path, monkeypat
         ({"architecture": "standard"}, "unknown value"),
     ],
 )
-def test_impossible_settings_are_refused_before_anything_is_loaded(changes: dict[str, Any], says: str) -> None:
+def test_impossible_settings_are_refused_before_loading(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         train_sae(train_config(**changes), root=Path("/nowhere"))
 
 
-def test_batch_size_of_the_backbone_and_folders_stay_out_of_the_fingerprint(trained: Path) -> None:
+def test_batch_size_and_folders_stay_out_of_the_fingerprint(trained: Path) -> None:
     other = replace(CONFIG, checkpoint_every=2048, backbone=replace(CONFIG.backbone, tokens_per_batch=1024))
     assert train_sae(other, root=trained.parents[1]) == trained

@@ -33,7 +33,7 @@ def nearest(rows: torch.Tensor, known: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return distances.argmin(1), distances.min(1)
 
 
-def test_batches_hold_content_states_and_the_share_of_response_ends(dialogues: list[Dialogue], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_hold_content_and_a_share_of_response_ends(dialogues: list[Dialogue], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activations, "ROUND_BATCHES", 4)
     few = dialogues[:40]
     data = stream(few)
@@ -56,7 +56,7 @@ def test_batches_hold_content_states_and_the_share_of_response_ends(dialogues: l
         assert set(kind[found[24:]]) == {"end"}
 
 
-def test_a_round_uses_each_token_once_and_is_a_function_of_seed_and_corpus(dialogues: list[Dialogue], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_uses_each_token_once_by_seed_and_corpus(dialogues: list[Dialogue], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activations, "ROUND_BATCHES", 3)
     data = stream(dialogues)
     first = data.round(Cursor(), NONE)
@@ -109,7 +109,7 @@ def test_the_ring_is_bounded_and_holds_the_newest(dialogues: list[Dialogue], mon
     assert torch.equal(second.ring[: 5 - new], first.ring[-(5 - new) :])
 
 
-def test_a_dialogue_gives_a_few_ends_of_answers_or_sentences_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dialogue_gives_few_ends_of_answers_or_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     """A long chat weighs little more than a single answer, all of its ends come in turn, and nothing else does."""
     monkeypatch.setattr(activations, "ROUND_BATCHES", 30)
     monkeypatch.setattr(activations, "PER_DIALOGUE", 2)
@@ -133,13 +133,13 @@ def test_a_dialogue_gives_a_few_ends_of_answers_or_sentences_each_time(monkeypat
     assert data.round(Cursor(), NONE).ring.equal(current.ring)
 
 
-def test_response_ends_are_drawn_twice_in_a_batch_only_when_too_few(dialogues: list[Dialogue]) -> None:
+def test_response_ends_are_drawn_twice_only_if_too_few(dialogues: list[Dialogue]) -> None:
     data = stream(dialogues)
     assert len(set(data._draw_ends(12, 1, 0))) == 8 and sorted(data._draw_ends(12, 1, 0)) != sorted(data._draw_ends(12, 1, 1))
     assert len(data._draw_ends(3, 1, 0)) == 8 and set(data._draw_ends(3, 1, 0)) <= {0, 1, 2}
 
 
-def test_a_corpus_without_answers_is_refused_where_answers_are_wanted() -> None:
+def test_a_corpus_without_needed_answers_is_refused() -> None:
     no_answers = [dialogue("only a question", "word " * 100) for _ in range(3)]  # the answer's end lies beyond the context
     with pytest.raises(DataError, match="no answer by an assistant") as caught:
         stream(no_answers, context=32).round(Cursor(), NONE)

@@ -428,9 +428,7 @@ def test_a_killed_one_is_started_again_and_edits_outlive_it(live: Live, model: S
     np.testing.assert_allclose(live.score([QUESTION], [GOOD])["rewards"], model.score([QUESTION], [GOOD]), **CLOSE)
 
 
-def test_eight_who_start_it_start_one_which_tells_its_progress_and_ends_when_nobody_asks(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_eight_starters_start_one_server_that_ends_when_idle(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workbench.frame.model_client.start", partial(start, idle=2.0))
     lives, seen = [Live(folder, tmp_path) for _ in range(8)], []
     live = lives[0]
@@ -459,7 +457,7 @@ def test_eight_who_start_it_start_one_which_tells_its_progress_and_ends_when_nob
     assert not live.server_folder.live() and live.server_folder.address() is None and not live.server_folder.unstable()
 
 
-def test_a_model_that_cannot_be_loaded_says_why_and_another_in_its_folder_is_served(folder: Path, tmp_path: Path) -> None:
+def test_a_failed_model_states_why_and_its_successor_is_served(folder: Path, tmp_path: Path) -> None:
     own = tmp_path / "rm"
     shutil.copytree(folder, own)
     tensors = own / "model.safetensors"

@@ -179,7 +179,7 @@ def test_a_curve_that_was_not_measured_is_said(model: FittedModel, monkeypatch: 
     assert "was not measured" in words(at) and len(at.get("plotly_chart")) == drawn - 1 > 0
 
 
-def test_a_link_to_a_model_that_is_gone_is_not_answered_by_another(model: FittedModel) -> None:
+def test_a_link_to_a_model_that_is_gone_shows_no_other(model: FittedModel) -> None:
     at = fine(open_page("overview", model="0123456789ab"))
     assert "not in this cache" in words(at) and not at.metric
     assert metrics(fine(button(at, "Show the newest instead").click().run()))

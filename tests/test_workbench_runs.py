@@ -134,7 +134,7 @@ def test_options_of_what_was_not_changed() -> None:
 # --- runs ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_follower_reads_what_is_new_and_starts_anew_with_an_attempt(cache: Path) -> None:
+def test_a_follower_reads_news_and_starts_again_with_an_attempt(cache: Path) -> None:
     run = start(cache, looks=4)
     wait_state(run, "succeeded")
     follower = progress.follow(run)

@@ -136,7 +136,7 @@ def fragment_script() -> None:
     st.text(str(state.params()))
 
 
-def test_a_choice_in_a_fragment_draws_the_links_outside_of_it_anew() -> None:
+def test_a_choice_in_a_fragment_redraws_the_links_outside_it() -> None:
     at = AppTest.from_function(fragment_script).run()
     at.button_group[0].select("b").run()
     assert at.text[0].value == "{'runs_figure': 'b'}"
