@@ -14,7 +14,7 @@ from core.backbone.model import load_backbone
 from core.config import SAEConfig
 from core.errors import DataError
 from core.sae.autoencoder import SparseAutoencoder, load_sae
-from core.sae.card import RESAMPLES, Sums, _draws, _recovery, sae_card
+from core.sae.card import RESAMPLES, Sums, bootstrap_draws, loss_recovered, sae_card
 from core.sae.corpus import Dialogue, Document, documents, load_corpus
 
 CONTEXT = 72
@@ -156,10 +156,10 @@ def test_spliced_losses_equal_a_forward_written_by_hand(
 def test_loss_recovered_is_1_for_a_perfect_splice_0_for_ablation() -> None:
     counts, clean, mean = np.array([10.0, 30.0]), np.array([20.0, 75.0]), np.array([60.0, 150.0])
     for share in (0.0, 0.75, 1.0):
-        figures = _recovery({"clean": clean, "spliced": mean - share * (mean - clean), "mean": mean}, counts, seed=0)
+        figures = loss_recovered({"clean": clean, "spliced": mean - share * (mean - clean), "mean": mean}, counts, seed=0)
         assert figures["value"] == pytest.approx(share) == figures["low"] == figures["high"]
         assert figures["ce_mean"] == pytest.approx(210 / 40) and figures["n_documents"] == 2
-    assert _recovery({"clean": clean, "spliced": clean, "mean": clean}, counts, seed=0)["value"] is None  # nothing to recover
+    assert loss_recovered({"clean": clean, "spliced": clean, "mean": clean}, counts, seed=0)["value"] is None  # nothing to recover
 
 
 def test_intervals_resample_documents(sae: SparseAutoencoder) -> None:
@@ -168,7 +168,7 @@ def test_intervals_resample_documents(sae: SparseAutoencoder) -> None:
     units = rng.permutation(np.repeat(np.arange(5), 6))
     sums = Sums.empty(5, 3)
     sums.add(units, torch.from_numpy(z), torch.from_numpy(guess), torch.ones(30))
-    draws = _draws(5, seed=0)
+    draws = bootstrap_draws(5, seed=0)
     assert draws.shape == (RESAMPLES, 5) and (draws.sum(1) == 5).all()
     resampled = []
     for draw in draws[:20].astype(int):

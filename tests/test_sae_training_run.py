@@ -142,7 +142,7 @@ def test_a_run_in_the_background_finds_the_sae_to_go_on_from(tmp_path: Path, mon
 
 
 def test_an_sae_of_another_width_is_not_gone_on_from(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(SAEError, match="can't be gone on from"):
+    with pytest.raises(SAEError, match="training can't go on from this SAE"):
         train_sae(replace(CONFIG, init=str(trained), width=CONFIG.width * 2), root=tmp_path)
     with pytest.raises(ConfigError, match="no SAE to go on from"):
         train_sae(replace(CONFIG, init=str(tmp_path / "nowhere")), root=tmp_path)

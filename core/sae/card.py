@@ -1,11 +1,11 @@
-"""What an SAE is worth, measured on documents it was not trained on (METHOD.md: SAE traps, last paragraph). Every figure with a 95 % interval.
+"""Measures the quality of an SAE on documents it was not trained on (METHOD.md: SAE traps, last paragraph), with 95 % intervals.
 
-1. One pass over the documents up to the SAE's layer. Content tokens only: no template tokens, no first position. Sums per document, in float64:
-   FVU = sum |z - z^|^2 / sum |z - mean z|^2 over the same tokens; the median of the same ratio per dimension beside it (a few huge dimensions
-   can carry the whole of FVU); L0. The same on response-final tokens alone, where a reward model reads.
-2. The whole model three times more on the first documents: as it is, with the reconstruction in place of z at content positions, and with the
+1. One pass over the documents up to the SAE's layer, content tokens only (no template tokens, no first position), with sums per document in
+   float64: FVU = sum |z - z^|^2 / sum |z - mean z|^2 over the same tokens; the median over dimensions of the same ratio, since a few huge dimensions
+   can make up nearly all of FVU; L0. The same on response-final tokens alone, where a reward model reads.
+2. The whole model runs three times more on the first documents: unchanged, with the reconstruction in place of z at content positions, and with the
    mean of z there. Loss recovered = (CE_mean - CE_spliced) / (CE_mean - CE_clean), cross-entropy of the tokens that follow those positions.
-3. Intervals: bootstrap over documents (all dialogues on one prompt count as one document).
+3. Intervals come from a bootstrap over documents; all dialogues on one prompt count as one document.
 """
 
 from __future__ import annotations
@@ -13,25 +13,22 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 
+from core.backbone.model import Backbone
 from core.errors import DataError
 from core.sae.activations import padded, plan_batches, stream_states
+from core.sae.autoencoder import SparseAutoencoder
 from core.sae.corpus import Dialogue, Document, documents
 from core.types import Progress, no_progress
 
-if TYPE_CHECKING:
-    import torch
-
-    from core.backbone.model import Backbone
-    from core.sae.autoencoder import SparseAutoencoder
-
 RESAMPLES = 1000
-LOSS_TOKENS = 16_384  # the whole model is run on the first documents that hold so many content tokens
-LOSS_BUDGET = 1024  # tokens a batch there: logits are large
+LOSS_TOKENS = 16_384  # the whole model runs on the first documents that hold this many content tokens
+LOSS_BUDGET = 1024  # tokens a batch for it, since logits are large
 CHUNK = 4096  # tokens encoded at a time
 
 Array = Float[np.ndarray, "..."]
@@ -48,12 +45,12 @@ def sae_card(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """FVU, L0 and dead share of an SAE on these dialogues, and loss recovered if the whole model was loaded (no `depth`). JSON values.
+    """FVU, L0 and dead share of an SAE on these dialogues, and loss recovered if the whole model was loaded (without `depth`). JSON values.
 
-    `last_response_only`: only the last answer's last token of each dialogue counts as response-final (preference pairs), else every answer's.
+    `last_response_only`: only the last token of each dialogue's last answer counts as response-final (preference pairs), else that of every answer.
     Keys: `fvu`, `fvu_median_dimension`, `l0`, the same with `_response_end`, and `loss_recovered`, each {value, low, high, n_tokens, n_documents}
-    (null values where the documents leave nothing to measure); `dead_share` {value, n_tokens}: latents that no content token activates. It has no
-    interval: a resample can only lose tokens, never find a new one active. `unreadable_dialogues`, where there are any: how many were left out.
+    (null where the documents leave nothing to measure); `dead_share` {value, n_tokens}: the share of latents that no content token activates. It
+    has no interval, since a resample can only lose tokens. `unreadable_dialogues`: how many dialogues were left out, if any.
     Raises DataError if the dialogues have no content token.
     """
     by_dialogue = documents(dialogues, backbone, context)
@@ -62,7 +59,7 @@ def sae_card(
     tokens, ends, active = _measure_states(sae, backbone, parts, units, layer, progress)
     if not tokens.counts.sum():
         raise DataError("these dialogues have no text to measure an SAE on")
-    draws = _draws(int(units.max()) + 1, seed)
+    draws = bootstrap_draws(int(units.max()) + 1, seed)
     card: dict[str, Any] = {**tokens.figures("", draws), **ends.figures("_response_end", draws)}
     if unreadable := sum(not several for several in by_dialogue):
         card["unreadable_dialogues"] = unreadable
@@ -104,7 +101,7 @@ class Sums:
         return self.z.sum(0) / self.counts.sum()
 
     def add(self, units: Int[np.ndarray, " n"], z: torch.Tensor, reconstruction: torch.Tensor, active: torch.Tensor) -> None:
-        """Adds tokens: z and z^ [n, d_model], numbers of active latents [n], each of the document `units`."""
+        """Adds tokens: z and z^ [n, d_model], numbers of active latents [n], and the number of each token's document, `units` [n]."""
         exact = z.double().cpu().numpy()
         error = np.square(exact - reconstruction.double().cpu().numpy())
         for total, values in ((self.counts, np.ones(len(units))), (self.active, active.cpu().numpy()), (self.z, exact)):
@@ -114,13 +111,13 @@ class Sums:
 
     def figures(self, suffix: str, draws: Array) -> dict[str, dict[str, Any]]:
         """FVU, its median over dimensions, and L0, with intervals over `draws` (how often each resample holds each document [resamples, n])."""
-        ones = np.ones((1, len(self.counts)))
+        once = np.ones((1, len(self.counts)))
         statistics: dict[str, Callable[[Array], Array]] = {"fvu": self._fvu, "fvu_median_dimension": self._median, "l0": self._l0}
         size = {"n_tokens": int(self.counts.sum()), "n_documents": int((self.counts > 0).sum())}
-        return {f"{name}{suffix}": {**_interval(statistic(ones), statistic(draws)), **size} for name, statistic in statistics.items()}
+        return {f"{name}{suffix}": {**_interval(statistic(once), statistic(draws)), **size} for name, statistic in statistics.items()}
 
     def _spread(self, draws: Array) -> Array:
-        """Sum of (z - mean z)^2 per resample and dimension, around each resample's own mean."""
+        """Sum of (z - mean z)^2 per resample and dimension, around the mean of that resample."""
         n = np.maximum(draws @ self.counts, 1)[:, None]
         return np.maximum(draws @ self.squares - np.square(draws @ self.z) / n, 0)
 
@@ -174,8 +171,7 @@ def _loss_recovered(
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    import torch
-
+    """Loss recovered on the first documents (see the first lines of this file), with the three cross-entropies. `mean` is the mean of z."""
     budget = np.cumsum([part.content.sum() for part in parts])
     chosen = [part for part, before in zip(parts, budget, strict=True) if before - part.content.sum() < LOSS_TOKENS]
     units = units[: len(chosen)]
@@ -195,11 +191,12 @@ def _loss_recovered(
             np.add.at(sums[name], unit, [float(loss.sum()) for loss in losses])
         np.add.at(counts, unit, [len(loss) for loss in losses])
         progress("measure loss recovered", done + 1, len(batches))
-    return _recovery(sums, counts, seed)
+    return loss_recovered(sums, counts, seed)
 
 
-def _recovery(sums: Mapping[str, Array], counts: Array, seed: int) -> dict[str, Any]:
-    ones, draws = np.ones((1, len(counts))), _draws(len(counts), seed)
+def loss_recovered(sums: Mapping[str, Array], counts: Array, seed: int) -> dict[str, Any]:
+    """Loss recovered with its interval, from each document's summed cross-entropy `clean`, `spliced` and `mean`, and its number of tokens."""
+    once, draws = np.ones((1, len(counts))), bootstrap_draws(len(counts), seed)
 
     def recovered(weights: Array) -> Array:
         clean, spliced, mean = (weights @ sums[name] for name in ("clean", "spliced", "mean"))
@@ -207,15 +204,14 @@ def _recovery(sums: Mapping[str, Array], counts: Array, seed: int) -> dict[str, 
 
     losses = {f"ce_{name}": float(total.sum() / max(counts.sum(), 1)) for name, total in sums.items()}
     size = {"n_tokens": int(counts.sum()), "n_documents": int((counts > 0).sum())}
-    return {**_interval(recovered(ones), recovered(draws)), **losses, **size}
+    return {**_interval(recovered(once), recovered(draws)), **losses, **size}
 
 
 def next_token_losses(
     backbone: Backbone, batch: Sequence[Document], layer: int, replace: Callable[[torch.Tensor], torch.Tensor] | None
 ) -> list[torch.Tensor]:
-    """For each document the cross-entropy (nats) of each token that follows a content position, z there replaced by `replace(z)` [n, d_model]."""
-    import torch
-
+    """For each document the cross-entropy (nats) of each token that follows a content position, with z [n, d_model] at content positions replaced
+    by `replace(z)`."""
     ids, mask = padded(batch)
     content = torch.zeros_like(mask, dtype=torch.bool)
     for row, document in enumerate(batch):
@@ -229,7 +225,7 @@ def next_token_losses(
 
 @contextlib.contextmanager
 def _spliced(backbone: Backbone, layer: int, content: torch.Tensor, replace: Callable[[torch.Tensor], torch.Tensor] | None) -> Iterator[None]:
-    """While open, the layer's output at content positions is what `replace` makes of it (None: as it is)."""
+    """While open, the layer's output at content positions is replaced by `replace` of it (None: it stays)."""
     if replace is None:
         yield
         return
@@ -247,7 +243,7 @@ def _spliced(backbone: Backbone, layer: int, content: torch.Tensor, replace: Cal
         handle.remove()
 
 
-def _draws(n: int, seed: int) -> Array:
+def bootstrap_draws(n: int, seed: int) -> Array:
     """How often each of `RESAMPLES` bootstrap resamples holds each of n documents [resamples, n]."""
     return np.random.default_rng([seed, 4]).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
 
@@ -257,7 +253,7 @@ def _ratio(above: Array, below: Array) -> Array:
 
 
 def _interval(value: Array, resampled: Array) -> dict[str, float | None]:
-    """The value with its percentile interval; all three are null where the value has no meaning (nothing varies, or ablation costs nothing)."""
+    """The value with its percentile interval. All three are null where the value is undefined: nothing varies, or ablation costs nothing."""
     usable = resampled[np.isfinite(resampled)]
     if not np.isfinite(value[0]) or not len(usable):
         return {"value": None, "low": None, "high": None}

@@ -1,8 +1,8 @@
-"""State of an SAE training on disk, so that a killed one goes on as if nothing had happened: safetensors and JSON, no pickle.
+"""The state of an SAE training on disk, in safetensors and JSON: a training that was killed goes on from it to the same result.
 
-sae-lens keeps the same state with `torch.save`, which is a pickle; hence this. A checkpoint is a folder `step-<n>` that is renamed into place when it
-is whole; the newest one counts, older ones are removed. The states of a round are not kept: they are computed again from the cursor.
-The state holds the hash of its tensors' file, so that a damaged checkpoint is an error and no other SAE comes out of it.
+sae-lens saves the same state with `torch.save`, which writes a pickle, so it is not used. A checkpoint is a folder `step-<n>` that is renamed into
+place when it is whole; the newest is read, older ones are removed. A round's hidden states are not saved: the cursor is enough to compute them again.
+The state holds the hash of its tensors' file, so a damaged checkpoint is an error instead of a different SAE.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from core.errors import SAEError
 from core.files import file_sha256, write_json
 from core.runs.store import publish_folder
 from core.sae.activations import Cursor
-
-if TYPE_CHECKING:
-    import torch
 
 STATE, TENSORS = "state.json", "state.safetensors"
 COUNTERS = ("n_training_steps", "n_training_samples", "n_frac_active_samples")
@@ -29,7 +30,7 @@ RUNNING = ("act_freq_scores", "n_forward_passes_since_fired")
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """What a training consists of besides its config: sae-lens' trainer, the data cursor, and the ring as it was before the cursor's round."""
+    """Everything that changes in a training: sae-lens' trainer, the data cursor, and the ring [n, d_model] as it was before the cursor's round."""
 
     trainer: Any
     cursor: Cursor
@@ -38,8 +39,7 @@ class TrainingState:
 
 
 def save_checkpoint(folder: Path, state: TrainingState) -> None:
-    """Writes `folder/step-<n>` whole, then removes what is older."""
-    from safetensors.torch import save_file
+    """Writes `folder/step-<n>`, whole or not at all, then removes older checkpoints."""
 
     def make(target: Path) -> None:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(state).items()}
@@ -47,7 +47,7 @@ def save_checkpoint(folder: Path, state: TrainingState) -> None:
         write_json(target / STATE, {**_values(state), "tensors_sha256": file_sha256(target / TENSORS)})
 
     target = folder / f"step-{state.trainer.n_training_steps:09d}"
-    if target.exists():  # the same state, by determinism
+    if target.exists():  # training is deterministic, so it holds the same state
         return
     publish_folder(target, make)
     for old in folder.iterdir():
@@ -56,22 +56,19 @@ def save_checkpoint(folder: Path, state: TrainingState) -> None:
 
 
 def load_checkpoint(folder: Path, state: TrainingState) -> bool:
-    """Brings the newest checkpoint's values into `state`; False where there is none. Raises SAEError if it does not fit."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    found = sorted(folder.glob("step-*"))
-    if not found:
+    """Reads the newest checkpoint into `state`; returns False where there is none. Raises SAEError if it is damaged or of another training."""
+    newest = max(folder.glob("step-*"), default=None)
+    if newest is None:
         return False
     try:
-        values = json.loads((found[-1] / STATE).read_text(encoding="utf-8"))
-        if values.get("tensors_sha256") not in (None, file_sha256(found[-1] / TENSORS)):
+        values = json.loads((newest / STATE).read_text(encoding="utf-8"))
+        if values.get("tensors_sha256") not in (None, file_sha256(newest / TENSORS)):
             raise ValueError(f"{TENSORS} is not the file that was written: its sha256 is not the one in {STATE}")
-        # Copied out of the file, which is removed when the next checkpoint stands.
-        _restore(state, values, {name: tensor.clone() for name, tensor in load_file(found[-1] / TENSORS).items()})
+        # The tensors are copied, since the file they are mapped from is removed after the next checkpoint.
+        _restore(state, values, {name: tensor.clone() for name, tensor in load_file(newest / TENSORS).items()})
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, RecursionError, SafetensorError) as error:
         remedy = "delete that folder: the training begins again"
-        raise SAEError(f"the checkpoint {found[-1]} can't be read", found=str(error), remedy=remedy) from error
+        raise SAEError(f"the checkpoint {newest} can't be read", found=str(error), remedy=remedy) from error
     return True
 
 
@@ -105,7 +102,8 @@ def _restore(state: TrainingState, values: Mapping[str, Any], tensors: Mapping[s
             moments.setdefault(int(number), {})[key] = tensor
     n_parameters = sum(len(group["params"]) for group in values["adam_groups"])
     if values["n_training_steps"] and sorted(moments) != list(range(n_parameters)):
-        raise ValueError(f"Adam's moments of {len(moments)} of {n_parameters} parameters are in {TENSORS}")  # Adam would begin anew for the others
+        # Without an error Adam would start the other parameters' moments from zero.
+        raise ValueError(f"Adam's moments of {len(moments)} of {n_parameters} parameters are in {TENSORS}")
     trainer.optimizer.load_state_dict({"state": moments, "param_groups": values["adam_groups"]})
     trainer.lr_scheduler.load_state_dict(values["schedule"])
     for name in COUNTERS:

@@ -1,7 +1,7 @@
-"""A backbone's own answers to the prompts of preference pairs: text on which an SAE meets the states that the backbone's own policy will have.
+"""Samples a backbone's answers to the prompts of preference pairs, as a corpus on which an SAE sees the states of the model's own text.
 
-Only prompts of the training split are answered, so an SAE trained on the answers has seen no validation or test prompt. A killed call goes on after
-the last whole batch, to the same file (core.backbone.generation).
+Only prompts of the training split are answered, so an SAE trained on the answers has seen no validation or test prompt. A call that was killed goes
+on after its last whole batch and writes the same file (core.backbone.generation).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from core.types import Message, Progress, no_progress, sha256_of
 
 
 def sample_answers(config: SampleConfig, out: Path, *, progress: Progress = no_progress) -> dict[str, int]:
-    """Writes `out`, JSON Lines of `messages` as `sae train --corpus` reads them, and returns counts: prompts, answers, answers left out,
-    and rows of the prompts' files that could not be used.
+    """Writes `out`, JSON Lines of `messages` as `sae train --corpus` reads them. Returns the numbers of prompts, of answers, of answers left out,
+    and of rows of the prompts' files that could not be used.
 
-    Raises ConfigError if `out` stands, DataError and BackboneError as loading does, and what `progress` raises; then the finished batches are kept
-    beside `out`, and the same call goes on.
+    Raises ConfigError if `out` exists, DataError and BackboneError as loading does, and what `progress` raises; finished batches are then kept beside
+    `out`, and the same call goes on from there.
     """
     if out.exists():
         raise ConfigError(f"{out} exists already", remedy="give --out a new file, or remove this one")
@@ -33,7 +33,11 @@ def sample_answers(config: SampleConfig, out: Path, *, progress: Progress = no_p
     partial = out.with_name(f".{out.name}.{name}.partial")
     sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed)
     answers = Writer(backbone, sampling, config.batch_size, Journal(partial)).write(prompts, config.per_prompt, "sample answers", progress)
-    texts = [(prompt, one.text if one.finished else whole_sentences(one.text)) for prompt, row in zip(prompts, answers, strict=True) for one in row]
+    texts = [
+        (prompt, answer.text if answer.finished else whole_sentences(answer.text))
+        for prompt, samples in zip(prompts, answers, strict=True)
+        for answer in samples
+    ]
     kept = [[*prompt, Message(role="assistant", content=text)] for prompt, text in texts if text]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json_lines(out, [{"messages": list(messages)} for messages in kept])

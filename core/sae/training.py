@@ -1,16 +1,16 @@
 """Trains a sparse autoencoder on any backbone's hidden states, with sae-lens' trainer (`sparserm sae train`; METHOD.md, SAE traps).
 
-1. The corpus becomes documents (corpus.py), the documents shuffled batches of hidden states (activations.py): message text only, no template tokens,
-   no first position, and a fixed share of each batch from response-final positions.
+1. The corpus becomes documents (corpus.py), and the documents become shuffled batches of hidden states (activations.py): message text only, no
+   template tokens, no first position, and a fixed share of each batch from response-final positions.
 2. sae-lens' `SAETrainer.step` does each step (BatchTopK or TopK, decoder-norm-rescaled activations, auxiliary loss for dead latents, Adam, linear
-   warm-up and decay). We drive it, so that progress, cancelling, and resuming (checkpoint.py) are ours. Weights and moments are float32; where
+   warm-up and decay). The loop around it is here, for progress, cancelling and resuming (checkpoint.py). Weights and moments are float32; where
    the backbone computes in bfloat16, so do the matrix products (1.6 times as fast here, FVU 0.4093 against 0.4097 after 130 steps).
 3. Our choices [C]: inputs are scaled so that their centred norm is sqrt(d_model) on average; the decoder bias begins at their mean; at the end
-   BatchTopK's one threshold is measured on the last round's content tokens, since the running average sae-lens keeps lags behind and begins at 0.
-   With `--init` the weights are those of a trained SAE instead, so its latents keep their meaning (and their labels) while it learns more text.
-4. The scale is folded into the weights, threshold included, the inference form is saved, loaded again, and measured: the card.
+   BatchTopK's one threshold is measured on the last round's content tokens, since sae-lens' running average begins at 0 and lags behind.
+   With `--init` training starts from the weights of a trained SAE, so its latents keep their meaning (and their labels) while it learns more text.
+4. The scale is folded into the weights, threshold included; the inference form is saved, loaded again, and measured: the card.
 
-In the saved folder the two matrices are float16 and `cfg.json` says float32, which is what they are loaded and computed in.
+In the saved folder the two matrices are float16, and `cfg.json` gives float32: they are loaded and computed in float32.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from core.backbone.model import Backbone, load_backbone
 from core.config import Config, DataConfig, SAEConfig, SAETrainConfig
@@ -44,10 +46,10 @@ L0_TOLERANCE = 0.1
 
 
 def train_sae(config: SAETrainConfig, *, root: Path | None = None, progress: Progress = no_progress) -> Path:
-    """Trains, saves and measures an SAE; returns its folder (`cfg.json`, `sae_weights.safetensors`, `card.json`; `SAE.load_from_disk` reads it).
+    """Trains, saves and measures an SAE; returns its folder (`cfg.json`, `sae_weights.safetensors`, `card.json`), which sae-lens can load.
 
-    The folder is `config.out`, or `<root>/saes/<model>-l<layer>-w<width>-k<k>-<8 hex>`; it stands whole or not at all, and a second call with the
-    same config, model and corpus returns at once. A call that was killed goes on from its last checkpoint (`<root>/scratch`), to the same bytes.
+    The folder is `config.out`, or `<root>/saes/<model>-l<layer>-w<width>-k<k>-<8 hex>`; it exists whole or not at all, and a second call with the
+    same config, model and corpus returns at once. A call that was killed goes on from its last checkpoint (`<root>/scratch`) to the same bytes.
     No dialogue that holds a validation or test prompt of the corpus's preference pairs, or a prompt of `config.measure`, is trained on.
     `root` is the cache. Raises ConfigError for impossible settings or a folder that holds something else, BackboneError, DataError,
     SAEError where the reloaded SAE's L0 is more than 10 % off k, and what `progress` raises.
@@ -73,9 +75,9 @@ def train_sae(config: SAETrainConfig, *, root: Path | None = None, progress: Pro
         target=target,
         scratch=store.scratch(STEP, fingerprint),
     )
-    del backbone  # the job lets go of it before the whole model is loaded for the card
+    del backbone  # `_trained` drops the job's reference too, before the whole model is loaded for the card
     with store.lock(STEP, fingerprint):
-        if not _stands(target, fingerprint):
+        if not _is_trained(target, fingerprint):
             _run(job, progress)
         shutil.rmtree(job.scratch, ignore_errors=True)
     return target
@@ -83,7 +85,7 @@ def train_sae(config: SAETrainConfig, *, root: Path | None = None, progress: Pro
 
 @dataclass(kw_only=True)
 class _Job:
-    """What one training is made of. The backbone is let go when it has been read from."""
+    """The inputs of a training. `backbone` is None once the hidden states have been read."""
 
     config: SAETrainConfig
     backbone: Backbone | None
@@ -100,8 +102,8 @@ def _run(job: _Job, progress: Progress) -> None:
     started = time.time()
     training, held_out = _split(job)
     state, seen = _trained(job, training, progress)
-    for left in job.target.parent.glob(f".{job.target.name}-*"):  # what a killed process left; the lock is ours
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in job.target.parent.glob(f".{job.target.name}-*"):  # of a killed process: this process holds the lock
+        shutil.rmtree(leftover, ignore_errors=True)
 
     def make(folder: Path) -> None:
         save_inference(state.trainer, folder, _metadata(job, seen))
@@ -112,16 +114,20 @@ def _run(job: _Job, progress: Progress) -> None:
 
 
 def _split(job: _Job) -> tuple[list[Dialogue], list[Dialogue]]:
-    """Training and held-out dialogues. Going on from an SAE of ours, what that one was measured on stays held out: it has seen all the rest."""
+    """Training and held-out dialogues. Where training starts from an earlier SAE of ours, the dialogues that it was measured on stay held out,
+    since it has been trained on all others."""
     dialogues, card = job.corpus.dialogues, Path(job.config.init).expanduser() / CARD
-    kept = read_json(card).get("held_out") if job.config.init and card.is_file() else None
-    if not kept:
+    groups = read_json(card).get("held_out") if job.config.init and card.is_file() else None
+    if not groups:
         return split_corpus(dialogues, job.config.held_out, job.config.seed)
-    kept = set(kept)
-    training, held_out = [d for d in dialogues if d.group not in kept], [d for d in dialogues if d.group in kept]
+    groups = set(groups)
+    training, held_out = [d for d in dialogues if d.group not in groups], [d for d in dialogues if d.group in groups]
     if not held_out or not training:
-        expected, found = "a corpus that holds dialogues the first SAE was measured on, and others", f"{len(held_out)} of {len(dialogues)}"
-        raise ConfigError("nothing is left to train or to measure on", expected=expected, found=found)
+        raise ConfigError(
+            "nothing is left to train or to measure on",
+            expected="a corpus that holds dialogues the first SAE was measured on, and others",
+            found=f"{len(held_out)} of {len(dialogues)}",
+        )
     return training, held_out
 
 
@@ -143,9 +149,8 @@ def _trained(job: _Job, training: Sequence[Dialogue], progress: Progress) -> tup
 
 
 def train(config: SAETrainConfig, stream: Stream, scratch: Path, progress: Progress) -> TrainingState:
-    """The trained state, from the last checkpoint in `scratch` on if there is one. `config.tokens` are rounded down to whole batches."""
-    import torch
-
+    """The trained state; training goes on from the last checkpoint in `scratch`, if there is one. `config.tokens` are rounded down to whole
+    batches."""
     steps = config.tokens // config.batch_size
     mixed = stream.backbone.dtype == torch.bfloat16
     trainer = make_trainer(config, stream.backbone.d_model, str(stream.backbone.device), mixed=mixed)
@@ -201,7 +206,7 @@ class _Report:
     began: float = 0.0
 
     def step(self, trainer: Any, output: Any) -> None:
-        """Figures of the batch just trained on; FVU and L0 are the training form's, on a batch with its response-final share."""
+        """Reports figures of the last training batch, which includes its share of response-final states; FVU and L0 are those of the training form."""
         self.began = self.began or time.monotonic()
         done, x = trainer.n_training_samples, output.sae_in
         fvu = float((output.sae_out.detach() - x).square().sum() / (x - x.mean(0)).square().sum())
@@ -211,7 +216,8 @@ class _Report:
 
 
 def _measure(job: _Job, folder: Path, held_out: Sequence[Dialogue], progress: Progress) -> dict[str, Any]:
-    """`measured` on the held-out dialogues; `measured_on` a set of pairs: the last token of every answer to its validation and test prompts."""
+    """The card's figures: `measured` on the held-out dialogues, and `measured_on` for each set of pairs the last token of every answer to its
+    validation and test prompts."""
     config = job.config
     sae = load_sae(SAEConfig(path=str(folder), format="sae-lens"), progress=progress)
     whole = load_backbone(config.backbone, progress=progress)
@@ -226,9 +232,9 @@ def _measure(job: _Job, folder: Path, held_out: Sequence[Dialogue], progress: Pr
             remedy="train on more tokens or another corpus; few steps leave the threshold unsettled",
         )
     short = load_backbone(config.backbone, depth=config.backbone.layer + 1, progress=progress)
-    at |= {"context": config.backbone.max_length, "last_response_only": True}  # read as a reward model reads them
-    called = short_names(list(job.unseen))
-    return {"measured": measured, "measured_on": {called[name]: sae_card(sae, short, rows, **at) for name, rows in job.unseen.items()}}
+    at |= {"context": config.backbone.max_length, "last_response_only": True}  # as a reward model reads them
+    labels = short_names(list(job.unseen))
+    return {"measured": measured, "measured_on": {labels[name]: sae_card(sae, short, rows, **at) for name, rows in job.unseen.items()}}
 
 
 def _names(text: str) -> list[str]:
@@ -236,7 +242,7 @@ def _names(text: str) -> list[str]:
 
 
 def _check(config: SAETrainConfig) -> None:
-    """Raises ConfigError for settings that no training could follow."""
+    """Raises ConfigError for settings with which no training is possible."""
     if config.k >= config.width:
         raise ConfigError("SAETrainConfig.k is too large", expected=f"fewer than the {config.width} latents", found=str(config.k))
     if not 0 <= config.response_end_share < 1:
@@ -248,7 +254,7 @@ def _check(config: SAETrainConfig) -> None:
 
 
 def _settings(config: SAETrainConfig) -> dict[str, Any]:
-    """The config's part of the fingerprint. Backbone and corpus are named by what they hold, so here only the layer is left of them."""
+    """The config's part of the fingerprint. Backbone and corpus enter it by their content, so only the layer is taken from their options."""
     fields = {name: value for name, value in config.result_fields().items() if name not in ("backbone", "corpus", "init")}
     return {**fields, "layer": config.backbone.layer, **({"init": _weights_of(config.init)} if config.init else {})}
 
@@ -265,19 +271,21 @@ def _folder_name(config: SAETrainConfig, backbone: Backbone, fingerprint: str) -
     return f"{model}-l{config.backbone.layer}-w{config.width}-k{config.k}-{fingerprint[:8]}"
 
 
-def _stands(target: Path, fingerprint: str) -> bool:
-    """Whether the SAE is there already. Raises ConfigError if the folder holds something else."""
+def _is_trained(target: Path, fingerprint: str) -> bool:
+    """Whether `target` holds this SAE already. Raises ConfigError if it holds something else."""
     if not target.exists():
         return False
     card = target / CARD
-    found = read_json(card).get("fingerprint") if card.is_file() else "no SAE of ours"
-    if found != fingerprint:
-        raise ConfigError(f"{target} exists and holds something else", expected=fingerprint[:16], found=str(found)[:16], remedy="give another --out")
+    existing = read_json(card).get("fingerprint") if card.is_file() else "no SAE of ours"
+    if existing != fingerprint:
+        raise ConfigError(
+            f"{target} exists and holds something else", expected=fingerprint[:16], found=str(existing)[:16], remedy="give another --out"
+        )
     return True
 
 
 def _seen(state: TrainingState, stream: Stream) -> dict[str, Any]:
-    """How much the training read, and how often response-final positions were used again: `times_used` draws for each distinct one."""
+    """How much the training read, and how often it drew each distinct response-final position on average (`response_ends_times_used`)."""
     steps, cursor = state.trainer.n_training_steps, state.cursor
     drawn = steps * stream.ends_per_batch
     return {
@@ -295,12 +303,12 @@ def _seen(state: TrainingState, stream: Stream) -> dict[str, Any]:
 
 
 def _trained_positions(config: SAETrainConfig) -> list[str]:
-    """Where the SAE saw states on purpose. End-of-turn tokens are the template's: never among them."""
+    """The kinds of positions that the SAE was trained on. End-of-turn tokens belong to the template and are never among them."""
     return ["content", "response_end"] if config.response_end_share else ["content"]
 
 
 def _metadata(job: _Job, seen: Mapping[str, Any]) -> dict[str, Any]:
-    """What the SAE's own cfg.json says of its making, in sae-lens' words where it has them."""
+    """How the SAE was trained, for its cfg.json, under sae-lens' names of the fields where it has them."""
     config = job.config
     return {
         "model_name": job.identity["name"],
@@ -330,7 +338,7 @@ def _card(job: _Job, folder: Path, seen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def command_line(config: SAETrainConfig) -> str:
-    """The command that trains this SAE again: every option that is not at its default, and always what the SAE is known by."""
+    """The command that trains this SAE again: the options that identify it, and every other one that is not at its default."""
     always = ("model", "layer", "architecture", "width", "k", "tokens", "corpus", "seed")
     words = ["sparserm", "sae", "train"]
     for part in (config.backbone, config):
