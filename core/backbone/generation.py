@@ -1,12 +1,15 @@
-"""Samples answers from a backbone (`Writer`): prompts of similar length in a batch, each answer with random numbers of its own.
+"""Samples answers from a backbone (`Writer`): similar prompts in a batch, each answer with random numbers of its own.
 
 - A batch is padded on the left; several samples of one prompt share its cache, which is computed once.
-- Tokens are drawn from the plain model with temperature and nucleus; a model's own generation settings (penalties, top-k) are not used.
-- Every (prompt, sample) has its own seed, so a draw depends on neither the rest of the batch, the batch size nor earlier draws. Only rounding
-  remains: a batch's shape changes the last bits of the logits, which now and then decides between two tokens. So batches are planned before
-  anything is drawn, and a call that was killed writes the same text again on the same machine.
-- The nucleus is looked for among the likeliest tokens; the whole vocabulary is sorted only for rows whose nucleus is wider (sorting and drawing
-  from 24 rows of 49,152 took two thirds as long as SmolLM2's own step; this takes a seventh).
+- Tokens are drawn from the plain model with temperature and nucleus; a model's own generation settings (penalties,
+  top-k) are not used.
+- Every (prompt, sample) has its own seed, so a draw depends on neither the rest of the batch, the batch size nor
+  earlier draws. Only rounding remains: a batch's shape changes the last bits of the logits, which now and then decides
+  between two tokens. So batches are planned before anything is drawn, and a call that was killed writes the same text
+  again on the same machine.
+- The nucleus is looked for among the likeliest tokens; the whole vocabulary is sorted only for rows whose nucleus is
+  wider (sorting and drawing from 24 rows of 49,152 took two thirds as long as SmolLM2's own step; this takes a
+  seventh).
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ Row = tuple[int, int]  # numbers of a prompt and of a sample
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How answers are drawn: at most `max_new_tokens` tokens, from the nucleus of probability `top_p` at `temperature`."""
+    """How answers are drawn: `max_new_tokens` at most, from the nucleus of probability `top_p` at `temperature`."""
 
     max_new_tokens: int
     temperature: float
@@ -45,7 +48,8 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """Number of answers written, their tokens (end-of-turn tokens included) and seconds. Answers that were in a journal already do not count."""
+    """Answers written, their tokens (end-of-turn included) and seconds; answers that a journal had already do not
+    count."""
 
     answers: int = 0
     tokens: int = 0
@@ -92,14 +96,15 @@ class Writer:
 
 
 def _unanswered(prefix: list[int] | Unreadable, room: int) -> Generated:
-    """A failed answer with the reason: the prompt can't be read, or leaves no room for an answer. `write` replaces it where there is an answer."""
+    """A failed answer with its reason, until `write` has a real one."""
     if isinstance(prefix, Unreadable):
         return Generated(text="", n_tokens=0, finished=False, failed=prefix.reason)
     return Generated(text="", n_tokens=0, finished=False, failed=f"the prompt has {len(prefix)} tokens, at most {room} leave room for an answer")
 
 
 def answer_prefix(backbone: Backbone, prompt: Sequence[Message]) -> list[int] | Unreadable:
-    """The prompt's tokens up to where the answer begins (a placeholder answer and what follows it are cut off), or why it can't be read."""
+    """The prompt's tokens up to where the answer begins (the rest of a placeholder answer is cut off), or why there are
+    none."""
     rendered = backbone.render_all([[*prompt, Message(role="assistant", content="a")]])[0]
     if isinstance(rendered, Unreadable):
         return rendered
@@ -113,7 +118,8 @@ def longest_prefix(backbone: Backbone, max_new_tokens: int) -> int:
 
 
 def stop_tokens(backbone: Backbone) -> list[int]:
-    """The tokens that end an answer: the model's and the tokenizer's end of text, and what the chat template closes an answer with."""
+    """The tokens that end an answer: end of text of model and tokenizer, and what the chat template closes an answer
+    with."""
     model_ends = backbone.model.generation_config.eos_token_id
     rendered = backbone.render([Message(role="user", content="a"), Message(role="assistant", content="a")])
     closing = int(rendered.ids[rendered.turn_ends[-1]]) if rendered.turn_ends[-1] >= 0 else None
@@ -124,7 +130,8 @@ def stop_tokens(backbone: Backbone) -> list[int]:
 
 
 def plan_rows(lengths: Sequence[int], n: int, size: int) -> list[list[Row]]:
-    """Batches of at most `size` answers: `n` samples of each prompt, those of one prompt together, prompts of similar length together.
+    """Batches of at most `size` answers, `n` to each prompt; samples of a prompt and prompts of similar length
+    together.
 
     `lengths` are the prompts' tokens. Where n is above `size`, each batch holds samples of one prompt.
     """
@@ -136,7 +143,8 @@ def plan_rows(lengths: Sequence[int], n: int, size: int) -> list[list[Row]]:
 
 
 def write_answers(backbone: Backbone, prompts: Sequence[Sequence[int]], rows: Sequence[Row], sampling: Sampling) -> list[Generated]:
-    """An answer for each of `rows`, which are one batch. `prompts` holds the tokens of all prompts, as `answer_prefix` returns them."""
+    """An answer for each of `rows`, which are one batch. `prompts`: the tokens of all prompts, as `answer_prefix`
+    returns."""
     used = list(dict.fromkeys(prompt for prompt, _ in rows))
     ids, mask = left_padded(backbone, [prompts[i] for i in used])
     places = torch.tensor([used.index(prompt) for prompt, _ in rows], device=ids.device)
@@ -165,7 +173,8 @@ def left_padded(backbone: Backbone, prompts: Sequence[Sequence[int]]) -> tuple[t
 
 
 def shared_cache(backbone: Backbone, ids: torch.Tensor, mask: torch.Tensor, places: torch.Tensor) -> Any:
-    """The cache of each prompt without its last token, computed once and repeated for the rows by `places` [rows], the prompt of each row.
+    """The cache of each prompt without its last token, computed once and repeated by `places` [rows], each row's
+    prompt.
 
     None for models with a cache of another kind.
     """
@@ -181,8 +190,8 @@ def shared_cache(backbone: Backbone, ids: torch.Tensor, mask: torch.Tensor, plac
 
 @contextlib.contextmanager
 def _plain_settings(backbone: Backbone, stops: list[int], max_new_tokens: int) -> Iterator[None]:
-    """While open, the model has only our generation settings: `generate` takes any that a call does not name from the model's own, which may
-    include penalties."""
+    """While open, the model has only our generation settings: `generate` takes any that a call does not name from the
+    model's own, which may include penalties."""
     pad = backbone.tokenizer.pad_token_id
     before = backbone.model.generation_config
     backbone.model.generation_config = GenerationConfig(
@@ -201,7 +210,8 @@ def _uniform(prompt: Sequence[int], sample: int, sampling: Sampling) -> np.ndarr
 
 
 class _Draw:
-    """A logits processor that draws the next token of every row and rules out all others, so that greedy `generate` chooses it."""
+    """A logits processor that draws each row's next token and rules out all others, so that greedy `generate` takes
+    it."""
 
     def __init__(self, uniform: torch.Tensor, sampling: Sampling) -> None:
         self.uniform, self.sampling, self.step = uniform, sampling, 0
@@ -213,9 +223,10 @@ class _Draw:
 
 
 def draw(logits: torch.Tensor, uniform: torch.Tensor, top_p: float) -> torch.Tensor:
-    """One token for each row [b] from logits [b, v] and numbers [b] in [0, 1), by inverting the cumulated probabilities.
+    """One token a row [b] from logits [b, v] and numbers [b] in [0, 1), by inverting the cumulated probabilities.
 
-    Tokens come from the nucleus: the likeliest ones up to the one with which they reach `top_p` (1 and above: all tokens).
+    Tokens come from the nucleus: the likeliest ones up to the one with which they reach `top_p` (1 and above: all
+    tokens).
     """
     probabilities = logits.softmax(-1)
     if top_p >= 1:
@@ -230,7 +241,7 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, top_p: float) -> torch.Ten
 
 
 def _inverted(probabilities: torch.Tensor, uniform: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The column drawn in each row of probabilities [b, k], which must fall along a row where there is a nucleus (top_p < 1)."""
+    """The column drawn in each row of probabilities [b, k], which must fall along a row for a nucleus (top_p < 1)."""
     reached = probabilities.double().cumsum(-1)
     before = reached - probabilities
     size = (before < top_p).sum(-1, keepdim=True)
@@ -239,14 +250,15 @@ def _inverted(probabilities: torch.Tensor, uniform: torch.Tensor, top_p: float) 
 
 
 def _answer(backbone: Backbone, ids: list[int], closing: Sequence[int], ends: Sequence[int]) -> Generated:
-    """The answer up to the first token of `ends`. Where that is no closing token (the policy opened another turn, for instance), the answer counts
-    as unfinished, like one that was cut for its length."""
+    """The answer up to the first token of `ends`. Where that is no closing token (the policy opened another turn, for
+    instance), the answer counts as unfinished, like one that was cut for its length."""
     end = next((place for place, token in enumerate(ids) if token in ends), None)
     text = str(backbone.tokenizer.decode(ids[:end], skip_special_tokens=False)).strip()
     return Generated(text=text, n_tokens=len(ids[:end]), finished=end is not None and ids[end] in closing)
 
 
 def whole_sentences(text: str) -> str:
-    """The text up to its last sentence end, empty where it has none: an answer that was cut for its length does not end where answers end."""
+    """The text up to its last sentence end, empty where it has none: an answer that was cut for its length does not end
+    where answers end."""
     ends = list(SENTENCE_END.finditer(text))
     return text[: ends[-1].end()] if ends else ""

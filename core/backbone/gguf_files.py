@@ -1,7 +1,8 @@
 """De-quantises GGUF files: the file is checked before, and the copy is compared with the file's own list of tensors.
 
-transformers silently fills what a GGUF file lacks with random numbers and leaves out tensors that it has no place for. Numbers are therefore
-counted: each block of the file must hold as many as the same layer of the copy, and so must the tensors outside the blocks.
+transformers silently fills what a GGUF file lacks with random numbers and leaves out tensors that it has no place for.
+Numbers are therefore counted: each block of the file must hold as many as the same layer of the copy, and so must the
+tensors outside the blocks.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class GgufFile:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Reads the file's header. Raises BackboneError where it is no whole GGUF file of a language model that can be de-quantised."""
+    """The file's header. Raises BackboneError unless it is a whole language model that can be de-quantised."""
     check_file(path)
     with path.open("rb") as handle:
         magic = handle.read(len(MAGIC))
@@ -76,7 +77,8 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def _check_use(path: Path, fields: Mapping[str, Any]) -> None:
-    """Raises BackboneError for a part of a model, an adapter, a vision tower, and rotary scaling that transformers ignores."""
+    """Raises BackboneError for a part of a model, an adapter, a vision tower, and rotary scaling (transformers ignores
+    it)."""
     architecture = fields.get("general.architecture")
     if int(fields.get("split.count") or 0) > 1:
         n = int(fields["split.count"])
@@ -122,7 +124,8 @@ def save_dequantised(file: Path, folder: Path) -> None:
     Raises BackboneError if transformers can't read it, or makes another model of it than the file holds.
     """
     gguf = read_gguf(file)
-    # transformers writes a progress bar for this straight to stderr; redirecting is the only way to keep it off the terminal.
+    # transformers writes a progress bar for this straight to stderr; redirecting is the only way to keep it off the
+    # terminal.
     with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
         with library_errors(f"{file} can't be de-quantised"):
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
@@ -131,7 +134,8 @@ def save_dequantised(file: Path, folder: Path) -> None:
             model, report = loaded
         check_report(model, report, Checkpoint(tensors={}, wrappers=()), name=str(file), n_layers=gguf.n_blocks)
         check_finite(model, str(file))
-        # The tensors are plain now. Without these lines transformers takes the model for a quantised one and refuses to save it.
+        # The tensors are plain now. Without these lines transformers takes the model for a quantised one and refuses to
+        # save it.
         del model.config.quantization_config
         for name, value in (("hf_quantizer", None), ("is_quantized", False), ("quantization_method", None)):
             setattr(model, name, value)
@@ -142,7 +146,8 @@ def save_dequantised(file: Path, folder: Path) -> None:
 
 
 def check_copy(gguf: GgufFile, folder: Path) -> None:
-    """Raises BackboneError where the copy in `folder` holds more or fewer numbers than the file, in any layer or outside the layers."""
+    """Raises BackboneError where a layer of the copy in `folder`, or what is outside the layers, has more or fewer
+    numbers."""
     config = read_json_object(folder / "config.json")
     stored, copied = Counter[int](), Counter[int]()
     for name, size in gguf.sizes.items():
@@ -163,7 +168,7 @@ def check_copy(gguf: GgufFile, folder: Path) -> None:
 
 
 def _difference(gguf: GgufFile, block: int, stored: int, copied: int) -> str:
-    """How many numbers of a block are in the file and in the copy, and which tensors the block lacks that most blocks have."""
+    """How many numbers of a block file and copy have, and which tensors the block lacks that most blocks have."""
     if block == OUTSIDE:
         return f"outside the layers: {stored:,} in the file, {copied:,} in the model"
     parts = [name.split(".", 2) for name in gguf.sizes if _block(name) != OUTSIDE]

@@ -1,4 +1,4 @@
-"""Fetches a model's folder from the Hugging Face Hub, or from the Hub's cache on this machine; every failure has its own remedy."""
+"""Fetches a model's folder from the Hugging Face Hub or its cache on this machine; each failure has its own remedy."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
 def fetch_model(name: str, revision: str = "") -> Path:
-    """The folder of the repository `name` (org/name), called after its commit. An empty `revision` is the default branch.
+    """The folder of the repository `name` (org/name), called after its commit; an empty `revision` is the default
+    branch.
 
-    Raises BackboneError for an unknown, private or gated repository, an unknown revision, a name that is no Hub id, and no network.
+    Raises BackboneError for an unknown, private or gated repository, an unknown revision, a name that is no Hub id, and
+    no network.
     """
     with one_question() as unreachable:
         try:

@@ -1,4 +1,4 @@
-"""Answers in a JSON Lines file by key. Each is on the disk when `add` returns, so answers that cost time or money survive a kill."""
+"""Keeps generated answers in a JSON Lines file by key, on the disk when `add` returns, so that they survive a kill."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from core.files import write_bytes
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
-    """One generated answer without its end-of-turn token and white space around it. `finished`: the model ended it itself. `failed`: why there is no
-    answer, else empty."""
+    """One generated answer without its end-of-turn token and white space around it.
+
+    `finished`: the model ended it itself. `failed`: why there is no answer, else empty.
+    """
 
     text: str
     n_tokens: int
@@ -23,8 +25,8 @@ class Generated:
 
 
 class Journal:
-    """The answers of one file, which only one process may write at a time. Without a path they are kept in memory only. Lines that can't be read
-    are ignored, so their answers are written again."""
+    """The answers of one file, which only one process may write at a time. Without a path they are kept in memory only.
+    Lines that can't be read are ignored, so their answers are written again."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path

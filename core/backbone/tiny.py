@@ -1,8 +1,8 @@
 """A toy world for quick tests: a random two-layer language model, an SAE for it, and preference pairs it can learn.
 
 Nothing is fetched. All of it is made from fixed seeds on the CPU in a few seconds:
-1. pairs whose chosen answers end on a kind word and whose rejected ones end on a rude word, so that the last hidden state of a random
-   backbone separates them (this file);
+1. pairs whose chosen answers end on a kind word and whose rejected ones end on a rude word, so that the last hidden
+   state of a random backbone separates them (this file);
 2. a tokenizer, a language model and an SAE (core.backbone.tiny_model, which loads torch and transformers).
 """
 
@@ -42,7 +42,7 @@ RUDE = ("whatever", "fool", "nonsense", "boring", "enough", "silly", "hopeless",
 
 @dataclass(frozen=True, kw_only=True)
 class TinyParts:
-    """Paths of the toy parts: a Hugging Face model folder, a sae-lens SAE folder, and a JSONL file of pairs in TRL's format."""
+    """Paths of the toy parts: a Hugging Face model folder, a sae-lens SAE folder, and pairs in TRL's format (JSONL)."""
 
     model: Path
     sae: Path
@@ -73,7 +73,8 @@ def _make(folder: Path) -> None:
 
 
 def tiny_pairs() -> Iterator[dict[str, Any]]:
-    """100 rows (`prompt`, `chosen`, `rejected`, `subset`, `id`) over 60 prompts: 40 have two pairs. No response is used twice on a prompt."""
+    """100 rows (`prompt`, `chosen`, `rejected`, `subset`, `id`) over 60 prompts: 40 have two pairs. No response is used
+    twice on a prompt."""
     rng = random.Random(SEED)
     prompts = [(subset, frame.format(task)) for task in TASKS for subset, frame in FRAMES.items()]
     twice = set(rng.sample(range(len(prompts)), 40))

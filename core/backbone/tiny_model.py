@@ -1,10 +1,11 @@
-"""The toy world's tokenizer, language model and SAE, made from fixed seeds (core.backbone.tiny has the pairs and the texts).
+"""The toy world's tokenizer, language model and SAE, made from fixed seeds.
 
-1. A byte-level tokenizer trained on the toy texts, with ChatML turns and those habits of SmolLM2's that cause mistakes: `bos_token` is
-   `<|im_start|>` (once a turn), eos = pad = `<|im_end|>`, and the template adds a system message where none is given.
+1. A byte-level tokenizer trained on the toy texts, with ChatML turns and those habits of SmolLM2's that cause mistakes:
+   `bos_token` is `<|im_start|>` (once a turn), eos = pad = `<|im_end|>`, and the template adds a system message where
+   none is given.
 2. A LlamaForCausalLM of 2 layers and d_model 64 with random weights.
-3. An SAE of 256 latents for layer 1 in sae-lens' format: JumpReLU with one threshold, as sae-lens saves BatchTopK, set for L0 = 24 on the pairs'
-   response ends.
+3. An SAE of 256 latents for layer 1 in sae-lens' format: JumpReLU with one threshold, as sae-lens saves BatchTopK, set
+   for L0 = 24 on the pairs' response ends.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def _model(vocab_size: int) -> Any:
 
 
 def _response_states(model: Any, tokenizer: Any, answers: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
-    """Outputs of layer 1 in float64: on the last token of each answer [n, d_model], and on all tokens but the first [m, d_model]."""
+    """Outputs of layer 1, float64: at each answer's last token [n, d_model], and at all tokens but the first [m,
+    d_model]."""
     ends, others, caught = [], [], []
     hook = model.model.layers[LAYER].register_forward_hook(lambda module, args, output: caught.append(output))
     for prompt, answer in answers:
@@ -94,8 +96,8 @@ def _response_states(model: Any, tokenizer: Any, answers: Sequence[tuple[str, st
 def save_sae(folder: Path, model: Any, tokenizer: Any, answers: Sequence[tuple[str, str]]) -> None:
     """Makes the SAE from the model's states on these prompts and answers, and saves it in `folder` in sae-lens' format.
 
-    Encoder rows point from the mean state to states drawn at random; the decoder is their ridge regression back to the states. Values are rounded,
-    so that another BLAS gives the same file.
+    Encoder rows point from the mean state to states drawn at random; the decoder is their ridge regression back to the
+    states. Values are rounded, so that another BLAS gives the same file.
     """
     ends, others = _response_states(model, tokenizer, answers)
     draw = torch.Generator().manual_seed(SEED)

@@ -1,4 +1,4 @@
-"""How this room calls transformers: silenced, with a remedy on every error; and what transformers makes of a config.json."""
+"""Calls transformers quietly, with a remedy on every error, and checks what it makes of a config.json."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ REMEDIES = (
 
 @contextlib.contextmanager
 def library_errors(problem: str, remedy: str = "") -> Iterator[None]:
-    """Turns what a library raises while a model is loaded into a BackboneError: the cause is the model or the machine, not a bug of ours.
+    """Turns what a library raises while a model is loaded into a BackboneError: the model or the machine is the cause.
 
     `remedy` is given where the library's message suggests none of `REMEDIES`.
     """
@@ -83,13 +83,14 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def model_config(folder: Path) -> Any:
-    """transformers' configuration of a model folder. Raises BackboneError where it is of an unknown kind, needs custom code or can't be used."""
+    """transformers' configuration of a model folder. Raises BackboneError for an unknown kind, custom code, or
+    damage."""
     with library_errors(f"config.json in {folder} can't be used"):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def check_kind(config: Any, raw: Mapping[str, Any], name: str) -> None:
-    """Raises BackboneError unless `config` (config.json is `raw`) is of a causal language model that transformers itself can build."""
+    """Raises BackboneError unless transformers can build a causal language model of `config` (config.json is `raw`)."""
     architecture = architecture_in(raw)
     if architecture and not hasattr(transformers, architecture):
         raise BackboneError(
@@ -107,7 +108,8 @@ def check_kind(config: Any, raw: Mapping[str, Any], name: str) -> None:
         raise BackboneError(f"{name} is {problem}", expected=expected, found=architecture or config.model_type, remedy=GIVE_ANOTHER)
     quantization = raw.get("quantization_config")
     if quantization is not None:
-        # transformers ignores a kind of quantisation that it does not support, and reads packed numbers as if they were plain.
+        # transformers ignores a kind of quantisation that it does not support, and reads packed numbers as if they were
+        # plain.
         with quiet_transformers(), library_errors(f"the quantization_config of {name} can't be used"):
             AutoQuantizationConfig.from_dict(dict(quantization))
     if raw.get("auto_map"):

@@ -1,12 +1,14 @@
-"""The effect of a direction in the residual stream on the next token's logits through the final norm and the LM head alone; no later layer is run.
+"""Effects of residual directions on the next token's logits, through final norm and LM head alone (no later layer).
 
-With final norm N and unembedding W_U, logits = W_U N(x). Both norms in use multiply the (centred) stream by a gain g and divide it by its scale, and
-the scale depends on the whole stream, not on the direction. So for a direction d the effect is, up to that positive factor,
+With final norm N and unembedding W_U, logits = W_U N(x). Both norms in use multiply the (centred) stream by a gain g
+and divide it by its scale, and the scale depends on the whole stream, not on the direction. So for a direction d the
+effect is, up to that positive factor,
 
     RMS norm     W_U (g * d)
     layer norm   W_U (g * (d - mean d))
 
-The scale, the norm's bias, caps and multipliers of logits are left out: they are the same for every direction, or keep the order of tokens.
+The scale, the norm's bias, caps and multipliers of logits are left out: they are the same for every direction, or keep
+the order of tokens.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class Unembedding:
 
 
 def load_unembedding(config: BackboneConfig, *, progress: Progress = no_progress) -> Unembedding:
-    """Reads final norm and unembedding of the config's model. Raises BackboneError where the model has none or can't be loaded."""
+    """Reads final norm and unembedding of the config's model. Raises BackboneError where it has none or can't be
+    loaded."""
     with torch.inference_mode():
         model = _head(config, progress)
         norm = _final_norm(model)

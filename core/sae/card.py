@@ -1,10 +1,12 @@
-"""Measures the quality of an SAE on documents it was not trained on (METHOD.md: SAE traps, last paragraph), with 95 % intervals.
+"""Measures an SAE on documents it was not trained on, with 95 % intervals (METHOD.md: SAE traps, last paragraph).
 
-1. One pass over the documents up to the SAE's layer, content tokens only (no template tokens, no first position), with sums per document in
-   float64: FVU = sum |z - z^|^2 / sum |z - mean z|^2 over the same tokens; the median over dimensions of the same ratio, since a few huge dimensions
-   can make up nearly all of FVU; L0. The same on response-final tokens alone, where a reward model reads.
-2. The whole model runs three times more on the first documents: unchanged, with the reconstruction in place of z at content positions, and with the
-   mean of z there. Loss recovered = (CE_mean - CE_spliced) / (CE_mean - CE_clean), cross-entropy of the tokens that follow those positions.
+1. One pass over the documents up to the SAE's layer, content tokens only (no template tokens, no first position), with
+   sums per document in float64: FVU = sum |z - z^|^2 / sum |z - mean z|^2 over the same tokens; the median over
+   dimensions of the same ratio, since a few huge dimensions can make up nearly all of FVU; L0. The same on
+   response-final tokens alone, where a reward model reads.
+2. The whole model runs three times more on the first documents: unchanged, with the reconstruction in place of z at
+   content positions, and with the mean of z there. Loss recovered = (CE_mean - CE_spliced) / (CE_mean - CE_clean),
+   cross-entropy of the tokens that follow those positions.
 3. Intervals come from a bootstrap over documents; all dialogues on one prompt count as one document.
 """
 
@@ -45,13 +47,15 @@ def sae_card(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """FVU, L0 and dead share of an SAE on these dialogues, and loss recovered if the whole model was loaded (without `depth`). JSON values.
+    """FVU, L0 and dead share of an SAE on these dialogues, and loss recovered if the whole model was loaded. JSON
+    values.
 
-    `last_response_only`: only the last token of each dialogue's last answer counts as response-final (preference pairs), else that of every answer.
-    Keys: `fvu`, `fvu_median_dimension`, `l0`, the same with `_response_end`, and `loss_recovered`, each {value, low, high, n_tokens, n_documents}
-    (null where the documents leave nothing to measure); `dead_share` {value, n_tokens}: the share of latents that no content token activates. It
-    has no interval, since a resample can only lose tokens. `unreadable_dialogues`: how many dialogues were left out, if any.
-    Raises DataError if the dialogues have no content token.
+    `last_response_only`: only the last token of each dialogue's last answer counts as response-final (preference
+    pairs), else that of every answer. Keys: `fvu`, `fvu_median_dimension`, `l0`, the same with `_response_end`, and
+    `loss_recovered`, each {value, low, high, n_tokens, n_documents} (null where the documents leave nothing to
+    measure); `dead_share` {value, n_tokens}: the share of latents that no content token activates. It has no interval,
+    since a resample can only lose tokens. `unreadable_dialogues`: how many dialogues were left out, if any. Raises
+    DataError if the dialogues have no content token.
     """
     by_dialogue = documents(dialogues, backbone, context)
     parts = [part for several in by_dialogue for part in _last_only(several, last_response_only)]
@@ -101,7 +105,8 @@ class Sums:
         return self.z.sum(0) / self.counts.sum()
 
     def add(self, units: Int[np.ndarray, " n"], z: torch.Tensor, reconstruction: torch.Tensor, active: torch.Tensor) -> None:
-        """Adds tokens: z and z^ [n, d_model], numbers of active latents [n], and the number of each token's document, `units` [n]."""
+        """Adds tokens: z and z^ [n, d_model], numbers of active latents [n], and the number of each token's document,
+        `units` [n]."""
         exact = z.double().cpu().numpy()
         error = np.square(exact - reconstruction.double().cpu().numpy())
         for total, values in ((self.counts, np.ones(len(units))), (self.active, active.cpu().numpy()), (self.z, exact)):
@@ -110,7 +115,8 @@ class Sums:
         np.add.at(self.errors, units, error)
 
     def figures(self, suffix: str, draws: Array) -> dict[str, dict[str, Any]]:
-        """FVU, its median over dimensions, and L0, with intervals over `draws` (how often each resample holds each document [resamples, n])."""
+        """FVU, its median over dimensions, and L0, with intervals over `draws` (how often each resample holds each
+        document [resamples, n])."""
         once = np.ones((1, len(self.counts)))
         statistics: dict[str, Callable[[Array], Array]] = {"fvu": self._fvu, "fvu_median_dimension": self._median, "l0": self._l0}
         size = {"n_tokens": int(self.counts.sum()), "n_documents": int((self.counts > 0).sum())}
@@ -171,7 +177,8 @@ def _loss_recovered(
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Loss recovered on the first documents (see the first lines of this file), with the three cross-entropies. `mean` is the mean of z."""
+    """Loss recovered on the first documents (see the first lines of this file), with the three cross-entropies. `mean`
+    is the mean of z."""
     budget = np.cumsum([part.content.sum() for part in parts])
     chosen = [part for part, before in zip(parts, budget, strict=True) if before - part.content.sum() < LOSS_TOKENS]
     units = units[: len(chosen)]
@@ -195,7 +202,8 @@ def _loss_recovered(
 
 
 def loss_recovered(sums: Mapping[str, Array], counts: Array, seed: int) -> dict[str, Any]:
-    """Loss recovered with its interval, from each document's summed cross-entropy `clean`, `spliced` and `mean`, and its number of tokens."""
+    """Loss recovered with its interval, from each document's summed `clean`, `spliced`, `mean` losses and token
+    counts."""
     once, draws = np.ones((1, len(counts))), bootstrap_draws(len(counts), seed)
 
     def recovered(weights: Array) -> Array:
@@ -210,8 +218,8 @@ def loss_recovered(sums: Mapping[str, Array], counts: Array, seed: int) -> dict[
 def next_token_losses(
     backbone: Backbone, batch: Sequence[Document], layer: int, replace: Callable[[torch.Tensor], torch.Tensor] | None
 ) -> list[torch.Tensor]:
-    """For each document the cross-entropy (nats) of each token that follows a content position, with z [n, d_model] at content positions replaced
-    by `replace(z)`."""
+    """For each document the cross-entropy (nats) of each token that follows a content position, with z [n, d_model] at
+    content positions replaced by `replace(z)`."""
     ids, mask = padded(batch)
     content = torch.zeros_like(mask, dtype=torch.bool)
     for row, document in enumerate(batch):
@@ -253,7 +261,8 @@ def _ratio(above: Array, below: Array) -> Array:
 
 
 def _interval(value: Array, resampled: Array) -> dict[str, float | None]:
-    """The value with its percentile interval. All three are null where the value is undefined: nothing varies, or ablation costs nothing."""
+    """The value with its percentile interval; all three null where it is undefined (nothing varies, ablation is
+    free)."""
     usable = resampled[np.isfinite(resampled)]
     if not np.isfinite(value[0]) or not len(usable):
         return {"value": None, "low": None, "high": None}

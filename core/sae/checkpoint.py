@@ -1,8 +1,9 @@
-"""The state of an SAE training on disk, in safetensors and JSON: a training that was killed goes on from it to the same result.
+"""The state of an SAE training on disk (safetensors and JSON): a killed training goes on from it to the same result.
 
-sae-lens saves the same state with `torch.save`, which writes a pickle, so it is not used. A checkpoint is a folder `step-<n>` that is renamed into
-place when it is whole; the newest is read, older ones are removed. A round's hidden states are not saved: the cursor is enough to compute them again.
-The state holds the hash of its tensors' file, so a damaged checkpoint is an error instead of a different SAE.
+sae-lens saves the same state with `torch.save`, which writes a pickle, so it is not used. A checkpoint is a folder
+`step-<n>` that is renamed into place when it is whole; the newest is read, older ones are removed. A round's hidden
+states are not saved: the cursor is enough to compute them again. The state holds the hash of its tensors' file, so a
+damaged checkpoint is an error instead of a different SAE.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ RUNNING = ("act_freq_scores", "n_forward_passes_since_fired")
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """Everything that changes in a training: sae-lens' trainer, the data cursor, and the ring [n, d_model] as it was before the cursor's round."""
+    """What changes in a training: sae-lens' trainer, the data cursor, and the ring [n, d_model] before the cursor's
+    round."""
 
     trainer: Any
     cursor: Cursor
@@ -56,7 +58,8 @@ def save_checkpoint(folder: Path, state: TrainingState) -> None:
 
 
 def load_checkpoint(folder: Path, state: TrainingState) -> bool:
-    """Reads the newest checkpoint into `state`; returns False where there is none. Raises SAEError if it is damaged or of another training."""
+    """Reads the newest checkpoint into `state`; False where there is none. Raises SAEError if it is damaged or
+    another's."""
     newest = max(folder.glob("step-*"), default=None)
     if newest is None:
         return False

@@ -99,7 +99,7 @@ def load_corpus(
     that hold a prompt of `exclude_prompts` (ids as `PreferencePair.prompt_id`), wherever in the dialogue it ends.
     Raises DataError on a file that can't be read or holds no dialogue, ConfigError on an empty list or impossible ratios.
     """
-    names = [name.strip() for name in corpus.split(",") if name.strip()]
+    names = comma_separated(corpus)
     if not names:
         raise ConfigError("no corpus is given", expected="`chitchat`, or files of dialogues or preference pairs, comma-separated")
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
@@ -125,6 +125,11 @@ def load_corpus(
     called = short_names(names)
     report = {called[name]: dict(sorted(count.items())) for name, count in counts.items()}
     return Corpus(dialogues=tuple(kept), report=report, unseen={name: rows for name, rows in unseen.items() if rows})
+
+
+def comma_separated(text: str) -> list[str]:
+    """The names in a list such as `chitchat, hh.jsonl.gz`."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:

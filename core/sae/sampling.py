@@ -1,7 +1,7 @@
-"""Samples a backbone's answers to the prompts of preference pairs, as a corpus on which an SAE sees the states of the model's own text.
+"""Samples a backbone's answers to prompts of preference pairs: a corpus in the model's own words, to train an SAE on.
 
-Only prompts of the training split are answered, so an SAE trained on the answers has seen no validation or test prompt. A call that was killed goes
-on after its last whole batch and writes the same file (core.backbone.generation).
+Only prompts of the training split are answered, so an SAE trained on the answers has seen no validation or test prompt.
+A call that was killed goes on after its last whole batch and writes the same file (core.backbone.generation).
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from core.backbone.model import load_backbone
 from core.config import DataConfig, SampleConfig
 from core.errors import ConfigError, DataError
 from core.files import write_json_lines
-from core.sae.corpus import load_split_and_refused
+from core.sae.corpus import comma_separated, load_split_and_refused
 from core.types import Message, Progress, no_progress, sha256_of
 
 
 def sample_answers(config: SampleConfig, out: Path, *, progress: Progress = no_progress) -> dict[str, int]:
-    """Writes `out`, JSON Lines of `messages` as `sae train --corpus` reads them. Returns the numbers of prompts, of answers, of answers left out,
-    and of rows of the prompts' files that could not be used.
+    """Writes `out`, JSON Lines of `messages` as `sae train --corpus` reads them, and returns what was counted.
 
-    Raises ConfigError if `out` exists, DataError and BackboneError as loading does, and what `progress` raises; finished batches are then kept beside
-    `out`, and the same call goes on from there.
+    Counts: prompts, answers, answers left out, and rows of the prompts' files that could not be used.
+
+    Raises ConfigError if `out` exists, DataError and BackboneError as loading does, and what `progress` raises;
+    finished batches are then kept beside `out`, and the same call goes on from there.
     """
     if out.exists():
         raise ConfigError(f"{out} exists already", remedy="give --out a new file, or remove this one")
@@ -49,7 +50,7 @@ def _prompts(config: SampleConfig, progress: Progress) -> tuple[list[tuple[Messa
     """The distinct prompts of the training splits, and how many rows of the files could not be used."""
     prompts: dict[str, tuple[Message, ...]] = {}
     n_refused = 0
-    for name in filter(None, map(str.strip, config.prompts.split(","))):
+    for name in comma_separated(config.prompts):
         pairs, refused = load_split_and_refused(DataConfig(pairs=name, ratios=config.ratios, seed=config.split_seed), progress)
         prompts |= {pair.prompt_id: pair.prompt for pair, split in zip(pairs, pairs.split, strict=True) if split == "train"}
         n_refused += refused

@@ -1,4 +1,4 @@
-"""Sets up sae-lens' trainer, measures BatchTopK's threshold, and saves the inference form. core.sae.training lists the choices."""
+"""Sets up sae-lens' trainer, measures BatchTopK's threshold, saves the inference form (choices: core.sae.training)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ CHUNK = 1024  # of them, encoded at a time
 
 
 def make_trainer(config: SAETrainConfig, d_model: int, device: str, *, mixed: bool) -> Any:
-    """sae-lens' trainer around a new SAE whose weights depend on the seed alone; the caller's random state is left unchanged.
+    """sae-lens' trainer around a new SAE whose weights depend on the seed alone; the caller's random state stays
+    unchanged.
 
     `mixed`: matrix products in bfloat16 (weights, gradients and moments stay float32).
     """
@@ -46,14 +47,16 @@ def make_trainer(config: SAETrainConfig, d_model: int, device: str, *, mixed: bo
         lr_decay_steps=max(1, steps // 5),
         device=device,
         autocast=mixed,
-        # A latent that was not active for a tenth of the training's steps counts as dead, which leaves time to revive it.
+        # A latent that was not active for a tenth of the training's steps counts as dead, which leaves time to revive
+        # it.
         dead_feature_window=max(10, min(1000, steps // 10)),
     )
     return SAETrainer(cfg=settings, sae=sae, data_provider=iter(()))
 
 
 def set_up_inputs(trainer: Any, first: Round) -> None:
-    """Scales inputs to a centred norm of sqrt(d_model) on average and sets the decoder bias to their mean, both measured on the first round."""
+    """Scales inputs to a mean centred norm of sqrt(d_model) and sets the decoder bias to their mean, by the first
+    round."""
     states = first.content.float()
     mean = states.mean(0)
     spread = float((states - mean).norm(dim=1).mean())
@@ -64,10 +67,11 @@ def set_up_inputs(trainer: Any, first: Round) -> None:
 
 
 def start_from(trainer: Any, init: SparseAutoencoder) -> None:
-    """Copies the weights of `init` into the trainer's SAE, in the units of the scaled inputs; call it after `set_up_inputs`.
+    """Copies the weights of `init` into the trainer's SAE in units of the scaled inputs; call it after `set_up_inputs`.
 
-    Decoder rows become unit vectors and their norms are multiplied into the encoder. With inputs s x, activations are s times as large: the
-    matrices stay, both biases are multiplied by s. Raises SAEError for an SAE of another form or width.
+    Decoder rows become unit vectors and their norms are multiplied into the encoder. With inputs s x, activations are s
+    times as large: the matrices stay, both biases are multiplied by s. Raises SAEError for an SAE of another form or
+    width.
     """
     sae, tensors = trainer.sae, init.tensors
     shape, init_shape = tuple(sae.W_dec.shape), tuple(tensors["W_dec"].shape)
@@ -88,10 +92,12 @@ def start_from(trainer: Any, init: SparseAutoencoder) -> None:
 
 
 def measure_threshold(trainer: Any, stream: Stream, current: Round) -> None:
-    """Sets BatchTopK's threshold to the value above which `k` latents a token are active on average, over content tokens of the last round.
+    """Sets BatchTopK's threshold so that `k` latents a token are active on average over content tokens of the last
+    round.
 
-    Only content tokens count, as for L0 (METHOD.md, SAE traps). Response-final states have fewer active latents, so a threshold that is measured on
-    training batches is one of a mixture: with three eighths of such states L0 on running text came out at 67 for a k of 56.
+    Only content tokens count, as for L0 (METHOD.md, SAE traps). Response-final states have fewer active latents, so a
+    threshold that is measured on training batches is one of a mixture: with three eighths of such states L0 on running
+    text came out at 67 for a k of 56.
     """
     if not hasattr(trainer.sae, "topk_threshold"):
         return
@@ -108,7 +114,8 @@ def measure_threshold(trainer: Any, stream: Stream, current: Round) -> None:
 
 
 def save_inference(trainer: Any, folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Folds the input scale into the weights and saves the inference form in sae-lens' format. Raises SAEError for weights that float16 can't hold."""
+    """Folds the input scale into the weights and saves the inference form. Raises SAEError for weights beyond
+    float16."""
     sae = trainer.sae
     if trainer.activation_scaler.scaling_factor is not None:
         sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)

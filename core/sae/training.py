@@ -1,14 +1,18 @@
-"""Trains a sparse autoencoder on any backbone's hidden states, with sae-lens' trainer (`sparserm sae train`; METHOD.md, SAE traps).
+"""Trains a sparse autoencoder on any backbone with sae-lens' trainer (`sparserm sae train`; METHOD.md, SAE traps).
 
-1. The corpus becomes documents (corpus.py), and the documents become shuffled batches of hidden states (activations.py): message text only, no
-   template tokens, no first position, and a fixed share of each batch from response-final positions.
-2. sae-lens' `SAETrainer.step` does each step (BatchTopK or TopK, decoder-norm-rescaled activations, auxiliary loss for dead latents, Adam, linear
-   warm-up and decay). The loop around it is here, for progress, cancelling and resuming (checkpoint.py). Weights and moments are float32; where
-   the backbone computes in bfloat16, so do the matrix products (1.6 times as fast here, FVU 0.4093 against 0.4097 after 130 steps).
-3. Our choices [C]: inputs are scaled so that their centred norm is sqrt(d_model) on average; the decoder bias begins at their mean; at the end
-   BatchTopK's one threshold is measured on the last round's content tokens, since sae-lens' running average begins at 0 and lags behind.
-   With `--init` training starts from the weights of a trained SAE, so its latents keep their meaning (and their labels) while it learns more text.
-4. The scale is folded into the weights, threshold included; the inference form is saved, loaded again, and measured: the card.
+1. The corpus becomes documents (corpus.py), and the documents become shuffled batches of hidden states
+   (activations.py): message text only, no template tokens, no first position, and a fixed share of each batch from
+   response-final positions.
+2. sae-lens' `SAETrainer.step` does each step (BatchTopK or TopK, decoder-norm-rescaled activations, auxiliary loss for
+   dead latents, Adam, linear warm-up and decay). The loop around it is here, for progress, cancelling and resuming
+   (checkpoint.py). Weights and moments are float32; where the backbone computes in bfloat16, so do the matrix products
+   (1.6 times as fast here, FVU 0.4093 against 0.4097 after 130 steps).
+3. Our choices [C]: inputs are scaled so that their centred norm is sqrt(d_model) on average; the decoder bias begins at
+   their mean; at the end BatchTopK's one threshold is measured on the last round's content tokens, since sae-lens'
+   running average begins at 0 and lags behind. With `--init` training starts from the weights of a trained SAE, so its
+   latents keep their meaning (and their labels) while it learns more text.
+4. The scale is folded into the weights, threshold included; the inference form is saved, loaded again, and measured:
+   the card.
 
 In the saved folder the two matrices are float16, and `cfg.json` gives float32: they are loaded and computed in float32.
 """
@@ -36,7 +40,7 @@ from core.sae.activations import Cursor, Round, Stream
 from core.sae.autoencoder import load_sae
 from core.sae.card import sae_card
 from core.sae.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from core.sae.corpus import Corpus, Dialogue, load_corpus, load_split, pair_dialogues, short_names, split_corpus
+from core.sae.corpus import Corpus, Dialogue, comma_separated, load_corpus, load_split, pair_dialogues, short_names, split_corpus
 from core.sae.trainer import WEIGHTS, make_trainer, measure_threshold, save_inference, set_up_inputs, start_from
 from core.types import Progress, no_progress, sha256_of
 
@@ -46,19 +50,20 @@ L0_TOLERANCE = 0.1
 
 
 def train_sae(config: SAETrainConfig, *, root: Path | None = None, progress: Progress = no_progress) -> Path:
-    """Trains, saves and measures an SAE; returns its folder (`cfg.json`, `sae_weights.safetensors`, `card.json`), which sae-lens can load.
+    """Trains, saves and measures an SAE; returns its folder (`cfg.json`, `sae_weights.safetensors`, `card.json`).
 
-    The folder is `config.out`, or `<root>/saes/<model>-l<layer>-w<width>-k<k>-<8 hex>`; it exists whole or not at all, and a second call with the
-    same config, model and corpus returns at once. A call that was killed goes on from its last checkpoint (`<root>/scratch`) to the same bytes.
-    No dialogue that holds a validation or test prompt of the corpus's preference pairs, or a prompt of `config.measure`, is trained on.
-    `root` is the cache. Raises ConfigError for impossible settings or a folder that holds something else, BackboneError, DataError,
-    SAEError where the reloaded SAE's L0 is more than 10 % off k, and what `progress` raises.
+    The folder is `config.out`, or `<root>/saes/<model>-l<layer>-w<width>-k<k>-<8 hex>`; it exists whole or not at all,
+    and a second call with the same config, model and corpus returns at once. A call that was killed goes on from its
+    last checkpoint (`<root>/scratch`) to the same bytes. No dialogue that holds a validation or test prompt of the
+    corpus's preference pairs, or a prompt of `config.measure`, is trained on. `root` is the cache. Raises ConfigError
+    for impossible settings or a folder that holds something else, BackboneError, DataError, SAEError where the reloaded
+    SAE's L0 is more than 10 % off k, and what `progress` raises.
     """
     _check(config)
     settings = _settings(config)
     root = root or cache_root()
     backbone = load_backbone(config.backbone, depth=config.backbone.layer + 1, progress=progress)
-    beside = {name: load_split(DataConfig(pairs=name), progress) for name in _names(config.measure)}
+    beside = {name: load_split(DataConfig(pairs=name), progress) for name in comma_separated(config.measure)}
     excluded = {pair.prompt_id for pairs in beside.values() for pair in pairs}
     corpus = load_corpus(config.corpus, root=root, ratios=config.ratios, split_seed=config.split_seed, exclude_prompts=excluded, progress=progress)
     store = Store(root)
@@ -114,8 +119,8 @@ def _run(job: _Job, progress: Progress) -> None:
 
 
 def _split(job: _Job) -> tuple[list[Dialogue], list[Dialogue]]:
-    """Training and held-out dialogues. Where training starts from an earlier SAE of ours, the dialogues that it was measured on stay held out,
-    since it has been trained on all others."""
+    """Training and held-out dialogues. Where training starts from an earlier SAE of ours, the dialogues that it was
+    measured on stay held out, since it has been trained on all others."""
     dialogues, card = job.corpus.dialogues, Path(job.config.init).expanduser() / CARD
     groups = read_json(card).get("held_out") if job.config.init and card.is_file() else None
     if not groups:
@@ -149,8 +154,8 @@ def _trained(job: _Job, training: Sequence[Dialogue], progress: Progress) -> tup
 
 
 def train(config: SAETrainConfig, stream: Stream, scratch: Path, progress: Progress) -> TrainingState:
-    """The trained state; training goes on from the last checkpoint in `scratch`, if there is one. `config.tokens` are rounded down to whole
-    batches."""
+    """The trained state, from the last checkpoint in `scratch` on if there is one. Only whole batches of tokens are
+    used."""
     steps = config.tokens // config.batch_size
     mixed = stream.backbone.dtype == torch.bfloat16
     trainer = make_trainer(config, stream.backbone.d_model, str(stream.backbone.device), mixed=mixed)
@@ -206,7 +211,8 @@ class _Report:
     began: float = 0.0
 
     def step(self, trainer: Any, output: Any) -> None:
-        """Reports figures of the last training batch, which includes its share of response-final states; FVU and L0 are those of the training form."""
+        """Reports figures of the last batch, response-final states included; FVU and L0 are those of the training
+        form."""
         self.began = self.began or time.monotonic()
         done, x = trainer.n_training_samples, output.sae_in
         fvu = float((output.sae_out.detach() - x).square().sum() / (x - x.mean(0)).square().sum())
@@ -216,8 +222,8 @@ class _Report:
 
 
 def _measure(job: _Job, folder: Path, held_out: Sequence[Dialogue], progress: Progress) -> dict[str, Any]:
-    """The card's figures: `measured` on the held-out dialogues, and `measured_on` for each set of pairs the last token of every answer to its
-    validation and test prompts."""
+    """The card's figures: `measured` on the held-out dialogues, and `measured_on` for each set of pairs the last token
+    of every answer to its validation and test prompts."""
     config = job.config
     sae = load_sae(SAEConfig(path=str(folder), format="sae-lens"), progress=progress)
     whole = load_backbone(config.backbone, progress=progress)
@@ -237,10 +243,6 @@ def _measure(job: _Job, folder: Path, held_out: Sequence[Dialogue], progress: Pr
     return {"measured": measured, "measured_on": {labels[name]: sae_card(sae, short, rows, **at) for name, rows in job.unseen.items()}}
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def _check(config: SAETrainConfig) -> None:
     """Raises ConfigError for settings with which no training is possible."""
     if config.k >= config.width:
@@ -254,7 +256,8 @@ def _check(config: SAETrainConfig) -> None:
 
 
 def _settings(config: SAETrainConfig) -> dict[str, Any]:
-    """The config's part of the fingerprint. Backbone and corpus enter it by their content, so only the layer is taken from their options."""
+    """The config's part of the fingerprint. Backbone and corpus enter it by their content, so only the layer is taken
+    from their options."""
     fields = {name: value for name, value in config.result_fields().items() if name not in ("backbone", "corpus", "init")}
     return {**fields, "layer": config.backbone.layer, **({"init": _weights_of(config.init)} if config.init else {})}
 
@@ -285,7 +288,8 @@ def _is_trained(target: Path, fingerprint: str) -> bool:
 
 
 def _seen(state: TrainingState, stream: Stream) -> dict[str, Any]:
-    """How much the training read, and how often it drew each distinct response-final position on average (`response_ends_times_used`)."""
+    """How much the training read; `response_ends_times_used`: draws of a distinct response-final position on
+    average."""
     steps, cursor = state.trainer.n_training_steps, state.cursor
     drawn = steps * stream.ends_per_batch
     return {
@@ -302,11 +306,6 @@ def _seen(state: TrainingState, stream: Stream) -> dict[str, Any]:
     }
 
 
-def _trained_positions(config: SAETrainConfig) -> list[str]:
-    """The kinds of positions that the SAE was trained on. End-of-turn tokens belong to the template and are never among them."""
-    return ["content", "response_end"] if config.response_end_share else ["content"]
-
-
 def _metadata(job: _Job, seen: Mapping[str, Any]) -> dict[str, Any]:
     """How the SAE was trained, for its cfg.json, under sae-lens' names of the fields where it has them."""
     config = job.config
@@ -316,7 +315,7 @@ def _metadata(job: _Job, seen: Mapping[str, Any]) -> dict[str, Any]:
         "context_size": config.context,
         "prepend_bos": job.prepend_bos,
         "dataset_path": config.corpus,
-        "trained_positions": _trained_positions(config),
+        "trained_positions": ["content", "response_end"] if config.response_end_share else ["content"],
         "response_end_share": config.response_end_share,
         "training_tokens": seen["tokens"],
         "seed": config.seed,
@@ -338,7 +337,7 @@ def _card(job: _Job, folder: Path, seen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def command_line(config: SAETrainConfig) -> str:
-    """The command that trains this SAE again: the options that identify it, and every other one that is not at its default."""
+    """The command that trains this SAE again: options that identify it, and others that are not at their defaults."""
     always = ("model", "layer", "architecture", "width", "k", "tokens", "corpus", "seed")
     words = ["sparserm", "sae", "train"]
     for part in (config.backbone, config):
