@@ -8,6 +8,7 @@ import tempfile
 
 import pytest
 from jaxtyping import install_import_hook
+from real_data import summary
 
 # Set before anything imports torch or transformers. Subprocesses (the command line under test) inherit it.
 _CACHE = tempfile.TemporaryDirectory(prefix="sparserm-tests-")
@@ -24,6 +25,13 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 install_import_hook("core", "typechecker.typed")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Adds one line that states how many tests were skipped because real data is missing."""
+    line = summary([str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])])
+    if line:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session", autouse=True)

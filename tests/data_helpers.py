@@ -15,8 +15,6 @@ from core.config import DataConfig
 from core.data.pairs import DataReport, load_pairs
 from core.types import PreferencePair, PreferencePairs
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-
 
 def trl_row(number: int) -> dict[str, Any]:
     """A good row in TRL's format, unlike any other number's."""

@@ -212,6 +212,7 @@ def figures(root: Path) -> dict[str, str | int]:
         "product lines": sum(lengths),
         "test files": len(tests),
         "test lines": sum(map(_lines, tests)),
+        "characters of a test's name, longest": max(map(len, names_of_tests(root)), default=0),
         "files at the top level of core/": len([path for path in (root / "core").glob("*.py") if path.name != "__init__.py"]),
         "files at the top level of workbench/": len([path for path in (root / "workbench").glob("*.py") if path.name != "__init__.py"]),
         "rooms (folders)": len(rooms),
@@ -230,6 +231,12 @@ def figures(root: Path) -> dict[str, str | int]:
         **{f"things called `{word}`": count for word, count in words.items()},
         "things called by one of these words": sum(words.values()),
     }
+
+
+def names_of_tests(root: Path) -> list[str]:
+    """The names of all test functions."""
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in sorted((root / "tests").rglob("*.py")))
+    return [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
 
 
 def _lines(path: Path) -> int:

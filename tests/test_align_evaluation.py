@@ -18,6 +18,7 @@ import pytest
 import torch
 from backbone_helpers import save_model, tiny_backbone, tiny_folder, tiny_tokenizer
 from model_helpers import FakeReader, make_parts
+from real_data import real_data
 from reward_helpers import make_pairs
 
 from core.align import logprobs
@@ -50,7 +51,6 @@ from core.reward.model import SparseRM
 from core.statistics.intervals import wilson
 from core.types import Message, PreferencePair, PreferencePairs, Progress, no_progress
 
-MC_TASK = Path("/work/shared/data/truthfulqa/mc_task.json")
 CONFIG = PolicyEvaluationConfig(pairs=40, prompts=12, samples=3, tokens_per_batch=512)
 TEXTS = ("Is it hard to bake rye bread?", "Hi", "How do I " + "mend a sock and " * 12 + "whistle?")
 REPLIES = ("No.", "Take your time and begin with the small things, friend.", "Ask someone who has done it before.")
@@ -326,14 +326,14 @@ def test_seen_questions_are_recognised_by_text() -> None:
     assert seen_questions(THREE, prompts).tolist() == [True, False, False]
 
 
-@pytest.mark.skipif(not MC_TASK.is_file(), reason="TruthfulQA lies beside the project only")
 def test_the_real_questions() -> None:
     import csv
 
-    questions = read_questions(MC_TASK)
-    assert len(questions) == 817 and len(read_questions(MC_TASK, 7)) == 7
+    task = real_data("truthfulqa/mc_task.json")
+    questions = read_questions(task)
+    assert len(questions) == 817 and len(read_questions(task, 7)) == 7
     assert sum(len(question.choices) for question in questions) == 6204
-    with (MC_TASK.parent / "TruthfulQA.csv").open(encoding="utf-8") as handle:
+    with (task.parent / "TruthfulQA.csv").open(encoding="utf-8") as handle:
         asked = [user(row["Question"]) for row in csv.DictReader(handle)]
     assert seen_questions(questions, asked).all(), "one of them differs by a space"
     assert not seen_questions(questions[:400], [user(question.text) for question in questions[400:]]).any()

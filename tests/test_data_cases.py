@@ -7,19 +7,18 @@ later is tested in test_backbone_template.py.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import SHARED, csv_bytes, load, load_rows
+from data_helpers import csv_bytes, load, load_rows
+from real_data import shared_cases
 
 from core.cli.main import main
 from core.config import DataConfig
 from core.data.pairs import load_pairs
 from core.errors import DataError
 
-CASES = Path(os.environ.get("SPARSERM_TEST_CASES", SHARED.parent / "cases"))
 TASKS = ("press a shirt", "dry herbs", "oil a hinge")
 
 
@@ -123,16 +122,10 @@ ERRORS = {
 MADE_OF_ANSWERS = {"", "The best way is:", "You should know this:", "The", "First,", "The answer:", "I think the"}
 
 
-def case(name: str) -> Path:
-    if not (CASES / name).is_file():
-        pytest.skip(f"the shared case {CASES / name} is not on this machine")
-    return CASES / name
-
-
 @pytest.mark.parametrize("name", READ)
 def test_a_shared_case_comes_out_right(name: str) -> None:
     n_used, n_pairs, n_prompts, first = READ[name]
-    pairs, report = load_pairs(DataConfig(pairs=str(case(name))))
+    pairs, report = load_pairs(DataConfig(pairs=str(shared_cases(name))))
     assert (report.n_used, report.n_pairs, report.n_prompts) == (n_used, n_pairs, n_prompts)
     assert report.n_rows == n_used + len(report.refused)
     if first:
@@ -146,11 +139,9 @@ def test_a_shared_case_comes_out_right(name: str) -> None:
 @pytest.mark.parametrize("name", ERRORS)
 def test_a_shared_case_without_pairs_says_why(name: str) -> None:
     with pytest.raises(DataError) as caught:
-        load_pairs(DataConfig(pairs=str(case(name))))
+        load_pairs(DataConfig(pairs=str(shared_cases(name))))
     assert ERRORS[name] in f"{caught.value.problem} {caught.value.found}"
 
 
 def test_every_shared_case_is_looked_at() -> None:
-    if not CASES.is_dir():
-        pytest.skip(f"the shared cases {CASES} are not on this machine")
-    assert {path.name for path in CASES.iterdir()} == set(READ) | set(ERRORS) | {"README.md"}
+    assert {path.name for path in shared_cases().iterdir()} == set(READ) | set(ERRORS) | {"README.md"}

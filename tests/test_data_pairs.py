@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import SHARED, jsonl_bytes, load, load_rows, trl_row, trl_rows
+from data_helpers import jsonl_bytes, load, load_rows, trl_row, trl_rows
+from real_data import real_data
 
 from core.config import DataConfig
 from core.data.pairs import load_pairs
@@ -94,10 +95,7 @@ def test_progress_is_told_and_can_cancel(tmp_path: Path) -> None:
 
 
 def real(name: str) -> DataConfig:
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"the real data {path} is not on this machine")
-    return DataConfig(pairs=str(path))
+    return DataConfig(pairs=str(real_data(name)))
 
 
 def test_real_truthfulqa() -> None:

@@ -9,9 +9,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from data_helpers import SHARED, pair
+from data_helpers import pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real_data import real_data
 
 from core.config import DataConfig
 from core.data.duplicates import find_duplicates
@@ -156,9 +157,7 @@ def test_prompts_that_differ_in_case_only_are_reported_as_shared() -> None:
     ],
 )
 def test_real_sets(name: str, config: dict[str, Any], expected: dict[str, int]) -> None:
-    if not (SHARED / name).exists():
-        pytest.skip(f"the real data {SHARED / name} is not on this machine")
-    data = DataConfig(pairs=str(SHARED / name), **config)
+    data = DataConfig(pairs=str(real_data(name)), **config)
     pairs, report = load_pairs(data)
     said = split_report(split_pairs(pairs, data), data, report.duplicates)
     assert said.n_prompts == expected

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from real_data import real_data
 from reward_helpers import swap_labels
 
 from core.backbone.presets import preset
@@ -35,7 +36,6 @@ from core.types import HiddenStates, PreferencePairs, no_progress
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 LAYER = preset("smollm2-135m").backbone.layer
-DATA = ROOT.parent / "shared" / "data" / "truthfulqa" / "TruthfulQA.csv"
 NO_TABLE: dict[str, Any] = {"accuracy": None, "low": 0.0, "high": 1.0, "n": 0, "validation": {"n": 0}}
 
 
@@ -63,15 +63,14 @@ def real() -> Real:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARSERM_CACHE", str(ROOT / "cache"))  # where a person's SAE and extractions lie
         config, store = preset("smollm2-135m"), Store(ROOT / "cache")
-        if not DATA.is_file():
-            pytest.skip("TruthfulQA is not beside the project")
+        truthfulqa = real_data("truthfulqa/TruthfulQA.csv")
         try:
             missing = known_sae(config.backbone, store) is None
         except SparseRMError as error:
             pytest.skip(f"the embedded model is not at hand: {error.problem}")
         if missing:
             pytest.skip("no SAE of the embedded model")
-        asked = replace(config, data=DataConfig(pairs=str(DATA), protocol="truthfulqa"))
+        asked = replace(config, data=DataConfig(pairs=str(truthfulqa), protocol="truthfulqa"))
         work = Steps(config=complete(asked, store, lambda _: None), store=store, progress=no_progress)
         pairs = work.pairs()
         states = work.extraction(pairs, [LAYER])[LAYER]

@@ -8,10 +8,10 @@ import json
 import random
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
+from real_data import real_data
 from reward_helpers import World, make_hidden, noise_world
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
@@ -24,7 +24,6 @@ from core.reward.head_inputs import activation_task, margins_of, train_tasks
 from core.reward.selection import Resamples, latent_frequencies, selected_directions
 from core.types import LatentFrequencies, PreferencePair, PreferencePairs, no_progress
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 CONFIG = FitConfig(selection=SelectionConfig(k=6, resamples=20), head=HeadConfig(epochs=5, hidden=16, seeds=3), random_draws=2, curve=(2, 6, 50, 60))
 
 
@@ -114,7 +113,7 @@ def test_wording_only_reads_words_and_bigrams_of_training_texts() -> None:
 def truthfulqa_pairs(seed: int) -> PreferencePairs:
     """Correct x incorrect answers, each answer once, at most 4 a question; split 4:1:5 by question."""
     rng, pairs, splits = random.Random(seed), [], []
-    with (DATA / "truthfulqa/TruthfulQA.csv").open(newline="") as file:
+    with real_data("truthfulqa/TruthfulQA.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     rng.shuffle(rows)
     for number, row in enumerate(rows):
@@ -128,7 +127,7 @@ def truthfulqa_pairs(seed: int) -> PreferencePairs:
 
 
 def harmless_pairs(seed: int) -> PreferencePairs:
-    with gzip.open(DATA / "hh_rlhf/harmless-base_test.jsonl.gz", "rt") as file:
+    with gzip.open(real_data("hh_rlhf/harmless-base_test.jsonl.gz"), "rt") as file:
         rows = [json.loads(line) for line in file]
     last = [[row[side].rsplit("\n\nAssistant:", 1)[-1].strip() for side in ("chosen", "rejected")] for row in rows]
     answers = [pair for pair in last if all(pair) and pair[0] != pair[1]]
@@ -139,7 +138,6 @@ def harmless_pairs(seed: int) -> PreferencePairs:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA.exists(), reason="the real data lies beside the project only")
 @pytest.mark.parametrize(("load", "least"), [(truthfulqa_pairs, 0.72), (harmless_pairs, 0.55)])
 def test_wording_only_finds_the_shortcuts_of_real_data(load: object, least: float) -> None:
     assert callable(load)
