@@ -17,7 +17,7 @@ MISSING = "real data is missing"  # begins the reason of each such skip; conftes
 
 
 def real_data(name: str) -> Path:
-    """A file of the real data sets, such as `truthfulqa/TruthfulQA.csv`. Skips the test if there is none."""
+    """A file of the real data sets, by its path in their folder. Skips the test if there is none."""
     return _existing(DATA / name)
 
 
