@@ -12,7 +12,7 @@ from rich.console import Console
 from core.cli import tables
 from core.latents.labels import one_line
 from core.text_safety import REPLACED, for_terminal, printable, visible, without_hidden
-from workbench.frame.chart_base import plain, wrapped
+from workbench.frame.chart_base import new_figure, plain, wrapped
 from workbench.frame.layout import label_text
 
 # Signs of formatting that are drawn: Arabic, Syriac and Kaithi numbers' and verses' signs.

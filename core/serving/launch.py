@@ -7,8 +7,6 @@ moment of its start somebody holds `launch.lock` (then `server.lock`): two who a
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import os
 import signal
 import subprocess
@@ -19,10 +17,11 @@ from typing import Any
 
 from filelock import Timeout
 
+from core.data.http import HttpError, LocalHttp
 from core.reward.recorded_files import read_config
 from core.runs.launch import PACKAGE
 from core.runs.locks import Handover, is_held
-from core.serving.server_folder import HOST, PROTOCOL, Address, ServerFolder, signature
+from core.serving.server_folder import PROTOCOL, Address, ServerFolder, signature
 
 WORKER = [sys.executable, "-m", "core.serving.worker"]
 IDLE = 900.0  # seconds without a question after which a process ends that nobody watches
@@ -62,18 +61,16 @@ def stop(server_folder: ServerFolder) -> bool:
     return True
 
 
-def health(address: Address, timeout: float = 2.0) -> dict[str, Any] | None:
+_health_client = LocalHttp(timeout=2.0, keep_open=False)
+
+
+def health(address: Address) -> dict[str, Any] | None:
     """How the process at an address stands (core.serving.engine.Engine.health); None where nobody answers in time."""
-    connection = http.client.HTTPConnection(HOST, address.port, timeout=timeout)
     try:
-        connection.request("GET", "/health", headers={"Authorization": f"Bearer {address.secret}"})
-        answer = connection.getresponse()
-        found = json.loads(answer.read(65536)) if answer.status == 200 else None
-    except (OSError, ValueError, http.client.HTTPException):
+        status, value = _health_client.ask("GET", f"{address.url}/health", secret=address.secret, largest=65536)
+    except HttpError:
         return None
-    finally:
-        connection.close()
-    return found if isinstance(found, dict) else None
+    return value if status == 200 and isinstance(value, dict) else None
 
 
 def _stable(server_folder: ServerFolder) -> bool:

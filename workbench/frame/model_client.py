@@ -16,7 +16,6 @@ What needs no language model does not need the process: a pair that is kept besi
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from core.data.http import HttpError, HttpTimeout, LocalHttp
 from core.errors import BackboneError, SparseRMError, described, error_from
 from core.serving.launch import health, start, stop
 from core.serving.server_folder import Address, ServerFolder, server_folder_of
@@ -31,6 +31,7 @@ from core.serving.texts import Texts
 
 PATIENCE = 60.0  # seconds that a call waits for the process to be ready
 ANSWER = 300.0  # seconds that it waits for an answer
+LARGEST = 2**30  # bytes of an answer
 Dialogue = str | Sequence[Mapping[str, str]]
 Span = tuple[int, int]
 
@@ -71,8 +72,7 @@ class Live:
         self.server_folder: ServerFolder = server_folder_of(model, root)
         self.texts = Texts(self.server_folder.root)
         self.patience = patience
-        self._http: Any = None
-        self._making = threading.Lock()
+        self._http = LocalHttp(timeout=ANSWER, keep_open=True)
 
     # --- the process ---
 
@@ -185,25 +185,23 @@ class Live:
     # --- asking ---
 
     def _ask(self, what: str, value: Mapping[str, Any]) -> dict[str, Any]:
-        import httpx2
-
         end, left = time.monotonic() + self.patience, 2
         while True:
             address = self._ready(max(0.0, end - time.monotonic()))
             try:
-                answer = self._client().post(f"{address.url}/{what}", json=value, headers=_key(address))
-            except httpx2.TimeoutException as error:
+                status, answer = self._http.ask("POST", f"{address.url}/{what}", secret=address.secret, largest=LARGEST, value=value)
+            except HttpTimeout as error:
                 raise BackboneError("the model takes too long over this", found=f"more than {ANSWER:.0f} s", remedy="give a shorter text") from error
-            except httpx2.TransportError as error:  # it has died, or has just given up being idle
+            except HttpError as error:  # it has died, or has just given up being idle
                 left -= 1
                 if not left:
                     raise self._dead(error) from error
                 end = time.monotonic() + self.patience
                 continue
-            if answer.status_code in (401, 503) and time.monotonic() < end:  # another launch by now, or busy
+            if status in (401, 503) and time.monotonic() < end:  # another launch by now, or busy
                 time.sleep(0.1)
                 continue
-            return _answered(answer)
+            return _answered(status, answer)
 
     def _ready(self, seconds: float) -> Address:
         state = self.wait(seconds)
@@ -215,18 +213,9 @@ class Live:
             raise BackboneError("the model is not ready yet", found=found, remedy=f"wait a little; see {self.server_folder.log}")
         return address
 
-    def _client(self) -> Any:
-        with self._making:
-            if self._http is None:
-                import httpx2
-
-                # Not from the environment: a proxy named there is for the outside, and the secret is for nobody there.
-                self._http = httpx2.Client(timeout=httpx2.Timeout(ANSWER, connect=2.0), trust_env=False, follow_redirects=False)
-            return self._http
-
     def _dead(self, error: Exception) -> BackboneError:
         last = self.server_folder.log_tail().splitlines()[-1:]
-        found = f"{type(error).__name__}; {''.join(last) or 'nothing in its log'}"
+        found = f"{error}; {''.join(last) or 'nothing in its log'}"
         return BackboneError("the model's process died twice over this", found=found, remedy=f"give a shorter text; see {self.server_folder.log}")
 
 
@@ -236,23 +225,16 @@ def live_model(model: str, root: Path | None = None) -> Live:
     return Live(model, root)
 
 
-def _key(address: Address) -> dict[str, str]:
-    return {"Authorization": f"Bearer {address.secret}"}
-
-
 def _plain(value: Any) -> Any:
     """Tuples of messages as JSON lists."""
     return value if isinstance(value, str) else [_plain(one) if not isinstance(one, Mapping) else dict(one) for one in value]
 
 
-def _answered(answer: Any) -> dict[str, Any]:
-    try:
-        found = answer.json()
-    except ValueError:
-        found = None
-    if answer.status_code == 200 and isinstance(found, dict):
-        return found
-    error = found.get("error") if isinstance(found, dict) else None
+def _answered(status: int, answer: Any) -> dict[str, Any]:
+    """The answer, where the process gave one. Raises the error that it gave instead."""
+    if status == 200 and isinstance(answer, dict):
+        return answer
+    error = answer.get("error") if isinstance(answer, dict) else None
     if isinstance(error, Mapping):
         raise error_from(error)
-    raise BackboneError("the model's process gave no answer that can be read", found=f"status {answer.status_code}")
+    raise BackboneError("the model's process gave no answer that can be read", found=f"status {status}")
