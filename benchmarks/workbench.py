@@ -46,9 +46,9 @@ from websockets.typing import Subprotocol  # noqa: E402
 
 from core.config import SpacesConfig  # noqa: E402
 from core.explain.spaces import SpaceFigures, Spaces, save_spaces  # noqa: E402
-from core.jobs.fitted import Fitted  # noqa: E402
 from core.reward.fit_responses import FitResponses, write_responses  # noqa: E402
-from core.reward.folder import write_parts  # noqa: E402
+from core.reward.folder import ModelFolder  # noqa: E402
+from core.reward.parts_files import write_parts  # noqa: E402
 from core.reward.recorded_files import record_files  # noqa: E402
 from core.runs.store import Store, cache_root  # noqa: E402
 from core.runs.values import save_value  # noqa: E402
@@ -117,7 +117,7 @@ def main() -> None:
         }
         for part in asked.only or PARTS:
             found |= parts[part]()
-        Live(known[0].folder, root).stop()
+        Live(known[0].path, root).stop()
     print(json.dumps({"load": os.getloadavg()[0], "times": asked.times, **found}))
 
 
@@ -248,7 +248,7 @@ def warm(chrome: Browser, server: Server, model: FittedModel, n: int) -> dict[st
     one.menu("Response")
     button = one.page.get_by_role("button", name="Next", exact=True)
     pairs = [timed(one, button.click, title="Response", chart=CHART) for _ in range(n)]
-    Live(model.folder, model.root).wait(120)
+    Live(model.path, model.root).wait(120)
     one.choose("Edit")
     edits = [timed(one, partial(edit, one, number), title="Response", chart=CHART) for number in range(n + 1)]
     one.says("New reward")
@@ -333,13 +333,13 @@ def large(model: FittedModel, folder: Path) -> Path:
     measured = store.get_or_make("frequencies", 1, {"made": "up"}, [], lambda folder, _: save_value(folder, "frequencies", made_up(rng)) or {})
     method = {**config["method"], "fingerprints": {**config["method"].get("fingerprints", {}), "frequencies": measured.fingerprint}}
     parts = replace(model.parts, method=method, sae={**(model.parts.sae or {}), "d_sae": LATENTS})
-    known = spread(model.known, rng)
+    known = spread(model.responses, rng)
 
     def make(folder: Path, _scratch: Path) -> dict[str, Any]:
         write_parts(parts, folder)
         write_responses(known, folder, texts=True)
         for name in ("evaluation.json", "curve.json", "faithfulness.json"):
-            shutil.copyfile(model.folder / name, folder / name)
+            shutil.copyfile(model.path / name, folder / name)
         record_files(folder)
         return about
 
@@ -352,7 +352,7 @@ def large(model: FittedModel, folder: Path) -> Path:
     figures = {name: SpaceFigures(neighbours=one, silhouette=one) for name in ("dense", "sparse", "random-rows", "picture-dense", "picture-sparse")}
     places = {"rows": rows, "label": labels, "prompt": known.groups, "split": np.repeat(known.split, 2)}
     spaces = Spaces(**places, **pictures, figures=figures, n_held_out=POINTS, chance=0.5, made=made)
-    Fitted(folder=fitted, store=store)._get_or_make("spaces", SpacesConfig(), lambda folder, _: save_spaces(folder, spaces) or {})  # type: ignore[func-returns-value]
+    ModelFolder(fitted, store).result("spaces", SpacesConfig(), lambda folder, _: save_spaces(folder, spaces) or {})  # type: ignore[func-returns-value]
     return root
 
 

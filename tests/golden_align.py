@@ -30,7 +30,7 @@ from core.config import AlignConfig, CandidatesConfig, DPOConfig, FitConfig, Pol
 from core.data.pairs_file import read_pairs
 from core.explain.shift import load_shift
 from core.files import read_json, read_json_lines
-from core.jobs.fitted import Fitted
+from core.reward.folder import ModelFolder
 from core.reward.model import SparseRM
 from core.runs.store import Artefact, Store
 from core.types import Message, Progress, no_progress
@@ -113,7 +113,7 @@ def make_world(model: Path, fit: FitConfig, store: Store, scratch: Path) -> Alig
 
 def _steps(kind: type[AlignSteps], config: AlignConfig, store: Store) -> AlignSteps:
     model = SparseRM.load(Path(config.model))
-    fitted, ledger = Fitted(folder=Path(config.model), store=store), Ledger(store.root, config)
+    fitted, ledger = ModelFolder(config.model, store), Ledger(store.root, config)
     return kind(config=config, model=model, judge=model, fitted=fitted, store=store, ledger=ledger, progress=no_progress)
 
 

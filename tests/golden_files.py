@@ -208,7 +208,7 @@ FIGURES: Mapping[str, Callable[[Made, Path], Figures]] = {
     "backbone.tiny.FOLDER": toy_world,
     "backbone.source.CHECKED": gguf_copy,
     "align.records.SCHEMA": alignment_ledger,
-    "reward.folder.SCHEMA": reward_folder,
+    "reward.parts_files.SCHEMA": reward_folder,
     "runs.registry.SCHEMA": run_folder,
     "runs.store.SCHEMA": manifest,
     "serving.server_folder.PROTOCOL": server,

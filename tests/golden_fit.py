@@ -15,8 +15,8 @@ from core.data.pairs_file import read_pairs
 from core.data.splits import apportion
 from core.files import read_json
 from core.fit.steps import value_of
-from core.reward.extraction import load_hidden_states
 from core.reward.fit_responses import read_responses
+from core.reward.hidden_states import load_hidden_states
 from core.reward.model import SparseRM
 from core.reward.ranking import select
 from core.runs.store import Artefact

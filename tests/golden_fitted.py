@@ -16,13 +16,15 @@ from left_out_helpers import lost, pair
 from core.config import DataConfig, DoctorConfig, LatentsConfig, SpacesConfig
 from core.data.pairs_file import read_pairs
 from core.doctor.checks_left_out import left_out_differ
+from core.doctor.doctor import doctor_report
 from core.doctor.report import Check
+from core.explain.model_spaces import model_spaces
 from core.explain.spaces import apart, picture
 from core.explain.stability import prompt_share
 from core.fit.pairs_check import PAIRS, REPORT, check_pairs
-from core.jobs.fitted import Fitted
-from core.jobs.fitted_latents import FittedLatents
+from core.latents.make_pages import make_pages
 from core.latents.pages import SNIPPETS
+from core.reward.folder import ModelFolder
 from core.runs.store import Store
 from core.types import PreferencePairs
 
@@ -40,7 +42,7 @@ class FittedWorld:
 
 
 def doctor(world: FittedWorld) -> Figures:
-    report, _ = Fitted(folder=world.folder, store=world.store).report(DoctorConfig(swaps=3, responses=8, dialogues=10))
+    report, _ = doctor_report(ModelFolder(world.folder, world.store), DoctorConfig(swaps=3, responses=8, dialogues=10))
     checks = {check.name: [check.status, check.n] for check in report.checks}
     values = {check.name: [check.value, check.low, check.high] for check in report.checks}
     details = {check.name: check.details for check in report.checks}
@@ -62,7 +64,7 @@ def _left_out() -> Check:
 def spaces(world: FittedWorld) -> Figures:
     # 150 of 200 responses and 2 draws, so that both seeds are drawn with.
     config = SpacesConfig(points=150, perplexity=10, neighbours=5, random_draws=2)
-    made, _ = Fitted(folder=world.folder, store=world.store).spaces(config)
+    made, _ = model_spaces(ModelFolder(world.folder, world.store), config)
     steady = {name: value for name, value in made.figures.items() if not name.startswith("picture")}
     right = {name: [only(one and one.to_json(), *ESTIMATE) for one in (value.neighbours, value.neighbours_lead)] for name, value in steady.items()}
     silhouettes = {
@@ -104,7 +106,7 @@ def _asked_of_tsne() -> dict[str, Any]:
 
 def latents(world: FittedWorld) -> Figures:
     config = LatentsConfig(corpus="pairs", tokens=3000, window=12, top=3, intervals=3, per_interval=2, snippets=40, inactive=6)
-    pages = FittedLatents(folder=world.folder, store=world.store).pages(config)
+    pages = make_pages(ModelFolder(world.folder, world.store), config)
     chosen = [pages[latent] for latent in list(pages)[:12]]
     texts = {page["index"]: [only(one, *WINDOW[:2]) for one in page["activations"]] for page in chosen}
     bins = {page["index"]: [only(one, *WINDOW[2:]) for one in page["activations"]][::2] for page in chosen}

@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from core.errors import DataError
 from core.reward.fit_responses import FitResponses, prompt_id, response_id, write_responses
-from core.reward.folder import write_parts
+from core.reward.parts_files import write_parts
 from core.reward.recorded_files import record_files
 from core.runs.store import Store
 from core.serving.texts import Texts

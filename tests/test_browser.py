@@ -51,7 +51,7 @@ def server(cache: Path) -> Iterator[Server]:
         if run.live():
             cancel(run)
     for model in models.models(cache):
-        Live(model.folder, cache).stop()
+        Live(model.path, cache).stop()
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_the_same_journey_on_smollm2(chrome: Browser, tmp_path: Path) -> None:
     finally:
         server.stop()
         for model in models.models(cache):
-            Live(model.folder, cache).stop()
+            Live(model.path, cache).stop()
 
 
 # --- a run outlives page and server ----------------------------------------------------------------------------------

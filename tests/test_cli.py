@@ -27,7 +27,7 @@ from core.config import AlignConfig, BackboneConfig, FitConfig, SAEConfig, SAETr
 from core.data.pairs_file import read_pairs
 from core.errors import ConfigError, MissingError
 from core.fit import defaults, steps
-from core.fit.steps import VERSIONS
+from core.fit.steps import STEPS
 from core.reward.model import SparseRM
 from core.runs.store import HOLD, Store, cache_root
 
@@ -221,7 +221,7 @@ def test_an_sae_is_a_release_with_an_id_or_a_path(tmp_path: Path) -> None:
 
 def test_fit_json_is_one_line_with_everything(fitted: dict[str, Any]) -> None:
     assert Path(fitted["artefact"]).is_dir()
-    assert set(fitted["seconds"]) == set(VERSIONS)
+    assert set(fitted["seconds"]) == set(STEPS)
     assert all(value >= 0 for value in fitted["seconds"].values())
     assert set(fitted["losses"]) == {"margin", "bradley-terry", "bce"}
     families = {"random-isotropic", "random-rows", "activations", "dense"}
@@ -269,11 +269,11 @@ def test_a_second_fit_loads_no_language_model(fitted: dict[str, Any], cli: Any, 
 
 def _counts() -> dict[str, int]:
     root = cache_root() / "artefacts"
-    return {step: len(list((root / step).glob("*/*"))) for step in VERSIONS}
+    return {step: len(list((root / step).glob("*/*"))) for step in STEPS}
 
 
 def test_only_what_an_option_changes_is_computed_again(fitted: dict[str, Any], cli: Any) -> None:
-    chain = list(VERSIONS)
+    chain = list(STEPS)
 
     def changed(*words: str) -> list[str]:
         before = _counts()

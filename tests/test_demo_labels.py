@@ -20,7 +20,8 @@ from core.data.splits import split_pairs
 from core.fit.defaults import DEMO, DEMO_PAIRS, DEMO_SAE
 from core.latents.label_book import SHIPPED_FILE, LabelBook
 from core.latents.labels import EMBEDDING, SHIPPED
-from core.reward.extraction import extract, load_hidden_states
+from core.reward.extraction import extract
+from core.reward.hidden_states import load_hidden_states
 from core.sae.autoencoder import load_sae
 
 ROWS: list[dict[str, Any]] = [json.loads(line) for line in SHIPPED_FILE.read_text(encoding="utf-8").splitlines()]

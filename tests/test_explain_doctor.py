@@ -24,16 +24,17 @@ from core.doctor.checks_left_out import left_out_differ, pairs_left_out
 from core.doctor.checks_reading import ALONE, bos_count, find_placement, invariance, layer_and_position, readings_of, template_check, ways_of_batching
 from core.doctor.checks_reward import attribution_residual, faithful_explanations, length_shortcut, prompt_variance, top_k_stability, wording_shortcut
 from core.doctor.checks_sae import SAEFigures, dead_latents, fvu_on_our_tokens, l0_on_our_tokens, measure_sae
-from core.doctor.doctor import Doctor
+from core.doctor.doctor import Doctor, doctor_report
 from core.doctor.null_test import NullTest, label_swap_null, null_check, swapped
 from core.doctor.report import Check, Report, load_report, save_report
 from core.errors import ConfigError, MissingError, StoreError
 from core.explain.cues import Correlation, LengthCue
 from core.explain.faithfulness import faithfulness
+from core.explain.spaces import find_spaces
 from core.explain.stability import Stability, prompt_share
-from core.jobs.fitted import Fitted
 from core.reward.evaluation import ScoredMethod, evaluate
 from core.reward.fit_responses import FitResponses
+from core.reward.folder import ModelFolder
 from core.reward.head import Head
 from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
@@ -46,17 +47,17 @@ TODAY = datetime.date(2031, 4, 17)
 
 
 @cache
-def fitted() -> Fitted:
+def fitted() -> ModelFolder:
     folder = tiny_explainer().model.folder
     assert folder is not None
-    return Fitted(folder=folder, store=Store(cache_root() / "explain"))
+    return ModelFolder(folder, Store(cache_root() / "explain"))
 
 
 @cache
 def doctor() -> Doctor:
     model = tiny_explainer().model
     assert model.known is not None
-    return Doctor(model=model, z=fitted()._states(model, model.known), table=fitted()._table(), config=CONFIG)
+    return Doctor(model=model, z=fitted().states(), table=fitted().evaluation, config=CONFIG)
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -584,7 +585,7 @@ def contradiction() -> list[PreferencePair]:
 
 @cache
 def report() -> Report:
-    return fitted().report(CONFIG)[0]
+    return doctor_report(fitted(), CONFIG)[0]
 
 
 def test_the_doctor_examines_a_fit() -> None:
@@ -608,34 +609,34 @@ def test_every_check_can_fail(name: str) -> None:
 def test_a_report_is_found_again_without_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     found = report()
     monkeypatch.setattr(SparseRM, "load", lambda *_, **__: pytest.fail("computed again"))
-    again_ = fitted().find_report(CONFIG)
-    assert again_ is not None and again_.to_json() == found.to_json() == fitted().report(CONFIG)[0].to_json()
-    assert fitted().find_report(replace(CONFIG, seed=5)) is None
+    again_ = find_report(fitted(), CONFIG)
+    assert again_ is not None and again_.to_json() == found.to_json() == doctor_report(fitted(), CONFIG)[0].to_json()
+    assert find_report(fitted(), replace(CONFIG, seed=5)) is None
 
 
 def test_a_copy_of_the_folder_has_the_same_report(tmp_path: Any) -> None:
     from core.fit.pipeline import copy_out
 
     report()
-    copy = copy_out(fitted().folder, tmp_path / "copy")
-    assert replace_folder(copy).find_report(CONFIG) is not None
+    copy = copy_out(fitted().path, tmp_path / "copy")
+    assert find_report(replace_folder(copy), CONFIG) is not None
     (copy / "selection.jsonl").write_text("")
     with pytest.raises(StoreError, match=r"selection\.jsonl is damaged"):
-        replace_folder(copy).find_report(CONFIG)
+        find_report(replace_folder(copy), CONFIG)
 
 
-def replace_folder(folder: Any) -> Fitted:
-    return replace(fitted(), folder=folder)
+def replace_folder(folder: Any) -> ModelFolder:
+    return ModelFolder(folder, fitted().store)
 
 
 def test_what_can_not_be_examined_is_said(tmp_path: Any) -> None:
     with pytest.raises(StoreError, match="there is no reward model"):
         replace_folder(tmp_path).report(CONFIG)
     with pytest.raises(MissingError, match="does not keep the pairs"):
-        replace_folder(fitted().folder / "controls" / "dense").report(CONFIG)
+        doctor_report(replace_folder(fitted().path / "controls" / "dense"), CONFIG)
     with pytest.raises(MissingError, match="hidden states this reward model was fitted on are not in this cache"):
-        Fitted(folder=fitted().folder, store=Store(tmp_path)).report(CONFIG)
-    control, alone = SparseRM.load(fitted().folder / "controls" / "dense"), SparseRM.from_parts(doctor().parts)
+        doctor_report(ModelFolder(fitted().path, Store(tmp_path)), CONFIG)
+    control, alone = SparseRM.load(fitted().path / "controls" / "dense"), SparseRM.from_parts(doctor().parts)
     for model, error in ((control, ConfigError), (alone, MissingError)):
         with pytest.raises(error, match="not its controls" if error is ConfigError else "not kept beside it"):
             Doctor(model=model, z=np.zeros((1, 2), dtype=np.float32), table={})
@@ -665,7 +666,7 @@ def test_the_command_prints_everything_and_fails_with_9(capsys: pytest.CaptureFi
     from core.cli.main import main
 
     monkeypatch.setenv("SPARSERM_CACHE", str(fitted().store.root))
-    words = ["doctor", str(fitted().folder), "--swaps", "3", "--responses", "16", "--dialogues", "20"]
+    words = ["doctor", str(fitted().path), "--swaps", "3", "--responses", "16", "--dialogues", "20"]
     expected = 9 if report().failed() else 0
     assert main(words) == expected
     out = capsys.readouterr().out
@@ -682,11 +683,11 @@ def test_spaces_of_a_fit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     from core.config import SpacesConfig
 
     monkeypatch.setenv("SPARSERM_CACHE", str(fitted().store.root))
-    assert fitted().find_spaces(SpacesConfig(points=80, random_draws=2)) is None
-    words = ["spaces", str(fitted().folder), "--points", "80", "--random-draws", "2"]
+    assert find_spaces(fitted(), SpacesConfig(points=80, random_draws=2)) is None
+    words = ["spaces", str(fitted().path), "--points", "80", "--random-draws", "2"]
     assert main(words) == 0
     assert "random-rows" in capsys.readouterr().out
-    found = fitted().find_spaces(SpacesConfig(points=80, random_draws=2))
+    found = find_spaces(fitted(), SpacesConfig(points=80, random_draws=2))
     assert found is not None and 60 < len(found.rows) <= 80 and found.made["n_left_out"] == len(doctor().known) - len(found.rows)
     assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["figures"]["sparse"]["neighbours"]["n"] == found.n_held_out

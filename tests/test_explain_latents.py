@@ -26,11 +26,13 @@ from core.cli import explanation_view, latent_view
 from core.cli.main import main
 from core.config import BackboneConfig, LatentsConfig, SAEConfig
 from core.errors import BackboneError, Cancelled, ConfigError, DataError, MissingError, StoreError
-from core.jobs.fitted_latents import FittedLatents
 from core.latents import columns as latent_columns
 from core.latents.columns import tokenise
+from core.latents.find_pages import find_pages, selected_latents
+from core.latents.make_pages import make_pages
 from core.latents.page_maker import BARS
 from core.latents.pages import LatentPages, build, load_pages
+from core.reward.folder import ModelFolder
 from core.reward.recorded_files import record_files
 from core.runs.store import HOLD, Store
 from core.sae.autoencoder import load_sae
@@ -478,79 +480,79 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pages_are_found_again_and_more_serve_for_fewer(model: Path, tmp_path: Path, offline: None, caplog: pytest.LogCaptureFixture) -> None:
-    fitted = FittedLatents(folder=model, store=Store(tmp_path))
-    assert fitted.find(CONFIG) is None
-    made = fitted.pages(CONFIG)
+    fitted = ModelFolder(model, Store(tmp_path))
+    assert find_pages(fitted, CONFIG) is None
+    made = make_pages(fitted, CONFIG)
     assert "without chitchat" in caplog.text
-    assert list(made) == fitted.selected() and [source["name"] for source in made.corpus["sources"]] == ["pairs"]
+    assert list(made) == selected_latents(fitted) and [source["name"] for source in made.corpus["sources"]] == ["pairs"]
     other = next(latent for latent in range(256) if latent not in made)
-    for config, latents, every in ((CONFIG, (), False), (replace(CONFIG, corpus="pairs"), fitted.selected()[:2], False)):
-        again = fitted.find(config, latents, every=every)
+    for config, latents, every in ((CONFIG, (), False), (replace(CONFIG, corpus="pairs"), selected_latents(fitted)[:2], False)):
+        again = find_pages(fitted, config, latents, every=every)
         assert again is not None and again.folder == made.folder
-    assert fitted.find(CONFIG, [other]) is fitted.find(CONFIG, every=True) is fitted.find(replace(CONFIG, window=9)) is None
-    every = fitted.pages(CONFIG, every=True)
+    assert find_pages(fitted, CONFIG, [other]) is find_pages(fitted, CONFIG, every=True) is find_pages(fitted, replace(CONFIG, window=9)) is None
+    every = make_pages(fitted, CONFIG, every=True)
     assert every.folder != made.folder and set(every) >= set(made)
-    found = fitted.find(CONFIG, [other])
-    assert found is not None and found.folder == every.folder and fitted.pages(CONFIG, [other]).folder == every.folder
+    found = find_pages(fitted, CONFIG, [other])
+    assert found is not None and found.folder == every.folder and make_pages(fitted, CONFIG, [other]).folder == every.folder
     copy = tmp_path / "copy"
     copy.symlink_to(model)
-    assert FittedLatents(folder=copy, store=Store(tmp_path)).find(CONFIG, every=True) is not None, "the fit's folder is not what names them"
+    assert find_pages(ModelFolder(copy, Store(tmp_path)), CONFIG, every=True) is not None, "the fit's folder is not what names them"
 
 
 def test_finding_loads_no_engine(model: Path, tmp_path: Path, offline: None) -> None:
-    made = FittedLatents(folder=model, store=Store(tmp_path)).pages(CONFIG)
+    made = make_pages(ModelFolder(model, Store(tmp_path)), CONFIG)
     code = (
-        "import sys\nfrom pathlib import Path\nfrom core.config import LatentsConfig\nfrom core.jobs.fitted_latents import FittedLatents\n"
-        f"from core.runs.store import Store\nfitted = FittedLatents(folder=Path({str(model)!r}), store=Store(Path({str(tmp_path)!r})))\n"
-        f"found = fitted.find({CONFIG!r})\nfound.page(fitted.selected()[0])\n"
+        "import sys\nfrom pathlib import Path\nfrom core.config import LatentsConfig\nfrom core.latents.find_pages import find_pages, selected_latents\n"
+        "from core.reward.folder import ModelFolder\n"
+        f"from core.runs.store import Store\nfolder = ModelFolder({str(model)!r}, Store(Path({str(tmp_path)!r})))\n"
+        f"found = find_pages(folder, {CONFIG!r})\nfound.page(selected_latents(folder)[0])\n"
         "print(found.folder, sorted(set(sys.modules) & {'torch', 'sklearn', 'transformers', 'sae_lens'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == f"{made.folder} []"
 
 
-def test_a_selected_latent_among_all_live_ones_gets_a_page(model: Path, tmp_path: Path, offline: None) -> None:
-    fitted = FittedLatents(folder=model, store=Store(tmp_path))
+def test_a_selected_latent_among_all_live_ones_gets_a_page(model: Path, tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = ModelFolder(model, Store(tmp_path))
     few = replace(CONFIG, tokens=1, corpus="pairs")  # one dialogue: most latents are silent
-    every = fitted.pages(few, every=True)
-    other = FittedLatents(folder=model, store=Store(tmp_path))
+    every = make_pages(fitted, few, every=True)
     dead = next(latent for latent in range(256) if latent not in every)
-    object.__setattr__(other, "selected", lambda: [dead])
-    made = other.pages(few)
+    monkeypatch.setattr("core.latents.find_pages.selected_latents", lambda _folder: [dead])
+    made = make_pages(fitted, few)
     assert list(made) == [dead] and made[dead]["frac_nonzero"] == 0 and made[dead]["activations"] == []
     assert len(made[dead]["pos_str"]) == 10 and made[dead]["maxActApprox"] == 0
 
 
 def test_corpora_that_are_named(model: Path, tmp_path: Path, offline: None) -> None:
-    fitted = FittedLatents(folder=model, store=Store(tmp_path))
+    fitted = ModelFolder(model, Store(tmp_path))
     file = tmp_path / "texts.jsonl"
     row = {"messages": [{"role": "user", "content": "Is it hard?"}, {"role": "assistant", "content": "Ask someone, friend"}]}
     file.write_text(json.dumps(row) + "\n")
     named = replace(CONFIG, corpus=f"pairs, {file}")
-    made = fitted.pages(named)
-    assert [source["name"] for source in made.corpus["sources"]] == ["pairs", "texts.jsonl"] and fitted.find(named) is not None
+    made = make_pages(fitted, named)
+    assert [source["name"] for source in made.corpus["sources"]] == ["pairs", "texts.jsonl"] and find_pages(fitted, named) is not None
     file.write_text(json.dumps(row).replace("hard", "soft") + "\n")
-    assert fitted.find(named) is None, "a file is named by its content"
+    assert find_pages(fitted, named) is None, "a file is named by its content"
     with pytest.raises(BackboneError, match="chitchat can't be fetched"):
-        fitted.pages(replace(CONFIG, corpus="pairs,chitchat"))
+        make_pages(fitted, replace(CONFIG, corpus="pairs,chitchat"))
     with pytest.raises(DataError, match="no corpus file"):
-        fitted.pages(replace(CONFIG, corpus="/nowhere.jsonl"))
+        make_pages(fitted, replace(CONFIG, corpus="/nowhere.jsonl"))
     with pytest.raises(ConfigError, match="no latent 256"):
-        fitted.pages(CONFIG, [256])
+        make_pages(fitted, CONFIG, [256])
 
 
 def test_a_model_without_latents_and_one_without_texts(model: Path, tmp_path: Path, offline: None) -> None:
     with pytest.raises(ConfigError, match="has no latents"):
-        FittedLatents(folder=model / "controls/dense", store=Store(tmp_path)).pages(CONFIG)
+        make_pages(ModelFolder(model / "controls/dense", Store(tmp_path)), CONFIG)
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors", "heads.safetensors", "selection.jsonl"):
         (bare / name).write_bytes((model / name).read_bytes())
     record_files(bare)
     with pytest.raises(MissingError, match="not kept beside it"):
-        FittedLatents(folder=bare, store=Store(tmp_path)).pages(replace(CONFIG, corpus="pairs"))
+        make_pages(ModelFolder(bare, Store(tmp_path)), replace(CONFIG, corpus="pairs"))
     with pytest.raises(MissingError, match="no text"):
-        FittedLatents(folder=bare, store=Store(tmp_path)).pages(CONFIG)
+        make_pages(ModelFolder(bare, Store(tmp_path)), CONFIG)
 
 
 WORDS = ["--corpus", "pairs", "--tokens", "2000", "--window", "12"]
@@ -563,7 +565,7 @@ def test_the_command(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert found["tokens"] >= 2000 and load_pages(Path(found["artefact"])).folder.is_dir()
     assert main(["latents", str(model), *WORDS]) == 0
     said = capsys.readouterr().out
-    selected = FittedLatents(folder=model, store=Store(tmp_path)).selected()
+    selected = selected_latents(ModelFolder(model, Store(tmp_path)))
     assert all(f"latent {latent}" in said for latent in selected) and found["artefact"] in said
     assert main(["latents", str(model), *WORDS, "--latent", str(selected[0]), "--latent", str(selected[1])]) == 0
     said = capsys.readouterr().out
@@ -586,6 +588,6 @@ def test_killed_in_the_middle_and_begun_again(model: Path, tmp_path: Path, offli
     assert not list((root / "artefacts/latents").glob("*/*"))
     assert list((root / "scratch").glob("latents-*/shard-*.safetensors"))
     config = LatentsConfig(corpus="pairs", tokens=2000, window=12)
-    ours, theirs = (FittedLatents(folder=model, store=Store(tmp_path / name)).pages(config).folder for name in ("killed", "undisturbed"))
+    ours, theirs = (make_pages(ModelFolder(model, Store(tmp_path / name)), config).folder for name in ("killed", "undisturbed"))
     assert ours.name == theirs.name
     assert {**contents(ours), "manifest.json": b""} == {**contents(theirs), "manifest.json": b""}

@@ -26,9 +26,10 @@ from core.doctor.checks_left_out import (
     pairs_left_out,
     sides_sign_test,
 )
+from core.doctor.doctor import doctor_report
 from core.doctor.report import Check
 from core.fit.pipeline import fit
-from core.jobs.fitted import Fitted
+from core.reward.folder import ModelFolder
 from core.runs.store import Store, cache_root
 from core.types import PreferencePairs
 
@@ -159,7 +160,7 @@ def test_kinds_hold_their_level_with_prompts_of_several_pairs() -> None:
 
 
 @cache
-def fitted() -> Fitted:
+def fitted() -> ModelFolder:
     """The toy model on 60 pairs; every third has a chosen answer that is too long."""
     long = "It needs patience, a table and good light. " * 12
     rows = [{"prompt": f"How do I boil egg {i}?", "chosen": (long if i % 3 == 0 else "") + f"Gladly {i}", "rejected": f"Fool {i}"} for i in range(60)]
@@ -176,11 +177,11 @@ def fitted() -> Fitted:
         curve=(4,),
     )
     store = Store(cache_root() / "left-out")
-    return Fitted(folder=fit(config, store).artefact, store=store)
+    return ModelFolder(fit(config, store).artefact, store)
 
 
 def test_the_doctor_finds_it_in_a_fit() -> None:
-    report, _ = fitted().report(DoctorConfig(swaps=3, responses=8, dialogues=8))
+    report, _ = doctor_report(fitted(), DoctorConfig(swaps=3, responses=8, dialogues=8))
     checks = {check.name: check for check in report.checks}
     first, second = checks["pairs left out"], checks["pairs left out differ"]
     assert first.status == "fail" and first.value is not None and first.value > SHARE_FAIL and "more than 96 tokens: 20" in first.figure
@@ -193,6 +194,6 @@ def test_a_cache_without_the_pairs_says_that_it_can_not_tell(tmp_path: Any) -> N
 
     shutil.copytree(fitted().store.root, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / "artefacts" / "pairs")
-    elsewhere = replace(fitted(), store=Store(tmp_path / "copy"))
-    assert elsewhere.left_out(elsewhere._model("cpu")[0].parts) is None
-    assert len(fitted().left_out(fitted()._model("cpu")[0].parts) or ()) == 20
+    elsewhere = ModelFolder(fitted().path, Store(tmp_path / "copy"))
+    assert elsewhere.lost_pairs() is None
+    assert len(fitted().lost_pairs() or ()) == 20

@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 
 from core.backbone.presets import preset
-from core.fit.steps import VERSIONS
+from core.fit.steps import STEPS
 from core.runs.store import HOLD, MANIFEST, Store
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = tuple(VERSIONS)
 # Whole shards at which the extraction is killed, spread evenly over its 18.
 SHARDS = (3, 7, 11, 15)
 PATIENCE = 300  # seconds: on a machine with other work to do, a start of the command took longer than a minute

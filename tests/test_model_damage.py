@@ -26,7 +26,7 @@ from core.jobs.of_model import DOCTOR
 from core.reward.fit_responses import FitResponses
 from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
-from core.runs.store import cache_root
+from core.runs.store import Artefact, Store
 from core.serving.launch import start
 from core.serving.server_folder import server_folder_of
 from core.types import sha256_of
@@ -135,9 +135,15 @@ def kept(folder: Path) -> str:
 
 def pages(folder: Path) -> str:
     """What Overview, Latents and Preferences read of a model."""
-    model = FittedModel(id="0" * 12, folder=folder, root=cache_root(), manifest={"time_created": 0.0, "facts": ABOUT})
+    model = in_cache(folder)
     shown = [model.config, model.evaluation, model.curve, model.selection, model.faithfulness, model.latents, model.splits]
-    return content_of([shown, model.parts, model.known, model.rewards, model.margins, overview.headline(model), overview.facts(model)])
+    return content_of([shown, model.parts, model.responses, model.rewards, model.margins, overview.headline(model), overview.facts(model)])
+
+
+def in_cache(folder: Path) -> FittedModel:
+    """As if this folder were an artefact."""
+    manifest = {"fingerprint": "0" * 64, "time_created": 0.0, "facts": ABOUT}
+    return FittedModel(Artefact(path=folder, manifest=manifest), Store())
 
 
 ABOUT = {
@@ -274,9 +280,9 @@ def test_a_control_has_a_record_of_its_own(whole: Path, before: dict[str, str], 
 
 def test_a_model_in_the_cache_is_checked_as_well(whole: Path, before: dict[str, str]) -> None:
     """By its folder and by its id: a flipped byte keeps the size, so the store's own look at an artefact passes it."""
-    fitted = [model for model in models.models() if (model.folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()]
-    assert len(fitted) == 1 and READERS["load"](fitted[0].folder) == before["load"]
-    model, path = fitted[0], fitted[0].folder / "heads.safetensors"
+    fitted = [model for model in models.models() if (model.path / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()]
+    assert len(fitted) == 1 and READERS["load"](fitted[0].path) == before["load"]
+    model, path = fitted[0], fitted[0].path / "heads.safetensors"
     assert overview.facts(model)[-1] == ("Checked", "8 files, each as it was saved")
     with damaged(path, QUICK["flip 0"]):
         for read in (
@@ -286,11 +292,11 @@ def test_a_model_in_the_cache_is_checked_as_well(whole: Path, before: dict[str, 
             STARTERS["serve"],
             lambda folder: command("labels", "list", str(folder)),
         ):
-            error = refusal(read, model.folder)[1]
+            error = refusal(read, model.path)[1]
             assert "heads.safetensors is damaged" in error and "to do: `sparserm cache verify` moves it aside; then fit it again" in error
         again = models.find(model.id)
         assert again is not None and again.title == model.title  # it stands in the list of all, and its pages say what is wrong
-        for name in ("config", "evaluation", "curve", "selection", "faithfulness", "parts", "known", "rewards"):
+        for name in ("config", "evaluation", "curve", "selection", "faithfulness", "parts", "responses", "rewards"):
             with pytest.raises(StoreError, match=r"heads\.safetensors is damaged"):
                 getattr(models.find(model.id), name)
         with pytest.raises(Ended, match=r"heads\.safetensors is damaged"):
@@ -315,5 +321,5 @@ def test_an_older_folder_is_read_and_its_commands_say_so(whole: Path, before: di
     assert {name: READERS[name](older) for name in ("score", "explain misranked", "load", "kept")} == {
         name: before[name] for name in ("score", "explain misranked", "load", "kept")
     }
-    model = FittedModel(id="0" * 12, folder=older, root=cache_root(), manifest={"time_created": 0.0, "facts": ABOUT})
+    model = in_cache(older)
     assert overview.facts(model)[-1] == ("Checked", overview.NO_RECORD)

@@ -14,8 +14,8 @@ from model_helpers import make_parts, random_head
 from safetensors.numpy import load_file, save_file
 
 from core.errors import StoreError
-from core.reward.folder import read_parts, save_parts
 from core.reward.parts import KINDS, selection_table
+from core.reward.parts_files import read_parts, save_parts
 from core.types import LatentFrequencies, SelectedDirections, canonical_json
 
 

@@ -11,12 +11,14 @@ import pytest
 from core.backbone.presets import preset
 from core.cli.main import main
 from core.config import Config, DoctorConfig, DoctorRunConfig, LatentsConfig, LatentsRunConfig, SpacesConfig, SpacesRunConfig
+from core.doctor.report import find_report
 from core.errors import MissingError
+from core.explain.spaces import find_spaces
 from core.fit.defaults import complete
 from core.fit.pipeline import fit
 from core.jobs.fit import devices_of
-from core.jobs.fitted import Fitted
-from core.jobs.fitted_latents import FittedLatents
+from core.latents.find_pages import find_pages
+from core.reward.folder import ModelFolder
 from core.runs import launch as launching
 from core.runs.launch import load_job
 from core.runs.registry import Run, Status
@@ -50,15 +52,15 @@ def test_what_a_run_makes_is_found(model: tuple[Path, Store], kind: str) -> None
     assert devices_of(job.backbone(config)) == ("cpu",) and job.plan(config, store, no_progress).seconds > 0 and job.disk(config, store.root) > 0
     result = job.run(config, store, no_progress)
     json.dumps(result)
-    fitted = Fitted(folder=folder, store=store)
+    fitted = ModelFolder(folder, store)
     if kind == "doctor":
-        report = fitted.find_report(DOCTOR)
+        report = find_report(fitted, DOCTOR)
         assert report is not None and result["outcome"]["status"] == report.status and result["outcome"]["counts"] == report.counts
     elif kind == "spaces":
-        spaces = fitted.find_spaces(SPACES)
+        spaces = find_spaces(fitted, SPACES)
         assert spaces is not None and result["outcome"]["points"] == len(spaces.rows)
     else:
-        pages = FittedLatents(folder=folder, store=store).find(LATENTS, (3,))
+        pages = find_pages(fitted, LATENTS, (3,))
         assert pages is not None and str(pages.folder) == result["artefact"]
     assert Path(result["artefact"]).is_dir()
 

@@ -22,8 +22,8 @@ from core.errors import StoreError
 from core.reward import model as model_module
 from core.reward import recorded_files
 from core.reward.fit_responses import write_responses
-from core.reward.folder import read_parts, save_parts, write_parts
 from core.reward.model import SparseRM
+from core.reward.parts_files import read_parts, save_parts, write_parts
 from core.reward.recorded_files import read_config, record_files, sha256_of_file
 
 

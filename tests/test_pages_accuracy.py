@@ -14,9 +14,10 @@ from streamlit.testing.v1 import AppTest
 
 from core.backbone.presets import preset
 from core.config import DoctorConfig, FitConfig
+from core.doctor.doctor import doctor_report
 from core.files import write_json
 from core.fit.pipeline import fit
-from core.jobs.fitted import Fitted
+from core.reward.folder import ModelFolder
 from core.runs import launch
 from core.runs.registry import Run, Status
 from core.runs.store import Store, cache_root
@@ -42,7 +43,7 @@ def cache() -> Iterator[Path]:
         for seeds in (2, 3):
             config = replace(preset("tiny"), head=replace(config.head, seeds=seeds, epochs=5), **small)
             outcome = fit(config, store)
-        Fitted(folder=outcome.artefact, store=store).report(DoctorConfig(swaps=3, responses=4, dialogues=2))
+        doctor_report(ModelFolder(outcome.artefact, store), DoctorConfig(swaps=3, responses=4, dialogues=2))
         _run(config, root, {"artefact": str(outcome.artefact), "artefacts": [], "outcome": outcome.to_json()})
         yield root
 

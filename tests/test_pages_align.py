@@ -50,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with a reward model by hand, and two finished alignments by it, with and without its filter."""
     root = tmp_path_factory.mktemp("aligned").resolve()
     add_model(root, seed=3)
-    folder = models.models(root)[0].folder
+    folder = models.models(root)[0].path
     add_alignment(root, model=folder, config=some_config(arm="none"))
     add_alignment(root, model=folder)
     return root
@@ -77,7 +77,7 @@ def unfinished(empty: Path) -> Iterator[Any]:
         add_model(empty, seed=3)
         config = some_config()
         if begun:
-            add_alignment(empty, model=models.models(empty)[0].folder, config=config, rounds=1, steps=steps, finished=False)
+            add_alignment(empty, model=models.models(empty)[0].path, config=config, rounds=1, steps=steps, finished=False)
         run, lock = launching._new_run("align", config, empty, None)
         if begun:
             write_json(run.path / "resolved.json", config.to_dict())
@@ -200,8 +200,8 @@ def test_a_reward_model_of_the_cache_can_be_taken(cache: Path) -> None:
     model = models.models(cache)[0]
     at = fine(open_page("align", align_new="1", runs_all="1"))
     box = next(one for one in at.selectbox if one.label == "Reward model" and one.help)
-    fine(box.set_value(str(model.folder)).run())
-    assert f"--reward-model {model.folder}" in " ".join(one.value for one in at.code)
+    fine(box.set_value(str(model.path)).run())
+    assert f"--reward-model {model.path}" in " ".join(one.value for one in at.code)
     assert "Reward model: head" not in words(at), "its fit is done"
 
 
@@ -236,7 +236,7 @@ def test_a_page_is_drawn_again_when_a_step_is_done(unfinished: Any, empty: Path)
     write_json(run.path / "resolved.json", some_config().to_dict())
     seen.append(align.signature(entry))
     for steps in ((CANDIDATES,), (CANDIDATES, REWARDS)):
-        add_alignment(empty, model=models.models(empty)[0].folder, rounds=1, steps=steps, finished=False)
+        add_alignment(empty, model=models.models(empty)[0].path, rounds=1, steps=steps, finished=False)
         seen.append(align.signature(entry))
     assert len(set(seen)) == 4 and align.signature(entry) == seen[-1]
     assert align.find(run.id, align.entries()).record is not None
@@ -272,7 +272,7 @@ def test_an_interrupted_alignment_keeps_what_it_had(unfinished: Any) -> None:
 def test_a_command_in_the_foreground_is_followed_until_it_ends(empty: Path) -> None:
     """It is no run: it is known by its lock, between two steps by its ledger, and over when it is finished or its process is gone."""
     add_model(empty, seed=3)
-    folder = models.models(empty)[0].folder
+    folder = models.models(empty)[0].path
 
     def stands(*steps: str, finished: bool = False) -> align.Entry:
         key = add_alignment(empty, model=folder, rounds=1, steps=steps, finished=finished)
@@ -438,7 +438,7 @@ def test_a_weak_label_is_said_to_be_weak() -> None:
 
 def test_the_audit_is_blind_until_judged_and_counts_judgements(empty: Path) -> None:
     add_model(empty, seed=3)
-    key = add_alignment(empty, model=models.models(empty)[0].folder)
+    key = add_alignment(empty, model=models.models(empty)[0].path)
     at = fine(open_page("align", align_open=key, align_show="audit", align_round="1"))
     record = find_alignment(empty, key)
     assert record is not None

@@ -77,7 +77,7 @@ def test_a_model_of_an_older_version_states_the_missing_counts(model: FittedMode
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_damaged_file_is_named_on_every_page(model: FittedModel, page: str) -> None:
-    path = model.folder / "heads.safetensors"
+    path = model.path / "heads.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     try:

@@ -16,12 +16,14 @@ from streamlit.testing.v1 import AppTest
 
 from core.backbone.presets import preset
 from core.config import Config, DoctorConfig, DoctorRunConfig, LatentsConfig, LatentsRunConfig, SpacesConfig, SpacesRunConfig
+from core.doctor.doctor import doctor_report
+from core.explain.model_spaces import model_spaces
 from core.fit.defaults import complete
 from core.fit.pipeline import fit
-from core.jobs.fitted import Fitted
-from core.jobs.fitted_latents import FittedLatents
 from core.latents.label_book import LabelBook
 from core.latents.labels import Label, Score
+from core.latents.make_pages import make_pages
+from core.reward.folder import ModelFolder
 from core.runs import launch
 from core.runs.registry import Run, Status
 from core.runs.store import Store
@@ -46,9 +48,9 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = Store(root)
     config = complete(preset("tiny", root=root / "models"), store, lambda _: None)
     folder = fit(config, store, no_progress).artefact
-    Fitted(folder=folder, store=store).spaces(SpacesConfig(random_draws=1))
-    Fitted(folder=folder, store=store).report(DoctorConfig(swaps=3, responses=4, dialogues=2))
-    FittedLatents(folder=folder, store=store).pages(LatentsConfig(corpus="pairs", tokens=2000))
+    model_spaces(ModelFolder(folder, store), SpacesConfig(random_draws=1))
+    doctor_report(ModelFolder(folder, store), DoctorConfig(swaps=3, responses=4, dialogues=2))
+    make_pages(ModelFolder(folder, store), LatentsConfig(corpus="pairs", tokens=2000))
     return root
 
 
@@ -103,7 +105,7 @@ def test_what_was_not_made_yet_is_offered(bare: models.FittedModel, page: str, l
     monkeypatch.setattr("workbench.frame.run_panel.start", lambda kind, config, parent=None: asked.append((kind, config)) or "")
     at = no_error(open_page(page))
     button(at, label).click().run()
-    assert asked == [(KINDS[page], MADE[page](model=str(bare.folder)))]
+    assert asked == [(KINDS[page], MADE[page](model=str(bare.path)))]
 
 
 # --- running, failed -------------------------------------------------------------------------------------------------
@@ -131,14 +133,14 @@ def run_of(bare: models.FittedModel, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 @pytest.mark.parametrize("page", sorted(MADE))
 def test_a_run_that_makes_it_is_shown(bare: models.FittedModel, run_of: Any, page: str) -> None:
-    run_of(KINDS[page], MADE[page](model=str(bare.folder)), failed=False)
+    run_of(KINDS[page], MADE[page](model=str(bare.path)), failed=False)
     at = no_error(open_page(page))
     assert any(one.label == "Cancel" for one in at.button) and not any("Make" in one.label or "Examine" in one.label for one in at.button)
 
 
 @pytest.mark.parametrize("page", sorted(MADE))
 def test_a_run_that_failed_says_why_and_goes_on(bare: models.FittedModel, run_of: Any, page: str) -> None:
-    run_of(KINDS[page], MADE[page](model=str(bare.folder)), failed=True)
+    run_of(KINDS[page], MADE[page](model=str(bare.path)), failed=True)
     at = no_error(open_page(page))
     said = words(at)
     assert "the disk is full" in said and "remove something" in said and {"Resume", "Start anew"} <= {one.label for one in at.button}
@@ -180,7 +182,7 @@ def test_stability_at_the_own_k_is_the_folders(model: models.FittedModel) -> Non
 
 def test_the_held_out_separation_has_its_interval_over_prompts(model: models.FittedModel) -> None:
     """The mean of the table's own column, which the fit counted from the states; the interval by a bootstrap of our own."""
-    found, known = latents.held_out_separation(model), model.known
+    found, known = latents.held_out_separation(model), model.responses
     signs = np.array([1 if row["side"] == "chosen" else -1 for row in model.selection])
     assert found is not None
     assert found.value == pytest.approx(np.mean(signs * [row["held_out"] for row in model.selection]), abs=1e-6)
@@ -202,7 +204,6 @@ def test_latents_are_searched_by_number_and_label() -> None:
 
 def test_without_frequencies_the_selection_still_shows(bare: models.FittedModel) -> None:
     shutil.rmtree(bare.root / "artefacts" / "frequencies")
-    models._frequencies.cache_clear()
     found = latents.selection(bare)
     assert [row["latent_id"] for row in found.rows] == list(bare.latents) == found.marks["latent_id"].tolist()
     no_error(open_page("latents"))
@@ -249,7 +250,7 @@ def test_the_response_curve_moves_one_projection_only(model: models.FittedModel)
     latent = model.latents[2]
     curve = latents.curve_of(model, latent)
     assert curve is not None
-    parts, known = model.parts, model.known
+    parts, known = model.parts, model.responses
     v = parts.projection_mean.astype(np.float64).copy()
     v[2] = np.percentile(known.projections[known.train, 2], 99)
     hidden = np.maximum(parts.head.weight_1 @ v + parts.head.bias_1, 0)
@@ -259,7 +260,7 @@ def test_the_response_curve_moves_one_projection_only(model: models.FittedModel)
 
 def test_the_weight_is_the_mean_size_of_contributions(model: models.FittedModel) -> None:
     """By numeric integration of the gradient along the path, for every held-out response."""
-    parts, known = model.parts, model.known
+    parts, known = model.parts, model.responses
     start, along = parts.projection_mean.astype(np.float64), (np.arange(500) + 0.5)[:, None] / 500
     sizes = []
     for v in known.projections[known.held_out].astype(np.float64):
@@ -369,7 +370,7 @@ def test_detection_has_an_interval_over_prompts(model: models.FittedModel, monke
     at = no_error(open_page("latent", latent=str(row["latent_id"])))
     shown = {metric.label: metric.delta for metric in at.metric}
     low, high, n = latents.detection_interval(model, row["latent_id"])  # type: ignore[misc]
-    assert low <= row["detection_auroc"] <= high and n == len(model.known.train)
+    assert low <= row["detection_auroc"] <= high and n == len(model.responses.train)
     assert shown["Detection AUROC"] == f"{low:.2f} to {high:.2f}, n = {n:,}"
     assert shown["Separation"] == f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
 
@@ -384,8 +385,8 @@ def test_spaces_draws_every_response_once(model: models.FittedModel) -> None:
         groups, palette = spaces.groups_of(model, found, colour)
         assert len(groups) == len(found.rows) == len(found.texts) and set(groups) <= set(palette)
     right = model.margins > 0
-    row = int(model.known.chosen_rows[0])
-    expected = {bool(right[i]) for i in range(len(right)) if row in (model.known.chosen_rows[i], model.known.rejected_rows[i])}
+    row = int(model.responses.chosen_rows[0])
+    expected = {bool(right[i]) for i in range(len(right)) if row in (model.responses.chosen_rows[i], model.responses.rejected_rows[i])}
     named = spaces.groups_of(model, found, "correct")[0][found.rows.tolist().index(row)]
     assert named == ("in pairs of both kinds" if len(expected) == 2 else "ranked right" if True in expected else "ranked wrong")
     for colour in spaces.COLOURS:
@@ -395,10 +396,10 @@ def test_spaces_draws_every_response_once(model: models.FittedModel) -> None:
 def test_a_lasso_holds_all_lists_to_its_pairs(model: models.FittedModel) -> None:
     picture = next(iter(spaces.made(model).values()))
     found = spaces.points(model, picture)
-    row = int(model.known.rejected_rows[3])
+    row = int(model.responses.rejected_rows[3])
     ids = spaces.pair_ids(model, found, [str(row), "nonsense", "999999"])
     assert model.pairs[3].pair_id in ids
-    assert all(row in (model.known.chosen_rows[i], model.known.rejected_rows[i]) for i, pair in enumerate(model.pairs) if pair.pair_id in ids)
+    assert all(row in (model.responses.chosen_rows[i], model.responses.rejected_rows[i]) for i, pair in enumerate(model.pairs) if pair.pair_id in ids)
     kept = state.keep("filter", {"pairs": ids, "said": "lasso in Spaces"})
     at = no_error(open_page("spaces", filter=kept))
     assert len(at.dataframe[0].value) == len(ids) and set(spaces.rows_of_pairs(model, ids)) >= {row}

@@ -17,7 +17,8 @@ from core.config import BackboneConfig, DataConfig
 from core.data.pairs import load_pairs
 from core.errors import DataError
 from core.fit.pipeline import FitOutcome, fit
-from core.reward.extraction import extract, load_hidden_states
+from core.reward.extraction import extract
+from core.reward.hidden_states import load_hidden_states
 from core.reward.model import SparseRM
 from core.runs.store import Store
 from core.types import PreferencePairs

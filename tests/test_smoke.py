@@ -17,7 +17,7 @@ from core.backbone.tiny import tiny_pairs
 from core.cli.main import main
 from core.config import BackboneConfig
 from core.data.pairs_file import read_pairs
-from core.reward.extraction import load_hidden_states
+from core.reward.hidden_states import load_hidden_states
 from core.reward.model import SparseRM
 from core.runs.store import Artefact, Store, cache_root
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,11 +20,12 @@ from core.backbone.source import backbone_identity, find_model, resolve_dtype
 from core.config import AlignConfig, BackboneConfig, CandidatesConfig
 from core.errors import MissingError
 from core.reward.fit_responses import FitResponses
+from core.reward.folder import ModelFolder
 from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
 from core.reward.recorded_files import sha256_of_file
 from core.runs.store import Store
-from core.types import LatentFrequencies, Message, PreferencePairs, Progress, sha256_of
+from core.types import Message, PreferencePairs, Progress, sha256_of
 
 if TYPE_CHECKING:
     from core.align.generation import Generator
@@ -42,17 +43,6 @@ class PolicyAt:
     adapter: Path | None = None
 
 
-@runtime_checkable
-class FitLeft(Protocol):
-    """What the reward model's fit left in the cache (core.jobs.fitted.Fitted)."""
-
-    def states(self, model: SparseRM) -> np.ndarray:
-        """z of each known response, in their order."""
-
-    def frequencies(self, model: SparseRM) -> LatentFrequencies | None:
-        """Of all latents; None where they are gone."""
-
-
 @dataclass(kw_only=True)
 class Setting:
     """What the rounds of an alignment share. `model` is the reward model that measures, `judge` the one that filters (often the same)."""
@@ -60,7 +50,7 @@ class Setting:
     config: AlignConfig
     model: SparseRM
     judge: SparseRM
-    fitted: FitLeft
+    fitted: ModelFolder
     store: Store
     progress: Progress
     _policy: tuple[str, Policy] | None = None

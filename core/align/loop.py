@@ -26,12 +26,13 @@ from core.align.inputs import PolicyAt
 from core.align.overoptimisation import CHOICE, RULE, choose_round
 from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, key_of
 from core.align.round import NO_PAIR, round_manifest
-from core.align.steps import VERSIONS, AlignSteps
+from core.align.steps import AlignSteps
 from core.config import BackboneConfig
 from core.errors import MissingError
 from core.files import read_json, write_json
 from core.reward.pair_counts import brief
 from core.runs.store import Artefact, Store, publish_folder
+from core.runs.versions import VERSIONS
 from core.types import Progress, no_progress
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ import numpy as np
 from core.align.filtering import NONE, RANDOM, Rewarded, counts_of, decide, reward_pairs
 from core.align.inputs import PolicyAt, Setting, same_reading, score_by
 from core.align.mc import mc_content
-from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, Ledger
+from core.align.records import CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, SHIFT, Ledger
 from core.align.values import Candidate
 from core.config import DataConfig, SpacesConfig
 from core.data.pairs_file import read_pairs, write_pairs
@@ -31,10 +31,9 @@ from core.data.splits import split_pairs
 from core.files import read_json_lines, write_json, write_json_lines
 from core.reward.fit_responses import prompt_id
 from core.runs.store import Artefact
+from core.runs.versions import VERSIONS
 from core.types import PreferencePair, PreferencePairs, Progress
 
-# Bumped by hand when a step computes something else from the same inputs.
-VERSIONS = {CANDIDATES: 2, REWARDS: 1, FILTER: 1, DPO: 3, EVALUATION: 2, SHIFT: 2, ROUND: 2, ALIGNMENT: 2}
 COUNTS = ("generated", "parsed", "kept", "dropped")  # shown while it runs
 SEEDS_A_ROUND = 1000  # apart: seeds below it never meet another round's
 SHIFT_POINTS = 1000  # of training and generated answers, in the pictures
@@ -185,8 +184,8 @@ class AlignSteps(Setting):
             ids = np.array([prompt_id(parsed[int(i)].prompt) for i in read], dtype=np.int64)
             names = tuple(parsed[int(i)].candidate_id for i in read)
             generated = Generated(z=rewarded.z[read], prompt_ids=ids, ids=names, n_unread=len(parsed) - len(read))
-            spaces = shift_spaces(self.model, self.fitted.frequencies(self.model), config.random_draws)
-            save_shift(folder, compare_shift(generated, self.known, self.fitted.states(self.model), spaces, config, progress))
+            spaces = shift_spaces(self.model, self.fitted.find_frequencies(), config.random_draws)
+            save_shift(folder, compare_shift(generated, self.known, self.fitted.states(), spaces, config, progress))
             return {"n": len(read), "n_unread": len(parsed) - len(read)}
 
         return self.step(round, SHIFT, config.result_fields(), [candidates.fingerprint, rewards.fingerprint, self.contents["model"]], make)

@@ -11,7 +11,6 @@ from core.cli import tables as console
 from core.cli.options import add_command, add_options, override, print_json
 from core.cli.runs import DETACH_HELP, detach
 from core.config import DoctorConfig, DoctorRunConfig, SpacesConfig, SpacesRunConfig
-from core.runs.store import Store
 
 if TYPE_CHECKING:
     from core.doctor.report import Check
@@ -42,13 +41,14 @@ def add_doctor(commands: Any) -> None:
 
 
 def doctor_command(arguments: argparse.Namespace, display: console.Display) -> int:
-    from core.jobs.fitted import Fitted
+    from core.doctor.doctor import doctor_report
+    from core.reward.folder import ModelFolder
 
     config: DoctorConfig = override(DoctorConfig(), vars(arguments))
     if arguments.detach:
         detach("doctor", DoctorRunConfig(model=str(arguments.model), device=arguments.device, doctor=config), arguments, display)
         return 0
-    report, path = Fitted(folder=arguments.model, store=Store()).report(config, device=arguments.device, progress=display)
+    report, path = doctor_report(ModelFolder(arguments.model), config, device=arguments.device, progress=display)
     if arguments.json:
         print_json({"artefact": str(path), **report.to_json()})
     else:
@@ -67,13 +67,14 @@ def print_remedies(checks: Sequence[Check]) -> None:
 
 
 def spaces_command(arguments: argparse.Namespace, display: console.Display) -> None:
-    from core.jobs.fitted import Fitted
+    from core.explain.model_spaces import model_spaces
+    from core.reward.folder import ModelFolder
 
     config: SpacesConfig = override(SpacesConfig(), vars(arguments))
     if arguments.detach:
         detach("spaces", SpacesRunConfig(model=str(arguments.model), spaces=config), arguments, display)
         return
-    found, path = Fitted(folder=arguments.model, store=Store()).spaces(config, progress=display)
+    found, path = model_spaces(ModelFolder(arguments.model), config, progress=display)
     if arguments.json:
         print_json({"artefact": str(path), **found.to_json()})
         return

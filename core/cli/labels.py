@@ -13,7 +13,7 @@ from core.cli.options import add_command, add_options, override, print_json
 from core.config import EndpointConfig, LatentsConfig
 from core.errors import ConfigError, DataError, MissingError
 from core.files import write_json_lines
-from core.runs.store import Store, cache_root
+from core.runs.store import cache_root
 
 if TYPE_CHECKING:
     from core.latents.label_book import LabelBook
@@ -210,9 +210,9 @@ def export_command(arguments: argparse.Namespace, display: console.Display) -> N
 def _opened(folder: Path) -> tuple[RewardParts, LabelBook]:
     """A reward model's parts and the labels of its SAE."""
     from core.latents.label_book import LabelBook
-    from core.reward.folder import read_parts
+    from core.reward.folder import ModelFolder
 
-    parts = read_parts(folder)
+    parts = ModelFolder(folder).parts
     if parts.sae is None:
         raise MissingError(f"{folder} uses no SAE, so it has no latents to label", expected="a SparseRM", found=parts.kind)
     return parts, LabelBook(parts.sae)
@@ -226,15 +226,17 @@ def _chosen(arguments: argparse.Namespace, parts: RewardParts) -> list[int]:
 def _pages(arguments: argparse.Namespace, display: console.Display) -> tuple[LatentPages, list[int]]:
     """The latents' pages of the reward model, made where they do not stand, and the latents that are meant."""
     from core.jobs.fit import foreground_turn
-    from core.jobs.fitted_latents import FittedLatents
+    from core.latents.find_pages import find_pages, selected_latents
+    from core.latents.make_pages import make_pages
+    from core.reward.folder import ModelFolder
 
-    fitted = FittedLatents(folder=arguments.model, store=Store())
+    folder = ModelFolder(arguments.model)
     config: LatentsConfig = override(LatentsConfig(), vars(arguments))
-    pages = fitted.find(config, arguments.latent, every=arguments.all)
+    pages = find_pages(folder, config, arguments.latent, every=arguments.all)
     if pages is None:
-        with foreground_turn(fitted.parts.backbone_config, fitted.store, display.say):
-            pages = fitted.pages(config, arguments.latent, every=arguments.all, device=arguments.device, progress=display)
-    return pages, list(pages) if arguments.all else arguments.latent or fitted.selected()
+        with foreground_turn(folder.parts.backbone_config, folder.store, display.say):
+            pages = make_pages(folder, config, arguments.latent, every=arguments.all, device=arguments.device, progress=display)
+    return pages, list(pages) if arguments.all else arguments.latent or selected_latents(folder)
 
 
 def _source(text: str) -> tuple[str, str]:

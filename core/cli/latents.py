@@ -10,13 +10,12 @@ from core.cli import tables as console
 from core.cli.options import add_command, add_options, override, print_json
 from core.cli.runs import DETACH_HELP, detach
 from core.config import LatentsConfig, LatentsRunConfig
-from core.runs.store import Store
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from core.jobs.fitted_latents import FittedLatents
     from core.latents.pages import LatentPages
+    from core.reward.folder import ModelFolder
 
 EXAMPLES = {
     "latents": "examples:\n  sparserm latents my_reward_model\n  sparserm latents my_reward_model --latent 1234 --corpus pairs,more_texts.jsonl\n"
@@ -38,25 +37,25 @@ def add_latents(commands: Any) -> None:
 
 def latents_command(arguments: argparse.Namespace, display: console.Display) -> None:
     from core.cli import explanation_view, latent_view
-    from core.jobs.fitted_latents import FittedLatents
+    from core.latents.find_pages import selected_latents
     from core.latents.label_book import labels_of
+    from core.reward.folder import ModelFolder
 
     if arguments.detach:
         detach("latents", _as_run(arguments), arguments, display)
         return
-    fitted = FittedLatents(folder=arguments.model, store=Store())
-    pages = _pages(fitted, arguments, display)
+    folder = ModelFolder(arguments.model)
+    pages = _pages(folder, arguments, display)
     found = [pages.page(latent) for latent in arguments.latent]  # an unknown one is said before anything is printed
     display.close()
     if arguments.json:
         print_json({"artefact": str(pages.folder), **pages.corpus})
         return
-    book = labels_of(fitted.parts.sae)
-    labels = book.labels() if book else {}
+    labels = labels_of(folder)
     if found:
         explanation_view.show([part for page in found for part in latent_view.page_parts(page, labels)] + [latent_view.read_on(pages)])
     else:
-        explanation_view.show(list(latent_view.overview(pages, fitted.selected(), labels)))
+        explanation_view.show(list(latent_view.overview(pages, selected_latents(folder), labels)))
     print(f"pages of {len(pages):,} latents: {pages.folder}")
 
 
@@ -65,13 +64,15 @@ def _as_run(arguments: argparse.Namespace) -> LatentsRunConfig:
     return LatentsRunConfig(**named, which="all" if arguments.all else "selected", pages=override(LatentsConfig(), vars(arguments)))
 
 
-def _pages(fitted: FittedLatents, arguments: argparse.Namespace, display: console.Display) -> LatentPages:
+def _pages(folder: ModelFolder, arguments: argparse.Namespace, display: console.Display) -> LatentPages:
     """Found, or made when the device is free."""
     from core.jobs.fit import foreground_turn
+    from core.latents.find_pages import find_pages
+    from core.latents.make_pages import make_pages
 
     config: LatentsConfig = override(LatentsConfig(), vars(arguments))
-    found = fitted.find(config, arguments.latent, every=arguments.all)
-    if found is not None:
-        return found
-    with foreground_turn(fitted.parts.backbone_config, fitted.store, display.say):
-        return fitted.pages(config, arguments.latent, every=arguments.all, device=arguments.device, progress=display)
+    pages = find_pages(folder, config, arguments.latent, every=arguments.all)
+    if pages is not None:
+        return pages
+    with foreground_turn(folder.parts.backbone_config, folder.store, display.say):
+        return make_pages(folder, config, arguments.latent, every=arguments.all, device=arguments.device, progress=display)

@@ -44,7 +44,7 @@ from core.doctor.checks_reading import (
 from core.doctor.checks_reward import attribution_residual, faithful_explanations, length_shortcut, prompt_variance, top_k_stability, wording_shortcut
 from core.doctor.checks_sae import dead_latents, fvu_on_our_tokens, l0_on_our_tokens, measure_sae
 from core.doctor.null_test import label_swap_null, null_check
-from core.doctor.report import Check, Report
+from core.doctor.report import STEP, Check, Report, load_report, save_report
 from core.errors import ConfigError, MissingError
 from core.explain.cues import length_cue
 from core.explain.faithfulness import faithfulness
@@ -53,11 +53,31 @@ from core.files import read_json
 from core.reward.dialogues import Item
 from core.reward.extraction import response_states
 from core.reward.fit_responses import FitResponses
+from core.reward.folder import ModelFolder
 from core.reward.model import SparseRM
 from core.reward.pair_counts import LostPair
 from core.types import HiddenStates, PreferencePairs, Progress, no_progress
 
 STATES = 5000  # held-out states that the SAE, and responses that the attribution, are measured on
+
+
+def doctor_report(folder: ModelFolder, config: DoctorConfig, *, device: str = "auto", progress: Progress = no_progress) -> tuple[Report, Path]:
+    """The report on a fitted reward model and its artefact's folder: found by the content of the model's folder, or made.
+
+    Raises MissingError where the folder does not keep its pairs or this cache does not hold the fit's hidden states, and
+    what loading backbone and SAE raises.
+    """
+
+    def make(target: Path, _scratch: Path) -> dict[str, Any]:
+        model = SparseRM.load(folder.path, device=device)
+        _ = folder.responses_with_texts
+        states, left_out = folder.states(), folder.lost_pairs()
+        report = Doctor(model=model, z=states, table=folder.evaluation, left_out=left_out, config=config, progress=progress).examine()
+        save_report(target, report)
+        return {"status": report.status, "counts": report.counts, **report.about}
+
+    path = folder.result(STEP, config, make).path
+    return load_report(path), path
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""What the doctor says: one `Check` a question, and the `Report` of all of them. Plain values: a page or a script reads them without an engine.
+"""The doctor's report: one `Check` a question, and the `Report` of all of them. Plain values: a page or a script reads them without an engine.
 
 pass   the figure keeps its bound
 warn   read the remedy before trusting what the figure is about; also where a figure can't be had
@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core.config import DoctorConfig
 from core.errors import StoreError
 from core.files import read_json, write_json
+from core.reward.folder import ModelFolder
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
 STATUSES = (PASS, WARN, FAIL)
+STEP = "doctor"
 FILE = "report.json"
 
 
@@ -84,6 +87,12 @@ def load_report(folder: Path) -> Report:
         return Report(checks=tuple(Check(**check) for check in found["checks"]), about=found["about"], seconds=found["seconds"])
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} can't be read", found=f"{type(error).__name__}: {error}", remedy="sparserm cache verify") from error
+
+
+def find_report(folder: ModelFolder, config: DoctorConfig) -> Report | None:
+    """The report on a reward model that was made with this config; None without."""
+    artefact = folder.find_result(STEP, config)
+    return None if artefact is None else load_report(artefact.path)
 
 
 def judge(*verdicts: tuple[bool, str]) -> str:

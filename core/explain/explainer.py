@@ -24,7 +24,7 @@ from core.explain.explanation import Explanation, PairExplanation
 from core.explain.explanation_builder import ExplanationBuilder
 from core.explain.kept import read_faithfulness
 from core.explain.response_reader import ResponseReader
-from core.latents.label_book import labels_of
+from core.latents.label_book import book_of_sae
 from core.latents.labels import Labels
 from core.reward.dialogues import Dialogue, Item
 from core.reward.fit_responses import FitResponses
@@ -37,7 +37,7 @@ class Explainer(ResponseReader):
 
     def __init__(self, model: SparseRM, *, labels: Labels | None = None) -> None:
         super().__init__(model)
-        self._labels, self._book = labels, labels_of(model.parts.sae)
+        self._labels, self._book = labels, book_of_sae(model.parts.sae)
         self.builder = ExplanationBuilder(model.parts, model.known, read_faithfulness(model.folder))
 
     @property

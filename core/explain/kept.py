@@ -22,7 +22,7 @@ from core.explain.switch import Switchboard, SwitchedOff
 from core.latents.label_book import LabelBook
 from core.latents.labels import Labels
 from core.reward.fit_responses import FitResponses, read_responses
-from core.reward.folder import read_parts
+from core.reward.parts_files import read_parts
 from core.reward.recorded_files import FAITHFULNESS, remedy_for
 from core.types import PreferencePair, strict_json
 

@@ -28,6 +28,7 @@ from core.types import Progress, no_progress
 
 if TYPE_CHECKING:
     from core.reward.fit_responses import FitResponses
+    from core.reward.folder import ModelFolder
 
 NAME = "spaces"
 DENSE, SPARSE = "dense", "sparse"
@@ -92,6 +93,12 @@ def load_spaces(folder: Path) -> Spaces:
     """What `save_spaces` wrote. Raises StoreError where it is damaged. Loads neither torch nor scikit-learn."""
     found: Spaces = load_value(folder, NAME, Spaces, SpaceFigures, Estimate)
     return found
+
+
+def find_spaces(folder: ModelFolder, config: SpacesConfig) -> Spaces | None:
+    """Pictures and figures of a reward model that were made with this config; None without."""
+    artefact = folder.find_result(NAME, config)
+    return None if artefact is None else load_spaces(artefact.path)
 
 
 def compare_spaces(

@@ -26,9 +26,10 @@ from core.data.splits import split_pairs, split_report
 from core.errors import DataError
 from core.files import file_sha256, write_json
 from core.runs.store import Artefact, Store
+from core.runs.versions import VERSIONS
 from core.types import PreferencePairs, Progress, no_progress, sha256_of
 
-STEP, VERSION = "pairs_check", 2
+STEP = "pairs_check"
 REPORT, PAIRS = "report.json", "pairs.jsonl"
 
 
@@ -52,7 +53,7 @@ def check_pairs(config: DataConfig, store: Store, progress: Progress = no_progre
         counts = {"n_rows": report.n_rows, "n_rows_refused": len(report.refused), "n_pairs_over_limit": report.n_over_limit}
         return {"source": split.source, **counts, "n_pairs": len(split), "n_prompts": report.n_prompts}
 
-    return store.get_or_make(STEP, VERSION, asked, [source], make)
+    return store.get_or_make(STEP, VERSIONS[STEP], asked, [source], make)
 
 
 def _split(pairs: PreferencePairs, config: DataConfig) -> tuple[PreferencePairs, tuple[str, ...]]:

@@ -9,7 +9,7 @@
     evaluation     the test split, read once                                                          core.reward.evaluation
     (pair counts)  how many pairs never came so far, where and why: stands beside every figure        core.reward.pair_counts
     known          what explaining needs of every response                                            core.reward.fit_responses
-    reward_model   the folder that scores, each control beside it, faithfulness of its explanations   core.reward.folder
+    reward_model   the folder that scores, each control beside it, faithfulness of its explanations   core.reward.parts_files
 
 The steps are pure functions of inputs, config and progress. `core.fit.steps` wraps each with the store: what stands is
 found, what does not is computed, and a killed run goes on where it was.

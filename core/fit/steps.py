@@ -28,12 +28,13 @@ from core.explain.faithfulness import faithfulness
 from core.files import file_sha256, read_json, write_json
 from core.reward.controls import Probe
 from core.reward.curve import accuracy_curve
-from core.reward.extraction import extract, load_hidden_states, texts_as_read
+from core.reward.extraction import extract, texts_as_read
 from core.reward.fit_responses import collect_responses, read_responses, write_responses
 from core.reward.fitting import Controls, HeadEnsemble, SparseFit, evaluate_fit, fit_controls, fit_sparserm
-from core.reward.folder import write_parts
 from core.reward.head import Head, TrainedHead
+from core.reward.hidden_states import load_hidden_states
 from core.reward.pair_counts import brief, pair_counts, reading_details, sentences, summed_rows
+from core.reward.parts_files import write_parts
 from core.reward.parts_from_fit import PartsFromFit
 from core.reward.projection import activations, project
 from core.reward.ranking import Resamples
@@ -41,11 +42,11 @@ from core.reward.recorded_files import CURVE, EVALUATION, FAITHFULNESS, KNOWN, K
 from core.reward.selection import SelectionSummary, latent_frequencies
 from core.runs.store import Artefact, Store
 from core.runs.values import load_value, save_value
+from core.runs.versions import VERSIONS
 from core.sae.autoencoder import SparseAutoencoder, check_sae_fits, load_sae
 from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, sha256_of
 
-# Bumped by hand when a step computes something else from the same inputs; golden numbers in the tests catch a forgotten bump.
-VERSIONS = {"pairs": 3, "extraction": 2, "frequencies": 1, "heads": 1, "controls": 1, "curve": 1, "evaluation": 3, "known": 1, "reward_model": 2}
+STEPS = ("pairs", "extraction", "frequencies", "heads", "controls", "curve", "evaluation", "known", "reward_model")
 CLASSES = (LatentFrequencies, Resamples, SparseFit, SelectedDirections, SelectionSummary, HeadEnsemble, TrainedHead, Head, Controls, Probe)
 log = logging.getLogger(__name__)
 

@@ -58,7 +58,7 @@ def run_alignment(config: AlignConfig, store: Store, progress: Progress) -> Alig
     from core.align.records import Ledger
     from core.align.steps import AlignSteps
     from core.fit.pipeline import fit
-    from core.jobs.fitted import Fitted
+    from core.reward.folder import ModelFolder
     from core.reward.model import SparseRM
 
     folder = Path(config.model) if config.model else fit(config.fit, store, progress).artefact
@@ -67,7 +67,7 @@ def run_alignment(config: AlignConfig, store: Store, progress: Progress) -> Alig
     judge = model if judging == folder else SparseRM.load(judging, device=device)
     if same_reading(model.parts, judge.parts):
         judge.reader = model.reader  # one language model for both
-    fitted, ledger = Fitted(folder=folder, store=store), Ledger(store.root, config)
+    fitted, ledger = ModelFolder(folder, store), Ledger(store.root, config)
     return align(AlignSteps(config=config, model=model, judge=judge, fitted=fitted, store=store, ledger=ledger, progress=progress))
 
 

@@ -16,8 +16,7 @@ from core.config import BackboneConfig, DoctorRunConfig, LatentsRunConfig, Space
 from core.errors import MissingError
 from core.fit.defaults import absolute
 from core.jobs.fit import Job, Say
-from core.jobs.fitted import Fitted
-from core.jobs.fitted_latents import FittedLatents
+from core.reward.folder import ModelFolder
 from core.reward.recorded_files import CONFIG, read_config
 from core.runs.store import Store
 from core.types import Progress
@@ -60,20 +59,24 @@ def _job(disk: Callable[[Any], float], seconds: Callable[[Any], float], run: Cal
 
 
 def _run_doctor(config: DoctorRunConfig, store: Store, progress: Progress) -> dict[str, Any]:
-    report, path = Fitted(folder=Path(config.model), store=store).report(config.doctor, device=config.device, progress=progress)
+    from core.doctor.doctor import doctor_report
+
+    report, path = doctor_report(ModelFolder(config.model, store), config.doctor, device=config.device, progress=progress)
     return {"artefact": str(path), "outcome": {"artefact": str(path), "status": report.status, "counts": report.counts}}
 
 
 def _run_spaces(config: SpacesRunConfig, store: Store, progress: Progress) -> dict[str, Any]:
-    found, path = Fitted(folder=Path(config.model), store=store).spaces(config.spaces, progress=progress)
-    return {"artefact": str(path), "outcome": {"artefact": str(path), "points": len(found.rows)}}
+    from core.explain.model_spaces import model_spaces
+
+    spaces, path = model_spaces(ModelFolder(config.model, store), config.spaces, progress=progress)
+    return {"artefact": str(path), "outcome": {"artefact": str(path), "points": len(spaces.rows)}}
 
 
 def _run_latents(config: LatentsRunConfig, store: Store, progress: Progress) -> dict[str, Any]:
-    every = config.which == "all"
-    pages = FittedLatents(folder=Path(config.model), store=store).pages(
-        config.pages, config.latent, every=every, device=config.device, progress=progress
-    )
+    from core.latents.make_pages import make_pages
+
+    folder = ModelFolder(config.model, store)
+    pages = make_pages(folder, config.pages, config.latent, every=config.which == "all", device=config.device, progress=progress)
     return {"artefact": str(pages.folder), "outcome": {"artefact": str(pages.folder), "pages": len(pages)}}
 
 

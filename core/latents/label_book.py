@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from core.errors import ConfigError, MissingError
 from core.files import json_line, write_bytes
 from core.latents.label_identity import DIFFERENT, stated_sae, stated_source, verdict
 from core.latents.labels import NOT_STATED, PERSON, SHIPPED, SOURCES, Label, Labels, Score, label_from_row, one_line, today, with_scores
+from core.reward.folder import FolderContent, ModelFolder
 from core.runs.locks import make_lock
 from core.runs.store import cache_root
 from core.text_safety import printable
@@ -235,9 +237,25 @@ class LabelBook:
             write_bytes(path, b"".join(change(read_lines(path, parse))))
 
 
-def labels_of(sae: Mapping[str, Any] | None) -> LabelBook | None:
+def book_of_sae(sae: Mapping[str, Any] | None, root: Path | None = None) -> LabelBook | None:
     """The book of an SAE as a reward model names it; None where it names none, or not by hash."""
-    return LabelBook(sae) if sae and isinstance(sae.get("sha256"), str) else None
+    return LabelBook(sae, root) if sae and isinstance(sae.get("sha256"), str) else None
+
+
+def book_of(folder: ModelFolder) -> LabelBook | None:
+    """The book of a reward model's SAE, shared by everybody who reads this folder: it reads a file again only when it has changed."""
+    return _book(folder.content, folder.root)
+
+
+@lru_cache(maxsize=16)
+def _book(content: FolderContent, root: Path) -> LabelBook | None:
+    return book_of_sae(content.parts.sae, root)
+
+
+def labels_of(folder: ModelFolder) -> Labels:
+    """The best label of each latent of a reward model that has one, as the label files stand now."""
+    book = book_of(folder)
+    return book.labels() if book else {}
 
 
 def read_lines(path: Path, parse: Parse) -> list[Line]:

@@ -28,11 +28,12 @@ from core.backbone.layout import Unreadable
 from core.backbone.model import Backbone
 from core.backbone.template import KEPT, STRIPPED, Rendered
 from core.backbone.thinking import without_thinking
-from core.errors import BackboneError, DataError, StoreError
+from core.errors import BackboneError, DataError
 from core.files import read_json, whole_file, write_json
+from core.reward.hidden_states import states_name
 from core.reward.packing import PackedBatch, Plan, Sequences, Tree, pack, plan_batches, row_size
 from core.runs.store import HOLD
-from core.types import HiddenStates, Message, PreferencePairs, Progress, RefusedRow, no_progress, sha256_of
+from core.types import Message, PreferencePairs, Progress, RefusedRow, no_progress, sha256_of
 
 Item = tuple[Sequence[Message], str]
 RENDER_CHUNK = 2048  # dialogues tokenised at a time
@@ -68,7 +69,7 @@ def extract(
 ) -> dict[str, Any]:
     """Hidden states of all pairs' responses into `folder`, resuming from the whole shards in `scratch`. Returns a report for the manifest.
 
-    `load_hidden_states(folder, layer, position)` reads them. Raises DataError if no pair fits, BackboneError if the model can't run.
+    `core.reward.hidden_states` reads them. Raises DataError if no pair fits, BackboneError if the model can't run.
     """
     items, chosen, rejected = _distinct(pairs)
     read = read_items(backbone, items, positions, progress)
@@ -102,27 +103,6 @@ def extract(
         "thinking": read.n_thinking,
         "refused": [vars(row) for row in _refused_pairs(read, chosen, rejected)],
     }
-
-
-def load_hidden_states(folder: Path, layer: int, position: str) -> HiddenStates:
-    """What `extract` saved for one layer and position; `states` is a read-only memory map. Raises StoreError where it is not there."""
-    from safetensors.numpy import load_file
-
-    path = folder / _states_name(layer, position)
-    if not path.is_file():
-        raise StoreError(
-            f"{folder} holds no states of layer {layer} at {position}", found=", ".join(sorted(p.name for p in folder.glob("*.safetensors")))
-        )
-    index = load_file(folder / "index.safetensors")
-    return HiddenStates(
-        states=map_tensor(path),
-        chosen_rows=index["chosen_rows"],
-        rejected_rows=index["rejected_rows"],
-        pair_rows=index["pair_rows"],
-        n_tokens=index["n_tokens"],
-        layer=layer,
-        position=position,
-    )
 
 
 def texts_as_read(pairs: PreferencePairs, report: Mapping[str, Any]) -> PreferencePairs:
@@ -439,7 +419,7 @@ def _merge(scratch: Path, folder: Path, plan: Plan, layers: Sequence[int], posit
     """Writes the shards' rows at their places in one file a layer and position, shard by shard, so that memory stays flat."""
     from safetensors.numpy import load_file
 
-    files = {(i, j): (folder / _states_name(layer, position)).open("wb") for i, layer in enumerate(layers) for j, position in enumerate(positions)}
+    files = {(i, j): (folder / states_name(layer, position)).open("wb") for i, layer in enumerate(layers) for j, position in enumerate(positions)}
     try:
         begin = {key: _write_header(handle, n, d_model) for key, handle in files.items()}
         for number in range(len(plan.shards)):
@@ -453,10 +433,6 @@ def _merge(scratch: Path, folder: Path, plan: Plan, layers: Sequence[int], posit
             handle.close()
 
 
-def _states_name(layer: int, position: str) -> str:
-    return f"L{layer:02d}-{position}.safetensors"
-
-
 def _write_header(handle: Any, n: int, d_model: int) -> int:
     """A safetensors header for one float32 tensor `states` [n, d_model]; returns where its data begin."""
     header = json.dumps({"states": {"dtype": "F32", "shape": [n, d_model], "data_offsets": [0, n * d_model * 4]}}).encode()
@@ -464,16 +440,6 @@ def _write_header(handle: Any, n: int, d_model: int) -> int:
     handle.write(len(header).to_bytes(8, "little") + header)
     handle.truncate(8 + len(header) + n * d_model * 4)
     return 8 + len(header)
-
-
-def map_tensor(path: Path) -> Float[np.ndarray, "n d"]:
-    """The tensor `states` of such a file as a read-only memory map. Raises StoreError where the file is not as long as it says."""
-    with path.open("rb") as handle:
-        size = int.from_bytes(handle.read(8), "little")
-        entry = json.loads(handle.read(size))["states"]
-    if path.stat().st_size != 8 + size + entry["data_offsets"][1]:
-        raise StoreError(f"{path} is cut off", expected=f"{8 + size + entry['data_offsets'][1]} bytes", found=f"{path.stat().st_size}")
-    return np.memmap(path, dtype="<f4", mode="r", offset=8 + size, shape=tuple(entry["shape"]))
 
 
 def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -1,295 +1,393 @@
-"""A reward model's folder on disk: what is in it, written whole or not at all, and read with every claim checked.
+"""The folder of one reward model, read: its config, tables, heads and responses, and what its fit left in the cache.
 
-The format is public; `core.reward.model` documents it. Only numpy and safetensors are needed here: no backbone, no SAE, no torch.
+    folder = ModelFolder("cache/artefacts/reward_model/ab/ab12...")
+    folder.config, .evaluation, .curve, .selection, .faithfulness     JSON values of its files
+    folder.parts                                                      heads, directions, quantiles (RewardParts)
+    folder.responses, .pairs, .rewards, .pair_rewards, .margins       the responses it was fitted and measured on
+    folder.data_report, .frequencies, .states(), .lost_pairs()        results of earlier steps of its fit
+    folder.find_result(step, config), .results(step), .result(...)    results that are computed of it afterwards
+
+Each file is read when it is first asked for, by one reader, and only after all recorded files were checked
+(core.reward.recorded_files). What was read stays in memory for the last few models and is shared by everybody who opens
+the same folder with the same record, such as all sessions of the pages: never write into it. A folder that was replaced
+has another record, so it is read again. A ModelFolder itself checks once; open a new one for a new look.
+
+Pages import this module: it loads neither torch nor transformers nor scikit-learn. What scores texts is
+`core.reward.model.SparseRM`; `core.reward.parts_files` describes the files' contents and writes them.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from jaxtyping import Float, Int
 
-from core.config import BackboneConfig, SAEConfig, from_dict
-from core.errors import SparseRMError, StoreError
-from core.reward import recorded_files
-from core.reward.head import Head
-from core.reward.parts import KINDS, WITH_DIRECTIONS, WITH_LATENTS, RewardParts
-from core.reward.recorded_files import CONFIG, FORMAT, HEADS, SELECTION, TENSORS, remedy_for, write_config
-from core.runs.store import publish_folder
-from core.types import strict_json
+from core.config import Config
+from core.data.pairs_file import read_pairs
+from core.errors import ConfigError, MissingError, StoreError
+from core.files import read_json
+from core.reward.fit_responses import FitResponses, read_responses
+from core.reward.hidden_states import load_hidden_states
+from core.reward.pair_counts import LostPair, lost_pairs
+from core.reward.parts import RewardParts
+from core.reward.parts_files import read_parts, read_selection
+from core.reward.ranking import Resamples
+from core.reward.recorded_files import (
+    CONFIG,
+    CURVE,
+    EVALUATION,
+    FAITHFULNESS,
+    HEADS,
+    KNOWN,
+    KNOWN_TEXTS,
+    SELECTION,
+    TENSORS,
+    read_config,
+    record_of,
+    remedy_for,
+    sha256_of_file,
+)
+from core.runs.store import Artefact, Store
+from core.runs.values import load_value
+from core.runs.versions import VERSIONS
+from core.types import SPLITS, LatentFrequencies, PreferencePair, PreferencePairs
 
-SCHEMA = 1
-N_QUANTILES = 101
-HEAD_TENSORS = {"head.0.weight": "weight_1", "head.0.bias": "bias_1", "head.2.weight": "weight_2", "head.2.bias": "bias_2"}
-_DTYPES = {"F32": np.dtype(np.float32), "I64": np.dtype(np.int64)}
+# The files whose content names what is computed of a reward model afterwards: a copy of the folder has the same results.
+CONTENT = (CONFIG, TENSORS, HEADS, SELECTION, KNOWN, KNOWN_TEXTS, EVALUATION)
+KEPT = 6  # models whose values stay in memory
+FIT_AGAIN = "fit it again with this cache (SPARSERM_CACHE); finished steps are found"
+log = logging.getLogger(__name__)
+Make = Callable[[Path, Path], Mapping[str, Any]]
 
-Tensors = dict[str, np.ndarray]
-Spec = dict[str, tuple[str, tuple[int, ...]]]
+
+class FolderContent:
+    """The values read from one folder while its record is the same: shared, so nothing may be written into them."""
+
+    def __init__(self, path: Path, k: int) -> None:
+        self.path, self._k = path, k
+        self._json: dict[str, Any] = {}
+
+    def json(self, name: str) -> Any:
+        """The value of a JSON file. Raises MissingError where the folder has none, StoreError where it can't be read."""
+        if name not in self._json:
+            if not (self.path / name).is_file():
+                raise MissingError(f"{self.path} holds no {name}", remedy=FIT_AGAIN)
+            self._json[name] = read_json(self.path / name)
+        return self._json[name]
+
+    @cached_property
+    def faithfulness(self) -> Mapping[str, Any] | None:
+        """Measured faithfulness of explanations (core.explain.faithfulness); None where the folder has none."""
+        figures = self.json(FAITHFULNESS) if (self.path / FAITHFULNESS).is_file() else None
+        if figures is not None and not isinstance(figures, dict):
+            problem, found = f"{self.path / FAITHFULNESS} is damaged", type(figures).__name__
+            raise StoreError(problem, expected="a JSON object", found=found, remedy=remedy_for(self.path))
+        return figures
+
+    @cached_property
+    def selection(self) -> tuple[Mapping[str, Any], ...]:
+        return read_selection(self.path / SELECTION)
+
+    @cached_property
+    def parts(self) -> RewardParts:
+        return read_parts(self.path)
+
+    @cached_property
+    def responses(self) -> FitResponses | None:
+        return read_responses(self.path, self._k)
+
+    @cached_property
+    def rewards(self) -> Float[np.ndarray, " n"]:
+        rewards = np.zeros(0) if self.responses is None else self.parts.head.reward(self.responses.projections)
+        rewards.flags.writeable = False
+        return rewards
+
+    @cached_property
+    def pair_rewards(self) -> Float[np.ndarray, "n_pairs 2"]:
+        if self.responses is None:
+            return np.zeros((0, 2))
+        return np.stack([self.rewards[self.responses.chosen_rows], self.rewards[self.responses.rejected_rows]], axis=1)
+
+    @cached_property
+    def margins_by_head(self) -> Float[np.ndarray, "n_heads n_pairs"]:
+        if self.responses is None:
+            return np.zeros((len(self.parts.heads), 0))
+        rewards = np.stack([head.reward(self.responses.projections) for head in self.parts.heads])
+        return rewards[:, self.responses.chosen_rows] - rewards[:, self.responses.rejected_rows]
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The number of each pair by its id; of equal pairs the first."""
+        pairs = None if self.responses is None else self.responses.pairs
+        return {} if pairs is None else {pair.pair_id: number for number, pair in reversed(list(enumerate(pairs)))}
 
 
-def save_parts(parts: RewardParts, target: Path, beside: Sequence[Path] = ()) -> Path:
-    """Saves a reward model as a new folder, whole or not at all, with copies of the files `beside` it.
+class ModelFolder:
+    """One reward model's folder, and the store (by default the cache, `SPARSERM_CACHE`) that holds the other results of its fit.
 
-    Raises StoreError if `target` is taken or the parts contradict one another.
+    Opening it reads nothing. Every property raises StoreError, naming the file, where the folder is damaged or holds no
+    reward model, and MissingError where the folder or the cache does not hold what is asked for.
     """
-    if target.exists():
-        raise StoreError(f"{target} exists already", remedy="give another path, or remove it first")
 
-    return publish_folder(target, lambda folder: write_parts(parts, folder, beside))
+    def __init__(self, path: str | Path, store: Store | None = None) -> None:
+        self.path, self.store = Path(path), store or Store()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ModelFolder) and (self.path, self.root) == (other.path, other.root)
 
-def write_parts(parts: RewardParts, folder: Path, beside: Sequence[Path] = ()) -> None:
-    """Writes the files into an existing folder, with copies of those `beside` it, and `config.json` with the hashes of all of them last.
+    def __hash__(self) -> int:
+        return hash((self.path, self.root))
 
-    Raises StoreError where the parts contradict one another.
-    """
-    config, tensors, heads = _config_of(parts), _tensors_of(parts), _heads_of(parts)
-    _check_config(config, str(folder))
-    _check_tensors(tensors, _expected_tensors(config), str(folder / TENSORS))
-    _check_tensors(heads, _expected_heads(config), str(folder / HEADS))
-    _check_selection(parts.selection, parts.latent_ids, str(folder / SELECTION))
-    # Not save_file: it leaves files that only their owner can read.
-    (folder / TENSORS).write_bytes(save(tensors))
-    (folder / HEADS).write_bytes(save(heads))
-    rows = "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in parts.selection)
-    (folder / SELECTION).write_text(rows, encoding="utf-8", newline="\n")
-    for file in beside:
-        shutil.copyfile(file, folder / file.name)
-    write_config(folder, config, [TENSORS, HEADS, SELECTION, *(file.name for file in beside)])
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
 
+    @property
+    def root(self) -> Path:
+        """The cache's folder."""
+        return self.store.root
 
-def read_parts(folder: Path) -> RewardParts:
-    """A reward model from its folder, all of whose recorded files are checked first (core.reward.recorded_files).
+    # --- its tables ---
 
-    Raises StoreError, naming the file, where anything is missing, of a newer schema, damaged or contradictory.
-    """
-    config = recorded_files.read_config(folder)
-    _check_config(config, str(folder))
-    tensors = _read_tensors(folder / TENSORS, _expected_tensors(config))
-    heads = _read_tensors(folder / HEADS, _expected_heads(config))
-    selection = _read_selection(folder / SELECTION)
-    _check_selection(selection, tensors.get("latent_ids"), str(folder / SELECTION))
-    return RewardParts(
-        kind=config["kind"],
-        backbone={**config["backbone"], "template_sha256": config["template_sha256"]},
-        backbone_config=_config_from(BackboneConfig, {**config["reading"], "layer": config["layer"], "position": config["position"]}, folder),
-        sae=config["sae"],
-        sae_config=None if config["sae_config"] is None else _config_from(SAEConfig, config["sae_config"], folder),
-        method=config["method"],
-        evaluation=config["evaluation"],
-        selection=selection,
-        head=_head_from(tensors, ""),
-        heads=tuple(_head_from(heads, f"seed.{seed}.") for seed in config["seeds"]),
-        seeds=tuple(config["seeds"]),
-        directions=tensors.get("directions"),
-        latent_ids=tensors.get("latent_ids"),
-        projection_mean=tensors["projection_mean"],
-        projection_std=tensors["projection_std"],
-        reward_quantiles=tensors["reward_quantiles"],
-        margin_scale=float(tensors["margin_scale"][0]),
-    )
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """config.json (core.reward.model documents it), read after every recorded file of the folder was found whole."""
+        return read_config(self.path)
 
+    @property
+    def content(self) -> FolderContent:
+        """The shared values of the folder as it is recorded; functions of higher rooms keep what they make of it by this object."""
+        return _content(self.path.absolute(), record_of(self.path, self.config), int(self.config["k"]))
 
-def _config_of(parts: RewardParts) -> dict[str, Any]:
-    reading = {name: value for name, value in parts.backbone_config.result_fields().items() if name not in ("layer", "position")}
-    return {
-        "format": FORMAT,
-        "schema": SCHEMA,
-        "kind": parts.kind,
-        "k": parts.k,
-        "hidden": int(parts.head.weight_1.shape[0]),
-        "backbone": {name: value for name, value in parts.backbone.items() if name != "template_sha256"},
-        "template_sha256": parts.backbone.get("template_sha256"),
-        "layer": parts.layer,
-        "position": parts.position,
-        "reading": reading,
-        "sae": None if parts.sae is None else dict(parts.sae),
-        "sae_config": None if parts.sae_config is None else parts.sae_config.result_fields(),
-        "seeds": list(parts.seeds),
-        "method": dict(parts.method),
-        "evaluation": dict(parts.evaluation),
-    }
+    @property
+    def evaluation(self) -> Mapping[str, Any]:
+        """`Evaluation.to_json`: sparserm, controls, losses, subsets, n_prompts, on test pairs; with `pair_counts`."""
+        table: Mapping[str, Any] = self.content.json(EVALUATION)
+        return table
 
+    @property
+    def curve(self) -> Sequence[Mapping[str, Any]]:
+        """`CurvePoint.to_json` of each K and kind of direction, on validation pairs."""
+        points: Sequence[Mapping[str, Any]] = self.content.json(CURVE)
+        return points
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "kind": (str,),
-    "k": (int,),
-    "hidden": (int,),
-    "backbone": (dict,),
-    "template_sha256": (str, type(None)),
-    "layer": (int,),
-    "position": (str,),
-    "reading": (dict,),
-    "sae": (dict, type(None)),
-    "sae_config": (dict, type(None)),
-    "seeds": (list,),
-    "method": (dict,),
-    "evaluation": (dict,),
-}
+    @property
+    def faithfulness(self) -> Mapping[str, Any] | None:
+        """How well explanations predict interventions (core.explain.faithfulness); None where it was not measured."""
+        return self.content.faithfulness
 
+    @property
+    def selection(self) -> Sequence[Mapping[str, Any]]:
+        """One row for each selected latent, in the order of the directions (core.reward.parts.selection_table)."""
+        return self.content.selection
 
-def _check_config(config: Mapping[str, Any], place: str) -> None:
-    schema = config.get("schema")
-    if schema != SCHEMA:
-        newer = isinstance(schema, int) and schema > SCHEMA
-        said = "was saved by a newer version" if newer else "has an unknown schema"
-        remedy = "pip install --upgrade sparserm-workbench" if newer else "fit it again"
-        raise StoreError(f"the reward model {place} {said}", expected=f"schema {SCHEMA}", found=f"schema {schema!r}", remedy=remedy)
-    for name, types in _TYPES.items():
-        value = config.get(name, ...)
-        if not isinstance(value, types) or isinstance(value, bool):
-            wanted = " or ".join("null" if t is type(None) else t.__name__ for t in types)
-            raise _damaged(place, f"{name} as {wanted} in {CONFIG}", "nothing" if value is ... else repr(value)[:80])
-    if config["kind"] not in KINDS:
-        raise _damaged(place, f"kind {' | '.join(KINDS)}", repr(config["kind"]))
-    sizes = {"k": config["k"], "hidden": config["hidden"], "backbone.d_model": config["backbone"].get("d_model")}
-    for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise _damaged(place, f"{name} >= 1", repr(size))
-    if config["kind"] == "dense" and config["k"] != config["backbone"]["d_model"]:
-        raise _damaged(place, f"a dense head on all {config['backbone']['d_model']} dimensions of z", f"k {config['k']}")
-    if config["kind"] == "activations" and config["sae_config"] is None:
-        raise _damaged(place, "sae_config: this kind reads the SAE's activations", "null")
-    seeds = config["seeds"]
-    if not seeds or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise _damaged(place, "seeds: a list of different integers, one a head", repr(seeds)[:80])
+    @property
+    def latents(self) -> tuple[int, ...]:
+        """The selected latents, in the order of the directions."""
+        return tuple(int(row["latent_id"]) for row in self.selection)
 
+    @property
+    def parts(self) -> RewardParts:
+        """Heads, directions and quantiles."""
+        return self.content.parts
 
-def _head_spec(config: Mapping[str, Any], prefix: str = "") -> Spec:
-    k, hidden = config["k"], config["hidden"]
-    shapes = {"head.0.weight": (hidden, k), "head.0.bias": (hidden,), "head.2.weight": (1, hidden), "head.2.bias": (1,)}
-    return {prefix + name: ("F32", shape) for name, shape in shapes.items()}
+    # --- its responses ---
 
+    def find_responses(self) -> FitResponses | None:
+        """As `responses`; None where the folder keeps none."""
+        return self.content.responses
 
-def _expected_tensors(config: Mapping[str, Any]) -> Spec:
-    k, kind = config["k"], config["kind"]
-    spec: Spec = _head_spec(config)
-    sizes = {"projection_mean": k, "projection_std": k, "reward_quantiles": N_QUANTILES, "margin_scale": 1}
-    spec |= {name: ("F32", (size,)) for name, size in sizes.items()}
-    if kind in WITH_DIRECTIONS:
-        spec["directions"] = ("F32", (k, config["backbone"]["d_model"]))
-    if kind in WITH_LATENTS:
-        spec["latent_ids"] = ("I64", (k,))
-    return spec
+    @property
+    def responses(self) -> FitResponses:
+        """Projections, activations and identity of the responses it was fitted and measured on; with texts where they were kept."""
+        responses = self.find_responses()
+        if responses is None:
+            raise MissingError(f"{self.path} does not keep the responses it was fitted on", expected=KNOWN, remedy=FIT_AGAIN)
+        return responses
 
+    @property
+    def has_texts(self) -> bool:
+        """Whether the texts of the pairs are kept beside the model."""
+        responses = self.find_responses()
+        return responses is not None and responses.pairs is not None
 
-def _expected_heads(config: Mapping[str, Any]) -> Spec:
-    spec: Spec = {}
-    for seed in config["seeds"]:
-        spec |= _head_spec(config, f"seed.{seed}.")
-    return spec
+    @property
+    def pairs(self) -> PreferencePairs:
+        """The pairs with texts and splits; pair i is pair i of `responses`."""
+        pairs = self.responses_with_texts.pairs
+        assert pairs is not None  # has_texts has looked
+        return pairs
 
+    @property
+    def responses_with_texts(self) -> FitResponses:
+        """As `responses`. Raises MissingError also where their texts were not kept."""
+        if not self.has_texts:
+            problem = f"{self.path} does not keep the pairs it was fitted on"
+            raise MissingError(problem, expected=f"{KNOWN}, {KNOWN_TEXTS}", remedy=FIT_AGAIN)
+        return self.responses
 
-def _tensors_of(parts: RewardParts) -> Tensors:
-    tensors: Tensors = {
-        **_head_tensors(parts.head, ""),
-        "projection_mean": _float32(parts.projection_mean),
-        "projection_std": _float32(parts.projection_std),
-        "reward_quantiles": _float32(parts.reward_quantiles),
-        "margin_scale": _float32([parts.margin_scale]),
-    }
-    if parts.directions is not None:
-        tensors["directions"] = _float32(parts.directions)
-    if parts.latent_ids is not None:
-        tensors["latent_ids"] = np.ascontiguousarray(parts.latent_ids, dtype=np.int64)
-    return tensors
+    def pair_number(self, pair_id: str) -> int | None:
+        """The number of the pair with this id; None where it is not kept."""
+        return self.content.numbers.get(pair_id)
 
+    def pair(self, number: int) -> PreferencePair:
+        """A pair with its texts, by its number. Raises ConfigError where there is no such pair."""
+        if not 0 <= number < len(self.pairs):
+            raise ConfigError("there is no such pair in this fit", expected=f"0 to {len(self.pairs) - 1}", found=str(number))
+        return self.pairs[number]
 
-def _heads_of(parts: RewardParts) -> Tensors:
-    if len(parts.heads) != len(parts.seeds):
-        raise StoreError("a reward model needs one seed a head", expected=f"{len(parts.heads)} seeds", found=f"{len(parts.seeds)} seeds")
-    tensors: Tensors = {}
-    for seed, head in zip(parts.seeds, parts.heads, strict=True):
-        tensors |= _head_tensors(head, f"seed.{seed}.")
-    return tensors
+    @property
+    def splits(self) -> list[str]:
+        """The split of each pair: train, validation, test or unused."""
+        names = (*SPLITS, "unused")
+        return [names[int(number)] for number in self.responses.split]
 
+    # --- its rewards ---
 
-def _head_tensors(head: Head, prefix: str) -> Tensors:
-    return {prefix + name: _float32(getattr(head, attribute)) for name, attribute in HEAD_TENSORS.items()}
+    @property
+    def rewards(self) -> Float[np.ndarray, " n_responses"]:
+        """The shipped head's reward of each response, float64."""
+        return self._with_responses.rewards
 
+    @property
+    def pair_rewards(self) -> Float[np.ndarray, "n_pairs 2"]:
+        """Rewards of each pair's chosen and rejected response."""
+        return self._with_responses.pair_rewards
 
-def _head_from(tensors: Tensors, prefix: str) -> Head:
-    return Head(**{attribute: tensors[prefix + name] for name, attribute in HEAD_TENSORS.items()})
+    @property
+    def margins(self) -> Float[np.ndarray, " n_pairs"]:
+        """s_w - s_l of each pair: reward of the chosen less reward of the rejected response."""
+        return self.pair_rewards[:, 0] - self.pair_rewards[:, 1]
 
+    @property
+    def margins_by_head(self) -> Float[np.ndarray, "n_heads n_pairs"]:
+        """s_w - s_l of each pair by each head that is kept; `margins` are the shipped head's."""
+        return self._with_responses.margins_by_head
 
-def _float32(values: Any) -> np.ndarray:
-    # safetensors writes the bytes behind the pointer, whatever the strides say.
-    return np.ascontiguousarray(values, dtype=np.float32)
+    @property
+    def _with_responses(self) -> FolderContent:
+        _ = self.responses
+        return self.content
 
+    def held_out(self, by: str = "") -> Int[np.ndarray, " m"]:
+        """Numbers of the held-out pairs in the order of the file, or `worst` (lowest reward) or `misranked` (lowest margin) first.
 
-def _read_tensors(path: Path, spec: Spec) -> Tensors:
-    try:
-        with safe_open(path, framework="np") as file:
-            found = {name: (file.get_slice(name).get_dtype(), tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
-            _check_spec(found, spec, str(path))
-            tensors = {name: np.array(file.get_tensor(name)) for name in spec}
-    except (OSError, SafetensorError) as error:
-        raise _damaged(str(path), "a safetensors file", str(error)) from error
-    _check_values(tensors, str(path))
-    return tensors
+        Raises ConfigError for another order.
+        """
+        numbers = self.responses.held_out_pairs
+        keys = {"": np.arange(len(numbers)), "worst": self.pair_rewards[numbers].min(axis=1), "misranked": self.margins[numbers]}
+        if by not in keys:
+            raise ConfigError("held-out pairs can't be ordered so", expected=", ".join(filter(None, keys)), found=by)
+        return numbers[np.argsort(keys[by], kind="stable")]
 
+    # --- what the fit left in the cache ---
 
-def _check_tensors(tensors: Tensors, spec: Spec, place: str) -> None:
-    names = {dtype: name for name, dtype in _DTYPES.items()}
-    _check_spec({name: (names[value.dtype], value.shape) for name, value in tensors.items()}, spec, place)
-    _check_values(tensors, place)
+    @property
+    def data_report(self) -> Mapping[str, Any]:
+        """`data` (DataReport.to_json: rows, refused, duplicates) and `split` (SplitReport.to_json)."""
+        report: Mapping[str, Any] = _report(self._step("pairs").path)
+        return report
 
+    @property
+    def frequencies(self) -> LatentFrequencies:
+        """How often each latent of the SAE is active in the training responses."""
+        return _frequencies(self._step("frequencies").path)
 
-def _check_spec(found: Spec, spec: Spec, place: str) -> None:
-    if set(found) != set(spec):
-        raise _damaged(place, "tensors " + ", ".join(sorted(spec)), _difference(found, spec))
-    for name, wanted in spec.items():
-        if found[name] != wanted:
-            raise _damaged(place, f"{name} {wanted[0]} {list(wanted[1])}", f"{found[name][0]} {list(found[name][1])}")
+    @property
+    def resamples(self) -> Resamples:
+        """The bootstrap over prompts of the latents' separations, for the stability of a selection."""
+        return _resamples(self._step("frequencies").path)
 
+    def find_frequencies(self) -> LatentFrequencies | None:
+        """As `frequencies`; None, with a warning in the log, where the cache does not hold them any more."""
+        if self.store.find("frequencies", self._fingerprint("frequencies")) is None:
+            log.warning("no random decoder rows stand beside: this cache does not hold the fit's latent frequencies any more")
+            return None
+        return self.frequencies
 
-def _difference(found: Iterable[str], wanted: Iterable[str]) -> str:
-    missing, strange = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    said = [f"no {', '.join(missing)}"] if missing else []
-    return "; ".join(said + ([f"also {', '.join(strange)}"] if strange else []))
+    def states(self) -> Float[np.ndarray, "n_responses d_model"]:
+        """z of each response of `responses`, in their order: a memory map where the extraction has just these."""
+        responses = self.responses
+        hidden = load_hidden_states(self._extraction().path, self.config["layer"], self.config["position"])
+        if hidden.n_pairs != len(responses.chosen_rows):
+            problem = "the hidden states in this cache are not of this reward model's pairs"
+            raise MissingError(problem, found=f"{hidden.n_pairs} pairs", remedy=FIT_AGAIN)
+        rows = np.zeros(len(responses), dtype=np.int64)
+        rows[responses.chosen_rows], rows[responses.rejected_rows] = hidden.chosen_rows, hidden.rejected_rows
+        return hidden.states if np.array_equal(rows, np.arange(len(hidden.states))) else hidden.states[rows]
 
+    def lost_pairs(self) -> tuple[LostPair, ...] | None:
+        """The pairs that the language model could not read; None where this cache does not hold them any more, or where an
+        earlier version did not record enough of them."""
+        pairs, report = self.store.find("pairs", self._fingerprint("pairs")), self._extraction().facts
+        if pairs is None or "refused_sides" not in report:
+            return None
+        return lost_pairs(read_pairs(pairs.file("pairs.jsonl")), report)
 
-def _check_values(tensors: Tensors, place: str) -> None:
-    for name, values in tensors.items():
-        bad = int((~np.isfinite(values)).sum())
-        if bad:
-            raise _damaged(place, f"{name} with finite values", f"{bad} that are not")
-    if "projection_std" in tensors and not (tensors["projection_std"] > 0).all():
-        raise _damaged(place, "projection_std > 0", repr(float(tensors["projection_std"].min())))
-    if "reward_quantiles" in tensors and (np.diff(tensors["reward_quantiles"]) < 0).any():
-        raise _damaged(place, "reward_quantiles that never fall", "a falling one")
+    def _fingerprint(self, step: str) -> str:
+        return str(self.config["method"].get("fingerprints", {}).get(step, "none"))
 
+    def _step(self, step: str) -> Artefact:
+        """The artefact of an earlier step of the fit."""
+        artefact = self.store.find(step, self._fingerprint(step))
+        if artefact is None:
+            raise MissingError(f"the {step} of this reward model are not in the cache any more", found=str(self.root), remedy=FIT_AGAIN)
+        return artefact
 
-def _read_selection(path: Path) -> tuple[dict[str, Any], ...]:
-    try:
-        rows = tuple(strict_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(str(path), "one JSON object a line", str(error)) from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise _damaged(str(path), "one JSON object a line", "another value")
-    return rows
+    def _extraction(self) -> Artefact:
+        """The extraction that holds the fit's layer, whichever other layers it holds."""
+        layer = self.config["layer"]
+        for _, artefact in self.store.all("extraction"):
+            if isinstance(artefact, Artefact) and layer in artefact.manifest["config"]["layers"]:
+                manifest, alone = artefact.manifest, {**artefact.manifest["config"], "layers": [layer]}
+                if self.store.fingerprint("extraction", manifest["version"], alone, manifest["inputs"]) == self._fingerprint("extraction"):
+                    return artefact
+        raise MissingError("the hidden states this reward model was fitted on are not in this cache", found=str(self.root), remedy=FIT_AGAIN)
 
+    # --- what is computed of it afterwards ---
 
-def _check_selection(rows: Sequence[Mapping[str, Any]], latent_ids: Int[np.ndarray, " k"] | None, place: str) -> None:
-    wanted = [] if latent_ids is None else [int(i) for i in latent_ids]
-    if [row.get("latent_id") for row in rows] != wanted:
-        raise _damaged(place, f"a row for each of the {len(wanted)} latents, in order", f"{len(rows)} rows, not for these")
+    def find_result(self, step: str, config: Config) -> Artefact | None:
+        """The result of a step (`doctor`, `spaces`) with this config; None where it has not been computed."""
+        return self.store.find(step, self.store.fingerprint(step, VERSIONS[step], config.result_fields(), self._inputs()))
+
+    def results(self, step: str) -> list[Artefact]:
+        """Every result of a step, whichever its config, newest first."""
+        asked = (VERSIONS[step], self._inputs())
+        artefacts = [artefact for _, artefact in self.store.all(step) if isinstance(artefact, Artefact)]
+        results = [artefact for artefact in artefacts if (artefact.manifest["version"], artefact.manifest["inputs"]) == asked]
+        return sorted(results, key=lambda artefact: float(artefact.manifest["time_created"]), reverse=True)
+
+    def result(self, step: str, config: Config, make: Make) -> Artefact:
+        """The result of a step with this config, computed by `make(folder, scratch)` where it does not stand (Store.get_or_make)."""
+        return self.store.get_or_make(step, VERSIONS[step], config.result_fields(), self._inputs(), make)
+
+    def _inputs(self) -> list[str]:
+        """Name and hash of each file of CONTENT, of a folder that is whole now."""
+        read_config(self.path)
+        return [f"{name} {sha256_of_file(self.path / name)}" for name in CONTENT if (self.path / name).is_file()]
 
 
-def _config_from(cls: type[Any], values: Mapping[str, Any], folder: Path) -> Any:
-    try:
-        return from_dict(cls, values)
-    except (SparseRMError, TypeError) as error:
-        raise _damaged(str(folder / CONFIG), f"a {cls.__name__}", str(error)) from error
+@lru_cache(maxsize=KEPT)
+def _content(path: Path, record: str, k: int) -> FolderContent:
+    return FolderContent(path, k)
 
 
-def _damaged(place: str, expected: str, found: str) -> StoreError:
-    problem = f"{place} is damaged or not a SparseRM reward model"
-    return StoreError(problem, expected=expected, found=found, remedy=remedy_for(Path(place)))
+@lru_cache(maxsize=KEPT)
+def _report(folder: Path) -> Any:
+    return read_json(folder / "report.json")
+
+
+@lru_cache(maxsize=KEPT)
+def _resamples(folder: Path) -> Resamples:
+    resamples: Resamples = load_value(folder, "resamples", Resamples)
+    return resamples
+
+
+@lru_cache(maxsize=KEPT)
+def _frequencies(folder: Path) -> LatentFrequencies:
+    frequencies: LatentFrequencies = load_value(folder, "frequencies", LatentFrequencies)
+    return frequencies

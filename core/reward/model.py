@@ -77,9 +77,9 @@ from core.reward.card import model_card
 from core.reward.dialogues import Dialogue, Item, items_of, key_of
 from core.reward.extraction import read_items, response_states
 from core.reward.fit_responses import FitResponses, read_responses
-from core.reward.folder import read_parts, save_parts, write_parts
 from core.reward.pair_counts import shortened_items
 from core.reward.parts import RewardParts
+from core.reward.parts_files import read_parts, save_parts, write_parts
 from core.reward.recorded_files import CONFIG, KNOWN_TEXTS, MODEL_FILES, OPTIONAL_FILES, read_config
 from core.sae.autoencoder import SparseAutoencoder, load_sae
 from core.types import PreferencePair

@@ -1,4 +1,4 @@
-"""What a reward model is made of, as values: `RewardParts`, and the table of its latents. `core.reward.folder` writes and reads them."""
+"""What a reward model is made of, as values: `RewardParts`, and the table of its latents. `core.reward.parts_files` writes and reads them."""
 
 from __future__ import annotations
 

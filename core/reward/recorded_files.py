@@ -91,6 +91,21 @@ def has_record(config: Mapping[str, Any]) -> bool:
     return FILES in config
 
 
+def record_of(folder: Path, config: Mapping[str, Any]) -> str:
+    """Names the files of a folder as they are recorded; of a folder without a record, as they are now, by size and times."""
+    if CONFIG_HASH in config:
+        return str(config[CONFIG_HASH])
+    stamps = [(name, status.st_size, status.st_mtime_ns) for name in MODEL_FILES if (status := _status(folder / name)) is not None]
+    return sha256_of([dict(config), stamps])
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
 def sha256_of_file(path: Path) -> str:
     """Hex sha256 of a file, computed again only where its size or its times have changed. Raises OSError where there is none."""
     status = path.stat()

@@ -36,6 +36,7 @@ from core.config import Config, DataConfig, SAEConfig, SAETrainConfig
 from core.errors import ConfigError, SAEError
 from core.files import file_sha256, read_json, write_json
 from core.runs.store import Store, cache_root, publish_folder
+from core.runs.versions import VERSIONS
 from core.sae.activations import Cursor, Round, Stream
 from core.sae.autoencoder import load_sae
 from core.sae.card import sae_card
@@ -44,7 +45,7 @@ from core.sae.corpus import Corpus, Dialogue, comma_separated, load_corpus, load
 from core.sae.trainer import WEIGHTS, make_trainer, measure_threshold, save_inference, set_up_inputs, start_from
 from core.types import Progress, no_progress, sha256_of
 
-STEP, VERSION = "sae-train", 4
+STEP = "sae-train"
 CARD = "card.json"
 L0_TOLERANCE = 0.1
 
@@ -67,7 +68,7 @@ def train_sae(config: SAETrainConfig, *, root: Path | None = None, progress: Pro
     excluded = {pair.prompt_id for pairs in beside.values() for pair in pairs}
     corpus = load_corpus(config.corpus, root=root, ratios=config.ratios, split_seed=config.split_seed, exclude_prompts=excluded, progress=progress)
     store = Store(root)
-    fingerprint = store.fingerprint(STEP, VERSION, settings, [sha256_of(backbone.identity), corpus.content_hash])
+    fingerprint = store.fingerprint(STEP, VERSIONS[STEP], settings, [sha256_of(backbone.identity), corpus.content_hash])
     target = Path(config.out).expanduser() if config.out else root / "saes" / _folder_name(config, backbone, fingerprint)
     job = _Job(
         config=config,

@@ -11,6 +11,7 @@ import streamlit as st
 from core.align.records import RoundRecord
 from core.explain.latent_names import name_in_list
 from core.explain.waterfall import Bar
+from core.latents.label_book import labels_of as model_labels
 from core.latents.labels import Labels
 from core.text_safety import visible
 from core.types import Message
@@ -111,7 +112,7 @@ def _row(one: Generated, labels: Labels) -> dict[str, Any]:
 
 def labels_of(model: FittedModel | None) -> Labels:
     """The labels of the latents that explain drops; none where the reward model is gone or has no latents."""
-    return {} if model is None else latents.labels_of(model)
+    return {} if model is None else model_labels(model)
 
 
 # --- one pair --------------------------------------------------------------------------------------------------------

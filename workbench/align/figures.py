@@ -12,10 +12,9 @@ from core.align.figures import MEANING, difference_of, read_measures
 from core.align.overoptimisation import DRIFT, RULE  # for the pages
 from core.align.records import EVALUATION, RoundRecord
 from core.errors import MismatchError
-from core.files import read_json_lines
+from core.files import read_json, read_json_lines
 from core.statistics.estimates import Estimate
 from workbench.align.values import Entry
-from workbench.frame import models
 from workbench.frame.chart_base import interval, number
 
 __all__ = ["DRIFT", "RULE"]
@@ -85,14 +84,19 @@ def result_of(entry: Entry) -> Result | None:
     folder = None if entry.record is None else entry.record.result
     if folder is None:
         return None
-    said = models._json(folder / "alignment.json")
+    said = _json(folder / "alignment.json")
     return Result(chosen=int(said["chosen_round"]), choice=str(said["choice"]), stopped=str(said["stopped"]), folder=folder)
+
+
+@lru_cache(maxsize=64)
+def _json(path: Path) -> Any:
+    return read_json(path)
 
 
 def evaluation_of(round: RoundRecord) -> Mapping[str, Any]:
     """`evaluation.json` of a round that has one."""
-    found: Mapping[str, Any] = models._json(round.steps[EVALUATION] / "evaluation.json")
-    return found
+    figures: Mapping[str, Any] = _json(round.steps[EVALUATION] / "evaluation.json")
+    return figures
 
 
 def curves(rounds: Sequence[RoundRecord]) -> dict[str, list[Point]]:

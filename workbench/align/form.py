@@ -135,7 +135,7 @@ def _first(draft: Draft, config: AlignConfig, errors: Mapping[str, str]) -> None
 
 
 def _model(draft: Draft, config: AlignConfig) -> None:
-    known = {str(model.folder): model.title for model in models.models()}
+    known = {str(model.path): model.title for model in models.models()}
     options = ["", *known, *([config.model] if config.model and config.model not in known else [])]
     widget = state.url_widget("align reward model", config.model, lambda chosen: _take(draft, "model", chosen))
     st.selectbox(

@@ -208,7 +208,7 @@ def measuring_model(entry: Entry) -> FittedModel | None:
 
 
 def _fitted(folder: Path | None) -> FittedModel | None:
-    return None if folder is None else next((model for model in models.models() if model.folder.resolve() == folder.resolve()), None)
+    return None if folder is None else next((model for model in models.models() if model.path.resolve() == folder.resolve()), None)
 
 
 # --- the pairs of a round --------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ class Comparison:
 
 def compare(first: FittedModel, second: FittedModel, *, held_out: bool = True) -> Comparison:
     """The pairs with the same prompt and responses; with `held_out` those on which neither model made a choice. Raises as `Kept`."""
-    return _compare(first.folder, second.folder, first.root, held_out)
+    return _compare(first.path, second.path, first.root, held_out)
 
 
 @lru_cache(maxsize=4)

@@ -7,9 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from core.doctor.report import FAIL, PASS, WARN, Check, Report, load_report
-from core.jobs.fitted import Fitted
-from core.runs.store import Artefact, Store
+from core.doctor.report import FAIL, PASS, STEP, WARN, Check, Report, load_report
+from core.runs.store import Artefact
 from workbench.frame.models import ID_LENGTH, FittedModel
 
 WORST_FIRST = (FAIL, WARN, PASS)
@@ -22,7 +21,7 @@ VERDICTS = {
 
 def made(model: FittedModel) -> dict[str, Artefact]:
     """The reports on this model, newest first, by the beginning of their fingerprint."""
-    return {one.fingerprint[:ID_LENGTH]: one for one in Fitted(folder=model.folder, store=Store(model.root)).made("doctor")}
+    return {report.fingerprint[:ID_LENGTH]: report for report in model.results(STEP)}
 
 
 def how(examined: Artefact) -> str:

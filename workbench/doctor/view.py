@@ -32,7 +32,7 @@ def need_report(model: FittedModel) -> Report:
         run_panel.show(run)
     if not made:
         layout.empty("This reward model has not been examined yet.")
-        run_panel.offer("doctor", DoctorRunConfig(model=str(model.folder)), "Examine this reward model", said=SAID)
+        run_panel.offer("doctor", DoctorRunConfig(model=str(model.path)), "Examine this reward model", said=SAID)
         st.stop()
     chosen = state.get("doctor_made") if state.get("doctor_made") in made else next(iter(made))
     state.shows(doctor_made=chosen)
@@ -61,7 +61,7 @@ def _again(model: FittedModel) -> None:
         seed = st.number_input("Seed", 0, 10**6, usual.seed, key="doctor seed")
         if st.form_submit_button("Start"):
             asked = DoctorConfig(swaps=int(swaps), responses=int(responses), seed=int(seed))
-            state.choose(doctor_run=run_panel.start("doctor", DoctorRunConfig(model=str(model.folder), doctor=asked)), doctor_made=None)
+            state.choose(doctor_run=run_panel.start("doctor", DoctorRunConfig(model=str(model.path), doctor=asked)), doctor_made=None)
             st.rerun()
 
 

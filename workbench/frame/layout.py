@@ -121,7 +121,7 @@ def _pair_words(model: FittedModel | None) -> str:
     if state.get("pair").startswith(OWN):
         return "Your own texts"
     try:
-        row = model.pair_row(state.get("pair")) if model else None
+        row = model.pair_number(state.get("pair")) if model else None
     except SparseRMError:
         row = None
     return "Pair not of this model" if row is None else f"Pair {row + 1:,}"

@@ -15,7 +15,7 @@ def ready(model: FittedModel, what: str, *, key: str, wanted: bool = False) -> b
     """Whether the model's process can be asked now. Where not, draws why: `what` it is needed for, in our words, with the button that starts it, or
     (`wanted`: the person asked for it already) its progress at once. The page runs again by itself when it is ready.
     """
-    live = live_model(str(model.folder), model.root)
+    live = live_model(str(model.path), model.root)
     state = live.ensure() if wanted else live.state()
     if state.ready:
         return True

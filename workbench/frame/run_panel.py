@@ -1,6 +1,6 @@
 """Runs on a page: starting them, how far they are, how they ended. A run is a process of its own: it outlives the browser and this server.
 
-    run_panel.offer("doctor", DoctorRunConfig(model=str(model.folder)), "Examine this reward model", said="Takes about a minute.")
+    run_panel.offer("doctor", DoctorRunConfig(model=str(model.path)), "Examine this reward model", said="Takes about a minute.")
         where a page lacks something that a run makes: the button that starts it, then its progress, or why it failed and the way on. Call it where
         what it makes was looked for and not found; when the run ends, the page is drawn again.
     run_panel.show(run)                 one run: state, steps, time left, figures, cancel or resume

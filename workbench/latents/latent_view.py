@@ -11,6 +11,7 @@ import streamlit as st
 
 from core.config import LatentsRunConfig
 from core.errors import SparseRMError
+from core.latents.label_book import book_of, labels_of
 from core.latents.labels import EMBEDDING, PERSON, Label, Score
 from core.latents.pages import Feature, LatentPages
 from workbench.frame import layout, live_panel, run_panel, state
@@ -41,7 +42,7 @@ def need_latent(model: FittedModel) -> int:
 
 def choose(model: FittedModel, latent: int, page: Feature | None) -> None:
     """The selected latents to choose from, any other by its number, its page as a file, and the way out to Neuronpedia."""
-    labels = latents.labels_of(model)
+    labels = labels_of(model)
     options = [str(one) for one in dict.fromkeys((*model.latents, latent))]
 
     def said(option: str) -> str:
@@ -65,7 +66,7 @@ def choose(model: FittedModel, latent: int, page: Feature | None) -> None:
 
 def naming(model: FittedModel, latent: int) -> None:
     """The latent's label, where it comes from, all others, and a place for your own."""
-    book = latents.book_of(model)
+    book = book_of(model)
     if book is None:
         return
     found = book.all(latent)
@@ -95,7 +96,7 @@ def naming(model: FittedModel, latent: int) -> None:
 
 
 def _name(model: FittedModel, latent: int) -> None:
-    book = latents.book_of(model)
+    book = book_of(model)
     try:
         if book is not None:
             book.set(latent, st.session_state[f"latent name {latent}"])
@@ -243,7 +244,7 @@ def _texts(page: Feature, pages: LatentPages) -> None:
 
 def closest(model: FittedModel, page: Feature) -> None:
     """Latents whose directions point the same way; a row opens one."""
-    labels = latents.labels_of(model)
+    labels = labels_of(model)
     ids = page["topkCosSimIndices"]
     table = {
         "Latent": ids,
@@ -271,7 +272,7 @@ def missing(model: FittedModel, latent: int, pages: LatentPages | None) -> None:
         return
     selected = latent in model.latents
     said = "Reads texts through the language model, and keeps where each selected latent is active. Takes some minutes; you can go on meanwhile."
-    config = LatentsRunConfig(model=str(model.folder), latent=() if selected else (latent,))
+    config = LatentsRunConfig(model=str(model.path), latent=() if selected else (latent,))
     run_panel.offer("latents", config, "Make the pages of all selected latents" if selected else "Make this latent's page, too", said=said)
 
 
@@ -306,7 +307,7 @@ def _keep_own(key: str) -> None:
 def _read(model: FittedModel, latent: int, text: str) -> None:
     if live_panel.ready(model, "", key="latent own", wanted=True):
         try:
-            found = live_model(str(model.folder), model.root).activations(text, [latent])
+            found = live_model(str(model.path), model.root).activations(text, [latent])
         except SparseRMError as error:
             layout.failed(error)
         else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,11 @@ from core.backbone.presets import neuronpedia_source
 from core.config import LatentsConfig
 from core.errors import MissingError
 from core.explain.latent_effect import head_weights, response_curve
-from core.jobs.fitted_latents import FittedLatents
-from core.latents.label_book import LabelBook
+from core.latents import find_pages as latent_pages
+from core.latents.label_book import labels_of
 from core.latents.labels import Label, Labels, Score
 from core.latents.pages import LatentPages
-from core.reward.ranking import Resamples, select, stability
-from core.runs.store import Store
-from core.runs.values import load_value
+from core.reward.ranking import select, stability
 from core.statistics.estimates import Estimate, mean_over_prompts
 from core.statistics.intervals import resample_weights
 from workbench.frame.chart_base import interval
@@ -107,7 +104,7 @@ def _own_rows(model: FittedModel, labels: Labels) -> list[dict[str, Any]]:
 
 def _rows_at(model: FittedModel, ids: np.ndarray, sides: np.ndarray, k: int, labels: Labels) -> list[dict[str, Any]]:
     frequencies = model.frequencies
-    kept = _resamples(model._made("frequencies").path)
+    kept = model.resamples
     stable = stability(kept, ids, sides, k) if k <= kept.chosen.shape[1] else np.full(len(ids), np.nan)
     values = {"chosen": "frequency_chosen", "rejected": "frequency_rejected", **{name: name for name in COLUMNS[2:]}}
     own = {row["latent_id"]: row for row in _own_rows(model, labels)}
@@ -141,15 +138,9 @@ def weights(model: FittedModel) -> tuple[np.ndarray, np.ndarray, int]:
 @lru_cache(maxsize=16)
 def _weights(model: FittedModel) -> tuple[np.ndarray, np.ndarray, int]:
     try:
-        return head_weights(model.parts, model.known)
+        return head_weights(model.parts, model.responses)
     except MissingError:
         return np.full(len(model.latents), np.nan), np.full(len(model.latents), np.nan), 0
-
-
-@lru_cache(maxsize=6)
-def _resamples(folder: Path) -> Resamples:
-    found: Resamples = load_value(folder, "resamples", Resamples)
-    return found
 
 
 @lru_cache(maxsize=16)
@@ -159,7 +150,7 @@ def held_out_separation(model: FittedModel) -> Estimate | None:
     None where the responses are not kept, or come from fewer than two prompts.
     """
     try:
-        known = model.known
+        known = model.responses
     except MissingError:
         return None
     pairs = known.pairs_of_split("validation")
@@ -179,7 +170,7 @@ def curve_of(model: FittedModel, latent: int) -> dict[str, Any] | None:
     """The reward as this latent's projection moves; None where the model does not read it, or keeps no responses."""
     column = column_of(model, latent)
     try:
-        known = model.known
+        known = model.responses
     except MissingError:
         return None
     return None if column is None else dict(response_curve(model.parts, known, column).__dict__)
@@ -225,7 +216,7 @@ def detection_interval(model: FittedModel, latent: int) -> tuple[float, float, i
 
 @lru_cache(maxsize=256)
 def _detection_interval(model: FittedModel, column: int) -> tuple[float, float, int] | None:
-    known = model.known
+    known = model.responses
     rows = known.train
     found = auroc_interval(known.activations[rows, column] > 0, known.projections[rows, column], known.groups[rows])
     return None if found is None else (*found, len(rows))
@@ -263,10 +254,8 @@ def find_pages(model: FittedModel, latents: Sequence[int] = (), *, every: bool =
 
     Pages made with another count of tokens or another corpus serve as well: whatever was made last is shown, and says what it was made from.
     """
-    store = Store(model.root)
-    fitted = FittedLatents(folder=model.folder, store=store)
-    found = fitted.find(LatentsConfig(), latents, every=every)
-    return found if found is not None else fitted.find_any(latents)
+    pages = latent_pages.find_pages(model, LatentsConfig(), latents, every=every)
+    return pages if pages is not None else latent_pages.find_any_pages(model, latents)
 
 
 def token_rows(activations: Sequence[Mapping[str, Any]], sources: bool = True) -> list[TokenRow]:
@@ -294,26 +283,6 @@ def intervals(activations: Sequence[Mapping[str, Any]]) -> dict[str, list[Mappin
 
 
 # --- labels --------------------------------------------------------------------------------------------------------
-
-
-def book_of(model: FittedModel) -> LabelBook | None:
-    """The labels of the model's SAE; None where it is not named by its weights."""
-    sae = model.config["sae"]
-    return _book(model.folder, model.root) if sae and isinstance(sae.get("sha256"), str) else None
-
-
-@lru_cache(maxsize=16)
-def _book(folder: Path, root: Path) -> LabelBook:
-    """Kept, since a book reads its files once and again only when they change."""
-    from core.reward.folder import read_parts
-
-    return LabelBook(read_parts(folder).sae or {}, root)
-
-
-def labels_of(model: FittedModel) -> Labels:
-    """The best label of each latent that has one."""
-    book = book_of(model)
-    return book.labels() if book else {}
 
 
 def label_text(labels: Labels, latent: int) -> str:

@@ -98,7 +98,7 @@ def facts(model: FittedModel) -> list[tuple[str, str]]:
     rows.append(("Made", f"{console.date(model.created)}" + (f", in {console.duration(took)}" if took else "")))
     checked = f"{len(config[FILES])} files, each as it was saved" if has_record(config) else NO_RECORD
     read = " ".join(line.strip() for line in counted(model))
-    return [*rows, ("Left out", read), ("Folder", str(model.folder)), ("Checked", checked)]
+    return [*rows, ("Left out", read), ("Folder", str(model.path)), ("Checked", checked)]
 
 
 def _position(name: str) -> str:

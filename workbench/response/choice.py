@@ -91,7 +91,7 @@ def _table(model: FittedModel, numbers: list[int], total: int, said: str) -> Non
 
 @st.dialog("Your own prompt and answers", width="large")
 def _own_texts(model: FittedModel) -> None:
-    live = live_model(str(model.folder), model.root)
+    live = live_model(str(model.path), model.root)
     held = {"prompt": "", "chosen": "", "rejected": ""}
     subject = subject_of(model, state.get("pair")) if state.get("pair").startswith(OWN) else None
     if subject is not None:

@@ -40,7 +40,7 @@ def kept_of(folder: Path, root: Path) -> Kept:
 
 def kept(model: FittedModel) -> Kept:
     _ = model.config  # the folder is looked at again, whatever is kept in memory
-    return kept_of(model.folder, model.root)
+    return kept_of(model.path, model.root)
 
 
 # --- which pairs there are -------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def subject_of(model: FittedModel, pair_id: str) -> Subject | None:
     """The kept pair, or the pair of one's own, with this id; None for a stranger."""
     if pair_id.startswith(OWN):
         try:
-            own = live_model(str(model.folder), model.root).kept_pair(pair_id.removeprefix(OWN))
+            own = live_model(str(model.path), model.root).kept_pair(pair_id.removeprefix(OWN))
         except MissingError:
             return None
         texts = {"response": own["chosen"]} if not own["rejected"] else {side: own[side] for side in SIDES}
@@ -154,22 +154,22 @@ Frozen = tuple[tuple[tuple[str, str], ...], str]
 
 def seen_of(model: FittedModel, item: Item) -> ResponseFeatures:
     """v and f of any text."""
-    return _seen(item, _read(str(model.folder), model.root, _frozen(item))["explanation"])
+    return _seen(item, _read(str(model.path), model.root, _frozen(item))["explanation"])
 
 
 def tokens_of(model: FittedModel, item: Item) -> dict[str, Any]:
     """{texts, kinds, activation: {latent: values}, running_reward} of any text."""
-    return _tokens(str(model.folder), model.root, _frozen(item))
+    return _tokens(str(model.path), model.root, _frozen(item))
 
 
 def deletions_of(model: FittedModel, item: Item, spans: tuple[tuple[int, int], ...] = ()) -> list[dict[str, Any]]:
     """What each span adds ({start, stop, text, effect}); without spans each sentence."""
-    return _deletions(str(model.folder), model.root, _frozen(item), spans)
+    return _deletions(str(model.path), model.root, _frozen(item), spans)
 
 
 def gradient_of(model: FittedModel, item: Item) -> list[float]:
     """Length of the reward's gradient to each token's embedding, for the tokens of `tokens_of`. The first one costs seconds."""
-    return _gradient(str(model.folder), model.root, _frozen(item))
+    return _gradient(str(model.path), model.root, _frozen(item))
 
 
 @lru_cache(maxsize=READINGS)
@@ -228,7 +228,7 @@ def keep_edit(model: FittedModel, item: Item, response: str, parent_id: str) -> 
 
     As the reward model will read it, without outer white space: the id is made of the text.
     """
-    texts = live_model(str(model.folder), model.root).texts
+    texts = live_model(str(model.path), model.root).texts
     prompt, response = list(item[0]), response.strip()
     if not parent_id:
         parent_id = edit_name("", prompt, item[1])
@@ -241,7 +241,7 @@ def keep_edit(model: FittedModel, item: Item, response: str, parent_id: str) -> 
 def edit_root(model: FittedModel, edit_id: str) -> tuple[list[dict[str, Any]], str]:
     """The chain of an edit (root first, texts only), and the root's response; an empty chain where it is not kept here."""
     try:
-        chain = live_model(str(model.folder), model.root).edit_texts(edit_id) if edit_id else []
+        chain = live_model(str(model.path), model.root).edit_texts(edit_id) if edit_id else []
     except MissingError:
         chain = []
     return chain, chain[0]["response"] if chain else ""
@@ -263,7 +263,7 @@ def edit_steps(model: FittedModel, edit_id: str) -> list[EditStep]:
 
 
 def _step(model: FittedModel, of: Kept, text: Mapping[str, Any]) -> EditStep:
-    said = _edit(str(model.folder), model.root, text["edit_id"], text["parent_id"] or "")
+    said = _edit(str(model.path), model.root, text["edit_id"], text["parent_id"] or "")
     explanation = of.builder.response(_seen((tuple(text["prompt"]), text["response"]), said["explanation"]), of.labels)
     counts = {name: int(said[name]) for name in ("n_tokens", "n_computed")}
     return EditStep(edit_id=text["edit_id"], response=text["response"], explanation=explanation, tokens=said["tokens"], **counts)
@@ -308,7 +308,7 @@ def _switches(folder: Path, root: Path) -> Switchboard:
 
 def switched(model: FittedModel, latents: Sequence[int], one: Explanation) -> tuple[SwitchedOff, SwitchedOff]:
     """With these latents at their training means, and with none; needs no language model. Raises ConfigError."""
-    board, v = _switches(model.folder, model.root), one.attribution.projection
+    board, v = _switches(model.path, model.root), one.attribution.projection
     return board.off(latents, v), board.off((), v)
 
 

@@ -165,7 +165,7 @@ def points_of(entry: Entry, round: RoundRecord) -> Points:
 def _training(model: FittedModel) -> dict[int, tuple[str, str]]:
     """Prompt and text of each known response."""
     try:
-        known, pairs = model.known, model.pairs
+        known, pairs = model.responses, model.pairs
     except MissingError:
         return {}
     found = {}

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from core.explain.spaces import Spaces, load_spaces
-from core.jobs.fitted import Fitted
+from core.explain.spaces import NAME, Spaces, load_spaces
 from core.reward.evaluation import SUBSET_FIELDS
-from core.runs.store import Artefact, Store
+from core.runs.store import Artefact
 from core.types import SPLITS
 from workbench.frame.chart_base import CHOSEN, FURTHER, NEUTRAL, REJECTED, wrapped
 from workbench.frame.models import ID_LENGTH, FittedModel
@@ -42,7 +41,7 @@ class Points:
 
 def made(model: FittedModel) -> dict[str, Artefact]:
     """The pictures that were made of this model, newest first, by the beginning of their fingerprint."""
-    return {one.fingerprint[:ID_LENGTH]: one for one in Fitted(folder=model.folder, store=Store(model.root)).made("spaces")}
+    return {picture.fingerprint[:ID_LENGTH]: picture for picture in model.results(NAME)}
 
 
 def how(picture: Artefact) -> str:
@@ -59,7 +58,7 @@ def points(model: FittedModel, picture: Artefact) -> Points:
 @lru_cache(maxsize=4)
 def _points(model: FittedModel, folder: Path) -> Points:
     found = load_spaces(folder)
-    known, rewards = model.known, model.rewards
+    known, rewards = model.responses, model.rewards
     pairs: dict[int, list[int]] = {}
     for number, both in enumerate(zip(known.chosen_rows.tolist(), known.rejected_rows.tolist(), strict=True)):
         for row in both:
@@ -75,7 +74,7 @@ def _text(model: FittedModel, numbers: Sequence[int], row: int) -> str:
     if not numbers:
         return ""
     pair = model.pairs[numbers[0]]
-    return pair.chosen if int(model.known.chosen_rows[numbers[0]]) == row else pair.rejected
+    return pair.chosen if int(model.responses.chosen_rows[numbers[0]]) == row else pair.rejected
 
 
 def groups_of(model: FittedModel, found: Points, colour: str) -> tuple[list[str], dict[str, str]]:
@@ -118,7 +117,7 @@ def _subset(pairs: Any, numbers: Sequence[int], field: str | None) -> str:
 
 def values_of(model: FittedModel, found: Points, colour: str) -> np.ndarray:
     """The number that each point is coloured by."""
-    return np.asarray(model.known.n_tokens if colour == "length" else model.rewards)[found.rows]
+    return np.asarray(model.responses.n_tokens if colour == "length" else model.rewards)[found.rows]
 
 
 def pair_ids(model: FittedModel, found: Points, rows: Sequence[str]) -> list[str]:
@@ -129,7 +128,7 @@ def pair_ids(model: FittedModel, found: Points, rows: Sequence[str]) -> list[str
 
 def rows_of_pairs(model: FittedModel, wanted: Any) -> list[int]:
     """The responses of the pairs in a filter."""
-    known = model.known
+    known = model.responses
     numbers = [number for number, pair in enumerate(model.pairs) if pair.pair_id in wanted]
     return np.unique(np.concatenate([known.chosen_rows[numbers], known.rejected_rows[numbers]])).tolist() if numbers else []
 

@@ -24,7 +24,7 @@ def need_pictures(model: FittedModel) -> Points:
     _asked_run()
     if not made:
         layout.empty("No pictures of this model's spaces yet.")
-        run_panel.offer("spaces", SpacesRunConfig(model=str(model.folder)), "Make the pictures", said=SAID)
+        run_panel.offer("spaces", SpacesRunConfig(model=str(model.path)), "Make the pictures", said=SAID)
         st.stop()
     chosen = state.get("spaces_made") if state.get("spaces_made") in made else next(iter(made))
     state.shows(spaces_made=chosen)
@@ -94,7 +94,7 @@ def _other_settings(model: FittedModel) -> None:
         seed = st.number_input("Seed", 0, 10**6, usual.seed, step=1, key="spaces seed")
         if st.form_submit_button("Make the pictures"):
             asked = SpacesConfig(perplexity=float(perplexity), seed=int(seed))
-            state.choose(spaces_run=run_panel.start("spaces", SpacesRunConfig(model=str(model.folder), spaces=asked)), spaces_made=None)
+            state.choose(spaces_run=run_panel.start("spaces", SpacesRunConfig(model=str(model.path), spaces=asked)), spaces_made=None)
             st.rerun()
 
 
