@@ -502,7 +502,8 @@ def test_pages_are_found_again_and_more_serve_for_fewer(model: Path, tmp_path: P
 def test_finding_loads_no_engine(model: Path, tmp_path: Path, offline: None) -> None:
     made = make_pages(ModelFolder(model, Store(tmp_path)), CONFIG)
     code = (
-        "import sys\nfrom pathlib import Path\nfrom core.config import LatentsConfig\nfrom core.latents.find_pages import find_pages, selected_latents\n"
+        "import sys\nfrom pathlib import Path\nfrom core.config import LatentsConfig\n"
+        "from core.latents.find_pages import find_pages, selected_latents\n"
         "from core.reward.folder import ModelFolder\n"
         f"from core.runs.store import Store\nfolder = ModelFolder({str(model)!r}, Store(Path({str(tmp_path)!r})))\n"
         f"found = find_pages(folder, {CONFIG!r})\nfound.page(selected_latents(folder)[0])\n"

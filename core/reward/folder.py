@@ -343,8 +343,8 @@ class ModelFolder:
         layer = self.config["layer"]
         for _, artefact in self.store.all("extraction"):
             if isinstance(artefact, Artefact) and layer in artefact.manifest["config"]["layers"]:
-                manifest, alone = artefact.manifest, {**artefact.manifest["config"], "layers": [layer]}
-                if self.store.fingerprint("extraction", manifest["version"], alone, manifest["inputs"]) == self._fingerprint("extraction"):
+                alone, inputs = {**artefact.manifest["config"], "layers": [layer]}, artefact.manifest["inputs"]
+                if self.store.fingerprint("extraction", artefact.manifest["version"], alone, inputs) == self._fingerprint("extraction"):
                     return artefact
         raise MissingError("the hidden states this reward model was fitted on are not in this cache", found=str(self.root), remedy=FIT_AGAIN)
 
