@@ -26,7 +26,7 @@ from core.doctor.checks_reward import attribution_residual, faithful_explanation
 from core.doctor.checks_sae import SAEFigures, dead_latents, fvu_on_our_tokens, l0_on_our_tokens, measure_sae
 from core.doctor.doctor import Doctor, doctor_report
 from core.doctor.null_test import NullTest, label_swap_null, null_check, swapped
-from core.doctor.report import Check, Report, load_report, save_report
+from core.doctor.report import Check, Report, find_report, load_report, save_report
 from core.errors import ConfigError, MissingError, StoreError
 from core.explain.cues import Correlation, LengthCue
 from core.explain.faithfulness import faithfulness
@@ -631,7 +631,7 @@ def replace_folder(folder: Any) -> ModelFolder:
 
 def test_what_can_not_be_examined_is_said(tmp_path: Any) -> None:
     with pytest.raises(StoreError, match="there is no reward model"):
-        replace_folder(tmp_path).report(CONFIG)
+        doctor_report(replace_folder(tmp_path), CONFIG)
     with pytest.raises(MissingError, match="does not keep the pairs"):
         doctor_report(replace_folder(fitted().path / "controls" / "dense"), CONFIG)
     with pytest.raises(MissingError, match="hidden states this reward model was fitted on are not in this cache"):
