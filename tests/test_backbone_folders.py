@@ -196,8 +196,8 @@ ADAPTER = {"base_model_name_or_path": "org/base", "peft_type": "LORA", "r": 8}
         ),
         ({"a.gguf": b"GGUF"}, r"no model folder(.|\n)*--model .*a.gguf"),
         ({"checkpoint-5/config.json": {"model_type": "llama"}}, r"model folders inside it: .*checkpoint-5"),
-        ({"params.json": {}, "consolidated.00.pth": b"x"}, r"in their maker's own format"),
-        ({"model.safetensors": b"x"}, r"weights alone do not say"),
+        ({"params.json": {}, "consolidated.00.pth": b"x"}, r"weights in another format"),
+        ({"model.safetensors": b"x"}, r"weights alone do not define"),
         ({}, r"an empty folder"),
     ],
 )

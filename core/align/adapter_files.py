@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, deserialize
 
-from core.backbone.checkpoint import some
-from core.backbone.model_folder import check_file, read_json_object
+from core.backbone.model_folder import check_file, first_few, read_json_object
 from core.backbone.source import EMBEDDED, EMBEDDED_HUB_ID, ModelSource, find_model
 from core.config import BackboneConfig
 from core.errors import BackboneError, MismatchError, StoreError
@@ -66,7 +65,7 @@ def check_tensors(adapter: Path, stored: Mapping[str, Any], expected: Mapping[st
         raise StoreError(
             f"the adapter in {adapter} is not whole, or was made for another model",
             expected=f"{len(shapes)} tensors, as {ADAPTER_CONFIG} describes them for this model",
-            found="; ".join(f"{what}: {some(names)}" for what, names in wrong.items() if names),
+            found="; ".join(f"{what}: {first_few(names)}" for what, names in wrong.items() if names),
             remedy="give the adapter with the base model it was trained on, or save it again",
         )
 

@@ -25,10 +25,10 @@ from safetensors import deserialize
 from safetensors.torch import load_file, save, save_file
 
 from core.align.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_base, check_tensors, read_adapter
-from core.backbone.checkpoint import read_checkpoint, some
+from core.backbone.checkpoint import read_checkpoint
 from core.backbone.loading import check_finite
 from core.backbone.model import Backbone, load_backbone
-from core.backbone.model_folder import read_config
+from core.backbone.model_folder import first_few, read_config
 from core.backbone.source import find_model
 from core.backbone.transformers_calls import library_errors, model_config, quiet_transformers
 from core.config import BackboneConfig, DPOConfig
@@ -184,7 +184,8 @@ def load_adapter(folder: Path, config: DPOConfig) -> dict[str, torch.Tensor]:
     tensors = {name: tensor.to(torch.float32) for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
     wrong = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if wrong:
-        raise StoreError(f"the adapter in {folder} holds numbers that are NaN or infinite", found=some(wrong), remedy="go on from an earlier round")
+        problem = f"the adapter in {folder} holds numbers that are NaN or infinite"
+        raise StoreError(problem, found=first_few(wrong), remedy="go on from an earlier round")
     return tensors
 
 

@@ -1,13 +1,15 @@
-"""Control tokens inside texts: a prompt or an answer is text, so no token of its own may steer the model (METHOD.md section 2).
+"""Finds control tokens inside texts, so that no text can steer the model with one (METHOD.md section 2).
 
-What counts as a control token of a text:
-- every special token of the tokenizer (`<|im_end|>`, `</s>`, `<pad>` ...), and every added token that the chat template itself writes;
-- the turn markers of the well-known chat templates, even where this tokenizer has no such token: a text that holds them has been through a
-  template already, and would be wrapped twice; likewise `</s>`, `<eos>` or padding at a text's very end, `<s>` or `<bos>` at its start.
+These are control tokens of a text:
+- every special token of the tokenizer (`<|im_end|>`, `</s>`, `<pad>` ...), and every added token that the chat template
+  itself writes;
+- the turn markers of the well-known chat templates, even where this tokenizer has no such token: a text with them has
+  been rendered by a template already, and would be wrapped twice; likewise `</s>`, `<eos>` or padding at a text's very
+  end, `<s>` or `<bos>` at its start.
 
-A closing token of this template, or the tokenizer's end of text, at the very end of an assistant message is what a policy writes when it is
-done: it is cut, and counted. Any other control token refuses the text (`control_tokens = refuse`) or is encoded as the plain characters that it
-is made of (`control_tokens = text`).
+A closing token of this template, or the tokenizer's end of text, at the very end of an assistant message is how a
+policy ends its answer: it is cut, and counted. For any other control token the text is refused (`control_tokens =
+refuse`), or the token is encoded as plain characters (`control_tokens = text`).
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from jaxtyping import Int32
 from core.backbone.thinking import TAGS
 from core.data.chat_markers import MARKERS, sequence_mark
 
-THINK_TAGS = frozenset(tag for tags in TAGS for tag in tags)  # core.backbone.thinking decides about these
+THINK_TAGS = frozenset(tag for tags in TAGS for tag in tags)  # handled by core.backbone.thinking
 
 
 class ControlTokens:
-    """The control tokens of one tokenizer and its chat template; `template_text` are the pieces that the template itself writes."""
+    """The control tokens of one tokenizer and its chat template; `template_text` is what the template itself writes."""
 
     def __init__(self, tokenizer: Any, template_text: str) -> None:
         self.tokenizer = tokenizer
@@ -49,18 +51,22 @@ class ControlTokens:
         return match[0] if match else sequence_mark(text)
 
     def is_token(self, text: str) -> bool:
-        """Whether this tokenizer encodes the text as one control token; otherwise it is a marker of another template."""
+        """Whether this tokenizer encodes the text as one control token; otherwise it is a marker of another
+        template."""
         return text in self._texts.values()
 
     def closing_tokens(self, closing_piece: str) -> tuple[str, ...]:
-        """What ends an assistant message: the control tokens in the piece that the template puts behind one, and the end of text."""
+        """What ends an assistant message: the control tokens in the piece that the template writes after it, and end of
+        text."""
         tokens = [match[0] for match in self._pattern.finditer(closing_piece) if self.is_token(match[0])]
         return tuple(dict.fromkeys([*tokens, *([str(self.tokenizer.eos_token)] if self.tokenizer.eos_token else [])]))
 
     def as_plain_text(self, token: str) -> tuple[list[int], list[tuple[int, int]]] | None:
-        """Ids of a control token's characters and where each lies among them; None where the tokenizer knows no other way to write them.
+        """Ids of a control token's characters and where each lies among them; None where they can't be written
+        otherwise.
 
-        It is encoded behind a line break, whose tokens are left out again: some tokenizers put a space before what comes first.
+        The characters are encoded after a line break, whose tokens are then removed: some tokenizers put a space before
+        the first token.
         """
         encoded = self.tokenizer("\n" + token, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
         spans = [(start - 1, stop - 1) for start, stop in encoded["offset_mapping"]]
@@ -71,7 +77,8 @@ class ControlTokens:
 
 
 def without_closing(text: str, closing: Iterable[str]) -> str:
-    """A text without the closing tokens at its very end and the white space before them; unchanged where it ends with none."""
+    """A text without the closing tokens at its very end and the white space before them; unchanged if it ends with
+    none."""
     closing = [token for token in closing if token]
     rest = text.rstrip()
     while token := next((token for token in closing if rest.endswith(token)), ""):
@@ -80,5 +87,5 @@ def without_closing(text: str, closing: Iterable[str]) -> str:
 
 
 def control_in(ids: Int32[np.ndarray, " t"], content: np.ndarray, control: frozenset[int]) -> list[int]:
-    """Places of control tokens among the tokens of the messages' own texts."""
+    """Positions of control tokens [t] among the tokens of the messages' own texts (`content`)."""
     return np.flatnonzero(content & np.isin(ids, list(control))).tolist()

@@ -1,4 +1,4 @@
-"""What a long run will take, said before it starts: memory, disk and time, from file headers and one small matrix product."""
+"""Estimates memory, disk and time of a run before it starts, from file headers and one small matrix product."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from core.errors import StoreError
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.56}
-CHARACTERS_PER_TOKEN = 4.0  # English text; only an estimate hangs on it
-PAGE_BYTES = 2e4  # of a latent's page
-EFFICIENCY = 0.6  # of a large matrix product's speed: what a forward pass over rows of about 200 tokens reached (SmolLM2, two cores)
+CHARACTERS_PER_TOKEN = 4.0  # of English text; used for estimates only
+PAGE_BYTES = 2e4  # a latent's page on disk
+EFFICIENCY = 0.6  # share of a large matrix product's speed that a forward pass over rows of about 200 tokens reached (SmolLM2, two cores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +44,20 @@ def estimate_extraction(
     batch = config.tokens_per_batch * int(identity["d_model"]) * 32 * BYTES[str(identity["dtype"])]  # activations of a layer, attention masks
     return Estimate(
         memory=parameters * per_weight + batch,
-        disk=n_states * int(identity["d_model"]) * 4 * 2,  # the shards stand beside the merged file for a moment
+        disk=n_states * int(identity["d_model"]) * 4 * 2,  # for a moment the shards and the merged file both exist
         seconds=2 * in_layers * n_tokens / (EFFICIENCY * matmul_speed(config)),
     )
 
 
 def estimate_training(config: SAETrainConfig, source: ModelSource, identity: dict[str, Any]) -> Estimate:
-    """A training of an SAE: reading its tokens, and forward, backward and Adam over its two matrices in float32. The card's measuring is left out."""
+    """An SAE training: reads its tokens, then forward, backward and Adam over two float32 matrices; the card is left
+    out."""
     parameters, in_layers = count_parameters(source.folder, config.backbone.layer + 1)
     weights = 2 * config.width * int(identity["d_model"])
     per_weight = QUANTIZED_BYTES.get(config.backbone.quantization, BYTES[str(identity["dtype"])])
     return Estimate(
         memory=parameters * per_weight + 4 * 4 * weights,  # weights, gradients, two moments
-        disk=weights * (2 * 3 * 4 + 2),  # an old checkpoint beside a new one: weights and moments; and the result in float16
+        disk=weights * (2 * 3 * 4 + 2),  # two checkpoints of weights and moments for a moment; the result in float16
         seconds=config.tokens * (2 * in_layers + 6 * weights) / (EFFICIENCY * matmul_speed(config.backbone)),
     )
 
@@ -64,7 +65,8 @@ def estimate_training(config: SAETrainConfig, source: ModelSource, identity: dic
 def estimate_latents(
     config: BackboneConfig, source: ModelSource, identity: dict[str, Any], *, depth: int, d_sae: int, l0: float, n_latents: int, n_tokens: int
 ) -> Estimate:
-    """The pages of `n_latents` latents over `n_tokens` tokens, template's included: forward, encoding, and every activation on disk for a while."""
+    """The pages of `n_latents` latents over `n_tokens` tokens, template included; all activations are on disk for a
+    while."""
     parameters, in_layers = count_parameters(source.folder, depth)
     weights = int(identity["d_model"]) * d_sae
     per_weight = QUANTIZED_BYTES.get(config.quantization, BYTES[str(identity["dtype"])])
@@ -76,7 +78,7 @@ def estimate_latents(
 
 
 def check_disk(estimate: Estimate, folder: Path) -> None:
-    """Raises StoreError if the disk has not room for what the estimate says."""
+    """Raises StoreError if the disk of `folder` has less free space than the estimate."""
     free = shutil.disk_usage(folder).free
     if free < estimate.disk:
         raise StoreError(
@@ -108,14 +110,15 @@ def _tensors(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def matmul_speed(config: BackboneConfig) -> float:
-    """Floating-point operations a second of a matrix product on the run's device in its dtype, measured in a moment."""
+    """Floating-point operations a second of a matrix product on the run's device in its dtype, measured within a
+    moment."""
     import torch
 
     device, dtype = resolve_device(config), getattr(torch, resolve_dtype(config))
     n = 512 if device == "cpu" else 4096
     a, b = (torch.randn(n, n).to(device, dtype) for _ in range(2))
     best = float("inf")
-    for _ in range(4):  # the first ones warm up
+    for _ in range(4):  # the first rounds warm up
         started = time.perf_counter()
         (a @ b).float().sum().item()  # reading the sum waits for the device
         best = min(best, time.perf_counter() - started)

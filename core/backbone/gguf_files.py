@@ -21,9 +21,9 @@ import numpy as np
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core.backbone.checkpoint import Checkpoint, read_checkpoint, some
+from core.backbone.checkpoint import Checkpoint, read_checkpoint
 from core.backbone.loading import check_finite, check_report
-from core.backbone.model_folder import AGAIN, check_file, read_json_object
+from core.backbone.model_folder import DOWNLOAD_AGAIN, check_file, first_few, read_json_object
 from core.backbone.transformers_calls import GIVE_SAFETENSORS, library_errors, quiet_transformers
 from core.errors import BackboneError
 
@@ -59,9 +59,9 @@ def read_gguf(path: Path) -> GgufFile:
         end = max((int(tensor.data_offset) + int(tensor.n_bytes) for tensor in reader.tensors), default=0)
     except Exception as error:  # where bytes are missing, gguf passes on whatever numpy raises
         state = f"{path.stat().st_size:,} bytes; {type(error).__name__}: {error}"[:300]
-        raise BackboneError(f"{path} is cut or damaged", expected="a whole GGUF file", found=state, remedy=AGAIN) from error
+        raise BackboneError(f"{path} is cut or damaged", expected="a whole GGUF file", found=state, remedy=DOWNLOAD_AGAIN) from error
     if end > path.stat().st_size:
-        raise BackboneError(f"{path} is cut", expected=f"{end:,} bytes", found=f"{path.stat().st_size:,} bytes", remedy=AGAIN)
+        raise BackboneError(f"{path} is cut", expected=f"{end:,} bytes", found=f"{path.stat().st_size:,} bytes", remedy=DOWNLOAD_AGAIN)
     _check_use(path, fields)
     for tensor in reader.tensors:
         if tensor.name in ROTARY_FACTORS and not np.array_equal(np.asarray(tensor.data, np.float32), np.ones(tensor.n_elements, np.float32)):
@@ -92,7 +92,7 @@ def _check_use(path: Path, fields: Mapping[str, Any]) -> None:
     if not architecture or not isinstance(fields.get(f"{architecture}.block_count"), int):
         fields_read = f"general.architecture {architecture!r}, block_count {fields.get(f'{architecture}.block_count')!r}"
         problem = f"{path} does not name its kind of model"
-        raise BackboneError(problem, expected="general.architecture, block_count", found=fields_read, remedy=AGAIN)
+        raise BackboneError(problem, expected="general.architecture, block_count", found=fields_read, remedy=DOWNLOAD_AGAIN)
     scaling, factor = (fields.get(f"{architecture}.rope.scaling.{name}") for name in ("type", "factor"))
     if scaling not in (None, "none") and (scaling, factor) not in (("linear", None), ("linear", 1.0)) and architecture != "gpt-oss":
         _refuse_rotary(path, f"rope.scaling.type {scaling}, factor {factor}")
@@ -113,8 +113,8 @@ def _check_blocks(gguf: GgufFile) -> None:
         raise BackboneError(
             f"{gguf.path} is not a whole model",
             expected=f"{gguf.n_blocks} blocks, {', '.join(NEEDED)}",
-            found="; ".join(f"{what}: {some(names)}" for what, names in (("missing", absent), ("too many", extra)) if names),
-            remedy=f"{AGAIN}, or convert it again",
+            found="; ".join(f"{what}: {first_few(names)}" for what, names in (("missing", absent), ("too many", extra)) if names),
+            remedy=f"{DOWNLOAD_AGAIN}, or convert it again",
         )
 
 
@@ -163,7 +163,7 @@ def check_copy(gguf: GgufFile, folder: Path) -> None:
             f"{gguf.path} can't be de-quantised: transformers makes another model of it than it holds",
             expected="as many numbers in each layer as in the same block of the file",
             found="; ".join(_difference(gguf, block, stored[block], copied[block]) for block in differing[:3]),
-            remedy=f"{AGAIN}, or convert it again, if tensors are missing in it; else {GIVE_SAFETENSORS}",
+            remedy=f"{DOWNLOAD_AGAIN}, or convert it again, if tensors are missing in it; else {GIVE_SAFETENSORS}",
         )
 
 
@@ -174,7 +174,7 @@ def _difference(gguf: GgufFile, block: int, stored: int, copied: int) -> str:
     parts = [name.split(".", 2) for name in gguf.sizes if _block(name) != OUTSIDE]
     usual = {part for part, times in Counter(part for _, _, part in parts).items() if 2 * times > gguf.n_blocks}
     absent = sorted(usual - {part for _, number, part in parts if int(number) == block})
-    missing = f", without {some([f'blk.{block}.{part}' for part in absent])}" if absent else ""
+    missing = f", without {first_few([f'blk.{block}.{part}' for part in absent])}" if absent else ""
     return f"layer {block}: {stored:,} in the file{missing}, {copied:,} in the model"
 
 

@@ -1,4 +1,4 @@
-"""The text of a rendered dialogue and where each message lies in it: what a chat template wrote, checked against its fixed pieces."""
+"""Finds each message's text in a rendered dialogue and checks that the rest are the chat template's fixed pieces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ SEPARATOR = "\n"  # between messages of a model without a template
 
 
 class Unreadable(Exception):
-    """A dialogue that can't be read, and why, as a whole sentence's end: `the response holds the control token <|im_end|>`."""
+    """A dialogue that can't be read. `reason` continues a sentence: `the response holds the control token
+    <|im_end|>`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -22,7 +23,10 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class TemplatePieces:
-    """What a template writes around messages of given roles: `around[i]` before the message numbered `order[i]`, the last one behind all."""
+    """What a template writes around messages of given roles.
+
+    `around[i]` stands before the message numbered `order[i]`, the last entry after all of them.
+    """
 
     around: tuple[str, ...]
     order: tuple[int, ...]
@@ -30,7 +34,7 @@ class TemplatePieces:
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """Characters of one message's text in the rendered dialogue: its start, the end of what is not white space, its end."""
+    """Characters of one message's text in the rendered dialogue: its start, the end without white space, its end."""
 
     message: int
     start: int
@@ -40,7 +44,7 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A rendered dialogue before it is tokenised; `messages` as the template was given them."""
+    """A rendered dialogue before it is tokenised. `messages` are those that the template was given."""
 
     messages: tuple[Message, ...]
     text: str
@@ -50,9 +54,10 @@ class Layout:
 
 
 def default_template(given: Any) -> tuple[str, str]:
-    """The template to use, empty where there is none, and its name among several (empty where it is the only one).
+    """The template to use (empty where there is none), and its name among several (empty where it is the only one).
 
-    A tokenizer can have several named templates (`default`, `tool_use`, `rag` ...). Raises BackboneError where none of them is the default.
+    A tokenizer can have several named templates (`default`, `tool_use`, `rag` ...). Raises BackboneError where none of
+    them is the default.
     """
     if not isinstance(given, dict):
         return str(given or ""), ""
@@ -68,7 +73,8 @@ def default_template(given: Any) -> tuple[str, str]:
 
 
 def find_spans(text: str, messages: Sequence[Message], pieces: TemplatePieces) -> tuple[Span, ...] | None:
-    """Where each message's text lies in a rendered dialogue; None where that is not the fixed pieces with the texts in between."""
+    """Where each message's text lies in a rendered dialogue; None unless it is the fixed pieces with the texts
+    between."""
     if not text.startswith(pieces.around[0]):
         return None
     spans, at = list[Span](), len(pieces.around[0])
@@ -83,10 +89,11 @@ def find_spans(text: str, messages: Sequence[Message], pieces: TemplatePieces) -
 
 
 def concatenate(messages: Sequence[Message], n_closing: int, thinking: str) -> Layout:
+    """The layout for a model without a chat template: the texts with `SEPARATOR` between them."""
     spans, text = list[Span](), ""
     for number, message in enumerate(messages):
         text += SEPARATOR if text else ""
-        own = message["content"]
-        spans.append(Span(message=number, start=len(text), visible_end=len(text) + len(own.rstrip()), end=len(text) + len(own)))
-        text += own
+        content = message["content"]
+        spans.append(Span(message=number, start=len(text), visible_end=len(text) + len(content.rstrip()), end=len(text) + len(content)))
+        text += content
     return Layout(messages=tuple(messages), text=text, spans=tuple(spans), n_closing=n_closing, thinking=thinking)

@@ -24,8 +24,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from core.backbone.checkpoint import Checkpoint, some
-from core.backbone.model_folder import AGAIN
+from core.backbone.checkpoint import Checkpoint
+from core.backbone.model_folder import DOWNLOAD_AGAIN, first_few
 from core.backbone.transformers_calls import library_errors, quiet_transformers
 from core.errors import BackboneError
 
@@ -95,7 +95,7 @@ def check_report(model: Any, report: Mapping[str, Any], checkpoint: Checkpoint, 
     raise BackboneError(
         f"the weights of {name} are not whole, or not of the model that its configuration describes",
         expected=f"every tensor of {type(model).__name__} with {depth} layers, and no other",
-        found="; ".join(f"{what}: {some(keys)}" for what, keys in wrong.items() if keys),
+        found="; ".join(f"{what}: {first_few(keys)}" for what, keys in wrong.items() if keys),
         remedy=_remedy(wrong["missing"], unused, n_layers),
     )
 
@@ -147,7 +147,7 @@ def _remedy(missing: Sequence[str], unused: Sequence[str], n_layers: int) -> str
     if tails:
         key, lost = min(tails, key=lambda pair: len(pair[0]) - len(pair[1]))
         return f"names that begin with {key.removesuffix(lost)!r} come from a wrapper around the model: save the model inside it"
-    return f"{AGAIN}, or save or convert the model again; as it is, random numbers would stand in for what is missing"
+    return f"{DOWNLOAD_AGAIN}, or save or convert the model again; as it is, random numbers would stand in for what is missing"
 
 
 def check_finite(model: Any, name: str) -> None:
@@ -171,7 +171,7 @@ def check_finite(model: Any, name: str) -> None:
                 f"the weights of {name} hold numbers that are not finite",
                 expected="finite numbers",
                 found=f"{n_wrong:,} of {tensor.numel():,} in {key} are NaN or infinite ({dtype})",
-                remedy=f"{AGAIN}, or take an earlier checkpoint of its training{small}",
+                remedy=f"{DOWNLOAD_AGAIN}, or take an earlier checkpoint of its training{small}",
             )
 
     _check_zeros(model, zeros, name)
@@ -193,12 +193,12 @@ def _check_zeros(model: Any, zeros: Sequence[str], name: str) -> None:
         raise BackboneError(
             f"the weights of {name} hold nothing but zeros where there should be numbers",
             expected="weights of a trained model",
-            found=f"only zeros: {some(wrong)}",
-            remedy=f"{AGAIN}: an interrupted download may leave zeros behind, in a file of the right size",
+            found=f"only zeros: {first_few(wrong)}",
+            remedy=f"{DOWNLOAD_AGAIN}: an interrupted download may leave zeros behind, in a file of the right size",
         )
     odd = [key for key in zeros if key in matrices]
     if odd:
-        log.warning("%s: these weights are all zeros: %s", name, some(odd))
+        log.warning("%s: these weights are all zeros: %s", name, first_few(odd))
 
 
 def load_tokenizer(folder: Path, name: str) -> Any:
@@ -225,7 +225,7 @@ def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
         raise BackboneError(
             f"the tokenizer of {name} has more tokens than the model has rows in its embedding",
             expected=f"tokens below {rows}",
-            found=some([f"{token!r} ({number})" for number, token in needed]),
+            found=first_few([f"{token!r} ({number})" for number, token in needed]),
             remedy="take tokenizer and weights from the same repository; if tokens were added, save the model after resize_token_embeddings",
         )
 

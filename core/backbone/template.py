@@ -1,12 +1,14 @@
-"""Dialogues become token ids: chat template, exactly one real BOS, and where each message's own text lies (METHOD.md section 2).
+"""Turns dialogues into token ids, with exactly one real BOS and the place of each message's text (METHOD.md section 2).
 
-How a message's text is found in the rendered dialogue: the template is rendered once per sequence of roles with unmistakable placeholders instead
-of the texts; what stands around them are the template's fixed pieces, in whichever order it writes the messages (some put the system text into the
-last user turn). The real rendering must be those pieces with the texts (as they are, or stripped, as Gemma's and Llama's templates do) in
-between, which is checked. So no text can be mistaken for a part of the template.
+How a message's text is located in the rendered dialogue: the template is rendered once for each sequence of roles with
+placeholders instead of the texts; what is around them are the template's fixed pieces, in whichever order it writes the
+messages (some put the system text into the last user turn). The real rendering must be those pieces with the texts
+between them (unchanged, or stripped, as Gemma's and Llama's templates do), which is checked. So no text can be mistaken
+for a part of the template.
 
-A dialogue that can't be read so (the template refuses it, leaves a message out or rewrites its text; a text holds a control token; a config field
-asks to refuse thinking) comes back as `Unreadable`, with the reason, and the others go on.
+For a dialogue that can't be read this way (the template refuses it, leaves a message out or rewrites its text; a text
+holds a control token; a config field refuses thinking) `render` returns an `Unreadable` with the reason, and goes on
+with the others.
 """
 
 from __future__ import annotations
@@ -32,13 +34,15 @@ KEPT, STRIPPED = "kept", "stripped"
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered:
-    """A dialogue as tokens. `content` marks tokens of the messages' own texts (never the first position, never the template's).
+    """A dialogue as tokens, and where each message's own text lies among them.
 
-    For every assistant message: `response_starts` its first own token, `response_ends` the last token of its text, trailing white space apart,
-    `turn_ends` the token that follows its text (the end of turn), -1 where nothing follows. `answered`: the last message is an assistant's and has a
-    token of its own. `messages` are those that were rendered (a system text may have been folded into the first user message, a closing token cut),
-    `text` is the rendered dialogue and `starts` the character of it at which each token begins (-1 for a BOS that was put in front).
-    `n_closing` control tokens were cut behind assistant messages; `thinking` says whether a block was kept or stripped (empty: there is none).
+    `content` marks tokens of the messages' own texts (never the first position, never the template's). For every
+    assistant message: `response_starts` its first own token, `response_ends` the last token of its text without
+    trailing white space, `turn_ends` the token after its text (the end of turn), -1 where nothing follows. `answered`:
+    the last message is an assistant's and has a token of its own. `messages` are those that were rendered (a system
+    text may have been moved into the first user message, a closing token cut). `text` is the rendered dialogue, and
+    `starts` the character at which each token begins (-1 for a BOS that was added). `n_closing` control tokens were cut
+    after assistant messages; `thinking` is `KEPT` or `STRIPPED` (empty: there is no block).
     """
 
     ids: Int32[np.ndarray, " t"]
@@ -57,7 +61,8 @@ class Rendered:
 class ChatTemplate:
     """Renders dialogues for one tokenizer. `control_tokens` and `think` are the fields of BackboneConfig.
 
-    `name` says which of several named templates is used (empty where there is one). Raises BackboneError where none can be used.
+    `name` is the one that is used of several named templates (empty where there is only one). Raises BackboneError
+    where none can be used.
     """
 
     def __init__(self, tokenizer: Any, *, date: str, control_tokens: str = "refuse", think: str = "keep") -> None:
@@ -69,7 +74,7 @@ class ChatTemplate:
         source, self.name = default_template(tokenizer.chat_template)
         self.has_template = bool(source)
         self._date = date
-        # A template that asks for today's date gets the fixed one, or equal texts would have other tokens tomorrow.
+        # A template that writes today's date gets a fixed one; otherwise equal texts would have other tokens tomorrow.
         clock = "{%- macro strftime_now(format) -%}{{ " + json.dumps(date) + " }}{%- endmacro -%}"
         self._source = clock + source if "strftime_now" in source else source
         self._pieces: dict[tuple[str, ...], TemplatePieces | Unreadable] = {}
@@ -81,7 +86,7 @@ class ChatTemplate:
         self.closing = self.control.closing_tokens(turn[-1])
 
     def _turn_pieces(self) -> tuple[str, ...]:
-        """What the template writes around one question and its answer. Raises BackboneError where it can't."""
+        """What the template writes around one question and its answer. Raises BackboneError where it renders none."""
         if not self.has_template:
             return ("", SEPARATOR, "")
         try:
@@ -97,7 +102,8 @@ class ChatTemplate:
         """Tokens and positions of each dialogue, or why it can't be read."""
         layouts = [self._lay_out_or_refuse(messages) for messages in dialogues]
         texts = [layout.text for layout in layouts if isinstance(layout, Layout)]
-        # `split_special_tokens` is said each time: a tokenizer folder may have it switched on, and the template's tokens would come apart.
+        # `split_special_tokens` is passed each time: a tokenizer folder may switch it on, which would split the
+        # template's tokens.
         rules: dict[str, Any] = {"add_special_tokens": False, "padding": False, "truncation": False, "split_special_tokens": False}
         encodings = iter(self.tokenizer(texts, **rules).encodings if texts else ())
         return [self._locate_or_refuse(next(encodings), layout) if isinstance(layout, Layout) else layout for layout in layouts]
@@ -128,17 +134,18 @@ class ChatTemplate:
         if spans is None and thinking == KEPT:
             return replace(self._lay_out_as_written(messages), n_closing=n_closing)
         if spans is None:
-            raise Unreadable("the chat template changes the text of a message, so its tokens can't be told apart")
+            raise Unreadable("the chat template changes the text of a message, so its tokens can't be located")
         layout = Layout(messages=tuple(messages), text=text, spans=spans, n_closing=n_closing, thinking=thinking)
         return _without_second_block(layout) if thinking == KEPT else layout
 
     def _without_closing(self, messages: Sequence[Message]) -> tuple[list[Message], int]:
-        """The messages without the closing tokens behind the assistant's, and in how many of them there was one."""
+        """The messages without closing tokens after the assistant's texts, and how many of the messages had one."""
         cut = [Message(role=m["role"], content=without_closing(m["content"], self.closing)) if m["role"] == "assistant" else m for m in messages]
         return cut, sum(before["content"] != after["content"] for before, after in zip(messages, cut, strict=True))
 
     def _rule_on_thinking(self, messages: Sequence[Message]) -> str:
-        """What happens to the blocks in which the assistant thinks; empty where there are none. Raises Unreadable where they are refused."""
+        """How thinking blocks are treated (`KEPT`, `STRIPPED`); empty where there are none. Raises Unreadable to refuse
+        them."""
         if not any(m["role"] == "assistant" and thinks(m["content"]) for m in messages):
             return ""
         if self._think == "refuse":
@@ -159,31 +166,34 @@ class ChatTemplate:
         return f"{place} holds {whose} {token}: it is not plain text (control_tokens = text reads it as characters)"
 
     def _lay_out_as_written(self, messages: list[Message]) -> Layout:
-        """A dialogue whose last message thinks, or an earlier one, where the template rewrites such texts.
+        """The layout of a dialogue with a thinking block in a message that the template would rewrite.
 
-        Earlier turns are read without their blocks, as the template writes them. The response is put in as it is: the template renders a placeholder
-        in its place, and the empty block that some templates open before an answer goes, since the policy's own block stands there.
+        Earlier turns are read without their blocks, as the template writes them. The response replaces a placeholder
+        that the template renders, and the empty block that some templates open before an answer is removed, since the
+        answer has its own.
         """
         *earlier, last = messages
         if last["role"] != "assistant":
-            raise Unreadable("the chat template changes the text of a message, so its tokens can't be told apart")
+            raise Unreadable("the chat template changes the text of a message, so its tokens can't be located")
         history = strip_all(earlier)
         with_placeholder = [*history, Message(role="assistant", content=ANSWER)]
         text = self._apply(with_placeholder)
         spans = find_spans(text, with_placeholder, self.fixed_pieces(tuple(m["role"] for m in messages)))
         if spans is None:
-            raise Unreadable("the chat template changes the text of a message, so its tokens can't be told apart")
-        own = next(span for span in spans if span.message == len(messages) - 1)
-        if any(span.start > own.start for span in spans):
-            raise Unreadable("the chat template writes another message behind the answer, which thinks")
-        before = without_empty_block(text[: own.start]) if thinks(last["content"]) else text[: own.start]
+            raise Unreadable("the chat template changes the text of a message, so its tokens can't be located")
+        placeholder = next(span for span in spans if span.message == len(messages) - 1)
+        if any(span.start > placeholder.start for span in spans):
+            raise Unreadable("the chat template writes another message after the answer, which holds a thinking block")
+        before = without_empty_block(text[: placeholder.start]) if thinks(last["content"]) else text[: placeholder.start]
         answer = last["content"].strip()
         end = len(before) + len(answer)
-        placed = (*(span for span in spans if span is not own), Span(message=own.message, start=len(before), visible_end=end, end=end))
-        return Layout(messages=(*history, last), text=before + answer + text[own.end :], spans=placed, n_closing=0, thinking=KEPT)
+        response = Span(message=placeholder.message, start=len(before), visible_end=end, end=end)
+        placed = (*(span for span in spans if span is not placeholder), response)
+        return Layout(messages=(*history, last), text=before + answer + text[placeholder.end :], spans=placed, n_closing=0, thinking=KEPT)
 
     def fixed_pieces(self, roles: tuple[str, ...]) -> TemplatePieces:
-        """What the template puts before, between and behind messages of these roles. Raises Unreadable where it refuses them."""
+        """What the template writes before, between and after messages of these roles. Raises Unreadable where it
+        refuses them."""
         if roles not in self._pieces:
             try:
                 self._pieces[roles] = self._find_pieces(roles)
@@ -199,8 +209,8 @@ class ChatTemplate:
         text = self._apply([Message(role=role, content=mark) for role, mark in zip(roles, marks, strict=True)])
         for role, mark in zip(roles, marks, strict=True):
             if text.count(mark) != 1:
-                what = "leaves a message out" if mark not in text else "writes a message twice"
-                raise Unreadable(f"the chat template {what} (a {role} message; roles: {', '.join(roles)})")
+                fault = "leaves a message out" if mark not in text else "writes a message twice"
+                raise Unreadable(f"the chat template {fault} (a {role} message; roles: {', '.join(roles)})")
         order = sorted(range(len(roles)), key=lambda i: text.index(marks[i]))
         around = []
         for number in order:
@@ -211,12 +221,13 @@ class ChatTemplate:
     def _apply(self, messages: Sequence[Message]) -> str:
         try:
             return str(self.tokenizer.apply_chat_template(list(messages), chat_template=self._source, tokenize=False, date_string=self._date))
-        except Exception as error:  # a template is foreign code: whatever it raises, it refuses this dialogue
+        except Exception as error:  # a template may raise anything to refuse a dialogue
             roles = ", ".join(m["role"] for m in messages)
             raise Unreadable(f"the chat template refuses this dialogue: {str(error)[:200]} (roles: {roles})") from error
 
     def fold_system(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages as the template takes them: where it refuses a system role (Gemma-2), that text opens the first user message."""
+        """The messages as the template accepts them: if it refuses a system role (Gemma-2), the first user message gets
+        its text."""
         messages = list(messages)
         if not (messages and messages[0]["role"] == "system") or self._takes_system():
             return messages
@@ -285,7 +296,8 @@ class ChatTemplate:
     def _as_plain_text(
         self, layout: Layout, ids: Int32[np.ndarray, " t"], places: Int32[np.ndarray, "t 2"], control: list[int]
     ) -> tuple[Int32[np.ndarray, " m"], Int32[np.ndarray, "m 2"]]:
-        """The tokens with each control token inside a text replaced by the tokens of its characters. Raises Unreadable where that is refused."""
+        """The tokens, each control token in a text replaced by tokens of its characters. Raises Unreadable if that is
+        refused."""
         new_ids, new_places = ids.tolist(), places.tolist()
         for at in reversed(control):
             start, stop = new_places[at]
@@ -299,7 +311,7 @@ class ChatTemplate:
         return np.array(new_ids, dtype=np.int32), np.array(new_places, dtype=np.int32)
 
     def _with_one_bos(self, ids: Int32[np.ndarray, " t"], starts: Int32[np.ndarray, " t"]) -> tuple[np.ndarray, np.ndarray, int]:
-        """The ids with exactly one real BOS in front, their first characters, and by how many places they moved."""
+        """The ids with exactly one real BOS at the front, their first characters, and by how many places they moved."""
         if self.bos is None:
             return ids, starts, 0
         have = next((i for i, number in enumerate(ids.tolist()) if number != self.bos), len(ids))
@@ -309,7 +321,8 @@ class ChatTemplate:
 
 
 def _without_second_block(layout: Layout) -> Layout:
-    """The layout without the empty block that some templates (SmolLM3's) open before an answer even where the answer holds its own."""
+    """The layout without the empty block that some templates (SmolLM3's) open even before an answer that has its
+    own."""
     last = len(layout.messages) - 1
     if layout.messages[last]["role"] != "assistant" or not thinks(layout.messages[last]["content"]):
         return layout
@@ -324,5 +337,5 @@ def _without_second_block(layout: Layout) -> Layout:
 
 
 def _tokens_between(places: Int32[np.ndarray, "t 2"], start: int, stop: int) -> np.ndarray:
-    """Tokens that hold a character from `start` to before `stop`. One character can take several tokens (emoji in byte-level vocabularies)."""
+    """Tokens that hold a character from `start` to before `stop`; several tokens may hold the same one (emoji)."""
     return np.flatnonzero((places[:, 0] < stop) & (places[:, 1] > start) & (places[:, 1] > places[:, 0]))

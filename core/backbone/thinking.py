@@ -1,14 +1,16 @@
-"""Reasoning models: the block in which an answer thinks before it answers.
+"""Finds and removes the blocks in which the answers of reasoning models think before they answer.
 
-Templates of such models (Qwen3, DeepSeek-R1 and their like) rewrite a message that holds a block: they take it out of earlier turns, and out of the
-last one too or lay it out anew. The config field `think` decides what is read instead:
+Templates of such models (Qwen3, DeepSeek-R1 and others) rewrite a message that holds a block: they remove it from
+earlier turns, and remove it from the last turn too or change its layout. The config field `think` decides what is read
+instead:
 
-- `keep`: the response is encoded as the policy wrote it, block included, whatever the template would do with it. Earlier turns are left to the
-  template: where it takes their blocks out, they are read without.
-- `strip`: all blocks are taken out before the template sees the text.
+- `keep`: the response is encoded as the policy wrote it, block included, whatever the template would do with it.
+  Earlier turns are left to the template: where it removes their blocks, they are read without.
+- `strip`: all blocks are removed before the template gets the text.
 - `refuse`: a dialogue with a block is refused.
 
-A block is what stands between the tags, and also what stands before a lone closing tag (R1's template opens the block itself).
+A block is what stands between the tags, and also what stands before a lone closing tag (R1's template opens the block
+itself).
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def thinks(text: str) -> bool:
 
 
 def without_thinking(text: str) -> str:
-    """The text without its blocks; empty where nothing but thinking is left, such as a block that never ends."""
+    """The text without its blocks; empty where nothing else is left, such as after a block that never ends."""
     for whole, later_half, unfinished in zip(_WHOLE, _LATER_HALF, _UNFINISHED, strict=True):
         text = unfinished.sub("", later_half.sub("", whole.sub("\n", text)))
     return text.strip()
@@ -45,5 +47,5 @@ def strip_all(messages: Sequence[Message]) -> list[Message]:
 
 
 def without_empty_block(template_piece: str) -> str:
-    """What a template puts before an answer, without the empty or just opened block that some put there by themselves."""
+    """What a template writes before an answer, without the empty or just opened block that some templates add."""
     return _EMPTY_AT_END.sub("", template_piece)

@@ -1,6 +1,7 @@
-"""The text of single tokens, readable: what a tokenizer's vocabulary means in bytes, and bytes put together to characters.
+"""Readable text of single tokens: the bytes of a tokenizer's vocabulary, and bytes joined to characters.
 
-Decoding one token after the other would lose leading spaces (SentencePiece) and break characters that take several tokens (byte-level ones).
+Decoding tokens one by one would lose leading spaces (SentencePiece) and break characters of several tokens (byte-level
+vocabularies).
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# Byte-level vocabularies write each byte as a visible character: these as themselves, the others, in order, as the characters from 256 on.
+# Byte-level vocabularies write each byte as a visible character: these bytes as themselves, the others in order as the
+# characters from 256 on.
 PLAIN = (*range(33, 127), *range(161, 173), *range(174, 256))
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def token_bytes(tokenizer: Any, ids: Iterable[int]) -> dict[int, bytes]:
-    """The bytes that each of these tokens stands for."""
+    """The bytes that each of these tokens stands for, by id."""
     wanted = sorted(set(ids))
     names = dict(zip(wanted, tokenizer.convert_ids_to_tokens(wanted), strict=True))
     added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
@@ -25,7 +27,7 @@ def token_bytes(tokenizer: Any, ids: Iterable[int]) -> dict[int, bytes]:
 
 
 def pieces(tokens: Sequence[bytes]) -> list[str]:
-    """The characters of each token of a text. Of several tokens that make up one character the last one carries it, as in
+    """The characters of each token of a text. A character of several tokens belongs to the last of them, as in
     `core.explain.readings.token_texts`; a part of a character at either end becomes U+FFFD."""
     reader = codecs.getincrementaldecoder("utf-8")(errors="replace")
     return [reader.decode(token, final=number == len(tokens) - 1) for number, token in enumerate(tokens)]
@@ -34,8 +36,8 @@ def pieces(tokens: Sequence[bytes]) -> list[str]:
 def _bytes_of(name: str, byte_level: bool) -> bytes:
     if byte_level:
         return bytes(_FROM_VISIBLE[c] for c in name) if all(c in _FROM_VISIBLE for c in name) else name.encode()
-    found = BYTE.fullmatch(name)
-    return bytes([int(found[1], 16)]) if found else name.replace("▁", " ").encode()
+    byte = BYTE.fullmatch(name)
+    return bytes([int(byte[1], 16)]) if byte else name.replace("▁", " ").encode()
 
 
 def _visible() -> dict[str, int]:
