@@ -25,9 +25,9 @@ ROUNDS = [
         "kept": 4,
         "dropped": 5,
         "reasons": {"too long": 2, "margin": 3},
-        "said": "kept 44 %",
+        "share": "kept 44 %",
     },
-    {"round": 2, "generated": 8, "parsed": 8, "not parsed": 0, "kept": None, "dropped": None, "reasons": {}, "said": NASTY},
+    {"round": 2, "generated": 8, "parsed": 8, "not parsed": 0, "kept": None, "dropped": None, "reasons": {}, "share": NASTY},
 ]
 DPO = {
     "n_pairs": 7,

@@ -36,7 +36,6 @@ STILL_UP = {
 }
 STILL_CIRCLES = {
     "core.jobs.attempt core.jobs.worker core.runs.launch",
-    "workbench.align.audit workbench.align.compare workbench.align.drops workbench.align.evaluation workbench.align.rounds workbench.align.view",
     "workbench.align.form workbench.frame.forms workbench.frame.layout workbench.frame.run_panel",
     "workbench.response.edit workbench.response.more workbench.response.view workbench.response.words",
 }

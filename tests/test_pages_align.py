@@ -22,6 +22,7 @@ from streamlit.testing.v1 import AppTest
 
 from core.align import audit
 from core.align.figures import MEANING, read_measures
+from core.align.overoptimisation import RULE
 from core.align.presets import ALIGN_PRESETS, align_preset
 from core.align.records import CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, STEPS, find_alignment, key_of
 from core.cli.align import align_config
@@ -33,11 +34,12 @@ from core.runs.events import EventLog
 from core.runs.registry import Run, Status
 from core.text_safety import visible
 from workbench.align import compare as align_compare
-from workbench.align import drops as align_drops
-from workbench.align import evaluation as align_evaluation
 from workbench.align import figures as align_figures
 from workbench.align import form as align_form
 from workbench.align import values as align
+from workbench.align.pair_view import caveats
+from workbench.align.pairs import pairs_of
+from workbench.align.samples import change_text
 from workbench.frame import models, state
 from workbench.frame.forms import Draft
 from workbench.shift import values as shift
@@ -357,7 +359,7 @@ def test_a_round_says_what_became_of_its_pairs(cache: Path, round: int) -> None:
 
 def test_the_pairs_of_a_round_carry_their_fate(cache: Path) -> None:
     record = ready(cache).rounds[1]
-    pairs, rewards = align.pairs_of(record), rewards_of(1)
+    pairs, rewards = pairs_of(record), rewards_of(1)
     assert len(pairs) == PAIRS and pairs[-1].fate == "not parsed" and pairs[-1].why.startswith("not parsed: not in the form")
     assert pairs[0].fate == "too long" and pairs[1].margin is None and pairs[1].fate == "unread by the reward model"
     for one, (w, x) in zip(pairs[2:-1], rewards[2:], strict=True):
@@ -406,7 +408,7 @@ def test_drops_are_listed_the_clearest_first_with_their_latents(cache: Path) -> 
 
 def test_a_drop_of_a_link_is_shown_in_full_and_as_plain_text(cache: Path) -> None:
     entry = ready(cache)
-    for one in align.pairs_of(entry.rounds[1]):
+    for one in pairs_of(entry.rounds[1]):
         if one.fate in ("kept", ""):
             continue
         at = fine(open_page("align", align_open=entry.id, align_show="drops", align_round="1", align_drop=one.candidate.candidate_id))
@@ -427,10 +429,8 @@ def test_a_weak_label_is_said_to_be_weak() -> None:
 
     named = {10: Label(text="talks of the sea", source="person", index=10)}
     row = {"latent_id": 10, "contribution": -1.0, "deviation": 0.1, "agreed": True, "detection_auroc": 0.79}
-    assert "poorly (detection AUROC 0.79)" in align_drops._note(row, named) and align_drops._note({**row, "detection_auroc": 0.8}, named) == ""
-    assert "too rare" in align_drops._note({**row, "detection_auroc": None}, named) and align_drops._note(row, {}) == "", (
-        "no label, nothing to weaken"
-    )
+    assert "poorly (detection AUROC 0.79)" in caveats(row, named) and caveats({**row, "detection_auroc": 0.8}, named) == ""
+    assert "too rare" in caveats({**row, "detection_auroc": None}, named) and caveats(row, {}) == "", "no label, nothing to weaken"
 
 
 # --- ready: audit ----------------------------------------------------------------------------------------------------
@@ -490,7 +490,7 @@ def test_warnings_and_their_rule_are_shown_in_the_engines_words(cache: Path) -> 
     first = evaluation_of(0, None)
     expected = [f"Round {round}: {one.text}." for round in (1, 2) for one in evaluation_of(round, first).warnings]
     assert len(expected) >= 2 and all(any(text in one.value for one in at.warning) for text in expected)
-    assert align_figures.RULE in words(at) and "asked in the format qa" in words(at)
+    assert RULE in words(at) and "asked in the format qa" in words(at)
 
 
 def test_samples_lie_side_by_side_and_step_on(cache: Path) -> None:
@@ -504,7 +504,7 @@ def test_samples_lie_side_by_side_and_step_on(cache: Path) -> None:
 
 def test_an_answer_that_was_cut_is_said_to_be() -> None:
     whole, cut = ({"response": text, "reward": 0.5, "n_tokens": 9, "finished": text == "a"} for text in "ab")
-    assert "Cut at the limit after" in align_evaluation._changed(whole, cut) and "Cut" not in align_evaluation._changed(whole, whole)
+    assert "Cut at the limit after" in change_text(whole, cut) and "Cut" not in change_text(whole, whole)
 
 
 def test_two_arms_are_laid_side_by_side(cache: Path) -> None:
@@ -527,7 +527,7 @@ def test_two_arms_are_paired_item_by_item(cache: Path, monkeypatch: pytest.Monke
     later = align_figures.leads(own.rounds[-1], other.rounds[-2])["accuracy"]
     after, before = (read_measures(one.steps[EVALUATION])["accuracy"].values for one in (own.rounds[-1], other.rounds[-2]))
     assert later.value == pytest.approx((after - before).mean()) and later.value < 0 and later.low <= later.value <= later.high and later.n == 60
-    monkeypatch.setattr(align_compare, "_alike", lambda *_: False)
+    monkeypatch.setattr(align_compare, "differ_in_arm_only", lambda *_: False)
     assert "after round 2" not in words(fine(open_page("align", align_open=own.id, align_show="compare")))
 
 
@@ -540,7 +540,7 @@ def test_arms_that_differ_in_more_are_said_to() -> None:
     def entry(**changes: Any) -> align.Entry:
         return align.Entry(id="a", config=some_config(**changes), record=None)
 
-    assert align_compare._alike(entry(), entry(arm="random", seed=3)) and not align_compare._alike(entry(), entry(rounds=4))
+    assert align_compare.differ_in_arm_only(entry(), entry(arm="random", seed=3)) and not align_compare.differ_in_arm_only(entry(), entry(rounds=4))
 
 
 def test_one_alignment_alone_offers_the_other_arm(unfinished: Any) -> None:
@@ -591,7 +591,7 @@ def test_points_stand_for_their_texts(cache: Path) -> None:
     points = shift.points_of(entry, entry.rounds[2])
     model = models.models(cache)[0]
     assert points.points[0].text == model.pairs[0].chosen and points.points[2].text == model.pairs[0].rejected
-    generated = [one for one in align.pairs_of(entry.rounds[2]) if one.candidate.parsed and one.margin is not None]
+    generated = [one for one in pairs_of(entry.rounds[2]) if one.candidate.parsed and one.margin is not None]
     assert [one.text for one in points.points[4:8]] == [text for one in generated[:2] for text in (one.candidate.chosen, one.candidate.rejected)]
     assert points.groups("fate")[4:6] == [f"generated, {'kept' if generated[0].fate == 'kept' else 'dropped'}"] * 2
     assert points.groups("kind")[:6] == ["training chosen"] * 2 + ["training rejected"] * 2 + ["generated intended winner", "generated other"]

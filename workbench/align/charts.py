@@ -1,7 +1,7 @@
-"""Figures of alignments: what became of each round's pairs, their margins and rewards, the training, and the policy's figures round by round.
-No streamlit here.
+"""Charts of the Align page: the pairs of each round, their margins and rewards, the training, and the policy's figures.
 
-Intended winner blue, the other answer orange; kept and dropped pairs have colours of their own, since a dropped pair is not a rejected answer.
+The intended winner is blue, the other answer orange. Kept and dropped pairs have other colours, since a dropped pair is
+not a rejected answer. No Streamlit here.
 """
 
 from __future__ import annotations
@@ -32,18 +32,20 @@ from workbench.frame.chart_base import (
 KEPT, DROPPED, UNREADABLE = FURTHER[0], FURTHER[3], NEUTRAL
 REASONS = (DROPPED, FURTHER[2], FURTHER[1], FURTHER[4])  # by margin first
 BINS = 24
-Point = Mapping[str, Any]  # round, value, low, high, n, and `difference` to round 0 with the same four, or None
+Point = Mapping[str, Any]  # round, value, low, high, n, and `difference` to round 0 (value, low, high, n) or None
 
 
 # --- the pairs of a round --------------------------------------------------------------------------------------------
 
 
 def round_bars(rounds: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> Chart:
-    """How many pairs of each round were kept, dropped for which reason, and not parsed. `rounds`: round, generated, kept (None before the filter),
-    reasons, `not parsed`, and `said`, the share kept with its interval; `words` say the reasons.
+    """How many pairs of each round were kept, dropped for which reason, and not parsed.
+
+    `rounds`: round, generated, parsed, `not parsed`, kept and dropped (None before the filter), reasons, and `share`, the
+    share kept with its interval in words. `words`: the words of each reason.
     """
     figure = new_figure(x="Pairs", y="", height=96 + 38 * max(len(rounds), 1), legend=True)
-    bars = [f"Round {one['round']}" for one in rounds]
+    bars = [f"Round {row['round']}" for row in rounds]
     for name, counts, colour, pattern in _parts(rounds, words):
         figure.add_bar(
             orientation="h",
@@ -55,50 +57,50 @@ def round_bars(rounds: Sequence[Mapping[str, Any]], words: Mapping[str, str]) ->
             textposition="inside",
             insidetextanchor="middle",
             textangle=0,
-            hovertext=[_part_said(bar, name, count, one) for bar, count, one in zip(bars, counts, rounds, strict=True)],
+            hovertext=[_part_hover(bar, name, count, row) for bar, count, row in zip(bars, counts, rounds, strict=True)],
             hoverinfo="text",
         )
     figure.update_layout(barmode="stack", legend={"traceorder": "normal"})
     figure.update_yaxes(autorange="reversed", showgrid=False)
     fields = ("round", "generated", "parsed", "kept", "dropped", "not parsed")
     reasons = _reasons(rounds)
-    table = [{name: one[name] for name in fields} | {words.get(r, r): one["reasons"].get(r, 0) for r in reasons} for one in rounds]
-    said = [f"round {one['round']}: {'not yet' if one['kept'] is None else one['kept']} of {one['generated']} pairs kept" for one in rounds]
-    return Chart(name="rounds", figure=figure, alt=f"What became of the pairs. {'; '.join(said)}.", rows=table)
+    table = [{name: row[name] for name in fields} | {words.get(r, r): row["reasons"].get(r, 0) for r in reasons} for row in rounds]
+    kept = [f"round {row['round']}: {'not yet' if row['kept'] is None else row['kept']} of {row['generated']} pairs kept" for row in rounds]
+    return Chart(name="rounds", figure=figure, alt=f"What became of the pairs. {'; '.join(kept)}.", rows=table)
 
 
 def _marker(colour: str, pattern: str) -> dict[str, Any]:
-    """A bar's colour, and a pattern beside it for who can't tell colours apart."""
+    """A bar's colour, and a pattern for people who can't tell colours apart."""
     return {"color": colour, "pattern": {"shape": pattern, "size": 6, "solidity": 0.12, "fillmode": "overlay"}}
 
 
 def _reasons(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     """All reasons of drops, the margin first."""
-    return sorted({reason for one in rounds for reason in one["reasons"]}, key=lambda reason: (reason != "margin", reason))
+    return sorted({reason for row in rounds for reason in row["reasons"]}, key=lambda reason: (reason != "margin", reason))
 
 
 def _parts(rounds: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list[tuple[str, list[int], str, str]]:
     """The parts of the bars that hold any pair: name, pairs in each round, colour, pattern."""
-    waiting = [one["generated"] - one["not parsed"] if one["kept"] is None else 0 for one in rounds]
-    parts = [("kept", [one["kept"] or 0 for one in rounds], KEPT, "")]
+    waiting = [row["generated"] - row["not parsed"] if row["kept"] is None else 0 for row in rounds]
+    parts = [("kept", [row["kept"] or 0 for row in rounds], KEPT, "")]
     for reason, colour in zip(_reasons(rounds), itertools.chain(REASONS, itertools.repeat(FURTHER[5])), strict=False):
-        parts.append((words.get(reason, reason), [one["reasons"].get(reason, 0) for one in rounds], colour, "/"))
-    parts += [("not parsed", [one["not parsed"] for one in rounds], UNREADABLE, "x"), ("not filtered yet", waiting, LINE, "")]
+        parts.append((words.get(reason, reason), [row["reasons"].get(reason, 0) for row in rounds], colour, "/"))
+    parts += [("not parsed", [row["not parsed"] for row in rounds], UNREADABLE, "x"), ("not filtered yet", waiting, LINE, "")]
     return [part for part in parts if any(part[1])]
 
 
-def _part_said(bar: str, name: str, count: int, one: Mapping[str, Any]) -> str:
-    return f"<b>{bar}</b><br>{plain(name)}: {count:,} of {one['generated']:,} pairs<br>{plain(one['said'], 100)}"
+def _part_hover(bar: str, name: str, count: int, row: Mapping[str, Any]) -> str:
+    return f"<b>{bar}</b><br>{plain(name)}: {count:,} of {row['generated']:,} pairs<br>{plain(row['share'], 100)}"
 
 
 def margin_histogram(margins: Sequence[float], kept: Sequence[bool], threshold: float, mean: str) -> Chart:
     """The intended winners' margins, kept and dropped pairs stacked; `mean`: the mean with its interval and n, in words."""
-    said = f"Margin of the intended winner (reward), kept above {threshold:g}"
-    figure = new_figure(x=f"{said}<br>{mean}", y="Pairs", height=300, legend=True)
+    title = f"Margin of the intended winner (reward), kept above {threshold:g}"
+    figure = new_figure(x=f"{title}<br>{mean}", y="Pairs", height=300, legend=True)
     values, chosen = np.asarray(margins, dtype=float), np.asarray(kept, dtype=bool)
     edges = _edges(values, threshold)
     for name, colour, pattern, rows in (("kept", KEPT, "", chosen), ("dropped", DROPPED, "/", ~chosen)):
-        counts = np.histogram(-values[rows], -edges[::-1])[0][::-1]  # bins hold their upper end: a margin at the threshold is not above it
+        counts = np.histogram(-values[rows], -edges[::-1])[0][::-1]  # a bin includes its upper end, as a margin at the threshold is dropped
         figure.add_bar(
             x=(edges[:-1] + edges[1:]) / 2,
             y=counts,
@@ -111,7 +113,7 @@ def margin_histogram(margins: Sequence[float], kept: Sequence[bool], threshold: 
     figure.update_layout(barmode="stack", bargap=0, legend={"traceorder": "normal"})
     _whole(figure.update_yaxes, max((sum(counts) for counts in zip(*(trace.y for trace in figure.data), strict=True)), default=0))
     straight(figure, x=threshold)
-    table = [{"margin": float(value), "kept": bool(one)} for value, one in zip(values, chosen, strict=True)]
+    table = [{"margin": float(value), "kept": bool(is_kept)} for value, is_kept in zip(values, chosen, strict=True)]
     return Chart(name="margins", figure=figure, alt=f"Histogram of {len(values):,} margins, {int(chosen.sum()):,} of them kept. {mean}", rows=table)
 
 
@@ -143,12 +145,12 @@ def reward_histogram(winners: Sequence[float], others: Sequence[float], means: t
 
 
 def _whole(update: Callable[..., Any], most: float) -> None:
-    """An axis of whole numbers up to `most`: about six of them are written."""
+    """Gives an axis whole numbers up to `most`, about six of them."""
     update(rangemode="tozero", tickformat=",d", dtick=1 if most <= 6 else None)
 
 
 def _edges(values: np.ndarray, through: float | None) -> np.ndarray:
-    """Edges of equal bins over all values; one of them lies at `through`, so that no bin holds both sides of it."""
+    """Edges of equal bins over all values; one of them is `through`, so that no bin lies on both sides of it."""
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     if through is None:
         return np.linspace(low, high if high > low else low + 1.0, BINS + 1)
@@ -166,9 +168,12 @@ def _faded(colour: str) -> str:
 
 
 def training_curve(dpo: Mapping[str, Any]) -> Chart:
-    """The loss at every step of a round's training, and of the pairs set apart after each epoch; from `dpo.json`. ln 2 is where it begins."""
+    """The loss at each step of a round's training, and after each epoch on the pairs set apart; from `dpo.json`.
+
+    The loss begins at ln 2, where policy and reference are equal.
+    """
     curve = list(dpo["curve"])
-    epochs = [(place, one) for place, one in enumerate(dpo["epochs"]) if one.get("loss") is not None]
+    epochs = [(number, epoch) for number, epoch in enumerate(dpo["epochs"], 1) if epoch.get("loss") is not None]
     figure = new_figure(x="Step", y="DPO loss (nats)", height=250, legend=bool(epochs))
     steps = list(range(1, len(curve) + 1))
     figure.add_scatter(
@@ -183,17 +188,17 @@ def training_curve(dpo: Mapping[str, Any]) -> Chart:
     )
     if epochs:
         figure.add_scatter(
-            x=[len(curve) * (place + 1) / len(dpo["epochs"]) for place, _ in epochs],
-            y=[one["loss"] for _, one in epochs],
+            x=[len(curve) * number / len(dpo["epochs"]) for number, _ in epochs],
+            y=[epoch["loss"] for _, epoch in epochs],
             mode="markers",
             name=f"set apart ({dpo['n_validation']:,}), best epoch filled",
             marker={
                 "size": 10,
                 "color": FURTHER[0],
-                "symbol": ["diamond" if place + 1 == dpo["best_epoch"] else "diamond-open" for place, _ in epochs],
+                "symbol": ["diamond" if number == dpo["best_epoch"] else "diamond-open" for number, _ in epochs],
                 "line": {"width": 2},
             },
-            hovertext=[_epoch_said(one, place) for place, one in epochs],
+            hovertext=[_epoch_hover(epoch, number) for number, epoch in epochs],
             hoverinfo="text",
         )
     figure.update_xaxes(tickformat=",d", dtick=1 if len(curve) <= 8 else None)
@@ -203,9 +208,9 @@ def training_curve(dpo: Mapping[str, Any]) -> Chart:
     return Chart(name="training", figure=figure, alt=f"DPO loss over {len(curve)} steps on {dpo['n_pairs']} pairs, {last} at the last.", rows=rows)
 
 
-def _epoch_said(one: Mapping[str, Any], place: int) -> str:
-    share, low, high = (None if one.get(name) is None else 100 * one[name] for name in ("accuracy", "low", "high"))
-    return f"<b>epoch {place + 1}</b><br>loss {number(one['loss'])}<br>accuracy {interval(share, low, high, '.1f')} %, n = {one['n']:,} pairs"
+def _epoch_hover(epoch: Mapping[str, Any], place: int) -> str:
+    share, low, high = (None if epoch.get(name) is None else 100 * epoch[name] for name in ("accuracy", "low", "high"))
+    return f"<b>epoch {place}</b><br>loss {number(epoch['loss'])}<br>accuracy {interval(share, low, high, '.1f')} %, n = {epoch['n']:,} pairs"
 
 
 # --- the policy, round by round --------------------------------------------------------------------------------------
@@ -214,63 +219,68 @@ def _epoch_said(one: Mapping[str, Any], place: int) -> str:
 def policy_curve(
     name: str, unit: str, series: Mapping[str, Sequence[Point]], *, of: str = "", chosen: int | None = None, scale: float = 1.0
 ) -> Chart:
-    """A figure of the policy after each round, a line an alignment, with intervals; its n counts what `of` says. A filled mark differs from
-    round 0 by its paired interval.
+    """A figure of the policy after each round, a line for each alignment, with intervals; n counts what `of` names.
+
+    A mark is filled where the paired interval of the difference to round 0 does not hold zero.
     """
-    counts = sorted({int(one["n"]) for points in series.values() for one in points})
-    n = " to ".join(f"{one:,}" for one in (counts[:1] + counts[1:][-1:]))
+    counts = sorted({int(point["n"]) for points in series.values() for point in points})
+    n = " to ".join(f"{count:,}" for count in (counts[:1] + counts[1:][-1:]))
     figure = new_figure(x=f"Round (n = {n} {of})".replace(" )", ")"), y=unit, height=232, legend=len(series) > 1)
     rounds = sorted({int(point["round"]) for points in series.values() for point in points})
     for place, ((title, points), colour) in enumerate(zip(series.items(), (FURTHER[5], FURTHER[2], FURTHER[1]), strict=False)):
-        values, ends = [scale * one["value"] for one in points], [[scale * one[end] for one in points] for end in ("low", "high")]
+        values, ends = [scale * point["value"] for point in points], [[scale * point[end] for point in points] for end in ("low", "high")]
         look = SYMBOLS[place]
         figure.add_scatter(
-            x=[one["round"] + 0.06 * place for one in points],
+            x=[point["round"] + 0.06 * place for point in points],
             y=values,
             mode="lines+markers",
             name=plain(title, 44),
             line={"color": colour, "width": 2, "dash": ("solid", "dash", "dot")[place]},
-            marker={"size": 9, "symbol": [look if _moved(one) else f"{look}-open" for one in points], "line": {"width": 2}},
+            marker={"size": 9, "symbol": [look if _moved(point) else f"{look}-open" for point in points], "line": {"width": 2}},
             error_y={**whiskers(values, ends[0], ends[1]), "color": colour},
-            hovertext=[_point_said(title if len(series) > 1 else name, one, scale) for one in points],
+            hovertext=[_point_hover(title if len(series) > 1 else name, point, scale) for point in points],
             hoverinfo="text",
         )
     figure.update_xaxes(tickvals=rounds, range=[min(rounds, default=0) - 0.35, max(rounds, default=1) + 0.35])
     figure.update_yaxes(exponentformat="none")
     if chosen is not None:
         straight(figure, x=chosen, text="chosen")
-    rows = [{"alignment": title, **_flat(one)} for title, points in series.items() for one in points]
-    alt = f"{name} by round: " + "; ".join(f"{one['round']}: {number(scale * one['value'])}" for points in series.values() for one in points)
+    rows = [{"alignment": title, **_flat(point)} for title, points in series.items() for point in points]
+    values = [f"{point['round']}: {number(scale * point['value'])}" for points in series.values() for point in points]
+    alt = f"{name} by round: " + "; ".join(values)
     return Chart(name=name.lower().replace(" ", "-"), figure=figure, alt=alt, rows=rows)
 
 
-def _moved(one: Point) -> bool:
-    """Whether the paired difference to round 0 has an interval clear of zero."""
-    said = one.get("difference")
-    return said is not None and bool(said["low"] > 0 or said["high"] < 0)
+def _moved(point: Point) -> bool:
+    """Whether the interval of the paired difference to round 0 does not hold zero."""
+    difference = point.get("difference")
+    return difference is not None and bool(difference["low"] > 0 or difference["high"] < 0)
 
 
-def _point_said(title: str, one: Point, scale: float) -> str:
-    lines = [f"<b>{plain(title, 50)}, round {one['round']}</b>", _said(one, scale)]
-    if one.get("difference"):
-        lines.append(f"against round 0, paired: {_said(one['difference'], scale, '+.3g')}")
+def _point_hover(title: str, point: Point, scale: float) -> str:
+    lines = [f"<b>{plain(title, 50)}, round {point['round']}</b>", _estimate_text(point, scale)]
+    if point.get("difference"):
+        lines.append(f"against round 0, paired: {_estimate_text(point['difference'], scale, '+.3g')}")
     return "<br>".join(lines)
 
 
-def _said(one: Mapping[str, Any], scale: float, form: str = ".4g") -> str:
-    low, high = (None if one[end] is None else scale * one[end] for end in ("low", "high"))
-    return f"{interval(scale * one['value'], low, high, form)}, {INTERVAL}, n = {one['n']:,}"
+def _estimate_text(estimate: Mapping[str, Any], scale: float, form: str = ".4g") -> str:
+    low, high = (None if estimate[end] is None else scale * estimate[end] for end in ("low", "high"))
+    return f"{interval(scale * estimate['value'], low, high, form)}, {INTERVAL}, n = {estimate['n']:,}"
 
 
-def _flat(one: Point) -> dict[str, Any]:
-    said = one.get("difference") or {}
-    return {name: value for name, value in one.items() if name != "difference"} | {
-        f"difference {name}": said.get(name) for name in ("value", "low", "high")
+def _flat(point: Point) -> dict[str, Any]:
+    difference = point.get("difference") or {}
+    return {name: value for name, value in point.items() if name != "difference"} | {
+        f"difference {name}": difference.get(name) for name in ("value", "low", "high")
     }
 
 
 def drift_dots(rows: Sequence[Mapping[str, Any]], unit: str) -> Chart:
-    """The latents whose mean projection moved most, with intervals; filled: clear of zero. `rows`: latent_id, label, value, low, high, n."""
+    """The latents whose mean projection moved most; filled where the interval does not hold zero.
+
+    `rows`: latent_id, label, value, low, high, n.
+    """
     figure = new_figure(x=unit, y="", height=84 + 26 * max(len(rows), 2))
     values = [row["value"] for row in rows]
     symbols = ["circle" if row["low"] > 0 or row["high"] < 0 else "circle-open" for row in rows]
@@ -281,7 +291,7 @@ def drift_dots(rows: Sequence[Mapping[str, Any]], unit: str) -> Chart:
         marker={"size": 10, "color": NEUTRAL, "symbol": symbols, "line": {"width": 2}},
         error_x=whiskers(values, [row["low"] for row in rows], [row["high"] for row in rows]),
         customdata=[[str(row["latent_id"])] for row in rows],
-        hovertext=[f"<b>{plain(row['label'])}</b><br>{_said(row, 1.0, '+.3g')} answers" for row in rows],
+        hovertext=[f"<b>{plain(row['label'])}</b><br>{_estimate_text(row, 1.0, '+.3g')} answers" for row in rows],
         hoverinfo="text",
     )  # fmt: skip
     figure.update_yaxes(

@@ -1,4 +1,4 @@
-"""The policy's figures, round by round, as the pages draw them: read from the rounds' evaluations, with words and units. No Streamlit here."""
+"""The policy's figures round by round, read from the rounds' evaluations, with their titles and units. No Streamlit here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from core.align.figures import MEANING, difference_of, read_measures
-from core.align.overoptimisation import DRIFT, RULE  # for the pages
 from core.align.records import EVALUATION, RoundRecord
 from core.errors import MismatchError
 from core.files import read_json, read_json_lines
@@ -17,14 +16,12 @@ from core.statistics.estimates import Estimate
 from workbench.align.values import Entry
 from workbench.frame.chart_base import interval, number
 
-__all__ = ["DRIFT", "RULE"]
-
 Point = Mapping[str, Any]  # round, value, low, high, n, n_prompts, difference
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A figure of the policy for people. `of`: what its n counts; `scale` turns a share into per cent."""
+class FigureSpec:
+    """How a figure of the policy is shown. `of`: what its n counts; `scale`: 100 for a share that is shown in per cent."""
 
     title: str
     short: str
@@ -32,41 +29,41 @@ class Figure:
     of: str
     scale: float = 1.0
 
-    def said(self, one: Mapping[str, Any]) -> str:
+    def value_text(self, point: Mapping[str, Any]) -> str:
         """The value alone."""
-        return f"{self.scale * one['value']:.1f} %" if self.scale == 100 else number(one["value"], ".3g")
+        return f"{self.scale * point['value']:.1f} %" if self.scale == 100 else number(point["value"], ".3g")
 
-    def within(self, one: Mapping[str, Any], form: str = "") -> str:
+    def interval_text(self, point: Mapping[str, Any], form: str = "") -> str:
         """The value with its interval."""
-        value, low, high = (self.scale * one[end] for end in ("value", "low", "high"))
+        value, low, high = (self.scale * point[end] for end in ("value", "low", "high"))
         return interval(value, low, high, form or (".1f" if self.scale == 100 else ".3g"))
 
 
-def _share(title: str, short: str, of: str) -> Figure:
-    return Figure(title=title, short=short, unit=f"% of {of}", of=of, scale=100.0)
+def _share(title: str, short: str, of: str) -> FigureSpec:
+    return FigureSpec(title=title, short=short, unit=f"% of {of}", of=of, scale=100.0)
 
 
-FIGURES: Mapping[str, Figure] = {
-    "reward": Figure(title="Reward of its own answers", short="Reward", unit="Mean reward", of="answers"),
+FIGURES: Mapping[str, FigureSpec] = {
+    "reward": FigureSpec(title="Reward of its own answers", short="Reward", unit="Mean reward", of="answers"),
     "accuracy": _share("Preference accuracy", "Accuracy, test", "test pairs"),
     "mc1_unseen": _share("MC1, unseen questions", "MC1, unseen", "questions"),
-    "mc2_unseen": Figure(title="MC2, unseen questions", short="MC2, unseen", unit="% of probability", of="questions", scale=100.0),
-    "length": Figure(title="Length of its answers", short="Length", unit="Tokens an answer", of="answers"),
-    "kl_per_token": Figure(title="KL from the base model", short="KL a token", unit="Nats a token", of="tokens"),
+    "mc2_unseen": FigureSpec(title="MC2, unseen questions", short="MC2, unseen", unit="% of probability", of="questions", scale=100.0),
+    "length": FigureSpec(title="Length of its answers", short="Length", unit="Tokens an answer", of="answers"),
+    "kl_per_token": FigureSpec(title="KL from the base model", short="KL a token", unit="Nats a token", of="tokens"),
     "finished": _share("Answers that end by themselves", "Ended", "answers"),
-    "logprob_margin": Figure(title="Log-probability margin", short="Margin", unit="Nats", of="test pairs"),
+    "logprob_margin": FigureSpec(title="Log-probability margin", short="Margin", unit="Nats", of="test pairs"),
     "validation_accuracy": _share("Validation accuracy, which chooses", "Accuracy, validation", "validation pairs"),
     "accuracy_per_token": _share("Preference accuracy per token", "Accuracy per token", "test pairs"),
-    "kl_per_sequence": Figure(title="KL from the base model, whole answers", short="KL an answer", unit="Nats an answer", of="answers"),
+    "kl_per_sequence": FigureSpec(title="KL from the base model, whole answers", short="KL an answer", unit="Nats an answer", of="answers"),
     "mc1_all": _share("MC1, seen questions too", "MC1, all", "questions"),
-    "mc2_all": Figure(title="MC2, seen questions too", short="MC2, all", unit="% of probability", of="questions", scale=100.0),
+    "mc2_all": FigureSpec(title="MC2, seen questions too", short="MC2, all", unit="% of probability", of="questions", scale=100.0),
 }
-FIRST = ("reward", "accuracy", "mc1_unseen", "mc2_unseen", "length", "kl_per_token", "finished", "logprob_margin", "validation_accuracy")
+SHOWN_FIRST = ("reward", "accuracy", "mc1_unseen", "mc2_unseen", "length", "kl_per_token", "finished", "logprob_margin", "validation_accuracy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A finished alignment: the round that was chosen on validation, by which rule, and why it ended early (empty: it did not)."""
+    """A finished alignment: the chosen round, the rule of the choice, and why it ended early (empty where it did not)."""
 
     chosen: int
     choice: str
@@ -80,12 +77,17 @@ class Result:
 
 
 def result_of(entry: Entry) -> Result | None:
-    """What came of an alignment; None while it is not finished."""
+    """The result of an alignment; None while it is not finished."""
     folder = None if entry.record is None else entry.record.result
     if folder is None:
         return None
-    said = _json(folder / "alignment.json")
-    return Result(chosen=int(said["chosen_round"]), choice=str(said["choice"]), stopped=str(said["stopped"]), folder=folder)
+    outcome = _json(folder / "alignment.json")
+    return Result(chosen=int(outcome["chosen_round"]), choice=str(outcome["choice"]), stopped=str(outcome["stopped"]), folder=folder)
+
+
+def evaluated(rounds: Sequence[RoundRecord]) -> list[RoundRecord]:
+    """The rounds whose policy has been evaluated; round 0 is the base model."""
+    return [round for round in rounds if EVALUATION in round.steps]
 
 
 @lru_cache(maxsize=64)
@@ -95,58 +97,61 @@ def _json(path: Path) -> Any:
 
 def evaluation_of(round: RoundRecord) -> Mapping[str, Any]:
     """`evaluation.json` of a round that has one."""
-    figures: Mapping[str, Any] = _json(round.steps[EVALUATION] / "evaluation.json")
-    return figures
+    evaluation: Mapping[str, Any] = _json(round.steps[EVALUATION] / "evaluation.json")
+    return evaluation
 
 
 def curves(rounds: Sequence[RoundRecord]) -> dict[str, list[Point]]:
-    """Each figure's points over these evaluated rounds, in the order of `FIGURES`; a figure that was never measured is absent."""
-    said = {one.round: evaluation_of(one)["figures"] for one in rounds}
-    found: dict[str, list[Point]] = {
-        name: [{"round": round, **figures[name]} for round, figures in said.items() if name in figures] for name in FIGURES
+    """Each figure's points over these evaluated rounds, in the order of `FIGURES`, without figures that were never measured."""
+    measured = {round.round: evaluation_of(round)["figures"] for round in rounds}
+    points: dict[str, list[Point]] = {
+        name: [{"round": round, **figures[name]} for round, figures in measured.items() if name in figures] for name in FIGURES
     }
-    return {name: points for name, points in found.items() if points}
+    return {name: curve for name, curve in points.items() if curve}
 
 
-def point_of(found: Mapping[str, Sequence[Point]], name: str, round: int) -> Point | None:
-    """A figure after a round."""
-    return next((one for one in found.get(name, ()) if one["round"] == round), None)
+def point_of(curves: Mapping[str, Sequence[Point]], name: str, round: int) -> Point | None:
+    """The point of a figure after a round; None where it was not measured."""
+    return next((point for point in curves.get(name, ()) if point["round"] == round), None)
 
 
-def leads(one: RoundRecord, other: RoundRecord) -> dict[str, Estimate]:
-    """How far the first policy's figures lie above the second's, each pair, prompt and question against itself; what was not the same is absent."""
-    return _leads(one.steps[EVALUATION], other.steps[EVALUATION])
+def leads(first: RoundRecord, second: RoundRecord) -> dict[str, Estimate]:
+    """How far the first policy's figures are above the second's, paired by pair, prompt or question.
+
+    A figure is absent where the two policies were not measured on the same items.
+    """
+    return _leads(first.steps[EVALUATION], second.steps[EVALUATION])
 
 
 @lru_cache(maxsize=32)
-def _leads(one: Path, other: Path) -> dict[str, Estimate]:
-    own, theirs = read_measures(one), read_measures(other)
-    found = dict[str, Estimate]()
-    for name in (name for name in FIGURES if name in own and name in theirs):
+def _leads(first: Path, second: Path) -> dict[str, Estimate]:
+    of_first, of_second = read_measures(first), read_measures(second)
+    differences = dict[str, Estimate]()
+    for name in (name for name in FIGURES if name in of_first and name in of_second):
         try:
-            lead = difference_of(name, own[name], theirs[name])
+            difference = difference_of(name, of_first[name], of_second[name])
         except MismatchError:
             continue
-        if lead is not None:
-            found[name] = lead
-    return found
+        if difference is not None:
+            differences[name] = difference
+    return differences
 
 
-def rows(found: Mapping[str, Sequence[Point]]) -> list[dict[str, Any]]:
+def rows(curves: Mapping[str, Sequence[Point]]) -> list[dict[str, Any]]:
     """All figures of all rounds as a table."""
     names = ("value", "low", "high", "n", "n_prompts")
     table = []
-    for name, points in found.items():
-        for one in points:
-            moved = one["difference"] or {}
-            own = {"round": one["round"], "figure": name, "meaning": MEANING[name], **{part: one[part] for part in names}}
-            table.append(own | {f"difference {part}": moved.get(part) for part in names})
+    for name, points in curves.items():
+        for point in points:
+            difference = point["difference"] or {}
+            row = {"round": point["round"], "figure": name, "meaning": MEANING[name], **{part: point[part] for part in names}}
+            table.append(row | {f"difference {part}": difference.get(part) for part in names})
     return table
 
 
 def warnings_of(rounds: Sequence[RoundRecord]) -> list[str]:
-    """What `RULE` says of each round."""
-    return [f"Round {one.round}: {said['text']}." for one in rounds for said in evaluation_of(one)["warnings"]]
+    """The warnings that core.align.overoptimisation.RULE gives for these rounds."""
+    return [f"Round {round.round}: {warning['text']}." for round in rounds for warning in evaluation_of(round)["warnings"]]
 
 
 def drift_of(round: RoundRecord) -> list[Mapping[str, Any]]:
@@ -154,8 +159,8 @@ def drift_of(round: RoundRecord) -> list[Mapping[str, Any]]:
     return list(evaluation_of(round)["drift"])
 
 
-def how(first: RoundRecord) -> str:
-    """How MC was asked, which is printed with its number; empty where it was not."""
+def mc_note(first: RoundRecord) -> str:
+    """How the multiple-choice questions of MC1 and MC2 were asked, or why the two were not measured."""
     about = evaluation_of(first)["about"]
     if not about.get("mc_format"):
         return "MC1 and MC2 were not measured: no file of questions was given (mc, under All settings)."
@@ -164,7 +169,7 @@ def how(first: RoundRecord) -> str:
 
 
 def samples_of(round: RoundRecord) -> dict[str, Mapping[str, Any]]:
-    """The answers that were kept to be read, by prompt."""
+    """The answers that were saved for reading, by the id of their prompt."""
     return _samples(round.steps[EVALUATION])
 
 

@@ -1,13 +1,11 @@
-"""The Align page: choose an alignment or start one, watch it, and read its rounds, drops, evaluation and samples."""
+"""The Align page: choose an alignment or start one, watch it, and read its rounds, dropped pairs, evaluation and answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import streamlit as st
 
-from core.align.records import FILTER, RoundRecord
 from workbench.align import audit as align_audit
 from workbench.align import compare as align_compare
 from workbench.align import drops as align_drops
@@ -15,9 +13,10 @@ from workbench.align import evaluation as align_evaluation
 from workbench.align import form as align_form
 from workbench.align import live as align_live
 from workbench.align import rounds as align_rounds
+from workbench.align import samples as align_samples
 from workbench.align import values as align
 from workbench.align.choice import choose
-from workbench.align.values import Entry
+from workbench.align.values import OpenAlignment
 from workbench.frame import run_panel, state
 from workbench.frame.layout import empty
 
@@ -27,26 +26,12 @@ ABOUT = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """What a section is drawn for: the alignment, the others in the cache, and the rounds that have begun."""
-
-    entry: Entry
-    known: list[Entry]
-    rounds: list[RoundRecord]
-
-    @property
-    def filtered(self) -> list[RoundRecord]:
-        """The rounds whose pairs were filtered."""
-        return [one for one in self.rounds if FILTER in one.steps]
-
-
-SECTIONS: dict[str, tuple[str, Callable[[View], None]]] = {
+SECTIONS: dict[str, tuple[str, Callable[[OpenAlignment], None]]] = {
     "rounds": ("Rounds", align_rounds.draw),
     "drops": ("Dropped pairs", align_drops.draw),
     "audit": ("Audit", align_audit.draw),
     "evaluation": ("Evaluation", align_evaluation.draw),
-    "samples": ("Before and after", align_evaluation.samples),
+    "samples": ("Before and after", align_samples.draw),
     "compare": ("Compare arms", align_compare.draw),
 }
 
@@ -67,7 +52,7 @@ def draw() -> None:
         st.button("Show the newest instead", type="primary", on_click=state.clear, args=("align_open",))
         return
     align_live.show(entry)
-    _read(View(entry=entry, known=known, rounds=entry.rounds))
+    _read(OpenAlignment(entry=entry, known=known, rounds=entry.rounds))
 
 
 def _first() -> None:
@@ -77,14 +62,14 @@ def _first() -> None:
         align_form.launcher(first=True)
 
 
-def _read(view: View) -> None:
-    """What there is to be read of an alignment."""
-    if not view.rounds:
-        if not view.entry.live:
-            st.caption("No step of this alignment stands yet.")
+def _read(opened: OpenAlignment) -> None:
+    """The headline of an alignment and the chosen section."""
+    if not opened.rounds:
+        if not opened.entry.live:
+            st.caption("No step of this alignment is done yet.")
         else:
-            st.caption("The first figures stand here as soon as the base model has been evaluated; that needs a reward model first.")
+            st.caption("The first figures are shown here when the base model has been evaluated, which needs a reward model first.")
         return
-    align_evaluation.headline(view)
-    names = {name: said for name, (said, _) in SECTIONS.items()}
-    SECTIONS[state.segments("Show", names, "align_show")][1](view)
+    align_evaluation.headline(opened)
+    titles = {name: title for name, (title, _) in SECTIONS.items()}
+    SECTIONS[state.segments("Show", titles, "align_show")][1](opened)

@@ -15,7 +15,8 @@ from core.align.records import SHIFT, RoundRecord
 from core.errors import MissingError
 from core.explain.shift import KINDS, MATCHED, SPARSE, Shift, load_shift
 from workbench.align import values as align
-from workbench.align.values import Entry, Generated
+from workbench.align.pairs import GeneratedPair, pairs_of, prompt_text
+from workbench.align.values import Entry
 from workbench.frame.chart_base import CHOSEN, FURTHER, NEUTRAL, REJECTED, number, wrapped
 from workbench.frame.models import FittedModel
 
@@ -110,7 +111,7 @@ class Point:
     kind: int
     text: str
     prompt: str
-    generated: Generated | None = None
+    generated: GeneratedPair | None = None
 
     @property
     def name(self) -> str:
@@ -147,7 +148,7 @@ def points_of(entry: Entry, round: RoundRecord) -> Points:
     """The points of a round that has been compared, with their texts where those are still in the cache."""
     shift, model = _shift(round.steps[SHIFT]), align.measuring_model(entry)
     training = {} if model is None else _training(model)
-    pairs = {one.candidate.candidate_id: one for one in align.pairs_of(round)}
+    pairs = {one.candidate.candidate_id: one for one in pairs_of(round)}
     made = []
     for kind, row in zip(shift.kind.tolist(), shift.row.tolist(), strict=True):
         if kind < 2:
@@ -157,7 +158,7 @@ def points_of(entry: Entry, round: RoundRecord) -> Points:
         pair = pairs.get(shift.ids[row])
         candidate = None if pair is None else pair.candidate
         text = "" if candidate is None else (candidate.chosen, candidate.rejected)[kind - 2]
-        made.append(Point(kind=kind, text=text, prompt="" if candidate is None else align.prompt_text(candidate.prompt), generated=pair))
+        made.append(Point(kind=kind, text=text, prompt="" if candidate is None else prompt_text(candidate.prompt), generated=pair))
     return Points(shift=shift, points=tuple(made))
 
 
@@ -170,7 +171,7 @@ def _training(model: FittedModel) -> dict[int, tuple[str, str]]:
         return {}
     found = {}
     for at, pair in enumerate(pairs):
-        prompt = align.prompt_text(pair.prompt)
+        prompt = prompt_text(pair.prompt)
         found[int(known.chosen_rows[at])], found[int(known.rejected_rows[at])] = (prompt, pair.chosen), (prompt, pair.rejected)
     return found
 

@@ -12,7 +12,7 @@ from core.text_safety import visible
 from workbench.align import live as align_live
 from workbench.align import values as align
 from workbench.align.choice import choose, choose_round
-from workbench.align.drops import pair_card, whole
+from workbench.align.pair_view import pair_card, show_whole
 from workbench.align.values import Entry
 from workbench.frame import state
 from workbench.frame.downloads import download_rows, show_chart
@@ -127,7 +127,7 @@ def _point(entry: Entry, points: Points, clicked: int) -> None:
         st.caption("Prompt")
         st.text(visible(one.prompt) or "Its texts are not in the cache any more.")
         st.caption("Answer")
-        whole(one.text, 130)
+        show_whole(one.text, 130)
 
 
 def _how(found: Shift) -> str:
