@@ -27,7 +27,7 @@ from core.reward.folder import ModelFolder
 from core.runs import launch
 from core.runs.registry import Run, Status
 from core.runs.store import Store
-from core.statistics.intervals import resample_weights
+from core.statistics.bootstrap import resample_weights
 from core.types import no_progress
 from workbench.doctor import values as doctor
 from workbench.frame import models, state

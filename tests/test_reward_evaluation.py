@@ -11,8 +11,9 @@ import pytest
 from reward_helpers import make_pairs
 from statsmodels.stats.proportion import proportion_confint
 
-from core.reward.evaluation import RESAMPLES, SEED, ScoredMethod, accuracy_by_subset, accuracy_difference, accuracy_of, evaluate
-from core.statistics.intervals import resample_weights, wilson
+from core.reward.evaluation import ScoredMethod, accuracy_by_subset, accuracy_difference, accuracy_of, evaluate
+from core.statistics.bootstrap import RESAMPLES, SEED, resample_weights
+from core.statistics.intervals import wilson
 from core.types import Accuracy, PreferencePair, PreferencePairs
 
 

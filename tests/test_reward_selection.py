@@ -30,7 +30,8 @@ from core.reward.projection import (
     top_columns,
 )
 from core.reward.selection import Resamples, latent_frequencies, select, selected_directions, selection_summary, stability
-from core.statistics.intervals import benjamini_hochberg, prompt_sums, resample_weights, sign_test
+from core.statistics.bootstrap import prompt_sums, resample_weights
+from core.statistics.significance import benjamini_hochberg, sign_test
 from core.types import LatentFrequencies, PreferencePairs
 
 CONFIG = SelectionConfig(k=6, resamples=60, seed=3)
@@ -297,8 +298,8 @@ def test_prompt_sums_and_resampling(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sums.dtype == np.int32 and sums.tolist() == [[2], [-3], [100]]
     weights = np.concatenate(list(resample_weights(9, 50, seed=1)))
     assert weights.shape == (50, 9) and (weights.sum(axis=1) == 9).all() and weights.std() > 0.5
-    monkeypatch.setattr("core.statistics.intervals.KEPT", 0, raising=False)  # or the answer above is only given again
-    monkeypatch.setattr("core.statistics.intervals.WEIGHT_BYTES", 8 * 9 * 3)
+    monkeypatch.setattr("core.statistics.bootstrap.REMEMBERED", 0, raising=False)  # or the answer above is only given again
+    monkeypatch.setattr("core.statistics.bootstrap.WEIGHT_BYTES", 8 * 9 * 3)
     blocks = list(resample_weights(9, 50, seed=1))
     assert len(blocks) == 17
     np.testing.assert_array_equal(np.concatenate(blocks), weights)

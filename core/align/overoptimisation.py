@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from core.align.figures import Figure
-from core.statistics.estimates import RESAMPLES, SEED, Estimate
-from core.statistics.intervals import resample_weights
+from core.statistics.bootstrap import percentile_interval, resampled_sums
+from core.statistics.estimates import Estimate
 
 RULE = (
     "A round is warned of when its mean reward on held-out prompts has risen against the base model while preference accuracy, the log-probability "
@@ -120,8 +120,7 @@ def drift_of(
     n = len(moved)
     if n < 2:
         return []
-    drawn = np.concatenate([weights @ moved for weights in resample_weights(n, RESAMPLES, SEED)]) / n
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    low, high = percentile_interval(resampled_sums(moved) / n)
     mean = moved.mean(axis=0)
     order = np.argsort(-np.abs(mean), kind="stable")[:top]
     return [

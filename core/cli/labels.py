@@ -274,14 +274,14 @@ def _by_source(scores: Sequence[tuple[Label, Score]]) -> dict[str, dict[str, Any
     import numpy as np
 
     from core.latents.labels import POOR, SOURCES
-    from core.statistics.estimates import RESAMPLES, SEED
+    from core.statistics.bootstrap import RESAMPLES, SEED, percentile_interval
 
     found = {}
     for source in SOURCES:
         values = np.array([score.value for label, score in scores if label.source == source])
         if len(values):
             drawn = np.median(np.random.default_rng(SEED).choice(values, (RESAMPLES, len(values))), axis=1)
-            low, high = map(float, np.quantile(drawn, [0.025, 0.975]))
+            low, high = map(float, percentile_interval(drawn))
             found[source] = {"n": len(values), "median": float(np.median(values)), "low": low, "high": high, "poor": int((values < POOR).sum())}
     return found
 

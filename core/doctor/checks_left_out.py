@@ -21,7 +21,7 @@ from scipy import stats
 from core.doctor.report import FAIL, PASS, WARN, Check, judge, listed
 from core.reward.evaluation import subset_names
 from core.reward.pair_counts import LostPair
-from core.statistics.intervals import prompt_sums, resample_weights
+from core.statistics.bootstrap import RESAMPLES, SEED, prompt_sums, resampled_sums
 from core.types import SPLITS, PreferencePairs
 
 # [C] If a share q of a split is lost and the lost pairs' accuracy lies d away from the kept ones', the accuracy over all
@@ -38,7 +38,6 @@ SIDES_FAIL = 0.05
 FEWEST = 10  # prompts with a lost pair under which a comparison says nothing, as in core.reward.evaluation
 COMPARISONS = 4
 LEVEL = 0.05 / COMPARISONS
-RESAMPLES, SEED = 2000, 0
 NAME_LOST, NAME_DIFFER = "pairs left out", "pairs left out differ"
 REMEDY = (
     "a larger --max-length, or --over-length drop_turns for long prompts; mend the texts that hold control tokens; "
@@ -233,7 +232,7 @@ def length_difference(
     """
     columns = np.column_stack([lost, lost * lengths, ~lost, ~lost * lengths]).astype(np.float64)
     sums = prompt_sums(columns, groups)
-    drawn = np.concatenate([weights.astype(np.float64) @ sums for weights in resample_weights(len(sums), RESAMPLES, SEED)])
+    drawn = resampled_sums(sums)
     drawn = drawn[(drawn[:, 0] > 0) & (drawn[:, 2] > 0)]
     differences = drawn[:, 1] / drawn[:, 0] - drawn[:, 3] / drawn[:, 2]
     mean_lost, mean_kept = (float(lengths[rows].mean()) if rows.any() else 0.0 for rows in (lost, ~lost))

@@ -18,7 +18,7 @@ from core.doctor.report import FAIL, PASS, WARN, Check, interval_text, judge, li
 from core.sae.autoencoder import SparseAutoencoder
 from core.sae.card import Sums, sae_card
 from core.sae.corpus import pair_dialogues
-from core.statistics.intervals import resample_weights
+from core.statistics.bootstrap import resample_weights
 from core.types import PreferencePairs, Progress, no_progress
 
 # [C] Texts differ, so an SAE's L0 on ours is not its release's; wrong loading (ReLU for JumpReLU, a lost factor) is off by far more.
@@ -28,7 +28,7 @@ FVU_WARN, FVU_FAIL = 0.6, 1.0
 DEAD_WARN, DEAD_FAIL = 0.5, 0.9
 RARE = 10
 RARE_WARN, RARE_FAIL = 0.1, 0.5
-RESAMPLES, SEED, CHUNK = 1000, 0, 4096
+RESAMPLES, CHUNK = 1000, 4096
 REMEDIES = {
     "turn_end": "read where the SAE was trained: --position response_end",
     "response_end": "an SAE that saw more response-final tokens, of texts like these: sae train --response-end-share, --corpus",
@@ -86,7 +86,7 @@ def _at_position(sae: SparseAutoencoder, z: Float[np.ndarray, "n d_model"], grou
         part = torch.from_numpy(np.array(z[at : at + CHUNK], dtype=np.float32)).to(sae.device)
         f = sae.encode(part)
         sums.add(units[at : at + CHUNK], part, sae.decode(f), (f > 0).sum(1))
-    weights = np.concatenate(list(resample_weights(len(sums.counts), RESAMPLES, SEED))).astype(np.float64)
+    weights = np.concatenate(list(resample_weights(len(sums.counts), RESAMPLES))).astype(np.float64)
     return sums.figures("", weights)
 
 

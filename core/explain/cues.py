@@ -14,9 +14,7 @@ from jaxtyping import Float, Int
 
 from core.reward.fit_responses import FitResponses
 from core.reward.parts import RewardParts
-from core.statistics.intervals import prompt_sums, resample_weights
-
-RESAMPLES, SEED = 2000, 0
+from core.statistics.bootstrap import percentile_interval, prompt_sums, resampled_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +73,7 @@ def correlations(values: Float[np.ndarray, "n m"], length: Float[np.ndarray, " n
     x, y = ranks[:, :1], ranks[:, 1:]
     sums = prompt_sums(np.column_stack([np.ones(len(x)), x, x * x, y, y * y, x * y]), np.unique(groups, return_inverse=True)[1])
     whole = _pearson(sums.sum(axis=0, keepdims=True))[0]
-    drawn = np.concatenate([_pearson(weights.astype(np.float64) @ sums) for weights in resample_weights(len(sums), RESAMPLES, SEED)])
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    low, high = percentile_interval(_pearson(resampled_sums(sums)))
     return tuple(
         Correlation(value=float(value), low=float(min(a, value)), high=float(max(b, value))) for value, a, b in zip(whole, low, high, strict=True)
     )

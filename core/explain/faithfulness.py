@@ -25,12 +25,11 @@ from core.explain.curves import FEWEST, SHARES, removal_curves, value_without
 from core.explain.stability import spread
 from core.reward.fit_responses import FitResponses
 from core.reward.parts import RewardParts
-from core.statistics.intervals import prompt_sums, resample_weights
+from core.statistics.bootstrap import percentile_interval, prompt_sums, resampled_means, resampled_sums
 from core.types import Progress, no_progress
 
 PAIRS = 300  # held-out pairs measured
 DRAWS = 5  # random orders of each pair's latents
-RESAMPLES, SEED = 2000, 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,14 +160,14 @@ def _curve(way: Float[np.ndarray, "pairs 2 points"], groups: Int[np.ndarray, " p
     """Sums over pairs, as a share of the whole way; pairs with a longer way weigh more, as they should."""
     n_points = way.shape[2]
     sums = prompt_sums(way.reshape(len(way), -1), groups)
-    whole, drawn = (_shares(total, n_points) for total in (sums.sum(axis=0, keepdims=True), _resampled(sums)))
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    whole, drawn = (_shares(total, n_points) for total in (sums.sum(axis=0, keepdims=True), resampled_sums(sums)))
+    low, high = percentile_interval(drawn)
 
     def line(which: int) -> tuple[Interval, ...]:
         return tuple(_interval(whole[0, which, i], low[which, i], high[which, i]) for i in range(n_points))
 
     area = (drawn[:, 0] - drawn[:, 1]).mean(axis=1)
-    between = _interval((whole[0, 0] - whole[0, 1]).mean(), *np.quantile(area, [0.025, 0.975]))
+    between = _interval((whole[0, 0] - whole[0, 1]).mean(), *percentile_interval(area))
     return Curve(ordered=line(0), random=line(1), area=between)
 
 
@@ -178,12 +177,7 @@ def _shares(total: Float[np.ndarray, "m points2"], n_points: int) -> Float[np.nd
 
 
 def _mean(values: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> Interval:
-    drawn = _resampled(prompt_sums(np.column_stack([values, np.ones(len(values))]), groups))
-    return _interval(values.mean(), *np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975]))
-
-
-def _resampled(sums: Float[np.ndarray, "prompts m"]) -> Float[np.ndarray, "resamples m"]:
-    return np.concatenate([weights @ sums for weights in resample_weights(len(sums), RESAMPLES, SEED)])
+    return _interval(values.mean(), *percentile_interval(resampled_means(values, groups)))
 
 
 def _interval(mean: float, low: float, high: float) -> Interval:

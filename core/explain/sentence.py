@@ -20,7 +20,7 @@ from core.explain.attribution import same_sign
 from core.explain.latent_names import name_in_sentence
 from core.explain.stability import BOUND, Stability
 from core.latents.labels import Labels
-from core.statistics.intervals import TOO_RARE
+from core.statistics.significance import TOO_RARE
 
 MOST_NAMED = 3
 DETECTION = 0.8  # below this AUROC a projection is a weak sign of the latent's activity (METHOD.md section 1)

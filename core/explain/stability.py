@@ -16,12 +16,11 @@ from jaxtyping import Float, Int
 from core.explain.attribution import contributions_by_head, rank_correlations
 from core.reward.fit_responses import FitResponses
 from core.reward.parts import RewardParts
+from core.statistics.bootstrap import ENDS, prompt_sums, resample_weights
 from core.statistics.estimates import mean_over_prompts
-from core.statistics.intervals import prompt_sums, resample_weights
 
 BOUND = 0.8
 MOST = 500  # held-out responses that the heads are compared on
-RESAMPLES, SEED = 2000, 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +95,8 @@ def prompt_share(rewards: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]
     if len(sums) < 2 or len(sums) == len(rewards):
         return None
     whole = float(_intraclass(sums, np.ones((1, len(sums))))[0])
-    drawn = np.concatenate([_intraclass(sums, weights.astype(np.float64)) for weights in resample_weights(len(sums), RESAMPLES, SEED)])
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    drawn = np.concatenate([_intraclass(sums, weights.astype(np.float64)) for weights in resample_weights(len(sums))])
+    low, high = np.nanquantile(drawn, ENDS)
     return PromptShare(share=whole, low=float(min(low, whole)), high=float(max(high, whole)), n=len(rewards), n_prompts=len(sums))
 
 

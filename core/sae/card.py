@@ -26,6 +26,7 @@ from core.errors import DataError
 from core.sae.activations import padded, plan_batches, stream_states
 from core.sae.autoencoder import SparseAutoencoder
 from core.sae.corpus import Dialogue, Document, documents
+from core.statistics.bootstrap import percentile_interval
 from core.types import Progress, no_progress
 
 RESAMPLES = 1000
@@ -266,5 +267,5 @@ def _interval(value: Array, resampled: Array) -> dict[str, float | None]:
     usable = resampled[np.isfinite(resampled)]
     if not np.isfinite(value[0]) or not len(usable):
         return {"value": None, "low": None, "high": None}
-    low, high = np.quantile(usable, [0.025, 0.975])
+    low, high = percentile_interval(usable)
     return {"value": float(value[0]), "low": float(low), "high": float(high)}

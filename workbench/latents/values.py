@@ -22,13 +22,14 @@ from core.latents.label_book import labels_of
 from core.latents.labels import Label, Labels, Score
 from core.latents.pages import LatentPages
 from core.reward.ranking import select, stability
+from core.statistics.bootstrap import percentile_interval, resample_weights
 from core.statistics.estimates import Estimate, mean_over_prompts
-from core.statistics.intervals import resample_weights
+from core.statistics.significance import TOO_RARE
 from workbench.frame.chart_base import interval
 from workbench.frame.models import FittedModel
 from workbench.frame.tokens import TokenRow
 
-AUROC_BOUND, TOO_RARE = 0.8, 10  # METHOD.md section 1: below, a label says little of the projection
+AUROC_BOUND = 0.8  # METHOD.md section 1: below, a label says little of the projection
 DRAWN, RESAMPLES = 4_000_000, (200, 2000)  # responses in all resamples of an interval that a page waits for; fewest and most resamples
 COLUMNS = ("frequency_chosen", "frequency_rejected", "separation", "low", "high", "q_value", "held_out", "n_active")
 
@@ -230,13 +231,13 @@ def auroc_interval(active: np.ndarray, values: np.ndarray, groups: np.ndarray) -
         return None
     first, last = (np.searchsorted(values[silent], values[active], side=side) for side in ("left", "right"))
     drawn = []
-    for weights in resample_weights(int(prompts.max()) + 1, int(np.clip(DRAWN // len(active), *RESAMPLES)), 0):
+    for weights in resample_weights(int(prompts.max()) + 1, int(np.clip(DRAWN // len(active), *RESAMPLES))):
         times, others = weights[:, prompts[active]], weights[:, prompts[silent]]
         below = np.pad(np.cumsum(others, axis=1), ((0, 0), (1, 0)))
         wins = np.einsum("bi,bi->b", times, (below[:, first] + below[:, last]) / 2)  # a tie is half a win
         both = times.sum(axis=1) * below[:, -1]
         drawn.append(wins[both > 0] / both[both > 0])
-    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
+    low, high = percentile_interval(np.concatenate(drawn))
     return float(low), float(high)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from core.errors import MissingError
+from core.statistics.significance import TOO_RARE
 from workbench.frame import state
 from workbench.frame.accuracy import accuracy_curve
 from workbench.frame.downloads import download_rows, show_chart
@@ -151,7 +152,7 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     found["Held out"] = [None if row["held_out"] is None else POINTS * row["held_out"] for row in rows]
     found["q"] = [row["q_value"] for row in rows]
     found["Stability"] = [row["stability"] for row in rows]
-    found["Detection"] = [row["detection_auroc"] if (row["n_active"] or 0) >= latents.TOO_RARE else None for row in rows]
+    found["Detection"] = [row["detection_auroc"] if (row["n_active"] or 0) >= TOO_RARE else None for row in rows]
     found["Weight"] = [row["weight"] for row in rows]
     found["± heads"] = [row["weight_deviation"] for row in rows]
     found["Active in"] = [row["n_active"] for row in rows]
