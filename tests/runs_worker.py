@@ -5,7 +5,7 @@ from pathlib import Path
 
 from core.jobs import worker
 
-work = worker._work
+work = worker.work
 
 
 def work_with_naps(folder: Path) -> int:
@@ -15,5 +15,5 @@ def work_with_naps(folder: Path) -> int:
     return work(folder)
 
 
-worker._work = work_with_naps
+worker.work = work_with_naps
 sys.exit(worker.main(sys.argv[1:]))

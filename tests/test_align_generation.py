@@ -51,7 +51,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def plain_text(backbone: Backbone, prompt: Sequence[Message], sample: int, sampling: Sampling) -> Generated:
     """The whole text again for every token, alone, without cache or padding; the nucleus by a loop."""
     ids = answer_prefix(backbone, prompt)
-    uniform, written = generation._uniform(ids, sample, sampling), []
+    uniform, written = generation.uniform_numbers(ids, sample, sampling), []
     for number in range(sampling.max_new_tokens):
         with torch.no_grad():
             logits = backbone.model(input_ids=torch.tensor([[*ids, *written]])).logits[0, -1].double() / sampling.temperature
@@ -129,9 +129,9 @@ def test_cold_answers_are_the_likeliest_ones(family: Backbone) -> None:
 def test_an_answer_ends_where_the_policy_writes_a_control_token(tiny: Backbone) -> None:
     """The toy's own words with its closing token forbidden: the first <|im_start|> ends an answer, unfinished, and none is in its text."""
     start, ids = tiny.tokenizer.convert_tokens_to_ids("<|im_start|>"), tiny.tokenizer("well then")["input_ids"]
-    answer = generation._answer(tiny, [*ids, start, *ids], stop_tokens(tiny), sorted({*stop_tokens(tiny), *tiny.template.control.ids}))
+    answer = generation.answer_of(tiny, [*ids, start, *ids], stop_tokens(tiny), sorted({*stop_tokens(tiny), *tiny.template.control.ids}))
     assert (answer.text, answer.n_tokens, answer.finished) == ("well then", len(ids), False)
-    closed = generation._answer(tiny, [*ids, stop_tokens(tiny)[0], *ids], stop_tokens(tiny), stop_tokens(tiny))
+    closed = generation.answer_of(tiny, [*ids, stop_tokens(tiny)[0], *ids], stop_tokens(tiny), stop_tokens(tiny))
     assert (closed.text, closed.finished) == ("well then", True)
 
 

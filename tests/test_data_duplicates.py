@@ -129,6 +129,6 @@ def test_signatures_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch
 def test_a_bucket_of_thousands_of_alike_texts_stays_cheap() -> None:
     made = tuple(pair(i, "The same long question that everybody is asked again and again", f"Answer {i}", f"Reply {i}") for i in range(2000))
     signature = signatures([("x", p.chosen) for p in made])
-    candidates = duplicates._candidates(signature)
+    candidates = duplicates.candidate_pairs(signature)
     assert len(candidates) <= duplicates.COMPARISONS * len(made)
     find_duplicates(PreferencePairs(pairs=made))

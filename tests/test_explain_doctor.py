@@ -66,7 +66,7 @@ def doctor() -> Doctor:
 @cache
 def placed() -> Any:
     """The tiny backbone's readings of a few responses: placement and states by layer and position."""
-    rows, items = doctor()._sample
+    rows, items = doctor().sample
     kept = np.asarray(doctor().z[rows], dtype=np.float32)
     placement, states = find_placement(doctor().backbone, items, readings_of(doctor().backbone, items), kept)
     return placement, states, items
@@ -151,9 +151,9 @@ def test_a_template_that_moves_fails() -> None:
 
 
 def test_a_backbone_with_another_template_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor()._template().status == "pass"
+    assert doctor().template().status == "pass"
     monkeypatch.setitem(doctor().backbone.identity, "system_message", "<|im_start|>system\nYou lie.<|im_end|>\n")
-    assert doctor()._template().status == "fail"
+    assert doctor().template().status == "fail"
 
 
 class Careless(Backbone):
@@ -171,7 +171,7 @@ def batched(backbone: Backbone) -> Check:
     tokens = readings_of(doctor().backbone, items)
     ways = dict(ways_of_batching(backbone, tokens, layer=1, position="response_end", seed=0))
     rewards = {name: doctor().model.rewards_of(z) for name, z in {ALONE: states[1, "response_end"], **ways}.items()}
-    return invariance(rewards, doctor().known.groups[doctor()._sample[0]], deviation=float(doctor()._rewards.std()), exact=True)
+    return invariance(rewards, doctor().known.groups[doctor().sample[0]], deviation=float(doctor().rewards.std()), exact=True)
 
 
 def test_padding_that_leaks_into_rewards_fails() -> None:

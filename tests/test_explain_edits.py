@@ -70,7 +70,7 @@ def test_a_chain_keeps_its_parents() -> None:
     back = explainer.edit(EGG, "One, please", chain[1])
     assert back.edit_id != chain[0].edit_id and back.explanation.reward == pytest.approx(chain[0].explanation.reward, abs=1e-4)
     sibling = explainer.edit(EGG, "One, please, and 0 more", chain[0])
-    assert sibling.edit_id == chain[1].edit_id and len(explainer._readings) == READINGS
+    assert sibling.edit_id == chain[1].edit_id and len(explainer.readings) == READINGS
 
 
 def test_an_edit_of_a_thousand_steps_has_a_name() -> None:

@@ -81,7 +81,7 @@ def test_without_a_reward_model_it_says_so(tmp_path: Path) -> None:
 )
 def test_the_command_starts_the_same_run(words: list[str], wanted: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path))
-    monkeypatch.setattr(launching, "_start_worker", lambda run, lock: lock.release())
+    monkeypatch.setattr(launching, "start_worker", lambda run, lock: lock.release())
     assert main([*words, "--detach", "--json"]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     run = Run(folder)
@@ -92,7 +92,7 @@ def test_what_reads_another_runs_leavings_can_not_be_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path))
-    monkeypatch.setattr(launching, "_start_worker", lambda run, lock: lock.release())
+    monkeypatch.setattr(launching, "start_worker", lambda run, lock: lock.release())
     run = Run(tmp_path / "runs" / launching.launch("spaces", SpacesRunConfig(model="M")))
     run.write(Status(state="succeeded", attempt=1, queued=1.0))
     assert main(["runs", "verify", run.id]) == 2

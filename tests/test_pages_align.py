@@ -80,7 +80,7 @@ def unfinished(empty: Path) -> Iterator[Any]:
         config = some_config()
         if begun:
             add_alignment(empty, model=models.models(empty)[0].path, config=config, rounds=1, steps=steps, finished=False)
-        run, lock = launching._new_run("align", config, empty, None)
+        run, lock = launching.new_run("align", config, empty, None)
         if begun:
             write_json(run.path / "resolved.json", config.to_dict())
         if state_ == "running":

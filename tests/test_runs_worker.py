@@ -190,7 +190,7 @@ import runs_helpers
 from core.runs import launch
 launch.WORKER = runs_helpers.WORKER
 if {moment!r} == "folder":
-    launch._start_worker = lambda run, lock: os.kill(os.getpid(), signal.SIGKILL)
+    launch.start_worker = lambda run, lock: os.kill(os.getpid(), signal.SIGKILL)
 launch.launch("nap", runs_helpers.NapConfig(looks=50), root=Path({str(tmp_path)!r}))
 os.kill(os.getpid(), signal.SIGKILL)
 """

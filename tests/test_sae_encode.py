@@ -198,7 +198,7 @@ def test_l0_and_fvu_by_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     want = ((z - back) ** 2).sum() / ((z - z.astype(np.float64).mean(0)) ** 2).sum()
     for at_once, chunks in ((10_000, 1), (5 * D_SAE, 5), (1, 23)):
         monkeypatch.setattr(sae_module, "ACTIVATIONS", at_once)
-        assert len(list(sae_module._row_chunks(sae, torch.from_numpy(z)))) == chunks
+        assert len(list(sae_module.row_chunks(sae, torch.from_numpy(z)))) == chunks
         assert measured_l0(sae, torch.from_numpy(z)) == pytest.approx((f > 0).sum(1).mean())
         assert fvu(sae, torch.from_numpy(z)) == pytest.approx(want, rel=1e-5)
     assert np.isnan(fvu(sae, torch.from_numpy(z[:1])))

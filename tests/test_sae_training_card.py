@@ -174,9 +174,9 @@ def test_intervals_resample_documents(sae: SparseAutoencoder) -> None:
     for draw in draws[:20].astype(int):
         rows = np.concatenate([np.flatnonzero(units == u) for u in range(5) for _ in range(draw[u])])
         resampled.append(fvu(z[rows], guess[rows]))
-    assert sums._fvu(draws[:20]) == pytest.approx(resampled)
+    assert sums.fvu_of_draws(draws[:20]) == pytest.approx(resampled)
     figure = sums.figures("", draws)["fvu"]
-    assert figure["low"] == pytest.approx(np.quantile(sums._fvu(draws), 0.025))
+    assert figure["low"] == pytest.approx(np.quantile(sums.fvu_of_draws(draws), 0.025))
 
 
 def test_dialogues_without_text_are_refused(sae: SparseAutoencoder) -> None:

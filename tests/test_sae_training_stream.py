@@ -95,7 +95,7 @@ def test_epochs_repeat_the_corpus_in_another_order(dialogues: list[Dialogue], mo
         cursor, ring = current.following, current.ring
     assert cursor.tokens > 2 * content and cursor.distinct_tokens == content
     assert cursor.distinct_ends == 6 and cursor.ends == cursor.dialogue
-    assert [d.messages for d in map(data._dialogue, range(6))] != [d.messages for d in map(data._dialogue, range(6, 12))]
+    assert [d.messages for d in map(data.dialogue_at, range(6))] != [d.messages for d in map(data.dialogue_at, range(6, 12))]
 
 
 def test_the_ring_is_bounded_and_holds_the_newest(dialogues: list[Dialogue], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,8 +135,8 @@ def test_a_dialogue_gives_few_ends_of_answers_or_sentences(monkeypatch: pytest.M
 
 def test_response_ends_are_drawn_twice_only_if_too_few(dialogues: list[Dialogue]) -> None:
     data = stream(dialogues)
-    assert len(set(data._draw_ends(12, 1, 0))) == 8 and sorted(data._draw_ends(12, 1, 0)) != sorted(data._draw_ends(12, 1, 1))
-    assert len(data._draw_ends(3, 1, 0)) == 8 and set(data._draw_ends(3, 1, 0)) <= {0, 1, 2}
+    assert len(set(data.draw_ends(12, 1, 0))) == 8 and sorted(data.draw_ends(12, 1, 0)) != sorted(data.draw_ends(12, 1, 1))
+    assert len(data.draw_ends(3, 1, 0)) == 8 and set(data.draw_ends(3, 1, 0)) <= {0, 1, 2}
 
 
 def test_a_corpus_without_needed_answers_is_refused() -> None:

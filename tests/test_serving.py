@@ -497,8 +497,8 @@ def test_one_that_keeps_dying_is_left_alone(folder: Path, tmp_path: Path, monkey
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux caps what matters")
 def test_memory_is_capped() -> None:
     code = (
-        "import torch\nfrom core.serving.engine import _mended, cap_memory\ncap_memory(200 << 20)\ntorch.zeros(20 << 20)\n"
-        "try:\n    torch.zeros(400 << 20)\nexcept RuntimeError as error:\n    print(_mended(error))\nprint(torch.zeros(10).sum())"
+        "import torch\nfrom core.serving.engine import readable_error, cap_memory\ncap_memory(200 << 20)\ntorch.zeros(20 << 20)\n"
+        "try:\n    torch.zeros(400 << 20)\nexcept RuntimeError as error:\n    print(readable_error(error))\nprint(torch.zeros(10).sum())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("this does not fit into the memory that the model's process may use") and done.stdout.strip().endswith("tensor(0.)")

@@ -141,9 +141,9 @@ class Held:
         self.calls: list[int] = []
 
     def step(self) -> list[Any]:
-        works = self.engine._next()
+        works = self.engine.next_works()
         before = len(self.reader.asked)
-        self.engine._work(works)
+        self.engine.do(works)
         self.calls.append(len(self.reader.asked) - before)
         return works
 
@@ -222,10 +222,11 @@ def test_idle_counts_from_the_last_answer(monkeypatch: pytest.MonkeyPatch) -> No
     held.engine.submit(lambda: None)
     now[0] = 90.0
     assert held.engine.idle() == 0.0, "something waits"
-    held.step()
-    with held.engine._more:
-        held.engine._working = False
-    now[0] = 100.0
+    works = held.engine.next_works()
+    now[0] = 95.0
+    assert held.engine.idle() == 0.0, "something is being done"
+    held.engine.do(works)
+    now[0] = 105.0
     assert held.engine.idle() == 10.0
 
 

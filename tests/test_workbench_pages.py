@@ -347,7 +347,7 @@ def test_two_runs_beside_one_another(cache: Path) -> None:
 
 
 def test_a_fits_accuracy_stands_with_its_interval_and_n(cache: Path) -> None:
-    run, lock = launching._new_run("fit", preset("tiny"), cache, None)
+    run, lock = launching.new_run("fit", preset("tiny"), cache, None)
     run.write(Status(state="succeeded", attempt=1, queued=1.0, started=2.0, ended=3.0))
     lock.release()
     mean = {"accuracy": 0.75, "low": 0.612, "high": 0.848, "n": 1234}

@@ -149,7 +149,7 @@ def write_answers(backbone: Backbone, prompts: Sequence[Sequence[int]], rows: Se
     ids, mask = left_padded(backbone, [prompts[i] for i in used])
     places = torch.tensor([used.index(prompt) for prompt, _ in rows], device=ids.device)
     cache = shared_cache(backbone, ids, mask, places) if len(rows) > len(used) and ids.shape[1] > 1 else None
-    uniform = np.stack([_uniform(prompts[prompt], sample, sampling) for prompt, sample in rows])
+    uniform = np.stack([uniform_numbers(prompts[prompt], sample, sampling) for prompt, sample in rows])
     closing = stop_tokens(backbone)
     ends = sorted({*closing, *backbone.template.control.ids})
     with torch.no_grad(), _plain_settings(backbone, ends, sampling.max_new_tokens), quiet_transformers():
@@ -159,7 +159,7 @@ def write_answers(backbone: Backbone, prompts: Sequence[Sequence[int]], rows: Se
             past_key_values=cache,
             logits_processor=LogitsProcessorList([_Draw(torch.from_numpy(uniform).to(ids.device), sampling)]),
         )[:, ids.shape[1] :]
-    return [_answer(backbone, row, closing, ends) for row in written.tolist()]
+    return [answer_of(backbone, row, closing, ends) for row in written.tolist()]
 
 
 def left_padded(backbone: Backbone, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -203,7 +203,7 @@ def _plain_settings(backbone: Backbone, stops: list[int], max_new_tokens: int) -
         backbone.model.generation_config = before
 
 
-def _uniform(prompt: Sequence[int], sample: int, sampling: Sampling) -> np.ndarray:
+def uniform_numbers(prompt: Sequence[int], sample: int, sampling: Sampling) -> np.ndarray:
     """The random numbers in [0, 1) of one answer, one for each token."""
     seed = int(sha256_of([sampling.seed, list(prompt), sample])[:32], 16)
     return np.random.default_rng(seed).random(sampling.max_new_tokens)
@@ -249,7 +249,7 @@ def _inverted(probabilities: torch.Tensor, uniform: torch.Tensor, top_p: float) 
     return (reached <= uniform[:, None] * mass).sum(-1).clamp(max=size[:, 0] - 1)
 
 
-def _answer(backbone: Backbone, ids: list[int], closing: Sequence[int], ends: Sequence[int]) -> Generated:
+def answer_of(backbone: Backbone, ids: list[int], closing: Sequence[int], ends: Sequence[int]) -> Generated:
     """The answer up to the first token of `ends`. Where that is no closing token (the policy opened another turn, for
     instance), the answer counts as unfinished, like one that was cut for its length."""
     end = next((place for place, token in enumerate(ids) if token in ends), None)

@@ -180,7 +180,7 @@ def score_command(arguments: argparse.Namespace, display: console.Display) -> No
     scores = score_labels(pairs, pages.snippets, embed, total=len(labels), progress=display)
     book.add_scores(scores)
     display.close()
-    sources, few = _by_source(scores), len(labels) - len(scores)
+    sources, few = scores_by_source(scores), len(labels) - len(scores)
     if arguments.json:
         print_json({"scored": len(scores), "too_few_texts": few, "sources": sources})
         return
@@ -269,7 +269,7 @@ def _cells(label: Label | None) -> tuple[str, str, str, str, str]:
     return label.text + label.mark, label.source, made_by, label.date[:10], "" if label.score is None else f"{label.score:.2f}{interval}"
 
 
-def _by_source(scores: Sequence[tuple[Label, Score]]) -> dict[str, dict[str, Any]]:
+def scores_by_source(scores: Sequence[tuple[Label, Score]]) -> dict[str, dict[str, Any]]:
     """How many labels of each source were scored, their median with a 95 % bootstrap interval over labels, and how many score poorly."""
     import numpy as np
 

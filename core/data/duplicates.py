@@ -96,7 +96,7 @@ def _near_groups(texts: Sequence[tuple[str, str]]) -> list[list[int]]:
             i = parent[i]
         return i
 
-    for i, j in _candidates(signatures(texts)).tolist():
+    for i, j in candidate_pairs(signatures(texts)).tolist():
         if root(i) != root(j) and _similarity(sets(i), sets(j)) >= THRESHOLD:
             parent[root(j)] = root(i)
     groups: dict[int, list[int]] = defaultdict(list)
@@ -173,7 +173,7 @@ def _filled(signature: UInt[np.ndarray, "n bins"]) -> UInt[np.ndarray, "n bins"]
     return signature
 
 
-def _candidates(signature: UInt[np.ndarray, "n bins"]) -> Int[np.ndarray, "m 2"]:
+def candidate_pairs(signature: UInt[np.ndarray, "n bins"]) -> Int[np.ndarray, "m 2"]:
     """Index pairs to compare exactly, the lower index first: neighbours in some band's bucket with enough equal bins.
 
     Within a bucket texts are sorted by the next band, so that in a large bucket similar texts are neighbours.

@@ -122,17 +122,17 @@ class Doctor:
     def reading(self) -> Iterator[Check]:
         """The language model reads some held-out responses in every way there is."""
         layer, position = self.parts.layer, self.parts.position
-        rows, items = self._sample
+        rows, items = self.sample
         kept, tokens = np.asarray(self.z[rows], dtype=np.float32), readings_of(self.backbone, items)
         placement, alone = find_placement(self.backbone, items, tokens, kept, self.progress)
         yield layer_and_position(placement, self.parts.sae or {}, layer=layer, position=position, exact=self.exact)
         yield bos_count([one.ids for one in tokens], real=self.backbone.template.bos, named=self.backbone.tokenizer.bos_token_id)
-        yield self._template()
+        yield self.template()
         rewards = {ALONE: alone[layer, position], "as the fit kept them": kept, **self._batched(items, tokens)}
         yield invariance(
             {name: self.model.rewards_of(z) for name, z in rewards.items()},
             self.known.groups[rows],
-            deviation=float(self._rewards.std()),
+            deviation=float(self.rewards.std()),
             exact=self.exact,
         )
 
@@ -141,7 +141,8 @@ class Doctor:
         ways = dict(ways_of_batching(self.backbone, tokens, layer=layer, position=position, seed=self.config.seed, progress=self.progress))
         return {**ways, "as it scores": response_states(self.backbone, items, layer=layer, position=position)}
 
-    def _template(self) -> Check:
+    def template(self) -> Check:
+        """Whether the backbone's template still writes the system message that the fit recorded."""
         identity = self.backbone.identity
         recorded, has_template = self.parts.backbone.get("system_message"), bool(identity.get("has_template", True))
         return template_check(recorded=recorded, now=str(identity.get("system_message", "")), has_template=has_template, today=self.today)
@@ -183,7 +184,7 @@ class Doctor:
         yield attribution_residual(self.parts, self.known, spread(self.known.held_out, STATES))
         yield faithful_explanations(faithfulness(self.parts, self.known, self.progress))
         yield top_k_stability(stability(self.parts, self.known))
-        yield prompt_variance(prompt_share(self._rewards, self.known.groups[self.known.held_out]))
+        yield prompt_variance(prompt_share(self.rewards, self.known.groups[self.known.held_out]))
 
     def null(self) -> Iterator[Check]:
         """Fits on swapped labels."""
@@ -214,14 +215,14 @@ class Doctor:
         return self.backbone.identity.get("dtype") == "float32" and self.backbone.identity.get("quantization") == "none"
 
     @cached_property
-    def _sample(self) -> tuple[Int[np.ndarray, " n"], list[Item]]:
+    def sample(self) -> tuple[Int[np.ndarray, " n"], list[Item]]:
         """Rows and texts of some held-out pairs' responses; chosen and rejected alternate."""
         pairs = spread(self.known.held_out_pairs, max(self.config.responses // 2, 1))
         rows = np.stack([self.known.chosen_rows[pairs], self.known.rejected_rows[pairs]], axis=1).reshape(-1)
         return rows, [(self.pairs[int(i)].prompt, text) for i in pairs for text in (self.pairs[int(i)].chosen, self.pairs[int(i)].rejected)]
 
     @cached_property
-    def _rewards(self) -> Float[np.ndarray, " n"]:
+    def rewards(self) -> Float[np.ndarray, " n"]:
         """Rewards of the held-out responses."""
         return self.parts.head.reward(self.known.projections[self.known.held_out])
 

@@ -43,7 +43,7 @@ class ResponseReader:
     def __init__(self, model: SparseRM) -> None:
         check_explainable(model.parts)
         self.model, self.parts = model, model.parts
-        self._readings: OrderedDict[Any, Reading] = OrderedDict()
+        self.readings: OrderedDict[Any, Reading] = OrderedDict()
 
     @cached_property
     def sae(self) -> SparseAutoencoder | None:
@@ -72,7 +72,7 @@ class ResponseReader:
         Raises DataError where prompt or response can't be read.
         """
         item = item_of(prompt, response)
-        reading = self.read(item, None if parent is None else self._readings.get(key_of(parent)))
+        reading = self.read(item, None if parent is None else self.readings.get(key_of(parent)))
         return self.state_features(item, reading.z, n_tokens=len(reading.ids), n_computed=reading.n_computed)
 
     def state_features(self, item: Item, z: Float[np.ndarray, " d_model"], *, n_tokens: int = 0, n_computed: int = 0) -> ResponseFeatures:
@@ -109,15 +109,15 @@ class ResponseReader:
         begins with.
         """
         key = key_of(item)
-        if key not in self._readings:
-            parent = lender or next(reversed(self._readings.values()), None)
-            self._readings[key] = read_tokens(self.backbone, item, layer=self.parts.layer, position=self.parts.position, parent=parent)
-            while len(self._readings) > READINGS:
-                self._readings.popitem(last=False)
-        self._readings.move_to_end(key)
-        return self._readings[key]
+        if key not in self.readings:
+            parent = lender or next(reversed(self.readings.values()), None)
+            self.readings[key] = read_tokens(self.backbone, item, layer=self.parts.layer, position=self.parts.position, parent=parent)
+            while len(self.readings) > READINGS:
+                self.readings.popitem(last=False)
+        self.readings.move_to_end(key)
+        return self.readings[key]
 
     def forget(self) -> None:
         """Frees the readings and what gradients need."""
-        self._readings.clear()
+        self.readings.clear()
         self.__dict__.pop("_gradients", None)

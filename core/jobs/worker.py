@@ -23,12 +23,13 @@ def main(arguments: Sequence[str]) -> int:
         with make_lock(folder / "run.lock").acquire(timeout=LOOKING):
             for passed_on in arguments[1:]:
                 os.close(int(passed_on))
-            return _work(folder)
+            return work(folder)
     except Timeout:
         return _refuse(folder, "another worker has it")
 
 
-def _work(folder: Path) -> int:
+def work(folder: Path) -> int:
+    """Does the run's work in this process and returns its exit code; refuses a run that is not queued."""
     from core.jobs.attempt import Attempt
     from core.runs.registry import Run
 

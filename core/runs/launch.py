@@ -49,8 +49,8 @@ def launch(kind: str, config: Config, *, root: Path | None = None, parent: str |
     if type(config).__name__ != expected.__name__:  # by name: a server that reloads its modules has the class twice
         raise ConfigError(f"a run of kind {kind} needs another config", expected=expected.__name__, found=type(config).__name__)
     _check_disk(kind, config, root)
-    run, lock = _new_run(kind, config, root, parent)
-    _start_worker(run, lock)
+    run, lock = new_run(kind, config, root, parent)
+    start_worker(run, lock)
     return run.id
 
 
@@ -74,7 +74,7 @@ def resume(run: Run) -> None:
     except BaseException:
         lock.release()
         raise
-    _start_worker(run, lock)
+    start_worker(run, lock)
 
 
 def cancel(run: Run) -> Status:
@@ -164,7 +164,7 @@ def _check_disk(kind: str, config: Config, root: Path) -> None:
         )
 
 
-def _new_run(kind: str, config: Config, root: Path, parent: str | None) -> tuple[Run, Handover]:
+def new_run(kind: str, config: Config, root: Path, parent: str | None) -> tuple[Run, Handover]:
     """The folder, its launch lock held. `config.json` comes last: before it, no list shows the run."""
     now = datetime.now(UTC)
     run = Run(runs_root(root) / f"{now:%Y%m%dT%H%M%S}.{now.microsecond:06d}Z_{kind}_{secrets.token_hex(3)}")
@@ -183,7 +183,7 @@ def _take_launch(run: Run) -> Handover:
         raise ConfigError(f"{run.id} is being started already") from None
 
 
-def _start_worker(run: Run, launching: Handover) -> None:
+def start_worker(run: Run, launching: Handover) -> None:
     """Starts the worker; a thread holds `launching` until it has taken over, and then waits for its end."""
     environment = {**os.environ, "SPARSERM_CACHE": str(run.root), "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
     own: dict[str, Any] = {"start_new_session": True, "pass_fds": launching.to_pass}

@@ -130,10 +130,11 @@ class Stream:
         import torch
 
         rows = current.order[number * self.content_per_batch : (number + 1) * self.content_per_batch]
-        chosen = self._draw_ends(len(current.ring), current.following.round, number)
+        chosen = self.draw_ends(len(current.ring), current.following.round, number)
         return torch.cat([current.content[torch.as_tensor(rows)], current.ring[torch.as_tensor(chosen)]]).float()
 
-    def _draw_ends(self, n: int, round_number: int, batch: int) -> np.ndarray:
+    def draw_ends(self, n: int, round_number: int, batch: int) -> np.ndarray:
+        """Indices of a batch's response ends among `n`, without repetition if there are enough; fixed by seed, round and batch."""
         if not self.ends_per_batch:
             return np.zeros(0, dtype=np.int64)
         draw = np.random.default_rng([self.seed, 3, round_number, batch])
@@ -145,7 +146,7 @@ class Stream:
         needed, started = cursor.tokens + ROUND_BATCHES * self.content_per_batch, cursor.dialogue
         while cursor.tokens < needed:
             numbers = range(cursor.dialogue, cursor.dialogue + TAKE)
-            for number, whole in zip(numbers, documents([self._dialogue(n) for n in numbers], self.backbone, self.context), strict=True):
+            for number, whole in zip(numbers, documents([self.dialogue_at(n) for n in numbers], self.backbone, self.context), strict=True):
                 if cursor.tokens < needed:
                     parts = self._few_ends(whole, number)
                     found.extend(parts)
@@ -161,7 +162,8 @@ class Stream:
         kept = {ends[i] for i in draw}
         return [replace(part, ends=tuple(end for at, end in sorted(kept) if at == place)) for place, part in enumerate(parts)]
 
-    def _dialogue(self, number: int) -> Dialogue:
+    def dialogue_at(self, number: int) -> Dialogue:
+        """The dialogue at a place in the endless order: every epoch has an order of its own, fixed by the seed."""
         epoch, place = divmod(number, len(self.dialogues))
         return self.dialogues[int(self._order(epoch)[place])]
 

@@ -174,7 +174,7 @@ def check_sae_fits(sae: SparseAutoencoder, backbone_identity: Mapping[str, Any],
 
 def measured_l0(sae: SparseAutoencoder, z: Float[Tensor, "n d_model"]) -> float:
     """Mean number of active latents over the rows of z: far from `identity["expected_l0"]`, the SAE was loaded or is used wrongly."""
-    return sum(int((sae.encode(rows) > 0).sum()) for rows in _row_chunks(sae, z)) / max(len(z), 1)
+    return sum(int((sae.encode(rows) > 0).sum()) for rows in row_chunks(sae, z)) / max(len(z), 1)
 
 
 def fvu(sae: SparseAutoencoder, z: Float[Tensor, "n d_model"]) -> float:
@@ -184,14 +184,15 @@ def fvu(sae: SparseAutoencoder, z: Float[Tensor, "n d_model"]) -> float:
     """
     mean = z.cpu().double().mean(0)  # on the CPU: Apple's device has no float64
     missed = total = 0.0
-    for rows in _row_chunks(sae, z):
+    for rows in row_chunks(sae, z):
         exact = rows.cpu().double()
         missed += float((exact - sae.decode(sae.encode(rows)).cpu()).square().sum())
         total += float((exact - mean).square().sum())
     return missed / total if total > 0 else float("nan")
 
 
-def _row_chunks(sae: SparseAutoencoder, z: Tensor) -> Iterator[Tensor]:
+def row_chunks(sae: SparseAutoencoder, z: Tensor) -> Iterator[Tensor]:
+    """Successive rows of z, so many at once that their activations are at most ACTIVATIONS numbers."""
     for rows in z.split(max(1, ACTIVATIONS // sae.d_sae)):
         yield rows.to(sae.device)
 

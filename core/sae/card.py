@@ -119,7 +119,7 @@ class Sums:
         """FVU, its median over dimensions, and L0, with intervals over `draws` (how often each resample holds each
         document [resamples, n])."""
         once = np.ones((1, len(self.counts)))
-        statistics: dict[str, Callable[[Array], Array]] = {"fvu": self._fvu, "fvu_median_dimension": self._median, "l0": self._l0}
+        statistics: dict[str, Callable[[Array], Array]] = {"fvu": self.fvu_of_draws, "fvu_median_dimension": self._median, "l0": self._l0}
         size = {"n_tokens": int(self.counts.sum()), "n_documents": int((self.counts > 0).sum())}
         return {f"{name}{suffix}": {**_interval(statistic(once), statistic(draws)), **size} for name, statistic in statistics.items()}
 
@@ -128,7 +128,8 @@ class Sums:
         n = np.maximum(draws @ self.counts, 1)[:, None]
         return np.maximum(draws @ self.squares - np.square(draws @ self.z) / n, 0)
 
-    def _fvu(self, draws: Array) -> Array:
+    def fvu_of_draws(self, draws: Array) -> Array:
+        """The fraction of variance unexplained of each draw; `draws` [n_draws, n_units] count how often each unit was drawn."""
         return _ratio((draws @ self.errors).sum(1), self._spread(draws).sum(1))
 
     def _median(self, draws: Array) -> Array:

@@ -146,7 +146,7 @@ class Engine:
         self.asked = time.monotonic()
         ended()
         while self.state == "ready":
-            self._work(self._next())
+            self.do(self.next_works())
 
     def _load(self) -> None:
         enter = self.loading.enter
@@ -174,10 +174,9 @@ class Engine:
         if backbone.device.type == "cpu":
             cap_memory(HEADROOM + 2 * sum(weight.numel() * weight.element_size() for weight in backbone.model.parameters()))
 
-    def _next(self) -> list[Work]:
-        """What is done next: one piece of work, or pieces of scoring that wait together."""
+    def next_works(self) -> list[Work]:
+        """Waits for the next work: one piece of work, or several pieces of scoring that wait together. `do` must follow."""
         with self._more:
-            self._working = False
             while not self._waiting:
                 self._more.wait()
             self._working = True
@@ -188,10 +187,11 @@ class Engine:
                 n += len(other[0])
         return [work for work in found if work.future.set_running_or_notify_cancel()]
 
-    def _work(self, works: list[Work]) -> None:
-        if not works:
-            return
+    def do(self, works: list[Work]) -> None:
+        """Does what `next_works` returned and resolves its futures."""
         try:
+            if not works:
+                return
             if works[0].do is not None:
                 works[0].future.set_result(works[0].do())
             else:
@@ -199,12 +199,14 @@ class Engine:
         except BaseException as error:
             for work in works:
                 if not work.future.done():
-                    work.future.set_exception(_mended(error))
+                    work.future.set_exception(readable_error(error))
             if isinstance(error, (MemoryError, RuntimeError)):
                 self._drop_readings()
+        finally:
+            with self._more:
+                self.asked, self._working = time.monotonic(), False
         self.served += len(works)
         self.batches += 1
-        self.asked = time.monotonic()
 
     def _score(self, works: list[Work]) -> None:
         """All pieces in one call. Where that fails, each for itself: an error belongs to who asked."""
@@ -235,8 +237,8 @@ class Engine:
             self.explainer.forget()
 
 
-def _mended(error: BaseException) -> BaseException:
-    """What ran out of memory, said as such."""
+def readable_error(error: BaseException) -> BaseException:
+    """The error itself; for one of memory a BackboneError that states this and what to do."""
     out = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
     if not out:
         return error
