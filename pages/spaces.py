@@ -4,7 +4,7 @@ from workbench.frame import layout
 from workbench.spaces import view as spaces_view
 
 model = layout.need_model()
-found = spaces_view.need_pictures(model)
-spaces_view.pictures(model, found)
-spaces_view.held(model)
-spaces_view.figures(model, found.spaces)
+points = spaces_view.need_pictures(model)
+spaces_view.pictures(model, points)
+spaces_view.selected_pairs(model)
+spaces_view.separation(model, points.spaces)

@@ -70,7 +70,7 @@ ESTIMATE = Estimate(value=0.7, low=0.6, high=0.8, n=40, n_prompts=20)
 
 def space_chart() -> Chart:
     said = {name: SpaceFigures(neighbours=ESTIMATE, silhouette=ESTIMATE).to_json() for name in ("dense", "sparse")}
-    return charts_spaces.space_figures(said, 0.5, 40)
+    return charts_spaces.separation_scores(said, 0.5, 40)
 
 
 def every_chart() -> list[Chart]:

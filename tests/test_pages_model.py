@@ -379,8 +379,8 @@ def test_detection_has_an_interval_over_prompts(model: models.FittedModel, monke
 
 
 def test_spaces_draws_every_response_once(model: models.FittedModel) -> None:
-    picture = next(iter(spaces.made(model).values()))
-    found = spaces.points(model, picture)
+    picture = next(iter(spaces.artefacts(model).values()))
+    found = spaces.points_of(model, picture)
     for colour in ("side", "correct", "subset", "split"):
         groups, palette = spaces.groups_of(model, found, colour)
         assert len(groups) == len(found.rows) == len(found.texts) and set(groups) <= set(palette)
@@ -394,8 +394,8 @@ def test_spaces_draws_every_response_once(model: models.FittedModel) -> None:
 
 
 def test_a_lasso_holds_all_lists_to_its_pairs(model: models.FittedModel) -> None:
-    picture = next(iter(spaces.made(model).values()))
-    found = spaces.points(model, picture)
+    picture = next(iter(spaces.artefacts(model).values()))
+    found = spaces.points_of(model, picture)
     row = int(model.responses.rejected_rows[3])
     ids = spaces.pair_ids(model, found, [str(row), "nonsense", "999999"])
     assert model.pairs[3].pair_id in ids
@@ -416,7 +416,7 @@ def test_spaces_says_how_the_pictures_were_made(model: models.FittedModel) -> No
 
 
 def test_doctor_shows_every_check_worst_first(model: models.FittedModel) -> None:
-    report = doctor.report_of(next(iter(doctor.made(model).values())))
+    report = doctor.report_of(next(iter(doctor.artefacts(model).values())))
     said = [text.value for text in no_error(open_page("doctor")).text]
     assert all(check.figure in said for check in report.checks)
     assert all(f"To do: {check.remedy}" in said for check in report.checks if check.remedy)
@@ -428,5 +428,5 @@ def test_doctor_shows_every_check_worst_first(model: models.FittedModel) -> None
 
 
 def test_details_of_a_check_are_flat_rows() -> None:
-    rows = doctor.flat({"a": {"b": 1.23456789, "c": [1, 2]}, "d": None})
+    rows = doctor.detail_rows({"a": {"b": 1.23456789, "c": [1, 2]}, "d": None})
     assert rows == [{"figure": "a · b", "value": "1.235"}, {"figure": "a · c", "value": "1, 2"}, {"figure": "d", "value": "–"}]

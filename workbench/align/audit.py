@@ -1,5 +1,5 @@
-"""The section of the audit: a person judges a sample of dropped pairs without seeing which answer was to win, and the page
-shows how often the person agrees with the filter.
+"""The section of the audit: a person judges a sample of dropped pairs without seeing which answer was to win, and the
+page shows how often the person agrees with the filter.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ Point = Mapping[str, Any]  # round, value, low, high, n, and `difference` to rou
 def round_bars(rounds: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> Chart:
     """How many pairs of each round were kept, dropped for which reason, and not parsed.
 
-    `rounds`: round, generated, parsed, `not parsed`, kept and dropped (None before the filter), reasons, and `share`, the
-    share kept with its interval in words. `words`: the words of each reason.
+    `rounds`: round, generated, parsed, `not parsed`, kept and dropped (None before the filter), reasons, and `share`,
+    the share kept with its interval in words. `words`: the words of each reason.
     """
     figure = new_figure(x="Pairs", y="", height=96 + 38 * max(len(rounds), 1), legend=True)
     bars = [f"Round {row['round']}" for row in rounds]
@@ -94,7 +94,9 @@ def _part_hover(bar: str, name: str, count: int, row: Mapping[str, Any]) -> str:
 
 
 def margin_histogram(margins: Sequence[float], kept: Sequence[bool], threshold: float, mean: str) -> Chart:
-    """The intended winners' margins, kept and dropped pairs stacked; `mean`: the mean with its interval and n, in words."""
+    """The intended winners' margins, kept and dropped pairs stacked; `mean`: the mean with its interval and n, in
+    words.
+    """
     title = f"Margin of the intended winner (reward), kept above {threshold:g}"
     figure = new_figure(x=f"{title}<br>{mean}", y="Pairs", height=300, legend=True)
     values, chosen = np.asarray(margins, dtype=float), np.asarray(kept, dtype=bool)

@@ -76,7 +76,9 @@ def _curves(entry: Entry, others: Sequence[Entry]) -> None:
 
 
 def _leads(entry: Entry, other: Entry) -> None:
-    """Paired differences of the two arms after the last round that both have; their intervals are far narrower than unpaired ones."""
+    """Paired differences of the two arms after the last round that both have; their intervals are far narrower than
+    unpaired ones.
+    """
     here, there = ({round.round: round for round in evaluated(arm.rounds)} for arm in (entry, other))
     last = max(here.keys() & there.keys(), default=0)
     leads = align_figures.leads(here[last], there[last]) if last else {}
@@ -93,7 +95,9 @@ def _title(entry: Entry) -> str:
 
 
 def _rows(entry: Entry) -> list[dict[str, Any]]:
-    """An alignment's rows of the table: its settings, the pairs kept, and the figures of the chosen and of the last round."""
+    """An alignment's rows of the table: its settings, the pairs kept, and the figures of the chosen and of the last
+    round.
+    """
     rounds = evaluated(entry.rounds)
     if not rounds:
         return []

@@ -1,4 +1,5 @@
-"""The section of evaluation: the policy's figures round by round, warnings by a stated rule, and the latents that drift.
+"""The section of evaluation: the policy's figures round by round, warnings by a stated rule, and the latents that
+drift.
 
 `headline` draws the first line of the whole page, above the sections.
 """

@@ -1,4 +1,6 @@
-"""The policy's figures round by round, read from the rounds' evaluations, with their titles and units. No Streamlit here."""
+"""The policy's figures round by round, read from the rounds' evaluations, with their titles and units. No Streamlit
+here.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,9 @@ def evaluation_of(round: RoundRecord) -> Mapping[str, Any]:
 
 
 def curves(rounds: Sequence[RoundRecord]) -> dict[str, list[Point]]:
-    """Each figure's points over these evaluated rounds, in the order of `FIGURES`, without figures that were never measured."""
+    """Each figure's points over these evaluated rounds, in the order of `FIGURES`, without figures that were never
+    measured.
+    """
     measured = {round.round: evaluation_of(round)["figures"] for round in rounds}
     points: dict[str, list[Point]] = {
         name: [{"round": round, **figures[name]} for round, figures in measured.items() if name in figures] for name in FIGURES

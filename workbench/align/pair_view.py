@@ -29,7 +29,9 @@ def labels_of(model: FittedModel | None) -> Labels:
 
 
 def pair_card(pair: GeneratedPair, model: FittedModel | None, *, key: str) -> None:
-    """The whole pair: why it was dropped in a sentence, both answers with their rewards, and the latents behind the drop."""
+    """The whole pair: why it was dropped in a sentence, both answers with their rewards, and the latents behind the
+    drop.
+    """
     labels = labels_of(model)
     with st.container(border=True, key=f"card {key}"):
         st.text(visible(sentence(pair, labels)))
@@ -98,7 +100,9 @@ def latent_name(latent: Mapping[str, Any], labels: Labels) -> str:
 
 
 def caveats(latent: Mapping[str, Any], labels: Labels) -> str:
-    """What weakens a latent's bar: heads that disagree, and a label that the projection does not show (METHOD.md section 1)."""
+    """What weakens a latent's bar: heads that disagree, and a label that the projection does not show (METHOD.md
+    section 1).
+    """
     auroc = latent.get("detection_auroc")
     notes = [] if latent["agreed"] else ["the heads disagree on its sign"]
     if int(latent["latent_id"]) not in labels:

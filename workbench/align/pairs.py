@@ -1,4 +1,5 @@
-"""The generated pairs of a round with their rewards and what the filter decided. No Streamlit here; no engine is loaded.
+"""The generated pairs of a round with their rewards and what the filter decided. No Streamlit here; no engine is
+loaded.
 
 Artefacts never change, so what is read of them is cached: never write into it.
 """
@@ -28,7 +29,9 @@ REASON_WORDS = {MARGIN: "intended winner scores lower", "at random": "dropped at
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedPair:
-    """A generated pair: its two rewards (intended winner, other answer) if it was scored, the filter's decision if it was filtered."""
+    """A generated pair: its two rewards (intended winner, other answer) if it was scored, the filter's decision if it
+    was filtered.
+    """
 
     candidate: Candidate
     rewards: tuple[float, float] | None

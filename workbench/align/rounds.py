@@ -1,4 +1,6 @@
-"""The section of rounds: how many pairs were generated and kept, their margins and rewards, and the training of a round."""
+"""The section of rounds: how many pairs were generated and kept, their margins and rewards, and the training of a
+round.
+"""
 
 from __future__ import annotations
 

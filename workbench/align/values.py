@@ -1,4 +1,5 @@
-"""The alignments of the cache, as the pages Align and Shift show them: which exist, how far each is, and its reward models.
+"""The alignments of the cache, as the pages Align and Shift show them: which exist, how far each is, and its reward
+models.
 
     entries()          every alignment, the newest first: its record on disk, and the runs that make it
     find("1f0c…")      the alignment with this key, or which the run of this id makes
@@ -157,7 +158,9 @@ _keys: dict[Path, str] = {}
 
 
 def _key(run: Run) -> str:
-    """The key of the alignment that a run makes; empty until its worker has written the whole config, which never changes."""
+    """The key of the alignment that a run makes; empty until its worker has written the whole config, which never
+    changes.
+    """
     if run.path not in _keys:
         try:
             config = run.resolved()
@@ -178,8 +181,9 @@ def signature(entry: Entry) -> str:
 
 
 def in_foreground(entry: Entry) -> bool:
-    """Whether a command works on it that is no run. Such a command leaves no status: it is told by the locks of alignments' steps, which last as long
-    as their holders, and between two steps by the ledger, which was just written. Of several unfinished alignments it is the one written last.
+    """Whether a command works on it that is no run. Such a command leaves no status: it is told by the locks of
+    alignments' steps, which last as long as their holders, and between two steps by the ledger, which was just written.
+    Of several unfinished alignments it is the one written last.
     """
     record = entry.record
     if record is None or record.result is not None or any(run.live() for run in _runs(_root(record))):

@@ -1,4 +1,6 @@
-"""The Align page: choose an alignment or start one, watch it, and read its rounds, dropped pairs, evaluation and answers."""
+"""The Align page: choose an alignment or start one, watch it, and read its rounds, dropped pairs, evaluation and
+answers.
+"""
 
 from __future__ import annotations
 

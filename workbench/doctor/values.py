@@ -1,4 +1,6 @@
-"""What the Doctor page shows of a report: its checks by what they are about, worst first, as words and rows. Values only; no engine."""
+"""What the Doctor page shows of a report: its checks, the worst first, as words and as rows of tables. No Streamlit
+here.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +15,26 @@ from workbench.frame.models import ID_LENGTH, FittedModel
 
 WORST_FIRST = (FAIL, WARN, PASS)
 VERDICTS = {
-    FAIL: "Don't believe this model's figures until what failed is mended.",
+    FAIL: "Don't believe this model's figures until the failed checks are mended.",
     WARN: "Usable. Read the warnings before trusting what they are about.",
     PASS: "Every check keeps its bound.",
 }
 
 
-def made(model: FittedModel) -> dict[str, Artefact]:
-    """The reports on this model, newest first, by the beginning of their fingerprint."""
+def artefacts(model: FittedModel) -> dict[str, Artefact]:
+    """The artefacts with reports on this model, newest first, by the beginning of their fingerprint."""
     return {report.fingerprint[:ID_LENGTH]: report for report in model.results(STEP)}
 
 
-def how(examined: Artefact) -> str:
-    """What tells one report from another."""
-    config = examined.manifest["config"]
+def settings_text(artefact: Artefact) -> str:
+    """The settings that distinguish this report from others."""
+    config = artefact.manifest["config"]
     return f"{config['swaps']} swaps, {config['responses']} responses, seed {config['seed']}"
 
 
-def report_of(examined: Artefact) -> Report:
-    """The report. Raises StoreError where it is damaged."""
-    return _report(examined.path)
+def report_of(artefact: Artefact) -> Report:
+    """The report of an artefact. Raises StoreError where it is damaged."""
+    return _report(artefact.path)
 
 
 @lru_cache(maxsize=8)
@@ -41,7 +43,7 @@ def _report(folder: Path) -> Report:
 
 
 def ordered(report: Report, status: str = "") -> list[Check]:
-    """The checks, worst first, else in the doctor's order; of one status, if that is given."""
+    """The checks, the worst first, checks of one status in the doctor's order; only those of `status`, if it is given."""
     return [check for wanted in WORST_FIRST for check in report.checks if check.status == wanted and status in ("", wanted)]
 
 
@@ -50,18 +52,17 @@ def rows(checks: Sequence[Check]) -> list[dict[str, Any]]:
     return [{name: value for name, value in check.to_json().items() if name != "details"} | {"details": dict(check.details)} for check in checks]
 
 
-def flat(details: Mapping[str, Any], most: int = 60) -> list[dict[str, str]]:
-    """A check's further figures as name and value, nested ones by their path."""
-    found = list(_flat(details, ""))
-    return [{"figure": name, "value": value} for name, value in found[:most]]
+def detail_rows(details: Mapping[str, Any], most: int = 60) -> list[dict[str, str]]:
+    """A check's further figures as rows of name and value; a nested figure's name is its path. At most `most` rows."""
+    return [{"figure": name, "value": value} for name, value in list(_flat(details, ""))[:most]]
 
 
 def _flat(value: Any, name: str) -> Any:
     if isinstance(value, Mapping):
-        for key, one in value.items():
-            yield from _flat(one, f"{name} · {key}" if name else str(key))
+        for key, part in value.items():
+            yield from _flat(part, f"{name} · {key}" if name else str(key))
     elif isinstance(value, (list, tuple)):
-        yield name, ", ".join(_short(one) for one in value[:12]) + (f" and {len(value) - 12} more" if len(value) > 12 else "")
+        yield name, ", ".join(_short(part) for part in value[:12]) + (f" and {len(value) - 12} more" if len(value) > 12 else "")
     else:
         yield name, _short(value)
 

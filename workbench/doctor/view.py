@@ -21,22 +21,22 @@ LOOKS: dict[str, tuple[str, Any]] = {
 }
 WORDS = {PASS: "Pass", WARN: "Warn", FAIL: "Fail"}
 SHOWN = {"": "All checks", FAIL: "Failed", WARN: "Warnings", PASS: "Passed"}
-SAID = "Reads responses again alone, padded and shuffled, measures the SAE on their tokens, swaps labels. Takes about a minute; go on meanwhile."
+OFFER = "Reads responses again alone, padded and shuffled, measures the SAE on their tokens, swaps labels. Takes about a minute; go on meanwhile."
 
 
 def need_report(model: FittedModel) -> Report:
     """The chosen report, else the newest. Where there is none, offers the run that makes it and ends the page."""
-    made = doctor.made(model)
+    artefacts = doctor.artefacts(model)
     run = run_panel.find_id(state.get("doctor_run"))
     if run is not None and run.status().state != "succeeded":
         run_panel.show(run)
-    if not made:
+    if not artefacts:
         layout.empty("This reward model has not been examined yet.")
-        run_panel.offer("doctor", DoctorRunConfig(model=str(model.path)), "Examine this reward model", said=SAID)
+        run_panel.offer("doctor", DoctorRunConfig(model=str(model.path)), "Examine this reward model", said=OFFER)
         st.stop()
-    chosen = state.get("doctor_made") if state.get("doctor_made") in made else next(iter(made))
+    chosen = state.get("doctor_made") if state.get("doctor_made") in artefacts else next(iter(artefacts))
     state.shows(doctor_made=chosen)
-    return doctor.report_of(made[chosen])
+    return doctor.report_of(artefacts[chosen])
 
 
 def verdict(model: FittedModel, report: Report) -> None:
@@ -66,14 +66,14 @@ def _again(model: FittedModel) -> None:
 
 
 def checks(model: FittedModel, report: Report) -> None:
-    """Each check, worst first: in full where something is to be done, on a line where it passes."""
-    made = doctor.made(model)
+    """Each check, the worst first: with its bound and remedy where something is to be done, on a line where it passes."""
+    artefacts = doctor.artefacts(model)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         with st.container(width=200):
-            status = state.pick("Show", [one for one in SHOWN if not one or report.counts[one]], "doctor_show", show=SHOWN.__getitem__)
-        if len(made) > 1:
+            status = state.pick("Show", [status for status in SHOWN if not status or report.counts[status]], "doctor_show", show=SHOWN.__getitem__)
+        if len(artefacts) > 1:
             with st.container(width=300):
-                state.pick("Report", list(made), "doctor_made", show=lambda name: doctor.how(made[name]))
+                state.pick("Report", list(artefacts), "doctor_made", show=lambda name: doctor.settings_text(artefacts[name]))
         st.space("stretch")
         download_rows(doctor.rows(report.checks), name=model.name, what="doctor", key="doctor")
     for number, check in enumerate(doctor.ordered(report, status)):
@@ -83,11 +83,11 @@ def checks(model: FittedModel, report: Report) -> None:
 
 def _check(check: Check, number: int) -> None:
     icon, colour = LOOKS[check.status]
-    name, said, more = st.columns([5, 12, 2], gap="medium", vertical_alignment="top")
+    name, figure, more = st.columns([5, 12, 2], gap="medium", vertical_alignment="top")
     with name, st.container(horizontal=True, vertical_alignment="center"):
         st.badge(WORDS[check.status], icon=icon, color=colour)
         st.text(check.name[:1].upper() + check.name[1:])
-    with said:
+    with figure:
         st.text(check.figure)
         if check.remedy:
             st.text(f"Bound: {check.bound}")
@@ -98,12 +98,12 @@ def _check(check: Check, number: int) -> None:
 
 @st.fragment
 def _why(check: Check, number: int) -> None:
-    """Why the check is there, and its further figures; sent when it is opened."""
+    """The reason for the check and its further figures; sent to the browser when opened."""
     behind = st.popover("Why", type="tertiary", key=f"check {number} why", on_change="rerun")
     if behind.open:
         with behind:
             st.text(check.reason)
             st.text(f"Bound: {check.bound}")
-            details = doctor.flat(check.details)
+            details = doctor.detail_rows(check.details)
             if details:
                 show_rows(details, key=f"check {number} details")

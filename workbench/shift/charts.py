@@ -1,4 +1,6 @@
-"""Figures of the Shift page: how like the generated answers are to the training data in each space, round by round. No streamlit here."""
+"""Charts of the Shift page: how similar generated answers are to the training data, by round and space. No Streamlit
+here.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ SPACES = {
 
 
 def similarity_curves(series: Mapping[str, Sequence[Mapping[str, Any]]], what: str) -> Chart:
-    """Mean cosine similarity after each round, a line a space, with intervals. `series`: space -> round, value, low, high, n, n_prompts.
+    """Mean cosine similarity after each round, a line for each space, with intervals; `what` names the similarity.
 
-    Points of one round stand a little apart. `what` says which similarity.
+    `series`: space -> points of round, value, low, high, n, n_prompts. Points of one round are drawn a little apart.
     """
     figure, rows = _curves(series, f"Mean cosine similarity, {what}")
     last = "; ".join(f"{SPACES[name][0]} {number(points[-1]['value'])}" for name, points in series.items() if points)
@@ -28,7 +30,10 @@ def similarity_curves(series: Mapping[str, Sequence[Mapping[str, Any]]], what: s
 
 
 def lead_curves(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart:
-    """The sparse space's cosine less another's, paired by answer: above zero, the sparse space is nearer. `series` as for `similarity_curves`."""
+    """The sparse space's cosine less another's, paired by answer; above zero the sparse space is nearer.
+
+    `series` is as for `similarity_curves`.
+    """
     figure, rows = _curves({name: points for name, points in series.items() if name != "sparse"}, "Sparse less other (cosine)")
     straight(figure, y=0)
     last = "; ".join(f"{SPACES[name][0]} {number(points[-1]['value'], '+.3g')}" for name, points in series.items() if points)
@@ -38,7 +43,7 @@ def lead_curves(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart:
 def _curves(series: Mapping[str, Sequence[Mapping[str, Any]]], y: str) -> tuple[go.Figure, list[dict[str, Any]]]:
     names = [name for name in SPACES if series.get(name)]
     counts = sorted({int(point["n"]) for name in names for point in series[name]})
-    n = " to ".join(f"{one:,}" for one in counts[:1] + counts[1:][-1:])
+    n = " to ".join(f"{count:,}" for count in counts[:1] + counts[1:][-1:])
     figure = new_figure(x=f"Round that generated (n = {n} answers)", y=y, height=380, legend=True)
     for place, name in enumerate(names):
         title, colour, symbol, dash = SPACES[name]
@@ -52,7 +57,7 @@ def _curves(series: Mapping[str, Sequence[Mapping[str, Any]]], y: str) -> tuple[
             line={"color": colour, "width": 2.4 if name == "sparse" else 1.6, "dash": dash},
             marker={"size": 9, "symbol": symbol},
             error_y={**whiskers(values, [point["low"] for point in points], [point["high"] for point in points]), "color": colour},
-            hovertext=[f"<b>{title}, round {point['round']}</b><br>{_said(point)}" for point in points],
+            hovertext=[f"<b>{title}, round {point['round']}</b><br>{_estimate_text(point)}" for point in points],
             hoverinfo="text",
         )
     rounds = sorted({int(point["round"]) for name in names for point in series[name]})
@@ -60,6 +65,6 @@ def _curves(series: Mapping[str, Sequence[Mapping[str, Any]]], y: str) -> tuple[
     return figure, [{"space": SPACES[name][0], **point} for name in names for point in series[name]]
 
 
-def _said(point: Mapping[str, Any]) -> str:
+def _estimate_text(point: Mapping[str, Any]) -> str:
     n = f"n = {point['n']:,} answers" + (f" to {point['n_prompts']:,} prompts" if point.get("n_prompts") else "")
     return f"{interval(point['value'], point['low'], point['high'], '.3f')}, {INTERVAL}, {n}"

@@ -1,5 +1,7 @@
-"""What the Shift page shows: cosine similarities of generated answers to the training data by round and space, and the points of the pictures.
-Values only; no engine."""
+"""What the Shift page shows: cosine similarities of generated answers to the training data, and the pictures' points.
+
+No Streamlit here; no engine is loaded.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ PALETTES: Mapping[str, Mapping[str, str]] = {
 
 def shifts(rounds: Sequence[RoundRecord]) -> dict[int, Shift]:
     """The shift of each round that has been compared."""
-    return {one.round: _shift(one.steps[SHIFT]) for one in rounds if SHIFT in one.steps}
+    return {round.round: _shift(round.steps[SHIFT]) for round in rounds if SHIFT in round.steps}
 
 
 @lru_cache(maxsize=24)
@@ -48,45 +50,48 @@ def _shift(folder: Path) -> Shift:
     return load_shift(folder)
 
 
-def measures(found: Mapping[int, Shift]) -> list[str]:
-    """The similarities that could be had: no `matched` without answers to training prompts."""
-    known = {row.measure for shift in found.values() for row in shift.rows if row.figure is not None}
-    return [name for name in MEASURES if name in known]
+def measures(shifts: Mapping[int, Shift]) -> list[str]:
+    """The similarities that were measured; `matched` needs answers to training prompts."""
+    measured = {row.measure for shift in shifts.values() for row in shift.rows if row.figure is not None}
+    return [name for name in MEASURES if name in measured]
 
 
-def series(found: Mapping[int, Shift], measure: str, scale: str, *, lead: bool = False) -> dict[str, list[dict[str, Any]]]:
-    """Points of each space, one a round: the cosine, or (`lead`) the sparse space's less that of the other, paired by answer."""
+def series(shifts: Mapping[int, Shift], measure: str, scale: str, *, lead: bool = False) -> dict[str, list[dict[str, Any]]]:
+    """A point for each space and round: the cosine, or with `lead` the sparse space's cosine less the other's, paired
+    by answer.
+    """
     points: dict[str, list[dict[str, Any]]] = {}
-    for round, shift in found.items():
+    for round, shift in shifts.items():
         for row in shift.rows:
-            one = row.lead if lead else row.figure
-            if (row.measure, row.scale) == (measure, scale) and one is not None:
-                points.setdefault(row.space, []).append({"round": round, **one.to_json()})
+            estimate = row.lead if lead else row.figure
+            if (row.measure, row.scale) == (measure, scale) and estimate is not None:
+                points.setdefault(row.space, []).append({"round": round, **estimate.to_json()})
     return points
 
 
-def rows(found: Mapping[int, Shift]) -> list[dict[str, Any]]:
-    """Everything that was compared, as a table."""
+def rows(shifts: Mapping[int, Shift]) -> list[dict[str, Any]]:
+    """Every similarity of every round, as a table."""
     table = []
-    for round, shift in found.items():
+    for round, shift in shifts.items():
         for row in shift.rows:
-            figure, lead = (one.to_json() if one is not None else {} for one in (row.figure, row.lead))
+            figure, lead = (estimate.to_json() if estimate is not None else {} for estimate in (row.figure, row.lead))
             leads = {f"sparse less this {name}": lead.get(name) for name in ("value", "low", "high")}
             table.append({"round": round, "measure": row.measure, "scale": row.scale, "space": row.space, **figure, **leads})
     return table
 
 
-def verdict(found: Mapping[int, Shift], measure: str, scale: str) -> str:
-    """One sentence of ours on the newest round: is the sparse space nearer than the dense one, and than its controls?"""
-    newest = max(found)
-    leads = {row.space: row.lead for row in found[newest].rows if (row.measure, row.scale) == (measure, scale) and row.space != SPARSE}
+def verdict(shifts: Mapping[int, Shift], measure: str, scale: str) -> str:
+    """One sentence on the newest round: is the sparse space nearer to the training data than the dense one and the
+    controls?
+    """
+    newest = max(shifts)
+    leads = {row.space: row.lead for row in shifts[newest].rows if (row.measure, row.scale) == (measure, scale) and row.space != SPARSE}
     nearer, behind = ([name for name, lead in leads.items() if lead is not None and side(lead)] for side in (_above, _below))
     words = {"dense": "dense states", "random-isotropic": "random directions", "random-rows": "random decoder rows"}
-    said = [f"nearer than in {_listed([words[name] for name in nearer])}" if nearer else ""]
-    said += [f"further away than in {_listed([words[name] for name in behind])}" if behind else ""]
-    told = " and ".join(one for one in said if one)
-    told = f"clearly {told}" if told else "neither clearly nearer than in the other spaces nor further away"
-    return f"In the sparse space the training data lie {told}, seen from the answers generated in round {newest}."
+    parts = [f"nearer than in {_listed([words[name] for name in nearer])}"] if nearer else []
+    parts += [f"further away than in {_listed([words[name] for name in behind])}"] if behind else []
+    place = f"clearly {' and '.join(parts)}" if parts else "neither clearly nearer than in the other spaces nor further away"
+    return f"In the sparse space the training data lie {place}, seen from the answers generated in round {newest}."
 
 
 def _above(lead: Any) -> bool:
@@ -105,8 +110,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
-    """What a point of the pictures stands for: a training response or a generated answer, and its pair where it was generated."""
+class ShiftPoint:
+    """The response of a point: of the training data (kind 0 and 1), or generated (kind 2 and 3) with its pair."""
 
     kind: int
     text: str
@@ -119,67 +124,69 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Points:
-    """The points of both pictures in order."""
+class ShiftPoints:
+    """The points of both pictures in one order."""
 
     shift: Shift
-    points: tuple[Point, ...]
+    points: tuple[ShiftPoint, ...]
 
     @property
     def texts(self) -> list[str]:
-        """What a hover box says of each."""
-        return [f"<b>{one.name}</b>{_told(one)}<br>{wrapped(one.text or 'text not kept', 60, 3)}" for one in self.points]
+        """The text of each point's hover box."""
+        return [f"<b>{point.name}</b>{_outcome(point)}<br>{wrapped(point.text or 'text not kept', 60, 3)}" for point in self.points]
 
     def groups(self, colour: str) -> list[str]:
-        """The group of each, in the words of the palette."""
+        """The group of each point, as the palette names it."""
         if colour == "kind":
-            return [one.name for one in self.points]
+            return [point.name for point in self.points]
         kept = {True: "generated, kept", False: "generated, dropped"}
-        return ["training" if one.generated is None else kept[one.generated.fate == "kept"] for one in self.points]
+        return ["training" if point.generated is None else kept[point.generated.fate == "kept"] for point in self.points]
 
 
-def _told(one: Point) -> str:
-    if one.generated is None or one.generated.rewards is None:
+def _outcome(point: ShiftPoint) -> str:
+    if point.generated is None or point.generated.rewards is None:
         return ""
-    return f", reward {number(one.generated.rewards[one.kind - 2], '+.2f')}, {one.generated.fate}"
+    return f", reward {number(point.generated.rewards[point.kind - 2], '+.2f')}, {point.generated.fate}"
 
 
-def points_of(entry: Entry, round: RoundRecord) -> Points:
-    """The points of a round that has been compared, with their texts where those are still in the cache."""
+def points_of(entry: Entry, round: RoundRecord) -> ShiftPoints:
+    """The points of a round with the step shift; their texts are empty where the cache has lost them."""
     shift, model = _shift(round.steps[SHIFT]), align.measuring_model(entry)
     training = {} if model is None else _training(model)
-    pairs = {one.candidate.candidate_id: one for one in pairs_of(round)}
-    made = []
+    pairs = {pair.candidate.candidate_id: pair for pair in pairs_of(round)}
+    points = []
     for kind, row in zip(shift.kind.tolist(), shift.row.tolist(), strict=True):
         if kind < 2:
             prompt, text = training.get(row, ("", ""))
-            made.append(Point(kind=kind, text=text, prompt=prompt))
+            points.append(ShiftPoint(kind=kind, text=text, prompt=prompt))
             continue
         pair = pairs.get(shift.ids[row])
         candidate = None if pair is None else pair.candidate
         text = "" if candidate is None else (candidate.chosen, candidate.rejected)[kind - 2]
-        made.append(Point(kind=kind, text=text, prompt="" if candidate is None else prompt_text(candidate.prompt), generated=pair))
-    return Points(shift=shift, points=tuple(made))
+        points.append(ShiftPoint(kind=kind, text=text, prompt="" if candidate is None else prompt_text(candidate.prompt), generated=pair))
+    return ShiftPoints(shift=shift, points=tuple(points))
 
 
 @lru_cache(maxsize=4)
 def _training(model: FittedModel) -> dict[int, tuple[str, str]]:
-    """Prompt and text of each known response."""
+    """Prompt and text of each response of the fit, by its row; empty where the model keeps no texts."""
     try:
         known, pairs = model.responses, model.pairs
     except MissingError:
         return {}
-    found = {}
-    for at, pair in enumerate(pairs):
+    texts = {}
+    for index, pair in enumerate(pairs):
         prompt = prompt_text(pair.prompt)
-        found[int(known.chosen_rows[at])], found[int(known.rejected_rows[at])] = (prompt, pair.chosen), (prompt, pair.rejected)
-    return found
+        texts[int(known.chosen_rows[index])] = (prompt, pair.chosen)
+        texts[int(known.rejected_rows[index])] = (prompt, pair.rejected)
+    return texts
 
 
-def ids_of(found: Points) -> np.ndarray:
-    """The number of each point, which a click tells."""
-    return np.arange(len(found.points))
+def ids_of(points: ShiftPoints) -> np.ndarray:
+    """The number of each point [n], which a click passes on."""
+    return np.arange(len(points.points))
 
 
-def no_matched(found: Mapping[int, Shift]) -> bool:
-    return MATCHED not in measures(found)
+def no_matched(shifts: Mapping[int, Shift]) -> bool:
+    """Whether no answers to training prompts were compared."""
+    return MATCHED not in measures(shifts)

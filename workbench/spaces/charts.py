@@ -1,4 +1,4 @@
-"""Figures of dense and sparse space: the t-SNE pictures, and the figures that do not mislead. No streamlit here."""
+"""Charts of dense and sparse space: the t-SNE pictures, and how far chosen and rejected are apart. No Streamlit here."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ def space_picture(
     palette: Mapping[str, str],
     marked: Sequence[int] | None = None,
 ) -> Chart:
-    """A t-SNE picture [n, 2]: a colour a group (in the palette's order), `marked` response rows on top of the faded others, by WebGL."""
+    """A t-SNE picture of `points` [n, 2], by WebGL: a colour for each group in the palette's order; all but `marked`
+    rows are faded.
+    """
     figure = new_figure(x="t-SNE 1 (no unit)", y="t-SNE 2 (no unit)", height=460, legend=True, left=40)
-    numbers, names, keep = np.asarray(ids), np.asarray(groups, dtype=object), None if marked is None else set(marked)
-    said = carried(texts)[:, 0]
+    numbers, names, shown = np.asarray(ids), np.asarray(groups, dtype=object), None if marked is None else set(marked)
+    hover = carried(texts)[:, 0]
     for (group, colour), symbol in zip(palette.items(), itertools.cycle(SYMBOLS), strict=False):
         rows = np.flatnonzero(names == group)
         figure.add_scattergl(
@@ -42,11 +44,11 @@ def space_picture(
             mode="markers",
             name=f"{plain(group)} ({len(rows):,})",
             marker={"color": colour, "size": 5, "opacity": 0.75, "symbol": symbol},
-            selectedpoints=None if keep is None else [i for i, row in enumerate(rows) if int(numbers[row]) in keep],
+            selectedpoints=None if shown is None else [i for i, row in enumerate(rows) if int(numbers[row]) in shown],
             selected={"marker": {"opacity": 0.95}},
             unselected={"marker": {"opacity": 0.12}},
             customdata=carried(numbers[rows]),
-            hovertext=said[rows],
+            hovertext=hover[rows],
             hoverinfo="text",
         )
     figure.update_layout(dragmode="lasso", legend_itemsizing="constant")
@@ -65,9 +67,9 @@ def space_scale(
     texts: Sequence[str],
     marked: Sequence[int] | None = None,
 ) -> Chart:
-    """As `space_picture`, coloured by a number."""
+    """As `space_picture`, coloured by a number (`values` [n] in `unit`)."""
     figure = new_figure(x="t-SNE 1 (no unit)", y="t-SNE 2 (no unit)", height=460, left=40)
-    keep = None if marked is None else set(marked)
+    shown = None if marked is None else set(marked)
     figure.add_scattergl(
         x=points[:, 0],
         y=points[:, 1],
@@ -79,7 +81,7 @@ def space_scale(
             "opacity": 0.8,
             "colorbar": {"title": {"text": unit}, "thickness": 10},
         },
-        selectedpoints=None if keep is None else [i for i, row in enumerate(ids) if int(row) in keep],
+        selectedpoints=None if shown is None else [i for i, row in enumerate(ids) if int(row) in shown],
         unselected={"marker": {"opacity": 0.12}},
         customdata=carried(np.asarray(ids)),
         hovertext=carried(texts)[:, 0],
@@ -94,10 +96,14 @@ def space_scale(
     )
 
 
-def space_figures(figures: Mapping[str, Mapping[str, Any]], chance: float | None, n: int, *, which: str = "neighbours") -> Chart:
-    """How far chosen and rejected lie apart in each space, with intervals, from `Spaces.to_json()["figures"]`. `which`: neighbours or silhouette."""
-    kept = {name: figures[name][which] for name in SPACES if figures.get(name, {}).get(which)}
-    rows = [{"space": SPACES[name], **found} for name, found in reversed(kept.items())]
+def separation_scores(figures: Mapping[str, Mapping[str, Any]], chance: float | None, n: int, *, which: str = "neighbours") -> Chart:
+    """How far chosen and rejected lie apart in each space, with intervals.
+
+    `figures`: `Spaces.to_json()["figures"]`; `chance`: the share of agreeing neighbours by chance; `n`: held-out
+    responses; `which`: neighbours or silhouette.
+    """
+    measured = {name: figures[name][which] for name in SPACES if figures.get(name, {}).get(which)}
+    rows = [{"space": SPACES[name], **estimate} for name, estimate in reversed(measured.items())]
     neighbours = which == "neighbours"
     scale, unit = (100, " %") if neighbours else (1, "")
     title = (
@@ -107,7 +113,7 @@ def space_figures(figures: Mapping[str, Mapping[str, Any]], chance: float | None
     )
     figure = new_figure(x=title, y="", height=106 + 28 * max(len(rows), 2))
     values = [scale * row["value"] for row in rows]
-    names = list(reversed(kept))
+    names = list(reversed(measured))
     figure.add_scatter(
         x=values,
         y=[row["space"] for row in rows],
@@ -118,7 +124,7 @@ def space_figures(figures: Mapping[str, Mapping[str, Any]], chance: float | None
             "symbol": ["circle-open" if name.startswith("picture") else "circle" for name in names],
         },
         error_x=whiskers(values, [scale * row["low"] for row in rows], [scale * row["high"] for row in rows]),
-        hovertext=[_figure_said(row, scale) for row in rows],
+        hovertext=[_hover_text(row, scale) for row in rows],
         hoverinfo="text",
     )
     figure.update_xaxes(ticksuffix=unit)
@@ -129,6 +135,6 @@ def space_figures(figures: Mapping[str, Mapping[str, Any]], chance: float | None
     return Chart(name=f"spaces-{which}", figure=figure, alt=f"{title}, for {len(rows)} spaces.".replace("<br>", " "), rows=rows[::-1])
 
 
-def _figure_said(row: Mapping[str, Any], scale: float) -> str:
+def _hover_text(row: Mapping[str, Any], scale: float) -> str:
     value = interval(scale * row["value"], scale * row["low"], scale * row["high"], ".3g")
     return f"<b>{row['space']}</b><br>{value}<br>n = {row['n']:,} responses to {row['n_prompts']:,} prompts"

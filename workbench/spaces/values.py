@@ -1,4 +1,6 @@
-"""What the Spaces page shows: the pictures' points with what they are coloured by, and the pairs behind a lasso. Values only; no engine."""
+"""What the Spaces page shows: the points of the pictures with their groups, and the pairs of a lasso. No Streamlit
+here.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,10 @@ SIDES = {1: "chosen", -1: "rejected", 0: "both, in several pairs"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Points:
-    """The points of both pictures, in their order: response rows, hover texts, and the pairs each response stands in."""
+class SpacePoints:
+    """The points of both pictures in one order: their responses' rows [n], hover texts, and the pairs that hold each
+    response.
+    """
 
     spaces: Spaces
     rows: np.ndarray
@@ -39,35 +43,35 @@ class Points:
     pairs: Mapping[int, tuple[int, ...]]
 
 
-def made(model: FittedModel) -> dict[str, Artefact]:
-    """The pictures that were made of this model, newest first, by the beginning of their fingerprint."""
+def artefacts(model: FittedModel) -> dict[str, Artefact]:
+    """The artefacts with pictures of this model, newest first, by the beginning of their fingerprint."""
     return {picture.fingerprint[:ID_LENGTH]: picture for picture in model.results(NAME)}
 
 
-def how(picture: Artefact) -> str:
-    """What tells one picture from another."""
-    config = picture.manifest["config"]
+def tsne_settings(artefact: Artefact) -> str:
+    """The settings that distinguish these pictures from others."""
+    config = artefact.manifest["config"]
     return f"perplexity {config['perplexity']:g}, seed {config['seed']}, at most {config['points']:,} points"
 
 
-def points(model: FittedModel, picture: Artefact) -> Points:
-    """The pictures and what a page needs of each point. Raises StoreError where they are damaged."""
-    return _points(model, picture.path)
+def points_of(model: FittedModel, artefact: Artefact) -> SpacePoints:
+    """The points of these pictures. Raises StoreError where the artefact is damaged."""
+    return _points(model, artefact.path)
 
 
 @lru_cache(maxsize=4)
-def _points(model: FittedModel, folder: Path) -> Points:
-    found = load_spaces(folder)
+def _points(model: FittedModel, folder: Path) -> SpacePoints:
+    spaces = load_spaces(folder)
     known, rewards = model.responses, model.rewards
     pairs: dict[int, list[int]] = {}
     for number, both in enumerate(zip(known.chosen_rows.tolist(), known.rejected_rows.tolist(), strict=True)):
         for row in both:
             pairs.setdefault(row, []).append(number)
     texts = []
-    for row, label in zip(found.rows.tolist(), found.label.tolist(), strict=True):
-        said = known.texts(row) if known.pairs is None else _text(model, pairs.get(row, []), row)
-        texts.append(f"<b>{SIDES[label]}</b>, reward {rewards[row]:.2f}<br>{wrapped(said or '', 60, 3)}")
-    return Points(spaces=found, rows=found.rows, texts=texts, pairs={row: tuple(numbers) for row, numbers in pairs.items()})
+    for row, label in zip(spaces.rows.tolist(), spaces.label.tolist(), strict=True):
+        text = known.texts(row) if known.pairs is None else _text(model, pairs.get(row, []), row)
+        texts.append(f"<b>{SIDES[label]}</b>, reward {rewards[row]:.2f}<br>{wrapped(text or '', 60, 3)}")
+    return SpacePoints(spaces=spaces, rows=spaces.rows, texts=texts, pairs={row: tuple(numbers) for row, numbers in pairs.items()})
 
 
 def _text(model: FittedModel, numbers: Sequence[int], row: int) -> str:
@@ -77,32 +81,32 @@ def _text(model: FittedModel, numbers: Sequence[int], row: int) -> str:
     return pair.chosen if int(model.responses.chosen_rows[numbers[0]]) == row else pair.rejected
 
 
-def groups_of(model: FittedModel, found: Points, colour: str) -> tuple[list[str], dict[str, str]]:
-    """A group for each point, and the groups' colours in order."""
-    spaces = found.spaces
+def groups_of(model: FittedModel, points: SpacePoints, colour: str) -> tuple[list[str], dict[str, str]]:
+    """The group of each point, and the colour of each group in the legend's order."""
+    spaces = points.spaces
     if colour == "correct":
-        return _correct(model, found), {"ranked right": NEUTRAL, "in pairs of both kinds": FURTHER[2], "ranked wrong": FURTHER[3]}
+        return _correct(model, points), {"ranked right": NEUTRAL, "in pairs of both kinds": FURTHER[2], "ranked wrong": FURTHER[3]}
     if colour == "subset":
-        return _subsets(model, found)
+        return _subsets(model, points)
     if colour == "split":
         names = (*SPLITS, "unused")
-        return [names[int(one)] for one in spaces.split], dict(zip(names, (NEUTRAL, FURTHER[0], FURTHER[3], FURTHER[2]), strict=True))
-    return [SIDES[int(one)] for one in spaces.label], {"chosen": CHOSEN, "rejected": REJECTED, SIDES[0]: NEUTRAL}
+        return [names[int(number)] for number in spaces.split], dict(zip(names, (NEUTRAL, FURTHER[0], FURTHER[3], FURTHER[2]), strict=True))
+    return [SIDES[int(label)] for label in spaces.label], {"chosen": CHOSEN, "rejected": REJECTED, SIDES[0]: NEUTRAL}
 
 
-def _correct(model: FittedModel, found: Points) -> list[str]:
+def _correct(model: FittedModel, points: SpacePoints) -> list[str]:
     right = model.margins > 0
     names = []
-    for row in found.rows.tolist():
-        seen = {bool(right[number]) for number in found.pairs.get(row, ())}
-        names.append("in pairs of both kinds" if len(seen) != 1 else "ranked right" if True in seen else "ranked wrong")
+    for row in points.rows.tolist():
+        outcomes = {bool(right[number]) for number in points.pairs.get(row, ())}
+        names.append("in pairs of both kinds" if len(outcomes) != 1 else "ranked right" if True in outcomes else "ranked wrong")
     return names
 
 
-def _subsets(model: FittedModel, found: Points) -> tuple[list[str], dict[str, str]]:
+def _subsets(model: FittedModel, points: SpacePoints) -> tuple[list[str], dict[str, str]]:
     pairs = model.pairs
     field = next((name for name in SUBSET_FIELDS if any(name in pair.meta for pair in pairs)), None)
-    names = [_subset(pairs, found.pairs.get(row, ()), field) for row in found.rows.tolist()]
+    names = [_subset(pairs, points.pairs.get(row, ()), field) for row in points.rows.tolist()]
     often = sorted(set(names), key=lambda name: -names.count(name))
     palette = dict(zip(often, FURTHER, strict=False))
     if len(often) > len(FURTHER):
@@ -115,26 +119,26 @@ def _subset(pairs: Any, numbers: Sequence[int], field: str | None) -> str:
     return str(pairs[numbers[0]].meta.get(field) or "none") if field and numbers else "none"
 
 
-def values_of(model: FittedModel, found: Points, colour: str) -> np.ndarray:
+def values_of(model: FittedModel, points: SpacePoints, colour: str) -> np.ndarray:
     """The number that each point is coloured by."""
-    return np.asarray(model.responses.n_tokens if colour == "length" else model.rewards)[found.rows]
+    return np.asarray(model.responses.n_tokens if colour == "length" else model.rewards)[points.rows]
 
 
-def pair_ids(model: FittedModel, found: Points, rows: Sequence[str]) -> list[str]:
-    """The pairs that these responses stand in."""
-    numbers = {number for row in rows if row.isdecimal() for number in found.pairs.get(int(row), ())}
+def pair_ids(model: FittedModel, points: SpacePoints, rows: Sequence[str]) -> list[str]:
+    """The ids of the pairs that hold these responses, given by their rows as text."""
+    numbers = {number for row in rows if row.isdecimal() for number in points.pairs.get(int(row), ())}
     return [model.pairs[number].pair_id for number in sorted(numbers)]
 
 
 def rows_of_pairs(model: FittedModel, wanted: Any) -> list[int]:
-    """The responses of the pairs in a filter."""
+    """The rows of the responses in the wanted pairs."""
     known = model.responses
     numbers = [number for number, pair in enumerate(model.pairs) if pair.pair_id in wanted]
     return np.unique(np.concatenate([known.chosen_rows[numbers], known.rejected_rows[numbers]])).tolist() if numbers else []
 
 
-def listed(model: FittedModel, wanted: Any) -> list[dict[str, Any]]:
-    """The pairs of a filter as a table, worst margin first."""
+def table_of_pairs(model: FittedModel, wanted: Any) -> list[dict[str, Any]]:
+    """The wanted pairs as a table, the lowest margin first."""
     margins, splits = model.margins, model.splits
     rows = [
         {

@@ -1,4 +1,6 @@
-"""The Spaces page, drawn: both pictures side by side with one lasso, the pairs it holds, and the figures that do not mislead."""
+"""The Spaces page, drawn: both pictures side by side with one lasso, its pairs, and how far chosen and rejected are
+apart.
+"""
 
 from __future__ import annotations
 
@@ -12,85 +14,87 @@ from workbench.frame import layout, run_panel, state
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.frame.models import FittedModel
 from workbench.spaces import values as spaces
-from workbench.spaces.charts import SPACES, space_figures, space_picture, space_scale
-from workbench.spaces.values import Points
+from workbench.spaces.charts import SPACES, separation_scores, space_picture, space_scale
+from workbench.spaces.values import SpacePoints
 
-SAID = "t-SNE of all responses, dense and sparse, and how well each space tells chosen from rejected. Takes about half a minute for 5,000 responses."
+OFFER = "t-SNE of all responses, dense and sparse, and how well each space tells chosen from rejected. Takes about half a minute for 5,000 responses."
 
 
-def need_pictures(model: FittedModel) -> Points:
+def need_pictures(model: FittedModel) -> SpacePoints:
     """The chosen pictures, else the newest. Where there are none, offers the run that makes them and ends the page."""
-    made = spaces.made(model)
-    _asked_run()
-    if not made:
+    artefacts = spaces.artefacts(model)
+    _show_unfinished_run()
+    if not artefacts:
         layout.empty("No pictures of this model's spaces yet.")
-        run_panel.offer("spaces", SpacesRunConfig(model=str(model.path)), "Make the pictures", said=SAID)
+        run_panel.offer("spaces", SpacesRunConfig(model=str(model.path)), "Make the pictures", said=OFFER)
         st.stop()
-    chosen = state.get("spaces_made") if state.get("spaces_made") in made else next(iter(made))
+    chosen = state.get("spaces_made") if state.get("spaces_made") in artefacts else next(iter(artefacts))
     state.shows(spaces_made=chosen)
-    return spaces.points(model, made[chosen])
+    return spaces.points_of(model, artefacts[chosen])
 
 
-def _asked_run() -> None:
-    """The run that was started here, unless it has ended well."""
+def _show_unfinished_run() -> None:
+    """The run that was started on this page, unless it has succeeded."""
     run = run_panel.find_id(state.get("spaces_run"))
     if run is not None and run.status().state != "succeeded":
         run_panel.show(run)
 
 
-def pictures(model: FittedModel, found: Points) -> None:
-    """Dense and sparse side by side. A lasso in one marks the same responses in the other, and holds every list to their pairs."""
-    made = spaces.made(model)
+def pictures(model: FittedModel, points: SpacePoints) -> None:
+    """Dense and sparse side by side. A lasso in one marks its responses in the other and limits every list to their
+    pairs.
+    """
+    artefacts = spaces.artefacts(model)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         with st.container(width=260):
             colour = state.pick("Colour", list(spaces.COLOURS), "spaces_colour", show=spaces.COLOURS.__getitem__)
-        if len(made) > 1:
+        if len(artefacts) > 1:
             with st.container(width=380):
-                state.pick("Pictures", list(made), "spaces_made", show=lambda name: spaces.how(made[name]))
+                state.pick("Pictures", list(artefacts), "spaces_made", show=lambda name: spaces.tsne_settings(artefacts[name]))
         st.space("stretch")
         _other_settings(model)
-    st.caption(_how(found.spaces))
+    st.caption(_settings_text(points.spaces))
     wanted = state.chosen_pairs()
-    marked = None if wanted is None else _marked(model, found, wanted)
-    for column, (name, at) in zip(st.columns(2, gap="small"), ((DENSE, found.spaces.dense), (SPARSE, found.spaces.sparse)), strict=True):
+    marked = None if wanted is None else _marked(model, points, wanted)
+    for column, (name, picture) in zip(st.columns(2, gap="small"), ((DENSE, points.spaces.dense), (SPARSE, points.spaces.sparse)), strict=True):
         with column:
             st.markdown(f"##### {SPACES[name]}: {model.config['backbone']['d_model'] if name == DENSE else model.config['k']} dimensions")
             if colour in spaces.SCALES:
-                values = spaces.values_of(model, found, colour)
-                drawn = space_scale(name, at, found.rows, values, spaces.SCALES[colour], found.texts, marked)
+                values = spaces.values_of(model, points, colour)
+                chart = space_scale(name, picture, points.rows, values, spaces.SCALES[colour], points.texts, marked)
             else:
-                groups, palette = spaces.groups_of(model, found, colour)
-                drawn = space_picture(name, at, found.rows, groups, found.texts, palette, marked)
-            show_chart(drawn, key=f"spaces {name}", name=model.name, select=("lasso", "box", "points"), on_select=partial(_hold, model, found))
+                groups, palette = spaces.groups_of(model, points, colour)
+                chart = space_picture(name, picture, points.rows, groups, points.texts, palette, marked)
+            show_chart(chart, key=f"spaces {name}", name=model.name, select=("lasso", "box", "points"), on_select=partial(_select, model, points))
 
 
-def _hold(model: FittedModel, found: Points, rows: list[str]) -> None:
+def _select(model: FittedModel, points: SpacePoints, rows: list[str]) -> None:
     if rows:
-        state.choose_pairs(spaces.pair_ids(model, found, rows), "lasso in Spaces", spaces_lasso=state.keep("lasso", rows))
+        state.choose_pairs(spaces.pair_ids(model, points, rows), "lasso in Spaces", spaces_lasso=state.keep("lasso", rows))
 
 
-def _marked(model: FittedModel, found: Points, wanted: state.PairFilter) -> list[int]:
-    """The responses in the lasso where the filter comes from it, else all responses of the filter's pairs."""
+def _marked(model: FittedModel, points: SpacePoints, wanted: state.PairFilter) -> list[int]:
+    """The responses in the lasso if the filter comes from it, else all responses of the filter's pairs."""
     rows = state.kept("lasso", state.get("spaces_lasso"))
-    if isinstance(rows, list) and set(spaces.pair_ids(model, found, [str(row) for row in rows])) == wanted.pair_ids:
+    if isinstance(rows, list) and set(spaces.pair_ids(model, points, [str(row) for row in rows])) == wanted.pair_ids:
         return [int(row) for row in rows if str(row).isdecimal()]
     return spaces.rows_of_pairs(model, wanted)
 
 
-def _how(found: Spaces) -> str:
-    made = found.made
-    left_out = f", {made['n_left_out']:,} more left out" if made.get("n_left_out") else ""
+def _settings_text(result: Spaces) -> str:
+    settings = result.made
+    left_out = f", {settings['n_left_out']:,} more left out" if settings.get("n_left_out") else ""
     return (
-        f"{made['method']}, perplexity {made['perplexity']:g}, seed {made['seed']}, from the {made['initialisation']}; "
-        f"{len(found.rows):,} responses{left_out}. Distances between far groups mean little: see the figures below."
+        f"{settings['method']}, perplexity {settings['perplexity']:g}, seed {settings['seed']}, from the {settings['initialisation']}; "
+        f"{len(result.rows):,} responses{left_out}. Distances between far groups mean little: see the figures below."
     )
 
 
 def _other_settings(model: FittedModel) -> None:
     with st.popover("Other settings", icon=":material/tune:"), st.form("spaces settings", border=False):
         usual = SpacesConfig()
-        told = "About how many neighbours each point attends to"
-        perplexity = st.number_input("Perplexity", 1.0, 1000.0, float(usual.perplexity), step=5.0, key="spaces perplexity", help=told)
+        help_ = "About how many neighbours each point attends to"
+        perplexity = st.number_input("Perplexity", 1.0, 1000.0, float(usual.perplexity), step=5.0, key="spaces perplexity", help=help_)
         seed = st.number_input("Seed", 0, 10**6, usual.seed, step=1, key="spaces seed")
         if st.form_submit_button("Make the pictures"):
             asked = SpacesConfig(perplexity=float(perplexity), seed=int(seed))
@@ -98,13 +102,13 @@ def _other_settings(model: FittedModel) -> None:
             st.rerun()
 
 
-def held(model: FittedModel) -> None:
-    """The pairs in the lasso."""
+def selected_pairs(model: FittedModel) -> None:
+    """The pairs to which lists are limited, such as those of the lasso; a row opens its pair."""
     wanted = state.chosen_pairs()
     if wanted is None:
         st.caption("Draw a lasso around points to list their pairs, here and on every page.")
         return
-    rows = spaces.listed(model, wanted)
+    rows = spaces.table_of_pairs(model, wanted)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"##### {len(rows):,} {'pair' if len(rows) == 1 else 'pairs'} in the selection")
         st.button("Clear", key="spaces clear", on_click=state.clear, args=("filter",), type="tertiary", icon=":material/close:")
@@ -121,15 +125,15 @@ def held(model: FittedModel) -> None:
         state.go("response", pair=rows[picked[0]]["pair"])
 
 
-def figures(model: FittedModel, found: Spaces) -> None:
+def separation(model: FittedModel, result: Spaces) -> None:
     """How far chosen and rejected lie apart, in the spaces themselves and in their pictures."""
     st.markdown("##### Do chosen and rejected lie apart?")
-    said = found.to_json()["figures"]
+    scores = result.to_json()["figures"]
     left, right = st.columns(2, gap="medium")
     with left:
-        show_chart(space_figures(said, found.chance, found.n_held_out), key="spaces neighbours", name=model.name)
-        nearest = f"Majority of the {found.made['neighbours']} nearest responses to other prompts"
+        show_chart(separation_scores(scores, result.chance, result.n_held_out), key="spaces neighbours", name=model.name)
+        nearest = f"Majority of the {result.made['neighbours']} nearest responses to other prompts"
         st.caption(f"{nearest}; 95 % intervals over prompts. Rings: the pictures themselves.")
     with right:
-        show_chart(space_figures(said, found.chance, found.n_held_out, which="silhouette"), key="spaces silhouette", name=model.name)
+        show_chart(separation_scores(scores, result.chance, result.n_held_out, which="silhouette"), key="spaces silhouette", name=model.name)
         st.caption("Silhouette of the two groups, own prompt left out. Held-out responses only, since directions were chosen on the training labels.")
