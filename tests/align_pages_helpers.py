@@ -159,12 +159,12 @@ def add_alignment(
     """An alignment whose last round has come through these `steps`; returns its key. `model`: the reward model that measures and filters."""
     config = config or some_config()
     store, ledger = Store(root), Ledger(root, config)
-    ledger.about(model=str(model), judge=str(model))
+    ledger.add_facts(model=str(model), judge=str(model))
     marks = {"key": key_of(config)}
 
     def keep(round: int, step: str, make: Any) -> Path:
         found = store.get_or_make(step, 1, {**marks, "round": round}, [], lambda folder, _: make(folder) or {})
-        ledger.step(round, step, found.fingerprint)
+        ledger.add_step(round, step, found.fingerprint)
         return found.path
 
     first = evaluation_of(0, None)
@@ -175,7 +175,7 @@ def add_alignment(
         if round < rounds or SHIFT in steps:
             keep(round, ROUND, lambda folder, round=round: write_json(folder / "round.json", {"round": round, "stopped": ""}))
     if finished:
-        ledger.about(alignment=_result(store, marks, config))
+        ledger.add_facts(alignment=_result(store, marks, config))
     return ledger.folder.name
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from golden_helpers import Figures, digest, only, spread
 
-from core.align.inputs import PolicyAt
+from core.align.inputs import PolicyRef
 from core.align.loop import AlignOutcome, align
 from core.align.overoptimisation import choose_round
 from core.align.presets import align_preset
@@ -65,7 +65,7 @@ class Scripted:
 class ScriptedSteps(AlignSteps):
     """Alignment's steps, with a script in the policy's place where answers are written."""
 
-    def generator(self, policy: PolicyAt, config: CandidatesConfig, partial: Path, progress: Progress) -> Any:
+    def generator(self, policy: PolicyRef, config: CandidatesConfig, partial: Path, progress: Progress) -> Any:
         return Scripted(config.seed, trained=policy.adapter is not None)
 
 
@@ -231,7 +231,7 @@ def round_manifest(world: AlignWorld) -> Figures:
 
 
 def alignment(world: AlignWorld) -> Figures:
-    said = {name: value for name, value in world.outcome.said.items() if name not in ("config", "base", "rounds")}
+    said = {name: value for name, value in world.outcome.summary.items() if name not in ("config", "base", "rounds")}
     rounds = [[one["round"], one["evaluation"]["figures"]["validation_accuracy"]["value"]] for one in world.outcome.to_json()["rounds"]]
     # Of equal accuracies the earliest round is chosen; where nothing can choose, the last.
     equal = [{"validation_accuracy": SimpleNamespace(value=value)} for value in (0.5, 0.75, 0.75, 0.6)]
@@ -243,7 +243,7 @@ def alignment(world: AlignWorld) -> Figures:
             "rounds": rounds,
             "equal": choices,
             "adapter": world.outcome.adapter is not None,
-            "fields": sorted(world.outcome.said),
+            "fields": sorted(world.outcome.summary),
         }
     )
 

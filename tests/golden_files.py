@@ -123,8 +123,8 @@ def gguf_copy(_made: Made, scratch: Path) -> Figures:
 
 def alignment_ledger(_made: Made, scratch: Path) -> Figures:
     ledger = Ledger(scratch, AlignConfig())
-    ledger.about(model="a", judge="b")
-    ledger.step(0, "align-evaluation", "c" * 64)
+    ledger.add_facts(model="a", judge="b")
+    ledger.add_step(0, "align-evaluation", "c" * 64)
     said = json.loads((ledger.folder / "ledger.json").read_text(encoding="utf-8"))
     return Figures(figures={"fields": sorted(said), "rounds": said["rounds"]})
 

@@ -1,4 +1,6 @@
-"""Candidate pairs: instructions and where they go, what is parsed and what is kept unparsed, best of n against a search by hand."""
+"""Candidate pairs: instructions and where they go, what is parsed and what is kept unparsed, best of n against a search
+by hand.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ PROMPTS = [
 
 @dataclass
 class Scripted:
-    """A generator that says what the test says, and remembers what it was asked."""
+    """A generator with answers of the test, which records its prompts."""
 
     answers: Callable[[str, int], Generated]
     asked: list[tuple[Message, ...]] = field(default_factory=list)
@@ -48,14 +50,14 @@ class Scripted:
         return [[self.answers(prompt[-1]["content"], sample) for sample in range(n)] for prompt in prompts]
 
 
-def said(text: str, *, finished: bool = True, failed: str = "") -> Generated:
+def answer(text: str, *, finished: bool = True, failed: str = "") -> Generated:
     return Generated(text=text, n_tokens=len(text.split()), finished=finished, failed=failed)
 
 
 # --- instructions -----------------------------------------------------------------------------------------------------
 
 
-def test_an_instruction_goes_into_the_user_s_last_message() -> None:
+def test_an_instruction_goes_into_the_users_last_message() -> None:
     messages = PROMPTS[1].messages
     before = instructed(messages, "Do this.")
     assert before[:-1] == messages[:-1] and before[-1] == {"role": "user", "content": "Do this.\n\nCan {prompt} braces {0} and \\1 do harm?"}
@@ -77,15 +79,15 @@ def test_instructions_reach_models_without_a_system_role(template: str | None) -
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_own_instructions_stand_in_for_a_task_s(task: str) -> None:
+def test_configured_instructions_replace_a_tasks(task: str) -> None:
     plain = templates_of(replace(CONFIG, task=task))
     assert plain == TEMPLATES[task] and len({plain.positive, plain.negative, plain.contrastive}) == 3
-    own = templates_of(replace(CONFIG, task=task, negative=" Be wrong. "))
-    assert own == replace(plain, negative="Be wrong.")
+    configured = templates_of(replace(CONFIG, task=task, negative=" Be wrong. "))
+    assert configured == replace(plain, negative="Be wrong.")
     first, second = plain.marks
     both = f"Say {first.upper()} x and {second} y."
     assert templates_of(replace(CONFIG, task=task, contrastive=both)).contrastive == both
-    with pytest.raises(ConfigError, match="how the two answers are told apart") as error:
+    with pytest.raises(ConfigError, match="does not ask for the marks") as error:
         templates_of(replace(CONFIG, task=task, contrastive=f"Say {second} y."))
     assert first in str(error.value)
 
@@ -126,33 +128,47 @@ def test_two_prompts_makes_the_positive_answer_the_winner() -> None:
     def answers(content: str, sample: int) -> Generated:
         side = "good" if content.startswith(TEMPLATES["truthfulness"].positive) else "bad"
         assert side == "good" or content.startswith(TEMPLATES["truthfulness"].negative)
-        return said(f"{side} {sample} to {content[-5:]}")
+        return answer(f"{side} {sample} to {content[-5:]}")
 
     generator = Scripted(answers)
-    found = make_candidates(PROMPTS, generator, replace(CONFIG, per_prompt=2))
-    assert [one.candidate_id for one in found] == [f"{prompt.prompt_id}-{number}" for prompt in PROMPTS for number in range(2)]
-    assert [(one.chosen, one.rejected) for one in found] == [
+    candidates = make_candidates(PROMPTS, generator, replace(CONFIG, per_prompt=2))
+    assert [candidate.candidate_id for candidate in candidates] == [f"{prompt.prompt_id}-{number}" for prompt in PROMPTS for number in range(2)]
+    assert [(candidate.chosen, candidate.rejected) for candidate in candidates] == [
         (f"good {number} to {end}", f"bad {number} to {end}") for end in ("pear?", "harm?") for number in range(2)
     ]
-    assert all(one.parsed and one.prompt == prompt.messages for one, prompt in zip(found, [PROMPTS[0], PROMPTS[0], *[PROMPTS[1]] * 2], strict=True))
-    assert found[0].pair() == PreferencePair(
-        pair_id=found[0].candidate_id, prompt=PROMPTS[0].messages, chosen="good 0 to pear?", rejected="bad 0 to pear?", meta=found[0].meta
+    assert all(
+        candidate.parsed and candidate.prompt == prompt.messages
+        for candidate, prompt in zip(candidates, [PROMPTS[0], PROMPTS[0], *[PROMPTS[1]] * 2], strict=True)
     )
-    assert found[0].pair().prompt_id == PROMPTS[0].prompt_id and found[0].meta["id"] == "pear"
+    assert candidates[0].pair() == PreferencePair(
+        pair_id=candidates[0].candidate_id, prompt=PROMPTS[0].messages, chosen="good 0 to pear?", rejected="bad 0 to pear?", meta=candidates[0].meta
+    )
+    assert candidates[0].pair().prompt_id == PROMPTS[0].prompt_id and candidates[0].meta["id"] == "pear"
     assert len(generator.asked) == 4 and all(len(asked) == len(PROMPTS[i % 2].messages) for i, asked in enumerate(generator.asked))
 
 
-def test_what_is_no_pair_says_why_and_keeps_its_texts() -> None:
-    good = [said("Fine."), said("One. And th", finished=False), said("never ends", finished=False), said(""), said("", failed="no room"), said("Ok.")]
-    bad = [said("Bad."), said("Two."), said("Three."), said("Four."), said("Five."), said("no end", finished=False)]
+def test_what_is_no_pair_has_a_reason_and_its_texts() -> None:
+    good = [
+        answer("Fine."),
+        answer("One. And th", finished=False),
+        answer("never ends", finished=False),
+        answer(""),
+        answer("", failed="no room"),
+        answer("Ok."),
+    ]
+    bad = [answer("Bad."), answer("Two."), answer("Three."), answer("Four."), answer("Five."), answer("no end", finished=False)]
     generator = Scripted(lambda content, sample: (good if content.startswith(TEMPLATES["truthfulness"].positive) else bad)[sample])
-    found = make_candidates(PROMPTS[:1], generator, replace(CONFIG, per_prompt=6))
-    assert [one.refused for one in found] == ["", "", CUT, EMPTY, f"{NOT_GENERATED}: no room", CUT]
-    assert (found[1].chosen, found[1].raw) == ("One.", ("One. And th", "Two.")), "cut after its last whole sentence; raw as it came"
-    assert all((one.chosen, one.rejected) == ("", "") and one.raw[1] == bad[i].text for i, one in enumerate(found) if not one.parsed)
-    assert found[2].meta == {"id": "pear", "tokens": [2, 1], "finished": [False, True]}
-    again = [Candidate.from_json(json.loads(json.dumps(one.to_json()))) for one in found]
-    assert again == found
+    candidates = make_candidates(PROMPTS[:1], generator, replace(CONFIG, per_prompt=6))
+    assert [candidate.refused for candidate in candidates] == ["", "", CUT, EMPTY, f"{NOT_GENERATED}: no room", CUT]
+    assert (candidates[1].chosen, candidates[1].raw) == ("One.", ("One. And th", "Two.")), "cut after its last whole sentence; raw as it came"
+    assert all(
+        (candidate.chosen, candidate.rejected) == ("", "") and candidate.raw[1] == bad[i].text
+        for i, candidate in enumerate(candidates)
+        if not candidate.parsed
+    )
+    assert candidates[2].meta == {"id": "pear", "tokens": [2, 1], "finished": [False, True]}
+    again = [Candidate.from_json(json.loads(json.dumps(candidate.to_json()))) for candidate in candidates]
+    assert again == candidates
 
 
 # --- contrastive ------------------------------------------------------------------------------------------------------
@@ -160,17 +176,22 @@ def test_what_is_no_pair_says_why_and_keeps_its_texts() -> None:
 
 def test_contrastive_parses_one_text_and_keeps_what_it_cannot() -> None:
     texts = [
-        said("Correct answer: A fruit.\nIncorrect answer: A fish."),
-        said("A pear is a fruit."),
-        said("Correct answer: A fruit.\nIncorrect answer: A fish. It swi", finished=False),
-        said("Correct answer: A fruit.\nIncorrect answer: A fi", finished=False),
+        answer("Correct answer: A fruit.\nIncorrect answer: A fish."),
+        answer("A pear is a fruit."),
+        answer("Correct answer: A fruit.\nIncorrect answer: A fish. It swi", finished=False),
+        answer("Correct answer: A fruit.\nIncorrect answer: A fi", finished=False),
     ]
     generator = Scripted(lambda content, sample: texts[sample])
-    found = make_candidates(PROMPTS[:1], generator, replace(CONFIG, mode="contrastive", per_prompt=4))
-    assert [(one.chosen, one.rejected) for one in found] == [("A fruit.", "A fish."), ("", ""), ("A fruit.", "A fish."), ("", "")]
-    assert [one.refused.partition(":")[0] for one in found] == ["", UNPARSED, "", UNPARSED]
-    assert found[1].raw == ("A pear is a fruit.",) and sum(one.parsed for one in found) / len(found) == 0.5
-    assert "What is a pear?" in generator.asked[0][-1]["content"] and found[0].prompt == PROMPTS[0].messages
+    candidates = make_candidates(PROMPTS[:1], generator, replace(CONFIG, mode="contrastive", per_prompt=4))
+    assert [(candidate.chosen, candidate.rejected) for candidate in candidates] == [
+        ("A fruit.", "A fish."),
+        ("", ""),
+        ("A fruit.", "A fish."),
+        ("", ""),
+    ]
+    assert [candidate.refused.partition(":")[0] for candidate in candidates] == ["", UNPARSED, "", UNPARSED]
+    assert candidates[1].raw == ("A pear is a fruit.",) and sum(candidate.parsed for candidate in candidates) / len(candidates) == 0.5
+    assert "What is a pear?" in generator.asked[0][-1]["content"] and candidates[0].prompt == PROMPTS[0].messages
     with pytest.raises(ConfigError, match="chosen by a reward"):
         make_candidates(PROMPTS, generator, replace(CONFIG, mode="best_of_n"))
 
@@ -211,17 +232,19 @@ def test_best_of_n_is_the_search_by_hand(ratio: float, margin: float) -> None:
         given.extend(items)
         return np.array([rewards[text] for _, text in items])
 
-    found = best_of_n(prompts, Scripted(lambda content, sample: said(texts[content, sample])), score, config)
-    assert [one.candidate_id for one in found] == [f"{prompt.prompt_id}-{number}" for prompt in prompts for number in range(2)]
+    candidates = best_of_n(prompts, Scripted(lambda content, sample: answer(texts[content, sample])), score, config)
+    assert [candidate.candidate_id for candidate in candidates] == [f"{prompt.prompt_id}-{number}" for prompt in prompts for number in range(2)]
     reasons = set()
-    for place, one in enumerate(found):
-        own = [texts[f"Question {place // 2}?", sample] for sample in range(4 * (place % 2), 4 * (place % 2) + 4)]
-        expected = by_hand(own, [rewards[text] for text in own], ratio, margin)
-        assert (one.chosen, one.rejected, one.refused or one.meta.get("unfit", "")) == expected and one.raw == tuple(own)
-        assert one.parsed == (expected[2] != TOO_FEW)
-        if one.parsed:
-            assert one.meta["rewards"] == [rewards[one.chosen], rewards[one.rejected]]
-            assert [own[i] for i in one.meta["samples"]] == [one.chosen, one.rejected]
+    for place, candidate in enumerate(candidates):
+        samples = [texts[f"Question {place // 2}?", sample] for sample in range(4 * (place % 2), 4 * (place % 2) + 4)]
+        expected = by_hand(samples, [rewards[text] for text in samples], ratio, margin)
+        assert (candidate.chosen, candidate.rejected, candidate.refused or candidate.meta.get("unfit", "")) == expected and candidate.raw == tuple(
+            samples
+        )
+        assert candidate.parsed == (expected[2] != TOO_FEW)
+        if candidate.parsed:
+            assert candidate.meta["rewards"] == [rewards[candidate.chosen], rewards[candidate.rejected]]
+            assert [samples[i] for i in candidate.meta["samples"]] == [candidate.chosen, candidate.rejected]
         reasons.add(expected[2])
     assert len(reasons) > 1
     assert sorted(text for _, text in given) == sorted(texts.values()), "every sample is scored once, with its own prompt"
@@ -229,7 +252,7 @@ def test_best_of_n_is_the_search_by_hand(ratio: float, margin: float) -> None:
 
 
 def test_best_of_n_never_takes_unusable_samples() -> None:
-    samples = [said("never ends", finished=False), said("", failed="status 400"), said("Cut. Of", finished=False), said("")]
+    samples = [answer("never ends", finished=False), answer("", failed="status 400"), answer("Cut. Of", finished=False), answer("")]
     scored: list[str] = []
 
     def score(items: Sequence[tuple[Sequence[Message], str]]) -> np.ndarray:
@@ -237,11 +260,11 @@ def test_best_of_n_never_takes_unusable_samples() -> None:
         return np.arange(len(items), dtype=float)
 
     config = replace(CONFIG, mode="best_of_n", n=4)
-    (one,) = best_of_n(PROMPTS[:1], Scripted(lambda content, sample: samples[sample]), score, config)
-    assert scored == ["Cut."] and one.refused == TOO_FEW and one.raw == ("never ends", "", "Cut. Of", "")
-    (none,) = best_of_n(PROMPTS[:1], Scripted(lambda content, sample: said("")), score, config)
+    (only,) = best_of_n(PROMPTS[:1], Scripted(lambda content, sample: samples[sample]), score, config)
+    assert scored == ["Cut."] and only.refused == TOO_FEW and only.raw == ("never ends", "", "Cut. Of", "")
+    (none,) = best_of_n(PROMPTS[:1], Scripted(lambda content, sample: answer("")), score, config)
     assert scored == ["Cut."] and none.refused == TOO_FEW, "nothing to score"
-    (equal,) = best_of_n(PROMPTS[:1], Scripted(lambda content, sample: said("Same.")), lambda items: np.zeros(len(items)), config)
+    (equal,) = best_of_n(PROMPTS[:1], Scripted(lambda content, sample: answer("Same.")), lambda items: np.zeros(len(items)), config)
     assert equal.parsed and equal.chosen == equal.rejected == "Same.", "what DPO refuses is the filter's to count"
 
 
@@ -249,17 +272,17 @@ def test_best_of_n_never_takes_unusable_samples() -> None:
 
 
 @pytest.mark.parametrize("mode", ["two_prompts", "best_of_n"])
-def test_a_policy_s_own_pairs(mode: str) -> None:
+def test_the_pairs_of_a_real_policy(mode: str) -> None:
     """The winner is what the model writes to the instructed prompt alone."""
     backbone = tiny_backbone(depth=None)
     config = replace(CONFIG, mode=mode, per_prompt=2, n=3, max_new_tokens=8, length_ratio=100.0)
     generator = LocalGenerator(backbone, config)
     if mode == "two_prompts":
-        found = make_candidates(PROMPTS, generator, config)
+        candidates = make_candidates(PROMPTS, generator, config)
         asked = [instructed(PROMPTS[1].messages, text) for text in (TEMPLATES["truthfulness"].positive, TEMPLATES["truthfulness"].negative)]
-        alone = [LocalGenerator(backbone, replace(config, batch_size=1)).generate([one], 2)[0][1].text for one in asked]
+        alone = [LocalGenerator(backbone, replace(config, batch_size=1)).generate([answer], 2)[0][1].text for answer in asked]
     else:
-        found = best_of_n(PROMPTS, generator, lambda items: np.array([len(text) for _, text in items], dtype=float), config)
-        alone = [one.text for one in LocalGenerator(backbone, replace(config, batch_size=1)).generate([PROMPTS[1].messages], 6)[0][3:]]
-    assert len(found) == 4 and list(found[3].raw) == alone
+        candidates = best_of_n(PROMPTS, generator, lambda items: np.array([len(text) for _, text in items], dtype=float), config)
+        alone = [answer.text for answer in LocalGenerator(backbone, replace(config, batch_size=1)).generate([PROMPTS[1].messages], 6)[0][3:]]
+    assert len(candidates) == 4 and list(candidates[3].raw) == alone
     assert generator.spent.answers == (8 if mode == "two_prompts" else 12) and generator.spent.tokens_per_second > 0

@@ -451,7 +451,7 @@ def test_nothing_is_reported_and_nothing_printed(
     monkeypatch.delenv("CI", raising=False)
     train(tmp_path / "a")
     out, err = capfd.readouterr()
-    assert not out and not err.strip() and not [str(warning.message) for example in recwarn]
+    assert not out and not err.strip() and not [str(warning.message) for warning in recwarn]
 
 
 # --- several processes ------------------------------------------------------------------------------------------------

@@ -1,4 +1,6 @@
-"""Answers from an OpenAI-compatible server: one that behaves, ones that fail, hang and answer garbage, and a real `transformers serve`."""
+"""Answers from an OpenAI-compatible server: one that behaves, ones that fail, hang and answer garbage, and a real
+`transformers serve`.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,9 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waited
 
 
-def completion(text: Any, why: str = "stop", tokens: Any = 3) -> Answer:
-    said = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": why}], "usage": {"completion_tokens": tokens}}
-    return 200, json.dumps(said).encode(), {}
+def completion(text: Any, reason: str = "stop", tokens: Any = 3) -> Answer:
+    response = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": reason}], "usage": {"completion_tokens": tokens}}
+    return 200, json.dumps(response).encode(), {}
 
 
 def echo(request: Request) -> Answer:
@@ -57,21 +59,23 @@ def config(server: Server, **changes: Any) -> CandidatesConfig:
 
 def test_every_prompt_gets_its_own_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(http.KEY, "secret")
-    told: list[tuple[str, float, float]] = []
+    reports: list[tuple[str, float, float]] = []
     with serving(echo) as server:
         generator = EndpointGenerator(config(server))
-        found = generator.generate(PROMPTS, 2, progress=lambda step, done, total, **figures: told.append((step, done, total)))
+        answers = generator.generate(PROMPTS, 2, progress=lambda step, done, total, **figures: reports.append((step, done, total)))
     by_seed = {request.body["seed"]: request for request in server.requests}
     assert len(server.requests) == len(by_seed) == 12, "a request an answer, each with a seed of its own"
-    for prompt, row in zip(PROMPTS, found, strict=True):
-        assert [(one.finished, one.n_tokens, one.failed) for one in row] == [(True, 3, "")] * 2
-        for one in row:
-            said, _, seed = one.text.rpartition(" by ")
-            assert said == f"On {prompt[0]['content']}" and by_seed[int(seed)].body == {
+    for prompt, row in zip(PROMPTS, answers, strict=True):
+        assert [(answer.finished, answer.n_tokens, answer.failed) for answer in row] == [(True, 3, "")] * 2
+        for answer in row:
+            text, _, seed = answer.text.rpartition(" by ")
+            assert text == f"On {prompt[0]['content']}" and by_seed[int(seed)].body == {
                 "model": "org/model", "messages": prompt, "max_tokens": 9, "temperature": 1.0, "top_p": 0.95, "seed": int(seed),
             }  # fmt: skip
     assert {(request.path, request.headers["Authorization"]) for request in server.requests} == {("/v1/chat/completions", "Bearer secret")}
-    assert told[0] == (STEP, 0, 12) and told[-1] == (STEP, 12, 12) and [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert (
+        reports[0] == (STEP, 0, 12) and reports[-1] == (STEP, 12, 12) and [done for _, done, _ in reports] == sorted(done for _, done, _ in reports)
+    )
     assert (generator.spent.answers, generator.spent.tokens) == (12, 36) and generator.spent.seconds > 0
 
 
@@ -79,7 +83,9 @@ def test_the_same_call_asks_alike_and_another_seed_otherwise() -> None:
     with serving(echo) as server:
         first, again = (EndpointGenerator(config(server)).generate(PROMPTS, 2) for _ in range(2))
         other = EndpointGenerator(config(server, seed=1)).generate(PROMPTS, 2)
-    assert first == again and all(a.text != b.text for one, two in zip(first, other, strict=True) for a, b in zip(one, two, strict=True))
+    assert first == again and all(
+        a.text != b.text for first_row, other_row in zip(first, other, strict=True) for a, b in zip(first_row, other_row, strict=True)
+    )
 
 
 def test_requests_run_side_by_side_but_not_more_than_asked() -> None:
@@ -103,15 +109,15 @@ def test_requests_run_side_by_side_but_not_more_than_asked() -> None:
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (completion("One. And th", why="length"), Generated(text="One. And th", n_tokens=3, finished=False)),
+        (completion("One. And th", reason="length"), Generated(text="One. And th", n_tokens=3, finished=False)),
         (completion(None), Generated(text="", n_tokens=3, finished=True)),
-        (completion("a", why="content_filter"), Generated(text="a", n_tokens=0, finished=False, failed="the endpoint ended it by content_filter")),
+        (completion("a", reason="content_filter"), Generated(text="a", n_tokens=0, finished=False, failed="the endpoint ended it by content_filter")),
         (completion("a", tokens="many"), Generated(text="a", n_tokens=0, finished=True)),
         (completion("half \ud800 a pair"), Generated(text="half ? a pair", n_tokens=3, finished=True)),
         ((200, b'{"choices": [{"message": {"content": "a"}}]}', {}), Generated(text="a", n_tokens=0, finished=True)),
     ],
 )
-def test_what_an_answer_says(answer: Answer, expected: Generated) -> None:
+def test_what_a_response_holds(answer: Answer, expected: Generated) -> None:
     with serving(lambda request: answer) as server:
         assert EndpointGenerator(config(server)).generate(PROMPTS[:1], 1) == [[expected]]
 
@@ -128,8 +134,8 @@ def test_what_fails_in_passing_is_asked_again(no_waiting: list[float]) -> None:
         return echo(request) if known else (503, b"busy", {"Retry-After": "7"})
 
     with serving(answers) as server:
-        found = EndpointGenerator(config(server)).generate(PROMPTS, 1)
-    assert all(row[0].text for row in found) and len(server.requests) == 12 and no_waiting == [7.0] * 6
+        generated = EndpointGenerator(config(server)).generate(PROMPTS, 1)
+    assert all(row[0].text for row in generated) and len(server.requests) == 12 and no_waiting == [7.0] * 6
 
 
 def test_one_refused_request_fails_alone() -> None:
@@ -137,15 +143,15 @@ def test_one_refused_request_fails_alone() -> None:
         return (400, b'{"detail": "too long"}', {}) if "3" in request.body["messages"][-1]["content"] else echo(request)
 
     with serving(answers) as server:
-        found = EndpointGenerator(config(server)).generate(PROMPTS, 1)
+        generated = EndpointGenerator(config(server)).generate(PROMPTS, 1)
         pairs = make_candidates([Prompt(messages=tuple(prompt)) for prompt in PROMPTS], EndpointGenerator(config(server)), config(server))
-    assert [bool(row[0].failed) for row in found] == [False, False, False, True, False, False]
-    assert found[3][0].failed == 'status 400 {"detail": "too long"}' and not found[3][0].text
-    assert [one.refused for one in pairs if not one.parsed] == [f"{NOT_GENERATED}: {found[3][0].failed}"]
+    assert [bool(row[0].failed) for row in generated] == [False, False, False, True, False, False]
+    assert generated[3][0].failed == 'status 400 {"detail": "too long"}' and not generated[3][0].text
+    assert [pair.refused for pair in pairs if not pair.parsed] == [f"{NOT_GENERATED}: {generated[3][0].failed}"]
 
 
 @pytest.mark.parametrize(
-    ("answer", "said", "most"),
+    ("answer", "problem", "most"),
     [
         ((401, b"who are you", {}), "status 401 who are you", 3),
         ((404, b"", {}), "status 404", 3),
@@ -160,11 +166,11 @@ def test_one_refused_request_fails_alone() -> None:
         ((302, b"", {"Location": "http://127.0.0.1:1/"}), "status 302", 5),
     ],
 )
-def test_a_server_that_never_answers_well_is_given_up(answer: Answer, said: str, most: int) -> None:
+def test_a_server_that_never_answers_well_is_given_up(answer: Answer, problem: str, most: int) -> None:
     """`most` requests: it is not asked on and on."""
     with serving(lambda request: answer) as server, pytest.raises(MissingError, match="did not give all answers") as error:
         EndpointGenerator(config(server)).generate(PROMPTS, 1)
-    assert said in str(error.value) and "0 of 6 answers are there" in str(error.value) and "everything is asked for again" in str(error.value)
+    assert problem in str(error.value) and "0 of 6 answers are there" in str(error.value) and "everything is asked for again" in str(error.value)
     assert len(server.requests) <= most
 
 
@@ -236,24 +242,24 @@ def test_a_server_that_does_not_sample_is_found_out(tmp_path: Path) -> None:
         return completion(f"On {request.body['messages'][-1]['content']}")
 
     with serving(answers) as server:
-        with pytest.raises(MissingError, match="every draw alike") as error:
+        with pytest.raises(MissingError, match="every sample of a prompt alike") as error:
             EndpointGenerator(config(server), tmp_path / "p.jsonl").generate(PROMPTS, 3)
         assert "do_sample" in str(error.value) and not (tmp_path / "p.jsonl").exists(), "a server that samples is asked anew"
-        assert EndpointGenerator(config(server)).generate(PROMPTS, 1), "one draw a prompt says nothing"
+        assert EndpointGenerator(config(server)).generate(PROMPTS, 1), "one sample of each prompt can show nothing"
         assert EndpointGenerator(config(server, temperature=0.01)).generate(PROMPTS, 3), "cold draws are alike"
         assert EndpointGenerator(config(server)).generate(PROMPTS[:2], 3), "two prompts may have one answer each"
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "problem"),
     [
-        ({"endpoint": ""}, "no model behind an endpoint is named"),
-        ({"endpoint_model": ""}, "no model behind an endpoint is named"),
+        ({"endpoint": ""}, "the endpoint or its model is not named"),
+        ({"endpoint_model": ""}, "the endpoint or its model is not named"),
         ({"endpoint": "ftp://127.0.0.1/v1"}, "no address of a server"),
     ],
 )
-def test_addresses_that_cannot_be_meant(changes: dict[str, str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_addresses_that_cannot_be_meant(changes: dict[str, str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
         EndpointGenerator(replace(CandidatesConfig(endpoint="http://127.0.0.1:9/v1", endpoint_model="m"), **changes)).generate(PROMPTS, 1)
 
 
@@ -311,17 +317,19 @@ needs_serve = pytest.mark.skipif(
 @pytest.mark.slow
 @needs_serve
 def test_a_real_server_answers_as_the_local_policy_does(tmp_path: Path) -> None:
-    """It does not sample unless the model's files say so: then its answers are the likeliest ones, which the local policy writes when cold."""
+    """It does not sample unless the model's files say so: then its answers are the likeliest ones, which the local
+    policy writes when cold.
+    """
     asked = [[Message(role="user", content=text)] for text in ("How do I fold a paper boat?", "Is it hard to keep bees?", "Hi", "Why?")]
     settings = CandidatesConfig(endpoint_model=str(tiny_folder()), max_new_tokens=10, concurrency=2, temperature=0.1, top_p=1.0)
     with transformers_serve(tiny_folder()) as address:
-        found = EndpointGenerator(replace(settings, endpoint=address)).generate(asked, 1)
-        with pytest.raises(MissingError, match="every draw alike"):
+        generated = EndpointGenerator(replace(settings, endpoint=address)).generate(asked, 1)
+        with pytest.raises(MissingError, match="every sample of a prompt alike"):
             EndpointGenerator(replace(settings, endpoint=address, temperature=1.0)).generate(asked, 2)
         with pytest.raises(MissingError, match="pinned to"):
             EndpointGenerator(replace(settings, endpoint=address, endpoint_model="another")).generate(asked, 1)
     local = LocalGenerator(tiny_backbone(depth=None), replace(settings, temperature=1e-4)).generate(asked, 1)
-    assert [row[0].text for row in found] == [row[0].text for row in local] and all(row[0].n_tokens == 10 for row in found)
+    assert [row[0].text for row in generated] == [row[0].text for row in local] and all(row[0].n_tokens == 10 for row in generated)
 
 
 @pytest.mark.slow
@@ -335,12 +343,12 @@ def test_the_embedded_model_behind_a_real_server(tmp_path: Path) -> None:
 
     folder = tmp_path / "smollm2"
     shutil.copytree(find_model(BackboneConfig()).folder, folder)
-    own = json.loads((folder / "generation_config.json").read_text())
-    (folder / "generation_config.json").write_text(json.dumps({**own, "do_sample": True}))
+    settings_of_model = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**settings_of_model, "do_sample": True}))
     prompts = [Prompt(messages=(Message(role="user", content=text),)) for text in ("Is the moon a star?", "What do bees eat?")]
     with transformers_serve(folder) as address:
         settings = CandidatesConfig(endpoint=address, endpoint_model=str(folder), max_new_tokens=32, concurrency=2, per_prompt=2)
-        found = make_candidates(prompts, EndpointGenerator(settings, tmp_path / "p.jsonl"), settings)
+        candidates = make_candidates(prompts, EndpointGenerator(settings, tmp_path / "p.jsonl"), settings)
         again = make_candidates(prompts, EndpointGenerator(settings, tmp_path / "p.jsonl"), settings)
-    assert len(found) == 4 and found == again and sum(one.parsed for one in found) >= 1
-    assert all(len(text) > 10 for one in found for text in one.raw) and found[0].raw != found[1].raw
+    assert len(candidates) == 4 and candidates == again and sum(candidate.parsed for candidate in candidates) >= 1
+    assert all(len(text) > 10 for candidate in candidates for text in candidate.raw) and candidates[0].raw != candidates[1].raw

@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 from model_helpers import FakeReader, make_parts
 
-from core.align.filtering import AT_RANDOM, MARGIN, TOP, UNREAD, Rewarded, check_arm, counts_of, decide, judge_folder, latents_against, reward_pairs
+from core.align.filtering import (
+    AT_RANDOM,
+    MARGIN,
+    TOP,
+    UNREAD,
+    ScoredCandidates,
+    check_arm,
+    counts_of,
+    decide,
+    judge_folder,
+    latents_against,
+    score_pairs,
+)
 from core.align.values import Candidate, Decision
 from core.errors import ConfigError
 from core.reward.head import Head
@@ -24,18 +36,18 @@ def candidate(number: int, chosen: str = "", rejected: str = "", **more: Any) ->
     return Candidate(candidate_id=f"c{number:02d}", prompt=prompt, chosen=chosen, rejected=rejected, **more)
 
 
-def rewarded(margins: Sequence[float], d_model: int = 6) -> Rewarded:
+def scored(margins: Sequence[float], d_model: int = 6) -> ScoredCandidates:
     z = np.random.default_rng(0).normal(size=(len(margins), 2, d_model)).astype(np.float32)
-    return Rewarded(rewards=np.array([[margin, 0.0] for margin in margins]), z=z)
+    return ScoredCandidates(rewards=np.array([[margin, 0.0] for margin in margins]), z=z)
 
 
 def run(margins: Sequence[float], *, refused: dict[str, str] | None = None, kind: str = "sparserm", **options: Any) -> list[Decision]:
     options = {"arm": "sparserm", "min_margin": 0.0, "seed": 0, **options}
-    return decide([candidate(n) for n in range(len(margins))], rewarded(margins), refused or {}, parts=make_parts(kind), **options)
+    return decide([candidate(n) for n in range(len(margins))], scored(margins), refused or {}, parts=make_parts(kind), **options)
 
 
 def kept(decisions: Sequence[Decision]) -> list[str]:
-    return [one.candidate_id for one in decisions if one.kept]
+    return [decision.candidate_id for decision in decisions if decision.kept]
 
 
 # --- decisions --------------------------------------------------------------------------------------------------------
@@ -44,36 +56,41 @@ def kept(decisions: Sequence[Decision]) -> list[str]:
 def test_the_winner_must_score_higher_and_a_tie_is_none() -> None:
     decisions = run([0.5, 0.0, -0.5, 1e-9])
     assert kept(decisions) == ["c00", "c03"]
-    assert [one.reason for one in decisions] == ["", MARGIN, MARGIN, ""]
-    assert [one.margin for one in decisions] == [0.5, 0.0, -0.5, 1e-9]
+    assert [decision.reason for decision in decisions] == ["", MARGIN, MARGIN, ""]
+    assert [decision.margin for decision in decisions] == [0.5, 0.0, -0.5, 1e-9]
     assert kept(run([0.5, 0.3, 0.2], min_margin=0.3)) == ["c00"], "more than the least margin, not as much"
 
 
 def test_no_filter_keeps_all_that_dpo_can_use() -> None:
     decisions = run([0.5, -2.0, np.nan], arm="none", refused={"c00": "answers equal"})
     assert kept(decisions) == ["c01", "c02"] and decisions[0].reason == "answers equal"
-    assert decisions[2].margin is None and all(not one.latents for one in decisions)
+    assert decisions[2].margin is None and all(not decision.latents for decision in decisions)
 
 
-def test_what_the_reward_model_cannot_read_is_dropped_and_noted() -> None:
-    assert [(one.kept, one.reason, one.margin) for one in run([np.nan, 1.0])] == [(False, UNREAD, None), (True, "", 1.0)]
+def test_unreadable_pairs_are_dropped_with_a_reason() -> None:
+    assert [(decision.kept, decision.reason, decision.margin) for decision in run([np.nan, 1.0])] == [(False, UNREAD, None), (True, "", 1.0)]
 
 
 def test_random_drops_as_many_as_the_reward_model_and_others() -> None:
     margins = np.random.default_rng(3).normal(size=40)
     refused = {"c00": "too long: 900 tokens, at most 512"}
-    ours, random = run(margins, refused=refused), run(margins, refused=refused, arm="random")
-    assert len(kept(random)) == len(kept(ours)) and set(kept(random)) != set(kept(ours))
-    assert Counter(one.reason for one in random if not one.kept)[AT_RANDOM] == Counter(one.reason for one in ours if not one.kept)[MARGIN]
-    assert random[0].reason == refused["c00"] and "c00" not in kept(ours)
+    by_reward, random = run(margins, refused=refused), run(margins, refused=refused, arm="random")
+    assert len(kept(random)) == len(kept(by_reward)) and set(kept(random)) != set(kept(by_reward))
+    assert (
+        Counter(decision.reason for decision in random if not decision.kept)[AT_RANDOM]
+        == Counter(decision.reason for decision in by_reward if not decision.kept)[MARGIN]
+    )
+    assert random[0].reason == refused["c00"] and "c00" not in kept(by_reward)
     assert kept(run(margins, refused=refused, arm="random")) == kept(random), "the same seed draws the same"
     assert kept(run(margins, refused=refused, arm="random", seed=1)) != kept(random)
 
 
 def test_random_drops_do_not_depend_on_the_margin() -> None:
-    """Over many seeds a pair is dropped as often whatever its margin: three of ten fail, so each pair goes in three tenths of the draws."""
+    """Over many seeds a pair is dropped as often whatever its margin: three of ten fail, so each pair goes in three
+    tenths of the draws.
+    """
     margins = [-1.0] * 3 + [1.0] * 7
-    dropped = Counter(one.candidate_id for seed in range(400) for one in run(margins, arm="random", seed=seed) if not one.kept)
+    dropped = Counter(decision.candidate_id for seed in range(400) for decision in run(margins, arm="random", seed=seed) if not decision.kept)
     shares = np.array([dropped[f"c{n:02d}"] / 400 for n in range(10)])
     assert np.abs(shares - 0.3).max() < 4 * np.sqrt(0.3 * 0.7 / 400)
 
@@ -97,7 +114,7 @@ def linear_head(weights: Sequence[float]) -> Head:
     )
 
 
-def test_the_latents_that_speak_against_the_winner_by_hand() -> None:
+def test_the_latents_that_lower_a_margin_by_hand() -> None:
     """Projections are the coordinates of z and the head is linear: contribution_i = w_i (v_w,i - v_l,i)."""
     heads = linear_head([1.0, -2.0, 0.5]), linear_head([1.0, 2.0, 0.5])
     parts = make_parts(
@@ -106,37 +123,38 @@ def test_the_latents_that_speak_against_the_winner_by_hand() -> None:
     table = tuple({"latent_id": i, "side": "chosen", "detection_auroc": 0.9} for i in (7, 8, 9))
     parts = make_parts(**{**vars(parts), "selection": table, "d_model": 3, "k": 3, "kind": "sparserm"})
     z = np.array([[[1.0, 3.0, 0.0], [2.0, 1.0, 4.0]]], dtype=np.float32)
-    (found,) = latents_against(parts, z)
+    (latents,) = latents_against(parts, z)
     # 1 * (1 - 2) = -1;  -2 * (3 - 1) = -4, of the other head +4;  0.5 * (0 - 4) = -2
-    assert [(row["latent_id"], row["contribution"], row["agreed"]) for row in found] == [(8, -4.0, False), (9, -2.0, True), (7, -1.0, True)]
-    assert found[0]["deviation"] == pytest.approx(np.std([-4.0, 4.0], ddof=1)) and found[1]["deviation"] == 0.0
-    assert found[0]["side"] == "chosen" and found[0]["detection_auroc"] == 0.9
+    assert [(row["latent_id"], row["contribution"], row["agreed"]) for row in latents] == [(8, -4.0, False), (9, -2.0, True), (7, -1.0, True)]
+    assert latents[0]["deviation"] == pytest.approx(np.std([-4.0, 4.0], ddof=1)) and latents[1]["deviation"] == 0.0
+    assert latents[0]["side"] == "chosen" and latents[0]["detection_auroc"] == 0.9
 
 
-def test_only_pairs_dropped_by_margin_name_latents_that_reach_it() -> None:
+def test_only_pairs_dropped_by_their_margin_have_latents() -> None:
     parts = make_parts(k=4)
     model = SparseRM(parts, FakeReader(6))
     candidates = [candidate(n) for n in range(30)]
-    found = reward_pairs(model, candidates)
-    decisions = decide(candidates, found, {"c00": "answers equal"}, arm="sparserm", min_margin=0.0, seed=0, parts=parts)
-    for row, one in enumerate(decisions):
-        assert bool(one.latents) == (one.reason == MARGIN and found.margins[row] < 0), "a tie may have nobody against it"
-        assert len(one.latents) <= TOP and all(latent["contribution"] < 0 for latent in one.latents)
-        if one.latents:  # k = 4 <= TOP: all that spoke against it are named, and what spoke for it can only raise the margin
-            assert sum(latent["contribution"] for latent in one.latents) <= found.margins[row] + 1e-9
-    assert sum(bool(one.latents) for one in decisions) > 5 and sum(one.kept for one in decisions) > 5
+    scores = score_pairs(model, candidates)
+    decisions = decide(candidates, scores, {"c00": "answers equal"}, arm="sparserm", min_margin=0.0, seed=0, parts=parts)
+    for row, decision in enumerate(decisions):
+        assert bool(decision.latents) == (decision.reason == MARGIN and scores.margins[row] < 0), "a tie may have nobody against it"
+        assert len(decision.latents) <= TOP and all(latent["contribution"] < 0 for latent in decision.latents)
+        # K = 4 <= TOP: all that spoke against it are named, and what spoke for it can only raise the margin.
+        if decision.latents:
+            assert sum(latent["contribution"] for latent in decision.latents) <= scores.margins[row] + 1e-9
+    assert sum(bool(decision.latents) for decision in decisions) > 5 and sum(decision.kept for decision in decisions) > 5
 
 
 @pytest.mark.parametrize("kind", ["dense", "random-isotropic"])
-def test_a_control_without_latents_drops_without_naming_any(kind: str) -> None:
+def test_a_control_without_latents_names_none(kind: str) -> None:
     decisions = run([-1.0, 1.0], kind=kind)
-    assert [(one.kept, list(one.latents)) for one in decisions] == [(False, []), (True, [])]
+    assert [(decision.kept, list(decision.latents)) for decision in decisions] == [(False, []), (True, [])]
 
 
-def test_a_control_of_random_rows_names_its_own_latents() -> None:
+def test_a_control_of_random_rows_has_latents() -> None:
     parts = make_parts("random-rows")
-    found = decide([candidate(0)], rewarded([-1.0]), {}, arm="random-rows", min_margin=0.0, seed=0, parts=parts)
-    assert {latent["latent_id"] for latent in found[0].latents} <= set(parts.latent_ids.tolist()) and found[0].latents
+    decisions = decide([candidate(0)], scored([-1.0]), {}, arm="random-rows", min_margin=0.0, seed=0, parts=parts)
+    assert {latent["latent_id"] for latent in decisions[0].latents} <= set(parts.latent_ids.tolist()) and decisions[0].latents
 
 
 # --- rewards ----------------------------------------------------------------------------------------------------------
@@ -145,19 +163,19 @@ def test_a_control_of_random_rows_names_its_own_latents() -> None:
 def test_rewards_are_those_of_the_reward_model_side_by_side() -> None:
     model = SparseRM(make_parts(), FakeReader(6))
     candidates = [candidate(n) for n in range(300)]
-    found = reward_pairs(model, candidates)
-    chosen, rejected = model.score_pairs([one.pair() for one in candidates])
-    assert np.array_equal(found.rewards, np.stack([chosen, rejected], axis=1)) and np.array_equal(found.margins, chosen - rejected)
-    assert np.allclose(model.rewards_of(found.z[:, 1]), rejected)
+    scores = score_pairs(model, candidates)
+    chosen, rejected = model.score_pairs([candidate.pair() for candidate in candidates])
+    assert np.array_equal(scores.rewards, np.stack([chosen, rejected], axis=1)) and np.array_equal(scores.margins, chosen - rejected)
+    assert np.allclose(model.rewards_of(scores.z[:, 1]), rejected)
 
 
 def test_a_text_that_cannot_be_read_spoils_its_pair_only() -> None:
     """An empty text is refused before the language model, one that holds no token of its own by it."""
     model = SparseRM(make_parts(), Picky(6))
-    found = reward_pairs(model, [candidate(0), candidate(1, chosen="mute"), candidate(2, rejected=" "), candidate(3)])
-    assert np.isnan(found.rewards).tolist() == [[False, False], [True, False], [False, True], [False, False]]
+    scores = score_pairs(model, [candidate(0), candidate(1, chosen="mute"), candidate(2, rejected=" "), candidate(3)])
+    assert np.isnan(scores.rewards).tolist() == [[False, False], [True, False], [False, True], [False, False]]
     alone = model.score([candidate(3).prompt[0]["content"]], ["bad 3"])
-    assert found.rewards[3, 1] == alone[0]
+    assert scores.rewards[3, 1] == alone[0]
 
 
 class Picky(FakeReader):
@@ -167,16 +185,16 @@ class Picky(FakeReader):
         return z, dict.fromkeys(sorted(mute), "no token")
 
 
-def test_rewards_tell_how_far_they_are_and_can_be_cancelled() -> None:
+def test_scoring_reports_progress_and_can_be_cancelled() -> None:
     seen: list[tuple[float, float]] = []
-    reward_pairs(SparseRM(make_parts(), FakeReader(6)), [candidate(n) for n in range(300)], lambda step, done, total, **_: seen.append((done, total)))
+    score_pairs(SparseRM(make_parts(), FakeReader(6)), [candidate(n) for n in range(300)], lambda step, done, total, **_: seen.append((done, total)))
     assert seen[0] == (0, 300) and seen[-1] == (300, 300) and len(seen) > 3
 
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        reward_pairs(SparseRM(make_parts(), FakeReader(6)), [candidate(0)], stop)
+        score_pairs(SparseRM(make_parts(), FakeReader(6)), [candidate(0)], stop)
 
 
 # --- arms -------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,6 @@
-"""Sampled answers: the draw against a count by hand, batches with shared caches against a plain loop, whatever the batch, the family or a kill."""
+"""Sampled answers: the draw against a count by hand, batches with shared caches against a plain loop, whatever the
+batch, the family or a kill.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def tiny() -> Backbone:
 
 @pytest.fixture(scope="module", params=["tiny", "gemma2", "qwen2", "gpt2", "neox"])
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    """Models with rotary, learned and sliding-window positions (the window of gemma2's is shorter than the longest prompt)."""
+    """Models with rotary, learned and sliding-window positions (the window of gemma2's is shorter than the longest
+    prompt).
+    """
     if request.param == "tiny":
         return tiny_backbone(depth=None)
     folder = save_model(tmp_path_factory.mktemp("models") / request.param, request.param)
@@ -103,14 +107,14 @@ def test_the_draw_is_the_one_by_hand() -> None:
 # --- whole answers ----------------------------------------------------------------------------------------------------
 
 
-def test_batches_with_shared_caches_equal_a_plain_loop(family: Backbone) -> None:
+def test_shared_caches_write_what_a_plain_loop_writes(family: Backbone) -> None:
     asked = prompts()
     encoded = [answer_prefix(family, prompt) for prompt in asked]
     assert max(map(len, encoded)) > 64, "longer than the sliding window"
     rows = [(i, sample) for i in (2, 0, 1) for sample in range(3)]
-    found = write_answers(family, encoded, rows, SAMPLING)
-    assert found == [plain_text(family, asked[i], sample, SAMPLING) for i, sample in rows]
-    assert len({one.text for one in found}) > 3, "draws differ"
+    answers = write_answers(family, encoded, rows, SAMPLING)
+    assert answers == [plain_text(family, asked[i], sample, SAMPLING) for i, sample in rows]
+    assert len({answer.text for answer in answers}) > 3, "draws differ"
 
 
 def test_cold_answers_are_the_likeliest_ones(family: Backbone) -> None:
@@ -127,7 +131,9 @@ def test_cold_answers_are_the_likeliest_ones(family: Backbone) -> None:
 
 
 def test_an_answer_ends_where_the_policy_writes_a_control_token(tiny: Backbone) -> None:
-    """The toy's own words with its closing token forbidden: the first <|im_start|> ends an answer, unfinished, and none is in its text."""
+    """The toy's own words with its closing token forbidden: the first <|im_start|> ends an answer, unfinished, and none
+    is in its text.
+    """
     start, ids = tiny.tokenizer.convert_tokens_to_ids("<|im_start|>"), tiny.tokenizer("well then")["input_ids"]
     answer = generation.answer_of(tiny, [*ids, start, *ids], stop_tokens(tiny), sorted({*stop_tokens(tiny), *tiny.template.control.ids}))
     assert (answer.text, answer.n_tokens, answer.finished) == ("well then", len(ids), False)
@@ -138,30 +144,30 @@ def test_an_answer_ends_where_the_policy_writes_a_control_token(tiny: Backbone) 
 @pytest.mark.parametrize("size", [1, 2, 5, 100])
 def test_batch_size_and_neighbours_do_not_matter(tiny: Backbone, size: int) -> None:
     """In float32; every answer has random numbers of its own."""
-    found = LocalGenerator(tiny, replace(CONFIG, batch_size=size)).generate(prompts(), 3)
-    assert found == [[plain_text(tiny, prompt, sample, SAMPLING) for sample in range(3)] for prompt in prompts()]
+    answers = LocalGenerator(tiny, replace(CONFIG, batch_size=size)).generate(prompts(), 3)
+    assert answers == [[plain_text(tiny, prompt, sample, SAMPLING) for sample in range(3)] for prompt in prompts()]
     backwards = LocalGenerator(tiny, replace(CONFIG, batch_size=size)).generate(prompts()[::-1], 2)
-    assert backwards == [row[:2] for row in found[::-1]]
+    assert backwards == [row[:2] for row in answers[::-1]]
 
 
 def test_seeds_and_samples_differ_and_nothing_else_is_drawn(tiny: Backbone) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    one, two = (LocalGenerator(tiny, replace(CONFIG, seed=seed)).generate(prompts(), 2) for seed in (0, 1))
-    assert all(a.text != b.text for a, b in zip(chain(*one), chain(*two), strict=True)) and all(a.text != b.text for a, b in one)
+    first, second = (LocalGenerator(tiny, replace(CONFIG, seed=seed)).generate(prompts(), 2) for seed in (0, 1))
+    assert all(a.text != b.text for a, b in zip(chain(*first), chain(*second), strict=True)) and all(a.text != b.text for a, b in first)
     assert torch.equal(before, torch.get_rng_state()), "the caller's random numbers stay as they are"
 
 
-def test_a_model_s_own_settings_change_nothing(tiny: Backbone) -> None:
+def test_a_models_own_settings_change_nothing(tiny: Backbone) -> None:
     expected = LocalGenerator(tiny, CONFIG).generate(prompts(), 2)
-    own = tiny.model.generation_config
-    changed = type(own)(**{**own.to_dict(), "repetition_penalty": 4.0, "top_k": 1, "do_sample": True, "temperature": 0.2, "num_beams": 3})
+    settings = tiny.model.generation_config
+    changed = type(settings)(**{**settings.to_dict(), "repetition_penalty": 4.0, "top_k": 1, "do_sample": True, "temperature": 0.2, "num_beams": 3})
     tiny.model.generation_config = changed
     try:
         assert LocalGenerator(tiny, CONFIG).generate(prompts(), 2) == expected
         assert tiny.model.generation_config is changed
     finally:
-        tiny.model.generation_config = own
+        tiny.model.generation_config = settings
 
 
 def test_a_policy_with_an_adapter_writes_as_the_adapter_says() -> None:
@@ -171,29 +177,32 @@ def test_a_policy_with_an_adapter_writes_as_the_adapter_says() -> None:
     base, with_lora = tiny_backbone(depth=None), tiny_backbone(depth=None)
     torch.manual_seed(0)
     peft = get_peft_model(with_lora.model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")).eval()
-    found = LocalGenerator(with_lora, CONFIG).generate(prompts(), 2)
-    assert found != LocalGenerator(base, CONFIG).generate(prompts(), 2)
+    answers = LocalGenerator(with_lora, CONFIG).generate(prompts(), 2)
+    assert answers != LocalGenerator(base, CONFIG).generate(prompts(), 2)
     base.model = peft.merge_and_unload()
-    assert [[one.text for one in row] for row in found] == [[one.text for one in row] for row in LocalGenerator(base, CONFIG).generate(prompts(), 2)]
+    assert [[answer.text for answer in row] for row in answers] == [
+        [answer.text for answer in row] for row in LocalGenerator(base, CONFIG).generate(prompts(), 2)
+    ]
 
 
 # --- where answers end ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("template", "own", "expected"),
+    ("template", "eos", "expected"),
     [
         (None, 2, {2}),  # no template: the end of text alone
         (GEMMA_LIKE, [0], {0, 2}),  # the model's end of text, and the token that closes a turn
-        ("{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n\n' }}{% endfor %}", 0, {0, 2}),  # closed by mere text; 2: the tokenizer's
+        # Closed by mere text; 2: the tokenizer's.
+        ("{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n\n' }}{% endfor %}", 0, {0, 2}),
         ("{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|endoftext|>' }}{% endfor %}", 2, {0, 2}),
     ],
 )
-def test_what_ends_an_answer(template: str | None, own: Any, expected: set[int]) -> None:
+def test_what_ends_an_answer(template: str | None, eos: Any, expected: set[int]) -> None:
     backbone = tiny_backbone(depth=None)
     backbone.tokenizer = tiny_tokenizer(template)
     backbone.template = ChatTemplate(backbone.tokenizer, date="26 Jul 2024")
-    backbone.model.generation_config.eos_token_id = own
+    backbone.model.generation_config.eos_token_id = eos
     assert set(stop_tokens(backbone)) == expected
 
 
@@ -205,11 +214,12 @@ def test_what_was_cut_ends_with_a_whole_sentence() -> None:
 
 def test_a_prompt_that_leaves_no_room_is_not_answered(tiny: Backbone) -> None:
     lengths = [len(answer_prefix(tiny, prompt)) for prompt in prompts()]
-    tight = tiny_backbone(depth=None, max_length=sorted(lengths)[2] + CONFIG.max_new_tokens)  # the third fits to a token
-    found = LocalGenerator(tight, CONFIG).generate(prompts(), 2)
-    assert [bool(row[0].failed) for row in found] == [length == max(lengths) for length in lengths]
-    assert found[2] == [Generated(text="", n_tokens=0, finished=False, failed=found[2][0].failed)] * 2
-    assert f"has {max(lengths)} tokens, at most {sorted(lengths)[2]}" in found[2][0].failed
+    # The third fits to a token.
+    tight = tiny_backbone(depth=None, max_length=sorted(lengths)[2] + CONFIG.max_new_tokens)
+    answers = LocalGenerator(tight, CONFIG).generate(prompts(), 2)
+    assert [bool(row[0].failed) for row in answers] == [length == max(lengths) for length in lengths]
+    assert answers[2] == [Generated(text="", n_tokens=0, finished=False, failed=answers[2][0].failed)] * 2
+    assert f"has {max(lengths)} tokens, at most {sorted(lengths)[2]}" in answers[2][0].failed
     assert LocalGenerator(tiny_backbone(depth=None, max_length=16), CONFIG).generate(prompts(), 1)[0][0].failed
 
 
@@ -254,7 +264,7 @@ def test_a_stopped_call_goes_on_after_its_last_whole_batch(tiny: Backbone, tmp_p
 
 def written_before(partial: Path) -> int:
     first = list(Journal(partial).answers.values())[:6]
-    return sum(one.n_tokens + one.finished for one in first)
+    return sum(answer.n_tokens + answer.finished for answer in first)
 
 
 def test_damaged_lines_of_a_journal_are_written_again(tmp_path: Path) -> None:

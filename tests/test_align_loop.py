@@ -1,4 +1,6 @@
-"""The rounds of an alignment, on the tiny preset through the command line: counts, manifests, adapters, arms, the store, and what a page reads."""
+"""The rounds of an alignment, on the tiny preset through the command line: counts, manifests, adapters, arms, the
+store, and what a page reads.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from core.align.policy import adapter_hash
 from core.align.presets import align_preset
 from core.align.records import ALIGNMENT, DPO, EVALUATION, ROUND, SHIFT, STEPS, AlignmentRecord, RoundRecord, find_alignment, key_of
 from core.align.round import NO_PAIR
-from core.align.steps import SEEDS_A_ROUND, round_seed, set_apart
+from core.align.steps import SEED_DISTANCE, round_seed, split_kept
 from core.config import AlignConfig, DPOConfig, FitConfig, HeadConfig, PolicyEvaluationConfig, SelectionConfig
 from core.data.pairs_file import read_pairs
 from core.errors import Cancelled, ConfigError, MissingError
@@ -43,20 +45,20 @@ def quick(**changes: Any) -> AlignConfig:
     return replace(tiny, **{**small, **changes})
 
 
-class Made:
+class FinishedRun:
     """An alignment that was run in this process, and what it left on disk."""
 
     def __init__(self, config: AlignConfig, store: Store) -> None:
         self.config, self.store = completed(config, store, lambda _: None), store
-        self.told: list[tuple[str, float, float, dict[str, Any]]] = []
-        self.outcome = run_alignment(self.config, store, lambda *told, **figures: self.told.append((*told, figures)))
-        self.said = self.outcome.to_json()
+        self.progress_calls: list[tuple[str, float, float, dict[str, Any]]] = []
+        self.outcome = run_alignment(self.config, store, lambda *call, **figures: self.progress_calls.append((*call, figures)))
+        self.summary = self.outcome.to_json()
 
     @property
     def record(self) -> AlignmentRecord:
-        found = find_alignment(self.store.root, key_of(self.config))
-        assert found is not None
-        return found
+        record = find_alignment(self.store.root, key_of(self.config))
+        assert record is not None
+        return record
 
     @property
     def rounds(self) -> list[RoundRecord]:
@@ -69,89 +71,89 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def made(store: Store) -> Made:
-    return Made(quick(), store)
+def run(store: Store) -> FinishedRun:
+    return FinishedRun(quick(), store)
 
 
 @pytest.fixture(scope="module")
-def reward_model(made: Made) -> Path:
-    assert made.record.model is not None
-    return made.record.model
+def reward_model(run: FinishedRun) -> Path:
+    assert run.record.model is not None
+    return run.record.model
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
-def test_pairs_add_up_in_every_round(made: Made) -> None:
-    assert [one["round"] for one in made.said["rounds"]] == [1, 2] and made.said["base"]["round"] == 0
-    for one in made.said["rounds"]:
-        assert one["kept"] + one["dropped"] == one["parsed"] <= one["generated"] == 48 and one["kept"] > 0
-        assert sum(one["reasons"].values()) == one["dropped"] and one["reasons"][MARGIN] > 0
-    for one in made.rounds[1:]:
-        assert one.manifest is not None and one.counts is not None
-        assert {name: one.counts[name] for name in COUNTS} == {name: one.manifest[name] for name in COUNTS}
-        assert Counter(said.kept for said in one.decisions) == {True: one.counts["kept"], False: one.counts["dropped"]}
-        assert len(one.candidates) == 48 and sum(candidate.parsed for candidate in one.candidates) == one.counts["parsed"]
-        assert all(candidate.raw for candidate in one.candidates), "unparsed text is kept"
+def test_pairs_add_up_in_every_round(run: FinishedRun) -> None:
+    assert [manifest["round"] for manifest in run.summary["rounds"]] == [1, 2] and run.summary["base"]["round"] == 0
+    for manifest in run.summary["rounds"]:
+        assert manifest["kept"] + manifest["dropped"] == manifest["parsed"] <= manifest["generated"] == 48 and manifest["kept"] > 0
+        assert sum(manifest["reasons"].values()) == manifest["dropped"] and manifest["reasons"][MARGIN] > 0
+    for record in run.rounds[1:]:
+        assert record.manifest is not None and record.counts is not None
+        assert {name: record.counts[name] for name in COUNTS} == {name: record.manifest[name] for name in COUNTS}
+        assert Counter(decision.kept for decision in record.decisions) == {True: record.counts["kept"], False: record.counts["dropped"]}
+        assert len(record.candidates) == 48 and sum(candidate.parsed for candidate in record.candidates) == record.counts["parsed"]
+        assert all(candidate.raw for candidate in record.candidates), "unparsed text is kept"
 
 
-def test_kept_pairs_have_the_higher_reward_of_the_reward_model(made: Made, reward_model: Path) -> None:
-    one = made.rounds[1]
-    rewards = {row["candidate_id"]: (row["reward_chosen"], row["reward_rejected"]) for row in one.rewards}
-    parsed = {candidate.candidate_id: candidate for candidate in one.candidates if candidate.parsed}
-    assert [said.candidate_id for said in one.decisions] == list(parsed)
+def test_kept_pairs_have_the_higher_reward(run: FinishedRun, reward_model: Path) -> None:
+    record = run.rounds[1]
+    rewards = {row["candidate_id"]: (row["reward_chosen"], row["reward_rejected"]) for row in record.rewards}
+    parsed = {candidate.candidate_id: candidate for candidate in record.candidates if candidate.parsed}
+    assert [decision.candidate_id for decision in record.decisions] == list(parsed)
     model = SparseRM.load(reward_model)
-    for said in one.decisions:
-        chosen, rejected = rewards[said.candidate_id]
-        if said.kept or said.reason == MARGIN:
-            candidate = parsed[said.candidate_id]
+    for decision in record.decisions:
+        chosen, rejected = rewards[decision.candidate_id]
+        if decision.kept or decision.reason == MARGIN:
+            candidate = parsed[decision.candidate_id]
             alone = model.score([candidate.prompt] * 2, [candidate.chosen, candidate.rejected])
             assert (chosen, rejected) == pytest.approx(tuple(alone), abs=1e-4)
-            assert said.margin == pytest.approx(chosen - rejected) and said.kept == (chosen > rejected)
-    kept = read_pairs(one.steps["align-filter"] / "kept.jsonl")
-    assert {pair.pair_id for pair in kept} == {said.candidate_id for said in one.decisions if said.kept}
+            assert decision.margin == pytest.approx(chosen - rejected) and decision.kept == (chosen > rejected)
+    kept = read_pairs(record.steps["align-filter"] / "kept.jsonl")
+    assert {pair.pair_id for pair in kept} == {decision.candidate_id for decision in record.decisions if decision.kept}
     for pair in kept:
         assert pair.prompt == parsed[pair.pair_id].prompt and len(pair.prompt) == 1 and "Answer in" not in pair.prompt[0]["content"]
 
 
-def test_adapters_are_chained_and_load_with_plain_peft(made: Made) -> None:
-    first, second = made.said["rounds"]
+def test_adapters_are_chained_and_load_with_plain_peft(run: FinishedRun) -> None:
+    first, second = run.summary["rounds"]
     assert first["adapter_before"] == "base" and first["adapter_after"] == second["adapter_before"] != second["adapter_after"]
-    for one, record in zip(made.said["rounds"], made.rounds[1:], strict=True):
-        assert adapter_hash(record.steps[DPO] / "adapter") == one["adapter_after"]
-        assert record.dpo is not None and record.dpo["adapter_after"] == one["adapter_after"] and record.dpo["reference"] == "base"
+    for manifest, record in zip(run.summary["rounds"], run.rounds[1:], strict=True):
+        assert adapter_hash(record.steps[DPO] / "adapter") == manifest["adapter_after"]
+        assert record.dpo is not None and record.dpo["adapter_after"] == manifest["adapter_after"] and record.dpo["reference"] == "base"
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(made.outcome.base.model)
-    loaded = PeftModel.from_pretrained(base, made.said["rounds"][1]["adapter"])
+    base = AutoModelForCausalLM.from_pretrained(run.outcome.base.model)
+    loaded = PeftModel.from_pretrained(base, run.summary["rounds"][1]["adapter"])
     assert any(tensor.abs().sum() > 0 for name, tensor in loaded.state_dict().items() if "lora_B" in name)
 
 
-def test_the_manifest_says_how_to_make_the_round_again(made: Made, reward_model: Path) -> None:
-    manifest = made.rounds[2].manifest
+def test_the_manifest_holds_what_repeats_the_round(run: FinishedRun, reward_model: Path) -> None:
+    manifest = run.rounds[2].manifest
     assert manifest is not None
-    assert manifest["seeds"] == {"prompts": 0, "evaluation": 0, **dict.fromkeys(("candidates", "dpo", "random_drop"), 2 * SEEDS_A_ROUND)}
+    assert manifest["seeds"] == {"prompts": 0, "evaluation": 0, **dict.fromkeys(("candidates", "dpo", "random_drop"), 2 * SEED_DISTANCE)}
     assert manifest["reward_model"] == manifest["measured_by"] and manifest["reward_model"]["kind"] == "sparserm"
     left_out = dict.fromkeys(("n_refused", "n_repeated", "n_held_out", "n_over_limit"), 0)
     assert manifest["prompts"] == {"n": 24, "source": "the fit's train prompts", **left_out}
-    one = made.rounds[2]
+    record = run.rounds[2]
     assert sum(manifest["not_parsed"].values()) == manifest["generated"] - manifest["parsed"]
-    assert manifest["unread"] == sum(None in (row["reward_chosen"], row["reward_rejected"]) for row in one.rewards)
-    assert one.dpo is not None and manifest["learnt_from"] == {
-        "train": one.dpo["n_pairs"], "validation": one.dpo["n_validation"], "refused": len(one.dpo["refused"])
+    assert manifest["unread"] == sum(None in (row["reward_chosen"], row["reward_rejected"]) for row in record.rewards)
+    assert record.dpo is not None and manifest["learnt_from"] == {
+        "train": record.dpo["n_pairs"], "validation": record.dpo["n_validation"], "refused": len(record.dpo["refused"])
     }  # fmt: skip
     assert manifest["kept"] == sum(manifest["learnt_from"].values())
-    assert made.said["pair_counts"]["n_pairs"] == 100, "and what the reward model's fit could not read"
+    assert run.summary["pair_counts"]["n_pairs"] == 100, "and what the reward model's fit could not read"
     assert manifest["tokens"]["written"] > 0 and manifest["tokens"]["trained"] > 0 and manifest["stopped"] == ""
     assert set(manifest["steps"]) == set(STEPS) and manifest["time_seconds"]["total"] == pytest.approx(
         sum(seconds for step, seconds in manifest["time_seconds"].items() if step != "total")
     )
-    assert made.said["rounds"][1]["seconds"] == manifest["time_seconds"]["total"] > 0
+    assert run.summary["rounds"][1]["seconds"] == manifest["time_seconds"]["total"] > 0
 
 
-def test_every_round_is_evaluated_against_the_base(made: Made) -> None:
-    base, *after = [one["evaluation"]["figures"] for one in (made.said["base"], *made.said["rounds"])]
+def test_every_round_is_evaluated_against_the_base(run: FinishedRun) -> None:
+    base, *after = [manifest["evaluation"]["figures"] for manifest in (run.summary["base"], *run.summary["rounds"])]
     assert base["reward"]["difference"] is None and base["kl_per_token"]["value"] == pytest.approx(0.0, abs=1e-6)
     for figures in after:
         for name in ("reward", "accuracy", "validation_accuracy", "length"):
@@ -160,74 +162,74 @@ def test_every_round_is_evaluated_against_the_base(made: Made) -> None:
         for name in ("accuracy", "validation_accuracy", "logprob_margin"):
             assert figures[name]["difference"]["value"] == pytest.approx(figures[name]["value"] - base[name]["value"], abs=1e-6)
         assert figures["kl_per_token"]["value"] > 0
-    best = [one["validation_accuracy"]["value"] for one in (base, *after)]
-    assert made.said["chosen_round"] == int(np.argmax(best))
+    accuracy = [figures["validation_accuracy"]["value"] for figures in (base, *after)]
+    assert run.summary["chosen_round"] == int(np.argmax(accuracy))
 
 
-def test_the_final_artefact_holds_the_chosen_adapter_and_facts(made: Made) -> None:
-    said = json.loads((made.outcome.artefact / "alignment.json").read_text())
-    assert said["config"] == made.config.to_dict() and [one["round"] for one in said["rounds"]] == [1, 2] and said["stopped"] == ""
-    assert made.record.result == made.outcome.artefact and made.record.config == made.config
-    chosen = said["chosen_round"]
+def test_the_final_artefact_holds_the_chosen_adapter(run: FinishedRun) -> None:
+    summary = json.loads((run.outcome.artefact / "alignment.json").read_text())
+    assert summary["config"] == run.config.to_dict() and [manifest["round"] for manifest in summary["rounds"]] == [1, 2] and summary["stopped"] == ""
+    assert run.record.result == run.outcome.artefact and run.record.config == run.config
+    chosen = summary["chosen_round"]
     if chosen:
-        assert adapter_hash(made.outcome.artefact / "adapter") == said["rounds"][chosen - 1]["adapter_after"]
+        assert adapter_hash(run.outcome.artefact / "adapter") == summary["rounds"][chosen - 1]["adapter_after"]
     else:
-        assert made.outcome.adapter is None
+        assert run.outcome.adapter is None
         with pytest.raises(MissingError, match="no round was better"):
-            made.outcome.save(made.store.root / "x")
+            run.outcome.save(run.store.root / "x")
 
 
-def test_generated_and_training_answers_are_compared(made: Made) -> None:
-    for one in made.rounds[1:]:
-        shift = load_shift(one.steps[SHIFT])
-        read = sum(row["reward_chosen"] is not None and row["reward_rejected"] is not None for row in one.rewards)
+def test_generated_and_training_answers_are_compared(run: FinishedRun) -> None:
+    for record in run.rounds[1:]:
+        shift = load_shift(record.steps[SHIFT])
+        read = sum(row["reward_chosen"] is not None and row["reward_rejected"] is not None for row in record.rewards)
         assert len(shift.ids) == read and {row.space for row in shift.rows} >= {"dense", "sparse", "random-isotropic"}
 
 
-def test_progress_tells_every_step_of_every_round_and_its_counts(made: Made) -> None:
-    ends = {step: figures for step, done, total, figures in made.told if done == total}
+def test_progress_reports_every_step_and_its_counts(run: FinishedRun) -> None:
+    ends = {step: figures for step, done, total, figures in run.progress_calls if done == total}
     for round in (1, 2):
         for step in STEPS:
             assert f"round {round}: {step.removeprefix('align-')}" in ends
-        assert {name: ends[f"round {round}: filter"][name] for name in COUNTS} == {name: made.said["rounds"][round - 1][name] for name in COUNTS}
-    assert [(done, total) for step, done, total, _ in made.told if step == "rounds"] == [(0, 2), (1, 2), (2, 2)]
+        assert {name: ends[f"round {round}: filter"][name] for name in COUNTS} == {name: run.summary["rounds"][round - 1][name] for name in COUNTS}
+    assert [(done, total) for step, done, total, _ in run.progress_calls if step == "rounds"] == [(0, 2), (1, 2), (2, 2)]
 
 
-def test_the_audit_finds_its_cases_in_a_round(made: Made) -> None:
-    one = made.rounds[1]
-    found = audit.cases(1, one.candidates, one.decisions, n=3, seed=0)
-    assert found and all(case.first != case.second and case.margin <= 0 and case.latents for case in found)
-    audit.judge(made.record.folder, found[0], "neither")
-    assert audit.agreement(audit.judgements(made.record.folder)).accuracy == 1.0
+def test_the_audit_finds_its_cases_in_a_round(run: FinishedRun) -> None:
+    record = run.rounds[1]
+    cases = audit.cases(1, record.candidates, record.decisions, n=3, seed=0)
+    assert cases and all(case.first != case.second and case.margin <= 0 and case.latents for case in cases)
+    audit.judge(run.record.folder, cases[0], "neither")
+    assert audit.agreement(audit.judgements(run.record.folder)).accuracy == 1.0
 
 
 # --- the store --------------------------------------------------------------------------------------------------------
 
 
 def artefacts(store: Store) -> dict[str, int]:
-    return dict(Counter(one.step for _, one in store.all() if isinstance(one, Artefact)))
+    return dict(Counter(artefact.step for _, artefact in store.all() if isinstance(artefact, Artefact)))
 
 
-def test_a_second_run_finds_everything(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    from core.align import policy
+def test_a_second_run_finds_everything(run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    from core.align import inputs
 
-    monkeypatch.setattr(policy, "load_policy", lambda *_, **__: pytest.fail("a policy was loaded"))
-    before = artefacts(made.store)
-    again = Made(quick(), made.store)
-    assert again.said == made.said and artefacts(made.store) == before and set(before) >= {*STEPS, ROUND, ALIGNMENT}
+    monkeypatch.setattr(inputs, "load_policy", lambda *_, **__: pytest.fail("a policy was loaded"))
+    before = artefacts(run.store)
+    again = FinishedRun(quick(), run.store)
+    assert again.summary == run.summary and artefacts(run.store) == before and set(before) >= {*STEPS, ROUND, ALIGNMENT}
 
 
-def test_one_round_more_computes_one_round_more(made: Made) -> None:
-    before = artefacts(made.store)
-    more = Made(quick(rounds=3), made.store)
-    after = artefacts(made.store)
-    assert [one["steps"] for one in more.said["rounds"][:2]] == [one["steps"] for one in made.said["rounds"]]
+def test_one_round_more_computes_one_round_more(run: FinishedRun) -> None:
+    before = artefacts(run.store)
+    more = FinishedRun(quick(rounds=3), run.store)
+    after = artefacts(run.store)
+    assert [manifest["steps"] for manifest in more.summary["rounds"][:2]] == [manifest["steps"] for manifest in run.summary["rounds"]]
     grown = {step: after[step] - before[step] for step in STEPS}
     assert grown == dict.fromkeys(STEPS, 1) and after[ALIGNMENT] == before[ALIGNMENT] + 1
 
 
-def test_a_cancelled_run_goes_on(store: Store, made: Made) -> None:
-    config = replace(made.config, candidates=replace(made.config.candidates, seed=1), prompts_limit=20)
+def test_a_cancelled_run_goes_on(store: Store, run: FinishedRun) -> None:
+    config = replace(run.config, candidates=replace(run.config.candidates, seed=1), prompts_limit=20)
 
     def stop(step: str, done: float, total: float, **_: Any) -> None:
         if step == "round 1: train policy" and done:
@@ -238,7 +240,7 @@ def test_a_cancelled_run_goes_on(store: Store, made: Made) -> None:
         run_alignment(config, store, stop)
     assert artefacts(store)["align-filter"] == before["align-filter"] + 1 and artefacts(store)[DPO] == before[DPO]
     record = find_alignment(store.root, key_of(config))
-    assert record is not None and [one.finished for one in record.rounds] == [True, False] and record.result is None
+    assert record is not None and [round.finished for round in record.rounds] == [True, False] and record.result is None
     assert set(record.rounds[1].steps) == {"align-candidates", "align-rewards", "align-filter"}
 
 
@@ -246,92 +248,94 @@ def test_a_cancelled_run_goes_on(store: Store, made: Made) -> None:
 
 
 @pytest.fixture(scope="module")
-def arms(store: Store, made: Made) -> dict[str, Made]:
-    return {arm: Made(quick(arm=arm, rounds=1), store) for arm in ("none", "random", "dense")} | {"sparserm": made}
+def arms(store: Store, run: FinishedRun) -> dict[str, FinishedRun]:
+    return {arm: FinishedRun(quick(arm=arm, rounds=1), store) for arm in ("none", "random", "dense")} | {"sparserm": run}
 
 
-def test_arms_begin_alike(arms: dict[str, Made]) -> None:
+def test_arms_share_their_beginning(arms: dict[str, FinishedRun]) -> None:
     """The same candidates and, but for another reward model, the same rewards; the base model is evaluated once."""
-    steps = {arm: one.said["rounds"][0]["steps"] for arm, one in arms.items()}
-    assert len({one["align-candidates"] for one in steps.values()}) == 1
+    steps = {arm: run.summary["rounds"][0]["steps"] for arm, run in arms.items()}
+    assert len({fingerprints["align-candidates"] for fingerprints in steps.values()}) == 1
     assert steps["none"]["align-rewards"] == steps["random"]["align-rewards"] == steps["sparserm"]["align-rewards"] != steps["dense"]["align-rewards"]
-    assert len({one.said["base"]["steps"][EVALUATION] for one in arms.values()}) == 1
-    assert len({one["align-filter"] for one in steps.values()}) == 4
+    assert len({run.summary["base"]["steps"][EVALUATION] for run in arms.values()}) == 1
+    assert len({fingerprints["align-filter"] for fingerprints in steps.values()}) == 4
 
 
-def test_each_arm_filters_in_its_way(arms: dict[str, Made]) -> None:
-    first = {arm: one.said["rounds"][0] for arm, one in arms.items()}
+def test_each_arm_filters_in_its_way(arms: dict[str, FinishedRun]) -> None:
+    first = {arm: run.summary["rounds"][0] for arm, run in arms.items()}
     assert MARGIN not in first["none"]["reasons"] and first["none"]["kept"] >= first["sparserm"]["kept"] + first["sparserm"]["reasons"][MARGIN]
     assert first["random"]["kept"] == first["sparserm"]["kept"] and first["random"]["reasons"].keys() <= {AT_RANDOM}
     assert first["none"]["reward_model"] is None and first["dense"]["reward_model"]["kind"] == "dense"
-    assert {one["measured_by"]["kind"] for one in first.values()} == {"sparserm"}
-    dense = [said for said in arms["dense"].rounds[1].decisions if said.reason == MARGIN]
-    assert dense and not any(said.latents for said in dense), "the dense control has no latents to name"
+    assert {manifest["measured_by"]["kind"] for manifest in first.values()} == {"sparserm"}
+    dense = [decision for decision in arms["dense"].rounds[1].decisions if decision.reason == MARGIN]
+    assert dense and not any(decision.latents for decision in dense), "the dense control has no latents to name"
     assert arms["dense"].record.judge == arms["dense"].record.model / "controls" / "dense"  # type: ignore[operator]
 
 
-def test_an_arm_that_keeps_nothing_stops_and_says_so(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_arm_that_keeps_nothing_stops(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING", "core.align.loop"):
-        made = Made(quick(min_margin=1e9), store)
-    (only,) = made.said["rounds"]
-    assert (only["kept"], only["dropped"]) == (0, only["parsed"]) and only["stopped"] == made.said["stopped"] == NO_PAIR
+        run = FinishedRun(quick(min_margin=1e9), store)
+    (only,) = run.summary["rounds"]
+    assert (only["kept"], only["dropped"]) == (0, only["parsed"]) and only["stopped"] == run.summary["stopped"] == NO_PAIR
     assert only["adapter_before"] == only["adapter_after"] == "base" and DPO not in only["steps"]
-    assert made.said["chosen_round"] == 0 and made.said["adapter"] is None and NO_PAIR in caplog.text
-    assert only["evaluation"] == made.said["base"]["evaluation"] and made.rounds[1].evaluation == made.rounds[0].evaluation
+    assert run.summary["chosen_round"] == 0 and run.summary["adapter"] is None and NO_PAIR in caplog.text
+    assert only["evaluation"] == run.summary["base"]["evaluation"] and run.rounds[1].evaluation == run.rounds[0].evaluation
 
 
 def test_a_round_in_which_nothing_parses_stops_too(store: Store) -> None:
     config = quick()
-    made = Made(replace(config, candidates=replace(config.candidates, max_new_tokens=1)), store)
-    (only,) = made.said["rounds"]
+    run = FinishedRun(replace(config, candidates=replace(config.candidates, max_new_tokens=1)), store)
+    (only,) = run.summary["rounds"]
     assert only["generated"] == 48 and only["parsed"] == only["kept"] == only["dropped"] == 0 and only["stopped"] == NO_PAIR
-    assert len(made.rounds[1].candidates) == 48 and load_shift(made.rounds[1].steps[SHIFT]).ids == ()
+    assert len(run.rounds[1].candidates) == 48 and load_shift(run.rounds[1].steps[SHIFT]).ids == ()
 
 
 def test_best_of_n_is_filtered_by_its_own_reward(store: Store) -> None:
     config = quick(rounds=1)
-    made = Made(replace(config, candidates=replace(config.candidates, mode="best_of_n", n=6, per_prompt=1)), store)
-    one = made.rounds[1]
-    rewards = {row["candidate_id"]: row["reward_chosen"] - row["reward_rejected"] for row in one.rewards}
-    for candidate in one.candidates:
+    run = FinishedRun(replace(config, candidates=replace(config.candidates, mode="best_of_n", n=6, per_prompt=1)), store)
+    record = run.rounds[1]
+    rewards = {row["candidate_id"]: row["reward_chosen"] - row["reward_rejected"] for row in record.rewards}
+    for candidate in record.candidates:
         if candidate.parsed:
             high, low = candidate.meta["rewards"]
             assert rewards[candidate.candidate_id] == pytest.approx(high - low, abs=1e-4) and high >= low
-    unfit = {c.candidate_id: c.meta["unfit"] for c in one.candidates if c.meta.get("unfit")}
-    assert unfit and {said.candidate_id: said.reason for said in one.decisions if said.candidate_id in unfit} == unfit
-    assert any(said.kept for said in one.decisions)
+    unfit = {c.candidate_id: c.meta["unfit"] for c in record.candidates if c.meta.get("unfit")}
+    assert unfit and {decision.candidate_id: decision.reason for decision in record.decisions if decision.candidate_id in unfit} == unfit
+    assert any(decision.kept for decision in record.decisions)
 
 
-def test_other_prompts_are_aligned_and_training_prompts_compared(store: Store, tmp_path: Path) -> None:
-    """Prompts of a file, with a held-out one among them; the shift is about answers to training prompts, which have a match."""
-    made = Made(quick(min_margin=1e9), store)
-    held_out = made.record.model and SparseRM.load(made.record.model).known
+def test_the_shift_compares_answers_to_training_prompts(store: Store, tmp_path: Path) -> None:
+    """Prompts of a file, with a held-out one among them; the shift is about answers to training prompts, which have a
+    match.
+    """
+    run = FinishedRun(quick(min_margin=1e9), store)
+    held_out = run.record.model and SparseRM.load(run.record.model).known
     assert held_out and held_out.pairs
     test = held_out.pairs[int(held_out.pairs.rows_of("test")[0])].prompt[0]["content"]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("How do I grow leeks?", "Is it hard to ski?", test)))
-    other = Made(quick(prompts=str(tmp_path / "p.jsonl"), min_margin=1e9, rounds=1), store)
-    one = other.rounds[1]
-    assert one.manifest and (one.manifest["prompts"]["n"], one.manifest["prompts"]["n_held_out"]) == (2, 1)
-    assert {candidate.prompt[0]["content"] for candidate in one.candidates} == {"How do I grow leeks?", "Is it hard to ski?"}
+    other = FinishedRun(quick(prompts=str(tmp_path / "p.jsonl"), min_margin=1e9, rounds=1), store)
+    record = other.rounds[1]
+    assert record.manifest and (record.manifest["prompts"]["n"], record.manifest["prompts"]["n_held_out"]) == (2, 1)
+    assert {candidate.prompt[0]["content"] for candidate in record.candidates} == {"How do I grow leeks?", "Is it hard to ski?"}
     train = {pair.prompt_id for pair, split in zip(held_out.pairs, held_out.pairs.split, strict=True) if split == "train"}
-    assert {candidate.candidate_id[:16] for candidate in one.beside} == train and len(one.beside) == 48
-    shift = load_shift(one.steps[SHIFT])
-    assert shift.ids and set(shift.ids) <= {candidate.candidate_id for candidate in one.beside}
+    assert {candidate.candidate_id[:16] for candidate in record.shift_candidates} == train and len(record.shift_candidates) == 48
+    shift = load_shift(record.steps[SHIFT])
+    assert shift.ids and set(shift.ids) <= {candidate.candidate_id for candidate in record.shift_candidates}
     assert any(row.measure == "matched" and row.figure for row in shift.rows)
-    assert made.rounds[1].beside == []
+    assert run.rounds[1].shift_candidates == []
 
 
 def test_what_cannot_go_together_is_refused_at_once(store: Store) -> None:
-    for config, said in (
+    for config, problem in (
         (replace(quick(arm="none"), candidates=replace(quick().candidates, mode="best_of_n")), "best_of_n selects by the reward"),
         (quick(dpo=DPOConfig(evaluation_share=1.0)), "none be trained on"),
         (replace(quick(), candidates=replace(quick().candidates, endpoint="http://localhost:1")), "needs the name of its model"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=problem):
             completed(config, store, lambda _: None)
 
 
-def test_a_reward_model_without_its_pairs_says_what_to_do(store: Store, reward_model: Path, tmp_path: Path) -> None:
+def test_a_reward_model_without_its_pairs(store: Store, reward_model: Path, tmp_path: Path) -> None:
     model = SparseRM.load(reward_model)
     model.folder = None  # saved without what is kept for explaining
     folder = model.save(tmp_path / "bare")
@@ -346,23 +350,23 @@ def pair(number: int, prompt: int) -> PreferencePair:
     return PreferencePair(pair_id=f"p{number}", prompt=({"role": "user", "content": f"q{prompt}"},), chosen="a", rejected="b")
 
 
-def test_pairs_that_choose_the_epoch_share_no_training_prompt() -> None:
+def test_validation_and_training_pairs_share_no_prompt() -> None:
     pairs = [pair(n, n // 2) for n in range(40)]
-    found = set_apart(pairs, share=0.1, seed=0)
-    sides = {split: {found[int(i)].prompt_id for i in found.rows_of(split)} for split in ("train", "validation")}
+    split = split_kept(pairs, share=0.1, seed=0)
+    sides = {name: {split[int(i)].prompt_id for i in split.rows_of(name)} for name in ("train", "validation")}
     assert len(sides["train"]) == 18 and len(sides["validation"]) == 2 and not sides["train"] & sides["validation"]
-    assert set_apart(pairs, share=0.1, seed=1).split != found.split == set_apart(pairs, share=0.1, seed=0).split
-    assert set(set_apart(pairs[:2], share=0.5, seed=0).split) == set(set_apart(pairs, share=0.0, seed=0).split) == {"train"}
-    assert sorted(set_apart([pair(0, 0), pair(1, 1)], share=0.1, seed=0).split) == ["train", "validation"]
+    assert split_kept(pairs, share=0.1, seed=1).split != split.split == split_kept(pairs, share=0.1, seed=0).split
+    assert set(split_kept(pairs[:2], share=0.5, seed=0).split) == set(split_kept(pairs, share=0.0, seed=0).split) == {"train"}
+    assert sorted(split_kept([pair(0, 0), pair(1, 1)], share=0.1, seed=0).split) == ["train", "validation"]
 
 
-def test_rounds_draw_with_seeds_of_their_own() -> None:
+def test_rounds_draw_with_different_seeds() -> None:
     seeds = {round_seed(seed, round) for seed in range(100) for round in range(10)}
     assert len(seeds) == 1000 and round_seed(7, 0) == 7
 
 
-def test_the_states_kept_are_those_of_the_rewards(made: Made, reward_model: Path) -> None:
-    tensors = load_file(made.rounds[1].steps["align-rewards"] / "states.safetensors")
+def test_the_states_kept_are_those_of_the_rewards(run: FinishedRun, reward_model: Path) -> None:
+    tensors = load_file(run.rounds[1].steps["align-rewards"] / "states.safetensors")
     again = SparseRM.load(reward_model).rewards_of(tensors["z"][:, 0])
     read = np.isfinite(tensors["rewards"][:, 0])
     assert read.any() and np.allclose(again[read], tensors["rewards"][read, 0], atol=1e-6)
@@ -379,12 +383,14 @@ def command(*words: object, cache: Path) -> subprocess.CompletedProcess[str]:
 def test_the_tiny_preset_from_an_empty_cache(tmp_path: Path) -> None:
     done = command("align", "--preset", "tiny", "--json", cache=tmp_path / "cache")
     assert done.returncode == 0, done.stderr[-2000:]
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert len(said["rounds"]) == 2
-    for one in said["rounds"]:
-        assert {*COUNTS, "adapter_before", "adapter_after", "seconds", "evaluation"} <= set(one)
-        assert one["kept"] > 0 and one["kept"] + one["dropped"] == one["parsed"] <= one["generated"] and one["seconds"] > 0
-        assert one["adapter_before"] != one["adapter_after"]
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert len(summary["rounds"]) == 2
+    for manifest in summary["rounds"]:
+        assert {*COUNTS, "adapter_before", "adapter_after", "seconds", "evaluation"} <= set(manifest)
+        assert (
+            manifest["kept"] > 0 and manifest["kept"] + manifest["dropped"] == manifest["parsed"] <= manifest["generated"] and manifest["seconds"] > 0
+        )
+        assert manifest["adapter_before"] != manifest["adapter_after"]
     times = [json.loads(path.read_text())["time_seconds"] for path in (tmp_path / "cache/artefacts").rglob(MANIFEST)]
     assert sum(times) < 60, "two rounds and the fit are to take less than a minute"
     assert [path.name for path in (tmp_path / "cache/artefacts").iterdir() if path.name == ROUND] == [ROUND]

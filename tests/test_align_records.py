@@ -1,4 +1,6 @@
-"""What alignments leave on disk, read without an engine: prompts, the ledger and its rounds, the audit of dropped pairs."""
+"""What alignments leave on disk, read without an engine: prompts, the ledger and its rounds, the audit of dropped
+pairs.
+"""
 
 from __future__ import annotations
 
@@ -35,18 +37,20 @@ def asked(text: str) -> tuple[dict[str, str], ...]:
 def pairs(**splits: int) -> PreferencePairs:
     """Two pairs a prompt, prompts named by their split."""
     rows = [(f"{name} {n}", name, side) for name, count in splits.items() for n in range(count) for side in ("a", "b")]
-    made = tuple(PreferencePair(pair_id=f"{q} {side}", prompt=asked(q), chosen=f"yes {side}", rejected=f"no {side}") for q, _, side in rows)
-    return PreferencePairs(pairs=made, split=tuple(name for _, name, _ in rows))
+    preference_pairs = tuple(
+        PreferencePair(pair_id=f"{q} {side}", prompt=asked(q), chosen=f"yes {side}", rejected=f"no {side}") for q, _, side in rows
+    )
+    return PreferencePairs(pairs=preference_pairs, split=tuple(name for _, name, _ in rows))
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
 
 
-def texts(found: Any) -> list[str]:
-    return [prompt.messages[-1]["content"] for prompt in found.prompts]
+def texts(prompts: Any) -> list[str]:
+    return [prompt.messages[-1]["content"] for prompt in prompts.prompts]
 
 
-def test_without_a_file_free_or_training_prompts_are_asked() -> None:
+def test_without_a_file_the_unused_or_training_prompts() -> None:
     assert texts(choose_prompts("", pairs(train=3, validation=1, test=2), limit=0, seed=0)) == ["train 0", "train 1", "train 2"]
     free = choose_prompts("", pairs(train=3, test=2, unused=2), limit=0, seed=0)
     assert texts(free) == ["unused 0", "unused 1"] and free.source == "the fit's unused prompts"
@@ -55,12 +59,12 @@ def test_without_a_file_free_or_training_prompts_are_asked() -> None:
 def test_held_out_prompts_of_a_file_are_never_asked(tmp_path: Path) -> None:
     rows = [{"prompt": q, "chosen": "a", "rejected": "b"} for q in ("new", "test 0", "validation 0", "train 0", "new")]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = choose_prompts(str(tmp_path / "p.jsonl"), pairs(train=1, validation=1, test=1), limit=0, seed=0)
-    assert texts(found) == ["new", "train 0"] and (found.n_held_out, found.n_refused) == (2, 0)
+    chosen = choose_prompts(str(tmp_path / "p.jsonl"), pairs(train=1, validation=1, test=1), limit=0, seed=0)
+    assert texts(chosen) == ["new", "train 0"] and (chosen.n_held_out, chosen.n_refused) == (2, 0)
     (tmp_path / "r.jsonl").write_text("".join(json.dumps({"prompt": q}) + "\n" for q in ("new", "test 0", "train 0", "new", "new", "")))
-    found = choose_prompts(str(tmp_path / "r.jsonl"), pairs(train=1, test=1), limit=1, seed=0)
-    counts = {"n": 1, "source": found.source, "n_refused": 1, "n_repeated": 2, "n_held_out": 1, "n_over_limit": 1}
-    assert found.counts() == counts, "6 rows are counted out"
+    chosen = choose_prompts(str(tmp_path / "r.jsonl"), pairs(train=1, test=1), limit=1, seed=0)
+    counts = {"n": 1, "source": chosen.source, "n_refused": 1, "n_repeated": 2, "n_held_out": 1, "n_over_limit": 1}
+    assert chosen.counts() == counts, "6 rows are counted out"
     (tmp_path / "q.jsonl").write_text(json.dumps(rows[1]) + "\n")
     with pytest.raises(DataError, match=r"(?s)no prompt is left.*1 in .*q.jsonl"):
         choose_prompts(str(tmp_path / "q.jsonl"), pairs(train=1, validation=1, test=1), limit=0, seed=0)
@@ -70,9 +74,9 @@ def test_a_file_of_prompts_alone(tmp_path: Path) -> None:
     lines = [{"prompt": "one", "id": "x1"}, {"prompt": [*asked("hi"), {"role": "assistant", "content": "ho"}, *asked("two")]}, {"prompt": " "}]
     lines += [{"prompt": [*asked("q"), {"role": "assistant", "content": "a"}]}, {"question": "three"}]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines) + "not JSON\n")
-    found = choose_prompts(str(tmp_path / "p.jsonl"), pairs(train=1, test=1), limit=0, seed=0)
-    assert texts(found) == ["one", "two", "three"] and found.n_refused == 3 and found.prompts[0].meta == {"id": "x1"}
-    assert len(found.prompts[1].messages) == 3
+    chosen = choose_prompts(str(tmp_path / "p.jsonl"), pairs(train=1, test=1), limit=0, seed=0)
+    assert texts(chosen) == ["one", "two", "three"] and chosen.n_refused == 3 and chosen.prompts[0].meta == {"id": "x1"}
+    assert len(chosen.prompts[1].messages) == 3
     (tmp_path / "none.jsonl").write_text('{"answer": "three"}\n')
     with pytest.raises(DataError, match="holds no prompt"):
         choose_prompts(str(tmp_path / "none.jsonl"), pairs(train=1, test=1), limit=0, seed=0)
@@ -102,7 +106,7 @@ def test_a_ledger_is_read_while_it_is_written(tmp_path: Path) -> None:
     store, config = Store(tmp_path), ALIGN_PRESETS["demo"]
     assert find_alignment(tmp_path, key_of(config)) is None and alignments(tmp_path) == []
     ledger = Ledger(tmp_path, config)
-    ledger.about(model="/models/a", judge="/models/a/controls/dense")
+    ledger.add_facts(model="/models/a", judge="/models/a/controls/dense")
     record = find_alignment(tmp_path, key_of(config))
     assert record is not None and record.config == config and record.rounds == [] and record.result is None
     assert (record.model, record.judge) == (Path("/models/a"), Path("/models/a/controls/dense"))
@@ -110,29 +114,29 @@ def test_a_ledger_is_read_while_it_is_written(tmp_path: Path) -> None:
     candidate = Candidate(candidate_id="c", prompt=asked("q"), chosen="a", rejected="b", raw=("a", "b"), meta={"n": 1})
     decision = Decision(candidate_id="c", kept=False, margin=-1.0, reason=MARGIN, latents=({"latent_id": 3},))
     counts = {"generated": 1, "parsed": 1}
-    ledger.step(0, "align-evaluation", stands(store, "align-evaluation", "e" * 64, evaluation_json={"reward": 1}))
-    ledger.step(1, "align-candidates", stands(store, "align-candidates", "c" * 64, candidates_json=[candidate.to_json()], counts_json=counts))
+    ledger.add_step(0, "align-evaluation", stands(store, "align-evaluation", "e" * 64, evaluation_json={"reward": 1}))
+    ledger.add_step(1, "align-candidates", stands(store, "align-candidates", "c" * 64, candidates_json=[candidate.to_json()], counts_json=counts))
     first, second = record.rounds
     assert first.evaluation == {"reward": 1} and second.candidates == [candidate] and second.counts == counts
     assert second.decisions == [] and second.manifest is None and second.dpo is None and not second.finished
     filtered = stands(store, "align-filter", "f" * 64, decisions_json=[decision.to_json()], counts_json={**counts, "kept": 0, "dropped": 1})
-    ledger.step(1, "align-filter", filtered)
+    ledger.add_step(1, "align-filter", filtered)
     assert record.rounds[1].counts["dropped"] == 1
-    assert [(one.candidate_id, one.margin, one.latents[0]["latent_id"]) for one in record.rounds[1].decisions] == [("c", -1.0, 3)]
-    ledger.step(1, ROUND, stands(store, ROUND, "d" * 64, round_json={"round": 1}))
+    assert [(kept.candidate_id, kept.margin, kept.latents[0]["latent_id"]) for kept in record.rounds[1].decisions] == [("c", -1.0, 3)]
+    ledger.add_step(1, ROUND, stands(store, ROUND, "d" * 64, round_json={"round": 1}))
     assert record.rounds[1].finished and record.rounds[1].manifest == {"round": 1}
-    ledger.about(alignment=stands(store, ALIGNMENT, "a" * 64, alignment_json={}))
+    ledger.add_facts(alignment=stands(store, ALIGNMENT, "a" * 64, alignment_json={}))
     assert record.result == store.folder(ALIGNMENT, "a" * 64)
 
 
-def test_what_was_removed_or_is_anothers_is_passed_over(tmp_path: Path) -> None:
+def test_removed_and_foreign_artefacts_are_left_out(tmp_path: Path) -> None:
     config = ALIGN_PRESETS["demo"]
-    Ledger(tmp_path, config).step(1, "align-filter", "f" * 64)
+    Ledger(tmp_path, config).add_step(1, "align-filter", "f" * 64)
     assert find_alignment(tmp_path, key_of(config)).rounds[0].steps == {}  # type: ignore[union-attr]
     other = tmp_path / "alignments" / "0123456789abcdef"
     other.mkdir()
     (other / LEDGER).write_text(json.dumps({"schema": 99}))
-    assert [one.key for one in alignments(tmp_path)] == [key_of(config)]
+    assert [record.key for record in alignments(tmp_path)] == [key_of(config)]
     with pytest.raises(StoreError, match="this version reads"):
         _ = find_alignment(tmp_path, other.name).rounds  # type: ignore[union-attr]
 
@@ -141,7 +145,13 @@ def test_the_key_is_of_what_changes_the_result() -> None:
     config = AlignConfig()
     assert key_of(config) == key_of(replace(config, dpo=DPOConfig(gradient_checkpointing=True)))
     assert (
-        len({key_of(one) for one in (config, replace(config, arm="none"), replace(config, rounds=1), replace(config, dpo=DPOConfig(beta=0.2)))}) == 4
+        len(
+            {
+                key_of(changed)
+                for changed in (config, replace(config, arm="none"), replace(config, rounds=1), replace(config, dpo=DPOConfig(beta=0.2)))
+            }
+        )
+        == 4
     )
 
 
@@ -157,15 +167,15 @@ def test_reading_loads_no_engine() -> None:
 
 def dropped(n: int) -> tuple[list[Candidate], list[Decision]]:
     """Candidates dropped by their margin, and one each that was kept, dropped at random and too long."""
-    made = [Candidate(candidate_id=f"c{i:03d}", prompt=asked(f"q{i}"), chosen=f"meant {i}", rejected=f"other {i}") for i in range(n + 3)]
+    candidates = [Candidate(candidate_id=f"c{i:03d}", prompt=asked(f"q{i}"), chosen=f"meant {i}", rejected=f"other {i}") for i in range(n + 3)]
     reasons = [*[MARGIN] * n, "", AT_RANDOM, "too long: 900 tokens"]
-    return made, [
-        Decision(candidate_id=one.candidate_id, kept=not reason, margin=-float(i), reason=reason)
-        for i, (one, reason) in enumerate(zip(made, reasons, strict=True))
+    return candidates, [
+        Decision(candidate_id=candidate.candidate_id, kept=not reason, margin=-float(i), reason=reason)
+        for i, (candidate, reason) in enumerate(zip(candidates, reasons, strict=True))
     ]
 
 
-def test_cases_are_pairs_dropped_by_margin_in_another_order() -> None:
+def test_cases_are_pairs_dropped_by_margin_in_drawn_order() -> None:
     candidates, decisions = dropped(40)
     every = audit.cases(1, candidates, decisions, n=99, seed=0)
     assert sorted(case.candidate_id for case in every) == [f"c{i:03d}" for i in range(40)]
@@ -177,7 +187,7 @@ def test_cases_are_pairs_dropped_by_margin_in_another_order() -> None:
         assert case.margin == -float(case.candidate_id[1:])
 
 
-def test_a_judgement_names_the_better_answer_not_the_intended() -> None:
+def test_a_verdict_compares_with_the_intended_winner() -> None:
     candidates, decisions = dropped(40)
     for case in audit.cases(1, candidates, decisions, n=40, seed=0):
         meant = "first" if case.first.startswith("meant") else "second"
@@ -187,27 +197,27 @@ def test_a_judgement_names_the_better_answer_not_the_intended() -> None:
         case.verdict("both")
 
 
-def test_judgements_are_kept_and_the_newest_counts(tmp_path: Path) -> None:
+def test_the_newest_judgement_of_each_case_counts(tmp_path: Path) -> None:
     candidates, decisions = dropped(10)
-    found = audit.cases(1, candidates, decisions, n=10, seed=0)
+    cases = audit.cases(1, candidates, decisions, n=10, seed=0)
     assert audit.judgements(tmp_path / "none") == [] and audit.agreement([]).accuracy is None
-    wrong = "first" if found[0].first_is_intended else "second"
-    audit.judge(tmp_path, found[0], wrong, by=" me ")
-    audit.judge(tmp_path, found[1], "neither")
+    wrong = "first" if cases[0].first_is_intended else "second"
+    audit.judge(tmp_path, cases[0], wrong, by=" me ")
+    audit.judge(tmp_path, cases[1], "neither")
     assert audit.judgements(tmp_path)[0].judge == "me"
     assert audit.agreement(audit.judgements(tmp_path)).accuracy == 0.5
-    audit.judge(tmp_path, found[0], "second" if wrong == "first" else "first")
-    for case in found[2:5]:
+    audit.judge(tmp_path, cases[0], "second" if wrong == "first" else "first")
+    for case in cases[2:5]:
         audit.judge(tmp_path, case, "first" if case.first_is_intended else "second")
-    audit.judge(tmp_path, found[5], "unsure")
-    said = audit.agreement(audit.judgements(tmp_path))
+    audit.judge(tmp_path, cases[5], "unsure")
+    agreement = audit.agreement(audit.judgements(tmp_path))
     low, high = proportion_confint(2, 5, method="wilson")
-    assert (said.n, said.intended, said.other, said.neither, said.unsure, said.accuracy) == (5, 3, 1, 1, 1, 0.4)
-    assert (said.low, said.high) == pytest.approx((low, high))
+    assert (agreement.n, agreement.intended, agreement.other, agreement.neither, agreement.unsure, agreement.accuracy) == (5, 3, 1, 1, 1, 0.4)
+    assert (agreement.low, agreement.high) == pytest.approx((low, high))
     assert len((tmp_path / audit.FILE).read_text().splitlines()) == 6 and [path.name for path in tmp_path.glob(".audit.jsonl-*")] == []
 
 
-def test_a_damaged_audit_says_so(tmp_path: Path) -> None:
+def test_a_damaged_audit_is_an_error(tmp_path: Path) -> None:
     (tmp_path / audit.FILE).write_text("{")
     with pytest.raises(StoreError, match="is damaged"):
         audit.judgements(tmp_path)

@@ -48,8 +48,7 @@ def read_adapter(folder: Path) -> list[tuple[str, Any]]:
 
 
 def check_tensors(adapter: Path, stored: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -> None:
-    """Compares the file's tensors with those of the adapter that its configuration describes (`expected`, as PEFT
-    loaded them).
+    """Compares the file's tensors with those that PEFT loaded by its configuration (`expected`).
 
     Raises StoreError, naming the tensors, where the two sets or their shapes differ, or a value is not finite.
     """
@@ -71,8 +70,7 @@ def check_tensors(adapter: Path, stored: Mapping[str, Any], expected: Mapping[st
 
 
 def check_base(adapter: Path, base: BackboneConfig, source: ModelSource) -> None:
-    """Raises MismatchError where the adapter names another base model than `base`; logs a warning where the two names
-    can't be compared.
+    """Raises MismatchError where the adapter names another base model; logs a warning where names can't be compared.
 
     A name is a Hub id or a folder. An existing folder is compared by its content, a folder that is gone by the last
     part of its path.

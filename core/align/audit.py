@@ -1,10 +1,11 @@
-"""Was it right to drop them? A seeded sample of the pairs that a reward model dropped, judged by a person who does not see which answer was to win.
+"""The audit of the filter: a person judges a seeded sample of dropped pairs, blind to the intended winner.
 
-    <cache>/alignments/<key>/audit.jsonl      one line a judgement: candidate_id, verdict, judge, time_judged; the newest of a pair counts
+    <cache>/alignments/<key>/audit.jsonl   a line a judgement: candidate_id, verdict, judge, time_judged; the newest counts
 
-Each pair's two answers are shown in an order drawn by seed. The person says which is better, that neither is, or that they can't tell; the filter was
-right where the intended winner is not the better one. The agreement is that share, with its Wilson interval: a pair where no answer is better agrees,
-for DPO would have learned from a difference that is not there. Who can't tell is counted apart. Nothing heavy is imported.
+Each pair's two answers are shown in an order drawn by seed. The person judges which is better, that neither is, or is
+unsure. The filter was right where the intended winner is not the better answer. The agreement is the share of such
+pairs, with its Wilson interval; a pair without a better answer counts as agreement, since DPO would have learned from a
+difference that does not exist. Unsure judgements are counted separately.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ INTENDED, OTHER, NEITHER, UNSURE = VERDICTS = ("intended", "other", "neither", "
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A dropped pair to be judged: its answers `first` and `second`, of which `first_is_intended` tells (not the person) whose side they are on."""
+    """A dropped pair to be judged, as `first` and `second` answer. `first_is_intended` is not shown to the person."""
 
     candidate_id: str
     round: int
@@ -43,7 +44,10 @@ class Case:
     latents: Sequence[Mapping[str, Any]]
 
     def verdict(self, better: str) -> str:
-        """What `better` (`first`, `second`, `neither` or `unsure`) says of the intended winner. Raises ConfigError for anything else."""
+        """The verdict on the intended winner if `better` is `first`, `second`, `neither` or `unsure`.
+
+        Raises ConfigError for anything else.
+        """
         if better in (NEITHER, UNSURE):
             return better
         if better not in ("first", "second"):
@@ -53,7 +57,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What a person said of a case. `time_judged` in seconds since 1970."""
+    """A person's judgement of a case. `time_judged` is in seconds since 1970."""
 
     candidate_id: str
     round: int
@@ -64,9 +68,11 @@ class Judgement:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How often the person agrees with the filter: the share of n judged pairs whose intended winner is not the better answer, 95 % interval.
+    """The person's agreement with the filter, with its 95 % interval.
 
-    Where the person was `unsure`, the pair is judged and not among the n.
+    It is the share of the n judged pairs whose intended winner is not the better answer.
+
+    The n does not include `unsure` judgements.
     """
 
     accuracy: float | None
@@ -80,9 +86,12 @@ class Agreement:
 
 
 def cases(round: int, candidates: Iterable[Candidate], decisions: Iterable[Decision], *, n: int, seed: int) -> list[Case]:
-    """At most n of a round's pairs that were dropped by their margin, in an order drawn by seed: a longer sample begins with the shorter one."""
-    by_id = {one.candidate_id: one for one in candidates}
-    dropped = sorted((one for one in decisions if one.reason == MARGIN), key=lambda one: one.candidate_id)
+    """At most n of a round's pairs that were dropped by their margin, in an order drawn by seed.
+
+    A larger sample begins with the smaller one.
+    """
+    by_id = {candidate.candidate_id: candidate for candidate in candidates}
+    dropped = sorted((decision for decision in decisions if decision.reason == MARGIN), key=lambda decision: decision.candidate_id)
     rng = np.random.default_rng([seed, round])
     order, sides = rng.permutation(len(dropped)), rng.integers(2, size=len(dropped))
     return [_case(round, by_id[dropped[int(i)].candidate_id], dropped[int(i)], bool(sides[i])) for i in order[:n]]
@@ -103,32 +112,35 @@ def _case(round: int, candidate: Candidate, decision: Decision, intended_first: 
 
 
 def judge(folder: Path, case: Case, better: str, *, by: str = "") -> Judgement:
-    """Keeps what a person said of a case in the alignment's folder, in place of what was said of it before. Raises ConfigError as `Case.verdict`."""
-    said = Judgement(candidate_id=case.candidate_id, round=case.round, verdict=case.verdict(better), judge=by.strip(), time_judged=time.time())
+    """Keeps a judgement of a case in the alignment's folder, replacing an earlier one.
+
+    Raises ConfigError as `Case.verdict`.
+    """
+    new = Judgement(candidate_id=case.candidate_id, round=case.round, verdict=case.verdict(better), judge=by.strip(), time_judged=time.time())
     folder.mkdir(parents=True, exist_ok=True)
     with make_lock(folder / ".audit.lock"):
-        kept = [one for one in judgements(folder) if (one.round, one.candidate_id) != (said.round, said.candidate_id)]
-        write_json_lines(folder / FILE, [asdict(one) for one in (*kept, said)])
-    return said
+        others = [old for old in judgements(folder) if (old.round, old.candidate_id) != (new.round, new.candidate_id)]
+        write_json_lines(folder / FILE, [asdict(judgement) for judgement in (*others, new)])
+    return new
 
 
 def judgements(folder: Path) -> list[Judgement]:
-    """Everything that was said, the newest of each pair, oldest first. Raises StoreError for a damaged file."""
+    """The newest judgement of each pair, oldest first. Raises StoreError for a damaged file."""
     path = folder / FILE
     if not path.is_file():
         return []
     try:
-        found = [Judgement(**row) for row in read_json_lines(path)]
+        rows = [Judgement(**row) for row in read_json_lines(path)]
     except (StoreError, TypeError) as error:
         raise StoreError(f"{path} is damaged", expected="one judgement a line", found=str(error), remedy="mend or remove the file") from error
-    return list({(one.round, one.candidate_id): one for one in found if one.verdict in VERDICTS}.values())
+    return list({(row.round, row.candidate_id): row for row in rows if row.verdict in VERDICTS}.values())
 
 
-def agreement(found: Iterable[Judgement]) -> Agreement:
-    """The running agreement of these judgements with the filter."""
+def agreement(judged: Iterable[Judgement]) -> Agreement:
+    """The agreement of these judgements with the filter."""
     counts = dict.fromkeys(VERDICTS, 0)
-    for one in found:
-        counts[one.verdict] += 1
+    for judgement in judged:
+        counts[judgement.verdict] += 1
     n, right = sum(counts.values()) - counts[UNSURE], counts[OTHER] + counts[NEITHER]
     low, high = wilson(right, n)
     return Agreement(accuracy=right / n if n else None, low=low, high=high, n=n, **counts)

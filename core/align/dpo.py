@@ -93,7 +93,7 @@ def train_dpo(
     out: Path,
     progress: Progress = no_progress,
 ) -> DPOOutcome:
-    """Trains the policy `base` + `adapter` (None: a new one) and writes the best epoch's adapter, as PEFT does, to `out`.
+    """Trains the policy `base` + `adapter` (None: a new one) and writes the best epoch's adapter to `out`.
 
     Raises DataError if no pair can be used, MismatchError if the adapter does not fit the configuration, BackboneError
     if the model can't be loaded, no parameter can be trained, a loss is not finite or the adapter is unchanged after

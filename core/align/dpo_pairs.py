@@ -1,5 +1,4 @@
-"""Preference pairs as the tokens that DPO reads: the plain prompt and both answers, rendered by the project's chat
-template.
+"""Preference pairs as the tokens that DPO reads, rendered by the project's chat template.
 
 An answer's tokens are those of its text and of the end of turn behind it, so the policy also learns where to stop;
 white space that the template adds after that is left out. A pair that can't be used whole is refused with a reason; it
@@ -47,9 +46,7 @@ class EncodedPair:
 
 
 def encode_pairs(pairs: Sequence[PreferencePair], backbone: Backbone, max_length: int) -> tuple[list[EncodedPair], dict[str, str]]:
-    """The pairs that DPO can train on, in order, and by pair id the reason why each other pair is refused (the chat
-    template may refuse it too).
-    """
+    """The pairs that DPO can train on, in order, and pair id -> reason of the refused ones."""
     dialogues = [dialogue for pair in pairs for dialogue in _dialogues(pair)]
     rendered = backbone.render_all(dialogues)
     encoded, refused = list[EncodedPair](), dict[str, str]()

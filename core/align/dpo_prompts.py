@@ -25,8 +25,9 @@ PER_TOKEN = ("log_probs", "entropy", "mean_logits", "is_top1")  # fields by answ
 
 
 def can_share_prompts(model: Any) -> bool:
-    """Whether a language model's output depends on positions and mask alone: rotary attention, no recurrent state, no
-    loss over experts.
+    """Whether a language model's output depends on positions and mask alone.
+
+    That means rotary attention, no recurrent state and no loss over experts.
     """
     config = model.config.get_text_config()
     return bool(
@@ -39,8 +40,9 @@ def can_share_prompts(model: Any) -> bool:
 
 
 def share_prompts(model: Any) -> Callable[..., Any]:
-    """Wraps `model` so that it computes each prompt once when TRL calls it with chosen above rejected sequences [2b, t]
-    and a fused head.
+    """Wraps `model` so that it computes each prompt once.
+
+    TRL calls it with chosen above rejected sequences [2b, t] and a fused head.
 
     The wrapper returns the fields of `PER_TOKEN`, each [2b, t - 1], zero where there is no label.
     """

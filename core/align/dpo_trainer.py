@@ -55,8 +55,9 @@ LOGGED = {
 
 
 def new_trainer(backbone: Backbone, start: Mapping[str, torch.Tensor] | None, pairs: Sequence[EncodedPair], config: DPOConfig, scratch: str) -> Any:
-    """A DPOTrainer over the base model with a new adapter that holds `start`'s tensors, if given; its rows hold the
-    reference's log-probabilities.
+    """A DPOTrainer over the base model with a new adapter, or with `start`'s tensors in it.
+
+    Its rows hold the reference's log-probabilities.
 
     Raises ConfigError for an impossible batch size, MismatchError if `start` has another rank or other layers,
     BackboneError if no parameter would be trained.
@@ -169,8 +170,7 @@ def sequence_logprobs(trainer: Any, pairs: Sequence[EncodedPair], *, bare: bool)
 
 @dataclass(kw_only=True)
 class TrainingMonitor:
-    """Collects what is reported of a training: a row for each step, the `validate` figures of each epoch, and the best
-    epoch's adapter tensors.
+    """Collects a training's curve (a row for each step), each epoch's figures, and the best epoch's adapter.
 
     `n` in a step's row is the number of pairs behind its figures: `batch_size`, or what is left of the epoch's
     `n_pairs`.
@@ -215,8 +215,10 @@ class TrainingMonitor:
         self.progress(STEP, step, total, loss=row["loss"])
 
     def end_epoch(self, trainer: Any, epoch: int) -> None:
-        """Validates an epoch and keeps the best: highest validation accuracy, then lowest validation loss; without
-        validation pairs the last epoch.
+        """Validates an epoch and keeps the adapter of the best one so far.
+
+        The best has the highest validation accuracy, then the lowest validation loss; without validation pairs it is
+        the last.
         """
         figures = {"epoch": epoch, **self.validate(trainer)}
         self.epochs.append(figures)

@@ -1,9 +1,10 @@
-"""Answers from an OpenAI-compatible server (`POST /chat/completions`): vLLM, SGLang, TGI, `transformers serve`, here or elsewhere.
+"""Answers from an OpenAI-compatible server (`POST /chat/completions`): vLLM, SGLang, TGI, `transformers serve`.
 
-One request an answer, several at a time, each with a seed of its own; the server applies its model's chat template. What comes back is not
-trusted: it is limited in size and taken as text. Every answer is kept the moment it is there. Where the server refuses one request (too long a
-prompt, say), that answer failed and the others go on; where it is silent, overloaded or makes no sense, the call ends with an error, and the same
-call asks only for what is missing. The key comes from the environment alone (SPARSERM_ENDPOINT_KEY).
+Each answer is one request with a separate seed; several requests run at a time, and the server applies its model's chat
+template. Responses are not trusted: their size is limited and they are only read as text. Every answer is kept as soon
+as it arrives. Where the server refuses one request (because the prompt is too long, say), that answer has failed and
+the others go on. Where it is silent, overloaded or answers nonsense, the call ends with an error, and the same call
+again asks only for the missing answers. The key comes from the environment alone (SPARSERM_ENDPOINT_KEY).
 """
 
 from __future__ import annotations
@@ -27,55 +28,62 @@ from core.data.http import KEY, Http, HttpError
 from core.errors import ConfigError, MissingError
 from core.types import Message, Progress, no_progress, sha256_of
 
-LARGEST = 2**20  # bytes of an answer
-REFUSED = (400, 413, 422, 500)  # this request's fault, as far as the server says
-LOCKED = (401, 403, 404)  # no other request will fare better
-WARM, SEVERAL = 0.5, 4  # from such a temperature on, the draws of so many prompts can't all be alike
-LOOK_UP = 1.0  # seconds between two words to `progress` while no answer comes
+LARGEST = 2**20  # bytes of a response
+REFUSED = (400, 413, 422, 500)  # statuses by which a server refuses this request alone
+LOCKED = (401, 403, 404)  # statuses that any other request would get too
+WARM, SEVERAL = 0.5, 4  # at such a temperature or above, the samples of so many prompts can't all be equal
+POLL_SECONDS = 1.0  # between two calls of `progress` while no answer arrives
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    key: str
-    place: tuple[int, int]  # the prompt's number and the sample's
+    key: str  # of its answer in the journal
+    place: tuple[int, int]  # the numbers of the prompt and of the sample
     body: dict[str, Any]
 
 
-_Told = tuple[_Request, Generated | Exception]
+_Result = tuple[_Request, Generated | Exception]
 
 
 class EndpointGenerator:
-    """A model behind `config.endpoint`. `partial`: file in which it keeps what is written. Raises ConfigError where no model is named."""
+    """The model behind `config.endpoint`; raises ConfigError where none is named.
+
+    Answers are kept in the file `partial`, if given.
+
+    Answers are kept in the file `partial`, if given. Raises ConfigError where no model is named.
+    """
 
     def __init__(self, config: CandidatesConfig, partial: Path | None = None) -> None:
         if not config.endpoint or not config.endpoint_model:
             expected, remedy = "an OpenAI-compatible server and a model it serves", "--endpoint http://localhost:8000/v1 --endpoint-model NAME"
-            raise ConfigError("no model behind an endpoint is named", expected=expected, remedy=f"{remedy}; its key, if it needs one, in {KEY}")
+            raise ConfigError("the endpoint or its model is not named", expected=expected, remedy=f"{remedy}; its key, if it needs one, in {KEY}")
         self.config, self._journal, self._spent = config, Journal(partial), Spent()
 
     @property
     def spent(self) -> Spent:
-        """Tokens as the server counts them."""
+        """Answers, tokens (as the server counts them) and seconds so far."""
         return self._spent
 
     def generate(self, prompts: Sequence[Sequence[Message]], n: int, *, progress: Progress = no_progress) -> list[list[Generated]]:
-        """`n` answers to each prompt. Raises MissingError where the server gave out; the answers so far are kept."""
+        """`n` answers to each prompt. Raises MissingError where the server fails; the answers so far are kept."""
         requests = [self._request(prompt, i, sample) for i, prompt in enumerate(prompts) for sample in range(n)]
-        missing = list({one.key: one for one in requests if one.key not in self._journal.answers}.values())
+        missing = list({request.key: request for request in requests if request.key not in self._journal.answers}.values())
         refused = self._ask_all(missing, len(requests), progress) if missing else {}
-        found = {one.place: self._journal.answers.get(one.key) or refused[one.key] for one in requests}
-        answers = [[found[i, sample] for sample in range(n)] for i in range(len(prompts))]
+        by_place = {request.place: self._journal.answers.get(request.key) or refused[request.key] for request in requests}
+        answers = [[by_place[i, sample] for sample in range(n)] for i in range(len(prompts))]
         self._check_draws(answers)
         return answers
 
     def _check_draws(self, answers: Sequence[Sequence[Generated]]) -> None:
-        """Raises MissingError where no two draws of any prompt differ: `transformers serve` ignores a temperature if the model's files don't say
-        `do_sample`, and then n samples are one."""
-        draws = [{one.text for one in row} for row in answers if sum(bool(one.text) for one in row) > 1]
+        """Raises MissingError where the samples of every prompt are equal, which means that the server does not sample.
+
+        `transformers serve` ignores the temperature unless the model's generation_config.json sets `do_sample`.
+        """
+        draws = [{answer.text for answer in row} for row in answers if sum(bool(answer.text) for answer in row) > 1]
         if self.config.temperature >= WARM and len(draws) >= SEVERAL and all(len(texts) == 1 for texts in draws):
-            self._journal.forget()  # a server that draws is to be asked anew
+            self._journal.forget()  # so that the next call asks for all answers again
             raise MissingError(
-                "the endpoint answers every draw alike, so it does not sample",
+                "the endpoint answers every sample of a prompt alike, so it does not sample",
                 expected=f"answers drawn at temperature {self.config.temperature}",
                 found=f"{len(answers[0])} equal answers to each prompt",
                 remedy="let it sample (transformers serve: do_sample true in the model's generation_config.json)",
@@ -83,23 +91,26 @@ class EndpointGenerator:
 
     def _request(self, prompt: Sequence[Message], number: int, sample: int) -> _Request:
         config = self.config
-        asked = {"model": config.endpoint_model, "messages": list(prompt), "max_tokens": config.max_new_tokens, "temperature": config.temperature}
-        body = {**asked, "top_p": config.top_p, "seed": int(sha256_of([config.seed, asked, sample])[:7], 16)}
+        content = {"model": config.endpoint_model, "messages": list(prompt), "max_tokens": config.max_new_tokens, "temperature": config.temperature}
+        body = {**content, "top_p": config.top_p, "seed": int(sha256_of([config.seed, content, sample])[:7], 16)}
         return _Request(key=sha256_of([config.endpoint, body])[:32], place=(number, sample), body=body)
 
     def _ask_all(self, missing: Sequence[_Request], total: int, progress: Progress) -> dict[str, Generated]:
-        """Asks for what is missing and puts it into the journal; returns what the server refused to answer."""
+        """Requests the missing answers and adds them to the journal; returns the refused ones by key.
+
+        Raises MissingError where all requests are refused, or the server fails.
+        """
         refused: dict[str, Generated] = {}
         failed: list[HttpError] = []
-        done, in_a_row, began = total - len(missing), 0, time.perf_counter()
+        done, errors_in_a_row, began = total - len(missing), 0, time.perf_counter()
 
-        def tell() -> None:
+        def report() -> None:
             progress(STEP, done, total, failed=len(refused) + len(failed))
 
-        with closing(self._answers(missing, tell)) as answers:
+        with closing(self._answers(missing, report)) as answers:
             for request, answer in answers:
                 done += 1
-                in_a_row = in_a_row + 1 if isinstance(answer, HttpError) else 0
+                errors_in_a_row = errors_in_a_row + 1 if isinstance(answer, HttpError) else 0
                 if isinstance(answer, Generated):
                     self._journal.add([(request.key, answer)])
                     self._spent += Spent(answers=1, tokens=answer.n_tokens)
@@ -107,27 +118,30 @@ class EndpointGenerator:
                     refused[request.key] = Generated(text="", n_tokens=0, finished=False, failed=str(answer))
                 else:
                     failed.append(answer)
-                    if answer.status in LOCKED or in_a_row >= self.config.concurrency:
+                    if answer.status in LOCKED or errors_in_a_row >= self.config.concurrency:
                         break
         self._spent += Spent(seconds=time.perf_counter() - began)
-        tell()
+        report()
         if failed or len(refused) == len(missing):
-            said = str(failed[0]) if failed else next(iter(refused.values())).failed
-            kept = sum(one.key in self._journal.answers for one in missing) + total - len(missing)
-            raise _gave_out(said, f"{kept} of {total} answers are there", kept=self._journal.path is not None)
+            reason = str(failed[0]) if failed else next(iter(refused.values())).failed
+            n_kept = sum(request.key in self._journal.answers for request in missing) + total - len(missing)
+            raise _failure(reason, f"{n_kept} of {total} answers are there", kept=self._journal.path is not None)
         return refused
 
-    def _answers(self, missing: Sequence[_Request], tell: Callable[[], None]) -> Generator[tuple[_Request, Generated | HttpError], None, None]:
-        """Answers and failures as they come, from threads that nobody has to wait for; a next request goes out when its answer is asked for."""
-        left, found, waiting = SimpleQueue[_Request | None](), SimpleQueue[_Told](), iter(missing)
+    def _answers(self, missing: Sequence[_Request], report: Callable[[], None]) -> Generator[tuple[_Request, Generated | HttpError], None, None]:
+        """Answers and errors as they arrive, from daemon threads.
+
+        A thread gets its next request when the consumer takes its answer.
+        """
+        left, results, waiting = SimpleQueue[_Request | None](), SimpleQueue[_Result](), iter(missing)
         config, workers = self.config, min(self.config.concurrency, len(missing))
         with Http(config.endpoint, key=os.environ.get(KEY, ""), plain=True, timeout=config.endpoint_timeout) as http:
             for _ in range(workers):
                 left.put(next(waiting))
-                threading.Thread(target=_work, args=(http, left, found), daemon=True).start()
+                threading.Thread(target=_work, args=(http, left, results), daemon=True).start()
             try:
                 for _ in missing:
-                    request, answer = _next(found, tell)
+                    request, answer = _next(results, report)
                     if isinstance(answer, Exception) and not isinstance(answer, HttpError):
                         raise answer
                     yield request, answer
@@ -137,45 +151,45 @@ class EndpointGenerator:
                     left.put(None)
 
 
-def _work(http: Http, left: SimpleQueue[_Request | None], found: SimpleQueue[_Told]) -> None:
-    """Asks until there is nothing to ask; what goes wrong is told to who waits."""
+def _work(http: Http, left: SimpleQueue[_Request | None], results: SimpleQueue[_Result]) -> None:
+    """A thread: sends requests until the queue gives None; exceptions are passed to the consumer."""
     while (request := left.get()) is not None:
         try:
-            found.put((request, _ask(http, request.body)))
+            results.put((request, _ask(http, request.body)))
         except Exception as error:
-            found.put((request, error))
+            results.put((request, error))
 
 
-def _next(found: SimpleQueue[_Told], tell: Callable[[], None]) -> _Told:
-    """What comes next; `tell`, which may end it all, is called now and then while nothing does."""
+def _next(results: SimpleQueue[_Result], report: Callable[[], None]) -> _Result:
+    """The next result. `report` is called before and while it is waited for, and may raise to cancel."""
     while True:
-        tell()
+        report()
         with suppress(Empty):
-            return found.get(timeout=LOOK_UP)
+            return results.get(timeout=POLL_SECONDS)
 
 
 def _ask(http: Http, body: dict[str, Any]) -> Generated:
-    """One answer. Raises HttpError; with status 0 where none came or what came can't be read."""
+    """One answer. Raises HttpError, with status 0 where no response arrived or it can't be read."""
     try:
-        said = json.loads(http.post("/chat/completions", body, largest=LARGEST))
-        choice, usage = said["choices"][0], said.get("usage")
-        text, why = choice["message"]["content"] or "", choice.get("finish_reason")
+        response = json.loads(http.post("/chat/completions", body, largest=LARGEST))
+        choice, usage = response["choices"][0], response.get("usage")
+        text, reason = choice["message"]["content"] or "", choice.get("finish_reason")
         if not isinstance(text, str):
             raise TypeError(f"content is {type(text).__name__}")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise HttpError(f"the answer can't be read, expected choices[0].message.content: {type(error).__name__}") from error
     tokens = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
     whole = text.encode("utf-8", "replace").decode().strip()  # half a surrogate pair is no text
-    if why in ("content_filter", "tool_calls", "function_call"):
-        return Generated(text=whole, n_tokens=0, finished=False, failed=f"the endpoint ended it by {why}")
-    return Generated(text=whole, n_tokens=tokens if type(tokens) is int else 0, finished=why != "length")
+    if reason in ("content_filter", "tool_calls", "function_call"):
+        return Generated(text=whole, n_tokens=0, finished=False, failed=f"the endpoint ended it by {reason}")
+    return Generated(text=whole, n_tokens=tokens if type(tokens) is int else 0, finished=reason != "length")
 
 
-def _gave_out(said: str, so_far: str, *, kept: bool) -> MissingError:
+def _failure(reason: str, so_far: str, *, kept: bool) -> MissingError:
     return MissingError(
         "the endpoint did not give all answers",
         expected="a model's answer to each request",
-        found=f"{' '.join(said.split())[:300]}; {so_far}",
+        found=f"{' '.join(reason.split())[:300]}; {so_far}",
         remedy=f"check its address (it usually ends in /v1), the model's name and {KEY}; then start again: "
         + ("only what is missing is asked for" if kept else "everything is asked for again"),
     )

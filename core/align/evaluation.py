@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from core.align.dpo_pairs import encode_pairs
 from core.align.figures import ARRAYS, MEANING, Figure, Measure, figure_of, read_measures
-from core.align.generation import Generator
+from core.align.generation import AnswerGenerator
 from core.align.logprobs import AnswerTokens, answer_logprobs, encode_answers, kl_from_base
 from core.align.mc import measure_mc, read_questions, seen_questions
 from core.align.overoptimisation import Drift, OveroptimisationWarning, drift_of, warnings_of
@@ -75,7 +75,7 @@ class PolicyEvaluation:
 def evaluate_policy(
     policy: Policy,
     pairs: PreferencePairs,
-    generator: Generator,
+    generator: AnswerGenerator,
     model: SparseRM,
     config: PolicyEvaluationConfig,
     *,
@@ -190,7 +190,7 @@ def sample_prompts(pairs: PreferencePairs, split: str, config: PolicyEvaluationC
     return [prompts[int(i)] for i in np.sort(drawn)]
 
 
-def generate_answers(generator: Generator, prompts: Sequence[Prompt], progress: Progress = no_progress) -> list[Answer]:
+def generate_answers(generator: AnswerGenerator, prompts: Sequence[Prompt], progress: Progress = no_progress) -> list[Answer]:
     """One answer to each prompt."""
     generated = generator.generate([prompt.messages for prompt in prompts], 1, progress=progress)
     return [Answer(prompt=prompt, generated=answer) for prompt, (answer,) in zip(prompts, generated, strict=True)]

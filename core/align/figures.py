@@ -52,8 +52,9 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """The mean of a measure over `n` items of `n_prompts` prompts with its 95 % interval; `difference` is that to round
-    0, None in round 0.
+    """The mean of a measure over `n` items of `n_prompts` prompts with its 95 % interval.
+
+    `difference` is the paired difference to round 0, None in round 0.
     """
 
     value: float

@@ -1,4 +1,7 @@
-"""Who writes answers: the seam between candidates and what generates them, and the local policy behind it (the other: core.align.endpoint)."""
+"""The interface by which answers are generated, and its implementation by a policy in this process.
+
+The other implementation is core.align.endpoint, for a server.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,24 @@ STEP = "generate"
 
 
 @runtime_checkable
-class Generator(Protocol):
-    """Writes `n` answers to each prompt, in the prompts' order. What can't be answered is `Generated` with `failed` set, never left out."""
+class AnswerGenerator(Protocol):
+    """Generates `n` answers to each prompt, in the prompts' order.
+
+    A failed answer is a `Generated` with `failed` set; none is left out.
+    """
 
     @property
     def spent(self) -> Spent:
-        """What was written so far: answers, tokens, seconds."""
+        """Answers, tokens and seconds so far."""
 
     def generate(self, prompts: Sequence[Sequence[Message]], n: int, *, progress: Progress = no_progress) -> list[list[Generated]]: ...
 
 
 class LocalGenerator:
-    """A policy on this machine, in batches of `config.batch_size` answers. `partial`: file in which it keeps what is written."""
+    """A policy in this process, in batches of `config.batch_size` answers.
+
+    Answers are kept in the file `partial`, if given.
+    """
 
     def __init__(self, backbone: Backbone, config: CandidatesConfig, *, partial: Path | None = None) -> None:
         sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed)

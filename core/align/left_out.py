@@ -1,8 +1,6 @@
-"""What an alignment left out between its prompts and its figures, in plain sentences: prompts, generated pairs, pairs of
-DPO, held-out pairs, answers and questions.
+"""Sentences about what an alignment left out, from its prompts to its multiple-choice questions.
 
-Read from `AlignOutcome.to_json` or `alignment.json`; nothing heavy is imported. What an older version did not count is not
-said.
+They are made from `AlignOutcome.to_json` or `alignment.json`. Counts that an older version did not write are skipped.
 """
 
 from __future__ import annotations
@@ -21,33 +19,36 @@ PROMPTS = {
 
 
 def sentences(outcome: Mapping[str, Any]) -> list[str]:
-    """Whole sentences for the foot of the tables; empty where nothing was left out."""
+    """Sentences to be printed below the tables; empty where nothing was left out."""
     rounds = outcome["rounds"]
-    every = [outcome["base"], *rounds]
-    return [*_prompts(rounds[:1]), *(line for one in rounds for line in _round(one)), *_measured(every)]
+    return [
+        *_prompts(rounds[:1]),
+        *(sentence for manifest in rounds for sentence in _round(manifest)),
+        *_measured([outcome["base"], *rounds]),
+    ]
 
 
 def _prompts(first: list[Mapping[str, Any]]) -> Iterator[str]:
-    for prompts in (one["prompts"] for one in first if "prompts" in one):
-        left = [f"{prompts[name]:,} {what}" for name, what in PROMPTS.items() if prompts.get(name)]
-        if left:
-            yield f"Prompts: {prompts['n']:,} are asked ({printable(prompts['source'])}); left out: {', '.join(left)}."
+    for prompts in (manifest["prompts"] for manifest in first if "prompts" in manifest):
+        left_out = [f"{prompts[name]:,} {what}" for name, what in PROMPTS.items() if prompts.get(name)]
+        if left_out:
+            yield f"Prompts: {prompts['n']:,} are asked ({printable(prompts['source'])}); left out: {', '.join(left_out)}."
 
 
-def _round(one: Mapping[str, Any]) -> Iterator[str]:
-    if reasons := one.get("not_parsed"):
-        yield f"Round {one['round']}: generated texts that are no pair: {_reasons(reasons)}."
-    if one.get("unread"):
-        yield f"Round {one['round']}: the reward model can't read {one['unread']:,} of {one['parsed']:,} pairs."
-    learnt = one.get("learnt_from")
+def _round(manifest: Mapping[str, Any]) -> Iterator[str]:
+    if reasons := manifest.get("not_parsed"):
+        yield f"Round {manifest['round']}: generated texts that are no pair: {_reasons(reasons)}."
+    if manifest.get("unread"):
+        yield f"Round {manifest['round']}: the reward model can't read {manifest['unread']:,} of {manifest['parsed']:,} pairs."
+    learnt = manifest.get("learnt_from")
     if learnt and learnt["refused"]:
         counts = f"{learnt['train']:,} pairs, {learnt['validation']:,} chose the epoch, {learnt['refused']:,} were refused"
-        yield f"Round {one['round']}: DPO learnt from {counts}."
+        yield f"Round {manifest['round']}: DPO learnt from {counts}."
 
 
-def _measured(every: list[Mapping[str, Any]]) -> Iterator[str]:
-    """Pairs and questions are the same in every round, answers are not."""
-    about = every[0]["evaluation"].get("about", {})
+def _measured(manifests: list[Mapping[str, Any]]) -> Iterator[str]:
+    """Pairs and questions are the same in every round, so those of the first are counted; answers differ by round."""
+    about = manifests[0]["evaluation"].get("about", {})
     for name, what in (("held_out_pairs", f"{about.get('held_out', 'held-out')} pairs"), ("validation_pairs", "validation pairs")):
         total, refused = about.get(f"{name}_of"), about.get(f"{name}_refused", 0)
         if total is not None and total > about[name]:
@@ -60,10 +61,10 @@ def _measured(every: list[Mapping[str, Any]]) -> Iterator[str]:
     if about.get("mc_refused"):
         unseen = f"{about['mc_unseen_refused']:,} of {about['mc_unseen']:,} unseen ones" if "mc_unseen_refused" in about else "unseen ones among them"
         yield f"{about['mc_refused']:,} of {about['mc_questions']:,} multiple-choice questions are too long ({unseen})."
-    for one in every:
-        figures = one["evaluation"].get("about", {})
-        if figures.get("answers_unread"):
-            yield f"Round {one['round']}: {figures['answers_unread']:,} of {figures['answers']:,} answers can't be read, so they have no reward."
+    for manifest in manifests:
+        about = manifest["evaluation"].get("about", {})
+        if about.get("answers_unread"):
+            yield f"Round {manifest['round']}: {about['answers_unread']:,} of {about['answers']:,} answers can't be read, so they have no reward."
 
 
 def _reasons(reasons: Mapping[str, int]) -> str:

@@ -108,8 +108,9 @@ def drift_of(
     deviation: Float[np.ndarray, " k"],
     top: int = TOP_DRIFTS,
 ) -> list[Drift]:
-    """The latents whose mean projection moved most, in units of `deviation` (over the training responses), the largest
-    move first.
+    """The latents whose mean projection moved most, the largest move first.
+
+    Moves are in units of `deviation`, the standard deviation over the training responses.
 
     Row i of both arrays belongs to the answer to prompt i. Rows with NaN are left out; with fewer than two rows the
     list is empty. The intervals are not corrected for the number of latents: one latent in twenty is clear of zero by
@@ -129,9 +130,7 @@ def drift_of(
 
 
 def choose_round(figures: Sequence[Mapping[str, Any]]) -> int:
-    """The number of the round that `CHOICE` takes, from the figures of rounds 0, 1, ...; without validation pairs the
-    last round.
-    """
+    """The round that `CHOICE` takes, from the figures of rounds 0, 1, ...; without validation pairs the last."""
     accuracy = [by_name["validation_accuracy"].value if "validation_accuracy" in by_name else None for by_name in figures]
     if any(value is None for value in accuracy):
         return len(figures) - 1

@@ -1,7 +1,8 @@
-"""Named configurations for `sparserm align --preset NAME`: those of `fit` (core.backbone.presets) with a policy beside, and `demo`.
+"""Named configurations for `sparserm align --preset NAME`: those of `fit` with a policy, and `demo`.
 
-The paper's: 5 rounds, 3 epochs, beta 0.1, LoRA (METHOD.md section 5); everything else is our choice, for `tiny` and `demo` the size above all:
-`tiny` runs two rounds of a random toy model in seconds, `demo` two rounds of the embedded model in minutes on two cores.
+5 rounds, 3 epochs, beta 0.1 and LoRA are the paper's (METHOD.md section 5); everything else is this project's choice.
+   `tiny` runs two rounds of a random toy model in seconds, `demo` two rounds of the embedded model in minutes on two
+   cores.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from core.config import AlignConfig, CandidatesConfig, DPOConfig, PolicyEvaluati
 from core.errors import ConfigError
 
 DEMO, TINY = "demo", "tiny"
-# On GPUs, where a model of billions of weights trains in bfloat16 or not at all.
+# For models of billions of weights, which fit on a GPU for training only in bfloat16.
 LARGE: Mapping[str, Any] = {
     "prompts_limit": 2000,
     "dpo": DPOConfig(dtype="bfloat16", gradient_checkpointing=True),
@@ -28,7 +29,8 @@ ALIGN_PRESETS: Mapping[str, AlignConfig] = {
         fit=PRESETS["smollm2-135m"],
         prompts_limit=48,
         rounds=2,
-        # So small a model writes near gibberish at temperature 1, and the nine steps of its rounds moved nothing at the default rate.
+        # So small a model writes almost nonsense at temperature 1, and at the default rate its nine steps a round
+        # change nothing.
         candidates=CandidatesConfig(max_new_tokens=48, temperature=0.7),
         dpo=DPOConfig(lr=5e-4, dtype="auto"),
         evaluation=PolicyEvaluationConfig(pairs=40, prompts=16, max_new_tokens=48),
@@ -36,7 +38,7 @@ ALIGN_PRESETS: Mapping[str, AlignConfig] = {
     TINY: AlignConfig(
         fit=PRESETS[TINY],
         rounds=2,
-        # A random model hardly ever ends a sentence, so it is given many tokens to do so.
+        # A random model rarely ends a sentence, so it gets many tokens.
         candidates=CandidatesConfig(per_prompt=2, max_new_tokens=200, batch_size=48),
         dpo=DPOConfig(lr=1e-3),
         evaluation=PolicyEvaluationConfig(pairs=40, prompts=24, max_new_tokens=200),

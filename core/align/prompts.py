@@ -1,6 +1,7 @@
-"""What the policy is asked in every round: prompts of a file, or those that the fit kept free for this or trained on.
+"""The prompts that the policy answers in every round: those of a file, or the fit's unused or training prompts.
 
-A prompt that is held out for the evaluation (validation or test pairs of the reward model) is never trained on: it is left out, and counted.
+A prompt that is held out for the evaluation (of the reward model's validation or test pairs) is never trained on: it is
+left out, and counted.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSet:
-    """The prompts of a round, each once; `source` says where they are from.
+    """The distinct prompts of a round; `source` is the name of their file or split.
 
-    Not among them: `n_refused` rows that hold no prompt that can be asked, `n_repeated` prompts that stand before already, `n_held_out` that the
-    evaluation is measured on, and `n_over_limit` that the limit leaves out.
+    Left out and counted: `n_refused` rows without a usable prompt, `n_repeated` repeated prompts, `n_held_out` prompts
+    that the evaluation is measured on, and `n_over_limit` prompts beyond the limit.
     """
 
     prompts: tuple[Prompt, ...]
@@ -47,25 +48,23 @@ class PromptSet:
     n_over_limit: int = 0
 
     def counts(self) -> dict[str, Any]:
-        """How many there are, from where, and how many are not among them."""
+        """The number of prompts, their source, and the counts of those left out."""
         names = ("source", "n_refused", "n_repeated", "n_held_out", "n_over_limit")
         return {"n": len(self.prompts), **{name: getattr(self, name) for name in names}}
 
 
 def choose_prompts(path: str, pairs: PreferencePairs, *, limit: int, seed: int, progress: Progress = no_progress) -> PromptSet:
-    """The prompts of the file `path`, or (empty) those of `pairs` that are for DPO; at most `limit` of them (0: all), drawn by seed, in their order.
+    """The prompts of the file `path`, or for an empty path those of `pairs` that are meant for DPO.
 
-    Raises DataError where none is left.
+    At most `limit` of them (0: all) are drawn by seed; they keep their order. Raises DataError where none is left.
     """
     every, source, refused = _of_file(path, progress) if path else _of_pairs(pairs)
     distinct = _distinct(every)
     held_out = {pair.prompt_id for pair, split in zip(pairs, pairs.split, strict=True) if split in HELD_OUT}
     free = [prompt for prompt in distinct if prompt.prompt_id not in held_out]
     if not free:
-        said = "no prompt is left to align on"
-        raise DataError(
-            said, expected="prompts that are not held out for the evaluation", found=f"{len(distinct)} in {source}", remedy="--prompts FILE"
-        )
+        problem, expected = "no prompt is left to align on", "prompts that are not held out for the evaluation"
+        raise DataError(problem, expected=expected, found=f"{len(distinct)} in {source}", remedy="--prompts FILE")
     drawn = np.sort(np.random.default_rng(seed).permutation(len(free))[: limit or len(free)])
     return PromptSet(
         prompts=tuple(free[int(i)] for i in drawn),
@@ -78,15 +77,19 @@ def choose_prompts(path: str, pairs: PreferencePairs, *, limit: int, seed: int, 
 
 
 def _of_pairs(pairs: PreferencePairs) -> tuple[list[Prompt], str, int]:
-    """The prompts that the paper's protocols keep free for DPO, else those that the reward model was trained on."""
-    split = UNUSED if UNUSED in pairs.split else "train"
-    ours = (Prompt(messages=pair.prompt) for pair, own in zip(pairs, pairs.split, strict=True) if own == split)
-    return _distinct(ours), f"the fit's {split} prompts", 0  # pairs of one prompt repeat it by their nature: that is no loss
+    """The prompts that the paper's protocols reserve for DPO, or else those that the reward model was trained on."""
+    source = UNUSED if UNUSED in pairs.split else "train"
+    prompts = (Prompt(messages=pair.prompt) for pair, split in zip(pairs, pairs.split, strict=True) if split == source)
+    # Several pairs share a prompt as a rule, so repeated ones are not counted as left out.
+    return _distinct(prompts), f"the fit's {source} prompts", 0
 
 
 def _of_file(path: str, progress: Progress) -> tuple[list[Prompt], str, int]:
-    """The prompts of a file's rows in order, its name, and how many rows have none that can be asked. Each row is told by its own columns: a pair
-    of any format gives its prompt (pairs that share one give it once), any other row what its prompt columns ask."""
+    """The prompts of a file's rows in order, the file's name, and the number of rows without a usable prompt.
+
+    Rows may differ in kind: a preference pair of any format gives its prompt (pairs that share a prompt give it once),
+    any other row the text of its prompt columns.
+    """
     config = DataConfig(pairs=path)
     reader = PairReader(config)
     by_row: dict[int, list[Prompt]] = {}
@@ -115,7 +118,7 @@ def _of_file(path: str, progress: Progress) -> tuple[list[Prompt], str, int]:
             f"{path} holds no prompt",
             expected="preference pairs, or rows with `prompt` (question, instruction, messages ...)",
             found=f"{n_rows:,} rows without" + (f": {shown}" if shown else ""),
-            remedy="name the column that holds it prompt",
+            remedy="name the prompts' column `prompt`",
         )
     if shown:
         log.warning("%d of %d rows of %s have no prompt that can be asked: %s", sum(reasons.values()), n_rows, path, shown)
@@ -125,7 +128,7 @@ def _of_file(path: str, progress: Progress) -> tuple[list[Prompt], str, int]:
 
 
 def _prompt(row: Row) -> Prompt:
-    """A row's prompt. Raises Refused where it has none that can be asked."""
+    """A row's prompt. Raises Refused where it has no usable one."""
     values, _ = unpack_row(row.values)
     check_media(values)
     messages = asked(values, DataConfig())
@@ -136,8 +139,8 @@ def _prompt(row: Row) -> Prompt:
 
 
 def _distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
-    """Each prompt once, where it first stands."""
-    found: dict[str, Prompt] = {}
+    """Each prompt once, at its first place."""
+    by_id: dict[str, Prompt] = {}
     for prompt in prompts:
-        found.setdefault(prompt.prompt_id, prompt)
-    return list(found.values())
+        by_id.setdefault(prompt.prompt_id, prompt)
+    return list(by_id.values())

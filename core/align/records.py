@@ -1,10 +1,11 @@
-"""Alignments on disk, running and finished, as a page or a terminal reads them: no engine is loaded.
+"""Alignments on disk, running and finished, as pages and terminals read them; neither torch nor a model is loaded.
 
-    <cache>/alignments/<key>/ledger.json    which artefacts belong to which round, written anew after every step
-    <cache>/alignments/<key>/audit.jsonl    what people said of dropped pairs (core.align.audit)
-    <cache>/artefacts/align-*/              the steps' artefacts: what is in them says core.align.steps
+    <cache>/alignments/<key>/ledger.json    which artefacts belong to which round, written again after every step
+    <cache>/alignments/<key>/audit.jsonl    people's judgements of dropped pairs (core.align.audit)
+    <cache>/artefacts/align-*/              the steps' artefacts; core.align.steps lists their files
 
-The key is a hash over the completed config: a run and its resumption have the same, and a page finds a run's alignment by `key_of(run.resolved())`.
+The key is a hash over the completed config, so a run and its resumption have the same key, and a page finds the
+alignment of a run by `key_of(run.resolved())`.
 """
 
 from __future__ import annotations
@@ -42,30 +43,33 @@ def key_of(config: AlignConfig) -> str:
 
 
 class Ledger:
-    """The writer of an alignment's `ledger.json`. A step is noted when its artefact stands."""
+    """Writes an alignment's `ledger.json`. A step is entered after its artefact has been published."""
 
     def __init__(self, root: Path, config: AlignConfig) -> None:
         self.folder = root / FOLDER / key_of(config)
-        self._said: dict[str, Any] = {"schema": SCHEMA, "key": key_of(config), "config": config.to_dict(), "rounds": {}, "alignment": None}
+        self._content: dict[str, Any] = {"schema": SCHEMA, "key": key_of(config), "config": config.to_dict(), "rounds": {}, "alignment": None}
 
-    def about(self, **said: Any) -> None:
-        """Notes what holds for the whole alignment: `model` and `judge`, folders of the reward models that measure and that filter."""
-        self._said |= said
+    def add_facts(self, **facts: Any) -> None:
+        """Enters `model` and `judge`, the folders of the two reward models, or `alignment`, its fingerprint."""
+        self._content |= facts
         self._write()
 
-    def step(self, round: int, step: str, fingerprint: str) -> None:
-        """Notes an artefact of a round."""
-        self._said["rounds"].setdefault(str(round), {})[step] = fingerprint
+    def add_step(self, round: int, step: str, fingerprint: str) -> None:
+        """Enters an artefact of a round."""
+        self._content["rounds"].setdefault(str(round), {})[step] = fingerprint
         self._write()
 
     def _write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / LEDGER, {**self._said, "time_written": time.time()})
+        write_json(self.folder / LEDGER, {**self._content, "time_written": time.time()})
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRecord:
-    """What is there of a round: `steps` names the folder of each artefact that stands. Round 0 is the evaluation of the base model."""
+    """A round's artefacts so far: `steps` holds the folder of each existing one.
+
+    Round 0 is the evaluation of the base model.
+    """
 
     round: int
     steps: Mapping[str, Path]
@@ -76,32 +80,32 @@ class RoundRecord:
 
     @property
     def manifest(self) -> Mapping[str, Any] | None:
-        """`round.json` (core.align.round); None before the round's end."""
+        """`round.json` (core.align.round); None until the round is finished."""
         return self._json(ROUND, "round.json")
 
     @property
     def counts(self) -> Mapping[str, Any] | None:
-        """Pairs generated, parsed, kept, dropped, and `reasons`; before the filter only the first two."""
+        """Numbers of pairs generated, parsed, kept and dropped, and `reasons`; before the filter only the first two."""
         return self._json(FILTER, "counts.json") or self._json(CANDIDATES, "counts.json")
 
     @property
     def candidates(self) -> list[Candidate]:
-        """Every generated pair, unparsed ones too; empty before they stand."""
+        """Every generated pair, including unparsed ones; empty before the step has run."""
         return [Candidate.from_json(row) for row in self._rows(CANDIDATES, "candidates.jsonl")]
 
     @property
-    def beside(self) -> list[Candidate]:
-        """Answers to training prompts that the shift is about where the prompts are others: the candidates that its points name then."""
+    def shift_candidates(self) -> list[Candidate]:
+        """Answers to training prompts, generated for the shift where the round has other prompts; else empty."""
         return [Candidate.from_json(row) for row in self._rows(CANDIDATES, "beside.jsonl")]
 
     @property
     def rewards(self) -> list[Mapping[str, Any]]:
-        """`candidate_id`, `reward_chosen`, `reward_rejected` (null: can't be read) of each parsed pair."""
+        """`candidate_id`, `reward_chosen` and `reward_rejected` (null for an unreadable text) of each parsed pair."""
         return self._rows(REWARDS, "rewards.jsonl")
 
     @property
     def decisions(self) -> list[Decision]:
-        """What the filter did with each parsed pair."""
+        """The filter's decision on each parsed pair."""
         return [Decision(**row) for row in self._rows(FILTER, "decisions.jsonl")]
 
     @property
@@ -125,7 +129,7 @@ class RoundRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentRecord:
-    """One alignment, finished or not. `rounds` is read anew whenever it is asked for."""
+    """One alignment, finished or not. Every property but `config` reads the files again."""
 
     folder: Path
 
@@ -135,29 +139,32 @@ class AlignmentRecord:
 
     @cached_property
     def config(self) -> AlignConfig:
-        """The completed config. Raises StoreError if the ledger is damaged or another version's."""
-        found: AlignConfig = from_dict(AlignConfig, self._ledger["config"])
-        return found
+        """The completed config. Raises StoreError if the ledger is damaged or has another version."""
+        config: AlignConfig = from_dict(AlignConfig, self._ledger["config"])
+        return config
 
     @property
     def model(self) -> Path | None:
-        """The reward model that measures (SparseRM), once it stands."""
-        return _path(self._ledger.get("model"))
+        """The folder of the reward model that measures; None before it exists."""
+        return self._folder("model")
 
     @property
     def judge(self) -> Path | None:
-        """The reward model that filters, or whose drops are counted; the same but for arms of another."""
-        return _path(self._ledger.get("judge"))
+        """The folder of the reward model that filters: `model`, unless the arm names another one."""
+        return self._folder("judge")
 
     @property
     def rounds(self) -> list[RoundRecord]:
-        """Every round that has begun, from 0 on. Artefacts that were removed since are left out."""
-        said = self._ledger["rounds"]
-        return [RoundRecord(round=number, steps=self._steps(said[str(number)])) for number in sorted(map(int, said))]
+        """Every round that has begun, from 0 on. Artefacts that have been removed are left out."""
+        rounds = self._ledger["rounds"]
+        return [RoundRecord(round=number, steps=self._steps(rounds[str(number)])) for number in sorted(map(int, rounds))]
 
     @property
     def result(self) -> Path | None:
-        """The finished alignment's artefact: `alignment.json`, and `adapter/` of the chosen round. None while it runs."""
+        """The finished alignment's artefact with `alignment.json` and the chosen round's `adapter/`.
+
+        None while it runs.
+        """
         fingerprint = self._ledger.get("alignment")
         folder = self._store.folder(ALIGNMENT, fingerprint) if fingerprint else None
         return folder if folder and folder.is_dir() else None
@@ -173,33 +180,33 @@ class AlignmentRecord:
 
     @property
     def _ledger(self) -> Mapping[str, Any]:
-        found = read_json(self.folder / LEDGER)
-        if found.get("schema") != SCHEMA:
+        ledger = read_json(self.folder / LEDGER)
+        if ledger.get("schema") != SCHEMA:
             raise StoreError(f"{self.folder} holds no alignment that this version reads", expected=f"{LEDGER} of schema {SCHEMA}")
-        return found
+        return ledger
 
-    def _steps(self, said: Mapping[str, str]) -> dict[str, Path]:
-        folders = {step: self._store.folder(step, fingerprint) for step, fingerprint in said.items()}
+    def _folder(self, name: str) -> Path | None:
+        path = self._ledger.get(name)
+        return Path(path) if path else None
+
+    def _steps(self, fingerprints: Mapping[str, str]) -> dict[str, Path]:
+        folders = {step: self._store.folder(step, fingerprint) for step, fingerprint in fingerprints.items()}
         return {step: folder for step, folder in folders.items() if folder.is_dir()}
 
 
 def alignments(root: Path) -> list[AlignmentRecord]:
-    """Every alignment of a cache that can be read, the one written last first."""
-    found = []
+    """Every readable alignment of a cache, the most recently written first."""
+    dated = []
     for path in (root / FOLDER).glob(f"*/{LEDGER}"):
         record = AlignmentRecord(folder=path.parent)
         try:
-            found.append((record.written, record))
-        except (StoreError, KeyError):  # another version's
+            dated.append((record.written, record))
+        except (StoreError, KeyError):  # written by another version
             continue
-    return [record for _, record in sorted(found, key=lambda one: one[0], reverse=True)]
+    return [record for _, record in sorted(dated, key=lambda pair: pair[0], reverse=True)]
 
 
 def find_alignment(root: Path, key: str) -> AlignmentRecord | None:
-    """The alignment of this key, if it has begun."""
+    """The alignment with this key; None if it has not begun."""
     folder = root / FOLDER / key
     return AlignmentRecord(folder=folder) if (folder / LEDGER).is_file() else None
-
-
-def _path(text: str | None) -> Path | None:
-    return Path(text) if text else None

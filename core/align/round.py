@@ -1,17 +1,19 @@
-"""The manifest of a round, `round.json`: what went in, what came out, how to make it again. Everything but `time_*` is the same in every run of it.
+"""The manifest of a round, `round.json`: its inputs, its results, and how to repeat it.
 
-round, arm, mode, reference      which round, what filtered, how candidates were made, what DPO was held to
-generated, parsed, kept, dropped, reasons      in pairs: kept + dropped = parsed <= generated; `reasons` of the dropped ones
-not_parsed                       why generated pairs were no pairs: reason -> how many
-unread                           parsed pairs that the reward model can't read (arm `none` keeps them)
-learnt_from                      pairs of DPO: `train`, `validation` (they choose the epoch) and those `refused` after the filter; null without DPO
-adapter_before, adapter_after    sha256 over tensors; `base` where there is no adapter
-reward_model, measured_by        kind and content hash of what filtered and of what measures
-prompts, tokens, seeds           how many, from where and how many were left out; written and trained on; all that was drawn with
-evaluation                       the policy after the round (core.align.evaluation); of round 0 the base model
-steps                            step -> fingerprint of its artefact
-stopped                          why no further round was begun; empty if none was to come, or one came
-time_seconds                     step -> seconds it took when it was computed, and their sum as `total`
+Only `time_*` differs between runs.
+
+round, arm, mode, reference     number, what filtered, how candidates were made, DPO's reference
+generated, parsed, kept, dropped, reasons     in pairs: kept + dropped = parsed <= generated; `reasons` of the dropped
+not_parsed                      reason -> number of generated texts that are no pair
+unread                          number of parsed pairs that the reward model can't read (arm `none` keeps them)
+learnt_from                     DPO's pairs: `train`, `validation` (choose the epoch), `refused` after the filter, or null
+adapter_before, adapter_after   sha256 over tensors; `base` where there is no adapter
+reward_model, measured_by       kind and content hash of the reward models that filter and that measure
+prompts, tokens, seeds          counts and source; tokens generated and trained on; the seeds of all draws
+evaluation                      the policy after the round (core.align.evaluation); in round 0 the base model
+steps                           step -> fingerprint of its artefact
+stopped                         why no further round was begun; empty if one was, or this is the last of the config
+time_seconds                    step -> seconds when it was computed, and their sum as `total`
 """
 
 from __future__ import annotations
@@ -67,14 +69,14 @@ def _learnt_from(steps: Mapping[str, Artefact]) -> dict[str, int] | None:
 
 
 def _named(work: AlignSteps, name: str, model: SparseRM) -> dict[str, Any]:
-    return {"kind": model.parts.kind, "content": work.contents[name]}
+    return {"kind": model.parts.kind, "content": work.model_hashes[name]}
 
 
 def _seeds(work: AlignSteps, round: int) -> dict[str, int]:
     config = work.config
-    own = {"candidates": config.candidates.seed, "dpo": config.dpo.seed, "random_drop": config.seed}
+    by_round = {"candidates": config.candidates.seed, "dpo": config.dpo.seed, "random_drop": config.seed}
     return {
         "prompts": config.seed,
-        **{name: round_seed(seed, round) for name, seed in own.items()},
+        **{name: round_seed(seed, round) for name, seed in by_round.items()},
         EVALUATION.removeprefix("align-"): config.evaluation.seed,
     }

@@ -1,7 +1,8 @@
-"""How a policy is asked for a better and a worse answer (METHOD.md section 5). The wording is ours: the paper's is in an appendix we have not seen.
+"""Instructions that ask a policy for a better and a worse answer (METHOD.md section 5).
 
-An instruction goes into the user's last message, so models without a system role work too: in front of it with an empty line between, or, where it
-says `{prompt}`, around it. DPO never sees an instruction: a pair's prompt stays as it was given.
+The wording is this project's; the paper's is in an appendix that was not available. An instruction goes into the user's
+last message, so models without a system role work too: before its text with an empty line between, or, where the
+instruction contains `{prompt}`, around it. DPO never reads an instruction: a pair keeps the plain prompt.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ MARKS = {"truthfulness": ("Correct answer:", "Incorrect answer:"), "safety": ("S
 
 @dataclass(frozen=True, kw_only=True)
 class Templates:
-    """Instructions of one task. `contrastive` asks for both answers, each on a line of its own behind one of `marks` (better, worse)."""
+    """Instructions of one task.
+
+    `contrastive` asks for both answers, each on its own line after one of `marks` (better, worse).
+    """
 
     positive: str
     negative: str
@@ -57,49 +61,55 @@ TEMPLATES = {
 
 
 def templates_of(config: CandidatesConfig) -> Templates:
-    """The task's instructions, own ones of the config in their place. Raises ConfigError for an own `contrastive` that names no marks."""
+    """The task's instructions, replaced by the config's where it has any.
+
+    Raises ConfigError for a `contrastive` without the marks.
+    """
     task = TEMPLATES[config.task]
-    found = replace(
+    templates = replace(
         task,
         positive=config.positive.strip() or task.positive,
         negative=config.negative.strip() or task.negative,
         contrastive=config.contrastive.strip() or task.contrastive,
     )
-    missing = [mark for mark in found.marks if not re.search(rf"\b{re.escape(mark)}", found.contrastive, re.IGNORECASE)]
+    missing = [mark for mark in templates.marks if not re.search(rf"\b{re.escape(mark)}", templates.contrastive, re.IGNORECASE)]
     if missing:
         raise ConfigError(
-            "the contrastive instruction does not say how the two answers are told apart",
-            expected=" and ".join(f'a line that begins with "{mark}"' for mark in found.marks),
+            "the contrastive instruction does not ask for the marks by which the two answers are recognised",
+            expected=" and ".join(f'a line that begins with "{mark}"' for mark in templates.marks),
             found=f"no {missing[0]!r} in it",
         )
-    return found
+    return templates
 
 
 def instructed(messages: Sequence[Message], instruction: str) -> tuple[Message, ...]:
-    """The prompt with the instruction in the user's last message. Raises DataError where no user speaks."""
+    """The prompt with the instruction in the user's last message. Raises DataError where there is no user's message."""
     places = [place for place, message in enumerate(messages) if message["role"] == "user"]
     if not places:
         raise DataError("a prompt without a user's message can't be answered under an instruction", found=", ".join(m["role"] for m in messages))
-    own = messages[places[-1]]["content"]
-    text = instruction.replace(PLACE, own) if PLACE in instruction else f"{instruction}\n\n{own}"
+    question = messages[places[-1]]["content"]
+    text = instruction.replace(PLACE, question) if PLACE in instruction else f"{instruction}\n\n{question}"
     return (*messages[: places[-1]], Message(role="user", content=text), *messages[places[-1] + 1 :])
 
 
 def parse_both(text: str, marks: tuple[str, str]) -> tuple[str, str] | str:
-    """The better and the worse answer of one text, or what is wrong with it. Each mark stands once, at the beginning of a line; order is free."""
-    found = list(_mark_pattern(marks).finditer(text))
-    said = [_plain(match["mark"]) for match in found]
+    """The better and the worse answer in one text, or the reason why it can't be parsed.
+
+    Each mark must occur once, at the beginning of a line, in either order.
+    """
+    matches = list(_mark_pattern(marks).finditer(text))
+    names = [_plain(match["mark"]) for match in matches]
     for mark in marks:
-        if said.count(_plain(mark)) != 1:
-            return f"{said.count(_plain(mark))} times {mark!r}"
-    ends = [*(match.start() for match in found[1:]), len(text)]
-    answers = {name: text[match.end() : end].strip().strip("*_").strip() for name, match, end in zip(said, found, ends, strict=True)}
+        if names.count(_plain(mark)) != 1:
+            return f"{names.count(_plain(mark))} times {mark!r}"
+    ends = [*(match.start() for match in matches[1:]), len(text)]
+    answers = {name: text[match.end() : end].strip().strip("*_").strip() for name, match, end in zip(names, matches, ends, strict=True)}
     better, worse = (answers[_plain(mark)] for mark in marks)
     return (better, worse) if better and worse else "an empty answer"
 
 
 def _mark_pattern(marks: tuple[str, str]) -> re.Pattern[str]:
-    """The marks as models write them: upper or lower case, in bold, behind a bullet or number."""
+    """The marks in the forms that models write: upper or lower case, in bold, after a bullet or number."""
     names = "|".join(r"\s+".join(map(re.escape, mark.rstrip(":").split())) for mark in marks)
     return re.compile(rf"^[ \t>#*_\-\d.)]*(?P<mark>{names})[ \t*_]*:[*_]*", re.IGNORECASE | re.MULTILINE)
 

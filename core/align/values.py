@@ -1,6 +1,7 @@
-"""What flows through a round of alignment: prompts, generated candidate pairs, and what the filter decided about each (METHOD.md section 5).
+"""Values of a round of alignment: prompts, generated candidate pairs, the filter's decisions (METHOD.md section 5).
 
-Counts are in pairs. `generated` are all candidates, `parsed` those with two usable texts; every parsed one is kept or dropped, with its reasons.
+Counts are in pairs. `generated` counts all candidates, `parsed` those with two usable texts; every parsed candidate is
+kept, or dropped with a reason.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from core.types import Message, PreferencePair, sha256_of
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What a policy is asked, without any instruction of ours. `meta` holds what the source said beside it, JSON values only."""
+    """A prompt for the policy, without the project's instructions.
+
+    `meta` holds other fields of its source, as JSON values.
+    """
 
     messages: tuple[Message, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -28,9 +32,12 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One generated pair. `chosen` is the intended winner (two_prompts, contrastive) or the higher-scored sample (best_of_n), `rejected` the other.
+    """One generated pair: `chosen` is the intended winner, `rejected` the other text.
 
-    `refused` says why it is no pair (unparsed output, nothing left to choose among) and is empty for a pair; `raw` keeps the texts as generated.
+    In best_of_n the winner is the sample with the higher reward.
+
+    `refused` is the reason why there is no pair (unparsed output, too few usable samples), empty for a pair; `raw`
+    holds the texts as generated.
     """
 
     candidate_id: str
@@ -46,7 +53,7 @@ class Candidate:
         return not self.refused
 
     def pair(self) -> PreferencePair:
-        """The candidate as DPO sees it: the plain prompt, no instruction."""
+        """The candidate as DPO reads it: the plain prompt, without an instruction."""
         return PreferencePair(pair_id=self.candidate_id, prompt=self.prompt, chosen=self.chosen, rejected=self.rejected, meta=dict(self.meta))
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +67,10 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What the filter did with a parsed candidate. `reason` is empty for a kept one; `latents` spoke most against the intended winner."""
+    """The filter's decision on a parsed candidate.
+
+    `reason` is empty for a kept one; `latents` are those that lowered its margin most.
+    """
 
     candidate_id: str
     kept: bool
@@ -69,4 +79,4 @@ class Decision:
     latents: Sequence[Mapping[str, Any]] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "latents": [dict(one) for one in self.latents]}
+        return {**vars(self), "latents": [dict(latent) for latent in self.latents]}
