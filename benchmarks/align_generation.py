@@ -1,11 +1,14 @@
-"""How fast candidates are written, by the embedded model: `python benchmarks/align_generation.py`. 48 instructed prompts, 40 tokens each.
+"""The speed of generating candidates with the embedded model: `python benchmarks/align_generation.py`.
 
-1. The plain recipe: `model.generate`, one prompt at a time, drawing with the same temperature and nucleus.
-2. Ours with batches of 1, which shows what the draw alone saves.
-3. Ours with the default batch.
-4. Ours, four samples a prompt (best_of_n), with the prompt's cache shared, and 5. the same without sharing.
+48 instructed prompts get 40 tokens each, by five arms that take turns:
 
-The arms take turns. Tokens per second, medians; the ratio is between 3 and 1. The last line is one JSON object.
+1. the plain recipe: `model.generate`, one prompt at a time, with the same temperature and nucleus;
+2. LocalGenerator with batches of 1, which shows what its sampling alone saves;
+3. LocalGenerator with the default batch size;
+4. LocalGenerator with four samples a prompt (best_of_n), which share the prompt's cache;
+5. the same without sharing.
+
+Results are medians in tokens per second; the ratio is that of arm 3 to arm 1. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -33,35 +36,35 @@ from core.types import Message
 N = 4  # samples a prompt in the arms of best_of_n
 
 
-def asked(count: int, config: CandidatesConfig) -> list[tuple[Message, ...]]:
+def instructed_prompts(count: int, config: CandidatesConfig) -> list[tuple[Message, ...]]:
     pairs, _ = load_pairs(DataConfig(pairs=str(DEMO_PAIRS)))
     prompts = list(dict.fromkeys(pair.prompt[-1]["content"] for pair in pairs))[:count]
     return [instructed([Message(role="user", content=text)], templates_of(config).positive) for text in prompts]
 
 
 def plain(backbone: Backbone, prompts: Sequence[Sequence[Message]], config: CandidatesConfig) -> tuple[int, float]:
-    """Tokens written and seconds of the plain recipe."""
+    """Generated tokens and seconds of the plain recipe."""
     tokens, began = 0, time.perf_counter()
     with quiet_transformers():
         for prompt in prompts:
             ids = torch.tensor([answer_prefix(backbone, prompt)], device=backbone.device)
-            drawn = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
-            found = backbone.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=config.max_new_tokens, **drawn)
-            tokens += found.shape[1] - ids.shape[1]
+            sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
+            output = backbone.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=config.max_new_tokens, **sampling)
+            tokens += output.shape[1] - ids.shape[1]
     return tokens, time.perf_counter() - began
 
 
-def ours(backbone: Backbone, prompts: Sequence[Sequence[Message]], config: CandidatesConfig, n: int = 1) -> tuple[int, float]:
+def local(backbone: Backbone, prompts: Sequence[Sequence[Message]], config: CandidatesConfig, n: int = 1) -> tuple[int, float]:
     generator, began = LocalGenerator(backbone, config), time.perf_counter()
     generator.generate(prompts, n)
     return generator.spent.tokens, time.perf_counter() - began
 
 
 def unshared(backbone: Backbone, prompts: Sequence[Sequence[Message]], config: CandidatesConfig, n: int) -> tuple[int, float]:
-    """As `ours`, but every sample reads its prompt by itself."""
+    """Like `local`, but the prompt is computed again for every sample."""
     shared, generation.shared_cache = generation.shared_cache, lambda *_: None
     try:
-        return ours(backbone, prompts, config, n)
+        return local(backbone, prompts, config, n)
     finally:
         generation.shared_cache = shared
 
@@ -74,15 +77,15 @@ def main() -> None:
     options = parser.parse_args()
     config = CandidatesConfig(max_new_tokens=options.tokens)
     backbone = load_backbone(BackboneConfig(dtype=options.dtype))
-    prompts = asked(options.prompts, config)
+    prompts = instructed_prompts(options.prompts, config)
     arms: dict[str, Callable[[], tuple[int, float]]] = {
         "plain_batch_1": lambda: plain(backbone, prompts, config),
-        "ours_batch_1": lambda: ours(backbone, prompts, replace(config, batch_size=1)),
-        f"ours_batch_{config.batch_size}": lambda: ours(backbone, prompts, config),
-        f"best_of_{N}_shared": lambda: ours(backbone, prompts, config, N),
+        "ours_batch_1": lambda: local(backbone, prompts, replace(config, batch_size=1)),
+        f"ours_batch_{config.batch_size}": lambda: local(backbone, prompts, config),
+        f"best_of_{N}_shared": lambda: local(backbone, prompts, config, N),
         f"best_of_{N}_unshared": lambda: unshared(backbone, prompts, config, N),
     }
-    ours(backbone, prompts[:4], replace(config, max_new_tokens=4))  # warm up
+    local(backbone, prompts[:4], replace(config, max_new_tokens=4))  # warm up
     rates: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(options.turns):
         for name, arm in arms.items():
@@ -94,7 +97,7 @@ def main() -> None:
 
 def report(rates: dict[str, list[float]], batched: str, about: dict[str, object]) -> None:
     median = {name: statistics.median(values) for name, values in rates.items()}
-    ratios = [mine / other for mine, other in zip(rates[batched], rates["plain_batch_1"], strict=True)]
+    ratios = [rate / plain_rate for rate, plain_rate in zip(rates[batched], rates["plain_batch_1"], strict=True)]
     ratio = median[batched] / median["plain_batch_1"]
     print(f"\n{batched} against plain_batch_1: {ratio:.1f} times ({min(ratios):.1f} to {max(ratios):.1f} over {len(ratios)} turns)")
     print(json.dumps({**about, "tokens_per_second": median, "ratio": ratio, "ratio_lowest": min(ratios), "ratio_highest": max(ratios)}))

@@ -1,11 +1,11 @@
-"""How long explaining takes with a warm model: `python benchmarks/explain.py MODEL`, the folder of a reward model with its known responses.
+"""The time of explaining with a loaded model: `python benchmarks/explain.py MODEL`, a reward model's folder with texts.
 
-1. A held-out pair explained, as it is and with a response of 200 tokens.
-2. A word changed in the middle of a response of 200 tokens: the edit, which takes over what comes before it, against reading all of it again; and how
-   far the rewards of the two lie apart, as a share of the reward's standard deviation.
-3. Token views, deletions, gradient; latents switched off.
+1. Explaining a held-out pair, and a pair with responses of 200 tokens.
+2. Changing a word in the middle of a response of 200 tokens: an edit, which keeps the states before the word, against
+   computing the whole text again; and the difference of the two rewards as a share of the reward's standard deviation.
+3. Token views, deletions, gradient; switching latents off.
 
-The arms of 2 take turns. Medians. The last line is one JSON object.
+The two arms of 2 take turns. Results are medians; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ TOKENS, REPETITIONS = 200, 9
 PROMPT = "Tell me some facts."
 
 
-def seconds(what: Callable[[], Any]) -> float:
+def seconds(action: Callable[[], Any]) -> float:
     started = time.perf_counter()
-    what()
+    action()
     return time.perf_counter() - started
 
 
@@ -41,7 +41,8 @@ def main(folder: str) -> None:
         raise SystemExit("this reward model keeps no texts; fit it again")
     pairs = [known.pairs[int(number)] for number in known.held_out_pairs]
     explainer.explain_pair(pairs[-1])  # loads model and SAE
-    warm = [seconds(lambda pair=pair: explainer.explain_pair(pair)) for pair in pairs[:REPETITIONS]]  # type: ignore[misc]
+    # Type: ignore[misc].
+    warm = [seconds(lambda pair=pair: explainer.explain_pair(pair)) for pair in pairs[:REPETITIONS]]
 
     tokenizer = explainer.backbone.tokenizer
     text = tokenizer.decode(tokenizer(" ".join(pair.chosen for pair in pairs))["input_ids"][:TOKENS])
@@ -52,12 +53,12 @@ def main(folder: str) -> None:
     for word in ("never", "always", "banana", "seldom", "today", "and", "so", "nine", "Paris")[:REPETITIONS]:
         changed = " ".join([*words[: len(words) // 2], word, *words[len(words) // 2 + 1 :]])
         explainer._readings.clear()
-        root, found = explainer.edit(PROMPT, text), []
-        edits.append(seconds(lambda: found.append(explainer.edit(PROMPT, changed, root))))  # noqa: B023
+        root, edited = explainer.edit(PROMPT, text), []
+        edits.append(seconds(lambda: edited.append(explainer.edit(PROMPT, changed, root))))  # noqa: B023
         explainer._readings.clear()
-        full.append(seconds(lambda: found.append(explainer.edit(PROMPT, changed))))  # noqa: B023
-        apart.append((found[0].explanation.reward - found[1].explanation.reward) / rewards.std())
-        share = found[0].n_computed / found[0].n_tokens
+        full.append(seconds(lambda: edited.append(explainer.edit(PROMPT, changed))))  # noqa: B023
+        apart.append((edited[0].explanation.reward - edited[1].explanation.reward) / rewards.std())
+        share = edited[0].n_computed / edited[0].n_tokens
     explainer._readings.clear()
     board = Switchboard(explainer.parts, known)
     ids = explainer.builder.latent_ids.tolist()
@@ -73,7 +74,8 @@ def main(folder: str) -> None:
         "edit_vs_full": statistics.median(full) / statistics.median(edits),
         "edit_tokens_computed": share,
         "edit_apart_rms": float(np.sqrt(np.mean(np.square(apart)))),
-        "switch_off": statistics.median([seconds(lambda n=n: board.off(ids[n : n + 3])) for n in range(REPETITIONS)]),  # type: ignore[misc]
+        # Type: ignore[misc].
+        "switch_off": statistics.median([seconds(lambda n=n: board.off(ids[n : n + 3])) for n in range(REPETITIONS)]),
     }
     for name, value in outcome.items():
         print(f"{name:22} {value:.4f}")

@@ -1,11 +1,11 @@
-"""Extraction against the loop people write and against the hardware's limit; and its memory against the number of pairs.
+"""The time of extraction against a plain loop and against the hardware's limit, and its memory by number of pairs.
 
-Wall-clock for the same pairs, three interleaved repetitions in one run, medians:
-  ours    tokenise, plan, packed forward up to layer L
+Seconds for the same pairs, medians of three interleaved repetitions:
+  ours    core.reward.extraction: tokenise, plan batches, packed forward pass up to layer L
   plain   dataset order, padded batches of 8, `output_hidden_states=True`, the whole model
-  limit   our truncated forward alone on full rows of 128 tokens, 16 a batch, as many tokens as there are when each prompt
-          counts once and each response once
-Ends with one JSON line: vs_plain (plain / ours), of_limit (limit / ours), and the arms' disagreement.
+  limit   the truncated forward pass alone on full rows of 128 tokens, 16 a batch, with as many tokens as there are when
+          each prompt and each response counts once
+The last line is one JSON object: vs_plain (plain / ours), of_limit (limit / ours), and the arms' disagreement.
 
   python benchmarks/extraction.py --pairs ../shared/data/truthfulqa/TruthfulQA.csv
   python benchmarks/extraction.py --memory
@@ -55,7 +55,8 @@ def speed(path: str, prompts: int, repetitions: int) -> None:
     from core.reward.extraction import Item
 
     pairs, _ = load_pairs(DataConfig(pairs=path, limit=prompts))
-    items: list[Item] = list(dict.fromkeys((_Prompt(pair.prompt), text) for pair in pairs for text in (pair.chosen, pair.rejected)))  # type: ignore[arg-type]
+    # Type: ignore[arg-type].
+    items: list[Item] = list(dict.fromkeys((_Prompt(pair.prompt), text) for pair in pairs for text in (pair.chosen, pair.rejected)))
     config = BackboneConfig(layer=LAYER, dtype="bfloat16")
     cut, whole = load_backbone(config, depth=LAYER + 1), load_backbone(config)
     print(f"{len(pairs)} pairs, {len(items)} responses, layer {LAYER}, {cut.identity['dtype']}, {torch.get_num_threads()} threads")
@@ -105,7 +106,7 @@ def ours(backbone: Any, items: list[Any]) -> Any:
 
 
 def plain(backbone: Any, items: list[Any]) -> Any:
-    """Dataset order, batches of 8, padded, the whole model with all hidden states; then the same position is read."""
+    """The same position's states by padded batches of 8 in dataset order, through the whole model."""
     import torch
 
     out = []
@@ -122,7 +123,7 @@ def plain(backbone: Any, items: list[Any]) -> Any:
 
 
 def limit(backbone: Any, n_tokens: int) -> None:
-    """The truncated forward alone, on as many tokens as there are, in full rows of 128, 16 a batch (the last batch has the rows that are left)."""
+    """The truncated forward pass alone, on `n_tokens` in full rows of 128, 16 rows a batch (fewer in the last)."""
     import torch
 
     ids = torch.randint(100, 40_000, (16, 128), generator=torch.Generator().manual_seed(0))
@@ -132,7 +133,7 @@ def limit(backbone: Any, n_tokens: int) -> None:
 
 
 def ideal_tokens(backbone: Any, items: list[Any]) -> int:
-    """Tokens when each question's whole prompt (system block included) counts once and each response once."""
+    """The number of tokens when each distinct prompt (with its system message) and each response counts once."""
     prompts, total = set[Any](), 0
     for prompt, text in items:
         rendered = backbone.render([*prompt, {"role": "assistant", "content": text}])
@@ -144,16 +145,16 @@ def ideal_tokens(backbone: Any, items: list[Any]) -> int:
 
 
 def memory() -> None:
-    """Peak resident memory of an extraction, each in a process of its own: 1,000 pairs on the embedded model, then the tiny random backbone."""
+    """Peak resident memory of extractions in separate processes: of the embedded model, then of the tiny random one."""
     peaks = {}
     for model, n in (("embedded", 1_000), ("tiny", 1_000), ("tiny", 10_000), ("tiny", 50_000)):
         command = [sys.executable, __file__, "--memory-of", str(n), "--memory-model", model]
         result = subprocess.run(command, check=True, capture_output=True, text=True)
-        found = peaks[f"{model} {n}"] = json.loads(result.stdout.splitlines()[-1])
-        print(f"{model} {n:>6} pairs: {found['before_mb']} MB when loaded, peak {found['peak_mb']} MB, {found['states_mb']} MB of states")
-    growth = {name: found["peak_mb"] - found["before_mb"] for name, found in peaks.items()}
+        sizes = peaks[f"{model} {n}"] = json.loads(result.stdout.splitlines()[-1])
+        print(f"{model} {n:>6} pairs: {sizes['before_mb']} MB when loaded, peak {sizes['peak_mb']} MB, {sizes['states_mb']} MB of states")
+    growth = {name: sizes["peak_mb"] - sizes["before_mb"] for name, sizes in peaks.items()}
     per_pair = (growth["tiny 50000"] - growth["tiny 1000"]) / 49_000 * 1024
-    print(json.dumps({"peak_mb": {name: found["peak_mb"] for name, found in peaks.items()}, "growth_mb": growth, "kb_per_pair": round(per_pair, 2)}))
+    print(json.dumps({"peak_mb": {name: sizes["peak_mb"] for name, sizes in peaks.items()}, "growth_mb": growth, "kb_per_pair": round(per_pair, 2)}))
 
 
 def peak_memory(n: int, model: str) -> dict[str, float]:

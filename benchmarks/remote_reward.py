@@ -1,10 +1,11 @@
-"""A reward model that `sparserm serve` serves, as a reward function of TRL. An example to copy: nothing but the standard library is needed.
+"""A reward model behind `sparserm serve` as a reward function of TRL: an example to copy, with the standard library
+alone.
 
-    sparserm serve my_reward_model --detach --json       # says url and secret
+    sparserm serve my_reward_model --detach --json       # prints url and secret
     GRPOTrainer(reward_funcs=RemoteReward(url, secret), ...)
 
-The server listens on its own machine only. From another one: `ssh -N -L 8200:127.0.0.1:PORT machine`, and the url is http://127.0.0.1:8200 if the
-server was given --port 8200 (it answers to no other name).
+The server listens on its own machine only. From another machine use `ssh -N -L 8200:127.0.0.1:PORT machine`; the url is
+then http://127.0.0.1:8200, for which the server must have been started with --port 8200, since it rejects other names.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-AT_ONCE = 256  # responses of a request
+AT_ONCE = 256  # responses in a request
 
 
 class RemoteReward:
-    """One reward a completion; None for one that can't be read, which TRL leaves out. `prompts` are texts or messages, as TRL gives them."""
+    """Gives one reward for each completion, or None for an unreadable one, which TRL leaves out.
+
+    `prompts` are texts or messages, as TRL passes them.
+    """
 
     def __init__(self, url: str, secret: str, *, patience: float = 60.0) -> None:
         self.url, self.patience = url.rstrip("/"), patience
         self.headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
-        self.__name__ = "sparserm"  # TRL logs rewards under it
-        # Not through a proxy of the environment: the server is on this machine.
+        self.__name__ = "sparserm"  # the name under which TRL logs the rewards
+        # The server is on this machine, so a proxy of the environment is not used.
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
     def __call__(self, prompts: list[Any], completions: list[Any], **_columns: Any) -> list[float | None]:
@@ -35,7 +39,7 @@ class RemoteReward:
         return rewards
 
     def _ask(self, value: Any) -> Any:
-        """Asks again while the server is busy or still loading."""
+        """The server's response; the request is repeated while the server is busy or still loading."""
         request = urllib.request.Request(f"{self.url}/score", json.dumps(value).encode(), self.headers)
         end = time.monotonic() + self.patience
         while True:
