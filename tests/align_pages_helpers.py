@@ -1,4 +1,7 @@
-"""Alignments made by hand in a cache, for the tests of the pages Align and Shift: the files of a run, with known numbers and hostile texts."""
+"""Alignments written into a cache without running one, for tests of the pages Align and Shift.
+
+They have the files of a run, with known numbers and hostile texts.
+"""
 
 from __future__ import annotations
 
@@ -30,47 +33,49 @@ LATENTS = (10, 11, 12)
 
 def candidates_of(round: int, pairs: int = PAIRS) -> list[Candidate]:
     """Pairs with hostile texts; the last one was not parsed."""
-    made = []
+    candidates = []
     for number in range(pairs):
         text = TEXTS[number % len(TEXTS)]
         refused = "not in the form asked for: <b>no marks</b>" if number == pairs - 1 else ""
         answers = ("", "") if refused else (f"{text} intended {round}.", f"{text} other {round}.")
         raw = (f"{text} raw",) if refused else answers
-        made.append(
+        candidates.append(
             Candidate(
                 candidate_id=f"c{number:02}-0", prompt=question(f"{text} {number}?"), chosen=answers[0], rejected=answers[1], refused=refused, raw=raw
             )
         )
-    return made
+    return candidates
 
 
 def rewards_of(round: int, pairs: int = PAIRS) -> np.ndarray:
-    """[pairs - 1, 2]; the second pair's texts can't be read."""
-    found = np.random.default_rng(round).normal(size=(pairs - 1, 2))
-    found[1] = np.nan
-    return found
+    """Rewards [pairs - 1, 2]; those of the second pair, whose texts are unreadable, are NaN."""
+    rewards = np.random.default_rng(round).normal(size=(pairs - 1, 2))
+    rewards[1] = np.nan
+    return rewards
 
 
 def decisions_of(round: int, parsed: list[Candidate], rewards: np.ndarray, arm: str = "sparserm") -> list[Decision]:
-    """Dropped by margin where the intended winner scores lower, the first pair as too long."""
-    found = []
-    for number, (one, (w, x)) in enumerate(zip(parsed, rewards, strict=True)):
+    """Drops by margin where the intended winner scores lower, and the first pair as too long."""
+    decisions = []
+    for number, (candidate, (w, x)) in enumerate(zip(parsed, rewards, strict=True)):
         reason = "too long: 900 tokens, at most 512" if number == 0 else "unread by the reward model" if np.isnan(w) else "margin" if w <= x else ""
         reason = "" if arm == "none" and number else reason
-        found.append(
+        decisions.append(
             Decision(
-                candidate_id=one.candidate_id, kept=not reason, margin=None if np.isnan(w) else float(w - x), reason=reason,
+                candidate_id=candidate.candidate_id, kept=not reason, margin=None if np.isnan(w) else float(w - x), reason=reason,
                 latents=latents_of(float(w - x)) if reason == "margin" else (),
             )
         )  # fmt: skip
-    return found
+    return decisions
 
 
 def latents_of(margin: float) -> list[dict[str, Any]]:
-    """Three latents that share the margin; the heads disagree on the second, the third's projection shows its label poorly."""
-    said = zip(LATENTS, (2, 3, 4), (True, False, True), (0.95, None, 0.6), strict=True)
+    """Three latents that share the margin; the heads disagree on the second, the third's projection shows its label
+    poorly.
+    """
+    rows = zip(LATENTS, (2, 3, 4), (True, False, True), (0.95, None, 0.6), strict=True)
     names = ("latent_id", "contribution", "deviation", "agreed", "side", "detection_auroc")
-    return [dict(zip(names, (latent, margin / part, 0.1, agreed, "rejected", auroc), strict=True)) for latent, part, agreed, auroc in said]
+    return [dict(zip(names, (latent, margin / part, 0.1, agreed, "rejected", auroc), strict=True)) for latent, part, agreed, auroc in rows]
 
 
 def dpo_of(round: int, kept: int) -> dict[str, Any]:
@@ -83,7 +88,7 @@ def dpo_of(round: int, kept: int) -> dict[str, Any]:
 
 
 def evaluation_of(round: int, first: PolicyEvaluation | None, seed: int = 0) -> PolicyEvaluation:
-    """Reward rises by about a half each round while accuracy falls, so that the watch warns."""
+    """Reward rises by about a half each round while accuracy falls, so that a warning is given."""
     rng = np.random.default_rng(seed)
     reward, right, tokens = rng.normal(size=32), rng.random(60), rng.integers(10, 60, size=32)
     values = {
@@ -98,15 +103,15 @@ def evaluation_of(round: int, first: PolicyEvaluation | None, seed: int = 0) -> 
         "kl_per_sequence": np.abs(rng.normal(size=32)) * round,
         "mc1_unseen": (right > 0.6).astype(float),
     }
-    measures = {name: Measure(values=one.astype(np.float64), groups=np.arange(len(one))) for name, one in values.items()}
-    found = {name: figure_of(name, one, first.measures[name] if first else None) for name, one in measures.items()}
-    figures = {name: one for name, one in found.items() if one is not None}
+    measures = {name: Measure(values=array.astype(np.float64), groups=np.arange(len(array))) for name, array in values.items()}
+    compared = {name: figure_of(name, measure, first.measures[name] if first else None) for name, measure in measures.items()}
+    figures = {name: figure for name, figure in compared.items() if figure is not None}
     drift = [
         Drift(latent_id=latent, value=0.5 - 0.4 * i, low=0.3 - 0.4 * i, high=0.7 - 0.4 * i, n=32, n_prompts=32) for i, latent in enumerate(LATENTS)
     ]
-    told = {"reward": 0.1 * round, "n_tokens": 9, "finished": True}
-    asked = [(f"p{i}", list(question(f"{text} held out?")), f"{text} answer {round}") for i, text in enumerate(TEXTS)]
-    samples = tuple({"prompt_id": name, "prompt": prompt, "response": answer, **told} for name, prompt, answer in asked)
+    sample = {"reward": 0.1 * round, "n_tokens": 9, "finished": True}
+    answers = [(f"p{i}", list(question(f"{text} held out?")), f"{text} answer {round}") for i, text in enumerate(TEXTS)]
+    samples = tuple({"prompt_id": name, "prompt": prompt, "response": answer, **sample} for name, prompt, answer in answers)
     return PolicyEvaluation(
         figures=figures, measures=measures, projections=np.zeros((32, 3), dtype=np.float32), samples=samples,
         drift=tuple(drift) if first else (), warnings=tuple(warnings_of(figures)) if first else (),
@@ -115,7 +120,10 @@ def evaluation_of(round: int, first: PolicyEvaluation | None, seed: int = 0) -> 
 
 
 def shift_of(round: int, pairs: int = PAIRS, matched: bool = True) -> Shift:
-    """Cosines that tell their place: the sparse space leads the dense one by 0.1 and no other clearly; four training points before the generated."""
+    """Cosines that differ by place: the sparse space leads the dense one by 0.1, and no other clearly.
+
+    Four training points come before the generated ones.
+    """
 
     def estimate(value: float, half: float) -> Estimate:
         return Estimate(value=value, low=value - half, high=value + half, n=2 * pairs, n_prompts=pairs)
@@ -133,13 +141,13 @@ def shift_of(round: int, pairs: int = PAIRS, matched: bool = True) -> Shift:
         for j, scale in enumerate(SCALES)
         for space in SPACES
     ]
-    ids = tuple(one.candidate_id for number, one in enumerate(candidates_of(round, pairs)) if one.parsed and number != 1)
+    ids = tuple(candidate.candidate_id for number, candidate in enumerate(candidates_of(round, pairs)) if candidate.parsed and number != 1)
     kind = np.array([0, 0, 1, 1, *[2, 3] * len(ids)])
     row = np.concatenate([[0, 2, 1, 3], np.repeat(np.arange(len(ids)), 2)])
     points = np.random.default_rng(round).normal(size=(2, len(kind), 2)).astype(np.float32)
-    made = {"method": "t-SNE", "perplexity": 30.0, "seed": 0, "initialisation": "first two principal components"}
+    settings = {"method": "t-SNE", "perplexity": 30.0, "seed": 0, "initialisation": "first two principal components"}
     counts = {"n_generated": len(ids), "n_chosen": 20, "n_rejected": 20, "n_shown": 4}
-    return Shift(rows=tuple(rows), ids=ids, kind=kind, row=row, dense=points[0], sparse=points[1], made={**made, **counts})
+    return Shift(rows=tuple(rows), ids=ids, kind=kind, row=row, dense=points[0], sparse=points[1], settings={**settings, **counts})
 
 
 def some_config(**changes: Any) -> AlignConfig:
@@ -156,16 +164,19 @@ def add_alignment(
     finished: bool = True,
     pairs: int = PAIRS,
 ) -> str:
-    """An alignment whose last round has come through these `steps`; returns its key. `model`: the reward model that measures and filters."""
+    """Writes an alignment whose last round has these `steps`, and returns its key.
+
+    `model`: the reward model that measures and filters.
+    """
     config = config or some_config()
     store, ledger = Store(root), Ledger(root, config)
     ledger.add_facts(model=str(model), judge=str(model))
     marks = {"key": key_of(config)}
 
     def keep(round: int, step: str, make: Any) -> Path:
-        found = store.get_or_make(step, 1, {**marks, "round": round}, [], lambda folder, _: make(folder) or {})
-        ledger.add_step(round, step, found.fingerprint)
-        return found.path
+        artefact = store.get_or_make(step, 1, {**marks, "round": round}, [], lambda folder, _: make(folder) or {})
+        ledger.add_step(round, step, artefact.fingerprint)
+        return artefact.path
 
     first = evaluation_of(0, None)
     keep(0, EVALUATION, lambda folder: save_evaluation(folder, first))
@@ -180,25 +191,26 @@ def add_alignment(
 
 
 def _add_round(round: int, keep: Any, first: PolicyEvaluation, arm: str, pairs: int, steps: tuple[str, ...]) -> None:
-    made = candidates_of(round, pairs)
-    parsed, rewards = [one for one in made if one.parsed], rewards_of(round, pairs)
+    candidates = candidates_of(round, pairs)
+    parsed, rewards = [candidate for candidate in candidates if candidate.parsed], rewards_of(round, pairs)
     decisions = decisions_of(round, parsed, rewards, arm)
-    counts = counts_of(made, decisions)
+    counts = counts_of(candidates, decisions)
 
-    def candidates(folder: Path) -> None:
-        write_json_lines(folder / "candidates.jsonl", [one.to_json() for one in made], sort_keys=True)
+    def write_candidates(folder: Path) -> None:
+        write_json_lines(folder / "candidates.jsonl", [candidate.to_json() for candidate in candidates], sort_keys=True)
         write_json(folder / "counts.json", {name: counts[name] for name in ("generated", "parsed")})
 
-    def scored(folder: Path) -> None:
+    def write_rewards(folder: Path) -> None:
         values = [[None if np.isnan(value) else float(value) for value in row] for row in rewards]
-        rows = [{"candidate_id": one.candidate_id, "reward_chosen": w, "reward_rejected": x} for one, (w, x) in zip(parsed, values, strict=True)]
+        names = [candidate.candidate_id for candidate in parsed]
+        rows = [{"candidate_id": name, "reward_chosen": w, "reward_rejected": x} for name, (w, x) in zip(names, values, strict=True)]
         write_json_lines(folder / "rewards.jsonl", rows, sort_keys=True)
 
-    def filtered(folder: Path) -> None:
-        write_json_lines(folder / "decisions.jsonl", [one.to_json() for one in decisions], sort_keys=True)
+    def write_decisions(folder: Path) -> None:
+        write_json_lines(folder / "decisions.jsonl", [decision.to_json() for decision in decisions], sort_keys=True)
         write_json(folder / "counts.json", counts)
 
-    makers = {CANDIDATES: candidates, REWARDS: scored, FILTER: filtered}
+    makers = {CANDIDATES: write_candidates, REWARDS: write_rewards, FILTER: write_decisions}
     makers[DPO] = lambda folder: write_json(folder / "dpo.json", dpo_of(round, counts["kept"]))
     makers[EVALUATION] = lambda folder: save_evaluation(folder, evaluation_of(round, first))
     makers[SHIFT] = lambda folder: save_shift(folder, shift_of(round, pairs))
@@ -209,8 +221,8 @@ def _add_round(round: int, keep: Any, first: PolicyEvaluation, arm: str, pairs: 
 
 def _result(store: Store, marks: dict[str, Any], config: AlignConfig) -> str:
     def make(folder: Path, _scratch: Path) -> dict[str, Any]:
-        said = {"arm": config.arm, "chosen_round": 2, "choice": CHOICE, "warnings": [], "rule": RULE, "stopped": ""}
-        write_json(folder / "alignment.json", said)
+        summary = {"arm": config.arm, "chosen_round": 2, "choice": CHOICE, "warnings": [], "rule": RULE, "stopped": ""}
+        write_json(folder / "alignment.json", summary)
         return {}
 
     return store.get_or_make(ALIGNMENT, 1, marks, [], make).fingerprint

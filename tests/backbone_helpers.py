@@ -1,4 +1,4 @@
-"""Small random models and tokenizers with the habits of real ones, written by the tests themselves."""
+"""Small random models and tokenizers that behave like real ones, written by the tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ DATED = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 )
 REWRITING = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] | replace('e', 'E') + '<|im_end|>' }}{% endfor %}"
-# As Qwen3 does: a block leaves earlier answers, the last one's is laid out anew, and without one an empty block stands before it.
+# Like Qwen3: thinking blocks are removed from earlier answers; the last answer's is formatted again, or an empty one is
+# added.
 QWEN_LIKE = (
     "{% for m in messages %}{% set text = m['content'] %}{% set thought = '' %}"
     "{% if '</think>' in text %}{% set thought = text.split('</think>')[0].split('<think>')[-1].strip() %}"
@@ -31,14 +32,15 @@ QWEN_LIKE = (
     "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}"
     "{{ text + '<|im_end|>\n' }}{% endfor %}"
 )
-# As SmolLM3 does without thinking: an empty block stands before every answer, whose own text is left as it is.
+# Like SmolLM3 without thinking: an empty block comes before every answer, whose text is unchanged.
 SMOLLM3_LIKE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{{ '<think>\n\n</think>\n' }}{% endif %}"
     "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
 )
-# As R1's distillations do: whatever stands before the end of a block is dropped.
+# Like R1's distillations: everything before the end of a thinking block is removed.
 R1_LIKE = "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] }}{{ m['content'].split('</think>')[-1] + '<|im_end|>' }}{% endfor %}"
-# As Mistral-Nemo does: the system text opens the last user turn; turns must alternate; no marks of its own around an answer but its end.
+# Like Mistral-Nemo: the system text is part of the last user turn, turns must alternate, and an answer has only an end
+# mark.
 NEMO_LIKE = (
     "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set turns = messages[1:] %}"
     "{% else %}{% set system = '' %}{% set turns = messages %}{% endif %}"
@@ -48,7 +50,7 @@ NEMO_LIKE = (
     "{% else %}{{ '[INST]' + m['content'] + '[/INST]' }}{% endif %}"
     "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
 )
-# As Llama-2 does: markers that are no tokens, the system text inside the first user turn, texts stripped.
+# Like Llama-2: markers that are no tokens, the system text inside the first user turn, texts stripped.
 LLAMA2_LIKE = (
     "{% if messages[0]['role'] == 'system' %}{% set system = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}"
     "{% set turns = messages[1:] %}{% else %}{% set system = '' %}{% set turns = messages %}{% endif %}"
@@ -69,7 +71,8 @@ def tiny_backbone(**changes: Any) -> Backbone:
 
 
 def tiny_tokenizer(template: str | None, *, real_bos: bool = False) -> Any:
-    """The tiny tokenizer with another template; with `real_bos` it puts <|endoftext|> first by itself, as Llama's and Gemma's do."""
+    """The tiny tokenizer with another template; with `real_bos` it adds <|endoftext|> first, as Llama's and Gemma's do.
+    """
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer
 
@@ -107,7 +110,7 @@ def save_model(folder: Path, kind: str) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = t.AutoModelForCausalLM.from_config(configs[kind]())
-        for parameter in model.parameters():  # the families' own initial scales hide mistakes
+        for parameter in model.parameters():  # the initial scales of the families hide mistakes
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.2)
     model.float().save_pretrained(folder)

@@ -1,4 +1,5 @@
-"""A workbench server of one's own and a real browser on it, for tests/test_browser.py and benchmarks/workbench.py."""
+"""A workbench server in a process of its own and a real browser, for tests/test_browser.py and benchmarks/workbench.py.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +25,15 @@ IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 
 
 def chromium() -> str | None:
-    """Where a Chromium is; None without."""
+    """The path of an installed Chromium, or None."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    return next((found for found in map(shutil.which, names) if found), None)
+    return next((path for path in map(shutil.which, names) if path), None)
 
 
 class Server:
-    """`streamlit run workbench/app.py`, as a person starts it, on a port and a cache of its own; `threads` of the runs that it starts."""
+    """`streamlit run workbench/app.py`, as a person starts it, on a port and a cache of its own; `threads` of the runs
+    that it starts.
+    """
 
     def __init__(self, cache: Path, log: Path, threads: int = 1) -> None:
         self.cache, self.log, self.threads = cache, log, threads
@@ -64,7 +67,7 @@ class Server:
             return False
 
     def stop(self) -> None:
-        """Ends the server alone, as Ctrl-C would: what it launched has sessions of its own."""
+        """Ends the server alone, as Ctrl-C would: the runs that it launched are in other sessions and go on."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
@@ -75,14 +78,14 @@ class Server:
         self.process = None
 
     def libraries(self) -> set[str]:
-        """Which heavy libraries the server has loaded; Linux only, else nothing is known and nothing said."""
+        """The heavy libraries that the server has loaded; always empty where there is no /proc."""
         maps = Path(f"/proc/{self.process.pid if self.process else 0}/maps")
         mapped = maps.read_text() if maps.is_file() else ""
         return {name for name in ("torch", "sklearn", "tokenizers", "safetensors_rust_model") if f"site-packages/{name}/" in mapped}
 
 
 class Tab:
-    """A page of the browser that notes what no page may do: dialogs, requests to elsewhere, scripts' errors."""
+    """A browser tab that records what must not happen: dialogs, requests to other hosts, errors of scripts."""
 
     def __init__(self, context: BrowserContext, server: Server) -> None:
         self.server, self.page = server, context.new_page()
@@ -110,7 +113,7 @@ class Tab:
         return self.settled()
 
     def settled(self) -> Tab:
-        """Waits until the page has been drawn, and no script of it runs."""
+        """Waits until the page has been drawn and its script has ended."""
         self.page.wait_for_selector(IDLE)
         self.page.wait_for_timeout(250)
         self.page.wait_for_selector(IDLE)
@@ -118,21 +121,21 @@ class Tab:
         return self
 
     def no_exception(self) -> None:
-        found = self.page.locator('[data-testid="stException"]')
-        assert not found.count(), found.first.inner_text()
+        exceptions = self.page.locator('[data-testid="stException"]')
+        assert not exceptions.count(), exceptions.first.inner_text()
 
     def menu_link(self, title: str) -> Locator:
         """The sidebar's link to a page of exactly this title."""
         return self.page.locator(".st-key-menu a").filter(has=self.page.get_by_text(title, exact=True))
 
     def menu(self, title: str) -> Tab:
-        """To another page, by the sidebar."""
+        """Opens another page by the sidebar."""
         self.menu_link(title).click()
         self.page.wait_for_function("title => document.title.startsWith(title)", arg=f"{title} ·")
         return self.settled()
 
     def says(self, text: str) -> Locator:
-        """Waits for a text that can be seen."""
+        """Waits for a visible text."""
         return self._stands(self.page.get_by_text(text).filter(visible=True).first)
 
     def draws(self) -> Tab:
@@ -152,18 +155,18 @@ class Tab:
         return self
 
     def choose(self, name: str) -> Tab:
-        """One of a row of choices."""
+        """Clicks one of a row of choices."""
         self.page.locator('[data-testid="stButtonGroup"]').get_by_text(name, exact=True).first.click()
         return self.settled()
 
     def metrics(self) -> dict[str, str]:
-        """What the figures say, by label."""
-        found = {}
+        """The metrics of the page: label -> value."""
+        values = {}
         for metric in self.page.locator('[data-testid="stMetric"]').all():
-            found[metric.locator('[data-testid="stMetricLabel"]').inner_text().strip()] = (
+            values[metric.locator('[data-testid="stMetricLabel"]').inner_text().strip()] = (
                 metric.locator('[data-testid="stMetricValue"]').inner_text().strip()
             )
-        return found
+        return values
 
     def click_mark(self, chart: int = 0) -> None:
         """Clicks a mark of a chart, the last one drawn that carries an id."""

@@ -1,4 +1,4 @@
-"""Shared by all tests: shapes checked at run time, a cache of their own, no network, one thread."""
+"""Set up for all tests: shapes checked at run time, a separate cache, no network, one thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-# A shell that starts us in the background has SIGINT ignored, and our children would inherit that: Ctrl-C could not be tested.
+# A shell that starts pytest in the background ignores SIGINT, and child processes would inherit that, so Ctrl-C could
+# not be tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 install_import_hook("core", "typechecker.typed")

@@ -17,7 +17,7 @@ from core.types import PreferencePair, PreferencePairs
 
 
 def trl_row(number: int) -> dict[str, Any]:
-    """A good row in TRL's format, unlike any other number's."""
+    """A valid row in TRL's format, different for each number."""
     words = hashlib.sha256(str(number).encode()).hexdigest()
     return {"prompt": f"Question {number} {words[:20]}?", "chosen": f"Yes, {number} {words[20:40]}.", "rejected": f"No, never {number} {words[40:]}."}
 
@@ -55,18 +55,18 @@ def parquet_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
 def rows_bytes(kind: str, rows: Sequence[dict[str, Any]]) -> bytes:
     """A file of these rows: kind is a suffix, with `.gz` or without."""
     plain = kind.removesuffix(".gz")
-    made = {
+    writers = {
         ".jsonl": lambda: jsonl_bytes(rows),
         ".json": lambda: json.dumps(list(rows)).encode(),
         ".csv": lambda: csv_bytes(rows),
         ".parquet": lambda: parquet_bytes(rows),
     }
-    data = made[plain]()
+    data = writers[plain]()
     return gzip.compress(data, mtime=0) if kind.endswith(".gz") else data
 
 
 def load(folder: Path, name: str, data: bytes, **config: Any) -> tuple[PreferencePairs, DataReport]:
-    """Writes a file and loads it. The report must count out every row."""
+    """Writes a file and loads it. Checks that the report accounts for every row."""
     (folder / name).write_bytes(data)
     pairs, report = load_pairs(DataConfig(pairs=str(folder / name), **config))
     assert report.n_rows == report.n_used + len(report.refused)

@@ -1,4 +1,5 @@
-"""The repository's documents, their code blocks, and what docstrings, comments and documents say: for the tests of documents."""
+"""The repository's documents, their code blocks, and the prose of docstrings and comments: for the tests of documents.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +61,9 @@ def _docstrings(tree: ast.AST) -> Iterator[ast.Constant]:
 
 @cache
 def strings_of_the_code() -> frozenset[str]:
-    """Every string constant of core and workbench that is no docstring: the names of the files that the product reads and writes are among them."""
+    """Every string constant of core and workbench that is no docstring: the names of the files that the product reads
+    and writes are among them.
+    """
     texts: set[str] = set()
     for path in source_files():
         if path.relative_to(ROOT).parts[0] in ("core", "workbench"):

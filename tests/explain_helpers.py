@@ -1,4 +1,4 @@
-"""What the tests of core.explain share: random heads, known responses by hand, and one tiny fit with everything a fit keeps."""
+"""Shared by the tests of core.explain: random heads, responses made by hand, and a tiny fit with all of its files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def whole_number_head(rng: np.random.Generator, k: int, hidden: int, *, reach: int = 2) -> Head:
-    """Small whole numbers: dead units, repeated ones, kinks at the very ends of a path and units that a path leaves alone are then common."""
+    """Small whole numbers: dead units, repeated ones, kinks at the very ends of a path and units that a path leaves
+    alone are then common.
+    """
 
     def draw(*shape: int) -> np.ndarray:
         return rng.integers(-reach, reach + 1, size=shape).astype(np.float32)
@@ -29,7 +31,9 @@ def whole_number_head(rng: np.random.Generator, k: int, hidden: int, *, reach: i
 
 
 def real_head(rng: np.random.Generator, k: int = 64, hidden: int = 512, scale: float = 30.0) -> Head:
-    """A head of the usual size on raw projections of the usual size: first-layer weights are small because the inputs are large."""
+    """A head of the usual size on raw projections of the usual size: first-layer weights are small because the inputs
+    are large.
+    """
     return Head(
         weight_1=(rng.normal(size=(hidden, k)) / scale / np.sqrt(k)).astype(np.float32),
         bias_1=rng.normal(size=hidden).astype(np.float32),
@@ -43,8 +47,8 @@ def question(text: str) -> tuple[Message, ...]:
 
 
 def hand_made(n_prompts: int = 6, answers: int = 4, seed: int = 0, **changes: Any) -> tuple[RewardParts, FitResponses]:
-    """A random reward model of 5 latents, and known responses: `answers` to each prompt, in half as many pairs; of six prompts two are held out, one
-    validates.
+    """A random reward model of 5 latents, and known responses: `answers` to each prompt, in half as many pairs; of six
+    prompts two are held out, one validates.
     """
     rng = np.random.default_rng(seed)
     rows = tuple({"latent_id": 10 + i, "detection_auroc": 0.9, "n_active": 50, "stability": 0.95} for i in range(5))

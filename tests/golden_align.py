@@ -1,7 +1,9 @@
-"""Golden figures of alignment's eight steps (core/align/steps.py): the tiny preset, eight prompts, one round, two epochs.
+"""Golden figures of alignment's eight steps (core/align/steps.py): the tiny preset, eight prompts, one round, two
+epochs.
 
-Answers come from a script instead of the policy: of some thousand sampled tokens one or two are others on another processor, whose probabilities
-differ in the seventh digit, and every later step with them. The policy's own sampling is held by a few tokens, in `candidates`.
+Answers come from a script instead of the policy. On another processor, probabilities differ in the seventh digit, so
+one or two of some thousand sampled tokens would differ, and every later step with them. The policy's sampling is tested
+by a few tokens, in `candidates`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from golden_helpers import Figures, digest, only, spread
+from safetensors.numpy import load_file
 
 from core.align.inputs import PolicyRef
 from core.align.loop import AlignOutcome, align
@@ -44,8 +47,11 @@ QUESTIONS = [
 
 
 class Scripted:
-    """Answers by a script: a known body and a kind or a rude word. A trained policy is always kind, as is the base model under a first instruction,
-    three times in four; some answers are cut, empty, failed, too long for DPO, or hold a control token."""
+    """Generates by a script: a body from a list, and a kind or a rude word.
+
+    A trained policy is always kind, the base model three times in four under the first instruction and once in four
+    under the second. Some answers are truncated, empty, failed, too long for DPO, or hold a control token.
+    """
 
     def __init__(self, seed: int, trained: bool) -> None:
         self.seed, self.trained, self.spent = seed, trained, Spent()
@@ -63,7 +69,7 @@ class Scripted:
 
 
 class ScriptedSteps(AlignSteps):
-    """Alignment's steps, with a script in the policy's place where answers are written."""
+    """Alignment's steps, with a script that generates in the policy's place."""
 
     def generator(self, policy: PolicyRef, config: CandidatesConfig, partial: Path, progress: Progress) -> Any:
         return Scripted(config.seed, trained=policy.adapter is not None)
@@ -71,8 +77,11 @@ class ScriptedSteps(AlignSteps):
 
 @dataclass(frozen=True, kw_only=True)
 class AlignWorld:
-    """An alignment that was run, and the steps of its round. Beside it on the same prompts: `random`, the filter that drops at random, `best`, pairs
-    chosen by reward, and `sampled`, what the policy itself writes."""
+    """A finished alignment, and the steps of its round.
+
+    On the same prompts there are also `random`, a filter that drops at random, `best`, pairs selected by reward, and
+    `sampled`, answers of the policy itself.
+    """
 
     outcome: AlignOutcome
     steps: Mapping[str, Artefact]
@@ -96,18 +105,18 @@ def make_world(model: Path, fit: FitConfig, store: Store, scratch: Path) -> Alig
         evaluation=PolicyEvaluationConfig(mc=str(questions), pairs=10, prompts=16, samples=2),
     )
     outcome = align(_steps(ScriptedSteps, config, store))
-    said = outcome.to_json()
-    steps = {name: _artefact(store, name, fingerprint) for name, fingerprint in said["rounds"][0]["steps"].items()}
-    by_chance = _steps(ScriptedSteps, replace(config, arm="random"), store)
+    summary = outcome.to_json()
+    steps = {name: _artefact(store, name, fingerprint) for name, fingerprint in summary["rounds"][0]["steps"].items()}
+    at_random = _steps(ScriptedSteps, replace(config, arm="random"), store)
     by_reward = _steps(ScriptedSteps, replace(config, candidates=CandidatesConfig(mode="best_of_n", n=6)), store)
-    itself = _steps(AlignSteps, replace(config, candidates=CandidatesConfig(per_prompt=2, max_new_tokens=10), prompts_limit=3), store)
+    by_policy = _steps(AlignSteps, replace(config, candidates=CandidatesConfig(per_prompt=2, max_new_tokens=10), prompts_limit=3), store)
     return AlignWorld(
         outcome=outcome,
         steps=steps,
-        first=_artefact(store, EVALUATION, said["base"]["steps"][EVALUATION]),
-        random=by_chance.filter(1, steps[CANDIDATES], steps[REWARDS]),
+        first=_artefact(store, EVALUATION, summary["base"]["steps"][EVALUATION]),
+        random=at_random.filter(1, steps[CANDIDATES], steps[REWARDS]),
         best=by_reward.candidates(1, by_reward.start),
-        sampled=itself.candidates(1, itself.start),
+        sampled=by_policy.candidates(1, by_policy.start),
     )
 
 
@@ -125,33 +134,33 @@ def _artefact(store: Store, step: str, fingerprint: str) -> Artefact:
 
 def candidates(world: AlignWorld) -> Figures:
     names = ("candidate_id", "chosen", "rejected", "refused")
-    made = {"scripted": world.steps[CANDIDATES], "best of n": world.best, "sampled": world.sampled}
-    rows = {name: read_json_lines(artefact.path / "candidates.jsonl") for name, artefact in made.items()}
+    artefacts = {"scripted": world.steps[CANDIDATES], "best of n": world.best, "sampled": world.sampled}
+    rows = {name: read_json_lines(artefact.path / "candidates.jsonl") for name, artefact in artefacts.items()}
     digests = {name: {field: digest([row[field] for row in part]) for field in names} for name, part in rows.items()}
-    said = {name: dict(artefact.facts) for name, artefact in made.items()}
+    facts = {name: dict(artefact.facts) for name, artefact in artefacts.items()}
     picked = [[row["meta"].get("samples"), row["meta"].get("unfit", "")] for row in rows["best of n"]]
-    return Figures(figures={**digests, "said": said, "picked": picked, "written": [row["raw"] for row in rows["sampled"]]})
+    return Figures(figures={**digests, "said": facts, "picked": picked, "written": [row["raw"] for row in rows["sampled"]]})
 
 
 def rewards(world: AlignWorld) -> Figures:
     rows = read_json_lines(world.steps[REWARDS].path / "rewards.jsonl")
     both = np.array([[row["reward_chosen"], row["reward_rejected"]] for row in rows], dtype=np.float64)
-    said = world.steps[REWARDS].facts
+    facts = world.steps[REWARDS].facts
     return Figures(
         figures={
             "ids": digest([row["candidate_id"] for row in rows]),
             "read": np.isfinite(both).tolist(),
             "won": (both[:, 0] > both[:, 1]).tolist(),
-            "said": dict(said),
+            "said": dict(facts),
         },
         loose={"rewards": spread(both), "margins": spread(both[:, 0] - both[:, 1])},
     )
 
 
 def filtered(world: AlignWorld) -> Figures:
-    made, at_random = world.steps[FILTER], world.random
-    rows, others = read_json_lines(made.path / "decisions.jsonl"), read_json_lines(at_random.path / "decisions.jsonl")
-    kept = read_pairs(made.path / "kept.jsonl")
+    artefact, at_random = world.steps[FILTER], world.random
+    rows, others = read_json_lines(artefact.path / "decisions.jsonl"), read_json_lines(at_random.path / "decisions.jsonl")
+    kept = read_pairs(artefact.path / "kept.jsonl")
     against = [[latent["latent_id"] for latent in row["latents"]] for row in rows]
     return Figures(
         figures={
@@ -159,7 +168,7 @@ def filtered(world: AlignWorld) -> Figures:
             "reasons": [row["reason"] for row in rows],
             "latents": against,
             "splits": {name: kept.rows_of(name).tolist() for name in ("train", "validation")},
-            "said": dict(made.facts),
+            "said": dict(artefact.facts),
             "random": [[row["kept"], row["reason"]] for row in others],
         },
         loose={
@@ -172,12 +181,10 @@ def filtered(world: AlignWorld) -> Figures:
 def dpo(world: AlignWorld) -> Figures:
     outcome = read_json(world.steps[DPO].path / "dpo.json")
     names = ("reference", "n_pairs", "n_validation", "refused", "trainable", "steps", "tokens", "best_epoch", "n_processes", "adapter_before")
-    from safetensors.numpy import load_file
-
     adapter = load_file(world.steps[DPO].path / "adapter" / "adapter_model.safetensors")
     form = json.loads((world.steps[DPO].path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     shapes = {name: list(array.shape) for name, array in sorted(adapter.items())}
-    begun = sorted(name for name in adapter if "lora_A" in name)  # lora_A keeps most of its seeded beginning
+    first_names = sorted(name for name in adapter if "lora_A" in name)  # lora_A keeps most of its seeded initial values
     return Figures(
         figures={
             **{name: outcome[name] for name in names},
@@ -188,21 +195,23 @@ def dpo(world: AlignWorld) -> Figures:
         loose={
             "curve": [only(row, "loss", "margin", "logprob_chosen", "logprob_rejected", "lr") for row in outcome["curve"]],
             "epochs": [only(row, "loss", "margin") for row in outcome["epochs"]],
-            "adapter": [spread(adapter[name]) for name in begun[:4]],
+            "adapter": [spread(adapter[name]) for name in first_names[:4]],
         },
     )
 
 
 def evaluation(world: AlignWorld) -> Figures:
-    first, after = (read_json(one.path / "evaluation.json") for one in (world.first, world.steps[EVALUATION]))
+    first, after = (read_json(artefact.path / "evaluation.json") for artefact in (world.first, world.steps[EVALUATION]))
     samples = read_json_lines(world.first.path / "samples.jsonl")
     shares = ("finished", "accuracy", "accuracy_per_token", "validation_accuracy", "mc1_unseen", "mc1_all", "length")
     exact = {name: only(first["figures"][name], *ESTIMATE) for name in shares if name in first["figures"]}
-    figures = {name: [only(one, *ESTIMATE), only(one["difference"], *ESTIMATE)] for name, one in after["figures"].items() if name not in shares}
+    figures = {
+        name: [only(figure, *ESTIMATE), only(figure["difference"], *ESTIMATE)] for name, figure in after["figures"].items() if name not in shares
+    }
     return Figures(
         figures={
             "first": exact,
-            "names": [sorted(one["figures"]) for one in (first, after)],
+            "names": [sorted(evaluation["figures"]) for evaluation in (first, after)],
             "about": first["about"],
             "samples": [[row["response"][:60], row["n_tokens"], row["finished"]] for row in samples],
             "drift": [row["latent_id"] for row in after["drift"]],
@@ -213,13 +222,20 @@ def evaluation(world: AlignWorld) -> Figures:
 
 
 def shift(world: AlignWorld) -> Figures:
-    made = load_shift(world.steps[SHIFT].path)
-    how = {name: value for name, value in made.made.items() if name != "library"}
-    cosines = {f"{row.measure} {row.space} {row.scale}": row for row in made.rows}
+    shift_values = load_shift(world.steps[SHIFT].path)
+    settings = {name: value for name, value in shift_values.made.items() if name != "library"}
+    cosines = {f"{row.measure} {row.space} {row.scale}": row for row in shift_values.rows}
     counts = {name: [row.figure and [row.figure.n, row.figure.n_prompts], row.lead is None] for name, row in cosines.items()}
-    values = {name: [only(one and one.to_json(), "value", "low", "high") for one in (row.figure, row.lead)] for name, row in cosines.items()}
+    values = {name: [only(mean and mean.to_json(), "value", "low", "high") for mean in (row.figure, row.lead)] for name, row in cosines.items()}
     return Figures(
-        figures={"made": how, "kind": digest(made.kind), "row": digest(made.row), "ids": digest(made.ids), "counts": counts}, float32=values
+        figures={
+            "made": settings,
+            "kind": digest(shift_values.kind),
+            "row": digest(shift_values.row),
+            "ids": digest(shift_values.ids),
+            "counts": counts,
+        },
+        float32=values,
     )
 
 
@@ -231,15 +247,17 @@ def round_manifest(world: AlignWorld) -> Figures:
 
 
 def alignment(world: AlignWorld) -> Figures:
-    said = {name: value for name, value in world.outcome.summary.items() if name not in ("config", "base", "rounds")}
-    rounds = [[one["round"], one["evaluation"]["figures"]["validation_accuracy"]["value"]] for one in world.outcome.to_json()["rounds"]]
-    # Of equal accuracies the earliest round is chosen; where nothing can choose, the last.
+    summary = {name: value for name, value in world.outcome.summary.items() if name not in ("config", "base", "rounds")}
+    rounds = [
+        [manifest["round"], manifest["evaluation"]["figures"]["validation_accuracy"]["value"]] for manifest in world.outcome.to_json()["rounds"]
+    ]
+    # Of equal accuracies the earliest round is chosen; without validation accuracy the last.
     equal = [{"validation_accuracy": SimpleNamespace(value=value)} for value in (0.5, 0.75, 0.75, 0.6)]
     choices = [choose_round(equal), choose_round([*equal, {}])]
     return Figures(
         figures={
-            **{name: said[name] for name in ("arm", "chosen_round", "choice", "rule", "stopped", "pair_counts")},
-            "warnings": [[row["round"], row["figure"]] for row in said["warnings"]],
+            **{name: summary[name] for name in ("arm", "chosen_round", "choice", "rule", "stopped", "pair_counts")},
+            "warnings": [[row["round"], row["figure"]] for row in summary["warnings"]],
             "rounds": rounds,
             "equal": choices,
             "adapter": world.outcome.adapter is not None,

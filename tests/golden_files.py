@@ -1,4 +1,6 @@
-"""Golden figures of what is no step of the store: SAE training, an extraction's shards, the toy world, the forms of files and answers."""
+"""Golden figures outside the store's steps: SAE training, an extraction's shards, the toy model, formats of files and
+responses.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from golden_fit import Made
+from golden_fit import FitArtefacts
 from golden_helpers import Figures, digest, only, spread
 from sae_training_helpers import LAYER, dialogue, pairs_file, train_config, whole_backbone
 from safetensors.numpy import load_file
@@ -41,14 +43,24 @@ from core.types import PreferencePairs, no_progress
 FIGURE = ("value", "low", "high")
 
 
-def sae_train(_made: Made, scratch: Path) -> Figures:
+def sae_train(_artefacts: FitArtefacts, scratch: Path) -> Figures:
     folder = train_sae(train_config(checkpoint_every=10**6), root=scratch / "sae")
     card, settings = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("card.json", "cfg.json"))
     measured = {"": card["measured"], **card["measured_on"]}
-    sizes = {f"{where} {name}": only(entry, "n_tokens", *(["n_documents"] if "low" in entry else []))
-             for where, part in measured.items() for name, entry in part.items() if isinstance(entry, dict)}  # fmt: skip
-    values = {f"{where} {name}": only(entry, *(FIGURE if "low" in entry else FIGURE[:1]))
-              for where, part in measured.items() for name, entry in part.items() if isinstance(entry, dict)}  # fmt: skip
+    sizes = {
+        f"{where} {name}": only(entry, "n_tokens", *(["n_documents"] if "low" in entry else []))
+        # Fmt: skip.
+        for where, part in measured.items()
+        for name, entry in part.items()
+        if isinstance(entry, dict)
+    }
+    values = {
+        f"{where} {name}": only(entry, *(FIGURE if "low" in entry else FIGURE[:1]))
+        # Fmt: skip.
+        for where, part in measured.items()
+        for name, entry in part.items()
+        if isinstance(entry, dict)
+    }
     return Figures(
         figures={
             "held out": digest(card["held_out"]),
@@ -65,15 +77,17 @@ def sae_train(_made: Made, scratch: Path) -> Figures:
 
 
 def _round_of_long_answers() -> dict[str, Any]:
-    """Which tokens a round holds, and how many ends it keeps of answers of many sentences: the toy pairs have one sentence each."""
+    """The tokens of a round, and how many ends it keeps of answers with many sentences; the toy pairs have one sentence
+    each.
+    """
     texts = [" ".join(f"Ask {i} friends, or read {j} tables." for j in range(9)) for i in range(3)]
-    said = [dialogue(f"How {i}?", text) for i, text in enumerate(texts)]
-    stream = Stream(dialogues=said, backbone=whole_backbone(), layer=LAYER, context=256, batch_size=8, ends_per_batch=2, seed=0)
+    dialogues = [dialogue(f"How {i}?", text) for i, text in enumerate(texts)]
+    stream = Stream(dialogues=dialogues, backbone=whole_backbone(), layer=LAYER, context=256, batch_size=8, ends_per_batch=2, seed=0)
     current = stream.round(Cursor(), torch.empty(0, stream.backbone.d_model))
     return {"following": vars(current.following), "order": current.order[:8].tolist(), "ring": len(current.ring)}
 
 
-def extraction_shards(_made: Made, scratch: Path) -> Figures:
+def extraction_shards(_artefacts: FitArtefacts, scratch: Path) -> Figures:
     """Forty pairs, in batches so small that there are several shards."""
     every, _ = load_pairs(DataConfig(pairs=preset("tiny").data.pairs), no_progress)
     backbone = load_backbone(BackboneConfig(**{**preset("tiny").backbone.to_dict(), "tokens_per_batch": 128}), depth=2)
@@ -94,7 +108,7 @@ def extraction_shards(_made: Made, scratch: Path) -> Figures:
     )
 
 
-def toy_world(_made: Made, scratch: Path) -> Figures:
+def toy_world(_artefacts: FitArtefacts, scratch: Path) -> Figures:
     parts = make_tiny(scratch / "toy")
     tokenizer = json.loads((parts.model / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     tensors = {f"{folder.name} {name}": array for folder in (parts.model, parts.sae) for file in sorted(folder.glob("*.safetensors"))
@@ -111,7 +125,7 @@ def toy_world(_made: Made, scratch: Path) -> Figures:
     )
 
 
-def gguf_copy(_made: Made, scratch: Path) -> Figures:
+def gguf_copy(_artefacts: FitArtefacts, scratch: Path) -> Figures:
     folder = find_model(BackboneConfig(model=str(write_gguf(scratch / "tiny.gguf")))).folder
     note = json.loads((folder / SOURCE_NOTE).read_text(encoding="utf-8"))
     tensors = {name: array for file in folder.glob("*.safetensors") for name, array in load_file(file).items()}
@@ -121,16 +135,16 @@ def gguf_copy(_made: Made, scratch: Path) -> Figures:
     )
 
 
-def alignment_ledger(_made: Made, scratch: Path) -> Figures:
+def alignment_ledger(_artefacts: FitArtefacts, scratch: Path) -> Figures:
     ledger = Ledger(scratch, AlignConfig())
     ledger.add_facts(model="a", judge="b")
     ledger.add_step(0, "align-evaluation", "c" * 64)
-    said = json.loads((ledger.folder / "ledger.json").read_text(encoding="utf-8"))
-    return Figures(figures={"fields": sorted(said), "rounds": said["rounds"]})
+    ledger_content = json.loads((ledger.folder / "ledger.json").read_text(encoding="utf-8"))
+    return Figures(figures={"fields": sorted(ledger_content), "rounds": ledger_content["rounds"]})
 
 
-def reward_folder(made: Made, _scratch: Path) -> Figures:
-    folder = made["reward_model"].path
+def reward_folder(artefacts: FitArtefacts, _scratch: Path) -> Figures:
+    folder = artefacts["reward_model"].path
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     tensors = {file.name: {name: [str(array.dtype), *array.shape] for name, array in sorted(load_file(file).items())}
                for file in sorted(folder.glob("*.safetensors"))}  # fmt: skip
@@ -139,18 +153,18 @@ def reward_folder(made: Made, _scratch: Path) -> Figures:
     return Figures(figures={"fields": sorted(config), **nested, "tensors": tensors, "selection": sorted(selection)})
 
 
-def run_folder(_made: Made, scratch: Path) -> Figures:
+def run_folder(_artefacts: FitArtefacts, scratch: Path) -> Figures:
     root = scratch / "runs-cache"
     run = Run(runs_root(root) / launch("pairs", PairsRunConfig(data=DataConfig(pairs=pairs_file())), root=root))
     until = time.monotonic() + 60
     while run.status().live and time.monotonic() < until:
         time.sleep(0.05)
-    asked = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
-    return Figures(figures={"fields": sorted(asked), "config": asked["config"]["data"] | {"pairs": ""}, "status": run.status().state})
+    config = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
+    return Figures(figures={"fields": sorted(config), "config": config["config"]["data"] | {"pairs": ""}, "status": run.status().state})
 
 
-def manifest(made: Made, scratch: Path) -> Figures:
-    """What names an artefact: everything in a cache is found by this hash, in this server_folder."""
+def manifest(artefacts: FitArtefacts, scratch: Path) -> Figures:
+    """An artefact's fingerprint and folder, by which everything in a cache is found."""
     store = Store(scratch / "store")
 
     def make(folder: Path, _scratch: Path) -> Mapping[str, Any]:
@@ -164,14 +178,14 @@ def manifest(made: Made, scratch: Path) -> Figures:
             "place": str(artefact.path.relative_to(store.root)),
             "fields": sorted(artefact.manifest),
             "files": artefact.manifest["files"],
-            "heads": sorted(made["heads"].manifest),
+            "heads": sorted(artefacts["heads"].manifest),
         }
     )
 
 
-def server(made: Made, scratch: Path) -> Figures:
-    """Paths, and the fields of what is answered to them and of what says where the process listens."""
-    folder, ended = made["reward_model"].path, threading.Event()
+def server(artefacts: FitArtefacts, scratch: Path) -> Figures:
+    """The server's paths, and the fields of its responses and of its address file."""
+    folder, ended = artefacts["reward_model"].path, threading.Event()
     engine = Engine(folder, "cpu", {})
     with patch("core.serving.engine.cap_memory", lambda _more: None):
         engine.start(ended.set)
@@ -179,7 +193,7 @@ def server(made: Made, scratch: Path) -> Figures:
     routes = Answers(engine, Texts(scratch)).routes()
     pair = {"prompt": "How do I boil an egg?", "chosen": "Ask, gladly", "rejected": "Ask, fool"}
     response = {"prompt": pair["prompt"], "response": pair["chosen"]}
-    asked: Mapping[str, dict[str, Any]] = {
+    requests: Mapping[str, dict[str, Any]] = {
         "score": {"prompts": [pair["prompt"]], "responses": [pair["chosen"]]},
         "score_pairs": {"pairs": [pair]},
         "get_reward": {"query": ["How? Well"], "prompts": ["How?"], "labels": [""]},
@@ -188,9 +202,9 @@ def server(made: Made, scratch: Path) -> Figures:
         "gradient": response,
         "deletions": {**response, "spans": [[0, 1]]},
     }
-    answered = {name: _fields(json.loads(asyncio.run(_answer(routes[name], body)))) for name, body in asked.items()}
+    responses = {name: _fields(json.loads(asyncio.run(_answer(routes[name], body)))) for name, body in requests.items()}
     address = server_folder_of(folder, scratch).announce(1)
-    return Figures(figures={"paths": sorted(routes), "answers": answered, "health": sorted(engine.health()), "address": sorted(vars(address))})
+    return Figures(figures={"paths": sorted(routes), "answers": responses, "health": sorted(engine.health()), "address": sorted(vars(address))})
 
 
 async def _answer(route: Callable[[Any], Any], body: Mapping[str, Any]) -> bytes:
@@ -198,11 +212,11 @@ async def _answer(route: Callable[[Any], Any], body: Mapping[str, Any]) -> bytes
 
 
 def _fields(value: Any, depth: int = 2) -> Any:
-    """The names of an answer's fields, two levels deep."""
+    """The names of a response's fields, two levels deep."""
     return {name: _fields(part, depth - 1) for name, part in sorted(value.items())} if isinstance(value, dict) and depth else type(value).__name__
 
 
-FIGURES: Mapping[str, Callable[[Made, Path], Figures]] = {
+FIGURES: Mapping[str, Callable[[FitArtefacts, Path], Figures]] = {
     "sae-train": sae_train,
     "reward.extraction.VERSION": extraction_shards,
     "backbone.tiny.FOLDER": toy_world,

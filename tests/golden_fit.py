@@ -22,7 +22,7 @@ from core.reward.ranking import select
 from core.runs.store import Artefact
 
 ACCURACY = ("accuracy", "low", "high", "n")
-Made = Mapping[str, Artefact]
+FitArtefacts = Mapping[str, Artefact]
 
 
 def fit_config() -> FitConfig:
@@ -32,9 +32,9 @@ def fit_config() -> FitConfig:
     return replace(config, head=head, selection=selection, random_draws=2, curve=(4, 8))
 
 
-def pairs(made: Made) -> Figures:
-    manifest, split = made["pairs"].facts, read_pairs(made["pairs"].file("pairs.jsonl"))
-    report = read_json(made["pairs"].file("report.json"))
+def pairs(artefacts: FitArtefacts) -> Figures:
+    manifest, split = artefacts["pairs"].facts, read_pairs(artefacts["pairs"].file("pairs.jsonl"))
+    report = read_json(artefacts["pairs"].file("report.json"))
     return Figures(
         figures={
             "content": manifest["content"][:16],
@@ -42,14 +42,14 @@ def pairs(made: Made) -> Figures:
             "splits": manifest["splits"],
             "rows": {name: split.rows_of(name).tolist()[:12] for name in ("train", "validation", "test")},
             "report": sorted(report),
-            "apportioned": apportion(10, (0.25, 0.25, 0.5)),  # of equal remainders the earlier is raised
+            "apportioned": apportion(10, (0.25, 0.25, 0.5)),  # of equal remainders the earlier is rounded up
             "data": {name: value for name, value in report["data"].items() if isinstance(value, int)},
         }
     )
 
 
-def extraction(made: Made) -> Figures:
-    artefact = made["extraction"]
+def extraction(artefacts: FitArtefacts) -> Figures:
+    artefact = artefacts["extraction"]
     hidden, report = load_hidden_states(artefact.path, 1, "response_end"), artefact.facts
     counts = {name: value for name, value in report.items() if isinstance(value, int)}
     rows = {name: digest(getattr(hidden, name)) for name in ("chosen_rows", "rejected_rows", "pair_rows", "n_tokens")}
@@ -57,8 +57,8 @@ def extraction(made: Made) -> Figures:
     return Figures(figures={**rows, "counts": counts, "files": sorted(artefact.manifest["files"])}, float32=states)
 
 
-def frequencies(made: Made) -> Figures:
-    path = made["frequencies"].path
+def frequencies(artefacts: FitArtefacts) -> Figures:
+    path = artefacts["frequencies"].path
     value, resamples = value_of(path, "frequencies"), value_of(path, "resamples")
     counts = {name: digest(getattr(value, name)) for name in ("n_active", "prompts_for", "prompts_against")}
     shares = {name: spread(getattr(value, name)) for name in ("chosen", "rejected", "p_value", "q_value", "held_out", "low", "high")}
@@ -75,8 +75,8 @@ def _family(family: Any) -> dict[str, Any]:
     return {"heads": _heads(family), "shipped": family.shipped, "latents": chosen, "right": int((family.margins > 0).sum())}
 
 
-def heads(made: Made) -> Figures:
-    sparse = value_of(made["heads"].path, "heads")
+def heads(artefacts: FitArtefacts) -> Figures:
+    sparse = value_of(artefacts["heads"].path, "heads")
     selected = sparse.selected
     return Figures(
         figures={
@@ -87,7 +87,7 @@ def heads(made: Made) -> Figures:
             "summary": sparse.summary.to_json(),
             "losses": {loss: _heads(family) for loss, family in sparse.losses.items()},
             "shipped": {loss: family.shipped for loss, family in sparse.losses.items()},
-            # Equal separations go to the lower latent; one of zero is on neither side.
+            # Of equal separations the lower latent id is taken; a separation of zero is on neither side.
             "equal": [part.tolist() for part in select(np.array([0.2, 0.5, 0.0, 0.5, -0.1, 0.2, -0.1, -0.4]), 3)],
         },
         loose={
@@ -99,8 +99,8 @@ def heads(made: Made) -> Figures:
     )
 
 
-def controls(made: Made) -> Figures:
-    value = value_of(made["controls"].path, "controls")
+def controls(artefacts: FitArtefacts) -> Figures:
+    value = value_of(artefacts["controls"].path, "controls")
     probes = {probe.kind: [probe.note, probe.n_parameters, int((probe.margins > 0).sum())] for probe in value.probes}
     families = {kind: _family(family) for kind, family in value.families.items()}
     exact = {probe.kind: spread(probe.margins) for probe in value.probes if probe.kind == "length-only"}
@@ -110,13 +110,13 @@ def controls(made: Made) -> Figures:
     return Figures(figures={"probes": probes, "families": families, **exact}, loose=margins)
 
 
-def curve(made: Made) -> Figures:
-    points = read_json(made["curve"].file("curve.json"))
+def curve(artefacts: FitArtefacts) -> Figures:
+    points = read_json(artefacts["curve"].file("curve.json"))
     return Figures(figures={f"{p['kind']} {p['k']}": only(p, "n_directions", "n_heads", *ACCURACY) for p in points})
 
 
-def evaluation(made: Made) -> Figures:
-    table = read_json(made["evaluation"].file("evaluation.json"))
+def evaluation(artefacts: FitArtefacts) -> Figures:
+    table = read_json(artefacts["evaluation"].file("evaluation.json"))
     lines: dict[str, Callable[[Any], Any]] = {
         "test": lambda entry: only(entry, *ACCURACY),
         "mean": lambda entry: only(entry["mean"], *ACCURACY),
@@ -130,8 +130,8 @@ def evaluation(made: Made) -> Figures:
     return Figures(figures={**figures, "n_prompts": table["n_prompts"], "measured_on": table["measured_on"], "pair_counts": table["pair_counts"]})
 
 
-def known(made: Made) -> Figures:
-    value = read_responses(made["known"].path, 32)
+def known(artefacts: FitArtefacts) -> Figures:
+    value = read_responses(artefacts["known"].path, 32)
     assert value is not None
     names = ("n_tokens", "prompt_ids", "response_ids", "chosen_rows", "rejected_rows", "split")
     active = [int(count) for count in (value.activations > 0).sum(axis=0)]
@@ -145,13 +145,13 @@ def known(made: Made) -> Figures:
     )
 
 
-def reward_model(made: Made) -> Figures:
-    folder = made["reward_model"].path
+def reward_model(artefacts: FitArtefacts) -> Figures:
+    folder = artefacts["reward_model"].path
     parts, faithful = SparseRM.load(folder).parts, read_json(folder / "faithfulness.json")
     counts = {name: faithful[name] for name in ("n_pairs", "n_prompts", "n_left_out", "n_held_out")}
     curves = {name: {line: [sorted(p.items()) for p in points][::5] for line, points in faithful[name].items() if line != "area"}
               for name in ("deletion", "insertion")}  # fmt: skip
-    files = sorted(name for name in made["reward_model"].manifest["files"] if name.endswith(".json"))
+    files = sorted(name for name in artefacts["reward_model"].manifest["files"] if name.endswith(".json"))
     return Figures(
         figures={"seeds": list(parts.seeds), "latents": parts.latent_ids.tolist(), "faithful": counts, "files": files, "kind": parts.kind},
         loose={
@@ -167,7 +167,7 @@ def reward_model(made: Made) -> Figures:
     )
 
 
-FIGURES: Mapping[str, Callable[[Made], Figures]] = {
+FIGURES: Mapping[str, Callable[[FitArtefacts], Figures]] = {
     "pairs": pairs, "extraction": extraction, "frequencies": frequencies, "heads": heads, "controls": controls, "curve": curve,
     "evaluation": evaluation, "known": known, "reward_model": reward_model,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Golden figures of what is made of a fit afterwards (doctor, spaces, latents), and of a check of pairs."""
+"""Golden figures of the steps after a fit (doctor, spaces, latents), and of a check of pairs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WINDOW = ("dataIndex", "maxValueTokenIndex", "binMin", "binMax", "binContains")
 
 @dataclass(frozen=True, kw_only=True)
 class FittedWorld:
-    """A fitted reward model's folder, its cache, and a folder for what is made."""
+    """A fitted reward model's folder, its cache, and a scratch folder."""
 
     folder: Path
     store: Store
@@ -55,24 +55,31 @@ def doctor(world: FittedWorld) -> Figures:
 
 
 def _left_out() -> Check:
-    """Sixty pairs that were read and thirty that were not: longer ones, more of one kind, and more by their chosen answer. No pair of the fit is."""
+    """The check on sixty readable pairs and thirty others that are longer, more often of one subset, and mostly lost by
+    the chosen answer.
+    """
     every = [pair(i, chosen="a" * (i % 9 + i // 6), rejected="b" * (i % 7), subset="ab"[i % 3 == 0 or i > 85]) for i in range(90)]
     kept = PreferencePairs(pairs=tuple(every[:60]), split=("test",) * 60)
-    return left_out_differ(kept, [lost(one, "chosen" if i % 4 else "rejected") for i, one in enumerate(every[60:])], 0.3)
+    return left_out_differ(kept, [lost(unread, "chosen" if i % 4 else "rejected") for i, unread in enumerate(every[60:])], 0.3)
 
 
 def spaces(world: FittedWorld) -> Figures:
-    # 150 of 200 responses and 2 draws, so that both seeds are drawn with.
+    # 150 of 200 responses and 2 draws, so that both seeds matter.
     config = SpacesConfig(points=150, perplexity=10, neighbours=5, random_draws=2)
-    made, _ = model_spaces(ModelFolder(world.folder, world.store), config)
-    steady = {name: value for name, value in made.figures.items() if not name.startswith("picture")}
-    right = {name: [only(one and one.to_json(), *ESTIMATE) for one in (value.neighbours, value.neighbours_lead)] for name, value in steady.items()}
-    silhouettes = {
-        name: [only(one and one.to_json(), *ESTIMATE) for one in (value.silhouette, value.silhouette_lead)] for name, value in steady.items()
+    space_values, _ = model_spaces(ModelFolder(world.folder, world.store), config)
+    steady = {name: value for name, value in space_values.figures.items() if not name.startswith("picture")}
+    right = {
+        name: [only(estimate and estimate.to_json(), *ESTIMATE) for estimate in (value.neighbours, value.neighbours_lead)]
+        for name, value in steady.items()
     }
-    points = {name: digest(getattr(made, name)) for name in ("rows", "label", "prompt", "split")}
-    how = {name: value for name, value in made.made.items() if name != "library"}
-    # A t-SNE of many points turns rounding into other pictures. On a ring of twelve, neighbours in the picture are neighbours on the ring.
+    silhouettes = {
+        name: [only(estimate and estimate.to_json(), *ESTIMATE) for estimate in (value.silhouette, value.silhouette_lead)]
+        for name, value in steady.items()
+    }
+    points = {name: digest(getattr(space_values, name)) for name in ("rows", "label", "prompt", "split")}
+    settings = {name: value for name, value in space_values.made.items() if name != "library"}
+    # A t-SNE of many points depends on rounding. On a ring of twelve points, neighbours in the picture are neighbours
+    # on the ring.
     angles = 2 * np.pi * np.arange(12) / 12
     ring = picture(np.column_stack([np.cos(angles), np.sin(angles), np.zeros(12)]), config)
     distances = np.linalg.norm(ring[:, None] - ring[None], axis=2) + np.diag(np.full(12, np.inf))
@@ -85,9 +92,9 @@ def spaces(world: FittedWorld) -> Figures:
         figures={
             "neighbours": right,
             **points,
-            "made": how,
-            "n": made.n_held_out,
-            "chance": made.chance,
+            "made": settings,
+            "n": space_values.n_held_out,
+            "chance": space_values.chance,
             "ring": nearest,
             "equal votes": equal,
             "t-SNE": _asked_of_tsne(),
@@ -97,7 +104,7 @@ def spaces(world: FittedWorld) -> Figures:
 
 
 def _asked_of_tsne() -> dict[str, Any]:
-    """What scikit-learn is asked for: its seed moves pictures of many columns only, and a picture can't be compared across processors."""
+    """The options passed to scikit-learn, since a picture can't be compared across processors."""
     with patch("sklearn.manifold.TSNE") as tsne:
         tsne.return_value.fit_transform.return_value = np.zeros((6, 2))
         picture(np.zeros((6, 3)), SpacesConfig(seed=3, perplexity=10))
@@ -108,8 +115,8 @@ def latents(world: FittedWorld) -> Figures:
     config = LatentsConfig(corpus="pairs", tokens=3000, window=12, top=3, intervals=3, per_interval=2, snippets=40, inactive=6)
     pages = make_pages(ModelFolder(world.folder, world.store), config)
     chosen = [pages[latent] for latent in list(pages)[:12]]
-    texts = {page["index"]: [only(one, *WINDOW[:2]) for one in page["activations"]] for page in chosen}
-    bins = {page["index"]: [only(one, *WINDOW[2:]) for one in page["activations"]][::2] for page in chosen}
+    texts = {page["index"]: [only(window, *WINDOW[:2]) for window in page["activations"]] for page in chosen}
+    bins = {page["index"]: [only(window, *WINDOW[2:]) for window in page["activations"]][::2] for page in chosen}
     words = {page["index"]: [page["pos_str"][:3], page["neg_str"][:3], page["topkCosSimIndices"][:4], page["inactive"]] for page in chosen}
     snippets = [json.loads(line)["dataIndex"] for line in (pages.folder / SNIPPETS).open(encoding="utf-8")]
     return Figures(
@@ -134,7 +141,9 @@ def latents(world: FittedWorld) -> Figures:
 
 
 def pairs_check(world: FittedWorld) -> Figures:
-    """Sixty prompts, every third with two pairs. Length and wording tell some pairs only; copies, a contradiction and a bad row stand among them."""
+    """Sixty prompts, every third with two pairs, of which length and wording classify some; with copies, a
+    contradiction and a bad row.
+    """
     rows: list[Any] = []
     for i in range(80):
         kind, rude = ("gladly", "fool") if i % 5 else ("fool", "gladly")
@@ -145,11 +154,11 @@ def pairs_check(world: FittedWorld) -> Figures:
     rows += [rows[3], turned, {"prompt": "only a prompt"}, {**rows[7], "rejected": rows[7]["chosen"]}]
     source = world.scratch / "golden-pairs.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    made = check_pairs(DataConfig(pairs=str(source)), world.store)
-    split, report = read_pairs(made.file(PAIRS)), json.loads(made.file(REPORT).read_text(encoding="utf-8"))
+    artefact = check_pairs(DataConfig(pairs=str(source)), world.store)
+    split, report = read_pairs(artefact.file(PAIRS)), json.loads(artefact.file(REPORT).read_text(encoding="utf-8"))
     shortcuts = {name: only(entry, "accuracy", "low", "high", "n", "note", "split", "unit") for name, entry in report["shortcuts"].items()}
     counts = {name: value for name, value in report["data"].items() if isinstance(value, int)}
-    manifest = {name: value for name, value in made.facts.items() if name != "source"}
+    manifest = {name: value for name, value in artefact.facts.items() if name != "source"}
     return Figures(
         figures={
             "shortcuts": shortcuts,

@@ -1,6 +1,7 @@
-"""Golden figures: which numbers of core/ are raised by hand, how a step's figures are taken, compared and renewed.
+"""Golden figures: which version numbers of core/ are raised by hand, and how a step's figures are computed, compared
+and renewed.
 
-A step's figures stand in golden.json under the step's name:
+The figures of a step are in golden.json under the step's name:
 
     version   the number in the code that these figures belong to
     figures   whole numbers, texts and choices, compared exactly, and float64 figures that hang on such choices alone, compared at 1e-6
@@ -30,20 +31,22 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).with_name("golden.json")
 UPDATE = "UPDATE_GOLDEN"
 EXACT = {"rel": 1e-6, "abs": 1e-9}
-# Another processor adds the same float32 numbers in another order. With the kernels of an SSE4 machine (torch, oneDNN, MKL, OpenBLAS, numpy) hidden
-# states move by 1e-6 of their size; after a training (heads, DPO, SAE) figures move by up to 1e-4 of theirs, near zero by 3e-5.
+# Another processor adds the same float32 numbers in another order. With the kernels of an SSE4 machine (torch, oneDNN,
+# MKL, OpenBLAS, numpy) hidden states differ by 1e-6 of their size; after a training (heads, DPO, SAE) figures differ by
+# up to 1e-4 of their size, near zero by 3e-5.
 FLOAT32 = {"rel": 3e-5, "abs": 1e-5}
 LOOSE = {"rel": 3e-4, "abs": 5e-5}
 BOUNDS = {"figures": EXACT, "float32": FLOAT32, "loose": LOOSE}
 
-# A number that decides whether an old file is read is known by its name, or by a comment that says when it is raised.
+# A number that decides whether an old file is read is recognised by its name, or by a comment that states when it is
+# raised.
 BY_NAME = re.compile(r"(?:.*_)?(?:VERSIONS?|SCHEMA|PROTOCOL)")
 BY_COMMENT = re.compile(r"#.*\b(?:counted up|raised|bumped)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What a step computed, in a few JSON values."""
+    """A step's results as a few JSON values, by how exactly they are compared."""
 
     figures: Mapping[str, Any]
     float32: Mapping[str, Any] = field(default_factory=dict)
@@ -92,7 +95,9 @@ def _by_step(module: str, name: str) -> dict[str, Any]:
 
 
 def versions_given_to_the_store() -> Iterator[tuple[str, ast.expr]]:
-    """Where a step is asked of the store, with the expression of its version; the store's own methods, which pass it on, apart."""
+    """Each call that asks the store for a step, with the expression of its version; calls inside core/runs are left
+    out.
+    """
     for path in sorted((ROOT / "core").rglob("*.py")):
         if path.parent.name == "runs":
             continue
@@ -136,7 +141,10 @@ def as_text(entries: Mapping[str, Any]) -> str:
 
 
 def differences(before: Any, after: Any, bound: Mapping[str, float], place: str = "") -> list[tuple[str, Any, Any]]:
-    """Where two figures differ, with both values. Floats may differ by the bound; everything else must be equal."""
+    """The places where two figures differ, with both values.
+
+    Floats may differ by the bound; everything else must be equal.
+    """
     if isinstance(before, dict) and isinstance(after, dict):
         names = sorted({*before, *after})
         return [row for name in names for row in differences(before.get(name), after.get(name), bound, f"{place}/{name}")]
@@ -148,7 +156,7 @@ def differences(before: Any, after: Any, bound: Mapping[str, float], place: str 
 
 
 def rounded(value: Any, digits: int) -> Any:
-    """The value with floats of so many significant digits."""
+    """The value with its floats rounded to `digits` significant digits."""
     if isinstance(value, Mapping):
         return {str(name): rounded(part, digits) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -160,12 +168,14 @@ def rounded(value: Any, digits: int) -> Any:
 
 
 def digest(values: Any) -> str:
-    """Twelve hex digits that stand for whole numbers, texts or choices in their order."""
+    """Twelve hex digits of a hash over whole numbers, texts or choices in their order."""
     return sha256_of(values.tolist() if isinstance(values, np.ndarray) else list(values))[:12]
 
 
 def spread(values: np.ndarray | Sequence[float]) -> dict[str, Any]:
-    """An array in four figures: how many numbers are finite, their mean, their mean size, and a sum that tells another order."""
+    """An array in four figures: the number of finite values, their mean, their mean size, and a sum that depends on
+    their order.
+    """
     flat = np.asarray(values, dtype=np.float64).reshape(-1)
     kept = np.isfinite(flat)
     order = np.cos(np.arange(len(flat)) * 0.7)[kept] @ flat[kept] / max(int(kept.sum()), 1)

@@ -1,4 +1,4 @@
-"""What the tests of labels share: pages of latents made by hand, and an HTTP server on this machine that answers as the test says."""
+"""Shared by the tests of labels: pages of latents made by hand, and a local HTTP server with answers of the test."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ SAE = {"sha256": SHA, "d_sae": 4096, "layer": 7, "name": "My SAE 1", "model_name
 
 
 def window(text: str, active: Mapping[str, float], **more: Any) -> dict[str, Any]:
-    """A window of a page: words as tokens, with the spaces before them; `active` says which are active, and how much."""
+    """A window of a page: words as tokens, with the spaces before them; `active` says which are active, and how much.
+    """
     words = text.split(" ")
     tokens = [word if number == 0 else " " + word for number, word in enumerate(words)]
     return {"tokens": tokens, "values": [active.get(word, 0.0) for word in words], "template": [], **more}
 
 
 def feature(latent: int, windows: Sequence[Mapping[str, Any]], inactive: Sequence[int] = ()) -> dict[str, Any]:
-    """A page, as far as labels need it."""
+    """The fields of a latent's page that labels need."""
     return {"index": str(latent), "activations": list(windows), "inactive": list(inactive), "pos_str": [" please", "ing", " "]}
 
 
@@ -33,7 +34,7 @@ def snippets(texts: Sequence[str]) -> list[dict[str, Any]]:
 
 @dataclass
 class Request:
-    """What the server was asked."""
+    """A request that the server received."""
 
     path: str
     query: dict[str, str]
@@ -53,20 +54,20 @@ class Server:
 @contextmanager
 def serving(answers: Callable[[Request], tuple[int, bytes, dict[str, str]]]) -> Iterator[Server]:
     """Serves until the block ends."""
-    found = Server(answers=answers)
+    served = Server(answers=answers)
 
     class Handler(BaseHTTPRequestHandler):
         def _answer(self) -> None:
             parts, length = urlsplit(self.path), int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(length)) if length else None
             request = Request(parts.path, {name: values[0] for name, values in parse_qs(parts.query).items()}, body, dict(self.headers))
-            found.requests.append(request)
-            status, said, headers = found.answers(request)
+            served.requests.append(request)
+            status, content, headers = served.answers(request)
             self.send_response(status)
-            for name, value in {"Content-Length": str(len(said)), **headers}.items():
+            for name, value in {"Content-Length": str(len(content)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(said)
+            self.wfile.write(content)
 
         do_GET = do_POST = _answer
 
@@ -74,12 +75,12 @@ def serving(answers: Callable[[Request], tuple[int, bytes, dict[str, str]]]) -> 
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that gave up is what some tests are about
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # in some tests a client gives up
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
-    found.url = f"http://127.0.0.1:{server.server_port}"
+    served.url = f"http://127.0.0.1:{server.server_port}"
     try:
-        yield found
+        yield served
     finally:
         server.shutdown()
         server.server_close()

@@ -1,4 +1,4 @@
-"""Reward models by hand for the tests of core.reward.model: random, small, whole."""
+"""Small random reward models, made by hand, for the tests of core.reward.model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def make_parts(kind: str = "sparserm", *, d_model: int = 6, k: int = 4, hidden: 
 
 
 class FakeReader:
-    """Hidden states that follow from the text alone; remembers what it was asked. A response without letters can't be read."""
+    """Hidden states that depend on the text alone; records its items. A response without letters is unreadable."""
 
     def __init__(self, d_model: int) -> None:
         self.d_model, self.asked = d_model, []

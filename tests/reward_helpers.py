@@ -1,4 +1,4 @@
-"""Small synthetic worlds for the tests of core.reward: pairs, hidden states and an SAE whose truth is known."""
+"""Small synthetic inputs for the tests of core.reward: pairs, hidden states and an SAE with known results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from core.types import HeadInputs, HiddenStates, PreferencePair, PreferencePairs
 
 @dataclass
 class FakeSAE:
-    """relu((z - offset) W - threshold), or with `k` the k largest of z W: the interface of `SparseAutoencoder`, in a few lines."""
+    """relu((z - offset) W - threshold), or with `k` the k largest of z W: the interface of `SparseAutoencoder`, in a
+    few lines.
+    """
 
     rows: np.ndarray
     threshold: float = 0.0
@@ -36,7 +38,9 @@ class FakeSAE:
         return "cpu"
 
     def kth_value(self, z: Tensor) -> Tensor | None:
-        """Halfway between the k-th and the next, as the real one: the same product can differ in its last bit in another batch."""
+        """Halfway between the k-th value and the next, like the real one, since a product's last bit can depend on the
+        batch.
+        """
         return ((z - self.offset) @ torch.from_numpy(self.rows.T)).topk(self.k + 1, dim=1).values[:, -2:].mean(dim=1) if self.k else None
 
     def encode_chunk(self, z: Tensor, latents: slice, kth: Tensor | None = None) -> Tensor:
@@ -60,7 +64,7 @@ class FakeSAE:
 
 @dataclass
 class World:
-    """What a fit starts from."""
+    """The inputs of a fit."""
 
     hidden: HiddenStates
     pairs: PreferencePairs
@@ -107,7 +111,7 @@ def swap_labels(hidden: HiddenStates, pairs: PreferencePairs, seed: int) -> Hidd
 
 
 def noise_world(n_prompts: int = 105, per_prompt: int = 3, d_model: int = 32, d_sae: int = 200, seed: int = 0) -> World:
-    """Preferences mean nothing, but pairs of one prompt resemble one another: a style of its own on either side of each prompt."""
+    """Random preferences; pairs of a prompt resemble each other, since each side of each prompt has a style."""
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(d_sae, d_model)).astype(np.float32)
     n = n_prompts * per_prompt
@@ -119,7 +123,8 @@ def noise_world(n_prompts: int = 105, per_prompt: int = 3, d_model: int = 32, d_
 
 
 def learnable_inputs(n_pairs: int, k: int, seed: int = 0) -> HeadInputs:
-    """Inputs with offsets and scales of their own, of which a linear function decides, with noise; one response is shared by two pairs."""
+    """Inputs with different offsets and scales, preferred by a linear function with noise; two pairs share a response.
+    """
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(2 * n_pairs, k)) * rng.uniform(0.5, 20, k) + rng.normal(size=k) * 10
     quality = ((values - values.mean(0)) / values.std(0)) @ rng.normal(size=k) + rng.normal(size=2 * n_pairs)

@@ -1,4 +1,4 @@
-"""A kind of run that costs nothing, `nap`: the worker's manners are tested with it, in seconds and without torch.
+"""`nap`, a kind of run without computation, by which the worker is tested in seconds and without torch.
 
 Importing this registers the kind; runs_worker.py is a worker that does so.
 """
@@ -65,7 +65,7 @@ def dream(config: NapConfig) -> str:
 
 @contextmanager
 def alone(place: Path) -> Iterator[None]:
-    """Fails if somebody else is here."""
+    """Fails if another process is inside this block with the same folder."""
     mark = place / "somebody"
     handle = os.open(mark, os.O_CREAT | os.O_EXCL)
     with (place / "order.txt").open("a") as order:
@@ -83,14 +83,14 @@ def nothing() -> Iterator[None]:
 
 
 def hang(config: NapConfig) -> None:
-    """Foreign code that reports nothing, with a child of its own."""
+    """Code that reports no progress and has a child process."""
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     (Path(config.place or ".") / "hanging").touch()
     time.sleep(600)
 
 
 def hang_hard(config: NapConfig) -> None:
-    """Foreign code that never lets another thread run."""
+    """Code that never lets another thread run."""
     (Path(config.place or ".") / "hanging").touch()
     ctypes.PyDLL(None).sleep(600)
 
@@ -134,17 +134,17 @@ def start(root: Path, **config: Any) -> Run:
     return Run(root.resolve() / "runs" / launching.launch("nap", NapConfig(**config), root=root))
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """Waits until `what()` is true, and returns it."""
+def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """Waits until `condition()` is true, and returns its value."""
     end = time.monotonic() + seconds
-    while not (found := what()):
+    while not (value := condition()):
         assert time.monotonic() < end, "the moment never came"
         time.sleep(0.01)
-    return found
+    return value
 
 
 def wait_state(run: Run, *states: str, seconds: float = 60.0) -> Status:
-    """Waits for one of these states; any other end than these is an error."""
+    """Waits for one of these states; fails if the run ends in another one."""
     end = time.monotonic() + seconds
     while (status := run.status()).state not in states:
         assert status.live and time.monotonic() < end, f"{status}\n{run.log.read_text()[-3000:]}"
@@ -153,7 +153,7 @@ def wait_state(run: Run, *states: str, seconds: float = 60.0) -> Status:
 
 
 def session(leader: int) -> list[int]:
-    """Living processes (zombies are dead) of the session that a worker leads."""
+    """The living processes (no zombies) of the session that a worker leads."""
     done = subprocess.run(["ps", "-A", "-o", "pid=,sess=,stat="], capture_output=True, text=True, check=True)
     rows = (line.split() for line in done.stdout.splitlines())
     return [int(pid) for pid, leader_, state in rows if int(leader_) == leader and not state.startswith("Z")]

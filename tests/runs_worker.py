@@ -1,4 +1,4 @@
-"""A worker that knows the kind of runs_helpers: it learns of it where a worker begins to import, behind its lock."""
+"""A worker with the kind of runs_helpers, which it imports where a worker begins to import, after taking its lock."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Small SAE files in every format, and encodings by plain loops that share nothing with core."""
+"""Small SAE files in every format, and encodings by plain loops, independent of core."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def arrays(architecture: str, *, seed: int = 0, d_model: int = D_MODEL, d_sae: i
     shapes = {"W_enc": (d_model, d_sae), "W_dec": (d_sae, d_model), "b_dec": (d_model,)}
     for name in {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}.get(architecture, ("b_enc",)):
         shapes[name] = (d_sae,)
-    found = {name: rng.normal(size=shape) for name, shape in shapes.items()}
-    found["W_dec"] *= rng.uniform(0.2, 3, size=(d_sae, 1))
-    if "threshold" in found:
-        found["threshold"] = rng.uniform(0.5, 3, size=d_sae)
-    return {name: value.astype(np.float32) for name, value in found.items()}
+    weights = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    weights["W_dec"] *= rng.uniform(0.2, 3, size=(d_sae, 1))
+    if "threshold" in weights:
+        weights["threshold"] = rng.uniform(0.5, 3, size=d_sae)
+    return {name: value.astype(np.float32) for name, value in weights.items()}
 
 
 def states(*, seed: int = 1, n: int = N, d_model: int = D_MODEL) -> np.ndarray:
@@ -64,12 +64,12 @@ def write_folder(
     """A sae-lens folder."""
     path.mkdir(parents=True)
     save_file({name: torch.from_numpy(value).to(dtype) for name, value in w.items()}, path / "sae_weights.safetensors")
-    said = {"sae_lens_version": "6.54.0", "model_name": "toy", "hook_name": "blocks.3.hook_resid_post", **(metadata or {})}
+    about = {"sae_lens_version": "6.54.0", "model_name": "toy", "hook_name": "blocks.3.hook_resid_post", **(metadata or {})}
     d_model, d_sae = w["W_enc"].shape
     base = {"architecture": architecture, "d_in": d_model, "d_sae": d_sae, "dtype": str(dtype).removeprefix("torch."), "apply_b_dec_to_input": True}
     if architecture == "topk":
         base["k"] = K
-    (path / "cfg.json").write_text(json.dumps({**base, "normalize_activations": "none", "metadata": said, **config}))
+    (path / "cfg.json").write_text(json.dumps({**base, "normalize_activations": "none", "metadata": about, **config}))
     return path
 
 
@@ -104,7 +104,9 @@ def bfloat16(w: Arrays) -> Arrays:
 
 
 def llama_folded(w: Arrays, *, threshold: float = 0.125, factor: float = LLAMA_FACTOR) -> Arrays:
-    """By hand: the encoder reads factor * z, reconstructions are scaled back, and the threshold moves as sae-lens moves it."""
+    """By hand: the encoder reads factor * z, reconstructions are scaled back, and the threshold moves as sae-lens moves
+    it.
+    """
     rounded = bfloat16(w)
     limit = np.full(w["b_enc"].shape, threshold * factor)
     return {**rounded, "W_enc": rounded["W_enc"] * factor, "W_dec": rounded["W_dec"] / factor, "b_dec": rounded["b_dec"] / factor, "threshold": limit}

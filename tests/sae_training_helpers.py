@@ -1,4 +1,6 @@
-"""What the tests of SAE training share: the toy backbone, configs small enough for seconds, and a slow, plain reading of hidden states."""
+"""What the tests of SAE training share: the toy backbone, configs small enough for seconds, and a slow, plain reading
+of hidden states.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import golden_fitted
 import pytest
 from golden_align import AlignWorld
 from golden_files import Figures
-from golden_fit import Made
+from golden_fit import FitArtefacts
 from golden_fitted import FittedWorld
 from golden_helpers import EXACT, LOOSE, check, differences, golden, hand_bumped, versions_given_to_the_store
 
@@ -33,25 +33,25 @@ def golden_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="session")
-def made(golden_store: Store) -> Made:
+def fit_artefacts(golden_store: Store) -> FitArtefacts:
     """The fit's artefacts, by step."""
     fit(golden_fit.fit_config(), golden_store)
     return {artefact.step: artefact for _, artefact in golden_store.all() if isinstance(artefact, Artefact)}
 
 
 @pytest.fixture(scope="session")
-def fitted(made: Made, golden_store: Store, tmp_path_factory: pytest.TempPathFactory) -> FittedWorld:
-    return FittedWorld(folder=made["reward_model"].path, store=golden_store, scratch=tmp_path_factory.mktemp("fitted"))
+def fitted(fit_artefacts: FitArtefacts, golden_store: Store, tmp_path_factory: pytest.TempPathFactory) -> FittedWorld:
+    return FittedWorld(folder=fit_artefacts["reward_model"].path, store=golden_store, scratch=tmp_path_factory.mktemp("fitted"))
 
 
 @pytest.fixture(scope="session")
-def aligned(made: Made, golden_store: Store, tmp_path_factory: pytest.TempPathFactory) -> AlignWorld:
-    return golden_align.make_world(made["reward_model"].path, golden_fit.fit_config(), golden_store, tmp_path_factory.mktemp("aligned"))
+def aligned(fit_artefacts: FitArtefacts, golden_store: Store, tmp_path_factory: pytest.TempPathFactory) -> AlignWorld:
+    return golden_align.make_world(fit_artefacts["reward_model"].path, golden_fit.fit_config(), golden_store, tmp_path_factory.mktemp("aligned"))
 
 
 @pytest.mark.parametrize("step", golden_fit.FIGURES)
-def test_fit_step_computes_what_it_did(step: str, made: Made) -> None:
-    check(step, golden_fit.FIGURES[step](made))
+def test_fit_step_computes_what_it_did(step: str, fit_artefacts: FitArtefacts) -> None:
+    check(step, golden_fit.FIGURES[step](fit_artefacts))
 
 
 @pytest.mark.parametrize("step", golden_fitted.FIGURES)
@@ -65,8 +65,8 @@ def test_step_of_alignment_computes_what_it_did(step: str, aligned: AlignWorld) 
 
 
 @pytest.mark.parametrize("name", golden_files.FIGURES)
-def test_file_or_answer_is_what_it_was(name: str, made: Made, tmp_path: Path) -> None:
-    check(name, golden_files.FIGURES[name](made, tmp_path))
+def test_file_or_answer_is_what_it_was(name: str, fit_artefacts: FitArtefacts, tmp_path: Path) -> None:
+    check(name, golden_files.FIGURES[name](fit_artefacts, tmp_path))
 
 
 # --- nothing is left out ---------------------------------------------------------------------------------------------

@@ -31,8 +31,8 @@ def model_copy(folder: Path, edit: Callable[[Tensors], Tensors] | None = None, s
         tensors = edit(load_file(folder / "model.safetensors"))
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
     if config:
-        said = {**json.loads((folder / "config.json").read_text()), **config}
-        (folder / "config.json").write_text(json.dumps({name: value for name, value in said.items() if value is not None}))
+        content = {**json.loads((folder / "config.json").read_text()), **config}
+        (folder / "config.json").write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
     return folder
 
 
@@ -80,7 +80,9 @@ GGUF_NAMES = {
 
 
 def gguf_tensors() -> dict[str, np.ndarray]:
-    """The tiny model's tensors under llama.cpp's names, with rows of queries and keys in its order (halves of a head interleaved)."""
+    """The tiny model's tensors under llama.cpp's names, with rows of queries and keys in its order (halves of a head
+    interleaved).
+    """
     tensors: dict[str, np.ndarray] = {}
     for name, tensor in load_file(tiny_folder() / "model.safetensors").items():
         array, parts = tensor.numpy(), name.split(".")
