@@ -1,5 +1,4 @@
-"""A workbench server in a process of its own and a real browser, for tests/test_browser.py and benchmarks/workbench.py.
-"""
+"""A workbench server in a process of its own and a real browser, for tests/test_browser.py and benchmarks/workbench.py."""
 
 from __future__ import annotations
 

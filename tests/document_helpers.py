@@ -1,5 +1,4 @@
-"""The repository's documents, their code blocks, and the prose of docstrings and comments: for the tests of documents.
-"""
+"""The repository's documents, their code blocks, and the prose of docstrings and comments: for the tests of documents."""
 
 from __future__ import annotations
 

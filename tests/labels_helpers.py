@@ -16,8 +16,7 @@ SAE = {"sha256": SHA, "d_sae": 4096, "layer": 7, "name": "My SAE 1", "model_name
 
 
 def window(text: str, active: Mapping[str, float], **more: Any) -> dict[str, Any]:
-    """A window of a page: words as tokens, with the spaces before them; `active` says which are active, and how much.
-    """
+    """A window of a page: words as tokens, with the spaces before them; `active` says which are active, and how much."""
     words = text.split(" ")
     tokens = [word if number == 0 else " " + word for number, word in enumerate(words)]
     return {"tokens": tokens, "values": [active.get(word, 0.0) for word in words], "template": [], **more}

@@ -123,8 +123,7 @@ def noise_world(n_prompts: int = 105, per_prompt: int = 3, d_model: int = 32, d_
 
 
 def learnable_inputs(n_pairs: int, k: int, seed: int = 0) -> HeadInputs:
-    """Inputs with different offsets and scales, preferred by a linear function with noise; two pairs share a response.
-    """
+    """Inputs with different offsets and scales, preferred by a linear function with noise; two pairs share a response."""
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(2 * n_pairs, k)) * rng.uniform(0.5, 20, k) + rng.normal(size=k) * 10
     quality = ((values - values.mean(0)) / values.std(0)) @ rng.normal(size=k) + rng.normal(size=2 * n_pairs)
