@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigError
@@ -141,6 +142,14 @@ class SAEConfig(Config):
     sae_id: str = option("", "id in that release, e.g. layer_31/width_16k/canonical")
     path: str = option("", "sae-lens or sparsify folder, Gemma Scope params.npz, or Llama Scope folder")
     format: str = option("auto", "format on disk; auto detects it", choices=("auto", "sae-lens", "gemma-scope", "llama-scope", "sparsify"))
+
+
+def sae_config(text: str) -> SAEConfig:
+    """The SAE that `RELEASE:ID` or a path names. A path that exists is a path, whatever colons it holds."""
+    release, colon, sae_id = text.partition(":")
+    if colon and release and sae_id and "/" not in release and "\\" not in sae_id and not Path(text).expanduser().exists():
+        return SAEConfig(release=release, sae_id=sae_id)
+    return SAEConfig(path=text)
 
 
 @dataclass(frozen=True, kw_only=True)

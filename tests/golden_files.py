@@ -28,8 +28,8 @@ from core.backbone.tiny import make_tiny
 from core.config import AlignConfig, BackboneConfig, DataConfig, PairsRunConfig
 from core.data.pairs import load_pairs
 from core.files import file_sha256
+from core.jobs.start import launch
 from core.reward.extraction import extract
-from core.runs.launch import launch
 from core.runs.registry import Run, runs_root
 from core.runs.store import Store
 from core.sae.activations import Cursor, Stream

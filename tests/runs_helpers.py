@@ -20,9 +20,10 @@ from typing import Any
 from core.backbone.estimate import Estimate
 from core.config import BackboneConfig, Config, option
 from core.errors import DataError
-from core.jobs.fit import Job
-from core.runs import launch as launching
-from core.runs.registry import KINDS, Kind, Run, Status
+from core.jobs import start as launching
+from core.jobs.job import Job
+from core.jobs.kinds import KINDS, Kind
+from core.runs.registry import Run, Status
 from core.runs.store import Store
 
 WORKER = [sys.executable, str(Path(__file__).with_name("runs_worker.py").resolve())]
@@ -123,7 +124,7 @@ NAP = Job(
     plan=lambda config, store, progress: Estimate(memory=1.0, disk=2.0, seconds=3.0),
     run=nap,
 )
-KINDS["nap"] = Kind(config=NapConfig, job="runs_helpers:NAP")
+KINDS["nap"] = Kind(config=NapConfig, job="runs_helpers:NAP", name="Nap", title=lambda config: "sheep", command=("nap",))
 
 
 # --- for the tests -------------------------------------------------------------------------------------------------

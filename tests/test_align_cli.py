@@ -13,18 +13,19 @@ import pytest
 from left_out_helpers import counts_of
 from runs_helpers import wait_state
 
-import core.runs.launch as launching
 from core.align.left_out import sentences
 from core.align.presets import ALIGN_PRESETS, align_preset
 from core.backbone.presets import PRESETS, preset
 from core.cli import align as align_cli
-from core.cli import tables as console
+from core.cli import tables
 from core.cli.align import align_config
 from core.cli.main import build_parser, main
 from core.cli.options import options_of, override
 from core.config import AlignConfig, DataConfig, from_dict
 from core.errors import ConfigError
+from core.jobs import start as launching
 from core.jobs.align import ALIGN, completed
+from core.jobs.kinds import asked_config
 from core.runs.registry import all_runs, find_run
 from core.runs.store import Store
 
@@ -207,7 +208,7 @@ def test_detach(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = cli("align", "--preset", "tiny", "--arm", "none", "--rounds", "3", "--detach")
     run = find_run(out.strip())
     assert code == 0 and run.kind == "align" and "sparserm runs follow" in err
-    assert run.config() == asked("--preset", "tiny", "--arm", "none", "--rounds", "3")
+    assert asked_config(run) == asked("--preset", "tiny", "--arm", "none", "--rounds", "3")
     for one in all_runs():
         wait_state(one, "failed")
 
@@ -225,11 +226,11 @@ def manifest(round: int, **more: Any) -> dict[str, Any]:
 
 def test_a_person_sees_pairs_policy_warnings_and_places(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = {"arm": "sparserm", "base": manifest(0), "rounds": [manifest(1), manifest(2)], "chosen_round": 1, "choice": "the best", "stopped": ""}
-    console.print_align({**outcome, "warnings": [{"round": 2, "figure": "length", "text": "reward rose"}], "artefact": "/a", "adapter": "/a/adapter"})
+    tables.print_align({**outcome, "warnings": [{"round": 2, "figure": "length", "text": "reward rose"}], "artefact": "/a", "adapter": "/a/adapter"})
     out = capsys.readouterr().out
     assert "9 margin, 1 too long" in out and "1 min 15 s" in out and "0.500 (0.400 to 0.600)" in out and "0.020 (0.000 to 0.020)" in out
     assert "round 2: reward rose" in out and "chosen: round 1 (the best)" in out and "adapter: /a/adapter" in out and "mc1" not in out
-    console.print_outcome("align", {"outcome": {**outcome, "warnings": [], "stopped": "no pair was kept", "artefact": "/a", "adapter": None}})
+    tables.print_outcome("align", {"outcome": {**outcome, "warnings": [], "stopped": "no pair was kept", "artefact": "/a", "adapter": None}})
     out = capsys.readouterr().out
     assert "no pair was kept" in out and "adapter" not in out
 
@@ -247,7 +248,7 @@ def test_a_person_sees_what_was_left_out(capsys: pytest.CaptureFixture[str]) -> 
     rounds = [manifest(1, **counts, evaluation={"figures": manifest(1)["evaluation"]["figures"], "about": {"answers": 6, "answers_unread": 0}})]
     base = manifest(0, evaluation={"figures": manifest(0)["evaluation"]["figures"], "about": about})
     outcome = {"arm": "sparserm", "base": base, "rounds": rounds, "chosen_round": 1, "choice": "the best", "stopped": "", "warnings": []}
-    console.print_align({**outcome, "artefact": "/a", "adapter": None, "pair_counts": counts_of(n=49, refused=21)})
+    tables.print_align({**outcome, "artefact": "/a", "adapter": None, "pair_counts": counts_of(n=49, refused=21)})
     out = capsys.readouterr().out
     for line in (
         "Prompts: 10 are asked (p.jsonl); left out: 3 held out for the evaluation, 2 repeated, 1 rows without a prompt that can be asked, "

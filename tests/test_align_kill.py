@@ -18,7 +18,7 @@ from runs_helpers import wait_for, wait_state
 
 from core.align.records import ROUND, STEPS
 from core.backbone.presets import preset
-from core.runs.launch import launch, resume
+from core.jobs.start import launch, resume
 from core.runs.registry import Run
 from core.runs.store import HOLD, Artefact, Store
 

@@ -20,15 +20,17 @@ import numpy as np
 import pytest
 
 from core.backbone.presets import PRESETS, preset
-from core.cli import tables as console
+from core.cli import tables
 from core.cli.main import build_parser, main
-from core.cli.options import NAMES, SAE_FIELDS, option_name, override, sae_config
-from core.config import AlignConfig, BackboneConfig, FitConfig, SAEConfig, SAETrainConfig, SweepConfig
+from core.cli.options import NAMES, SAE_FIELDS, option_name, override
+from core.config import AlignConfig, BackboneConfig, FitConfig, SAEConfig, SAETrainConfig, SweepConfig, sae_config
 from core.data.pairs_file import read_pairs
 from core.errors import ConfigError, MissingError
 from core.fit import defaults, steps
 from core.fit.steps import STEPS
 from core.reward.model import SparseRM
+from core.runs import progress
+from core.runs.progress import Display, duration, figures_text, size
 from core.runs.store import HOLD, Store, cache_root
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -529,8 +531,8 @@ def test_sae_train_then_fit_finds_it(tiny: FitConfig, tmp_path: Path) -> None:
 
 def test_progress_in_a_log_is_a_line_a_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    with console.Display() as display:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Display() as display:
         for done in range(0, 101, 10):
             display("extraction", done, 100, tokens_per_s=1234.5)
             now[0] += 7.0
@@ -543,7 +545,7 @@ def test_progress_in_a_log_is_a_line_a_step(capsys: pytest.CaptureFixture[str], 
         "extraction: done in 1 min 10 s  1,234 tokens/s",
         "heads: done in 2.0 s  width 16",
     ]
-    with console.Display(quiet=True) as quiet:
+    with Display(quiet=True) as quiet:
         quiet("extraction", 1, 1)
         quiet.say("not for machines")
     assert capsys.readouterr().err == ""
@@ -565,8 +567,8 @@ def test_progress_on_a_terminal_never_takes_standard_output(fitted: dict[str, An
 
 
 def test_numbers_for_people() -> None:
-    assert [console.duration(s) for s in (0.44, 9.96, 59.6, 60, 185, 7800)] == ["0.4 s", "10.0 s", "60 s", "1 min 00 s", "3 min 05 s", "2 h 10 min"]
-    assert [console.size(n) for n in (0, 999, 1500, 2.5e6, 1e9, 5e12)] == ["0 B", "999 B", "1.5 kB", "2.5 MB", "1.0 GB", "5000.0 GB"]
-    assert console.figures_text({"loss": 0.12345, "dead": 1234, "tokens_per_s": 99.4, "unit": "bytes"}) == "loss 0.123  dead 1,234  99.4 tokens/s"
-    assert console.accuracy_cells({"accuracy": None, "low": 0.0, "high": 1.0, "n": 0}) == ("none", "", "0")
-    assert console.figures_of({"a": {"b": 0.123456, "c": [1]}, "d": 2}) == [("a.b", "0.1235"), ("a.c", "[1]"), ("d", "2")]
+    assert [duration(s) for s in (0.44, 9.96, 59.6, 60, 185, 7800)] == ["0.4 s", "10.0 s", "60 s", "1 min 00 s", "3 min 05 s", "2 h 10 min"]
+    assert [size(n) for n in (0, 999, 1500, 2.5e6, 1e9, 5e12)] == ["0 B", "999 B", "1.5 kB", "2.5 MB", "1.0 GB", "5000.0 GB"]
+    assert figures_text({"loss": 0.12345, "dead": 1234, "tokens_per_s": 99.4, "unit": "bytes"}) == "loss 0.123  dead 1,234  99.4 tokens/s"
+    assert tables.accuracy_cells({"accuracy": None, "low": 0.0, "high": 1.0, "n": 0}) == ("none", "", "0")
+    assert tables.figures_of({"a": {"b": 0.123456, "c": [1]}, "d": 2}) == [("a.b", "0.1235"), ("a.c", "[1]"), ("d", "2")]

@@ -24,21 +24,8 @@ ONLY_IN = {
 }
 OPTIONAL = {"sae_lens", "trl", "peft"}
 # To be mended: nothing may be added.
-STILL_UP = {
-    ("core.fit.defaults", "core.cli.options"),
-    ("core.jobs.attempt", "core.cli.tables"),
-    ("core.runs.launch", "core.jobs.worker"),
-    ("core.runs.registry", "core.jobs.fit"),
-    ("core.runs.registry", "core.jobs.pairs"),
-    ("core.runs.registry", "core.jobs.of_model"),
-    ("core.runs.registry", "core.jobs.align"),
-    ("workbench.frame.run_panel", "workbench.align.form"),
-}
-STILL_CIRCLES = {
-    "core.jobs.attempt core.jobs.worker core.runs.launch",
-    "workbench.align.form workbench.frame.forms workbench.frame.layout workbench.frame.run_panel",
-    "workbench.response.edit workbench.response.more workbench.response.view workbench.response.words",
-}
+STILL_UP: set[tuple[str, str]] = set()
+STILL_CIRCLES: set[str] = set()
 
 
 def up_arrows(imports: Iterable[Import], known: Iterable[str]) -> list[str]:

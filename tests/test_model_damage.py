@@ -22,7 +22,7 @@ from core.cli.main import main
 from core.config import DoctorRunConfig
 from core.errors import SparseRMError, StoreError
 from core.explain.kept import Kept
-from core.jobs.of_model import DOCTOR
+from core.jobs.doctor import DOCTOR
 from core.reward.fit_responses import FitResponses
 from core.reward.model import SparseRM
 from core.reward.parts import RewardParts

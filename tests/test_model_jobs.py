@@ -16,11 +16,12 @@ from core.errors import MissingError
 from core.explain.spaces import find_spaces
 from core.fit.defaults import complete
 from core.fit.pipeline import fit
-from core.jobs.fit import devices_of
+from core.jobs import start as launching
+from core.jobs.job import devices_of
+from core.jobs.kinds import asked_config, load_job
 from core.latents.find_pages import find_pages
 from core.reward.folder import ModelFolder
-from core.runs import launch as launching
-from core.runs.launch import load_job
+from core.runs import launch as run_launch
 from core.runs.registry import Run, Status
 from core.runs.store import Store
 from core.types import no_progress
@@ -81,18 +82,18 @@ def test_without_a_reward_model_it_says_so(tmp_path: Path) -> None:
 )
 def test_the_command_starts_the_same_run(words: list[str], wanted: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path))
-    monkeypatch.setattr(launching, "start_worker", lambda run, lock: lock.release())
+    monkeypatch.setattr(run_launch, "start_worker", lambda run, worker, lock: lock.release())
     assert main([*words, "--detach", "--json"]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     run = Run(folder)
-    assert run.kind == words[0] and run.config() == wanted
+    assert run.kind == words[0] and asked_config(run) == wanted
 
 
 def test_what_reads_another_runs_leavings_can_not_be_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path))
-    monkeypatch.setattr(launching, "start_worker", lambda run, lock: lock.release())
+    monkeypatch.setattr(run_launch, "start_worker", lambda run, worker, lock: lock.release())
     run = Run(tmp_path / "runs" / launching.launch("spaces", SpacesRunConfig(model="M")))
     run.write(Status(state="succeeded", attempt=1, queued=1.0))
     assert main(["runs", "verify", run.id]) == 2

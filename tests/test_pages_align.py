@@ -29,8 +29,9 @@ from core.cli.align import align_config
 from core.cli.main import build_parser
 from core.config import AlignConfig
 from core.files import write_json
-from core.runs import launch as launching
+from core.jobs import start as launching
 from core.runs.events import EventLog
+from core.runs.launch import new_run
 from core.runs.registry import Run, Status
 from core.text_safety import visible
 from workbench.align import compare as align_compare
@@ -80,7 +81,7 @@ def unfinished(empty: Path) -> Iterator[Any]:
         config = some_config()
         if begun:
             add_alignment(empty, model=models.models(empty)[0].path, config=config, rounds=1, steps=steps, finished=False)
-        run, lock = launching.new_run("align", config, empty, None)
+        run, lock = new_run("align", config.to_dict(), empty, None)
         if begun:
             write_json(run.path / "resolved.json", config.to_dict())
         if state_ == "running":

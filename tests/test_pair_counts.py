@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from core.backbone.presets import preset
-from core.cli import tables as console
+from core.cli import tables
 from core.cli.main import main
 from core.config import DataConfig, FitConfig
 from core.data.pairs import load_pairs
@@ -89,7 +89,7 @@ def fitted() -> Fitted:
     logging.getLogger("core").removeHandler(handler)
     found = json.loads(json.dumps(outcome.to_json(), allow_nan=False))
     with contextlib.redirect_stdout(out):
-        console.print_fit(found)
+        tables.print_fit(found)
     return Fitted(outcome=found, folder=outcome.artefact, shown=out.getvalue(), logged=log.getvalue(), config=config, store=store)
 
 
@@ -194,7 +194,7 @@ def test_the_card_says_it() -> None:
 def test_a_sweep_says_it(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = sweep([replace(fitted().config, curve=(4,))], fitted().store).to_json()
     assert outcome["pair_counts"] == fitted().outcome["pair_counts"] and outcome["best"]["n"] == expected()["validation"]["kept"]
-    console.print_sweep(outcome)
+    tables.print_sweep(outcome)
     assert "can't read 30 of 68 pairs" in capsys.readouterr().out
 
 

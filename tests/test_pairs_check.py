@@ -94,7 +94,8 @@ def test_a_file_without_pairs_says_what_it_found(tmp_path: Path, capsys: pytest.
 
 def test_a_check_waits_for_no_device() -> None:
     """Its queue is its own: a fit that takes an hour must not hold it up."""
-    from core.jobs.fit import FIT, devices_of
+    from core.jobs.fit import FIT
+    from core.jobs.job import devices_of
 
     config = completed(PairsRunConfig())
     assert devices_of(PAIRS.backbone(config)) == ("text",) and Path(config.data.pairs).is_absolute() and completed(config) == config

@@ -20,11 +20,14 @@ from core.cli.options import override
 from core.config import BackboneConfig, FitConfig, SAEConfig, SelectionConfig, SweepConfig
 from core.errors import MissingError
 from core.files import write_json
-from core.jobs import fit as jobs
-from core.jobs.fit import FIT, SAE_TRAIN, SWEEP, Job
-from core.runs import launch as launching
-from core.runs.launch import load_job
-from core.runs.registry import KINDS, Run, all_runs, find_run
+from core.jobs import job as jobs
+from core.jobs import start as launching
+from core.jobs.fit import FIT
+from core.jobs.job import Job
+from core.jobs.kinds import KINDS, asked_config, load_job
+from core.jobs.sae_train import SAE_TRAIN
+from core.jobs.sweep import SWEEP
+from core.runs.registry import Run, all_runs, find_run
 from core.runs.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,7 +165,7 @@ def test_rerun_with_changes(cli: Any, cache: Path, monkeypatch: pytest.MonkeyPat
     code, out, _ = cli("runs", "rerun", run.id, "--seed", "5", "--json")
     row = json.loads(out)
     again = find_run(row["run"])
-    assert code == 0 and row["parent"] == run.id and again.config() == NapConfig(seed=5, looks=4)
+    assert code == 0 and row["parent"] == run.id and asked_config(again) == NapConfig(seed=5, looks=4)
     wait_state(again, "succeeded")
     assert run.id[-6:] in cli("runs", "list")[1]
     code, _, err = cli("runs", "rerun", run.id, "--sneed", "5")
@@ -211,7 +214,7 @@ def test_detach(cli: Any, monkeypatch: pytest.MonkeyPatch, words: list[str], kin
     code, out, err = cli(*words, "--detach")
     run = find_run(out.strip())
     assert code == 0 and run.kind == kind and "sparserm runs follow" in err
-    assert_within(config, run.config().to_dict())
+    assert_within(config, run.config())
     code, out, _ = cli(*words, "--detach", "--json")
     assert code == 0 and json.loads(out)["kind"] == kind
     for run in all_runs():
@@ -285,6 +288,6 @@ def test_a_gpu_is_named_by_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_launch_with_a_full_disk_is_refused_for_real_kinds(cache: Path, monkeypatch: pytest.MonkeyPatch, cli: Any) -> None:
     (cache / "pairs.jsonl").write_text("{}\n" * 100_000)
-    monkeypatch.setattr(launching, "SPARE_DISK", 1e18)
+    monkeypatch.setattr(run_launch, "SPARE_DISK", 1e18)
     code, _, err = cli("fit", "--pairs", cache / "pairs.jsonl", "--detach")
     assert code == 7 and "too full for this run" in err and "sparserm runs remove" in err and all_runs(cache) == []

@@ -17,8 +17,9 @@ from runs_helpers import session, wait_for, wait_state
 from core.backbone.presets import preset
 from core.config import Config, FitConfig, HeadConfig, SAETrainConfig, SelectionConfig
 from core.fit.pipeline import fit
+from core.jobs.start import launch, resume
 from core.jobs.verify import verify
-from core.runs.launch import cancel, launch, resume
+from core.runs.launch import cancel
 from core.runs.locks import is_held
 from core.runs.registry import Run
 from core.runs.store import HOLD, MANIFEST, Store

@@ -18,10 +18,13 @@ from runs_helpers import CPU, WORKER, NapConfig, nap, session, start, wait_for, 
 
 from core.config import BackboneConfig
 from core.errors import ConfigError, StoreError
-from core.jobs.fit import foreground_turn
-from core.runs import launch as launching
+from core.jobs import start as launching
+from core.jobs.job import foreground_turn
+from core.jobs.kinds import asked_config, resolved_config
+from core.jobs.start import launch, resume
+from core.runs import launch as run_launch
 from core.runs.events import read_events
-from core.runs.launch import cancel, launch, remove, resume, wait_started
+from core.runs.launch import cancel, remove, wait_started
 from core.runs.locks import is_held
 from core.runs.registry import Run, all_runs, find_run, summaries
 from core.runs.store import Store
@@ -54,7 +57,7 @@ def test_from_launch_to_result(tmp_path: Path) -> None:
     status = wait_state(run, "succeeded")
     assert began <= status.queued <= status.started <= status.ended <= time.time()
     assert status.devices == ("cpu",) and status.estimate == {"memory": 1.0, "disk": 2.0, "seconds": 3.0} and status.exit_code == 0
-    assert run.config() == NapConfig(seed=7) and run.kind == "nap" and run.parent is None
+    assert asked_config(run) == NapConfig(seed=7) and run.kind == "nap" and run.parent is None
     result = run.result()
     assert result["outcome"] == {"slept": 2} and list(result["files"]) == ["dream.json", "manifest.json"]
     (artefact,) = result["artefacts"]
@@ -73,7 +76,7 @@ def test_from_launch_to_result(tmp_path: Path) -> None:
 SLOW_TO_SAY = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT / "tests")!r})
-from core.cli.tables import Display
+from core.runs.progress import Display
 say = Display.say
 def say_late(self, text):
     time.sleep(0.7 if "nap: done" in text else 0)
@@ -105,12 +108,13 @@ import sys, threading
 from pathlib import Path
 import runs_helpers
 from core.config import FitConfig
-from core.runs import launch, registry
-launch.WORKER = runs_helpers.WORKER
+from core.jobs import kinds, start
+from core.runs import registry
+start.WORKER = runs_helpers.WORKER
 found = []
-thread = threading.Thread(target=lambda: found.append(launch.launch("nap", runs_helpers.NapConfig(), root=Path({str(tmp_path)!r}))))
+thread = threading.Thread(target=lambda: found.append(start.launch("nap", runs_helpers.NapConfig(), root=Path({str(tmp_path)!r}))))
 thread.start(); thread.join()
-launch.load_job("fit").disk(FitConfig(), Path("."))
+kinds.load_job("fit").disk(FitConfig(), Path("."))
 registry.find_run("", Path({str(tmp_path)!r})).summary()
 print(found[0], sorted(set(sys.modules) & {{"torch", "transformers", "sae_lens", "sklearn", "pandas", "datasets"}}))
 """
@@ -149,7 +153,7 @@ def test_what_cannot_be_launched_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         launch("party", NapConfig(), root=tmp_path)
     with pytest.raises(ConfigError, match=r"needs another config(.|\n)*FitConfig(.|\n)*NapConfig"):
         launch("fit", NapConfig(), root=tmp_path)
-    monkeypatch.setattr(launching.shutil, "disk_usage", lambda _: SimpleNamespace(free=1e6))
+    monkeypatch.setattr(run_launch.shutil, "disk_usage", lambda _: SimpleNamespace(free=1e6))
     with pytest.raises(StoreError, match=r"too full for this run(.|\n)*0.2 GB free(.|\n)*0.0 GB(.|\n)*cache clean"):
         start(tmp_path)
     assert all_runs(tmp_path) == []
@@ -187,11 +191,12 @@ def test_the_launcher_may_be_killed(tmp_path: Path, moment: str) -> None:
 import os, signal
 from pathlib import Path
 import runs_helpers
+from core.jobs import start
 from core.runs import launch
-launch.WORKER = runs_helpers.WORKER
+start.WORKER = runs_helpers.WORKER
 if {moment!r} == "folder":
-    launch.start_worker = lambda run, lock: os.kill(os.getpid(), signal.SIGKILL)
-launch.launch("nap", runs_helpers.NapConfig(looks=50), root=Path({str(tmp_path)!r}))
+    launch.start_worker = lambda run, worker, lock: os.kill(os.getpid(), signal.SIGKILL)
+start.launch("nap", runs_helpers.NapConfig(looks=50), root=Path({str(tmp_path)!r}))
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", check=False)
@@ -296,10 +301,11 @@ def test_two_launchers_at_once(tmp_path: Path) -> None:
     code = f"""
 import runs_helpers
 from pathlib import Path
+from core.jobs import start
 from core.runs import launch
-launch.WORKER = runs_helpers.WORKER
+start.WORKER = runs_helpers.WORKER
 for n in range(2):
-    launch.launch("nap", runs_helpers.NapConfig(place={str(place)!r}), root=Path({str(tmp_path)!r}))
+    start.launch("nap", runs_helpers.NapConfig(place={str(place)!r}), root=Path({str(tmp_path)!r}))
     launch.wait_started(launch.Run(sorted((Path({str(tmp_path)!r}) / "runs").iterdir())[-1]))
 """
     launchers = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT / "tests") for _ in range(2)]
@@ -372,7 +378,7 @@ def test_relative_places_are_those_of_the_launcher(tmp_path: Path, monkeypatch: 
     run = start(tmp_path / "cache", place="here")
     wait_state(run, "succeeded")
     assert (tmp_path / "here" / "order.txt").is_file()
-    assert run.resolved() == NapConfig(place=str(tmp_path / "here")) and run.config().place == "here"
+    assert resolved_config(run) == NapConfig(place=str(tmp_path / "here")) and run.config()["place"] == "here"
 
 
 def test_a_run_of_a_later_version_is_refused(tmp_path: Path) -> None:

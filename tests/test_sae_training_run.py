@@ -25,7 +25,7 @@ from core.data.pairs import load_pairs
 from core.data.splits import split_pairs
 from core.errors import Cancelled, ConfigError, SAEError
 from core.files import file_sha256
-from core.jobs.fit import SAE_TRAIN
+from core.jobs.sae_train import SAE_TRAIN
 from core.runs.store import Store
 from core.sae import training as sae_training
 from core.sae.autoencoder import load_sae

@@ -21,7 +21,8 @@ from core.errors import DataError
 from core.files import write_json
 from core.fit.defaults import complete
 from core.fit.pipeline import fit
-from core.runs import launch as launching
+from core.jobs import start as launching
+from core.runs.launch import cancel, new_run
 from core.runs.registry import Run, Status, all_runs
 from core.runs.store import Store
 from core.types import PreferencePair, PreferencePairs, no_progress
@@ -58,7 +59,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield root
     for run in all_runs(root):
         if run.live():
-            launching.cancel(run)
+            cancel(run)
 
 
 def fine(at: AppTest) -> AppTest:
@@ -347,7 +348,7 @@ def test_two_runs_beside_one_another(cache: Path) -> None:
 
 
 def test_a_fits_accuracy_stands_with_its_interval_and_n(cache: Path) -> None:
-    run, lock = launching.new_run("fit", preset("tiny"), cache, None)
+    run, lock = new_run("fit", preset("tiny").to_dict(), cache, None)
     run.write(Status(state="succeeded", attempt=1, queued=1.0, started=2.0, ended=3.0))
     lock.release()
     mean = {"accuracy": 0.75, "low": 0.612, "high": 0.848, "n": 1234}

@@ -19,7 +19,7 @@ from core.cli.options import options_of, override
 from core.config import Config, DataConfig, FitConfig, PairsRunConfig, SAETrainConfig, SweepConfig
 from core.errors import ConfigError
 from core.fit.defaults import complete
-from core.runs import launch as launching
+from core.jobs import start as launching
 from core.runs.space import disk_used, made_only_by, remove_artefacts
 from core.runs.store import Store
 from workbench.frame import estimates, forms, progress, run_panel, state

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from core.align.presets import ALIGN_PRESETS, align_preset
-from core.cli import tables as console
+from core.cli import tables
 from core.cli.options import add_command, add_options, override, print_json
 from core.cli.runs import DETACH_HELP, detach
 from core.config import AlignConfig, BackboneConfig, Config
 from core.errors import ConfigError
+from core.runs.progress import Display
 from core.runs.store import Store
 
 EXAMPLES = {
@@ -47,7 +48,7 @@ def align_config(arguments: argparse.Namespace) -> AlignConfig:
     return config
 
 
-def align_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def align_command(arguments: argparse.Namespace, display: Display) -> None:
     from core.jobs.align import checked
 
     config = checked(align_config(arguments))
@@ -60,7 +61,7 @@ def align_command(arguments: argparse.Namespace, display: console.Display) -> No
         _together(config, arguments, display)
 
 
-def _together(config: AlignConfig, arguments: argparse.Namespace, display: console.Display) -> None:
+def _together(config: AlignConfig, arguments: argparse.Namespace, display: Display) -> None:
     """Alone, or under `accelerate launch`: the first process aligns, the others train along until it is done."""
     from core.align.distributed import is_leader, join_processes, shutdown
 
@@ -74,9 +75,9 @@ def _together(config: AlignConfig, arguments: argparse.Namespace, display: conso
         follow_leader()
 
 
-def _align(config: AlignConfig, arguments: argparse.Namespace, display: console.Display) -> None:
+def _align(config: AlignConfig, arguments: argparse.Namespace, display: Display) -> None:
     from core.jobs.align import ALIGN, completed, run_alignment
-    from core.jobs.fit import foreground_turn
+    from core.jobs.job import foreground_turn
 
     store = Store()
     config = completed(config, store, display.say)
@@ -89,10 +90,10 @@ def _align(config: AlignConfig, arguments: argparse.Namespace, display: console.
     if arguments.json:
         print_json(found)
     else:
-        console.print_align(found)
+        tables.print_align(found)
 
 
-def _estimate(config: AlignConfig, arguments: argparse.Namespace, display: console.Display) -> None:
+def _estimate(config: AlignConfig, arguments: argparse.Namespace, display: Display) -> None:
     from core.jobs.align import ALIGN
 
     store = Store()

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.cli import tables as console
+from core.cli import tables
 from core.cli.options import add_command, add_options, override, print_json
 from core.cli.runs import DETACH_HELP, detach
 from core.config import DoctorConfig, DoctorRunConfig, SpacesConfig, SpacesRunConfig
+from core.runs.progress import Display
 
 if TYPE_CHECKING:
     from core.doctor.report import Check
@@ -40,7 +41,7 @@ def add_doctor(commands: Any) -> None:
         long.add_argument("--detach", action="store_true", help=DETACH_HELP)
 
 
-def doctor_command(arguments: argparse.Namespace, display: console.Display) -> int:
+def doctor_command(arguments: argparse.Namespace, display: Display) -> int:
     from core.doctor.doctor import doctor_report
     from core.reward.folder import ModelFolder
 
@@ -53,7 +54,7 @@ def doctor_command(arguments: argparse.Namespace, display: console.Display) -> i
         print_json({"artefact": str(path), **report.to_json()})
     else:
         rows = [(check.name, check.status, check.figure) for check in report.checks]
-        console.table(f"Doctor: {arguments.model}", ("check", "status", "figure"), rows, left=3)
+        tables.table(f"Doctor: {arguments.model}", ("check", "status", "figure"), rows, left=3)
         print_remedies(report.checks)
         print(", ".join(f"{n} {status}" for status, n in report.counts.items()) + f"; report: {path}")
     return FAILED if report.failed() else 0
@@ -66,7 +67,7 @@ def print_remedies(checks: Sequence[Check]) -> None:
             print(f"{check.status}: {check.name}\n  bound: {check.bound}\n  why: {check.reason}\n  to do: {check.remedy}")
 
 
-def spaces_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def spaces_command(arguments: argparse.Namespace, display: Display) -> None:
     from core.explain.model_spaces import model_spaces
     from core.reward.folder import ModelFolder
 
@@ -88,7 +89,7 @@ def print_spaces(found: Spaces) -> None:
     columns = ("space", "neighbours' accuracy", "sparse is ahead by", "silhouette", "sparse is ahead by")
     names = ("neighbours", "neighbours_lead", "silhouette", "silhouette_lead")
     rows = [(space, *(_cell(getattr(one, name), sign="lead" in name or "sil" in name) for name in names)) for space, one in found.figures.items()]
-    console.table(f"Chosen against rejected, {found.n_held_out:,} held-out responses{chance}", columns, rows)
+    tables.table(f"Chosen against rejected, {found.n_held_out:,} held-out responses{chance}", columns, rows)
     if n_left_out := found.made.get("n_left_out", 0):
         print(f"{n_left_out:,} of {n_left_out + len(found.rows):,} known responses were not drawn (--points)")
 

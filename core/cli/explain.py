@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.cli import tables as console
 from core.cli.options import add_command, print_json, reader
 from core.errors import ConfigError
+from core.runs.progress import Display
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -55,7 +55,7 @@ def add_explain(commands: Any) -> None:
     how.add_argument("--device", metavar="TEXT", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
 
 
-def explain_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def explain_command(arguments: argparse.Namespace, display: Display) -> None:
     _check(arguments)
     from core.reward.model import SparseRM
 
@@ -102,7 +102,7 @@ def _span(text: str) -> tuple[int, int]:
     return int(start), int(stop)
 
 
-def _subject(explainer: Explainer, arguments: argparse.Namespace, display: console.Display) -> PreferencePair | Item:
+def _subject(explainer: Explainer, arguments: argparse.Namespace, display: Display) -> PreferencePair | Item:
     """The response or the pair that is meant."""
     from core.explain.batch import pick, pick_known, read_rows
     from core.explain.features import item_of
@@ -123,7 +123,7 @@ def _subject(explainer: Explainer, arguments: argparse.Namespace, display: conso
     return (pair.prompt, (pair.chosen, pair.rejected)[side]) if arguments.worst else pair
 
 
-def _tell_table(report: dict[str, Any], arguments: argparse.Namespace, display: console.Display) -> None:
+def _tell_table(report: dict[str, Any], arguments: argparse.Namespace, display: Display) -> None:
     display.close()
     if arguments.json:
         print_json(report)

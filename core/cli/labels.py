@@ -8,11 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.cli import tables as console
+from core.cli import tables
 from core.cli.options import add_command, add_options, override, print_json
 from core.config import EndpointConfig, LatentsConfig
 from core.errors import ConfigError, DataError, MissingError
 from core.files import write_json_lines
+from core.runs.progress import Display
 from core.runs.store import cache_root
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _add_latents(parser: argparse.ArgumentParser, everything: str) -> None:
 # --- commands ------------------------------------------------------------------------------------------------------
 
 
-def list_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def list_command(arguments: argparse.Namespace, display: Display) -> None:
     parts, book = _opened(arguments.model)
     for latent in arguments.latent:
         book.check(latent)
@@ -103,10 +104,10 @@ def list_command(arguments: argparse.Namespace, display: console.Display) -> Non
     rows = [(str(latent), sides.get(latent, ""), *_cells(label)) for latent, label in shown]
     n_named = len({latent for latent, label in shown if label})
     columns = ("latent", "marks", "label", "from", "made by", "when", "score")
-    console.table(f"{n_named} of {len(latents)} latents have a label", columns, rows, left=6)
+    tables.table(f"{n_named} of {len(latents)} latents have a label", columns, rows, left=6)
 
 
-def set_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def set_command(arguments: argparse.Namespace, display: Display) -> None:
     book = _opened(arguments.model)[1]
     had = book.all(arguments.latent)
     label = book.set(arguments.latent, arguments.text, arguments.author)
@@ -119,7 +120,7 @@ def set_command(arguments: argparse.Namespace, display: console.Display) -> None
     print(f"latent {arguments.latent}: {said}{was}" if label or had else f"latent {arguments.latent} had no label of yours")
 
 
-def import_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def import_command(arguments: argparse.Namespace, display: Display) -> None:
     from core.latents.label_identity import check_claim
     from core.latents.label_sources import download_export, import_labels
 
@@ -140,7 +141,7 @@ def import_command(arguments: argparse.Namespace, display: console.Display) -> N
         raise DataError("no label could be imported", found=f"{found.n_refused} rows, all refused", remedy="check that the labels are this SAE's")
 
 
-def auto_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def auto_command(arguments: argparse.Namespace, display: Display) -> None:
     from core.latents.label_auto import automatic_label
     from core.latents.labels import AUTOMATIC
 
@@ -156,7 +157,7 @@ def auto_command(arguments: argparse.Namespace, display: console.Display) -> Non
     _tell(arguments, display, {"labels": len(found), "nothing_distinctive": len(latents) - len(found)})
 
 
-def ask_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def ask_command(arguments: argparse.Namespace, display: Display) -> None:
     from core.latents.label_endpoint import ask_labels, check_endpoint
 
     config: EndpointConfig = override(EndpointConfig(), vars(arguments))
@@ -167,7 +168,7 @@ def ask_command(arguments: argparse.Namespace, display: console.Display) -> None
     _tell(arguments, display, dict(done.__dict__))
 
 
-def score_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def score_command(arguments: argparse.Namespace, display: Display) -> None:
     from core.latents.label_scores import SentenceModel, score_labels
 
     book = _opened(arguments.model)[1]
@@ -185,12 +186,12 @@ def score_command(arguments: argparse.Namespace, display: console.Display) -> No
         print_json({"scored": len(scores), "too_few_texts": few, "sources": sources})
         return
     rows = [(name, str(row["n"]), f"{row['median']:.3f} [{row['low']:.3f}, {row['high']:.3f}]", str(row["poor"])) for name, row in sources.items()]
-    console.table("Labels, by the AUROC of their likeness to active texts", ("from", "labels", "median score [95 %]", "below 0.7"), rows)
+    tables.table("Labels, by the AUROC of their likeness to active texts", ("from", "labels", "median score [95 %]", "below 0.7"), rows)
     if few:
         print(f"{few} labels have too few texts to be scored")
 
 
-def export_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def export_command(arguments: argparse.Namespace, display: Display) -> None:
     from core.latents.labels import SOURCES
 
     book = _opened(arguments.model)[1]
@@ -223,9 +224,9 @@ def _chosen(arguments: argparse.Namespace, parts: RewardParts) -> list[int]:
     return list(dict.fromkeys(arguments.latent or selected))
 
 
-def _pages(arguments: argparse.Namespace, display: console.Display) -> tuple[LatentPages, list[int]]:
+def _pages(arguments: argparse.Namespace, display: Display) -> tuple[LatentPages, list[int]]:
     """The latents' pages of the reward model, made where they do not stand, and the latents that are meant."""
-    from core.jobs.fit import foreground_turn
+    from core.jobs.job import foreground_turn
     from core.latents.find_pages import find_pages, selected_latents
     from core.latents.make_pages import make_pages
     from core.reward.folder import ModelFolder
@@ -286,7 +287,7 @@ def scores_by_source(scores: Sequence[tuple[Label, Score]]) -> dict[str, dict[st
     return found
 
 
-def _tell(arguments: argparse.Namespace, display: console.Display, found: dict[str, Any]) -> None:
+def _tell(arguments: argparse.Namespace, display: Display, found: dict[str, Any]) -> None:
     display.close()
     if arguments.json:
         print_json(found)
@@ -294,12 +295,12 @@ def _tell(arguments: argparse.Namespace, display: console.Display, found: dict[s
         print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in found.items()))
 
 
-def _tell_refused(book: LabelBook, display: console.Display) -> None:
+def _tell_refused(book: LabelBook, display: Display) -> None:
     for path, row in book.refused:
         display.say(f"line {row.row} of {path} is left out: {row.field}: {row.reason}")
 
 
-def _tell_import(found: Imported, display: console.Display) -> None:
+def _tell_import(found: Imported, display: Display) -> None:
     for path, row in found.refused[:REFUSED_SHOWN]:
         display.say(f"row {row.row} of {path.name} is left out: {row.field}: {row.reason}")
     if found.n_refused > REFUSED_SHOWN:

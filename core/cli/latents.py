@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.cli import tables as console
 from core.cli.options import add_command, add_options, override, print_json
 from core.cli.runs import DETACH_HELP, detach
 from core.config import LatentsConfig, LatentsRunConfig
+from core.runs.progress import Display
 
 if TYPE_CHECKING:
     from typing import Any
@@ -35,7 +35,7 @@ def add_latents(commands: Any) -> None:
     parser.add_argument("--detach", action="store_true", help=DETACH_HELP)
 
 
-def latents_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def latents_command(arguments: argparse.Namespace, display: Display) -> None:
     from core.cli import explanation_view, latent_view
     from core.latents.find_pages import selected_latents
     from core.latents.label_book import labels_of
@@ -64,9 +64,9 @@ def _as_run(arguments: argparse.Namespace) -> LatentsRunConfig:
     return LatentsRunConfig(**named, which="all" if arguments.all else "selected", pages=override(LatentsConfig(), vars(arguments)))
 
 
-def _pages(folder: ModelFolder, arguments: argparse.Namespace, display: console.Display) -> LatentPages:
+def _pages(folder: ModelFolder, arguments: argparse.Namespace, display: Display) -> LatentPages:
     """Found, or made when the device is free."""
-    from core.jobs.fit import foreground_turn
+    from core.jobs.job import foreground_turn
     from core.latents.find_pages import find_pages
     from core.latents.make_pages import make_pages
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core.cli import tables as console
+from core.cli import tables
 from core.cli.align import add_align
 from core.cli.doctor import add_doctor
 from core.cli.explain import add_explain
@@ -30,6 +30,7 @@ from core.cli.serve import add_serving
 from core.config import BackboneConfig, FitConfig, SAETrainConfig, SampleConfig, SweepConfig
 from core.errors import Cancelled, ConfigError, SparseRMError, StoreError, described
 from core.files import read_json
+from core.runs.progress import Display, date, log_to, size
 from core.runs.store import Artefact, Store
 from core.text_safety import for_terminal
 
@@ -53,15 +54,15 @@ EXAMPLES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code. 0 done, 1 to 8 an error to mend (core/errors.py), 9 a failing check, 130 stopped."""
     arguments = build_parser().parse_args(argv)
-    with console.Display(quiet=arguments.json) as display:
-        console.log_to(display.say, display.warn)
+    with Display(quiet=arguments.json) as display:
+        log_to(display.say, display.warn)
         code, said = _run(arguments, display)
     if said:
         print(for_terminal(said), file=sys.stderr)
     return code
 
 
-def _run(arguments: argparse.Namespace, display: console.Display) -> tuple[int, str]:
+def _run(arguments: argparse.Namespace, display: Display) -> tuple[int, str]:
     """Exit code, and what to say to the person."""
     try:
         return arguments.run(arguments, display) or 0, ""
@@ -161,11 +162,11 @@ def fit_config(arguments: argparse.Namespace) -> FitConfig:
 # --- commands ------------------------------------------------------------------------------------------------------
 
 
-def _estimated(kind: str, config: Any, arguments: argparse.Namespace, display: console.Display) -> bool:
+def _estimated(kind: str, config: Any, arguments: argparse.Namespace, display: Display) -> bool:
     """Says what the run would take, if that is what was asked for."""
     if not arguments.estimate:
         return False
-    from core.runs.launch import load_job
+    from core.jobs.kinds import load_job
 
     store, job = Store(), load_job(kind)
     estimate = job.plan(job.complete(config, store, display.say), store, display)
@@ -177,7 +178,7 @@ def _estimated(kind: str, config: Any, arguments: argparse.Namespace, display: c
     return True
 
 
-def fit_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def fit_command(arguments: argparse.Namespace, display: Display) -> None:
     _check_out(arguments)
     if _estimated("fit", fit_config(arguments), arguments, display):
         return
@@ -185,7 +186,7 @@ def fit_command(arguments: argparse.Namespace, display: console.Display) -> None
         detach("fit", fit_config(arguments), arguments, display)
         return
     from core.fit.defaults import complete
-    from core.jobs.fit import foreground_turn
+    from core.jobs.job import foreground_turn
 
     store = Store()
     config = complete(fit_config(arguments), store, display.say)
@@ -199,7 +200,7 @@ def fit_command(arguments: argparse.Namespace, display: console.Display) -> None
     if arguments.json:
         print_json(found)
     else:
-        console.print_fit(found)
+        tables.print_fit(found)
 
 
 def _check_out(arguments: argparse.Namespace) -> None:
@@ -209,7 +210,7 @@ def _check_out(arguments: argparse.Namespace) -> None:
         raise ConfigError("--out does not go with --detach", remedy="copy the folder that sparserm runs show names when the run has ended")
 
 
-def sweep_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def sweep_command(arguments: argparse.Namespace, display: Display) -> None:
     config: SweepConfig = override(SweepConfig(fit=fit_config(arguments)), vars(arguments))
     if _estimated("sweep", config, arguments, display):
         return
@@ -217,7 +218,7 @@ def sweep_command(arguments: argparse.Namespace, display: console.Display) -> No
         detach("sweep", config, arguments, display)
         return
     from core.fit.defaults import complete_sweep
-    from core.jobs.fit import foreground_turn
+    from core.jobs.job import foreground_turn
 
     store = Store()
     configs = complete_sweep(config, store, display.say)
@@ -229,17 +230,17 @@ def sweep_command(arguments: argparse.Namespace, display: console.Display) -> No
     if arguments.json:
         print_json(outcome)
     else:
-        console.print_sweep(outcome)
+        tables.print_sweep(outcome)
 
 
-def train_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def train_command(arguments: argparse.Namespace, display: Display) -> None:
     config: SAETrainConfig = override(SAETrainConfig(), vars(arguments))
     if _estimated("sae-train", config, arguments, display):
         return
     if arguments.detach:
         detach("sae-train", config, arguments, display)
         return
-    from core.jobs.fit import foreground_turn
+    from core.jobs.job import foreground_turn
     from core.sae.training import CARD, train_sae
 
     with foreground_turn(config.backbone, Store(), display.say):
@@ -249,12 +250,12 @@ def train_command(arguments: argparse.Namespace, display: console.Display) -> No
     if arguments.json:
         print_json(outcome)
     else:
-        console.print_training(outcome)
+        tables.print_training(outcome)
 
 
-def sample_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def sample_command(arguments: argparse.Namespace, display: Display) -> None:
     from core.fit.defaults import DEMO_PAIRS
-    from core.jobs.fit import foreground_turn
+    from core.jobs.job import foreground_turn
     from core.sae.sampling import sample_answers
 
     config: SampleConfig = override(SampleConfig(), vars(arguments))
@@ -269,7 +270,7 @@ def sample_command(arguments: argparse.Namespace, display: console.Display) -> N
         print(f"{counts['answers']} answers to {counts['prompts']} prompts in {arguments.out}; {counts['left_out']} answers left out{rows}")
 
 
-def score_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def score_command(arguments: argparse.Namespace, display: Display) -> None:
     from core.reward.scoring import score_file
 
     report = score_file(arguments.model, arguments.input, arguments.out, device=arguments.device, progress=display)
@@ -281,18 +282,18 @@ def score_command(arguments: argparse.Namespace, display: console.Display) -> No
         return
     for row in report["refused"]:
         display.say(f"row {row['row']} is left out: {row['field']}: {row['reason']}")
-    for line in console.score_lines(report):
+    for line in tables.score_lines(report):
         display.say(line)
 
 
-def list_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def list_command(arguments: argparse.Namespace, display: Display) -> None:
     rows = sorted((_listed(path, found) for path, found in Store().all()), key=lambda row: row["created"] or 0.0)
     total = sum(row["bytes"] for row in rows)
     if arguments.json:
         print_json({"artefacts": rows, "bytes": total})
         return
-    shown = [(row["step"], console.date(row["created"]) if row["created"] else "damaged", console.size(row["bytes"]), row["path"]) for row in rows]
-    console.table(f"{len(rows)} artefacts, {console.size(total)}", ("step", "made", "size", "folder"), shown)
+    shown = [(row["step"], date(row["created"]) if row["created"] else "damaged", size(row["bytes"]), row["path"]) for row in rows]
+    tables.table(f"{len(rows)} artefacts, {size(total)}", ("step", "made", "size", "folder"), shown)
 
 
 def _listed(path: Path, found: Artefact | StoreError) -> dict[str, Any]:
@@ -301,7 +302,7 @@ def _listed(path: Path, found: Artefact | StoreError) -> dict[str, Any]:
     return {"step": path.parent.parent.name, "path": str(path), "bytes": n_bytes, "created": created}
 
 
-def verify_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def verify_command(arguments: argparse.Namespace, display: Display) -> None:
     found = list(Store().verify())
     damaged = {str(path): error for path, error in found if error}
     for error in damaged.values():
@@ -314,12 +315,12 @@ def verify_command(arguments: argparse.Namespace, display: console.Display) -> N
         raise StoreError(f"{len(damaged)} of {len(found)} artefacts were damaged and moved aside", remedy="the next run computes them again")
 
 
-def clean_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def clean_command(arguments: argparse.Namespace, display: Display) -> None:
     freed = Store().clean(everything=arguments.everything)
     if arguments.json:
         print_json({"bytes": freed})
     else:
-        print(f"{console.size(freed)} freed")
+        print(f"{size(freed)} freed")
 
 
 if __name__ == "__main__":

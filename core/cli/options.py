@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from core.config import Config, SAEConfig
+from core.config import Config, SAEConfig, sae_config
 from core.errors import ConfigError
 
 # Fields whose plain name says too little, or that two configs share.
@@ -120,16 +120,6 @@ def as_text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ",".join(f"{ours}={theirs}" for ours, theirs in value.items())
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-
-
-def sae_config(text: str) -> SAEConfig:
-    """`release:id` or a path. A path that exists is a path, whatever colons it holds."""
-    from pathlib import Path
-
-    release, colon, sae_id = text.partition(":")
-    if colon and release and sae_id and "/" not in release and "\\" not in sae_id and not Path(text).expanduser().exists():
-        return SAEConfig(release=release, sae_id=sae_id)
-    return SAEConfig(path=text)
 
 
 def reader(kind: Any) -> Callable[[str], Any]:

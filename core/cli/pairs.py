@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.cli import tables as console
+from core.cli import tables
 from core.cli.options import add_command, add_options, override, print_json
 from core.cli.runs import DETACH_HELP, detach
 from core.config import DataConfig, PairsRunConfig
 from core.files import read_json
+from core.runs.progress import Display
 from core.runs.store import Store
 
 SHOWN, FIRST = 20, 5  # reasons that are listed, and the row numbers of each
@@ -27,7 +28,7 @@ def add_pairs(commands: Any) -> None:
     parser.add_argument("--detach", action="store_true", help=DETACH_HELP)
 
 
-def pairs_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def pairs_command(arguments: argparse.Namespace, display: Display) -> None:
     from core.fit.pairs_check import REPORT, check_pairs
     from core.jobs.pairs import completed
 
@@ -53,16 +54,16 @@ def print_report(report: Mapping[str, Any]) -> None:
     counted += [(f"pairs in {name}", f"{n:,}") for name, n in splits["n_pairs"].items() if n]
     counted += [(f"{kind} duplicates", f"{data['duplicates'][f'n_{kind}_extra']:,}") for kind in ("exact", "near", "contradictory")]
     counted += [(f"prompts in {sides}", f"{n:,}") for sides, n in splits["shared_prompts"].items()]
-    console.table(f"{data['source']}, format {data['format']}", ("what", "number"), counted)
+    tables.table(f"{data['source']}, format {data['format']}", ("what", "number"), counted)
     if data["refused"]:
         reasons = list(data["refused_by_reason"].items())
         lines = [(reason, f"{n:,}", _first_rows(data["refused"], reason)) for reason, n in reasons[:SHOWN]]
         rest = [("other reasons", f"{sum(n for _, n in reasons[SHOWN:]):,}", "")] if len(reasons) > SHOWN else []
-        console.table(f"{len(data['refused']):,} of {data['n_rows']:,} rows refused", ("reason", "rows", "the first"), [*lines, *rest])
-    rows = [(name, *console.accuracy_cells(value), value["note"]) for name, value in report["shortcuts"].items()]
+        tables.table(f"{len(data['refused']):,} of {data['n_rows']:,} rows refused", ("reason", "rows", "the first"), [*lines, *rest])
+    rows = [(name, *tables.accuracy_cells(value), value["note"]) for name, value in report["shortcuts"].items()]
     split = next((value["split"] for value in report["shortcuts"].values()), "test")
     title = f"Without any model, on all {split} pairs (a fit leaves out those that its language model can't read)"
-    console.table(title, ("seen", "accuracy", "95 % interval", "pairs", "how"), rows)
+    tables.table(title, ("seen", "accuracy", "95 % interval", "pairs", "how"), rows)
     for note in (*data["notes"], *splits["notes"]):
         print(note)
 

@@ -12,13 +12,16 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from core.cli import tables as console
+from core.cli import tables
 from core.cli.options import Parser, add_command, add_options, override, print_json
 from core.config import Config
 from core.errors import ConfigError, StoreError
+from core.jobs.kinds import asked_config, config_of, kind_of, load_job, resolved_config
+from core.jobs.start import launch, resume
 from core.runs.events import read_events
-from core.runs.launch import cancel, launch, remove, resume, run_size, wait_started
-from core.runs.registry import Run, Status, find_run, kind_of, summaries
+from core.runs.launch import cancel, remove, run_size, wait_started
+from core.runs.progress import Display, date, duration, size
+from core.runs.registry import Run, Status, find_run, summaries
 from core.text_safety import for_terminal
 
 POLL = 0.2
@@ -65,13 +68,13 @@ def add_runs(commands: Any) -> None:
     rerun.add_argument("options", nargs=argparse.REMAINDER, metavar="OPTION ...", help="options of the command that the run stands for, after ID")
 
 
-def detach(kind: str, config: Config, arguments: argparse.Namespace, display: console.Display, parent: str | None = None) -> None:
+def detach(kind: str, config: Config, arguments: argparse.Namespace, display: Display, parent: str | None = None) -> None:
     """Starts a run and prints its id."""
     run = find_run(launch(kind, config, parent=parent))
     _tell_started(run, arguments, display)
 
 
-def _tell_started(run: Run, arguments: argparse.Namespace, display: console.Display) -> None:
+def _tell_started(run: Run, arguments: argparse.Namespace, display: Display) -> None:
     wait_started(run)
     if arguments.json:
         print_json(run.summary())
@@ -83,49 +86,49 @@ def _tell_started(run: Run, arguments: argparse.Namespace, display: console.Disp
 # --- looking -------------------------------------------------------------------------------------------------------
 
 
-def list_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def list_command(arguments: argparse.Namespace, display: Display) -> None:
     rows = summaries()
     if arguments.json:
         print_json({"runs": rows})
     else:
         columns = ("run", "kind", "state", "progress", "time", "from")
-        console.table(f"{len(rows)} runs", columns, [(row["run"], row["kind"], row["state"], *_cells(row)) for row in rows])
+        tables.table(f"{len(rows)} runs", columns, [(row["run"], row["kind"], row["state"], *_cells(row)) for row in rows])
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
     progress, seconds = row["progress"], row["seconds"]
     at = "" if progress is None or row["state"] == "succeeded" else f"{progress['step']} {progress['fraction'] or 0:.0%}"
-    return at, "" if seconds is None else console.duration(seconds), (row["parent"] or "").rpartition("_")[2]
+    return at, "" if seconds is None else duration(seconds), (row["parent"] or "").rpartition("_")[2]
 
 
-def show_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def show_command(arguments: argparse.Namespace, display: Display) -> None:
     run = find_run(arguments.id)
-    config = run.resolved() or run.config()
+    config = config_of(run)
     summary, made_with = run.summary(), run.provenance()
     if arguments.json:
-        more = {"path": str(run.path), "bytes": run_size(run), "asked": run.config().to_dict(), "provenance": made_with, "result": run.result()}
+        more = {"path": str(run.path), "bytes": run_size(run), "asked": run.config(), "provenance": made_with, "result": run.result()}
         print_json({**summary, **more, "config": config.to_dict()})
         return
-    console.table(run.id, ("what", "value"), _head(run, summary))
+    tables.table(run.id, ("what", "value"), _head(run, summary))
     for title, part in (("configuration", config.to_dict()), ("made with", made_with or {})):
-        console.table(title, ("what", "value"), console.figures_of(part))
+        tables.table(title, ("what", "value"), tables.figures_of(part))
     _print_end(run)
 
 
 def _head(run: Run, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The summary for a person: what is known of it."""
     progress, estimate = summary["progress"] or {}, summary["estimate"] or {}
-    moments = [(name, console.date(summary[name])) for name in ("queued", "started", "ended") if summary[name]]
-    memory = [(name, console.size(progress[name])) for name in ("rss", "peak") if progress.get(name)]
-    expected = [(f"estimated {name}", console.size(estimate[name])) for name in ("memory", "disk") if estimate.get(name)]
-    seconds = [("estimated time", console.duration(estimate["seconds"]))] if estimate.get("seconds") else []
+    moments = [(name, date(summary[name])) for name in ("queued", "started", "ended") if summary[name]]
+    memory = [(name, size(progress[name])) for name in ("rss", "peak") if progress.get(name)]
+    expected = [(f"estimated {name}", size(estimate[name])) for name in ("memory", "disk") if estimate.get(name)]
+    seconds = [("estimated time", duration(estimate["seconds"]))] if estimate.get("seconds") else []
     at, took, _ = _cells(summary)
     said = [("state", f"{summary['state']}, attempt {summary['attempt']}"), ("progress", at), ("time", took), ("made from", summary["parent"] or "")]
     places = [("devices", ", ".join(summary["devices"] or ())), ("result", summary["artefact"] or ""), ("folder", str(run.path))]
     return [(name, value) for name, value in (*said, *moments, *seconds, *expected, *memory, *places) if value]
 
 
-def log_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def log_command(arguments: argparse.Namespace, display: Display) -> None:
     run = find_run(arguments.id)
     text = run.log.read_text(encoding="utf-8", errors="replace")
     if arguments.json:
@@ -134,7 +137,7 @@ def log_command(arguments: argparse.Namespace, display: console.Display) -> None
         print(for_terminal(text), end="")
 
 
-def follow_command(arguments: argparse.Namespace, display: console.Display) -> int:
+def follow_command(arguments: argparse.Namespace, display: Display) -> int:
     run = find_run(arguments.id)
     told = _Telling(arguments.json, display)
     try:
@@ -152,7 +155,7 @@ def follow_command(arguments: argparse.Namespace, display: console.Display) -> i
 class _Telling:
     """Shows a run's events as the command in the foreground would have shown them, or prints them as JSON lines."""
 
-    def __init__(self, as_json: bool, display: console.Display) -> None:
+    def __init__(self, as_json: bool, display: Display) -> None:
         self.as_json, self.display = as_json, display
         self._looks = 0
 
@@ -176,7 +179,7 @@ class _Telling:
             if self.as_json or event["done"] < event["total"]:
                 self._tell(event)
             else:
-                self.display.say(f"{event['step']}: done in {console.duration(event['seconds'])}")
+                self.display.say(f"{event['step']}: done in {duration(event['seconds'])}")
 
     def _tell(self, event: Mapping[str, Any]) -> None:
         if self.as_json:
@@ -201,7 +204,7 @@ def _print_end(run: Run) -> None:
     """What came out, as the command in the foreground prints it; or why nothing did."""
     status, result = run.status(), run.result()
     if status.state == "succeeded" and result:
-        console.print_outcome(run.kind, result)
+        tables.print_outcome(run.kind, result)
     elif status.error:
         parts = (("expected", status.error["expected"]), ("found", status.error["found"]), ("to do", status.error["remedy"]))
         print(for_terminal("\n".join([status.error["problem"], *(f"  {name}: {text}" for name, text in parts if text)])))
@@ -212,7 +215,7 @@ def _print_end(run: Run) -> None:
 # --- doing ---------------------------------------------------------------------------------------------------------
 
 
-def cancel_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def cancel_command(arguments: argparse.Namespace, display: Display) -> None:
     run = find_run(arguments.id)
     status = cancel(run)
     if arguments.json:
@@ -221,34 +224,34 @@ def cancel_command(arguments: argparse.Namespace, display: console.Display) -> N
         print(f"{run.id}: {status.state}")
 
 
-def resume_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def resume_command(arguments: argparse.Namespace, display: Display) -> None:
     run = find_run(arguments.id)
     resume(run)
     _tell_started(run, arguments, display)
 
 
-def remove_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def remove_command(arguments: argparse.Namespace, display: Display) -> None:
     freed = {run.id: remove(run) for run in [find_run(name) for name in arguments.ids]}
     if arguments.json:
         print_json({"removed": sorted(freed), "bytes": sum(freed.values())})
     else:
-        print(f"{len(freed)} runs removed, {console.size(sum(freed.values()))} freed")
+        print(f"{len(freed)} runs removed, {size(sum(freed.values()))} freed")
 
 
-def rerun_command(arguments: argparse.Namespace, display: console.Display) -> None:
+def rerun_command(arguments: argparse.Namespace, display: Display) -> None:
     run = find_run(arguments.id)
     parser = Parser(prog=f"sparserm runs rerun {arguments.id}", add_help=True)
     parser.add_argument("--json", action="store_true", default=arguments.json)
     parser.add_argument("--debug", action="store_true", default=arguments.debug)
-    _add_all_options(parser, run.resolved() or run.config())
+    _add_all_options(parser, config_of(run))
     given = parser.parse_args(arguments.options)
     detach(run.kind, changed(run, vars(given)), given, display, parent=run.id)
 
 
 def changed(run: Run, given: Mapping[str, Any]) -> Config:
     """The run's config, as it was filled in, with these options changed; an SAE that was filled in is left open where they change model or layer."""
-    asked: Config = override(run.config(), given)
-    resolved = run.resolved()
+    asked: Config = override(asked_config(run), given)
+    resolved = resolved_config(run)
     if resolved is None:
         return asked
     config: Config = override(resolved, given)
@@ -271,17 +274,16 @@ def _add_all_options(parser: argparse.ArgumentParser, config: Config) -> None:
             _add_all_options(parser, value)  # type: ignore[arg-type]
 
 
-def verify_command(arguments: argparse.Namespace, display: console.Display) -> None:
-    from core.jobs.fit import devices_of, foreground_turn, input_hashes
+def verify_command(arguments: argparse.Namespace, display: Display) -> None:
+    from core.jobs.job import devices_of, foreground_turn, input_hashes
     from core.jobs.verify import verify
-    from core.runs.launch import load_job
     from core.runs.store import Store
 
     run = find_run(arguments.id)
     if not kind_of(run.kind).alone:
         said = f"a run of kind {run.kind} reads what its fit left in the cache, and can't be done again in a fresh one"
         raise ConfigError(said, remedy="verify the run of the fit")
-    job, config = load_job(run.kind), run.resolved() or run.config()
+    job, config = load_job(run.kind), config_of(run)
     with foreground_turn(job.backbone(config), Store(), display.say):
         report = verify(run, devices_of(job.backbone(config)), input_hashes(job, config), display, display.say)
     if arguments.json:
@@ -295,10 +297,10 @@ def verify_command(arguments: argparse.Namespace, display: console.Display) -> N
 def _print_verified(report: Mapping[str, Any]) -> None:
     columns = ("artefact", "verdict", "files", "where")
     rows = [(entry["step"], entry["verdict"], str(len(entry["files"])), _where(entry)) for entry in report["artefacts"]]
-    console.table(f"{report['run']}: {report['verdict']}", columns, rows)
+    tables.table(f"{report['run']}: {report['verdict']}", columns, rows)
     if report["environment"]:
         changes = [(change["what"], str(change["then"]), str(change["now"])) for change in report["environment"]]
-        console.table("changed since", ("what", "then", "now"), changes)
+        tables.table("changed since", ("what", "then", "now"), changes)
 
 
 def _where(entry: Mapping[str, Any]) -> str:

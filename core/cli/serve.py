@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.cli import tables as console
 from core.cli.options import add_command, print_json
 from core.errors import ConfigError, error_from
+from core.runs.progress import Display
 
 if TYPE_CHECKING:
     from core.serving.server_folder import Address, ServerFolder
@@ -32,7 +32,7 @@ def add_serving(commands: Any) -> None:
     how.add_argument("--stop", action="store_true", help="end the process that serves this model")
 
 
-def serve_command(arguments: argparse.Namespace, display: console.Display) -> int:
+def serve_command(arguments: argparse.Namespace, display: Display) -> int:
     from core.serving.launch import stop
     from core.serving.server_folder import server_folder_of
 
@@ -49,7 +49,7 @@ def serve_command(arguments: argparse.Namespace, display: console.Display) -> in
     return 0
 
 
-def _detached(server_folder: ServerFolder, arguments: argparse.Namespace, display: console.Display) -> None:
+def _detached(server_folder: ServerFolder, arguments: argparse.Namespace, display: Display) -> None:
     """Starts it, or finds it, and waits until it is ready."""
     from core.serving.launch import IDLE, health, start
 
@@ -70,7 +70,7 @@ def _detached(server_folder: ServerFolder, arguments: argparse.Namespace, displa
     _tell(server_folder, address, arguments)
 
 
-def _foreground(server_folder: ServerFolder, arguments: argparse.Namespace, display: console.Display) -> None:
+def _foreground(server_folder: ServerFolder, arguments: argparse.Namespace, display: Display) -> None:
     """Serves until Ctrl-C."""
     from core.serving.worker import serve
 

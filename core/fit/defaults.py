@@ -13,8 +13,7 @@ from typing import Any
 from core.backbone.presets import TINY
 from core.backbone.source import backbone_identity, find_model
 from core.backbone.tiny import make_tiny
-from core.cli.options import sae_config
-from core.config import BackboneConfig, FitConfig, SAEConfig, SweepConfig
+from core.config import BackboneConfig, FitConfig, SAEConfig, SweepConfig, sae_config
 from core.errors import ConfigError, MissingError
 from core.files import read_json
 from core.runs.store import Store

@@ -1,7 +1,6 @@
-"""Alignment as a job for the run worker (core.jobs.fit has the others): the reward model is found or fitted, then the rounds run (core.align.loop).
+"""`align` as a kind of run: the reward model is found or fitted, then the rounds run (core.align.loop).
 
-Its config names everything that a fit needs as well, so one command goes from preference pairs to an aligned policy. Nothing heavy is imported before
-`plan` and `run` are called.
+Its config names everything that a fit needs as well, so one command goes from preference pairs to an aligned policy.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from core.backbone.estimate import Estimate
 from core.config import AlignConfig, BackboneConfig
 from core.errors import ConfigError
 from core.fit.defaults import absolute, complete
-from core.jobs.fit import FIT, Job, Say
+from core.jobs.fit import FIT
+from core.jobs.job import Job, Say
 from core.runs.store import Store
 from core.types import Progress
 

@@ -22,14 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from core.backbone.estimate import check_disk
-from core.cli.tables import Display, log_to
 from core.config import Config
 from core.errors import Cancelled, StoreError, described
 from core.files import file_sha256, write_json
-from core.jobs.fit import Job, devices_of, input_hashes
+from core.jobs.job import Job, devices_of, input_hashes
+from core.jobs.kinds import asked_config, load_job, resolved_config
 from core.runs.events import EventLog
-from core.runs.launch import kill_tree, load_job
 from core.runs.locks import device_turn
+from core.runs.processes import kill_tree
+from core.runs.progress import Display, log_to
 from core.runs.provenance import RecordingStore, provenance
 from core.runs.registry import Run, Status, all_runs
 from core.runs.store import HOLD
@@ -72,7 +73,7 @@ class Attempt:
     def _do(self, turn: contextlib.ExitStack) -> None:
         job: Job = load_job(self.run.kind)
         store = RecordingStore(self.run.root, self.say)
-        devices = devices_of(job.backbone(self.run.config()))
+        devices = devices_of(job.backbone(asked_config(self.run)))
         self._write(devices=devices)
         config = self._resolved(job, store)
         turn.enter_context(device_turn(store.root, devices, self._pause, Queue(self.run, self.status).first))
@@ -84,10 +85,10 @@ class Attempt:
 
     def _resolved(self, job: Job, store: RecordingStore) -> Config:
         """The config that every attempt uses: filled in by the first, with no relative path left."""
-        config = self.run.resolved()
+        config = resolved_config(self.run)
         if config is None:
             os.chdir(self.run.asked["folder"])
-            config = job.complete(self.run.config(), store, self.say)
+            config = job.complete(asked_config(self.run), store, self.say)
             write_json(self.run.path / "resolved.json", config.to_dict())
         return config
 

@@ -1,4 +1,4 @@
-"""The check of preference pairs as a job for the run worker (core.jobs.fit has the others)."""
+"""`pairs` as a kind of run: the check of preference pairs before anything is fitted on them (core.fit.pairs_check)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from core.backbone.estimate import Estimate
 from core.config import BackboneConfig, PairsRunConfig
 from core.fit.defaults import DEMO_PAIRS, absolute
-from core.jobs.fit import Job
+from core.jobs.job import Job
 from core.runs.store import Store
 from core.types import Progress
 
-# No device is used, so it queues with its like only and never behind a fit: a device's name is all that a queue is.
+# No device is used. A queue is named after a device, so this name makes checks of pairs wait for one another only, never for a fit.
 NO_DEVICE = BackboneConfig(device="text")
 BYTES_A_SECOND = 2e6
 

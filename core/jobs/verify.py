@@ -20,7 +20,7 @@ import numpy as np
 from core.config import Config
 from core.errors import ConfigError, StoreError
 from core.files import file_sha256, read_json, read_json_lines, write_json
-from core.runs.launch import load_job
+from core.jobs.kinds import load_job, resolved_config
 from core.runs.locks import make_lock
 from core.runs.provenance import RecordingStore, provenance
 from core.runs.registry import Run
@@ -48,7 +48,7 @@ def verify(run: Run, devices: tuple[str, ...], data: Mapping[str, str], progress
     Returns `verdict` (`identical`; `close`, if something around it changed; else `different`), `environment` (what changed) and `artefacts`.
     Raises ConfigError for a run that has not succeeded.
     """
-    config, result = run.resolved(), run.result()
+    config, result = resolved_config(run), run.result()
     if config is None or result is None or run.status().state != "succeeded":
         raise ConfigError(f"{run.id} is {run.status().state}: there is no result to verify", remedy=f"sparserm runs resume {run.id}")
     changed = environment_changes(run.provenance() or {}, provenance(config, devices, data))

@@ -1,6 +1,6 @@
 """The process that does a run's work: `python -m core.jobs.worker RUN_DIR [LAUNCH_LOCK]`. Hardly anything is imported before it has the run's lock.
 
-LAUNCH_LOCK is the number of an open file: the lock that the launcher has passed on (core.runs.locks.Handover).
+LAUNCH_LOCK is the number of an open file: the lock that the launcher has passed on (core.runs.locks.InheritedLock).
 """
 
 from __future__ import annotations

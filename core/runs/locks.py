@@ -50,7 +50,7 @@ def _is_flocked(path: Path) -> bool:
     return False
 
 
-class Handover:
+class InheritedLock:
     """A lock that passes to a child process when it is started: held until both have let go of it or died, so at every moment in between.
 
     Raises Timeout if another holds it for long. Windows has no such lock: there only the parent holds it.

@@ -25,18 +25,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from core.config import (
-    AlignConfig,
-    Config,
-    DoctorRunConfig,
-    FitConfig,
-    LatentsRunConfig,
-    PairsRunConfig,
-    SAETrainConfig,
-    SpacesRunConfig,
-    SweepConfig,
-    from_dict,
-)
 from core.errors import ConfigError, MissingError, SparseRMError, StoreError
 from core.files import read_json, write_json
 from core.runs.events import last_progress
@@ -47,37 +35,6 @@ SCHEMA = 1
 LIVE = ("queued", "running")
 STATES = (*LIVE, "succeeded", "failed", "cancelled", "interrupted")
 EXIT_CODES = {"succeeded": 0, "failed": 1, "cancelled": 130, "interrupted": 1}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """A kind of run: the class of its config, and where its `core.jobs.fit.Job` is, as `module:name`; imported only where it is used.
-
-    `alone`: it needs nothing that another run left in the cache, so it can be done again in a fresh one.
-    """
-
-    config: type[Config]
-    job: str
-    alone: bool = True
-
-
-KINDS = {
-    "fit": Kind(config=FitConfig, job="core.jobs.fit:FIT"),
-    "sae-train": Kind(config=SAETrainConfig, job="core.jobs.fit:SAE_TRAIN"),
-    "sweep": Kind(config=SweepConfig, job="core.jobs.fit:SWEEP"),
-    "pairs": Kind(config=PairsRunConfig, job="core.jobs.pairs:PAIRS"),
-    "doctor": Kind(config=DoctorRunConfig, job="core.jobs.of_model:DOCTOR", alone=False),
-    "spaces": Kind(config=SpacesRunConfig, job="core.jobs.of_model:SPACES", alone=False),
-    "latents": Kind(config=LatentsRunConfig, job="core.jobs.of_model:LATENTS"),
-    "align": Kind(config=AlignConfig, job="core.jobs.align:ALIGN"),
-}
-
-
-def kind_of(name: str) -> Kind:
-    """Raises ConfigError for an unknown kind."""
-    if name not in KINDS:
-        raise ConfigError("there is no such kind of run", expected=" | ".join(KINDS), found=repr(name))
-    return KINDS[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,15 +126,14 @@ class Run:
         parent = self.asked["parent"]
         return None if parent is None else str(parent)
 
-    def config(self) -> Config:
-        """What was asked for."""
-        config: Config = from_dict(kind_of(self.kind).config, self.asked["config"])
-        return config
+    def config(self) -> Mapping[str, Any]:
+        """The values of the config that was asked for; core.jobs.kinds makes a config of them."""
+        values: Mapping[str, Any] = self.asked["config"]
+        return values
 
-    def resolved(self) -> Config | None:
-        """What was asked for with everything filled in, once the worker has done so."""
-        values = _read(self.path / "resolved.json")
-        return None if values is None else from_dict(kind_of(self.kind).config, values)
+    def resolved(self) -> Mapping[str, Any] | None:
+        """The same with everything filled in, once the worker has done so."""
+        return _read(self.path / "resolved.json")
 
     def status(self) -> Status:
         """How the run stands now. Raises StoreError if that can't be read."""
@@ -209,7 +165,7 @@ class Run:
         write_json(self.path / "status.json", status.to_json())
 
     def _alive(self) -> bool:
-        # In this order: who lets go of the launch lock has taken the other one before.
+        # In this order: a process takes run.lock before it releases launch.lock.
         return is_held(self.launch_lock) or is_held(self.lock)
 
     def result(self) -> Mapping[str, Any] | None:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
-import threading
 import time
 from typing import Any
 
@@ -19,8 +17,8 @@ from filelock import Timeout
 
 from core.data.http import HttpError, LocalHttp
 from core.reward.recorded_files import read_config
-from core.runs.launch import PACKAGE
-from core.runs.locks import Handover, is_held
+from core.runs.locks import InheritedLock, is_held
+from core.runs.processes import start_detached
 from core.serving.server_folder import PROTOCOL, Address, ServerFolder, signature
 
 WORKER = [sys.executable, "-m", "core.serving.worker"]
@@ -88,7 +86,7 @@ def _stable(server_folder: ServerFolder) -> bool:
 def _start(server_folder: ServerFolder, arguments: list[str]) -> None:
     server_folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        launching = Handover(server_folder.launch_lock)
+        launching = InheritedLock(server_folder.launch_lock)
     except Timeout:
         return  # another is starting it
     if is_held(server_folder.lock):
@@ -96,25 +94,8 @@ def _start(server_folder: ServerFolder, arguments: list[str]) -> None:
         return
     server_folder.forget("address")
     server_folder.note_start()
-    environment = {**os.environ, "SPARSERM_CACHE": str(server_folder.root), "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
-    own: dict[str, Any] = {"start_new_session": True, "pass_fds": launching.to_pass}
-    if sys.platform == "win32":
-        own = {"creationflags": subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP}
-    command = [*WORKER, str(server_folder.model), *arguments, *map(str, launching.to_pass)]
-    try:
-        with server_folder.log.open("wb") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=PACKAGE, env=environment, **own)
-    except BaseException:
-        launching.release()
-        raise
-    threading.Thread(target=_attend, args=(server_folder, process, launching), name=f"attend {server_folder.path.name}", daemon=True).start()
-
-
-def _attend(server_folder: ServerFolder, process: subprocess.Popen[bytes], launching: Handover) -> None:
-    """Holds `launching` until the process has taken over, and waits for its end: no zombie is left."""
-    try:
-        while process.poll() is None and not is_held(server_folder.lock):
-            time.sleep(0.02)
-    finally:
-        launching.release()
-    process.wait()
+    server_folder.log.write_bytes(b"")
+    command = [*WORKER, str(server_folder.model), *arguments]
+    start_detached(
+        command, launching=launching, lock=server_folder.lock, log=server_folder.log, environment={"SPARSERM_CACHE": str(server_folder.root)}
+    )

@@ -4,7 +4,7 @@
 2. Load the model in a thread of its own; until it is ready, /health tells how far it is.
 3. Answer, until told to stop or nobody has asked anything for IDLE seconds (0: never).
 
-A model that can't be loaded is written down and ends the process. LAUNCH_LOCK is the number of an open file (core.runs.locks.Handover).
+A model that can't be loaded is written down and ends the process. LAUNCH_LOCK is the number of an open file (core.runs.locks.InheritedLock).
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import streamlit as st
 
 from core.align import audit
 from core.align.audit import Agreement, Case, Judgement
-from core.cli import tables as console
 from core.errors import SparseRMError
+from core.runs.progress import date
 from core.text_safety import visible
 from workbench.align import values as align
 from workbench.align.choice import choose_round
@@ -163,7 +163,7 @@ def _list(opened: OpenAlignment, judgements: Sequence[Judgement]) -> None:
             "Pair": judgement.candidate_id,
             "With the filter": STANCES[judgement.verdict],
             "Better": {"intended": "intended winner", "other": "other answer"}.get(judgement.verdict, judgement.verdict),
-            "When": console.date(judgement.time_judged or time.time()),
+            "When": date(judgement.time_judged or time.time()),
         }
         for judgement in reversed(judgements)
     ]

@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 
 from core.align.records import RoundRecord
+from core.cli.equal_command import equal_command
 from core.text_safety import visible
 from workbench.align import form as align_form
 from workbench.align import values as align
@@ -32,7 +33,7 @@ def choose(known: list[Entry], *, new: bool = True) -> Entry | None:
             if chosen is not None:
                 st.button("Change and rerun", icon=":material/tune:", type="tertiary", key="change alignment", on_click=_open_form, args=(chosen,))
                 with st.popover("As a command", type="tertiary", icon=":material/terminal:"):
-                    st.code(align_form.command(chosen.config), language="bash", wrap_lines=True)
+                    st.code(equal_command(align.KIND, chosen.config), language="bash", wrap_lines=True)
     return chosen
 
 

@@ -16,10 +16,10 @@ import streamlit as st
 
 from core.align.filtering import NONE, RANDOM, SPARSERM
 from core.align.presets import ALIGN_PRESETS, DEMO, TINY
-from core.cli import tables as console
-from core.cli.options import SAE_FIELDS, options_of
+from core.cli.equal_command import equal_command
 from core.config import AlignConfig, Config
-from core.runs import launch as launching
+from core.jobs.kinds import KINDS, load_job
+from core.runs.progress import duration, size
 from core.runs.store import cache_root
 from core.text_safety import visible
 from workbench.align import values as align
@@ -34,7 +34,7 @@ SAID = {
     "smollm2-135m": "SmolLM2-135M over all prompts that the split left free: hours on two cores.",
 }
 PAPER = "The paper's cell, for a GPU."
-MAIN = ("arm", "rounds", "prompts", "prompts_limit", "candidates.mode", "candidates.task", "evaluation.mc", "dpo.lr")
+MAIN = KINDS[align.KIND].first_fields
 ARMS = (SPARSERM, NONE, RANDOM, "dense", "activations", "random-rows", "random-isotropic")
 # Title of a group of settings -> the config that holds them.
 GROUPS = {"This alignment": "", "Candidates": "candidates", "Training": "dpo", "Evaluation": "evaluation"}
@@ -58,7 +58,7 @@ class Filled:
 
     @property
     def command(self) -> str:
-        return command(self.config, preset_of(self.draft))
+        return equal_command(align.KIND, self.config, preset_of(self.draft))
 
 
 def draft_of() -> Draft:
@@ -71,19 +71,6 @@ def preset_of(draft: Draft) -> str:
     """The preset that a draft starts from; empty where it starts from an earlier alignment."""
     start = draft.start()
     return next((name for name in ORDER if draft.parent is None and ALIGN_PRESETS[name] == start), "")
-
-
-def command(config: AlignConfig, preset: str = "") -> str:
-    """The `sparserm align` command that does the same, from this preset where that can be, else from the one that needs the fewest words."""
-    possible = [name for name in ORDER if _can_start(ALIGN_PRESETS[name], config)]
-    words = {name: options_of(config, ALIGN_PRESETS[name]) for name in ([preset] if preset in possible else possible)}
-    nearest = min(words, key=lambda name: len(words[name]))
-    return shlex.join(["sparserm", "align", "--preset", nearest, *words[nearest], "--detach"])
-
-
-def _can_start(base: AlignConfig, config: AlignConfig) -> bool:
-    """Whether options can turn a preset into this config: none of them takes away an SAE that the preset names."""
-    return all(not getattr(base.fit.sae, name) or getattr(config.fit.sae, name) for name in SAE_FIELDS)
 
 
 def fill(config: AlignConfig, parent: str | None = None, **ids: str | None) -> None:
@@ -220,14 +207,14 @@ def _start(config: Config, parent: str | None, shows: str, asked: tuple[str, ...
 def _estimate(filled: Filled) -> None:
     words = [word for word in shlex.split(filled.command)[1:] if word != "--detach"]
     known = estimates.estimate(words)
-    free = console.size(shutil.disk_usage(_existing(cache_root())).free)
+    free = size(shutil.disk_usage(_existing(cache_root())).free)
     if known is None:
-        disk = launching.load_job(align.KIND).disk(filled.config, cache_root())
-        st.fragment(_until_known, run_every=1.0)(words, f"Estimating the time; at most about {console.size(disk)} on disk, {free} free.")
+        disk = load_job(align.KIND).disk(filled.config, cache_root())
+        st.fragment(_until_known, run_every=1.0)(words, f"Estimating the time; at most about {size(disk)} on disk, {free} free.")
     elif "problem" in known:
         st.text(visible(known["problem"], 400))
     else:
-        took, disk, memory = console.duration(known["seconds"]), console.size(known["disk"]), console.size(known["memory"])
+        took, disk, memory = duration(known["seconds"]), size(known["disk"]), size(known["memory"])
         st.caption(f"Takes about {took}, {disk} on disk and {memory} of memory; {free} free.")
 
 

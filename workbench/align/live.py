@@ -7,8 +7,8 @@ import re
 import streamlit as st
 
 from core.align.records import DPO, EVALUATION, SHIFT, STEPS, RoundRecord
-from core.cli import tables as console
 from core.errors import StoreError
+from core.runs.progress import duration
 from core.runs.registry import Run
 from workbench.align import values as align
 from workbench.align.values import Entry
@@ -127,6 +127,6 @@ def strip(entry: Entry, round: RoundRecord | None) -> None:
         for step in steps:
             stands = step in round.steps
             look, colour = LOOKS["done" if stands else "now" if left[:1] == [step] and not over else ""]
-            took = f" {console.duration(align.seconds_of(round.steps[step]))}" if stands else ""
+            took = f" {duration(align.seconds_of(round.steps[step]))}" if stands else ""
             passed = step == DPO and not stands and (EVALUATION in round.steps or SHIFT in round.steps)
             st.badge(f"{align.STEP_WORDS[step]}{': nothing to learn from' if passed else took}", icon=look, color=colour)  # type: ignore[arg-type]

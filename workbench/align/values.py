@@ -20,6 +20,7 @@ from core.align.records import FILTER, FOLDER, LEDGER, STEPS, AlignmentRecord, R
 from core.config import AlignConfig
 from core.errors import SparseRMError
 from core.files import read_json
+from core.jobs.kinds import config_of, resolved_config
 from core.runs.locks import is_held
 from core.runs.registry import Run, all_runs
 from core.runs.store import cache_root
@@ -147,7 +148,7 @@ def _of_record(record: AlignmentRecord, runs: Sequence[Run]) -> list[Entry]:
 
 def _of_run(name: str, *runs: Run) -> list[Entry]:
     try:
-        config = runs[-1].resolved() or runs[-1].config()
+        config = config_of(runs[-1])
         assert isinstance(config, AlignConfig)
         return [Entry(id=name, config=config, record=None, runs=runs)]
     except (SparseRMError, TypeError, KeyError):
@@ -163,7 +164,7 @@ def _key(run: Run) -> str:
     """
     if run.path not in _keys:
         try:
-            config = run.resolved()
+            config = resolved_config(run)
         except (SparseRMError, TypeError, KeyError):
             return ""
         if not isinstance(config, AlignConfig):

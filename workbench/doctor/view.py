@@ -6,9 +6,9 @@ from typing import Any
 
 import streamlit as st
 
-from core.cli import tables as console
 from core.config import DoctorConfig, DoctorRunConfig
 from core.doctor.report import FAIL, PASS, STATUSES, WARN, Check, Report
+from core.runs.progress import duration
 from workbench.doctor import values as doctor
 from workbench.frame import layout, run_panel, state
 from workbench.frame.downloads import download_rows, show_rows
@@ -50,7 +50,7 @@ def verdict(model: FittedModel, report: Report) -> None:
             st.badge(f"{report.counts[status]} {WORDS[status].lower()}", icon=LOOKS[status][0], color=LOOKS[status][1])
         _again(model)
     seconds = sum(report.seconds.values())
-    st.caption(f"Examined in {console.duration(seconds)}." if seconds else "")
+    st.caption(f"Examined in {duration(seconds)}." if seconds else "")
 
 
 def _again(model: FittedModel) -> None:

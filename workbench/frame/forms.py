@@ -18,22 +18,14 @@ from typing import Any
 
 import streamlit as st
 
+from core.cli.equal_command import equal_command
 from core.cli.options import as_text, reader
-from core.config import Config, SweepConfig, from_dict
+from core.config import Config, from_dict
 from core.errors import ConfigError, SparseRMError
-from core.runs.registry import kind_of
-from workbench.frame import run_panel, state
+from core.jobs.kinds import kind_of
+from workbench.frame import state
 
 DRAFT, ALL = "runs_draft", "runs_all"
-FIRST_PRESET = "smollm2-135m"
-WITH_PRESETS = ("fit", "sweep")
-# What most people set, in order; everything else stands under "All settings".
-MAIN: Mapping[str, tuple[str, ...]] = {
-    "fit": ("data.pairs", "backbone.model", "backbone.layer", "sae.path", "selection.k"),
-    "sweep": ("fit.data.pairs", "fit.backbone.model", "layers", "saes", "ks"),
-    "sae-train": ("backbone.model", "backbone.layer", "width", "k", "tokens", "corpus"),
-    "pairs": ("data.pairs", "data.format", "data.columns"),
-}
 GROUPS = {
     "data": "Preference pairs",
     "backbone": "Language model",
@@ -88,15 +80,10 @@ class Draft:
 
     def start(self) -> Config:
         """The config before any change. Raises ConfigError for a base of another version."""
-        from core.backbone.presets import PRESETS
-
-        cls = kind_of(self.kind).config
         if self.base is not None:
-            config: Config = from_dict(cls, self.base)
+            config: Config = from_dict(kind_of(self.kind).config, self.base)
             return config
-        if self.kind == "fit":
-            return PRESETS[self.preset or FIRST_PRESET]
-        return SweepConfig(fit=PRESETS[self.preset or FIRST_PRESET]) if self.kind == "sweep" else cls()
+        return kind_of(self.kind).base(self.preset or first_preset(self.kind))
 
     def built(self) -> tuple[Config, dict[str, str]]:
         """The config with every change that it takes, and what is wrong with the others."""
@@ -120,11 +107,12 @@ class Filled:
     @property
     def command(self) -> str:
         """The `sparserm` command that does the same."""
-        preset = (self.draft.preset or FIRST_PRESET) if self.draft.kind in WITH_PRESETS and self.draft.base is None else ""
-        if preset:
-            plain = Draft(kind=self.draft.kind, preset=preset).start()
-            return run_panel.command(self.draft.kind, self.config, plain, "" if preset == FIRST_PRESET else preset)
-        return run_panel.command(self.draft.kind, self.config, Draft(kind=self.draft.kind).start())
+        return equal_command(self.draft.kind, self.config, "" if self.draft.base is not None else self.draft.preset or first_preset(self.draft.kind))
+
+
+def first_preset(kind: str) -> str:
+    """The preset that a form starts from; empty where the kind has none."""
+    return kind_of(kind).default_preset
 
 
 def changed(config: Config, path: list[str], text: str) -> Config:
@@ -181,7 +169,7 @@ def _take(draft: Draft, path: str, before: str, value: Any) -> None:
 def form(kind: str) -> Filled:
     """Draws the form of this kind of run and returns what it holds."""
     draft = draft_of(kind)
-    if kind in WITH_PRESETS and draft.base is None:
+    if kind_of(kind).presets and draft.base is None:
         _preset(draft)
     config, errors = draft.built()
     main = _main(kind, draft.start())
@@ -201,7 +189,7 @@ def _main(kind: str, config: Any) -> tuple[str, ...]:
     """What is set first: the SAE by its release where it has one."""
     sae = getattr(config, "sae", None)
     named = ("sae.release", "sae.sae_id") if sae is not None and sae.release else ("sae.path",)
-    return tuple(part for path in MAIN.get(kind, ()) for part in (named if path == "sae.path" else (path,)))
+    return tuple(part for path in kind_of(kind).first_fields for part in (named if path == "sae.path" else (path,)))
 
 
 def _all_settings(label: str) -> bool:
@@ -211,13 +199,13 @@ def _all_settings(label: str) -> bool:
 
 
 def _preset(draft: Draft) -> None:
-    from core.backbone.presets import PRESETS
+    first = first_preset(draft.kind)
 
     def take(chosen: str) -> None:
-        _choose(Draft(kind=draft.kind, preset="" if chosen == FIRST_PRESET else chosen))
+        _choose(Draft(kind=draft.kind, preset="" if chosen == first else chosen))
 
-    widget = state.url_widget(f"form {draft.kind} preset", draft.preset or FIRST_PRESET, take)
-    st.segmented_control("Start from", list(PRESETS), required=True, help="Changes below are laid over this preset.", **widget)
+    widget = state.url_widget(f"form {draft.kind} preset", draft.preset or first, take)
+    st.segmented_control("Start from", list(kind_of(draft.kind).presets), required=True, help="Changes below are laid over this preset.", **widget)
 
 
 Row = tuple[str, Config, Any]  # path, the config that the field is of, its dataclass field

@@ -5,43 +5,32 @@
         what it makes was looked for and not found; when the run ends, the page is drawn again.
     run_panel.show(run)                 one run: state, steps, time left, figures, cancel or resume
     run_panel.start("fit", config)      starts one and returns its id; "" where it could not, which `complaint()` then tells
-    run_panel.command("fit", config)    the `sparserm` command that does the same
     run_panel.demo(), run_panel.ticker()    for layout.py and app.py
 
-Kinds: fit, sweep, sae-train, pairs, doctor, spaces, latents, align (core.runs.registry).
+core/jobs/kinds.py lists the kinds.
 """
 
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from core.cli import tables as console
-from core.cli.options import options_of
+from core.cli.equal_command import equal_command
 from core.config import Config
 from core.errors import SparseRMError, StoreError
-from core.runs import launch as launching
-from core.runs.registry import Run, Status, all_runs, kind_of, runs_root
+from core.jobs import start as job_start
+from core.jobs.kinds import KINDS, asked_config, kind_of
+from core.runs.launch import cancel
+from core.runs.progress import duration
+from core.runs.registry import Run, Status, all_runs, runs_root
 from workbench.frame import progress, state, uploads
 
 POLL, IDLE_POLL = 1.0, 4.0  # seconds between two looks at live runs, and at whether somebody started one
 DEMO, TOY = "smollm2-135m", "tiny"
-KIND_WORDS = {
-    "fit": "Fit",
-    "sweep": "Sweep",
-    "sae-train": "SAE training",
-    "pairs": "Pairs check",
-    "doctor": "Doctor",
-    "spaces": "Spaces",
-    "latents": "Latents' pages",
-    "align": "Alignment",
-}
 STATE_LOOKS: Mapping[str, tuple[str, Any]] = {
     "queued": (":material/hourglass_empty:", "gray"),
     "running": (":material/progress_activity:", "blue"),
@@ -82,7 +71,7 @@ STEP_WORDS = {
 
 
 def kind_words(kind: str) -> str:
-    return KIND_WORDS.get(kind, kind)
+    return KINDS[kind].name if kind in KINDS else kind
 
 
 def step_words(step: str) -> str:
@@ -93,40 +82,16 @@ def step_words(step: str) -> str:
 def title(run: Run) -> str:
     """What the run is about, in a few words: names of data and models, so for st.text and tables only."""
     try:
-        return _title(run.kind, (run.resolved() or run.config()).to_dict())
-    except (SparseRMError, TypeError, KeyError):
+        return kind_of(run.kind).title(_with_names_of_uploads(run.resolved() or run.config()))
+    except (SparseRMError, TypeError, KeyError, AttributeError):
         return "unreadable"
 
 
-def _title(kind: str, config: Mapping[str, Any]) -> str:
-    fit = config.get("fit", config)
-    if kind in ("fit", "sweep"):
-        layers, model = ", ".join(map(str, config.get("layers") or [fit["backbone"]["layer"]])), fit["backbone"]["model"]
-        data = "tiny-1" if model == TOY and not fit["data"]["pairs"] else _data_name(fit["data"]["pairs"])
-        return f"{data} · {_model_name(model)} · layer {layers} · K {_ks(kind, config)}"
-    if kind == "sae-train":
-        return f"{_model_name(config['backbone']['model'])} · layer {config['backbone']['layer']} · {config['width']:,} latents"
-    if kind == "pairs":
-        return _data_name(config["data"]["pairs"])
-    if kind == "align":
-        return f"{config['arm']} · {_model_name(fit['backbone']['model'])} · {config['rounds']} rounds"
-    return f"of {Path(config['model']).name[:12]}" if "model" in config else ""
-
-
-def _ks(kind: str, config: Mapping[str, Any]) -> str:
-    return ", ".join(map(str, config["ks"])) if kind == "sweep" else str(config["selection"]["k"])
-
-
-def _data_name(pairs: str) -> str:
-    path = Path(pairs)
-    if not pairs or path.parts[-4:] == ("core", "data", "demo", "pairs.jsonl"):
-        return "Demo pairs"
-    return path.parent.name if path.stem == "pairs" else uploads.name_of(path)
-
-
-def _model_name(model: str) -> str:
-    path = Path(model)
-    return path.parent.name if path.name == "model" else path.name
+def _with_names_of_uploads(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config's values with uploaded files called as the person called them."""
+    shown: dict[str, Any] = {name: _with_names_of_uploads(value) if isinstance(value, dict) else value for name, value in config.items()}
+    path = Path(shown["pairs"]) if shown.get("pairs") else None
+    return shown if path is None or uploads.name_of(path) == path.name else {**shown, "pairs": uploads.name_of(path)}
 
 
 def state_badge(name: str) -> None:
@@ -140,7 +105,7 @@ def state_badge(name: str) -> None:
 def start(kind: str, config: Config, parent: str | None = None) -> str:
     """Starts a run and returns its id; "" where it could not be started (see `complaint`)."""
     try:
-        return launching.launch(kind, config, parent=parent)
+        return job_start.launch(kind, config, parent=parent)
     except SparseRMError as error:
         _complain(error)
         return ""
@@ -175,7 +140,7 @@ def find(kind: str, config: Config) -> Run | None:
     wanted = config.to_dict()
     for run in reversed(all_runs()):
         try:
-            if run.kind == kind and run.config().to_dict() == wanted:
+            if run.kind == kind and asked_config(run).to_dict() == wanted:
                 return run
         except (SparseRMError, TypeError, KeyError):  # unreadable, or another version's
             continue
@@ -190,25 +155,6 @@ def find_id(run_id: str) -> Run | None:
 def live_runs() -> list[Run]:
     """What is queued or runs now, oldest first."""
     return [run for run in all_runs() if run.live()]
-
-
-def command(kind: str, config: Config, base: Config | None = None, preset: str = "") -> str:
-    """The `sparserm` command that does the same. `base` is what the command starts from: the preset's config, else that of the options' defaults."""
-    if kind == "align":
-        from workbench.align.form import command as of_alignment
-
-        return of_alignment(config)  # type: ignore[arg-type]
-    words = {"sae-train": ["sae", "train"]}.get(kind, [kind])
-    if hasattr(config, "model") and kind in ("doctor", "spaces", "latents"):
-        words += [str(config.model)]
-    words += ["--preset", preset] if preset else []
-    words += options_of(config, _named_alike(config, base or kind_of(kind).config()))
-    return shlex.join(["sparserm", *words, "--detach"])
-
-
-def _named_alike(config: Any, base: Any) -> Any:
-    """`base` with the model that the command names without an option."""
-    return replace(base, model=config.model) if hasattr(config, "model") else base
 
 
 # --- one run ---------------------------------------------------------------------------------------------------------
@@ -256,7 +202,7 @@ def _head(run: Run, status: Status, head: bool) -> None:
         st.space("stretch")
         st.caption(_times(status), width="content")
         if status.live:
-            st.button("Cancel", key=f"cancel {run.id}", on_click=act, args=(launching.cancel, run.id), help="Finished steps are kept.")
+            st.button("Cancel", key=f"cancel {run.id}", on_click=act, args=(cancel, run.id), help="Finished steps are kept.")
 
 
 def _safe_step(name: str) -> str:
@@ -264,13 +210,13 @@ def _safe_step(name: str) -> str:
 
 
 def _left(left: float | None) -> str:
-    return "" if left is None or left < 0.5 else f" · about {console.duration(left)} left in this step"
+    return "" if left is None or left < 0.5 else f" · about {duration(left)} left in this step"
 
 
 def _times(status: Status) -> str:
-    said = "" if status.seconds is None else console.duration(status.seconds)
+    said = "" if status.seconds is None else duration(status.seconds)
     about = (status.estimate or {}).get("seconds") or 0.0
-    return f"{said} of about {console.duration(about)}" if said and status.live and about > 10 else said
+    return f"{said} of about {duration(about)}" if said and status.live and about > 10 else said
 
 
 def _waiting(run: Run, status: Status) -> str:
@@ -281,7 +227,7 @@ def _waiting(run: Run, status: Status) -> str:
 
 
 def _done_steps(steps: list[progress.Step]) -> None:
-    done = [f"{_safe_step(step.name)} {console.duration(step.seconds)}" for step in steps[:-1] if step.seconds >= 0.05]
+    done = [f"{_safe_step(step.name)} {duration(step.seconds)}" for step in steps[:-1] if step.seconds >= 0.05]
     if done:
         st.caption("Done: " + " · ".join(done))
 
@@ -295,7 +241,7 @@ def _ended(run: Run, status: Status, head: bool) -> None:
             st.caption("Its process is gone: the machine was switched off, or somebody ended it. Finished steps are kept.")
         if status.state in ("failed", "cancelled", "interrupted"):
             with st.container(horizontal=True):
-                st.button("Resume", type="primary", key=f"resume {run.id}", on_click=act, args=(launching.resume, run.id))
+                st.button("Resume", type="primary", key=f"resume {run.id}", on_click=act, args=(job_start.resume, run.id))
                 with st.popover("Log", type="tertiary"):
                     st.code(progress.log_tail(run) or "Nothing was printed.", language=None, height=320, wrap_lines=True)
 
@@ -331,7 +277,7 @@ def offer(kind: str, config: Config, button: str, *, said: str = "", again: bool
                     type="secondary" if run and state_ != "succeeded" else "primary",
                 )  # fmt: skip
                 with st.popover("As a command", type="tertiary", icon=":material/terminal:"):
-                    st.code(command(kind, config), language="bash", wrap_lines=True)
+                    st.code(equal_command(kind, config), language="bash", wrap_lines=True)
 
 
 def say_complaint() -> None:

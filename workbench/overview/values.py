@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from core.cli import tables as console
 from core.reward.head_words import counted_pairs, mean_of, shipped_head, shipped_seed
 from core.reward.recorded_files import FILES, has_record
+from core.runs.progress import date, duration
 from core.runs.store import Artefact, Store
 from workbench.frame.accuracy import accuracy_text, interval_text, method_name
 from workbench.frame.left_out import NO_RECORD, counted
@@ -95,7 +95,7 @@ def facts(model: FittedModel) -> list[tuple[str, str]]:
         ("Head", f"{table['sparserm']['n_parameters']:,} parameters, {len(table['sparserm']['heads'])} seeds"),
     ]
     took = seconds(model)
-    rows.append(("Made", f"{console.date(model.created)}" + (f", in {console.duration(took)}" if took else "")))
+    rows.append(("Made", f"{date(model.created)}" + (f", in {duration(took)}" if took else "")))
     checked = f"{len(config[FILES])} files, each as it was saved" if has_record(config) else NO_RECORD
     read = " ".join(line.strip() for line in counted(model))
     return [*rows, ("Left out", read), ("Folder", str(model.path)), ("Checked", checked)]

@@ -318,5 +318,5 @@ def _checked(run: Run, config: PairsRunConfig) -> None:
 def _to_fit(config: PairsRunConfig) -> None:
     from core.backbone.presets import PRESETS
 
-    forms.fill("fit", dataclasses.replace(PRESETS[forms.FIRST_PRESET], data=config.data))
+    forms.fill("fit", dataclasses.replace(PRESETS[forms.first_preset("fit")], data=config.data))
     state.go("runs", runs_kind="fit", runs_new="1")

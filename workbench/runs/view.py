@@ -12,13 +12,16 @@ from typing import Any
 
 import streamlit as st
 
-from core.cli import tables as console
+from core.cli import tables
+from core.cli.equal_command import equal_command
 from core.cli.options import options_of
 from core.config import Config
 from core.errors import SparseRMError
+from core.jobs.kinds import config_of, kind_of, load_job
 from core.reward.head_words import counted_pairs, mean_of
 from core.runs import launch as launching
-from core.runs.registry import Run, all_runs, kind_of, summaries
+from core.runs.progress import date, duration, size
+from core.runs.registry import Run, all_runs, summaries
 from core.runs.space import disk_used, made_only_by, remove_artefacts
 from core.runs.store import Store, cache_root
 from core.text_safety import visible
@@ -88,10 +91,10 @@ def _start(kind: str, config: Config, parent: str | None) -> None:
 def _estimate(kind: str, filled: forms.Filled) -> None:
     words = [word for word in shlex.split(filled.command)[1:] if word != "--detach"]
     known = estimates.estimate(words)
-    free = console.size(shutil.disk_usage(_existing(cache_root())).free)
+    free = size(shutil.disk_usage(_existing(cache_root())).free)
     if known is None:
-        disk = launching.load_job(kind).disk(filled.config, cache_root())
-        said = f"at most about {console.size(disk)} on disk, " if disk else ""
+        disk = load_job(kind).disk(filled.config, cache_root())
+        said = f"at most about {size(disk)} on disk, " if disk else ""
         st.fragment(_until_known, run_every=1.0)(words, f"Estimating the time; {said}{free} free.")
     elif "problem" in known:
         st.text(visible(known["problem"], 400))
@@ -108,7 +111,7 @@ def _until_known(words: list[str], said: str) -> None:
 def _estimated(known: Mapping[str, Any], free: str) -> str:
     if not known["seconds"] and not known["disk"]:
         return f"The hidden states are in the cache: only heads are trained. {free} free."
-    took, disk, memory = console.duration(known["seconds"]), console.size(known["disk"]), console.size(known["memory"])
+    took, disk, memory = duration(known["seconds"]), size(known["disk"]), size(known["memory"])
     return f"Reading takes about {took}, {disk} on disk and {memory} of memory; {free} free. Training heads comes on top."
 
 
@@ -188,10 +191,10 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
         "Now": done,
         ACCURACY: None if mean is None else 100 * mean["accuracy"],
         WITHIN: "" if mean is None else f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f}, {counted_pairs(mean['n'])}, {mean['of']}",
-        "Time": "" if row["seconds"] is None else console.duration(row["seconds"]),
-        "Started": "" if not row["queued"] else console.date(row["queued"]),
+        "Time": "" if row["seconds"] is None else duration(row["seconds"]),
+        "Started": "" if not row["queued"] else date(row["queued"]),
         "Made from": (row["parent"] or "").rpartition("_")[2],
-        "Size": console.size(launching.run_size(run)),
+        "Size": size(launching.run_size(run)),
     }
 
 
@@ -256,7 +259,7 @@ def _outcome(run: Run) -> None:
             of = f"layer {best['layer']}, K {best['k']}, {mean_of(best['n_heads'])}"
             st.markdown(f"Best validation accuracy: {of}: **{100 * best['accuracy']:.1f} %** ({interval})")
         elif run.kind in MORE:
-            config = run.config().to_dict()
+            config = run.config()
             state.link("Open what it made", MORE[run.kind], **({"model": Path(config["model"]).name[:ID_LENGTH]} if "model" in config else {}))
         if result["artefact"]:
             st.text(visible(result["artefact"], 300))
@@ -279,14 +282,13 @@ def _actions(run: Run, live: bool, state_: str) -> None:
                 also = st.checkbox(f"Remove the {len(only)} artefacts that no other run uses", key=f"also {run.id}", disabled=not only)
                 st.button("Delete the run", key=f"delete {run.id}", type="primary", on_click=run_panel.act, args=(_removal(also), run.id))
         with st.popover("As a command", type="tertiary", icon=":material/terminal:"):
-            config = run.resolved() or run.config()
-            st.code(run_panel.command(run.kind, config, forms.Draft(kind=run.kind).start()), language="bash", wrap_lines=True)
+            st.code(equal_command(run.kind, config_of(run)), language="bash", wrap_lines=True)
         st.space("stretch")
         st.button("Close", type="tertiary", key=f"close {run.id}", on_click=state.clear, args=(OPEN, OTHER))
 
 
 def _refill(run: Run) -> None:
-    forms.fill(run.kind, run.resolved() or run.config(), parent=run.id, **{KIND: run.kind, NEW: "1"})
+    forms.fill(run.kind, config_of(run), parent=run.id, **{KIND: run.kind, NEW: "1"})
 
 
 def _removal(also: bool) -> Any:
@@ -300,13 +302,13 @@ def _removal(also: bool) -> Any:
 
 def _settings(run: Run) -> None:
     """What differs from the defaults first, then everything."""
-    config = run.resolved() or run.config()
+    config = config_of(run)
     words = options_of(config, kind_of(run.kind).config())
     if words:
         pairs = [{"Setting": words[i].removeprefix("--").replace("-", " "), "Value": visible(words[i + 1], 300)} for i in range(0, len(words), 2)]
         st.caption("Other than the defaults")
         st.dataframe(pairs, hide_index=True)
-    rows = [{"Setting": name, "Value": visible(value, 300)} for name, value in console.figures_of(config.to_dict())]
+    rows = [{"Setting": name, "Value": visible(value, 300)} for name, value in tables.figures_of(config.to_dict())]
     with st.expander("All settings"):
         st.dataframe(rows, hide_index=True, height=400)
         st.download_button("JSON", _json(config), f"{run.id}.json", "application/json", key=f"settings {run.id}", on_click="ignore")
@@ -351,7 +353,7 @@ def beside(runs: list[Run]) -> None:
     for run in runs:
         run_panel.show(run)
     st.fragment(overlay, run_every=FIGURES_POLL if any(run.live() for run in runs) else None)(runs)
-    settings = [dict(console.figures_of((run.resolved() or run.config()).to_dict())) for run in runs]
+    settings = [dict(tables.figures_of(config_of(run).to_dict())) for run in runs]
     names = [name for name in sorted(set().union(*settings)) if settings[0].get(name) != settings[1].get(name)]
     st.markdown("###### Where their settings differ")
     if names:
@@ -372,10 +374,10 @@ def disk() -> None:
     root = cache_root()
     used = disk_used(root)
     free = shutil.disk_usage(_existing(root)).free
-    with st.popover(f"Disk: {console.size(sum(used.values()))} used", icon=":material/hard_drive:"):
-        st.caption(f"{console.size(free)} free. The cache lies in")
+    with st.popover(f"Disk: {size(sum(used.values()))} used", icon=":material/hard_drive:"):
+        st.caption(f"{size(free)} free. The cache lies in")
         st.text(visible(root.resolve(), 200))
-        st.dataframe([{"What": words, "Size": console.size(size)} for words, size in used.items()], hide_index=True)
+        st.dataframe([{"What": words, "Size": size(n_bytes)} for words, n_bytes in used.items()], hide_index=True)
         st.button("Remove what was left half-done", on_click=_clean, help="Also what was damaged and set aside. What a run works on stays.")
         freed = st.session_state.pop("freed", "")
         if freed:
@@ -383,4 +385,4 @@ def disk() -> None:
 
 
 def _clean() -> None:
-    st.session_state["freed"] = console.size(Store(cache_root()).clean())
+    st.session_state["freed"] = size(Store(cache_root()).clean())

@@ -1,0 +1,30 @@
+"""`latents` as a kind of run: the pages of a reward model's latents (core.latents.pages)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.backbone.estimate import PAGE_BYTES
+from core.config import LatentsRunConfig
+from core.jobs.job import job_of_model
+from core.reward.folder import ModelFolder
+from core.runs.store import Store
+from core.types import Progress
+
+TOKENS_A_SECOND = 2500.0  # measured on two cores with SmolLM2; used for the estimate only
+ALL_PAGES, SELECTED_PAGES, BYTES_A_TOKEN = 16_384, 512, 4.0
+
+
+def _run(config: LatentsRunConfig, store: Store, progress: Progress) -> dict[str, Any]:
+    from core.latents.make_pages import make_pages
+
+    folder = ModelFolder(config.model, store)
+    pages = make_pages(folder, config.pages, config.latent, every=config.which == "all", device=config.device, progress=progress)
+    return {"artefact": str(pages.folder), "outcome": {"artefact": str(pages.folder), "pages": len(pages)}}
+
+
+def _disk(config: LatentsRunConfig) -> float:
+    return PAGE_BYTES * (ALL_PAGES if config.which == "all" else SELECTED_PAGES) + BYTES_A_TOKEN * config.pages.tokens
+
+
+LATENTS = job_of_model(_disk, lambda config: config.pages.tokens / TOKENS_A_SECOND, _run)
