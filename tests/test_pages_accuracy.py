@@ -49,7 +49,7 @@ def cache() -> Iterator[Path]:
 
 
 def _run(config: FitConfig, root: Path, result: dict[str, object]) -> None:
-    run, lock = launch.new_run("fit", config, root.resolve(), None)
+    run, lock = launch.new_run("fit", config.to_dict(), root.resolve(), None)
     run.write(Status(state="succeeded", attempt=1, queued=1.0, started=2.0, ended=3.0))
     lock.release()
     write_json(run.path / "result.json", json.loads(json.dumps(result)))

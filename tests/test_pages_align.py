@@ -26,17 +26,18 @@ from core.align.overoptimisation import RULE
 from core.align.presets import ALIGN_PRESETS, align_preset
 from core.align.records import CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, STEPS, find_alignment, key_of
 from core.cli.align import align_config
+from core.cli.equal_command import equal_command
 from core.cli.main import build_parser
 from core.config import AlignConfig
 from core.files import write_json
 from core.jobs import start as launching
+from core.jobs.kinds import KINDS
 from core.runs.events import EventLog
 from core.runs.launch import new_run
 from core.runs.registry import Run, Status
 from core.text_safety import visible
 from workbench.align import compare as align_compare
 from workbench.align import figures as align_figures
-from workbench.align import form as align_form
 from workbench.align import values as align
 from workbench.align.pair_view import caveats
 from workbench.align.pairs import pairs_of
@@ -159,7 +160,8 @@ def test_what_is_wrong_is_marked_and_cannot_start(empty: Path) -> None:
 def test_a_preset_is_one_click_and_one_word(empty: Path, preset: str) -> None:
     at = fine(open_page("align"))
     fine(at.button_group(key="align preset 1").set_value(preset).run())
-    assert at.code[-1].value == f"sparserm align --preset {preset} --detach"
+    words = "" if preset == KINDS["align"].default_preset else f" --preset {preset}"
+    assert at.code[-1].value == f"sparserm align{words} --detach"
 
 
 def test_a_click_on_the_chosen_preset_is_back_to_it(empty: Path) -> None:
@@ -184,7 +186,7 @@ def test_a_click_on_the_chosen_preset_is_back_to_it(empty: Path) -> None:
 def test_the_command_says_what_the_form_holds(config: AlignConfig) -> None:
     """Read by the command line's own parser, it gives the same configuration."""
     for preset in ("", "demo", "llama-3.1-8b"):
-        said = shlex.split(align_form.command(config, preset))
+        said = shlex.split(equal_command("align", config, preset))
         assert said[0] == "sparserm" and align_config(build_parser().parse_args(said[1:])) == config
 
 

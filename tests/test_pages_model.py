@@ -117,7 +117,7 @@ def run_of(bare: models.FittedModel, monkeypatch: pytest.MonkeyPatch) -> Iterato
     held = []
 
     def make(kind: str, config: Config, failed: bool) -> Run:
-        run, lock = launch.new_run(kind, config, bare.root, None)
+        run, lock = launch.new_run(kind, config.to_dict(), bare.root, None)
         if failed:
             error = {"problem": "the disk is full", "expected": "2 GB", "found": "1 GB", "remedy": "remove something", "exit_code": 1}
             run.write(Status(state="failed", attempt=1, queued=1.0, started=2.0, ended=3.0, error=error))

@@ -27,6 +27,7 @@ from core.jobs.job import Job
 from core.jobs.kinds import KINDS, asked_config, load_job
 from core.jobs.sae_train import SAE_TRAIN
 from core.jobs.sweep import SWEEP
+from core.runs import launch as run_launch
 from core.runs.registry import Run, all_runs, find_run
 from core.runs.store import Store
 

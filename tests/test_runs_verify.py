@@ -16,9 +16,8 @@ from safetensors.numpy import save_file
 
 from core.config import SweepConfig
 from core.errors import ConfigError
-from core.files import write_json
+from core.jobs import start as launching
 from core.jobs.verify import TOLERANCE, compare_files, environment_changes, verify
-from core.runs import launch as launching
 from core.runs.provenance import RecordingStore, git_state, provenance, source_sha256
 from core.runs.registry import Run
 from core.runs.store import Store

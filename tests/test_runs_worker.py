@@ -221,8 +221,10 @@ def test_who_follows_a_launch_never_sees_it_dead(tmp_path: Path) -> None:
     for thread in looking:
         thread.start()
     run = start(tmp_path)
-    wait_state(run, "succeeded")
-    over.set()
+    try:
+        wait_state(run, "succeeded")
+    finally:
+        over.set()
     for thread in looking:
         thread.join()
     assert set(seen) <= {"queued", "running", "succeeded"} and len(seen) > 20

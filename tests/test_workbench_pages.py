@@ -374,7 +374,7 @@ def test_the_ticker_tells_of_live_runs_on_every_page(cache: Path) -> None:
     run = start(cache, looks=5000, pause=0.05)
     wait_state(run, "running")
     at = fine(open_page("preferences"))
-    assert any("nap" in caption.value for caption in at.sidebar.caption)
+    assert any("Nap" in caption.value for caption in at.sidebar.caption)
 
 
 # --- the process -----------------------------------------------------------------------------------------------------------

@@ -71,7 +71,14 @@ def test_the_command_of_another_preset_and_of_a_rerun() -> None:
     assert "--preset gemma-2-2b --k 16" in filled.command and parsed(filled.command) == filled.config
     rerun = Draft(kind="fit", base=PRESETS["gemma-2-2b"].to_dict(), parent="some run")
     filled = forms.Filled(draft=rerun, config=rerun.built()[0], errors={})
-    assert "--preset" not in filled.command and parsed(filled.command) == PRESETS["gemma-2-2b"]
+    assert "--preset gemma-2-2b" in filled.command and parsed(filled.command) == PRESETS["gemma-2-2b"]
+
+
+def test_the_command_names_what_differs_from_its_own_start() -> None:
+    """Another model's command starts from the plain defaults, so a value that the embedded preset happens to share is named."""
+    draft = Draft(kind="fit", changes={"backbone.model": "org/other"})
+    filled = forms.Filled(draft=draft, config=draft.built()[0], errors={})
+    assert filled.config.selection.k == 32 and "--k 32" in filled.command and parsed(filled.command) == filled.config
 
 
 @pytest.mark.parametrize(
@@ -97,7 +104,7 @@ def test_every_field_has_a_widget() -> None:
     for kind in ("fit", "sweep", "sae-train", "pairs"):
         config = Draft(kind=kind).start()
         drawn = [path for rows in forms._groups(config).values() for path, _, _ in rows]
-        assert set(forms.MAIN[kind]) <= set(drawn) and len(drawn) == len(set(drawn))
+        assert set(forms.kind_of(kind).first_fields) <= set(drawn) and len(drawn) == len(set(drawn))
         for path in drawn:
             owner, spec = forms._find(config, path)
             forms.changed(config, path.split("."), forms.as_text(getattr(owner, spec.name)))

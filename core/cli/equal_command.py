@@ -15,7 +15,7 @@ def equal_command(kind: str, config: Config, preset: str = "") -> str:
     """The command, from this preset where options can turn it into `config`, else from the one that needs the fewest words."""
     entry = kind_of(kind)
     words = {name: options_of(config, base) for name in ("", *entry.presets) if _can_become(base := _base(kind, config, name), config)}
-    if preset in words and preset != entry.default_preset:
+    if preset and preset in words and preset != entry.default_preset:
         words = {preset: words[preset]}
     nearest = min(words, key=lambda name: len(words[name]) + 2 * bool(name))
     argument = [str(getattr(config, entry.argument))] if entry.argument else []

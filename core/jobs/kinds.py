@@ -116,6 +116,14 @@ KINDS = {
         presets=PRESETS,
         default_preset=EMBEDDED,
     ),
+    "sae-train": Kind(
+        config=SAETrainConfig,
+        job="core.jobs.sae_train:SAE_TRAIN",
+        name="SAE training",
+        title=_training_title,
+        command=("sae", "train"),
+        first_fields=("backbone.model", "backbone.layer", "width", "k", "tokens", "corpus"),
+    ),
     "sweep": Kind(
         config=SweepConfig,
         job="core.jobs.sweep:SWEEP",
@@ -125,14 +133,6 @@ KINDS = {
         first_fields=("fit.data.pairs", "fit.backbone.model", "layers", "saes", "ks"),
         presets={name: SweepConfig(fit=fit) for name, fit in PRESETS.items()},
         default_preset=EMBEDDED,
-    ),
-    "sae-train": Kind(
-        config=SAETrainConfig,
-        job="core.jobs.sae_train:SAE_TRAIN",
-        name="SAE training",
-        title=_training_title,
-        command=("sae", "train"),
-        first_fields=("backbone.model", "backbone.layer", "width", "k", "tokens", "corpus"),
     ),
     "pairs": Kind(
         config=PairsRunConfig,

@@ -90,8 +90,11 @@ def title(run: Run) -> str:
 def _with_names_of_uploads(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config's values with uploaded files called as the person called them."""
     shown: dict[str, Any] = {name: _with_names_of_uploads(value) if isinstance(value, dict) else value for name, value in config.items()}
-    path = Path(shown["pairs"]) if shown.get("pairs") else None
-    return shown if path is None or uploads.name_of(path) == path.name else {**shown, "pairs": uploads.name_of(path)}
+    if isinstance(shown.get("pairs"), str):
+        path = Path(shown["pairs"])
+        called = uploads.name_of(path)
+        return shown if called == path.name else {**shown, "pairs": called}
+    return shown
 
 
 def state_badge(name: str) -> None:
