@@ -67,9 +67,9 @@ def test_other_activations_are_refused_in_version_6_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [None, {}, {"k": None}])
 def test_topk_without_k_is_refused(options: Any, tmp_path: Path) -> None:
     folder = old_folder(tmp_path / "sae", arrays("topk"), activation_fn_str="topk", activation_fn_kwargs=options)
-    with pytest.raises(SAEError, match=r"(?s)does not say its k.*expected: k, or activation_fn_kwargs with a k.*no k"):
+    with pytest.raises(SAEError, match=r"(?s)does not give its k.*expected: k, or activation_fn_kwargs with a k.*no k"):
         loaded(folder)
-    with pytest.raises(SAEError, match=r"does not say its k"):
+    with pytest.raises(SAEError, match=r"does not give its k"):
         loaded(changed(write_folder(tmp_path / "new", arrays("topk"), "topk"), k=None))
 
 
@@ -89,11 +89,11 @@ def test_old_topk_with_k_equals_a_loop_and_sae_lens(architecture: str, tmp_path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"activation_fn_kwargs": {"k": 5}}, r"(?s)says k and architecture standard, which has none.*found: k: 5"),
-        ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5, "signed": True}}, r"(?s)signed.*not supported.*kwargs.signed: True"),
+        ({"activation_fn_kwargs": {"k": 5}}, r"(?s)has k and architecture standard, which has none.*found: k: 5"),
+        ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5, "signed": True}}, r"(?s)signed.*not supported.*kwargs.signed: true"),
         ({"activation_fn_kwargs": {"alpha": 0.1}}, r"(?s)alpha.*not supported"),
         ({"activation_fn_kwargs": "k=5"}, "options of its activation that can't be read"),
-        ({"architecture": "gated", "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5}}, "says activation topk and architecture gated"),
+        ({"architecture": "gated", "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5}}, "has activation topk and architecture gated"),
         ({"activation_fn": "topk", "activation_fn_kwargs": {"k": 5}}, "names two activation functions"),
         ({"normalize_activations": "layer_norm"}, r"(?s)normalises each input.*layer_norm"),
         ({"normalize_activations": "unit_norm"}, r"(?s)normalises each input.*unit_norm"),
@@ -103,18 +103,18 @@ def test_old_topk_with_k_equals_a_loop_and_sae_lens(architecture: str, tmp_path:
         ({"finetuning_scaling_factor": 1.5}, r"(?s)scales its activations.*finetuning_scaling_factor: 1.5"),
         ({"d_out": 24}, r"(?s)transcoder.*d_out: 24"),
         ({"out_hook_point": "blocks.3.hook_mlp_out"}, r"(?s)transcoder: it writes another point.*blocks.3.hook_mlp_out"),
-        ({"is_transcoder": True}, r"(?s)field 'is_transcoder' that is not known.*move it into metadata"),
+        ({"is_transcoder": True}, r"(?s)unknown field 'is_transcoder'.*move it into metadata"),
         ({"hook_point_head_index": 0}, r"(?s)attention heads.*hook_point_head_index: 0"),
         ({"hook_point_layer": 8}, r"(?s)names two layers.*hook_point blocks.3.hook_resid_post, hook_point_layer 8"),
         ({"hook_point": "blocks.3.attn.hook_z"}, r"(?s)a layer's attention.*hook blocks.3.attn.hook_z"),
         ({"dtype": "int8"}, r"(?s)weights of a type.*float32 \| float16.*'int8'"),
         ({"dtype": "float8_e4m3fn"}, "weights of a type"),
         ({"apply_b_dec_to_input": "no"}, r"(?s)neither true nor false.*apply_b_dec_to_input: 'no'"),
-        ({"activation_scale": 2.0}, r"(?s)field 'activation_scale' that is not known.*found: activation_scale: 2.0"),
-        ({"encoder_gain": [1, 2]}, "'encoder_gain' that is not known"),
-        ({"d_in": None, "d_sae": None}, "does not say its architecture"),
-        ({"metadata": {"k": 3}}, "does not say its architecture"),
-        ({"model_from_pretrained_kwargs": {"center_writing_weights": True}}, r"(?s)centred by TransformerLens.*center_writing_weights: True"),
+        ({"activation_scale": 2.0}, r"(?s)unknown field 'activation_scale'.*found: activation_scale: 2.0"),
+        ({"encoder_gain": [1, 2]}, "unknown field 'encoder_gain'"),
+        ({"d_in": None, "d_sae": None}, "does not give its architecture"),
+        ({"metadata": {"k": 3}}, "does not give its architecture"),
+        ({"model_from_pretrained_kwargs": {"center_writing_weights": True}}, r"(?s)centred by TransformerLens.*center_writing_weights: true"),
     ],
 )  # fmt: skip
 def test_fields_that_would_change_f_are_refused_by_name(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -126,9 +126,9 @@ def test_fields_that_would_change_f_are_refused_by_name(changes: dict[str, Any],
     ("architecture", "changes", "message"),
     [
         ("jumprelu", {"rescale_acts_by_decoder_norm": True}, r"(?s)units of decoder norms.*not for jumprelu"),
-        ("standard", {"architecture": None}, r"(?s)does not say its architecture.*expected: architecture: standard \| topk"),
-        ("standard", {"k": 5}, "says k and architecture standard"),
-        ("topk", {"k": 5, "activation_fn_kwargs": {"k": 6}}, "says two different k"),
+        ("standard", {"architecture": None}, r"(?s)does not give its architecture.*expected: architecture: standard \| topk"),
+        ("standard", {"k": 5}, "has k and architecture standard"),
+        ("topk", {"k": 5, "activation_fn_kwargs": {"k": 6}}, "has two different k"),
         ("topk", {"k": True}, "impossible k"),
         ("topk", {"k": 4.5}, "impossible k"),
         ("standard", {"metadata": {"sae_lens_version": "6.1.0", "hook_name": "blocks.3.hook_resid_post", "hook_head_index": 2}}, "attention heads"),
@@ -241,5 +241,5 @@ def test_a_folder_without_a_kind_is_not_taken_for_a_standard_sae(tmp_path: Path)
         raw = json.loads((folder / "cfg.json").read_text())
         change(raw)
         (folder / "cfg.json").write_text(json.dumps(raw))
-        with pytest.raises(SAEError, match="does not say its architecture"):
+        with pytest.raises(SAEError, match="does not give its architecture"):
             loaded(folder)

@@ -277,7 +277,7 @@ def test_another_version_of_the_family_warns(tmp_path: Path) -> None:
 
 
 def test_an_unknown_layer_warns(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"my-sae does not say its layer.*layer 3 of toy"):
+    with pytest.warns(UserWarning, match=r"my-sae does not name its layer.*layer 3 of toy"):
         fits(tmp_path, hook="")
 
 

@@ -83,23 +83,23 @@ def test_sparsify_names_its_model_and_layer(tmp_path: Path) -> None:
 
 def test_sparsify_by_expansion_factor(tmp_path: Path) -> None:
     assert loaded(write_sparsify(tmp_path / "a", arrays("topk", d_sae=36), num_latents=0, expansion_factor=3)).d_sae == 36
-    with pytest.raises(SAEError, match=r"wrong shape for its configuration, which says d_sae 48"):
+    with pytest.raises(SAEError, match=r"wrong shape for its configuration, which gives d_sae 48"):
         loaded(write_sparsify(tmp_path / "b", arrays("topk", d_sae=36), num_latents=0, expansion_factor=4))
 
 
 @pytest.mark.parametrize(
     ("where", "changes", "message"),
     [
-        ("layers.1", {"k": None}, "does not say its k"),
+        ("layers.1", {"k": None}, "does not give its k"),
         ("layers.1", {"k": D_SAE + 1}, "impossible k"),
-        ("layers.1", {"activation": "groupmax"}, r"(?s)not supported.*activation: topk.*activation: groupmax"),
+        ("layers.1", {"activation": "groupmax"}, r"(?s)not supported.*activation: topk.*activation: 'groupmax'"),
         ("layers.1", {"signed": True}, r"(?s)signed: false.*signed: true"),
         ("layers.1", {"transcode": True}, "transcode: true"),
         ("layers.1", {"skip_connection": True}, "skip_connection: true"),
         ("layers.1", {"gram_lookup": True}, "gram_lookup: true"),
         ("layers.1", {"embed_skip": True}, "embed_skip: true"),
-        ("layers.1", {"post_scale": 2}, "field 'post_scale' that is not known"),
-        ("layers.1", {"d_in": 13}, "says d_in 13"),
+        ("layers.1", {"post_scale": 2}, "unknown field 'post_scale'"),
+        ("layers.1", {"d_in": 13}, "gives d_in 13"),
         ("layers.1", {"drop": "W_dec"}, r"(?s)does not hold the tensors that sparsify saves.*W_dec.*sae.safetensors"),
         ("layers.1.mlp", {}, r"(?s)a layer's MLP.*hook layers.1.mlp"),
         ("layers.1.attention", {}, "attention"),
@@ -200,9 +200,9 @@ def test_a_cfg_of_another_sae_is_seen_if_files_disagree(tmp_path: Path) -> None:
         (
             "width",
             write_folder(tmp_path / "w", arrays("standard", d_sae=44), "standard"),
-            r"(?s)W_dec.*wrong shape.*says d_sae 44.*same SAE side by side",
+            r"(?s)W_dec.*wrong shape.*gives d_sae 44.*same SAE side by side",
         ),
-        ("d_model", write_folder(tmp_path / "d", arrays("standard", d_model=13), "standard"), r"says d_in 13"),
+        ("d_model", write_folder(tmp_path / "d", arrays("standard", d_model=13), "standard"), r"gives d_in 13"),
         (
             "kind",
             write_folder(tmp_path / "j", arrays("jumprelu"), "jumprelu"),

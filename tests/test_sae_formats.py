@@ -416,7 +416,7 @@ def test_loading_a_folder_does_not_import_sae_lens(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "sae", arrays("jumprelu"), "jumprelu")
     code = f"""
 import sys
-from core.backbone.sae import load_sae
+from core.sae.autoencoder import load_sae
 from core.config import SAEConfig
 load_sae(SAEConfig(path={str(folder)!r}))
 assert 'sae_lens' not in sys.modules

@@ -1,12 +1,13 @@
-"""Documents through the backbone: hidden states in a planned order, and the mixed batches that an SAE is trained on.
+"""Hidden states of documents in a planned order, and the mixed batches of them that an SAE is trained on.
 
-The order of the data is a pure function of (seed, corpus): dialogues come in permuted epochs, in **rounds** of a bounded number of tokens. A
-round's content tokens are shuffled as a whole (the mixing buffer) and handed out in batches. So a training is resumed by its cursor: the round is
-computed again.
+The order of the data is a pure function of (seed, corpus): dialogues come in permuted epochs, in **rounds** of a
+bounded number of tokens. A round's content tokens are shuffled as a whole and then divided into batches. So a training
+goes on from its cursor: the round is computed again.
 
-Response-final positions have a buffer of their own, the **ring**: the newest `RING` of them. A fixed number of each batch is drawn from it. Each
-time a dialogue is read it gives at most `PER_DIALOGUE`, drawn among the ends of its answers and of the sentences in them: an answer that stopped at a
-sentence's end would have that very state, and without the limit a chat of thirty short turns would crowd out thirty considered answers.
+Response-final positions have a buffer of their own, the **ring**: the newest `RING` of them. A fixed number of each
+batch is drawn from it. Each time a dialogue is read it contributes at most `PER_DIALOGUE`, drawn among the ends of its
+answers and of the sentences in them: an answer that stops at the end of a sentence has the same state there. Without
+the limit a chat of thirty short turns would count as much as thirty long answers.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
 
 ROUND_BATCHES = 64  # a round holds at least this many batches of content tokens
 RING = 16_384  # response-final states kept
-PER_DIALOGUE = 4  # of them, at most so many from one reading of a dialogue
+PER_DIALOGUE = 4  # of them, at most this many from one reading of a dialogue
 TAKE = 32  # dialogues tokenised at a time
 
 
 def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Numbers of the documents of each batch: of like length, padded size at most `budget` tokens (one document alone may be longer)."""
+    """The documents' numbers, batch by batch: similar lengths, at most `budget` tokens with padding (one document may
+    have more)."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda n: (lengths[n], n)):
         if batches and lengths[i] * (len(batches[-1]) + 1) <= budget:
@@ -43,7 +45,7 @@ def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def padded(batch: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both [b, t], padded on the right; padding is known by the mask alone."""
+    """Token ids and attention mask, both [b, t], padded on the right."""
     import torch
 
     ids = torch.zeros(len(batch), max(len(d.ids) for d in batch), dtype=torch.long)
@@ -55,7 +57,8 @@ def padded(batch: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def stream_states(documents: Sequence[Document], backbone: Backbone, layer: int, budget: int) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Hidden states after decoder layer `layer`, batch by batch: (numbers of the documents, [b, t, d_model] in the backbone's dtype)."""
+    """Hidden states after decoder layer `layer`, batch by batch: (numbers of the documents, [b, t, d_model] in the
+    backbone's dtype)."""
     for numbers in plan_batches([len(d.ids) for d in documents], budget):
         ids, mask = padded([documents[i] for i in numbers])
         yield numbers, backbone.states(ids, mask, [layer])[layer]
@@ -63,8 +66,12 @@ def stream_states(documents: Sequence[Document], backbone: Backbone, layer: int,
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
-    """Where a training stands in its data: the round, the dialogue it begins with (counted on through the epochs), the batches of it that are used
-    up, and what was seen before this round: content tokens and response-final positions, the distinct ones (first epoch) apart."""
+    """The position of a training in its data, and counts of what was read before this round.
+
+    `dialogue` is the round's first one, counted on through the epochs; `batch` is the number of the round's batches
+    that are used up. Counted are content tokens and response-final positions, and the distinct ones among them (those
+    of the first epoch).
+    """
 
     round: int = 0
     dialogue: int = 0
@@ -73,15 +80,17 @@ class Cursor:
     distinct_tokens: int = 0
     ends: int = 0
     distinct_ends: int = 0
-    unreadable: int = 0  # dialogues of the first epoch that the template can't render as they are
+    unreadable: int = 0  # dialogues of the first epoch that the template can't render
 
     def after_batch(self) -> Cursor:
+        """The cursor after one more batch of the same round."""
         return replace(self, batch=self.batch + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """The states of one round, and the cursor of the next."""
+    """The states of one round: `content` [n, d_model], the `ring` [m, d_model], the shuffled `order` [n] of content,
+    and the next round's cursor."""
 
     content: torch.Tensor
     ring: torch.Tensor
@@ -91,7 +100,7 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Batches of hidden states from a list of dialogues: what a training reads."""
+    """Batches of hidden states from a list of dialogues, as a training reads them."""
 
     dialogues: Sequence[Dialogue]
     backbone: Backbone
@@ -106,12 +115,12 @@ class Stream:
         return self.batch_size - self.ends_per_batch
 
     def round(self, cursor: Cursor, ring: torch.Tensor) -> Round:
-        """The round that begins at `cursor`; `ring` [n, d_model] holds the response-final states from before it.
+        """The round that begins at `cursor`; `ring` [n, d_model] holds the response-final states of earlier rounds.
 
         Raises DataError if the corpus has no content tokens, or no response-final position where some are to be drawn.
         """
-        found, following = self._take(replace(cursor, batch=0))
-        content, ends = self._states(found)
+        read, following = self._take(replace(cursor, batch=0))
+        content, ends = self._states(read)
         ring = _joined(ring, ends)
         if self.ends_per_batch and not len(ring):
             raise DataError("the corpus has no answer by an assistant", remedy="--response-end-share 0, or a corpus of dialogues with answers")
@@ -119,13 +128,13 @@ class Stream:
         return Round(content=content, ring=ring, order=order, following=following)
 
     def n_batches(self, current: Round) -> int:
-        """Batches in a round; fewer tokens than a batch are left over at its end and not used."""
+        """Number of batches in a round. Tokens at its end that fill no batch are not used."""
         return len(current.order) // self.content_per_batch
 
     def batch(self, current: Round, number: int) -> torch.Tensor:
-        """Batch `number` of a round, float32 [batch_size, d_model]: content states, then the response-final ones.
+        """Batch `number` of a round, float32 [batch_size, d_model]: content states, then response-final ones.
 
-        These are drawn without replacement within a batch while there are enough, and again in every batch.
+        These are drawn anew for every batch, without replacement while there are enough.
         """
         import torch
 
@@ -141,19 +150,20 @@ class Stream:
         return draw.choice(n, self.ends_per_batch, replace=n < self.ends_per_batch)
 
     def _take(self, cursor: Cursor) -> tuple[list[Document], Cursor]:
-        """Documents from the cursor on, until a round is full; dialogues are never divided between rounds."""
-        found: list[Document] = []
+        """Documents from the cursor on that fill a round, and the cursor after them. A dialogue is never divided
+        between rounds."""
+        read: list[Document] = []
         needed, started = cursor.tokens + ROUND_BATCHES * self.content_per_batch, cursor.dialogue
         while cursor.tokens < needed:
             numbers = range(cursor.dialogue, cursor.dialogue + TAKE)
             for number, whole in zip(numbers, documents([self.dialogue_at(n) for n in numbers], self.backbone, self.context), strict=True):
                 if cursor.tokens < needed:
                     parts = self._few_ends(whole, number)
-                    found.extend(parts)
+                    read.extend(parts)
                     cursor = self._past(cursor, parts)
             if cursor.tokens == 0 and cursor.dialogue - started >= len(self.dialogues):
                 raise DataError("the corpus has no text an SAE could be trained on")
-        return found, replace(cursor, round=cursor.round + 1)
+        return read, replace(cursor, round=cursor.round + 1)
 
     def _few_ends(self, parts: Sequence[Document], number: int) -> list[Document]:
         """A dialogue's documents with at most `PER_DIALOGUE` response-final positions among them."""
@@ -183,16 +193,17 @@ class Stream:
             unreadable=cursor.unreadable + (first and not parts),
         )
 
-    def _states(self, found: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:
-        """States [n, d_model] of all content tokens, in the documents' order whatever the batches, and of the response-final ones."""
+    def _states(self, read: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:
+        """States [n, d_model] of all content tokens, in the documents' order whatever the batches, and of the
+        response-final ones."""
         import torch
 
-        content: list[torch.Tensor] = [torch.empty(0)] * len(found)
-        ends: list[torch.Tensor] = [torch.empty(0)] * len(found)
-        for numbers, states in stream_states(found, self.backbone, self.layer, self.backbone.config.tokens_per_batch):
+        content: list[torch.Tensor] = [torch.empty(0)] * len(read)
+        ends: list[torch.Tensor] = [torch.empty(0)] * len(read)
+        for numbers, states in stream_states(read, self.backbone, self.layer, self.backbone.config.tokens_per_batch):
             for row, i in zip(states, numbers, strict=True):
-                content[i] = row[: len(found[i].ids)][torch.from_numpy(found[i].content).to(row.device)]
-                ends[i] = row[torch.as_tensor(found[i].ends, dtype=torch.long, device=row.device)]
+                content[i] = row[: len(read[i].ids)][torch.from_numpy(read[i].content).to(row.device)]
+                ends[i] = row[torch.as_tensor(read[i].ends, dtype=torch.long, device=row.device)]
         return torch.cat(content), torch.cat(ends)
 
 

@@ -1,4 +1,4 @@
-"""A sparse autoencoder as the method uses it: which latents are active in z, and the directions of their decoder rows (METHOD.md sections 1 and 2).
+"""A sparse autoencoder: latent activations f(z), and the directions of decoder rows (METHOD.md sections 1 and 2).
 
 With x = z - b_dec where the SAE was trained so, else x = z, and pre = x W_enc + b_enc:
 
@@ -7,9 +7,9 @@ With x = z - b_dec where the SAE was trained so, else x = z, and pre = x W_enc +
     topk       f = relu(pre) * [pre >= the k-th largest pre over all latents]
     gated      f = relu(x W_enc * exp(r_mag) + b_mag) * [x W_enc + b_gate > 0]
 
-and z^ = f W_dec + b_dec. A BatchTopK SAE saved for inference is a JumpReLU one. The class computes with its own float32 tensors, not through
-sae-lens' modules: those cast z to the dtype of the file (float16 ends at 65,504), can't encode a chunk of latents, and cost seconds to import.
-Tests hold it equal to sae-lens and to plain loops.
+and z^ = f W_dec + b_dec. A BatchTopK SAE saved for inference is a JumpReLU one. The class computes with float32 tensors
+of its own instead of sae-lens' modules, which cast z to the dtype of the file (float16 ends at 65,504), can't encode a
+chunk of latents, and take seconds to import. Tests compare it with sae-lens and with plain loops.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ from core.sae.formats import StoredSAE, read_sae
 from core.sae.hooks import layer_of_hook
 from core.types import Progress, no_progress
 
-# Pre-activations are always computed for whole blocks of latents at these boundaries, so a latent's value has the same bits in every chunk.
+# Pre-activations are always computed for whole blocks of this many latents, so a latent's value has the same bits in
+# every chunk.
 BLOCK = 1024
-ACTIVATIONS = 2**25  # numbers held at a time by the statistics below: 128 MiB
+ACTIVATIONS = 2**25  # activations that `fvu` and `measured_l0` hold at a time: 128 MiB
 FAMILIES = r"gemma|llama|mistral|mixtral|qwen|phi|gpt|pythia|smollm|olmo|falcon"
 
 
 class SparseAutoencoder:
     """A loaded SAE.
 
-    `identity` (JSON) names it in manifests: source, release and id or the path's last part, sha256 of the weights, shapes, layer, hook, the model it
-    was trained on, `norm_factor` that was folded in (else None), `expected_l0` (else None) and `trained_positions` (else empty), the last two as
-    the release or the folder's `metadata` say.
+    `identity` (JSON) names it in manifests: source, release and id or the path's last part, sha256 of the weights,
+    shapes, layer, hook, the model it was trained on, the `norm_factor` that was folded in (else None), and
+    `expected_l0` (else None) and `trained_positions` (else empty) as given by the release or the folder's `metadata`.
     """
 
     def __init__(self, stored: StoredSAE, *, device: str = "cpu") -> None:
@@ -61,14 +62,16 @@ class SparseAutoencoder:
         return f"SparseAutoencoder({self.identity['name']}: {self.architecture}, d_model {self.d_model}, d_sae {self.d_sae}, layer {self.layer})"
 
     def encode(self, z: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_sae"]:
-        """f(z), all latents, float32. For wide SAEs use `encode_chunk`. Raises MismatchError for another d_model, here and below."""
+        """f(z) of all latents, float32. For wide SAEs use `encode_chunk`. Raises MismatchError for another d_model, as
+        all below."""
         return self.encode_chunk(z, slice(0, self.d_sae))
 
     def encode_chunk(self, z: Float[Tensor, "n d_model"], latents: slice, kth: Float[Tensor, " n"] | None = None) -> Float[Tensor, "n c"]:
-        """f(z) for latents start to stop, bit for bit the columns of `encode(z)`. Costs whole blocks of `BLOCK` latents: not for single ones.
+        """f(z) for latents start to stop: the columns of `encode(z)`, bit for bit.
 
-        A TopK SAE needs the k-th value over all latents: give `kth_value(z)` to find it once for many chunks. Values equal to the k-th are all kept
-        (sae-lens keeps an arbitrary k of them), so that no latent's activity depends on its place in the dictionary.
+        It computes whole blocks of `BLOCK` latents, so it is slow for single ones. A TopK SAE needs the k-th value over
+        all latents: pass `kth_value(z)` to compute it once for many chunks. All values equal to the k-th stay active
+        (sae-lens chooses k of them arbitrarily), so that no latent's activity depends on its place in the dictionary.
         """
         start, stop, step = latents.indices(self.d_sae)
         if step != 1:
@@ -83,15 +86,17 @@ class SparseAutoencoder:
     def encode_latents(
         self, z: Float[Tensor, "n d_model"], latent_ids: Sequence[int] | Int[np.ndarray, " k"], kth: Float[Tensor, " n"] | None = None
     ) -> Float[Tensor, "n k"]:
-        """f(z) for these latents alone, in this order: the columns of `encode(z)` up to rounding, at the price of these columns."""
+        """f(z) for these latents alone, in this order: the columns of `encode(z)` up to rounding, without computing the
+        others."""
         index = torch.as_tensor(np.asarray(latent_ids, dtype=np.int64), device=self.device)
         return self._activate(self._products(self._input(z), index), index, self.kth_value(z) if kth is None else kth)
 
     def kth_value(self, z: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"] | None:
-        """Where a TopK SAE cuts each row: halfway between its k-th and its next largest pre-activation, found block by block. None for other
-        architectures.
+        """The value at which a TopK SAE cuts each row: halfway between its k-th and its next pre-activation. None for
+        others.
 
-        Halfway, because the same pre-activation can differ in its last bit when it is computed again in another batch of rows.
+        Halfway, because the same pre-activation can differ in its last bit when it is computed again in another batch
+        of rows.
         """
         if self.k is None:
             return None
@@ -106,7 +111,7 @@ class SparseAutoencoder:
         return f.to(self.device, torch.float32) @ self.tensors["W_dec"] + self.tensors["b_dec"]
 
     def directions(self, latent_ids: Sequence[int] | Int[np.ndarray, " k"]) -> Float[np.ndarray, "k d_model"]:
-        """Decoder rows d_j of these latents, float32; not unit norm where the SAE's are not."""
+        """Decoder rows d_j of these latents, float32; unit vectors only where the SAE's are."""
         rows = torch.as_tensor(np.asarray(latent_ids, dtype=np.int64), device=self.device)
         return self.tensors["W_dec"][rows].cpu().numpy()
 
@@ -137,7 +142,8 @@ class SparseAutoencoder:
         return best[:, -1] + (best[:, -2] - best[:, -1]) / 2
 
     def _fold_decoder_norms(self) -> None:
-        """TopK trained with activations measured in units of the decoder's norms: the same SAE with unit rows, so decode needs no rescaling."""
+        """Rescales a TopK SAE trained with activations in units of decoder norms: unit rows, so that decoding is
+        plain."""
         norms = self.tensors["W_dec"].norm(dim=1).clamp(min=1e-8)
         self.tensors["W_enc"] = self.tensors["W_enc"] * norms
         self.tensors["b_enc"] = self.tensors["b_enc"] * norms
@@ -145,7 +151,8 @@ class SparseAutoencoder:
 
 
 def load_sae(config: SAEConfig, *, device: str = "cpu", progress: Progress = no_progress) -> SparseAutoencoder:
-    """The SAE that `config` names, on `device`, in float32. Raises MissingError if none is named, SAEError if it can't be had or is not supported."""
+    """The SAE that `config` names, on `device`, in float32. Raises MissingError if none is named, SAEError if it can't
+    be had or is not supported."""
     progress("load SAE", 0, 1)
     sae = SparseAutoencoder(read_sae(config), device=device)
     progress("load SAE", 1, 1, latents=sae.d_sae)
@@ -153,34 +160,40 @@ def load_sae(config: SAEConfig, *, device: str = "cpu", progress: Progress = no_
 
 
 def check_sae_fits(sae: SparseAutoencoder, backbone_identity: Mapping[str, Any], layer: int) -> None:
-    """Raises MismatchError, naming both, where an SAE is of another d_model, layer or model family than the hidden states it shall read.
+    """Raises MismatchError, naming both, where an SAE's d_model, layer or model family differ from the hidden states'.
 
-    An SAE trained on the base model is legitimate on its tuned sibling (Gemma Scope's *pt* SAEs on the *it* model are the paper's own cell). Another
-    version of the family with equal d_model warns, and so does an SAE that does not say its layer.
+    An SAE of the base model may read its tuned version (the paper uses Gemma Scope's *pt* SAEs on the *it* model).
+    Another version of the family with equal d_model gives a warning, and so does an SAE that does not name its layer.
     """
-    ours, theirs = str(sae.identity["name"]), str(backbone_identity.get("name", "?"))
+    sae_name, model_name = str(sae.identity["name"]), str(backbone_identity.get("name", "?"))
     d_model = backbone_identity.get("d_model")
     if d_model is not None and d_model != sae.d_model:
-        raise MismatchError("SAE and backbone differ in d_model", expected=f"{sae.d_model} (SAE {ours})", found=f"{d_model} (backbone {theirs})")
-    if sae.layer is not None and sae.layer != layer:
-        found, remedy = f"layer {layer} (backbone {theirs})", f"read layer {sae.layer}, or take the SAE of layer {layer}"
         raise MismatchError(
-            "SAE and backbone differ in layer", expected=f"layer {sae.layer} (SAE {ours}, {sae.identity['hook_name']})", found=found, remedy=remedy
+            "SAE and backbone differ in d_model", expected=f"{sae.d_model} (SAE {sae_name})", found=f"{d_model} (backbone {model_name})"
+        )
+    if sae.layer is not None and sae.layer != layer:
+        raise MismatchError(
+            "SAE and backbone differ in layer",
+            expected=f"layer {sae.layer} (SAE {sae_name}, {sae.identity['hook_name']})",
+            found=f"layer {layer} (backbone {model_name})",
+            remedy=f"read layer {sae.layer}, or take the SAE of layer {layer}",
         )
     if sae.layer is None:
-        warnings.warn(f"SAE {ours} does not say its layer; it is taken to be made for layer {layer} of {theirs}", stacklevel=2)
-    _check_model(ours, str(sae.identity["model_name"] or ""), theirs)
+        warnings.warn(f"SAE {sae_name} does not name its layer; it is assumed to be of layer {layer} of {model_name}", stacklevel=2)
+    _check_model(sae_name, str(sae.identity["model_name"] or ""), model_name)
 
 
 def measured_l0(sae: SparseAutoencoder, z: Float[Tensor, "n d_model"]) -> float:
-    """Mean number of active latents over the rows of z: far from `identity["expected_l0"]`, the SAE was loaded or is used wrongly."""
+    """Mean number of active latents over the rows of z. Far from `identity["expected_l0"]` the SAE is loaded or used
+    wrongly."""
     return sum(int((sae.encode(rows) > 0).sum()) for rows in row_chunks(sae, z)) / max(len(z), 1)
 
 
 def fvu(sae: SparseAutoencoder, z: Float[Tensor, "n d_model"]) -> float:
-    """Fraction of variance unexplained: sum ||z - z^||^2 / sum ||z - mean z||^2 over the rows of z, summed in float64. NaN for a single row.
+    """Fraction of variance unexplained over the rows of z: sum ||z - z^||^2 / sum ||z - mean z||^2 in float64.
 
-    Which rows count is the caller's duty: never the first position, no template tokens (METHOD.md section 2).
+    NaN for a single row. The caller chooses the rows: never the first position, no template tokens (METHOD.md section
+    2).
     """
     mean = z.cpu().double().mean(0)  # on the CPU: Apple's device has no float64
     missed = total = 0.0
@@ -197,14 +210,18 @@ def row_chunks(sae: SparseAutoencoder, z: Tensor) -> Iterator[Tensor]:
         yield rows.to(sae.device)
 
 
-def _check_model(ours: str, made_for: str, theirs: str) -> None:
-    families = [re.findall(FAMILIES, name.lower()) for name in (made_for, theirs)]
+def _check_model(sae_name: str, trained_on: str, model_name: str) -> None:
+    families = [re.findall(FAMILIES, name.lower()) for name in (trained_on, model_name)]
     if not all(families):
-        return  # a local folder's name need not say what it is
+        return  # a local folder's name need not contain the family
     if families[0][-1] != families[1][-1]:
-        raise MismatchError("SAE and backbone are of different model families", expected=f"{made_for} (SAE {ours})", found=f"{theirs} (backbone)")
-    if _base(made_for) != _base(theirs):
-        warnings.warn(f"SAE {ours} was made for {made_for}, the backbone is {theirs}: compare measured L0 and FVU with the release's", stacklevel=3)
+        raise MismatchError(
+            "SAE and backbone are of different model families", expected=f"{trained_on} (SAE {sae_name})", found=f"{model_name} (backbone)"
+        )
+    if _base(trained_on) != _base(model_name):
+        warnings.warn(
+            f"SAE {sae_name} was trained on {trained_on}, the backbone is {model_name}: compare measured L0 and FVU with the release's", stacklevel=3
+        )
 
 
 def _base(name: str) -> str:
@@ -232,7 +249,7 @@ def _identity(stored: StoredSAE, sae: SparseAutoencoder) -> dict[str, Any]:
 
 
 def _weights_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Hash of names, shapes and float32 bytes: the same for one SAE read from npz or through its release."""
+    """Hash of names, shapes and float32 bytes: equal for one SAE, whether read from npz or through its release."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         array = tensors[name].contiguous().numpy()

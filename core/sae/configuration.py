@@ -1,10 +1,11 @@
-"""What an SAE's configuration (cfg.json of sae-lens, versions 0 to 6) says, field by field, and what is done with it.
+"""Reads an SAE's configuration (cfg.json of sae-lens, versions 0 to 6): each field is computed, harmless, or refused.
 
-sae-lens passes over fields that it does not know, and reads a configuration of before its version 6 as ReLU unless it says `topk` with a `k`. Here
-no field that could change f(z) or z^ is passed over: it is computed, or the SAE is refused by the name of the field.
+sae-lens ignores unknown fields, and reads a configuration of before its version 6 as ReLU unless it has `topk` with a
+`k`. Here no field that could change f(z) or z^ is ignored: it is computed, or the SAE is refused with the name of the
+field.
 
-    field                                    what is done
-    --------------------------------------   ----------------------------------------------------------------------------
+    field                                    treatment
+    --------------------------------------   ---------------------------------------------------------------------------
     architecture                             standard, topk, jumprelu, gated are computed; all others are refused.
                                              Missing: standard before version 6, refused from then on (as by sae-lens),
                                              without d_in and d_sae, and where metadata has an architecture or a k
@@ -15,8 +16,8 @@ no field that could change f(z) or z^ is passed over: it is computed, or the SAE
     d_out, hook_name_out, hf_hook_name_out,  as the input's, or absent; another one is a transcoder's or crosscoder's:
     hook_head_index_out, out_hook_point      refused
     apply_b_dec_to_input                     computed; missing: true, as in sae-lens
-    normalize_activations                    none (also null and false) is computed. expected_average_only_in (also true)
-                                             is refused unless the release knows the factor. layer_norm,
+    normalize_activations                    none (also null, false) is computed. expected_average_only_in (also true)
+                                             is refused unless the release gives the factor. layer_norm,
                                              constant_norm_rescale, covariance_whitening, all others: refused
     rescale_acts_by_decoder_norm             of topk: computed; true elsewhere: refused
     reshape_activations, hook_head_index,    none; hook_z or a head's number: refused (attention heads)
@@ -31,7 +32,7 @@ no field that could change f(z) or z^ is passed over: it is computed, or the SAE
     hook_layer, hook_point_layer             compared with the hook's name
     model_name, trained_positions,           kept in the SAE's identity
     expected_l0
-    metadata                                 the fields above where version 6 puts them there; the rest only documents
+    metadata                                 the fields above where version 6 puts them there; others only document
     topk_threshold_lr, matryoshka_widths,    of a BatchTopK training checkpoint: refused by its architecture
     use_matryoshka_aux_loss
     fields of HARMLESS                       of training, data, logging or hardware: change neither f nor z^
@@ -85,7 +86,7 @@ verbose checkpoint_path n_checkpoints save_final_checkpoint output_path name id 
 comment comments author authors license url date created created_at timestamp tags version git_commit extra_metadata
 release_date resume feature_sampling_method wandb_group use_tqdm mistudio_training_id mistudio_checkpoint_step
 """
-# What version 6 writes into `metadata` and earlier ones beside the other fields.
+# Fields that version 6 writes into `metadata`, and earlier versions beside the other fields.
 _METADATA = """
 model_name hook_name hook_head_index model_from_pretrained_kwargs hook_name_out hook_head_index_out hf_hook_name
 hf_hook_name_out
@@ -93,15 +94,15 @@ hf_hook_name_out
 READ, HARMLESS = frozenset(_READ.split()), frozenset((_TRAINING + _TEXT + _NAMES).split())
 _IN_METADATA = frozenset(_METADATA.split())
 FLOAT_TYPES = ("float32", "float16", "bfloat16", "float64")
-# Where a transcoder writes, and the field that says where it reads.
+# Fields for the point that a transcoder writes, each with the field for the point that it reads.
 _OUT = {"hook_name_out": "hook_name", "hf_hook_name_out": "hf_hook_name", "out_hook_point": "hook_name", "hook_head_index_out": "hook_head_index"}
 
 
 def plain_config(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The fields that computing needs, in the words of sae-lens' version 6, from a configuration of any version.
+    """The fields that computing needs, under the names of sae-lens' version 6, from a configuration of any version.
 
-    Returns architecture, d_in, d_sae, k (topk only), apply_b_dec_to_input, rescale_acts_by_decoder_norm, normalize_activations and metadata.
-    Raises SAEError that names the field which can't be computed.
+    Returns architecture, d_in, d_sae, k (topk only), apply_b_dec_to_input, rescale_acts_by_decoder_norm,
+    normalize_activations and metadata. Raises SAEError that names the field which can't be computed.
     """
     metadata = raw.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
@@ -131,7 +132,7 @@ def plain_config(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def version_of(raw: Mapping[str, Any]) -> int:
-    """The main version of sae-lens that wrote a configuration; 0 where it does not say, as before version 3."""
+    """The main version of sae-lens that wrote a configuration; 0 where it gives none, as before version 3."""
     metadata = raw.get("metadata")
     text = (metadata.get("sae_lens_version") if isinstance(metadata, dict) else None) or raw.get("sae_lens_version") or ""
     main = str(text).partition(".")[0]
@@ -162,13 +163,14 @@ def training_checkpoint(name: str) -> SAEError:
 
 
 def _architecture(raw: Mapping[str, Any], facts: Mapping[str, Any], name: str) -> tuple[str, Any]:
-    """The architecture and k, which may be said by the activation function."""
+    """The architecture and k, either of which may be given by the activation function."""
     architecture = raw.get("architecture")
     if architecture is None:
         metadata = raw.get("metadata") or {}
-        # Versions before 6 gave both widths; what gives neither, or says its kind where sae-lens does not read it, may be of any kind.
+        # Versions before 6 gave both widths. A configuration with neither, or with its kind where sae-lens does not
+        # read it, may be of any kind.
         if version_of(raw) >= 6 or not (raw.get("d_in") or raw.get("d_sae")) or {"architecture", "k"} & set(metadata):
-            raise _refused(name, "architecture", None, "does not say its architecture", " | ".join(TENSORS))
+            raise refusal(name, "architecture", None, "does not give its architecture", " | ".join(TENSORS))
         architecture = "standard"
     refuse_architecture(architecture, name)
     activation, options = _activation(facts, name)
@@ -176,16 +178,14 @@ def _architecture(raw: Mapping[str, Any], facts: Mapping[str, Any], name: str) -
     if activation == "topk" and architecture == "standard":
         architecture = "topk"
     if activation == "topk" and architecture != "topk":
-        raise _refused(
-            name, "activation_fn", activation, f"says activation topk and architecture {architecture}", "an activation of its architecture"
-        )
+        raise refusal(name, "activation_fn", activation, f"has activation topk and architecture {architecture}", "an activation of its architecture")
     if architecture == "topk" and k is None:
-        raise _refused(name, "k", None, "is a TopK SAE that does not say its k", "k, or activation_fn_kwargs with a k", "write k into its cfg.json")
+        raise refusal(name, "k", None, "is a TopK SAE that does not give its k", "k, or activation_fn_kwargs with a k", "write k into its cfg.json")
     if architecture != "topk" and k is not None:
-        what = f"says k and architecture {architecture}, which has none"
-        raise _refused(name, "k", k, what, "k only with architecture topk", "correct its cfg.json: architecture topk, or no k")
+        fault = f"has k and architecture {architecture}, which has none"
+        raise refusal(name, "k", k, fault, "k only with architecture topk", "correct its cfg.json: architecture topk, or no k")
     if None not in (raw.get("k"), options.get("k")) and raw["k"] != options["k"]:
-        raise _refused(name, "k", f"{raw['k']} and {options['k']}", "says two different k", "one k")
+        raise refusal(name, "k", f"{raw['k']} and {options['k']}", "has two different k", "one k")
     return str(architecture), k
 
 
@@ -194,22 +194,22 @@ def _activation(facts: Mapping[str, Any], name: str) -> tuple[str, Mapping[str, 
     named = {field: facts[field] for field in ("activation_fn", "activation_fn_str") if facts.get(field) not in (None, "")}
     for field, value in named.items():
         if value not in ("relu", "topk"):
-            raise _refused(name, field, value, f"has the activation function {value!r}, which is not supported", "relu, or topk with a k")
+            raise refusal(name, field, value, f"has the activation function {value!r}, which is not supported", "relu, or topk with a k")
     if len(set(named.values())) > 1:
-        raise _refused(name, "activation_fn", named, "names two activation functions", "one")
+        raise refusal(name, "activation_fn", named, "names two activation functions", "one")
     options = facts.get("activation_fn_kwargs") or {}
     if not isinstance(options, dict):
-        raise _refused(name, "activation_fn_kwargs", options, "has options of its activation that can't be read", "an object")
+        raise refusal(name, "activation_fn_kwargs", options, "has options of its activation that can't be read", "an object")
     for option, value in options.items():
-        if option != "k" and not _says_nothing(value):
+        if option != "k" and not is_switched_off(value):
             field = f"activation_fn_kwargs.{option}"
-            raise _refused(name, field, value, f"has an option of its activation, {option}, which is not supported", "k alone")
+            raise refusal(name, field, value, f"has an option of its activation, {option}, which is not supported", "k alone")
     return next(iter(named.values()), "relu"), options
 
 
 def _normalisation(facts: Mapping[str, Any], name: str) -> str:
     value = facts.get("normalize_activations")
-    if _says_nothing(value):
+    if is_switched_off(value):
         return "none"
     return "expected_average_only_in" if value is True else str(value)
 
@@ -218,32 +218,32 @@ def _rescaled(facts: Mapping[str, Any], architecture: str, name: str) -> bool:
     field = "rescale_acts_by_decoder_norm"
     value = _yes_or_no(facts, field, False, name)
     if value and architecture != "topk":
-        what = f"measures activations in units of decoder norms, which is supported for topk and not for {architecture}"
-        raise _refused(name, field, value, what, "false, or architecture topk", "fold the norms into the weights (sae-lens: fold_W_dec_norm)")
+        fault = f"measures activations in units of decoder norms, which is supported for topk and not for {architecture}"
+        raise refusal(name, field, value, fault, "false, or architecture topk", "fold the norms into the weights (sae-lens: fold_W_dec_norm)")
     return value
 
 
 def _refuse_transcoders(facts: Mapping[str, Any], name: str) -> None:
     if facts.get("d_out") is not None and facts["d_out"] != facts.get("d_in"):
-        raise _refused(name, "d_out", facts["d_out"], "is a transcoder: it writes another width than it reads", f"d_out {facts.get('d_in')}")
+        raise refusal(name, "d_out", facts["d_out"], "is a transcoder: it writes another width than it reads", f"d_out {facts.get('d_in')}")
     for field, read in _OUT.items():
         value = facts.get(field)
-        if not _says_nothing(value) and value != facts.get(read):
-            raise _refused(name, field, value, "is a transcoder: it writes another point than it reads", f"{field} {facts.get(read)}, or none")
+        if not is_switched_off(value) and value != facts.get(read):
+            raise refusal(name, field, value, "is a transcoder: it writes another point than it reads", f"{field} {facts.get(read)}, or none")
 
 
 def _refuse_heads(facts: Mapping[str, Any], name: str) -> None:
-    if not _says_nothing(facts.get("reshape_activations")):
-        raise _refused(name, "reshape_activations", facts["reshape_activations"], "reads attention heads", "none: the residual stream after a layer")
+    if not is_switched_off(facts.get("reshape_activations")):
+        raise refusal(name, "reshape_activations", facts["reshape_activations"], "reads attention heads", "none: the residual stream after a layer")
     for field in ("hook_head_index", "hook_point_head_index"):
         if facts.get(field) is not None:
-            raise _refused(name, field, facts[field], "reads attention heads", "none: the residual stream after a layer")
+            raise refusal(name, field, facts[field], "reads attention heads", "none: the residual stream after a layer")
 
 
 def _refuse_scaling(facts: Mapping[str, Any], name: str) -> None:
     for field in ("finetuning_scaling_factor", "uses_scaling_factor"):
         if not isinstance(facts.get(field), (bool, type(None))):
-            raise _refused(name, field, facts[field], "scales its activations by a factor, which is not supported", "false")
+            raise refusal(name, field, facts[field], "scales its activations by a factor, which is not supported", "false")
 
 
 def scaling_promised(raw: Mapping[str, Any]) -> bool:
@@ -255,18 +255,18 @@ def _refuse_centred_model(facts: Mapping[str, Any], name: str) -> None:
     options = facts.get("model_from_pretrained_kwargs")
     if isinstance(options, dict) and options.get("center_writing_weights"):
         field = "model_from_pretrained_kwargs.center_writing_weights"
-        what = "reads a language model whose residual stream was centred by TransformerLens; the model's own hidden states are not"
-        raise _refused(name, field, True, what, "false: the hidden states as the model computes them", "take or train an SAE of the uncentred model")
+        fault = "reads a language model whose residual stream was centred by TransformerLens; the model's own hidden states are not"
+        raise refusal(name, field, True, fault, "false: the hidden states as the model computes them", "take or train an SAE of the uncentred model")
 
 
 def _check_dtype(facts: Mapping[str, Any], name: str) -> None:
     value = facts.get("dtype")
-    if not _says_nothing(value) and str(value).removeprefix("torch.") not in FLOAT_TYPES:
-        raise _refused(name, "dtype", value, "has weights of a type that is not supported", " | ".join(FLOAT_TYPES), "save the weights as float32")
+    if not is_switched_off(value) and str(value).removeprefix("torch.") not in FLOAT_TYPES:
+        raise refusal(name, "dtype", value, "has weights of a type that is not supported", " | ".join(FLOAT_TYPES), "save the weights as float32")
 
 
 def _hook(raw: Mapping[str, Any], metadata: Mapping[str, Any], name: str) -> str | None:
-    """The hook's name; raises SAEError where two names, or a name and a layer, contradict each other."""
+    """The hook's name. Raises SAEError where two names, or a name and a layer, contradict each other."""
     numbers = {
         f"{where}{field}": part[field]
         for where, part in (("", raw), ("metadata.", metadata))
@@ -293,12 +293,12 @@ def _hook(raw: Mapping[str, Any], metadata: Mapping[str, Any], name: str) -> str
 
 def _refuse_unknown(raw: Mapping[str, Any], name: str) -> None:
     for field, value in raw.items():
-        if field not in READ and field not in HARMLESS and not _says_nothing(value):
-            raise _refused(
+        if field not in READ and field not in HARMLESS and not is_switched_off(value):
+            raise refusal(
                 name,
                 field,
                 value,
-                f"has a field {field!r} that is not known here and could change what it computes",
+                f"has an unknown field {field!r} that could change what it computes",
                 "fields of sae-lens' format (core/sae/configuration.py lists them)",
                 "if it only documents the SAE, move it into metadata in its cfg.json; if it changes what the SAE computes, this SAE is not supported",
             )
@@ -309,19 +309,22 @@ def _yes_or_no(facts: Mapping[str, Any], field: str, missing: bool, name: str) -
     if value is None:
         return missing
     if not isinstance(value, bool):
-        raise _refused(name, field, value, f"has a {field} that is neither true nor false", "true | false")
+        raise refusal(name, field, value, f"has a {field} that is neither true nor false", "true | false")
     return value
 
 
-def _says_nothing(value: object) -> bool:
+def is_switched_off(value: object) -> bool:
     """Whether a field's value switches off what the field is about."""
     return value is None or value is False or (isinstance(value, (str, dict, list)) and value in ("", "none", "None", {}, []))
 
 
-def _refused(name: str, field: str, value: object, what: str, expected: str, remedy: str = "") -> SAEError:
-    shown = re.sub(r"\s+", " ", repr(value) if isinstance(value, str) else str(value))[:120]
+def refusal(name: str, field: str, value: object, fault: str, expected: str, remedy: str = "") -> SAEError:
+    """The error for a field that can't be computed. `fault` follows the name of the SAE in a sentence; a `value` of
+    None is a missing field."""
+    text = repr(value) if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    shown = re.sub(r"\s+", " ", text)[:120]
     return SAEError(
-        f"SAE {name} {what}",
+        f"SAE {name} {fault}",
         expected=f"{field}: {expected}" if not expected.startswith(field) else expected,
         found=f"{field}: {shown}" if value is not None else f"no {field}",
         remedy=remedy or "take another SAE of this layer, or train one: sparserm sae train",

@@ -1,10 +1,13 @@
-"""Dialogues in, tokenised documents out: the text that an SAE is trained and measured on.
+"""Reads the dialogues of a corpus, cleans them, and tokenises them into the documents that an SAE is trained on.
 
-1. Read: the default corpus (`chitchat`, inside a PyPI wheel), JSONL files of dialogues, files of preference pairs in any known format.
-2. Clean: successive messages of one speaker are merged, empty ones dropped; a dialogue with an e-mail address, a link or something like a telephone
-   number is left out whole (simple on purpose; names stay in). Of preference pairs only the training split is read, and a dialogue that holds one of
-   their validation or test prompts is left out wherever it comes from: these are kept apart (`Corpus.unseen`), to measure on.
-3. Tokenise: the backbone's chat template, long dialogues cut between exchanges into documents of at most `context` tokens.
+1. Read: the default corpus (`chitchat`, inside a PyPI wheel), JSONL files of dialogues, files of preference pairs in
+   any known format.
+2. Clean: successive messages of one speaker are merged, empty ones dropped; a dialogue with an e-mail address, a link
+   or something like a telephone number is left out whole (a simple filter on purpose; names stay in). Of preference
+   pairs only the training split is read, and a dialogue with one of their validation or test prompts is left out,
+   whichever file it is in. `Corpus.unseen` holds those pairs' dialogues, to measure on.
+3. Tokenise: with the backbone's chat template; long dialogues are cut between exchanges into documents of at most
+   `context` tokens.
 """
 
 from __future__ import annotations
@@ -46,8 +49,11 @@ PERSONAL = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Dialogue:
-    """A conversation that begins with a user (or system) message. Dialogues of one `group` share a prompt: they stay on one side of a split,
-    and the group is the unit of every interval."""
+    """A conversation that begins with a user (or system) message.
+
+    Dialogues of one `group` share a prompt: they stay on one side of a split, and the group is the unit of every
+    interval.
+    """
 
     messages: tuple[Message, ...]
     group: str
@@ -55,9 +61,10 @@ class Dialogue:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Cleaned dialogues in a fixed order, and for each source how many were read, kept and left out, and why (JSON values).
+    """Cleaned dialogues in a fixed order, and counts for each source: read, kept, and left out by reason (JSON values).
 
-    `unseen`: for each file of preference pairs, as it was named, the dialogues of its validation and test prompts; none of them is in `dialogues`.
+    `unseen`: for each file of preference pairs, as it was named, the dialogues of its validation and test prompts; none
+    of them is in `dialogues`.
     """
 
     dialogues: tuple[Dialogue, ...]
@@ -72,9 +79,13 @@ class Corpus:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A dialogue, or a part of it, as the backbone reads it. `content` marks the tokens an SAE sees: message text, never the template's tokens, never
-    the first position. `ends` are the last content tokens of the assistant's messages, `sentences` the last tokens of the sentences inside them.
-    `group` is the dialogue's. `n_cut` tokens beyond the context were cut off, of an exchange that is itself longer."""
+    """A dialogue, or a part of it, as the backbone reads it.
+
+    `content` marks the tokens an SAE is trained on: message text, never the template's tokens, never the first
+    position. `ends` are the last content tokens of the assistant's messages, `sentences` the last tokens of the
+    sentences inside them. `group` is the dialogue's. `n_cut` tokens of an exchange longer than the context were cut
+    off.
+    """
 
     ids: Int[np.ndarray, " t"]
     content: Bool[np.ndarray, " t"]
@@ -93,11 +104,13 @@ def load_corpus(
     exclude_prompts: Set[str] = frozenset(),
     progress: Progress = no_progress,
 ) -> Corpus:
-    """Reads `corpus`: names and files, comma-separated (`chitchat,hh.jsonl.gz`). The default corpus is kept under `root/corpora`.
+    """Reads `corpus`: names and files, comma-separated (`chitchat,hh.jsonl.gz`). The default corpus is stored in
+    `root/corpora`.
 
-    Preference pairs are split as `fit` splits them (`ratios`, `split_seed`); what is not their training split is left out, and so are dialogues
-    that hold a prompt of `exclude_prompts` (ids as `PreferencePair.prompt_id`), wherever in the dialogue it ends.
-    Raises DataError on a file that can't be read or holds no dialogue, ConfigError on an empty list or impossible ratios.
+    Preference pairs are split as `fit` splits them (`ratios`, `split_seed`); what is not their training split is left
+    out, and so are dialogues that hold a prompt of `exclude_prompts` (ids as `PreferencePair.prompt_id`), wherever in
+    the dialogue it ends. Raises DataError on a file that can't be read or holds no dialogue, ConfigError on an empty
+    list or impossible ratios.
     """
     names = comma_separated(corpus)
     if not names:
@@ -106,7 +119,7 @@ def load_corpus(
     read: dict[str, Iterable[Dialogue]] = {}
     unseen: dict[str, tuple[Dialogue, ...]] = {}
     excluded = set(exclude_prompts)
-    for name in names:  # all splits before any dialogue: a prompt left out of one file is left out of every other
+    for name in names:  # all files are split before any dialogue is cleaned: a prompt that one file excludes is left out of all
         if _is_pairs(name):
             pairs, n_refused = load_split_and_refused(DataConfig(pairs=name, ratios=ratios, seed=split_seed), progress)
             counts[name].update({"rows refused": n_refused} if n_refused else {})
@@ -120,10 +133,10 @@ def load_corpus(
     for name, count in counts.items():
         kept.extend(_clean(read[name], excluded, seen, count))
         if not count["kept"]:
-            found = ", ".join(f"{n} {why}" for why, n in sorted(count.items())) or "no row"
-            raise DataError(f"the corpus {name} has no usable dialogue", found=found)
-    called = short_names(names)
-    report = {called[name]: dict(sorted(count.items())) for name, count in counts.items()}
+            reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(count.items())) or "no row"
+            raise DataError(f"the corpus {name} has no usable dialogue", found=reasons)
+    labels = short_names(names)
+    report = {labels[name]: dict(sorted(count.items())) for name, count in counts.items()}
     return Corpus(dialogues=tuple(kept), report=report, unseen={name: rows for name, rows in unseen.items() if rows})
 
 
@@ -133,29 +146,31 @@ def comma_separated(text: str) -> list[str]:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """For each path its file's name, with as many folders before it as tell it from the others."""
+    """For each path its file's name, with as many folders before it as distinguish it from the others."""
     parts = {name: Path(name).parts for name in names}
-    called: dict[str, str] = {}
-    for name, own in parts.items():
-        others = [other for twin, other in parts.items() if twin != name]
-        length = next((n for n in range(1, len(own)) if all(own[-n:] != other[-n:] for other in others)), len(own))
-        called[name] = "/".join(own[-length:])
-    return called
+    short: dict[str, str] = {}
+    for name, path in parts.items():
+        others = [other for other_name, other in parts.items() if other_name != name]
+        length = next((n for n in range(1, len(path)) if all(path[-n:] != other[-n:] for other in others)), len(path))
+        short[name] = "/".join(path[-length:])
+    return short
 
 
 def load_split(config: DataConfig, progress: Progress = no_progress) -> PreferencePairs:
-    """The pairs of a file, split as a fit with the same options splits them. Raises as `load_pairs` and `split_pairs`."""
+    """The pairs of a file, split as a fit with the same options splits them. Raises as `load_pairs` and
+    `split_pairs`."""
     return load_split_and_refused(config, progress)[0]
 
 
 def load_split_and_refused(config: DataConfig, progress: Progress = no_progress) -> tuple[PreferencePairs, int]:
-    """As `load_split`, and how many rows of the file could not be used."""
+    """As `load_split`, and the number of rows of the file that could not be used."""
     pairs, report = load_pairs(config, progress)
     return split_pairs(pairs, config), len(report.refused)
 
 
 def split_corpus(dialogues: Sequence[Dialogue], held_out: float, seed: int) -> tuple[list[Dialogue], list[Dialogue]]:
-    """Training and held-out dialogues: about a share `held_out` of the groups (at least two) is drawn, a function of seed and groups alone.
+    """Training and held-out dialogues: about a share `held_out` of the groups (at least two), drawn by seed and groups
+    alone.
 
     Raises DataError where too few groups are there to hold any out.
     """
@@ -176,10 +191,13 @@ def pair_dialogues(pairs: Iterable[PreferencePair]) -> Iterator[Dialogue]:
 
 
 def documents(dialogues: Sequence[Dialogue], backbone: Backbone, context: int) -> list[list[Document]]:
-    """Each dialogue as documents of at most `context` tokens, cut between exchanges (a question and its answer). An exchange that is itself
-    longer is cut at `context`. A dialogue that can't be read (the template refuses it, a control token in a text) has no document."""
+    """Each dialogue as documents of at most `context` tokens, cut between exchanges (a question and its answer).
+
+    An exchange that is itself longer is cut at `context`. A dialogue that can't be read (the template refuses it, a
+    control token in a text) has no document.
+    """
     rendered = backbone.render_all([d.messages for d in dialogues])
-    # Tokens of the shortest exchange: a little more than what the template puts before a first one.
+    # Tokens of the shortest exchange: slightly more than what the template writes before a first exchange.
     head = len(backbone.render([Message(role="user", content="a"), Message(role="assistant", content="a")]).ids)
     parts: list[list[Sequence[Message]]] = []
     for dialogue, whole in zip(dialogues, rendered, strict=True):
@@ -187,10 +205,10 @@ def documents(dialogues: Sequence[Dialogue], backbone: Backbone, context: int) -
             parts.append(list(_parts(dialogue.messages, whole.response_ends, head, context)))
         else:
             parts.append([])
-    again = iter(backbone.render_all([part for several in parts for part in several]))
-    found = [[next(again) for _ in several] or [whole] for several, whole in zip(parts, rendered, strict=True)]
+    rendered_parts = iter(backbone.render_all([part for several in parts for part in several]))
+    pieces = [[next(rendered_parts) for _ in several] or [whole] for several, whole in zip(parts, rendered, strict=True)]
     return [
-        [_document(r, d.group, context, backbone) for r in several if isinstance(r, Rendered)] for several, d in zip(found, dialogues, strict=True)
+        [_document(r, d.group, context, backbone) for r in several if isinstance(r, Rendered)] for several, d in zip(pieces, dialogues, strict=True)
     ]
 
 
@@ -204,7 +222,7 @@ def _document(rendered: Rendered, group: str, context: int, backbone: Backbone) 
 
 
 def _sentence_ends(rendered: Rendered, backbone: Backbone) -> Iterator[int]:
-    """Tokens inside an answer that close a sentence: they end with its mark, and white space follows."""
+    """Positions inside answers that close a sentence: the token ends with its mark, and white space follows."""
     closes, opens = backbone.sentence_marks
     for start, end in zip(rendered.response_starts, rendered.response_ends, strict=True):
         ids = rendered.ids[start : end + 1]
@@ -212,7 +230,8 @@ def _sentence_ends(rendered: Rendered, backbone: Backbone) -> Iterator[int]:
 
 
 def _parts(messages: Sequence[Message], ends: Sequence[int], head: int, context: int) -> Iterator[Sequence[Message]]:
-    """Runs of exchanges that fit into `context`. An exchange costs what it costs in the whole dialogue, the template's head comes on top."""
+    """Runs of exchanges that fit into `context`. An exchange costs its tokens in the whole dialogue; the template's
+    head is added."""
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if len(answers) != len(ends):
         yield messages
@@ -245,7 +264,8 @@ def _read(name: str, root: Path, count: Counter[str], progress: Progress) -> Ite
 
 
 def _chitchat(path: Path) -> Iterator[Dialogue]:
-    """Who speaks first is the user, everyone else the assistant; what one speaker sends in a row is one message."""
+    """The chitchat dialogues: the first speaker is the user, others the assistant; successive lines of a speaker are
+    one message."""
     for key, conversation in json.loads(path.read_text(encoding="utf-8")).items():
         lines = [line for turn in conversation["messages"] for line in turn]
         roles = {lines[0]["sender"]: "user"} if lines else {}
@@ -270,7 +290,7 @@ def _row(line: str) -> Any:
 
 
 def _is_pairs(name: str) -> bool:
-    """Whether it is a file of preference pairs. Raises DataError if it is no file, nor a corpus with a name."""
+    """Whether `name` is a file of preference pairs. Raises DataError if it is neither a file nor a named corpus."""
     path = Path(name).expanduser()
     if name != "chitchat" and not path.is_file():
         raise DataError(f"there is no corpus file {name}", expected="`chitchat`, or a file of dialogues or preference pairs")
@@ -278,7 +298,8 @@ def _is_pairs(name: str) -> bool:
 
 
 def _holds_dialogues(path: Path) -> bool:
-    """Whether it is JSONL whose first rows have `messages`; anything else is left to the readers of preference pairs."""
+    """Whether a file is JSONL whose first rows have `messages`; other files are left to the readers of preference
+    pairs."""
     if not path.name.removesuffix(".gz").endswith(".jsonl"):
         return False
     first = [_row(line) for line, _ in zip(_lines(path), range(20), strict=False)]
@@ -303,7 +324,7 @@ def _is_message(value: Any) -> bool:
 
 
 def _opening(messages: Sequence[Message]) -> str:
-    """Names what comes before the first answer: dialogues that open alike belong together."""
+    """A hash of the messages before the first answer: dialogues with the same opening belong together."""
     first = next((i for i, m in enumerate(messages) if m["role"] == "assistant"), len(messages))
     return sha256_of(list(messages[:first]))[:16]
 
@@ -324,16 +345,17 @@ def _clean(dialogues: Iterable[Dialogue], exclude_prompts: Set[str], seen: set[s
     for raw in dialogues:
         messages = _merged(raw.messages)
         name = sha256_of(list(messages))
-        why = _refused(messages) or ("excluded" if exclude_prompts and _has_prompt((raw.messages, messages), exclude_prompts) else "")
-        why = why or ("duplicate" if name in seen else "kept")
+        outcome = _refused(messages) or ("excluded" if exclude_prompts and _has_prompt((raw.messages, messages), exclude_prompts) else "")
+        outcome = outcome or ("duplicate" if name in seen else "kept")
         seen.add(name)
         count["read"] += 1
-        count[why] += 1
-        if why == "kept":
+        count[outcome] += 1
+        if outcome == "kept":
             yield Dialogue(messages=messages, group=raw.group)
 
 
 def _refused(messages: Sequence[Message]) -> str:
+    """Why a dialogue is left out; empty where it is not."""
     turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
     if len(turns) < 2 or turns[0]["role"] != "user" or any(m["role"] == "system" for m in turns):
         return "not a dialogue"

@@ -1,6 +1,6 @@
-"""Reads the files of an SAE: JSON, safetensors and numpy archives, never a pickle. What can't be read is named for what it is.
+"""Reads the files of an SAE (JSON, safetensors, numpy archives, never a pickle); damaged and foreign files are named.
 
-Every function raises SAEError that names the file, and the tensor where it is one, and says what to do.
+Every reader raises SAEError that names the file, the tensor if one is at fault, and a remedy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from core.errors import SAEError
 FETCH_AGAIN = "fetch the file again and whole, for instance: hf download REPOSITORY --include FOLDER/*"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_HEAD = 4096  # bytes that tell what kind of file it is
+_HEAD = 4096  # bytes that `kind_of_file` reads
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -58,7 +58,8 @@ def read_npz(path: Path) -> dict[str, Tensor]:
         return tensors
     except SAEError:
         raise
-    # TypeError: a single array and no archive; the others: damaged or encrypted members, and headers that promise impossible shapes.
+    # TypeError: a single array and no archive; the others: damaged or encrypted members, and headers that promise
+    # impossible shapes.
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error, RuntimeError, MemoryError, OverflowError) as error:
         if name and "allow_pickle" in str(error):
             raise SAEError(
@@ -71,7 +72,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 
 def kind_of_file(path: Path) -> str:
-    """What a file is by its first bytes, where that explains why it can't be read; empty otherwise."""
+    """What a file is by its first bytes, where that explains why it can't be read; else empty."""
     try:
         with path.open("rb") as handle:
             head = handle.read(_HEAD)
@@ -90,14 +91,14 @@ def kind_of_file(path: Path) -> str:
     return ""
 
 
-def _check_there(path: Path, what: str) -> None:
+def _check_there(path: Path, expected: str) -> None:
     if path.is_file():
         return
     folder = path.parent
     names = sorted(file.name for file in folder.iterdir())[:8] if folder.is_dir() else []
     raise SAEError(
         f"{path} can't be read: there is no such file",
-        expected=what,
+        expected=expected,
         found=f"in that folder: {', '.join(names)}" if names else "nothing there",
         remedy=FETCH_AGAIN,
     )
@@ -116,7 +117,7 @@ def _unreadable(path: Path, expected: str, reason: str, *, tensor: str = "") -> 
 
 
 def _cut_off(path: Path) -> str:
-    """Says how much of a safetensors file is missing, by its header; empty where it is no such file, or whole."""
+    """How much of a safetensors file is missing, by its header; empty where it is whole or no such file."""
     if path.suffix != ".safetensors":
         return ""
     try:
@@ -150,6 +151,6 @@ def _no_float(name: str, path: Path, kind: str) -> SAEError:
     return SAEError(
         f"tensor {name} of {path} can't be read as weights",
         expected="float32, bfloat16, float16 or float64",
-        found=f"{kind}: a quantised tensor needs a scale that is not known here" if "int" in kind or "float8" in kind else kind,
+        found=f"{kind}: a quantised tensor needs a scale that the file does not hold" if "int" in kind or "float8" in kind else kind,
         remedy="save it as float32",
     )

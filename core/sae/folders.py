@@ -1,4 +1,4 @@
-"""What lies where an SAE was looked for: the folder meant, files of another SAE beside it, other trainers' formats by name."""
+"""Finds the SAE's folder at a path, names what else is there, and compares an SAE's files with each other."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ CONVERT = (
 )
 _SAE_LENS = f"a folder with {CONFIG} and {WEIGHTS} (sae-lens) or {SPARSIFY_WEIGHTS} (sparsify)"
 EXPECTED = f"{_SAE_LENS}, or with hyperparams.json (Llama Scope), or a Gemma Scope params.npz"
-_DEPTH, _LOOKED_AT, _SHOWN = 4, 5000, 6
+_DEPTH, _LOOKED_AT, _SHOWN = 4, 5000, 6  # of the search for SAEs in folders: levels, entries, and SAEs in the message
 
 
 def sae_folder(path: Path) -> Path:
-    """The folder that is meant where one of its files was given."""
+    """The SAE's folder where the path of one of its files was given."""
     if path.is_file() and path.name in (CONFIG, WEIGHTS, SPARSIFY_WEIGHTS, "hyperparams.json"):
         return path.parent
     if path.is_file() and path.name == "final.safetensors" and path.parent.name == "checkpoints":
@@ -41,12 +41,11 @@ def other_weights(path: Path) -> bool:
 
 
 def not_an_sae(path: Path) -> SAEError:
-    """The error that says what lies at a path where no SAE of a supported format is."""
+    """The error for a path without an SAE of a supported format: it names what is there."""
     if path.is_file():
         return _file_instead(path)
     if not path.is_dir():
-        remedy = "check the path"
-        return SAEError(f"there is no SAE at {path}", expected=EXPECTED, found="nothing", remedy=remedy)
+        return SAEError(f"there is no SAE at {path}", expected=EXPECTED, found="nothing", remedy="check the path")
     names = sorted(file.name for file in path.iterdir())
     kind, remedy = _trainer(path, names)
     if kind:
@@ -56,8 +55,8 @@ def not_an_sae(path: Path) -> SAEError:
         shown = ", ".join(inside[:_SHOWN]) + (f" and {len(inside) - _SHOWN} more" if len(inside) > _SHOWN else "")
         remedy = f"give one of them: --sae {path / inside[0]}"
         return SAEError(f"there is no SAE at {path} itself, but in folders inside it", expected="the folder of one SAE", found=shown, remedy=remedy)
-    found = ", ".join(names[:8]) or "an empty folder"
-    return SAEError(f"there is no SAE at {path}", expected=EXPECTED, found=found, remedy="check the path")
+    content = ", ".join(names[:8]) or "an empty folder"
+    return SAEError(f"there is no SAE at {path}", expected=EXPECTED, found=content, remedy="check the path")
 
 
 def _file_instead(path: Path) -> SAEError:
@@ -73,7 +72,7 @@ def _file_instead(path: Path) -> SAEError:
 
 
 def _trainer(path: Path, names: list[str]) -> tuple[str, str]:
-    """What a folder without an SAE of ours is, and the way out; empty where that is not known."""
+    """What a folder without a supported SAE is, and the remedy; both empty where that is unknown."""
     there = set(names)
     pickled = [name for name in names if Path(name).suffix in PICKLED]
     if "ae.pt" in there:
@@ -92,7 +91,7 @@ def _trainer(path: Path, names: list[str]) -> tuple[str, str]:
         return f"a folder of PyTorch files ({many}), as OpenAI's sparse_autoencoder and others save SAEs; a pickle is not opened", CONVERT
     weights = [name for name in names if name.endswith(".safetensors")]
     if weights and CONFIG not in there:
-        return f"{weights[0]} without the {CONFIG} that says how to compute with it", f"put {CONFIG} of the same SAE beside it; {CONVERT}"
+        return f"{weights[0]} without the {CONFIG} that defines how to compute with it", f"put {CONFIG} of the same SAE beside it; {CONVERT}"
     if weights:
         return (
             f"{CONFIG} with weights of another name ({weights[0]})",
@@ -109,7 +108,7 @@ def _says(file: Path, *fields: str) -> bool:
 
 
 def _saes_inside(path: Path) -> Iterator[str]:
-    """Folders below that hold an SAE of a supported format, by name; nothing is opened."""
+    """Folders below `path` that hold an SAE of a supported format, by name. No file is opened."""
     looked_at = 0
     waiting = [(path, 0)]
     while waiting:
@@ -127,19 +126,20 @@ def _saes_inside(path: Path) -> Iterator[str]:
 
 
 def _by_numbers(name: str) -> list[tuple[str, int]]:
-    """Sorts layers.2 before layers.11."""
+    """A sort key by which layers.2 comes before layers.11."""
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]
 
 
 def check_companions(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> None:
-    """Raises SAEError where what lies beside an SAE's weights belongs to another SAE.
+    """Raises SAEError where a file beside an SAE's weights belongs to another SAE.
 
-    Compared are the card that `sparserm sae train` writes (the hash of the weights' file, and the configuration it was made with), sae-lens' file of
-    the latents' sparsity (their number), and a folder's name that is itself a hook.
+    The weights are compared with the card that `sparserm sae train` writes (hash of the weights' file, and
+    configuration), with sae-lens' file of the latents' sparsity (their number), and with a folder's name that is itself
+    a hook.
     """
     remedy = f"put {CONFIG}, {WEIGHTS} and what lies beside them of the same SAE into one folder, or fetch them again"
-    for what, expected, found in _contradictions(path, config, tensors):
-        raise SAEError(f"the files in the folder of SAE {name} are not of one SAE: {what}", expected=expected, found=found, remedy=remedy)
+    for fault, expected, actual in _contradictions(path, config, tensors):
+        raise SAEError(f"the files in the folder of SAE {name} are not of one SAE: {fault}", expected=expected, found=actual, remedy=remedy)
 
 
 def _contradictions(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str, str]]:
@@ -155,8 +155,8 @@ def _contradictions(path: Path, config: Mapping[str, Any], tensors: Mapping[str,
     if (path / "sparsity.safetensors").is_file() and "W_dec" in tensors:
         for key, value in read_safetensors(path / "sparsity.safetensors").items():
             if value.ndim == 1 and len(value) != len(tensors["W_dec"]):
-                found = f"{key} of {len(value)} latents in sparsity.safetensors"
-                yield "sparsity.safetensors has another width", f"{len(tensors['W_dec'])} latents, as in {WEIGHTS}", found
+                width = f"{key} of {len(value)} latents in sparsity.safetensors"
+                yield "sparsity.safetensors has another width", f"{len(tensors['W_dec'])} latents, as in {WEIGHTS}", width
     yield from _against_card(path, config)
 
 

@@ -1,16 +1,18 @@
-"""Where a sparse autoencoder's numbers come from: five sources, one form (METHOD.md section 2, "SAE traps").
+"""Reads sparse autoencoders of five sources into one form (METHOD.md section 2, "SAE traps").
 
-Each reader returns a `StoredSAE`: float32 tensors named as sae-lens names them, and a configuration in sae-lens' words. `checked` then refuses
-by name what our arithmetic does not cover, so that nothing is encoded wrongly in silence.
+Each reader returns a `StoredSAE`: float32 tensors and a configuration, both under sae-lens' names. `checked` then
+refuses, by name, everything that core.sae.autoencoder does not compute, so that no SAE is silently encoded wrongly.
 
 1. A sae-lens release and id: sae-lens' own `SAE.from_pretrained`, which folds Llama Scope's norm factor.
-2. A sae-lens folder of any version (cfg.json, sae_weights.safetensors): core.sae.configuration says what is done with each field.
+2. A sae-lens folder of any version (cfg.json, sae_weights.safetensors): core.sae.configuration lists the treatment of
+   each field.
 3. A Gemma Scope params.npz: JumpReLU, inputs neither normalised nor centred by b_dec.
-4. A Llama Scope folder (hyperparams.json, checkpoints/final.safetensors): the norm factor is folded here as sae-lens does it on load from the Hub.
+4. A Llama Scope folder (hyperparams.json, checkpoints/final.safetensors): the norm factor is folded here as sae-lens
+   does it on load from the Hub.
 5. A folder of EleutherAI's sparsify (cfg.json, sae.safetensors): core.sae.sparsify.
 
-Folders of other trainers and damaged files are named for what they are (core.sae.folders, core.sae.files).
-sae-lens takes seconds and half a gigabyte to import: only source 1 needs it.
+Folders of other trainers and damaged files are refused with what they are (core.sae.folders, core.sae.files).
+sae-lens takes seconds and half a gigabyte to import; only source 1 needs it.
 """
 
 from __future__ import annotations
@@ -35,15 +37,20 @@ from core.sae.hooks import layer_of_hook
 from core.sae.sparsify import read_sparsify
 from core.sae.tensors import check_tensors
 
-# sae-lens reads these with safetensors or numpy. Its other readers open pickled files or SAEs of other hook points.
-# Its reader of sparsify's folders transposes W_dec and leaves b_dec out of the input, so those are read here, from a folder.
+# Readers of sae-lens that use safetensors or numpy. Its others open pickled files or read SAEs of other hook points.
+# Its reader of sparsify's folders transposes W_dec and leaves b_dec out of the input, so sparsify's SAEs are read by
+# core.sae.sparsify, from a folder.
 RELEASE_READERS = ("sae_lens", "gemma_2", "gemma_3", "llama_scope", "llama_scope_r1_distill")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSAE:
-    """What was read: `config` in sae-lens' words (architecture, d_in, d_sae, metadata, ...), float32 `tensors`, `source`, the part of the identity
-    that says where it came from (`name` is how messages call it), and `file`, the weights' file for messages (empty for a release)."""
+    """An SAE as it was read, before `checked`.
+
+    `config`: architecture, d_in, d_sae, metadata and more under sae-lens' names. `tensors`: float32. `source`: the part
+    of the identity that names the origin (messages call the SAE by its `name`). `file`: the weights' file for messages
+    (empty for a release).
+    """
 
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
@@ -56,7 +63,8 @@ class StoredSAE:
 
 
 def read_sae(config: SAEConfig) -> StoredSAE:
-    """Reads and checks the SAE that `config` names. Raises MissingError if it names none, SAEError if it can't be read or used."""
+    """Reads and checks the SAE that `config` names. Raises MissingError if it names none, SAEError if it can't be
+    used."""
     if config.release:
         return checked(_from_release(config.release, config.sae_id))
     if not config.path:
@@ -70,7 +78,7 @@ def read_sae(config: SAEConfig) -> StoredSAE:
 
 
 def detect_format(path: Path) -> str:
-    """Which of the four formats on disk lies at `path`. Raises SAEError that says what lies there instead."""
+    """The format (one of four) of the files at `path`. Raises SAEError that names what is there instead."""
     if path.suffix == ".npz" and path.is_file():
         return "gemma-scope"
     for name, file in (("gemma-scope", "params.npz"), ("llama-scope", "hyperparams.json")):
@@ -100,22 +108,22 @@ def _from_release(release: str, sae_id: str) -> StoredSAE:
     unreachable = ""
     try:
         with one_question() as unreachable:
-            # sae-lens passes over fields of a configuration that it does not know, so the file itself is looked at, where there can be one.
+            # sae-lens ignores unknown fields of a configuration, so the file itself is checked, for releases that have
+            # such a file.
             if reader == "sae_lens" and (sae_id in entry.saes_map if entry else "/" in release):
                 repository, place = get_repo_id_and_folder_name(release, sae_id)
                 plain_config(get_sae_lens_config_from_hf(repository, place, cfg_overrides=get_config_overrides(release, sae_id)), name)
             sae = SAE.from_pretrained(release, sae_id, device="cpu", dtype="float32")
     except SAEError:
         raise
-    except Exception as error:  # whatever sae-lens' readers and the Hub's client raise
+    except Exception as error:  # sae-lens' readers and the Hub's client raise errors of many kinds
         remedy = "check release and id; gated: accept the licence and `hf auth login`; no network: fetch the folder elsewhere and give --sae PATH"
-        found = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        raise SAEError(
-            f"sae-lens could not load {name}", found=(unreachable if unreachable and isinstance(error, OSError) else found)[:300], remedy=remedy
-        ) from error
-    folder, said = (entry.saes_map[sae_id], entry.expected_l0.get(sae_id)) if entry else (sae_id, None)
+        message = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        cause = unreachable if unreachable and isinstance(error, OSError) else message
+        raise SAEError(f"sae-lens could not load {name}", found=cause[:300], remedy=remedy) from error
+    folder, l0 = (entry.saes_map[sae_id], entry.expected_l0.get(sae_id)) if entry else (sae_id, None)
     factor = entry.norm_scaling_factor.get(sae_id) if entry else None
-    source = {"source": "release", "name": name, "release": release, "sae_id": sae_id, "norm_factor": factor, "expected_l0": said or _l0_in(folder)}
+    source = {"source": "release", "name": name, "release": release, "sae_id": sae_id, "norm_factor": factor, "expected_l0": l0 or _l0_in(folder)}
     tensors = {key: value.detach() for key, value in sae.state_dict().items()}
     return StoredSAE(config=plain_config(sae.cfg.to_dict(), name), tensors=tensors, source=source)
 
@@ -133,7 +141,8 @@ def _from_sae_lens_folder(path: Path) -> StoredSAE:
 
 
 def _take_scaling(tensors: dict[str, Tensor], raw: Mapping[str, Any], name: str, file: str) -> None:
-    """Takes factors of one out of the tensors, since they change nothing. Raises SAEError for others, and where promised ones are missing."""
+    """Removes factors of one from the tensors. Raises SAEError for other factors, and where promised ones are
+    missing."""
     factors = [tensors.pop(key) for key in ("scaling_factor", "finetuning_scaling_factor") if key in tensors]
     if any(not bool(torch.all(factor == 1)) for factor in factors) or (scaling_promised(raw) and not factors):
         raise SAEError(
@@ -157,7 +166,8 @@ def _from_gemma_scope(path: Path) -> StoredSAE:
     file = path / "params.npz" if path.is_dir() else path
     tensors = read_npz(file)
     where = str(file.absolute())
-    # Only the folders say what the file is for: .../gemma-scope-2b-pt-res/.../layer_13/width_16k/average_l0_84/params.npz
+    # Only the folders' names give model and layer:
+    # .../gemma-scope-2b-pt-res/.../layer_13/width_16k/average_l0_84/params.npz
     repo = re.search(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att|transcoders)", where)
     layer = re.search(r"layer_(\d+)", where)
     kind = repo[3] if repo else "res"
@@ -198,10 +208,11 @@ def _from_llama_scope(path: Path) -> StoredSAE:
 
 
 def fold_norm(tensors: dict[str, Tensor], norm: float, threshold: float, d_model: int) -> float:
-    """Makes an SAE that was trained on inputs scaled to an average norm of sqrt(d_model) read raw ones, in place. Returns s = sqrt(d_model) / norm.
+    """Folds the input scale of an SAE (average norm sqrt(d_model)) into its tensors, in place. Returns s =
+    sqrt(d_model) / norm.
 
-    s goes into W_enc and out of W_dec and b_dec; the threshold is the published one times s, as sae-lens loads it from the Hub. Decoder rows are
-    not unit norm afterwards.
+    W_enc is multiplied by s, W_dec and b_dec are divided by it; the threshold is the published one times s, as sae-lens
+    loads it from the Hub. Decoder rows are no unit vectors afterwards.
     """
     factor = float(d_model**0.5 / norm)
     if "W_enc" in tensors:
@@ -214,8 +225,8 @@ def fold_norm(tensors: dict[str, Tensor], norm: float, threshold: float, d_model
 
 
 def checked(stored: StoredSAE) -> StoredSAE:
-    """The same SAE in float32. Raises SAEError on an architecture, normalisation or hook that we don't compute, and on tensors that are missing,
-    mis-shaped or not finite."""
+    """The same SAE in float32. Raises SAEError for an architecture, normalisation or hook that is not computed here,
+    and for tensors that are missing, mis-shaped or not finite."""
     config, name = stored.config, str(stored.source["name"])
     architecture = str(config.get("architecture", "standard"))
     refuse_architecture(architecture, name)
@@ -253,9 +264,9 @@ def _refuse_llama_scope(raw: Mapping[str, Any], name: str) -> None:
     wrong = {key: raw[key] for key, value in wanted.items() if key in raw and raw[key] != value}
     if wrong:
         expected = ", ".join(f"{key}={wanted[key]}" for key in wrong)
-        found = ", ".join(f"{key}={value}" for key, value in wrong.items())
+        given = ", ".join(f"{key}={value}" for key, value in wrong.items())
         remedy = "take an SAE of the residual stream with JumpReLU, or train one: sparserm sae train"
-        raise SAEError(f"Llama Scope SAE {name} is of a kind that is not supported", expected=expected, found=found, remedy=remedy)
+        raise SAEError(f"Llama Scope SAE {name} is of a kind that is not supported", expected=expected, found=given, remedy=remedy)
     norms = raw.get("dataset_average_activation_norm")
     if isinstance(norms, dict) and norms.get("out", norms.get("in")) != norms.get("in"):
         raise SAEError(

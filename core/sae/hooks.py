@@ -1,4 +1,4 @@
-"""Which decoder layer's output a hook names. Each library names the same point of the model in its own way.
+"""Finds the decoder layer whose output a hook names; each library names the same point of the model differently.
 
     blocks.L.hook_resid_post                      TransformerLens and sae-lens: the output of layer L
     blocks.L.hook_resid_pre                       the input of layer L, which is the output of layer L - 1
@@ -15,19 +15,19 @@ import re
 
 from core.errors import SAEError
 
-# The names that stand before the list of layers in the decoder-only models of transformers, and what wrappers put before those.
+# Names before the list of layers in the decoder-only models of transformers, and prefixes that wrappers add to them.
 _BEFORE = r"(?:(?:_orig_mod|module|base_model|model|language_model|text_model|transformer|gpt_neox|decoder|backbone)\.)*"
 _AFTER = r"hook_resid_post|resid_post|output|out|hook_resid_pre|resid_pre|input"
 _MODULE = re.compile(rf"{_BEFORE}(?:layers|h|blocks|block)[._](\d+)(?:\.({_AFTER}))?(?:\[0\]|\.0)?")
 _RESIDUAL = re.compile(r"resid_(post|pre)_layer_(\d+)")
 EXPECTED = "hook blocks.L.hook_resid_post, or model.layers.L as Hugging Face names it"
-# What other points are, by a part of their names; the first that fits is said.
+# Descriptions of other points by a part of their names; the first that fits is given in the error.
 _OTHER_POINTS = (
     (r"resid_mid", "the residual stream between a layer's attention and its MLP"),
-    (r"transcod", "what a transcoder reads"),
+    (r"transcod", "the input of a transcoder"),
     (r"mlp|feed_forward|ffn|\bfc\d?\b", "a layer's MLP"),
     (r"attn|attention|hook_[zqkv]\b|[qkvo]_proj", "a layer's attention"),
-    (r"norm|\bln", "what a norm puts out"),
+    (r"norm|\bln", "the output of a norm"),
     (r"emb|wte|wpe|tok", "the token embeddings"),
     (r"hook_resid_pre|input", "the token embeddings, which the first layer reads"),
     (r"vision|visual|encoder", "an encoder"),
@@ -35,7 +35,7 @@ _OTHER_POINTS = (
 
 
 def layer_of_hook(hook: object, name: str) -> int | None:
-    """Decoder layer L whose output `hook` names; None if it is empty. `name` is what messages call the SAE.
+    """The decoder layer whose output `hook` names; None if it is empty. `name` is the SAE's name in messages.
 
     Raises SAEError naming the hook for any other point of the model.
     """
@@ -53,7 +53,7 @@ def layer_of_hook(hook: object, name: str) -> int | None:
 
 
 def hook_number(hook: object) -> int | None:
-    """The number of the block that a hook's name holds (`blocks.8.hook_resid_pre`: 8, though that is the output of layer 7)."""
+    """The block's number in a hook's name: 8 for `blocks.8.hook_resid_pre`, though that is the output of layer 7."""
     match = re.search(r"(?:^|\.)(?:layers|h|blocks|block)[._](\d+)(?:\.|$)", hook) if isinstance(hook, str) else None
     return int(match[1]) if match else None
 

@@ -1,20 +1,21 @@
-"""Reads a sparse autoencoder that EleutherAI's sparsify trained: a folder `layers.L` with cfg.json and sae.safetensors.
+"""Reads a sparse autoencoder of EleutherAI's sparsify: a folder `layers.L` with cfg.json and sae.safetensors.
 
     x = z - b_dec,  f = the k largest of relu(encoder.weight x + encoder.bias), all others 0,  z^ = f W_dec + b_dec
 
-with encoder.weight [d_sae, d_model], encoder.bias [d_sae], W_dec [d_sae, d_model] and b_dec [d_model]: sae-lens' `topk`, its encoder transposed.
-The decoder's norms (`normalize_decoder`) are in the weights already. The folder's name says what was read: `layers.10` is the output of layer 10.
+with encoder.weight [d_sae, d_model], encoder.bias [d_sae], W_dec [d_sae, d_model] and b_dec [d_model]: sae-lens'
+`topk`, its encoder transposed. The decoder's norms (`normalize_decoder`) are in the weights already. The folder's name
+is the hook: `layers.10` is the output of layer 10.
 
-    field of cfg.json                            what is done
-    ------------------------------------------   ----------------------------------------------------------------------------
-    d_in, num_latents, expansion_factor          compared with the tensors (num_latents 0: expansion_factor * d_in)
-    k                                            computed; missing: refused
-    activation                                   topk (also where it is missing, as in the first versions); groupmax and others: refused
-    signed, transcode, skip_connection,          false; true is refused: another activation, or another output than the input
-    embed_skip, gram_lookup
-    normalize_decoder, multi_topk, others of     of training: change neither f nor z^
+    field of cfg.json                          treatment
+    ----------------------------------------   -------------------------------------------------------------------------
+    d_in, num_latents, expansion_factor        compared with the tensors (num_latents 0: expansion_factor * d_in)
+    k                                          computed; missing: refused
+    activation                                 topk (also if missing, as in the first versions); groupmax, others: refused
+    signed, transcode, skip_connection,        false; true (another activation, or an output that is not the input):
+    embed_skip, gram_lookup                    refused
+    normalize_decoder, multi_topk, others of   of training: change neither f nor z^
     HARMLESS
-    any other field                              refused by name, unless it is empty, false or null
+    any other field                            refused by name, unless it is empty, false or null
 """
 
 from __future__ import annotations
@@ -26,17 +27,19 @@ from typing import Any
 from torch import Tensor
 
 from core.errors import SAEError
+from core.sae.configuration import is_switched_off, refusal
 from core.sae.files import read_json, read_safetensors
 from core.sae.folders import CONFIG, SPARSIFY_WEIGHTS
 from core.sae.hooks import layer_of_hook
 
 SUPPORTED = {"activation": ("topk", None), **dict.fromkeys(("signed", "transcode", "skip_connection", "embed_skip", "gram_lookup"), (False, None))}
 HARMLESS = {"normalize_decoder", "multi_topk", "lookup_max_order", "gram_table_hash"}
+KNOWN = {*SUPPORTED, *HARMLESS, "d_in", "num_latents", "expansion_factor", "k"}
 NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 
 
 def read_sparsify(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration and tensors, both in sae-lens' words. Raises SAEError that names the file and the field or tensor."""
+    """Configuration and tensors under sae-lens' names. Raises SAEError that names the file and the field or tensor."""
     raw = read_json(path / CONFIG)
     _refuse_other_kinds(raw, name)
     stored = read_safetensors(path / SPARSIFY_WEIGHTS)
@@ -61,39 +64,30 @@ def read_sparsify(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Tens
 
 
 def _refuse_other_kinds(raw: dict[str, Any], name: str) -> None:
+    name = f"{name} of sparsify"
     if raw.get("k") is None:
-        remedy = f"write k into its {CONFIG}"
-        raise SAEError(f"SAE {name} of sparsify does not say its k", expected="k: how many latents are active", found="no k", remedy=remedy)
+        raise refusal(name, "k", None, "does not give its k", "how many latents are active", f"write k into its {CONFIG}")
     for field, value in raw.items():
         if field in SUPPORTED and value not in SUPPORTED[field]:
-            raise SAEError(
-                f"SAE {name} of sparsify is of a kind that is not supported",
-                expected=f"{field}: {str(SUPPORTED[field][0]).lower()}",
-                found=f"{field}: {str(value).lower() if isinstance(value, bool) else value}",
-                remedy="take an SAE of the residual stream with plain TopK, or train one: sparserm sae train",
-            )
-        known = field in SUPPORTED or field in HARMLESS or field in ("d_in", "num_latents", "expansion_factor", "k")
-        if not known and value not in (None, False, "", "none", [], {}):
-            raise SAEError(
-                f"SAE {name} of sparsify has a field {field!r} that is not known here and could change what it computes",
-                expected=f"fields of sparsify's {CONFIG} that core/sae/sparsify.py lists",
-                found=f"{field}: {str(value)[:80]}",
-                remedy="if it only documents the training, take it out of cfg.json; if it changes what the SAE computes, this SAE is not supported",
-            )
+            remedy = "take an SAE of the residual stream with plain TopK, or train one: sparserm sae train"
+            raise refusal(name, field, value, "is of a kind that is not supported", str(SUPPORTED[field][0]).lower(), remedy)
+        if field not in KNOWN and not is_switched_off(value):
+            fault = f"has an unknown field {field!r} that could change what it computes"
+            remedy = "if it only documents the training, remove it from cfg.json; if it changes what the SAE computes, this SAE is not supported"
+            raise refusal(name, field, value, fault, f"fields of sparsify's {CONFIG} that core/sae/sparsify.py lists", remedy)
 
 
 def _hook(path: Path, name: str) -> str | None:
-    """The hook that the folder's name is; None where its name says nothing about the model. Raises SAEError for the MLP, attention, embeddings."""
+    """The folder's name where it is that of a hook, else None. Raises SAEError for the MLP, attention, embeddings."""
     folder = path.absolute().name
-    names_a_point = re.search(r"(?:^|[._])(?:layers|h|blocks)[._]\d+|embed|wte|mlp|attn", folder)
-    if not names_a_point:
+    if not re.search(r"(?:^|[._])(?:layers|h|blocks)[._]\d+|embed|wte|mlp|attn", folder):
         return None
     layer_of_hook(folder, name)
     return folder
 
 
 def _model(path: Path) -> str | None:
-    """The language model as the configuration of the whole training names it, in the folder above."""
+    """The language model as the configuration of the whole training, in the folder above, names it."""
     file = path.absolute().parent / "config.json"
     model = read_json(file).get("model") if file.is_file() else None
     return model if isinstance(model, str) else None

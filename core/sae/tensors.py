@@ -1,10 +1,11 @@
-"""Checks an SAE's tensors against its architecture and its configuration, so that damage or a foreign file is named and nothing is misread.
+"""Checks an SAE's tensors against its architecture and configuration, so that damaged and foreign files are refused.
 
-With d_model the width of the hidden states and d_sae the number of latents: W_enc [d_model, d_sae], W_dec [d_sae, d_model], b_dec [d_model], all
-other tensors [d_sae]. The lengths of the bias vectors say which is which, so a transposed matrix is seen by its shape. Where d_model = d_sae shapes
-say nothing; there the numbers decide: a trained SAE writes a latent about where it reads it, so encoder columns point along the decoder rows of the
-same latents. If they fit better after transposing one matrix, or not at all, the SAE is refused. Where both are transposed they fit as well, and only
-decoder rows of one length, as most trainers keep them, tell: if the columns have one length and the rows do not, the SAE is refused.
+With d_model the width of the hidden states and d_sae the number of latents: W_enc [d_model, d_sae], W_dec [d_sae,
+d_model], b_dec [d_model], all other tensors [d_sae]. The bias vectors give the two widths, so a transposed matrix is
+recognised by its shape. Where d_model = d_sae the shapes are equal and the numbers decide: in a trained SAE the encoder
+column and the decoder row of a latent have similar directions. If they fit better after transposing one matrix, or not
+at all, the SAE is refused. If both are transposed they fit as well; then only the lengths of decoder rows decide, which
+most trainers keep equal: if the columns have one length and the rows do not, the SAE is refused.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ TENSORS: Mapping[str, set[str]] = {
     "jumprelu": COMMON | {"b_enc", "threshold"},
     "gated": COMMON | {"b_gate", "b_mag", "r_mag"},
 }
-# Mean cosine of encoder columns and decoder rows: chance is about 1 / d_model around 0; trained SAEs lie far above. Only read where d_model = d_sae.
+# For d_model = d_sae: the mean cosine of encoder columns and decoder rows, about 1 / d_model around 0 by chance and far
+# above in trained SAEs.
 CLEAR = 4.0  # standard errors of the mean cosine, which is 1 / sqrt(d_model * d_sae) for unrelated directions
-EVEN = 0.01  # spread of norms, relative to their mean, below which vectors have one length
+EVEN = 0.01  # spread of norms, relative to their mean, below which vectors count as equally long
 
 
 def check_tensors(tensors: Mapping[str, Tensor], architecture: str, config: Mapping[str, Any], name: str, file: str) -> None:
-    """Raises SAEError that names `file` and the tensor: missing, unknown, mis-shaped, transposed, not finite, zeros only, or of another width."""
+    """Raises SAEError that names `file` and the tensor: missing, unknown, mis-shaped, transposed, not finite, all
+    zeros."""
     wanted = TENSORS[architecture]
     if set(tensors) != wanted:
         raise _other_tensors(tensors, wanted, architecture, name, file)
@@ -42,7 +45,7 @@ def check_tensors(tensors: Mapping[str, Tensor], architecture: str, config: Mapp
             raise _wrong_shape(key, shape, tuple(value.shape), name, file)
         _check_finite(key, value, name, file)
         if key in ("W_enc", "W_dec") and not bool(value.any()):
-            remedy = "fetch the file again: a download that breaks off may leave zeros behind, in a file of the right size"
+            remedy = "fetch the file again: an interrupted download may leave zeros behind, in a file of the right size"
             raise SAEError(f"tensor {key} of SAE {name} holds zeros only", expected="trained weights", found=f"zeros in {file}", remedy=remedy)
     if d_model == d_sae:
         _check_square(tensors["W_enc"], tensors["W_dec"], name, file)
@@ -64,7 +67,7 @@ def _other_tensors(tensors: Mapping[str, Tensor], wanted: set[str], architecture
 
 
 def _widths(tensors: Mapping[str, Tensor], name: str, file: str) -> tuple[int, int]:
-    """d_model and d_sae as the vectors have them."""
+    """d_model and d_sae by the lengths of the vectors."""
     for key, value in tensors.items():
         rank = 2 if key in ("W_enc", "W_dec") else 1
         if value.ndim != rank or not value.numel():
@@ -78,7 +81,7 @@ def _check_config_widths(config: Mapping[str, Any], d_model: int, d_sae: int, na
         in_config = config.get(key)
         if in_config is not None and in_config != width:
             raise SAEError(
-                f"tensor W_dec of SAE {name} has the wrong shape for its configuration, which says {key} {in_config}",
+                f"tensor W_dec of SAE {name} has the wrong shape for its configuration, which gives {key} {in_config}",
                 expected=f"{key} {in_config}, so W_dec {(config.get('d_sae', d_sae), config.get('d_in', d_model))}",
                 found=f"{key} {width}, W_dec {(d_sae, d_model)} in {file}",
                 remedy="put the cfg.json and the weights of the same SAE side by side",
@@ -107,7 +110,7 @@ def _check_finite(key: str, value: Tensor, name: str, file: str) -> None:
 
 
 def _check_square(encoder: Tensor, decoder: Tensor, name: str, file: str) -> None:
-    """Raises SAEError where W_enc [d, d] and W_dec [d, d] do not fit as they are named."""
+    """Raises SAEError where W_enc [d, d] and W_dec [d, d] do not fit each other as they are named."""
     width = len(encoder)
     as_named, turned = _mean_cosine(encoder.T, decoder), _mean_cosine(encoder, decoder)
     rows, columns = _spread(decoder.norm(dim=1)), _spread(decoder.norm(dim=0))
