@@ -272,7 +272,7 @@ def test_the_base_models_sae_on_its_tuned_sibling_is_fine(model_name: str, backb
 
 
 def test_another_version_of_the_family_warns(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"made for llama-3-8b, the backbone is meta-llama/Llama-3.1-8B"):
+    with pytest.warns(UserWarning, match=r"trained on llama-3-8b, the backbone is meta-llama/Llama-3.1-8B"):
         fits(tmp_path, "meta-llama/Llama-3.1-8B", model_name="llama-3-8b")
 
 

@@ -205,7 +205,7 @@ def fvu(sae: SparseAutoencoder, z: Float[Tensor, "n d_model"]) -> float:
 
 
 def row_chunks(sae: SparseAutoencoder, z: Tensor) -> Iterator[Tensor]:
-    """Successive rows of z, so many at once that their activations are at most ACTIVATIONS numbers."""
+    """The rows of z on the SAE's device, so many at a time that their activations are at most `ACTIVATIONS` numbers."""
     for rows in z.split(max(1, ACTIVATIONS // sae.d_sae)):
         yield rows.to(sae.device)
 
