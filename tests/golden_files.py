@@ -37,7 +37,6 @@ from core.sae.training import train_sae
 from core.serving.answers import Answers
 from core.serving.engine import Engine
 from core.serving.server_folder import server_folder_of
-from core.serving.texts import Texts
 from core.types import PreferencePairs, no_progress
 
 FIGURE = ("value", "low", "high")
@@ -190,7 +189,7 @@ def server(artefacts: FitArtefacts, scratch: Path) -> Figures:
     with patch("core.serving.engine.cap_memory", lambda _more: None):
         engine.start(ended.set)
         assert ended.wait(60) or engine.state == "ready"
-    routes = Answers(engine, Texts(scratch)).routes()
+    routes = Answers(engine).routes()
     pair = {"prompt": "How do I boil an egg?", "chosen": "Ask, gladly", "rejected": "Ask, fool"}
     response = {"prompt": pair["prompt"], "response": pair["chosen"]}
     requests: Mapping[str, dict[str, Any]] = {
@@ -198,7 +197,7 @@ def server(artefacts: FitArtefacts, scratch: Path) -> Figures:
         "score_pairs": {"pairs": [pair]},
         "get_reward": {"query": ["How? Well"], "prompts": ["How?"], "labels": [""]},
         "explain": pair,
-        "tokens": response,
+        "features": {**response, "tokens": True},
         "gradient": response,
         "deletions": {**response, "spans": [[0, 1]]},
     }

@@ -12,6 +12,7 @@ from explain_helpers import hand_made, question
 from streamlit.testing.v1 import AppTest
 
 from core.errors import DataError
+from core.explain.features import ResponseFeatures
 from core.reward.fit_responses import FitResponses, prompt_id, response_id, write_responses
 from core.reward.parts_files import write_parts
 from core.reward.recorded_files import record_files
@@ -97,11 +98,10 @@ class FakeLive:
     def edit_texts(self, edit_id: str) -> list[dict[str, Any]]:
         return self.texts.chain(edit_id)
 
-    def explain(self, prompt: Any, response: str, *, tokens: bool = True) -> dict[str, Any]:
-        self.asked.append(("explain", response))
+    def features(self, prompt: Any, response: str, *, parent: Any = None) -> ResponseFeatures:
+        self.asked.append(("features", response))
         v, f = self.vectors(response)
-        latents = [{"latent_id": j, "projection": float(v[i]), "activation": float(f[i])} for i, j in enumerate(self.latents)]
-        return {"kind": "response", "explanation": {"latents": latents}, "response": {"tokens": None}}
+        return ResponseFeatures(item=(tuple(prompt), response), v=v, f=f, n_tokens=9, n_computed=4 if parent else 9)
 
     def vectors(self, response: str) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(list(response.encode("utf-8", "surrogatepass")))
@@ -123,10 +123,6 @@ class FakeLive:
             raise DataError("the response can't be read", found="the word unreadable", remedy="leave it out")
         asked = spans or [(0, len(response) // 2), (len(response) // 2, len(response))]
         return [{"start": a, "stop": b, "text": response[a:b], "effect": 0.25} for a, b in asked]
-
-    def edit(self, prompt: Any, response: str, parent_id: str | None = None, *, tokens: bool = True) -> dict[str, Any]:
-        self.asked.append(("edit", response))
-        return {"explanation": self.explain(prompt, response)["explanation"], "tokens": self.tokens(prompt, response), "n_tokens": 9, "n_computed": 4}
 
 
 def open_page(name: str, **ids: str) -> AppTest:

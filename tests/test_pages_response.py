@@ -13,10 +13,13 @@ from streamlit.testing.v1 import AppTest
 
 from core.explain.edits import edit_name
 from core.explain.kept import Kept
+from core.explain.token_values import TokenView
 from core.explain.waterfall import change_steps, waterfall_steps
+from core.explain.word_rows import span_of, word_rows
 from workbench.compare import values as compare
 from workbench.frame import state
 from workbench.frame.models import find
+from workbench.response import edit_chain, readings
 from workbench.response import values as response
 from workbench.response import why as response_view
 
@@ -31,10 +34,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def live(cache: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLive:
     """Every page's live model; nobody has needed it yet."""
     found = FakeLive(cache, "off")
-    for module in ("response.values", "response.choice", "frame.live_panel"):
+    for module in ("response.values", "response.choice", "response.readings", "response.edit_chain", "frame.live_panel"):
         monkeypatch.setattr(f"workbench.{module}.live_model", lambda *_: found)
-    for cached in (response._read, response._tokens, response._deletions, response._gradient, response._edit):
-        cached.cache_clear()
+    readings.forget()
     return found
 
 
@@ -352,16 +354,31 @@ def test_an_edit_of_an_edit_keeps_the_chain_and_the_change_sums(cache: Path, mod
     found = find(model, cache)
     assert found is not None
     subject = response.kept_subject(found, 0)
-    first = response.keep_edit(found, subject.item("chosen"), "One.", "")
-    second = response.keep_edit(found, (subject.prompt, "One."), "Two.", first)
-    steps = response.edit_steps(found, second)
+    first = edit_chain.keep_edit(found, subject.item("chosen"), "One.", "")
+    second = edit_chain.keep_edit(found, (subject.prompt, "One."), "Two.", first)
+    steps = edit_chain.edit_steps(found, second)
     assert [step.response for step in steps] == [subject.texts["chosen"], "One.", "Two."]
-    assert response.edited_side(found, subject, second) == "chosen"
-    assert response.edited_side(found, response.kept_subject(found, 3), second) == ""  # another pair's edit is not shown
-    change = response.change_bars(response.kept(found), steps[0].explanation, steps[2].explanation)
+    assert edit_chain.edited_side(found, subject, second) == "chosen"
+    assert edit_chain.edited_side(found, response.kept_subject(found, 3), second) == ""  # another pair's edit is not shown
+    change = edit_chain.change_bars(found, steps[0].explanation, steps[2].explanation)
     assert sum(step.value for step in change) == pytest.approx(steps[2].explanation.reward - steps[0].explanation.reward)
     at = no_error(open_page("response", pair=subject.pair_id, response_edit=second, response_tab="edit"))
     assert [box.value for box in at.selectbox if box.label == "Compared with"] == [first]
+
+
+def test_a_text_kept_with_outer_white_space_can_be_a_parent(cache: Path, model: str, live: FakeLive) -> None:
+    """Such texts were kept by earlier versions; the model reads them without the white space, and they keep their ids."""
+    live.name = "ready"
+    found = find(model, cache)
+    assert found is not None
+    subject = response.kept_subject(found, 0)
+    prompt, text = list(subject.prompt), f"{subject.texts['chosen']} \n"
+    root = edit_name("", prompt, text)
+    live.texts.keep_edit(root, prompt, text, None)
+    last = edit_chain.keep_edit(found, (subject.prompt, text), "Another.", root)
+    steps = edit_chain.edit_steps(found, last)
+    assert [step.edit_id for step in steps] == [root, last]
+    assert steps[1].edit.change is not None and steps[1].edit.n_computed < steps[1].edit.n_tokens
 
 
 def test_an_error_of_the_model_is_shown_with_its_way_out(model: str, live: FakeLive) -> None:
@@ -373,10 +390,13 @@ def test_an_error_of_the_model_is_shown_with_its_way_out(model: str, live: FakeL
 
 
 def test_marked_words_become_characters() -> None:
-    tokens = {"texts": ["<s>", "q", " One", " two", ".", " Three", "\n"], "kinds": ["first", "prompt", *["response"] * 4, "template"]}
-    assert response.span_of(tokens, "One two. Three", 0, 1) == (0, 7)
-    assert response.span_of(tokens, "One two. Three", 3, 3) == (8, 14)
-    assert response.span_of(tokens, "Quite another text", 0, 1) is None
+    tokens = ["<s>", "q", " One", " two", ".", " Three", "\n"]
+    kinds = ["first", "prompt", *["response"] * 4, "template"]
+    view = TokenView(texts=tuple(tokens), kinds=tuple(kinds), latent_ids=np.arange(0), activation=None, running=np.zeros(len(tokens)))
+    words = word_rows(view, None)
+    assert span_of(words, "One two. Three", 0, 1) == (0, 7)
+    assert span_of(words, "One two. Three", 3, 3) == (8, 14)
+    assert span_of(words, "Quite another text", 0, 1) is None
 
 
 # --- texts that want to be more --------------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ import torch
 
 from core.backbone.presets import preset
 from core.errors import BackboneError, ConfigError, DataError, MissingError, StoreError
-from core.explain.edits import edit_name
 from core.explain.full_explanation import explain_fully
 from core.fit.pipeline import fit
 from core.reward.model import SparseRM
@@ -68,6 +67,13 @@ def raw(live: Live, path: str, body: bytes = b"{}", *, method: str = "POST", **h
         connection.request(method, path, body, {"Authorization": f"Bearer {address.secret}", **headers})
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read() or b"null")
+
+
+def asked(live: Live, path: str, **body: Any) -> dict[str, Any]:
+    """The answer to a request that is made without the client."""
+    status, answer = raw(live, f"/{path}", json.dumps(body).encode())
+    assert status == 200, answer
+    return dict(answer)
 
 
 def address_of(live: Live) -> Address:
@@ -127,25 +133,42 @@ def same(found: Any, expected: Any, path: str = "") -> None:
         assert found == expected, path
 
 
-def test_an_explanation_is_that_of_the_command(live: Live, model: SparseRM) -> None:
+def test_what_is_read_of_a_text_is_what_the_command_shows(live: Live, model: SparseRM) -> None:
     expected = explain_fully(SparseRM.load(model.folder or "").explainer, (USER, GOOD)).to_json()
-    found = live.explain(QUESTION, GOOD)
-    assert found["kind"] == "response"
-    same(found["explanation"], expected["explanation"])
-    same(found["response"]["tokens"], expected["response"]["tokens"])
     same(live.tokens(QUESTION, GOOD), expected["response"]["tokens"])
     same(live.deletions(QUESTION, GOOD), expected["response"]["deletions"])
     same(live.gradient(QUESTION, GOOD), expected["response"]["gradient"])
 
 
-def test_a_pair_is_explained(live: Live, model: SparseRM) -> None:
+def test_an_explanation_from_features_is_that_of_the_model(live: Live, model: SparseRM) -> None:
+    """Pages make it from v and f, with the code that explains the pairs of the fit."""
+    explainer = SparseRM.load(model.folder or "").explainer
+    chosen, rejected = live.features(QUESTION, GOOD), live.features(f"{QUESTION} ", f" {BAD}\n")
+    assert chosen.item == (USER, GOOD) and rejected.item == (USER, BAD), "as the model reads them"
+    same(explainer.builder.response(chosen, explainer.labels).to_json(), explainer.explain(QUESTION, GOOD).to_json())
     pair = PreferencePair(pair_id="x", prompt=USER, chosen=GOOD, rejected=BAD)
-    expected = explain_fully(SparseRM.load(model.folder or "").explainer, pair).to_json()
-    found = live.explain_pair(QUESTION, GOOD, BAD)
-    same(found["explanation"], expected["explanation"])
+    same(explainer.builder.pair(chosen, rejected, explainer.labels).to_json(), explainer.explain_pair(pair).to_json())
+
+
+def test_callers_outside_are_given_the_same_explanation(live: Live, model: SparseRM) -> None:
+    assert model.parts.latent_ids is not None
+    explainer, off = SparseRM.load(model.folder or "").explainer, model.parts.latent_ids[:2].tolist()
+    edited = GOOD + " Enjoy!"
+    full = explain_fully(explainer, (USER, GOOD), edits=[edited], off=off).to_json()
+    answer = asked(live, "explain", prompt=QUESTION, response=GOOD, off=off)
+    assert answer["kind"] == "response" and answer["change"] is None
+    same({name: answer[name] for name in ("explanation", "off", "all_on")}, {name: full[name] for name in ("explanation", "off", "all_on")})
+    same(answer["response"]["tokens"], full["response"]["tokens"])
+    answer = asked(live, "explain", prompt=QUESTION, response=edited, parent={"prompt": QUESTION, "response": GOOD}, tokens=False)
+    same(answer["change"], full["edits"][1]["change"])
+    assert answer["response"] == {"tokens": None} and answer["off"] is None
+    pair = PreferencePair(pair_id="x", prompt=USER, chosen=GOOD, rejected=BAD)
+    expected = explain_fully(explainer, pair).to_json()
+    answer = asked(live, "explain", prompt=QUESTION, chosen=GOOD, rejected=BAD)
+    same(answer["explanation"], expected["explanation"])
     for side in ("chosen", "rejected"):
-        same(found[side]["tokens"], expected[side]["tokens"])
-    assert live.explain_pair(QUESTION, GOOD, BAD, tokens=False)["chosen"] == {"tokens": None}
+        same(answer[side]["tokens"], expected[side]["tokens"])
+    assert raw(live, "/explain", json.dumps({"prompt": QUESTION, "response": GOOD, "off": [99_999]}).encode())[0] == 422
 
 
 def test_spans_are_deleted(live: Live, model: SparseRM) -> None:
@@ -155,17 +178,6 @@ def test_spans_are_deleted(live: Live, model: SparseRM) -> None:
     assert found["effect"] == pytest.approx(whole - rest, abs=1e-5)
     with pytest.raises(ConfigError, match="no such span"):
         live.deletions(QUESTION, GOOD, [(0, 4000)])
-
-
-def test_latents_are_switched_off(live: Live, model: SparseRM) -> None:
-    assert model.parts.latent_ids is not None
-    latents = model.parts.latent_ids[:2].tolist()
-    expected = explain_fully(model.explainer, (USER, GOOD), off=latents).to_json()
-    found = live.switch_off(latents, QUESTION, GOOD)
-    same(found, {"off": expected["off"], "all_on": expected["all_on"]})
-    assert live.switch_off(latents)["off"]["reward"] is None
-    with pytest.raises(ConfigError, match="no such latent"):
-        live.switch_off([99_999])
 
 
 def test_latents_of_a_text_of_ones_own(live: Live, model: SparseRM) -> None:
@@ -194,13 +206,13 @@ def test_the_latents_of_an_answer_are_those_of_its_tokens(live: Live, model: Spa
 @pytest.mark.parametrize(
     ("ask", "error", "said"),
     [
-        (lambda live: live.explain(QUESTION, ""), DataError, "empty"),
-        (lambda live: live.explain(QUESTION, "null\0"), DataError, "null character"),
-        (lambda live: live.explain(QUESTION, "egg " * 20_000), DataError, "tokens, at most"),
+        (lambda live: live.features(QUESTION, ""), DataError, "empty"),
+        (lambda live: live.features(QUESTION, "null\0"), DataError, "null character"),
+        (lambda live: live.features(QUESTION, "egg " * 20_000), DataError, "tokens, at most"),
         (lambda live: live.activations("egg", [256]), ConfigError, "from 0 to 255"),
         (lambda live: live.activations(" "), DataError, "empty"),
-        (lambda live: live.edit(QUESTION, GOOD, "0123456789abcdef"), MissingError, "not kept"),
-        (lambda live: live.edit(QUESTION, GOOD, "../../etc/passwd"), MissingError, "not kept"),
+        (lambda live: live.edit_texts("0123456789abcdef"), MissingError, "not kept"),
+        (lambda live: live.edit_texts("../../etc/passwd"), MissingError, "not kept"),
         (lambda live: live.score([QUESTION], []), DataError, "equal length"),
     ],
 )
@@ -212,29 +224,13 @@ def test_what_cannot_be_answered_is_the_engines_error(live: Live, ask: Any, erro
 # --- edits ------------------------------------------------------------------------------------------------------------
 
 
-def test_edits_keep_their_parents(live: Live, model: SparseRM) -> None:
-    explainer = SparseRM.load(model.folder or "").explainer
-    root = explainer.edit(QUESTION, GOOD)
-    expected = explainer.edit(QUESTION, GOOD + " Enjoy!", root)
-    first = live.edit(QUESTION, GOOD)
-    second = live.edit(QUESTION, GOOD + " Enjoy!", first["edit_id"])
-    tokens, steps = second.pop("tokens"), second.pop("steps")
-    same(second, expected.to_json())
-    assert first["change"] is None and first["parent_id"] is None
-    assert "".join(tokens["texts"]).endswith("Enjoy!")
-    assert [step["edit_id"] for step in steps] == [first["edit_id"], second["edit_id"]]
-    assert [step["response"] for step in steps] == [GOOD, GOOD + " Enjoy!"]
-    np.testing.assert_allclose([step["reward"] for step in steps], model.score([QUESTION] * 2, [GOOD, GOOD + " Enjoy!"]), **CLOSE)
-    assert [text["response"] for text in live.edit_texts(second["edit_id"])] == [GOOD, GOOD + " Enjoy!"]
-
-
-def test_a_text_kept_with_outer_white_space_can_be_a_parent(live: Live) -> None:
-    """A page names an edit before it is scored; the model reads texts without outer white space, so the names part."""
-    name = edit_name("", USER, f"{BAD} \n")
-    live.texts.keep_edit(name, list(USER), f"{BAD} \n", None)
-    found = live.edit(QUESTION, GOOD, name)
-    assert found["change"] is not None and found["parent_id"] == edit_name("", USER, BAD)
-    assert live.edit(QUESTION, GOOD, name)["edit_id"] == found["edit_id"]
+def test_an_edit_is_that_of_the_model(live: Live, model: SparseRM) -> None:
+    explainer, edited = SparseRM.load(model.folder or "").explainer, GOOD + " Enjoy!"
+    expected = explainer.edit(QUESTION, edited, explainer.edit(QUESTION, GOOD))
+    root = explainer.builder.edit(live.features(QUESTION, GOOD), explainer.labels)
+    features = live.features(QUESTION, edited, parent=(QUESTION, GOOD))
+    assert features.n_computed < features.n_tokens, "what the texts begin with is computed once"
+    same(explainer.builder.edit(features, explainer.labels, root).to_json(), expected.to_json())
 
 
 def test_kept_texts_are_found_by_id_only(live: Live) -> None:
@@ -415,16 +411,13 @@ def test_all_who_ask_find_one_process(live: Live, folder: Path) -> None:
     assert pids | {json.loads(one.stdout)["pid"] for one in done} == {live.state().pid}
 
 
-def test_a_killed_one_is_started_again_and_edits_outlive_it(live: Live, model: SparseRM) -> None:
-    first = live.edit(QUESTION, "One.")
-    second = live.edit(QUESTION, "One. Two.", first["edit_id"])
-    before = live.state().pid
+def test_a_killed_one_is_started_again(live: Live, model: SparseRM) -> None:
+    before, features = live.state().pid, live.features(QUESTION, "One.")
     assert before is not None
     os.kill(before, signal.SIGKILL)
-    third = live.edit(QUESTION, "One. Two. Three.", second["edit_id"])
+    again = live.features(QUESTION, "One.", parent=(QUESTION, "Gone with the process."))
     assert live.state().pid != before
-    assert [step["response"] for step in third["steps"]] == ["One.", "One. Two.", "One. Two. Three."]
-    assert [step["edit_id"] for step in third["steps"][:2]] == [first["edit_id"], second["edit_id"]]
+    np.testing.assert_allclose(again.v, features.v, atol=1e-4)
     np.testing.assert_allclose(live.score([QUESTION], [GOOD])["rewards"], model.score([QUESTION], [GOOD]), **CLOSE)
 
 

@@ -27,7 +27,6 @@ from core.runs.store import Store
 from core.serving.answers import Answers
 from core.serving.engine import MOST_WAITING, PHASES, PIECE, Busy, Engine, Loading
 from core.serving.queries import Queries
-from core.serving.texts import Texts
 from core.types import Message
 
 CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -333,7 +332,7 @@ def test_a_control_that_cannot_be_explained_scores(folder: Path, tmp_path: Path)
     engine = Engine(dense, "cpu", {})
     engine.start(ended.set)
     assert ended.wait(120) and engine.state == "ready" and not engine.health()["explains"]
-    routes = Answers(engine, Texts(tmp_path)).routes()
+    routes = Answers(engine).routes()
     found = json.loads(asyncio.run(routes["score"]({"prompts": ["How?"], "responses": ["So."]})))
     np.testing.assert_allclose(found["rewards"], SparseRM.load(dense).score(["How?"], ["So."]), atol=1e-5)
     with pytest.raises(ConfigError, match="can't be explained"):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from core.explain.explainer import Explainer
     from core.explain.full_explanation import FullExplanation, ResponseDetail
+    from core.latents.labels import Labels
     from core.reward.dialogues import Item
     from core.types import PreferencePair
 
@@ -30,7 +31,7 @@ EXAMPLES = {
 
 def add_explain(commands: Any) -> None:
     """Adds `explain`."""
-    help_ = "say why a response, or a pair, gets its reward, and whether that can be believed"
+    help_ = "explain why a response, or a pair, gets its reward, and whether that can be believed"
     parser = add_command(commands, "explain", explain_command, help_, EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help="folder of a reward model")
     what = parser.add_argument_group("what is explained")
@@ -63,21 +64,22 @@ def explain_command(arguments: argparse.Namespace, display: Display) -> None:
     if arguments.out:
         from core.explain.batch import explain_file
 
-        _tell_table(explain_file(explainer, arguments.pairs, arguments.out, display), arguments, display)
+        _print_table(explain_file(explainer, arguments.pairs, arguments.out, display), arguments, display)
         return
     from core.explain.full_explanation import explain_fully
 
     spans = [_span(text) for text in arguments.span]
-    found = explain_fully(explainer, _subject(explainer, arguments, display), spans=spans, edits=arguments.edit, off=arguments.off)
+    subject = _subject(explainer, arguments, display)
+    full = explain_fully(explainer, subject, spans=spans, edits=arguments.edit, off=arguments.off)
     if arguments.latent is not None:
-        found.sides[0].tokens.of_latent(arguments.latent)  # an unknown one is said before anything is printed
+        full.sides[0].tokens.of_latent(arguments.latent)  # an unknown latent is an error before anything is printed
     display.close()
     if arguments.json:
-        print_json(found.to_json())
+        print_json(full.to_json())
     else:
         from core.cli import explanation_view
 
-        explanation_view.show(list(_report(explainer, found, arguments.latent)))
+        explanation_view.show(list(_report(explainer, full, arguments.latent)))
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -123,7 +125,7 @@ def _subject(explainer: Explainer, arguments: argparse.Namespace, display: Displ
     return (pair.prompt, (pair.chosen, pair.rejected)[side]) if arguments.worst else pair
 
 
-def _tell_table(report: dict[str, Any], arguments: argparse.Namespace, display: Display) -> None:
+def _print_table(report: dict[str, Any], arguments: argparse.Namespace, display: Display) -> None:
     display.close()
     if arguments.json:
         print_json(report)
@@ -133,53 +135,49 @@ def _tell_table(report: dict[str, Any], arguments: argparse.Namespace, display: 
     print(f"{report['n_explained']} rows explained: {report['table']}")
 
 
-def _report(explainer: Explainer, found: FullExplanation, latent: int | None) -> Iterator[RenderableType]:
+def _report(explainer: Explainer, full: FullExplanation, latent: int | None) -> Iterator[RenderableType]:
     """All of it, in the order in which a person asks."""
-    from rich.text import Text
-
-    from core.cli import explanation_view
+    from core.cli import explanation_view as view
     from core.explain.explanation import Explanation
 
-    explanation, labels = found.explanation, explainer.labels
-    alone = isinstance(explanation, Explanation)
-    one = explanation if isinstance(explanation, Explanation) else explanation.chosen
-    yield from (
-        explanation_view.response_parts(explanation, labels)
-        if isinstance(explanation, Explanation)
-        else explanation_view.pair_parts(explanation, labels)
-    )
-    for side in found.sides:
-        yield explanation_view.heading(f"{side.name.capitalize()}, token by token")
-        yield from _side(explainer, side, latent if latent is not None else _first(found), labels)
-    for edit in found.edits:
-        yield explanation_view.heading("Edit" if edit.parent else "Before the edits")
-        yield from explanation_view.edited(edit, labels)
-    if found.off is not None and found.plain is not None:
-        yield explanation_view.heading("Latents switched off" if alone else "Latents switched off (the reward is the chosen response's)")
-        yield explanation_view.switched(found.off, found.plain)
-    if one.neighbours:
-        yield explanation_view.heading("Most similar training responses" if alone else "Training responses most similar to the chosen one")
-        yield explanation_view.similar(one.neighbours)
-    yield explanation_view.heading("Can this be believed?")
-    yield explanation_view.removals(explanation.curves)
-    yield explanation_view.figures(one.figures)
-    yield Text(f"completeness residual {abs(explanation.attribution.residual):.1e}")
+    explanation, labels = full.explanation, explainer.labels
+    if isinstance(explanation, Explanation):
+        response, of_a_pair = explanation, ""
+        yield from view.response_parts(explanation, labels)
+    else:
+        response, of_a_pair = explanation.chosen, " (of the chosen response)"
+        yield from view.pair_parts(explanation, labels)
+    for side in full.sides:
+        yield view.heading(f"{side.name.capitalize()}, token by token")
+        yield from _side(explainer, side, latent if latent is not None else _first_latent(full), labels)
+    for edit in full.edits:
+        yield view.heading("Edit" if edit.parent else "Before the edits")
+        yield from view.edited(edit, labels)
+    if full.off is not None and full.plain is not None:
+        yield view.heading(f"Latents switched off{of_a_pair}")
+        yield view.switched(full.off, full.plain)
+    if response.neighbours:
+        yield view.heading(f"Most similar training responses{of_a_pair}")
+        yield view.similar(response.neighbours)
+    yield view.heading("Can this be believed?")
+    yield view.removals(explanation.curves)
+    yield view.trust(explanation)
 
 
-def _side(explainer: Explainer, side: ResponseDetail, latent: int, labels: Any) -> Iterator[RenderableType]:
+def _side(explainer: Explainer, side: ResponseDetail, latent: int, labels: Labels) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    from core.cli import explanation_view
+    from core.cli import explanation_view as view
 
     rows = {row["latent_id"]: row for row in explainer.parts.selection}
-    yield explanation_view.marked(side.tokens, latent, str(rows.get(latent, {}).get("side", "")), labels)
-    yield Text("running reward: ") + explanation_view.running(side.tokens)
+    yield view.marked(side.tokens, latent, str(rows.get(latent, {}).get("side", "")), labels)
+    yield Text("running reward: ") + view.running(side.tokens)
     yield Text("what each part of the text adds (scored again without it):")
-    yield explanation_view.deleted(side.deletions)
-    yield Text("the reward leans most on (norm of its gradient): ") + explanation_view.leaning(side.tokens, side.gradient)
+    yield view.deleted(side.deletions)
+    yield Text("the reward is most sensitive to (norm of its gradient): ") + view.leaning(side.tokens, side.gradient)
 
 
-def _first(found: FullExplanation) -> int:
+def _first_latent(full: FullExplanation) -> int:
     """The first latent that the sentence names; where it names none, the one of largest contribution."""
-    named, attribution = found.explanation.why.named, found.explanation.attribution
+    named, attribution = full.explanation.why.named, full.explanation.attribution
     return named[0].latent_id if named else int(attribution.latent_ids[abs(attribution.contribution).argmax()])

@@ -17,13 +17,15 @@ from rich.text import Text
 
 from core.explain.curves import Curves
 from core.explain.edits import Edit
-from core.explain.explanation import INACTIVE, NO_SAE, Explanation, ModelFigures, PairExplanation
+from core.explain.explanation import INACTIVE, NO_SAE, Explanation, PairExplanation
 from core.explain.latent_names import name_in_list, name_in_sentence
 from core.explain.neighbours import Neighbour
 from core.explain.sentence import Why
 from core.explain.switch import SwitchedOff
-from core.explain.token_values import PROMPT, RESPONSE, Deletion, TokenGradient, TokenView
+from core.explain.token_values import RESPONSE, Deletion, TokenGradient, TokenView
+from core.explain.trust import trust_rows
 from core.explain.waterfall import Bar, change_steps, residual_of, waterfall_steps
+from core.explain.word_rows import TEXT, deletion_bars, gradient_words, latent_words, strongest, word_rows
 from core.latents.labels import Labels
 from core.text_safety import for_terminal
 
@@ -61,7 +63,7 @@ def heading(text: str) -> Text:
 
 def sentence(why: Why) -> RenderableType:
     """The sentence, then its weaknesses as a list."""
-    return Group(Text(for_terminal(why.text), style="bold"), *(Text(f"  ! {for_terminal(said)}") for said in why.weaknesses))
+    return Group(Text(for_terminal(why.text), style="bold"), *(Text(f"  ! {for_terminal(weakness)}") for weakness in why.weaknesses))
 
 
 def response_parts(explanation: Explanation, labels: Labels) -> Iterator[RenderableType]:
@@ -130,102 +132,80 @@ def latents(rows: Sequence[Mapping[str, Any]], part: str, labels: Labels) -> Ren
     return Group(table, Text(f"{LEGEND} ({NO_SAE})" if no_sae else LEGEND, style="dim"))
 
 
-def figures(found: ModelFigures) -> RenderableType:
-    """Whether explanations of this reward model can be believed, a line a figure."""
-    stability, share, measured = found.stability, found.prompt_share, found.faithfulness
-    shown = [("not known" if value is None else f"{value:.2f}") for value in (stability.overlap, stability.rank_correlation)]
-    lines = [f"explanations: {stability.verdict} (top-K overlap {shown[0]}, rank correlation of the heads {shown[1]}; at least 0.8 is stable)"]
-    if share is not None:
-        lines.append(f"of the reward's variance lies between prompts: {_interval(share.share, share.low, share.high)}, {share.n} held-out responses")
-    for name in ("deletion", "insertion"):
-        area = measured and measured[name] and measured[name]["area"]
-        if area:
-            lines.append(f"{name} curve above random order by {_interval(area['mean'], area['low'], area['high'])}")
-    if measured and measured["agreement"]:
-        one = measured["agreement"]
-        lines.append(f"rank agreement of contributions with removals: {_interval(one['mean'], one['low'], one['high'])}")
-    if measured and measured["cues"]:
-        one = measured["cues"]["reward"]
-        lines.append(f"correlation of the reward with response length: {_interval(one['value'], one['low'], one['high'])}")
-    return Group(*(Text(line) for line in lines))
+def trust(explanation: Explanation | PairExplanation) -> RenderableType:
+    """Whether the explanation can be believed, a line a figure."""
+    verdict = (explanation.chosen if isinstance(explanation, PairExplanation) else explanation).figures.stability.verdict
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for row in trust_rows(explanation):
+        table.add_row(row.name, row.value, row.expected and f"should be {row.expected}")
+    return Group(Text(f"explanations of this reward model: {verdict}"), table)
 
 
 def _interval(value: float, low: float, high: float) -> str:
     return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
-def removals(found: Curves | None) -> Text:
+def removals(curves: Curves | None) -> Text:
     """What removing the active latents one by one does, beside chance."""
-    if found is None:
+    if curves is None:
         return Text("too few latents are active to remove them one by one")
     lines = []
-    for name, curve in (("deletion", found.deletion), ("insertion", found.insertion)):
+    for name, curve in (("deletion", curves.deletion), ("insertion", curves.insertion)):
         ordered, chance = (" ".join(f"{value:.2f}" for value in line[2::2]) for line in curve)
         lines.append(f"{name}: {ordered}, in random order {chance}")
-    said = f"how far the reward has moved after 20, 40, ... 100 % of the {found.n_latents} active latents are removed (strongest first), or put back"
-    return Text("\n".join([said, *lines]))
+    title = f"how far the reward has moved after 20, 40, ... 100 % of the {curves.n_latents} active latents are removed (strongest first) or put back"
+    return Text("\n".join([title, *lines]))
 
 
-def marked(view: TokenView, latent: int, side: str, labels: Labels) -> RenderableType:
+def marked(tokens: TokenView, latent: int, side: str, labels: Labels) -> RenderableType:
     """The text, darker where the latent is more active, and where it is most active in words, for eyes and logs without colours."""
-    name = name_in_sentence(latent, labels.get(latent))
-    if view.activation is None:
-        return Text(for_terminal("".join(_content(view))))
-    values = np.where(np.isin(view.kinds, (PROMPT, RESPONSE)), view.of_latent(latent), 0.0)
-    most, shades = float(values.max()), SHADES["orange" if side == "rejected" else "blue"]
-    text = Text()
-    for piece, kind, value in zip(view.texts, view.kinds, values, strict=True):
-        if kind in (PROMPT, RESPONSE):
-            style = f"black on {shades[min(int(value / most * len(shades)), len(shades) - 1)]}" if value > 0 else "" if kind == RESPONSE else "dim"
-            text.append(for_terminal(piece), style=style)
-        elif text and not text.plain.endswith("\n"):
-            text.append("\n")
-    top = [i for i in np.argsort(-values, kind="stable")[:MOST_TOKENS] if values[i] > 0]
-    said = ", ".join(f"{short(view.texts[i]) or '␣'} {values[i]:.2f}" for i in top) or "nowhere in these texts"
-    return Group(Text(f"{for_terminal(name)} is active on: {said}"), text)
+    words = latent_words(tokens, latent, TEXT)
+    if tokens.activation is None:
+        return Text(for_terminal("".join(word.text for word in words if word.kind == RESPONSE)))
+    top, shades, text = strongest(words, MOST_TOKENS), SHADES["orange" if side == "rejected" else "blue"], Text()
+    for place, word in enumerate(words):
+        if place and word.place > words[place - 1].place + 1 and not text.plain.endswith("\n"):
+            text.append("\n")  # tokens of the template stood here
+        shade = shades[min(int(word.value / top[0].value * len(shades)), len(shades) - 1)] if word.value > 0 else ""
+        text.append(for_terminal(word.text), style=f"black on {shade}" if shade else "" if word.kind == RESPONSE else "dim")
+    active_on = ", ".join(f"{short(word.text) or '␣'} {word.value:.2f}" for word in top) or "nowhere in these texts"
+    return Group(Text(f"{for_terminal(name_in_sentence(latent, labels.get(latent)))} is active on: {active_on}"), text)
 
 
-def _content(view: TokenView) -> Iterator[str]:
-    return (text for text, kind in zip(view.texts, view.kinds, strict=True) if kind == RESPONSE)
-
-
-def running(view: TokenView) -> Text:
+def running(tokens: TokenView) -> Text:
     """The head on each of the response's own tokens, as a line of blocks. Exploratory: it was trained on the last one only."""
-    values = np.array([value for value, kind in zip(view.running, view.kinds, strict=True) if kind == RESPONSE])
+    values = np.array([word.running for word in word_rows(tokens, None)])
     low, high = float(values.min()), float(values.max())
     levels = np.round((values - low) / max(high - low, 1e-12) * (len(SPARK) - 1)).astype(int)
     line = "".join(SPARK[level] for level in levels[-LONGEST:])
     return Text(f"{line}  from {low:.2f} to {high:.2f} (exploratory: the head was trained on the last token only)")
 
 
-def deleted(found: Sequence[Deletion]) -> Table:
+def deleted(deletions: Sequence[Deletion]) -> Table:
     """What each span adds, strongest first."""
     table = Table(box=None, show_header=False, padding=(0, 1))
-    ranked = sorted((one for one in found if one.effect is not None), key=lambda one: -abs(one.effect or 0.0))[:MOST_SPANS]
-    most = max((abs(one.effect or 0.0) for one in ranked), default=1.0) or 1.0
-    for one in ranked:
-        effect = one.effect or 0.0
-        table.add_row(Text(f"{effect:+.3f}", justify="right"), bar(effect, most), Text(short(one.text)))
+    ranked = sorted(deletion_bars(deletions), key=lambda step: -abs(step.value))[:MOST_SPANS]
+    for step in ranked:
+        table.add_row(Text(f"{step.value:+.3f}", justify="right"), bar(step.value, abs(ranked[0].value) or 1.0), Text(short(step.label)))
     if not ranked:
         table.add_row(Text("nothing can be left out without leaving nothing"))
     return table
 
 
-def leaning(view: TokenView, gradient: TokenGradient) -> Text:
-    """The tokens whose embeddings the reward leans on most."""
-    own = [i for i, kind in enumerate(view.kinds) if kind in (PROMPT, RESPONSE)]
-    top = sorted(own, key=lambda i: -gradient.norm[i])[:MOST_TOKENS]
-    return Text(", ".join(f"{short(view.texts[i]) or '␣'} {gradient.norm[i]:.3g}" for i in top))
+def leaning(tokens: TokenView, gradient: TokenGradient) -> Text:
+    """The tokens to whose embeddings the reward is most sensitive."""
+    top = strongest(gradient_words(tokens, gradient, TEXT), MOST_TOKENS)
+    return Text(", ".join(f"{short(word.text) or '␣'} {word.value:.3g}" for word in top))
 
 
-def similar(found: Sequence[Neighbour]) -> Table:
+def similar(neighbours: Sequence[Neighbour]) -> Table:
     """Training responses, nearest first."""
     table = Table(box=box.SIMPLE_HEAD)
     for number, column in enumerate(("distance", "reward", "judged", "response")):
         table.add_column(column, justify="left" if number > 1 else "right")
-    for one in found:
-        judged = " and ".join(one.sides)
-        table.add_row(f"{one.distance:.2f}", f"{one.reward:.2f}", judged, Text(short(one.response or "(its text is not kept)")))
+    for neighbour in neighbours:
+        response = Text(short(neighbour.response or "(its text is not kept)"))
+        table.add_row(f"{neighbour.distance:.2f}", f"{neighbour.reward:.2f}", " and ".join(neighbour.sides), response)
     return table
 
 
@@ -239,12 +219,12 @@ def edited(edit: Edit, labels: Labels) -> Iterator[RenderableType]:
         yield bars(change_steps(change, edit.explanation.figures.groups, labels, most=MOST_BARS))
 
 
-def switched(found: SwitchedOff, plain: SwitchedOff) -> Text:
-    """What is left with latents off, beside what there was."""
+def switched(off: SwitchedOff, all_on: SwitchedOff) -> Text:
+    """Reward, accuracy and correlation with length, with all latents on and with some off."""
     lines = []
-    for name, one in (("all on", plain), (f"off: {', '.join(map(str, found.latent_ids))}", found)):
-        accuracy, length = one.accuracy, one.length
-        reward = "" if one.reward is None else f"reward {one.reward:.3f}, "
-        said = f"accuracy {_interval(accuracy.accuracy, accuracy.low, accuracy.high)} ({one.measured_on})"
-        lines.append(f"{name}: {reward}{said}, correlation with length {_interval(length.value, length.low, length.high)}")
+    for name, figures in (("all on", all_on), (f"off: {', '.join(map(str, off.latent_ids))}", off)):
+        reward = "" if figures.reward is None else f"reward {figures.reward:.3f}, "
+        accuracy = f"accuracy {_interval(figures.accuracy.accuracy, figures.accuracy.low, figures.accuracy.high)} ({figures.measured_on})"
+        length = _interval(figures.length.value, figures.length.low, figures.length.high)
+        lines.append(f"{name}: {reward}{accuracy}, correlation with length {length}")
     return Text("\n".join(lines))

@@ -19,7 +19,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from core.errors import DataError, SparseRMError, described
-from core.serving.answers import Answers, Asked
+from core.serving.answers import Answers
+from core.serving.bodies import Body
 from core.serving.engine import Busy, Engine
 
 LARGEST = 16 * 2**20  # bytes of a body
@@ -42,7 +43,7 @@ def make_app(engine: Engine, answers: Answers, *, secret: str, port: int, stop: 
         return refused or JSONResponse({"stopping": True})
 
     routes = [Route("/health", health, methods=["GET"]), Route("/stop", end, methods=["POST"])]
-    routes += [Route(f"/{name}", _asked(gate, engine, name, answer), methods=["POST"]) for name, answer in answers.routes().items()]
+    routes += [Route(f"/{name}", _handler(gate, engine, name, answer), methods=["POST"]) for name, answer in answers.routes().items()]
     return Starlette(routes=routes)
 
 
@@ -57,16 +58,16 @@ class Gate:
     def refusal(self, request: Request) -> Response | None:
         """Why this request is not answered; None where it is."""
         if request.headers.get("host", "").lower() not in self._hosts:
-            return said(403, "the Host of this request is not this machine", expected=", ".join(sorted(self._hosts)))
+            return error_response(403, "the Host of this request is not this machine", expected=", ".join(sorted(self._hosts)))
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if not given and request.url.path == "/get_reward":
             given = parse_qs(request.url.query).get("key", [""])[0]
         if not hmac.compare_digest(given.encode("utf-8", "replace"), self._secret):
-            return said(401, "this request does not hold the server's secret", remedy="sparserm serve MODEL --json says it")
+            return error_response(401, "this request does not hold the server's secret", remedy="sparserm serve MODEL --json prints it")
         return None
 
 
-def _asked(gate: Gate, engine: Engine, name: str, answer: Callable[[Asked], Awaitable[bytes]]) -> Callable[[Request], Awaitable[Response]]:
+def _handler(gate: Gate, engine: Engine, name: str, answer: Callable[[Body], Awaitable[bytes]]) -> Callable[[Request], Awaitable[Response]]:
     async def handle(request: Request) -> Response:
         refused = gate.refusal(request)
         if refused is not None:
@@ -105,14 +106,14 @@ class Taken:
         return b"".join(parts)
 
 
-def _value(body: bytes) -> Asked:
+def _value(body: bytes) -> Body:
     try:
-        found = json.loads(body)
+        value = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise DataError("the request can't be read", expected="a JSON object", found=str(error)[:100]) from error
-    if not isinstance(found, dict):
-        raise DataError("the request can't be read", expected="a JSON object", found=type(found).__name__)
-    return found
+    if not isinstance(value, dict):
+        raise DataError("the request can't be read", expected="a JSON object", found=type(value).__name__)
+    return value
 
 
 class TooLarge(Exception):
@@ -121,24 +122,24 @@ class TooLarge(Exception):
 
 def _failed(name: str, error: Exception) -> Response:
     if isinstance(error, TooLarge):
-        return said(413, "the request is too large", expected=f"at most {LARGEST >> 20} MB", remedy="send fewer responses at a time")
+        return error_response(413, "the request is too large", expected=f"at most {LARGEST >> 20} MB", remedy="send fewer responses at a time")
     if isinstance(error, Busy):
         return busy("too much is being asked at once")
     if isinstance(error, SparseRMError):
         return JSONResponse({"error": described(error)}, status_code=422)
     if isinstance(error, (ClientDisconnect, asyncio.CancelledError)):
-        return said(400, "the request was broken off")
+        return error_response(400, "the request was broken off")
     log.error("%s failed", name, exc_info=error)
     return JSONResponse({"error": described(error)}, status_code=500)
 
 
 def busy(problem: str) -> Response:
     """To be asked again."""
-    found = said(503, problem, remedy="ask again")
-    found.headers["Retry-After"] = "1"
-    return found
+    response = error_response(503, problem, remedy="ask again")
+    response.headers["Retry-After"] = "1"
+    return response
 
 
-def said(status: int, problem: str, *, expected: str = "", remedy: str = "") -> Response:
+def error_response(status: int, problem: str, *, expected: str = "", remedy: str = "") -> Response:
     """An error as JSON."""
     return JSONResponse({"error": {"problem": problem, "expected": expected, "found": "", "remedy": remedy, "exit_code": 1}}, status_code=status)

@@ -155,6 +155,7 @@ class Engine:
 
         from core.explain.explainer import Explainer
         from core.reward.model import BackboneReader, SparseRM
+        from core.serving import text_answers  # noqa: F401
 
         enter("Reading the reward model")
         self.model = SparseRM.load(self.folder, device=self.device)
@@ -169,7 +170,7 @@ class Engine:
         enter("Trying it once")
         self.model.score(["Hello."], ["Hello."])
         if self.explainer is not None:
-            self.explainer.explain("Hello.", "Hello.")
+            self.explainer.features("Hello.", "Hello.")
         enter("")
         if backbone.device.type == "cpu":
             cap_memory(HEADROOM + 2 * sum(weight.numel() * weight.element_size() for weight in backbone.model.parameters()))

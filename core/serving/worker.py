@@ -74,7 +74,6 @@ def _answer(server_folder: ServerFolder, address: Address, listening: socket.soc
     from core.serving.answers import Answers
     from core.serving.app import make_app
     from core.serving.engine import Engine
-    from core.serving.texts import Texts
 
     engine = Engine(server_folder.model, device, server_folder.seconds())
 
@@ -89,7 +88,7 @@ def _answer(server_folder: ServerFolder, address: Address, listening: socket.soc
             server_folder.note_seconds(engine.loading.took)
             ready(address)
 
-    app = make_app(engine, Answers(engine, Texts(server_folder.root)), secret=address.secret, port=address.port, stop=stop)
+    app = make_app(engine, Answers(engine), secret=address.secret, port=address.port, stop=stop)
     # No access log: it would hold the secret of those who send it in the address.
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=3)
     server = uvicorn.Server(config)

@@ -23,7 +23,7 @@ from workbench.align.pair_view import labels_of
 from workbench.align.values import OpenAlignment
 from workbench.frame import state
 from workbench.frame.downloads import download_rows, show_chart
-from workbench.response.why import clicked
+from workbench.response.response_view import choose_clicked_latent
 
 # The first four of these that were measured: as many fit beside one another on a narrow screen.
 HEADLINE, MOST = ("accuracy", "mc1_unseen", "reward", "kl_per_token", "length"), 4
@@ -130,7 +130,7 @@ def _drift(opened: OpenAlignment, rounds: Sequence[RoundRecord]) -> None:
     rows = [{**drift, "label": name_in_list(int(drift["latent_id"]), labels.get(int(drift["latent_id"])))} for drift in drifts]
     key = f"align drift {opened.entry.id} {round.round}"
     chart = drift_dots(rows, DRIFT.capitalize())
-    clicked(key, show_chart(chart, key=key, name=opened.entry.id, select=("points",) if model else ()))
+    choose_clicked_latent(key, show_chart(chart, key=key, name=opened.entry.id, select=("points",) if model else ()))
     wanted = state.get("latent")
     if model is not None and wanted in {str(drift["latent_id"]) for drift in drifts}:
         state.link("Open the chosen latent", "latent", latent=wanted, model=model.id)

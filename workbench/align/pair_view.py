@@ -20,7 +20,7 @@ from workbench.frame.downloads import show_chart
 from workbench.frame.models import FittedModel
 from workbench.latents import values as latents
 from workbench.response.charts import contribution_bars
-from workbench.response.why import clicked
+from workbench.response.response_view import choose_clicked_latent
 
 
 def labels_of(model: FittedModel | None) -> Labels:
@@ -78,7 +78,9 @@ def opposing_latents(pair: GeneratedPair, model: FittedModel | None, labels: Lab
     bars = [_bar(latent, labels) for latent in opposing]
     chart = contribution_bars(bars, x="Contribution to the margin (reward)")
     chart_key = f"against {key} {pair.candidate.candidate_id}"
-    clicked(chart_key, show_chart(chart, key=chart_key, name=pair.candidate.candidate_id, select=("points",) if model is not None else ()))
+    choose_clicked_latent(
+        chart_key, show_chart(chart, key=chart_key, name=pair.candidate.candidate_id, select=("points",) if model is not None else ())
+    )
     notes = [f"{bar.label}: {bar.note}" for bar in bars if bar.note]
     if notes:
         st.text(visible("\n".join(notes)))

@@ -16,8 +16,8 @@ from workbench.frame import layout, models, state
 from workbench.frame.chart_base import number
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.frame.models import FittedModel
+from workbench.response.response_view import LEFT, RIGHT
 from workbench.response.values import one_line
-from workbench.response.view import LEFT, RIGHT
 
 SCOPES = {"heldout": "Held out by both", "all": "All shared pairs"}
 MOST_ROWS = 200

@@ -25,6 +25,7 @@ from typing import Any
 
 from core.data.http import HttpError, HttpTimeout, LocalHttp
 from core.errors import BackboneError, SparseRMError, described, error_from
+from core.explain.features import ResponseFeatures
 from core.serving.launch import health, start, stop
 from core.serving.server_folder import Address, ServerFolder, server_folder_of
 from core.serving.texts import Texts
@@ -122,18 +123,17 @@ class Live:
 
     # --- explaining ---
 
-    def explain(self, prompt: Dialogue, response: str, *, tokens: bool = True) -> dict[str, Any]:
-        """{kind: "response", explanation, response: {tokens}}: as `sparserm explain --json`, but that deletions and gradient are asked for apart."""
-        return self._ask("explain", {"prompt": _plain(prompt), "response": response, "tokens": tokens})
-
-    def explain_pair(self, prompt: Dialogue, chosen: str, rejected: str, *, tokens: bool = True) -> dict[str, Any]:
-        """{kind: "pair", explanation, chosen: {tokens}, rejected: {tokens}}."""
-        return self._ask("explain", {"prompt": _plain(prompt), "chosen": chosen, "rejected": rejected, "tokens": tokens})
+    def features(self, prompt: Dialogue, response: str, *, parent: tuple[Dialogue, str] | None = None) -> ResponseFeatures:
+        """v and f of a response: all that an explanation is made of. `parent` is the prompt and response it was made from."""
+        body: dict[str, Any] = {"prompt": _plain(prompt), "response": response}
+        if parent is not None:
+            body["parent"] = {"prompt": _plain(parent[0]), "response": parent[1]}
+        return ResponseFeatures.from_json(self._ask("features", body)["features"])
 
     def tokens(self, prompt: Dialogue, response: str) -> dict[str, Any]:
-        """{texts, kinds, activation: {latent: values}, running_reward}: the tokens of a response alone, for a pair that was explained without."""
-        found: dict[str, Any] = self._ask("tokens", {"prompt": _plain(prompt), "response": response})["tokens"]
-        return found
+        """{texts, kinds, activation: {latent: values}, running_reward} (core.explain.token_values.TokenView)."""
+        tokens: dict[str, Any] = self._ask("features", {"prompt": _plain(prompt), "response": response, "tokens": True})["tokens"]
+        return tokens
 
     def deletions(self, prompt: Dialogue, response: str, spans: Sequence[Span] | None = None) -> list[dict[str, Any]]:
         """What each span of characters adds ({start, stop, text, effect}); without `spans` each sentence."""
@@ -142,17 +142,9 @@ class Live:
         return found
 
     def gradient(self, prompt: Dialogue, response: str) -> dict[str, Any]:
-        """{norm: a number a token of `explain`'s tokens, reward}. The first one costs seconds and memory."""
+        """{norm: a number for each token of `tokens`, reward}. The first one costs seconds and memory."""
         found: dict[str, Any] = self._ask("gradient", {"prompt": _plain(prompt), "response": response})["gradient"]
         return found
-
-    def edit(self, prompt: Dialogue, response: str, parent_id: str | None = None, *, tokens: bool = True) -> dict[str, Any]:
-        """A changed prompt or response, and the change against its parent; without `parent_id` the root of a chain.
-
-        {edit_id, parent_id, change, explanation, tokens, steps: [{edit_id, prompt, response, reward}] from the root to this one, n_tokens,
-        n_computed}. `edit_id` can stand in a link: the texts are kept in the cache (`edit_texts`), so it can be asked for again after a restart.
-        """
-        return self._ask("edit", {"prompt": _plain(prompt), "response": response, "parent_id": parent_id, "tokens": tokens})
 
     def edit_texts(self, edit_id: str) -> list[dict[str, Any]]:
         """{edit_id, parent_id, prompt (messages), response} of each edit from the root to this one. Needs no process. Raises MissingError."""
@@ -165,14 +157,6 @@ class Live:
     def kept_pair(self, pair_id: str) -> dict[str, str]:
         """{prompt, chosen, rejected} of `keep_pair`. Raises MissingError."""
         return self.texts.pair(pair_id)
-
-    def switch_off(self, latents: Sequence[int], prompt: Dialogue | None = None, response: str | None = None) -> dict[str, Any]:
-        """{off, all_on}, each with accuracy, low, high, n, length (its correlation) and, given a response, reward.
-
-        Without a response, or for one that is kept beside the model, `core.explain.kept.Kept.switch_off` says it without the process.
-        """
-        asked = {} if response is None else {"prompt": _plain(prompt or ""), "response": response}
-        return self._ask("switch", {"latents": [int(latent) for latent in latents], **asked})
 
     def activations(self, text: str, latents: Sequence[int] = (), *, prompt: Dialogue | None = None, top: int = 10) -> dict[str, Any]:
         """Latents of the whole SAE on a text of one's own: as a user's message, or with `prompt` as the answer to it.

@@ -8,10 +8,10 @@ from core.types import sha256_of
 from workbench.frame import layout, state
 from workbench.frame.model_client import live_model
 from workbench.frame.models import OWN, FittedModel
+from workbench.response.response_view import LONGEST_TEXT
 from workbench.response.values import ORDERS, Subject, kept, kept_subject, listed, pair_rows, subject_of
 
 MOST_LISTED = 200
-LONGEST_TEXT = 200_000  # characters of a text of one's own
 segments = state.segments
 
 

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import streamlit as st
 
 from core.text_safety import visible
 from workbench.frame import state
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.response.charts import contribution_bars
-from workbench.response.values import EditStep, change_bars, keep_edit, kept, one_line
-from workbench.response.why import clicked
-
-if TYPE_CHECKING:
-    from workbench.response.view import View
-
-LONGEST_TEXT = 200_000  # characters
+from workbench.response.edit_chain import EditStep, change_bars, keep_edit
+from workbench.response.response_view import LONGEST_TEXT, ResponseView, choose_clicked_latent
+from workbench.response.values import one_line
 
 
-def draw(view: View) -> None:
+def draw(view: ResponseView) -> None:
     """The text to change, and once it has been changed what that did."""
     last = view.edits[-1] if view.edits else None
-    before = last.response if last is not None else view.found.subject.texts[view.side]
-    key = f"response edit {view.found.subject.pair_id} {last.edit_id if last else view.side}"
+    before = last.response if last is not None else view.explained.subject.texts[view.side]
+    key = f"response edit {view.pair_id} {last.edit_id if last else view.side}"
     with st.form(f"{key} form", border=False):
         whose = "edited response" if last is not None else {"response": "response"}.get(view.side, f"{view.side} response")
         text = st.text_area(f"Change the {whose}", before, height=170, max_chars=LONGEST_TEXT, key=key)
         sent = st.form_submit_button("Score again", type="primary", icon=":material/refresh:")
     if sent and text.strip() and text.strip() != before.strip():
-        item = (view.found.subject.prompt, before)
-        name = keep_edit(view.model, item, text, last.edit_id if last is not None else "")
-        state.choose(pair=view.found.subject.pair_id, response_edit=name, response_tab="edit")
+        item = (view.explained.subject.prompt, before)
+        edit_id = keep_edit(view.model, item, text, last.edit_id if last is not None else "")
+        state.choose(pair=view.pair_id, response_edit=edit_id, response_tab="edit")
         st.rerun()
     elif sent:
         st.caption("Nothing was changed." if text.strip() else "An empty response has no reward.")
@@ -39,16 +33,16 @@ def draw(view: View) -> None:
         _result(view)
 
 
-def _result(view: View) -> None:
+def _result(view: ResponseView) -> None:
     against = _compared(view.edits)
     before, after = against.explanation, view.edits[-1].explanation
     with st.container(horizontal=True, gap="small", key="response edit figures"):
         st.metric("New reward", f"{after.reward:.3f}", f"{after.reward - before.reward:+.3f}", border=True)
         st.metric("Percentile", f"{after.percentile:.0f}", f"{after.percentile - before.percentile:+.0f}", border=True)
         st.metric("Before", f"{before.reward:.3f}", f"percentile {before.percentile:.0f}", delta_color="off", delta_arrow="off", border=True)
-    steps = change_bars(kept(view.model), before, after)
+    steps = change_bars(view.model, before, after)
     key = f"response change {view.edits[-1].edit_id} {against.edit_id}"
-    clicked(key, show_chart(contribution_bars(steps), key=key, name=view.model.name, select=("points",)))
+    choose_clicked_latent(key, show_chart(contribution_bars(steps), key=key, name=view.model.name, select=("points",)))
     _chain(view)
 
 
@@ -65,7 +59,7 @@ def _name(place: int, total: int) -> str:
     return "the original" if place == 0 else f"edit {place}" + (", the one before" if place == total - 2 else "")
 
 
-def _chain(view: View) -> None:
+def _chain(view: ResponseView) -> None:
     """All texts from the original to this one; each can be opened again, and edited further from there."""
     rows = [
         {"text": "Original" if place == 0 else f"Edit {place}", "reward": step.explanation.reward, "response": step.response}
@@ -86,5 +80,5 @@ def _chain(view: View) -> None:
     with st.container(horizontal=True):
         st.button("Close the edits", icon=":material/close:", key="response edits close", on_click=state.clear, args=("response_edit",))
         download_rows(rows, name=view.model.name, what="edits", key="response edits")
-    last = view.edits[-1]
+    last = view.edits[-1].edit
     st.caption(f"Of {last.n_tokens:,} tokens {last.n_computed:,} went through the language model; the others were taken over.")

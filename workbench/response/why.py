@@ -16,21 +16,19 @@ from core.text_safety import visible
 from workbench.frame import state
 from workbench.frame.chart_base import interval, number, percent
 from workbench.frame.downloads import file_name, show_chart
-from workbench.frame.models import FittedModel
 from workbench.latents.values import detection_interval
 from workbench.response.charts import waterfall
-from workbench.response.values import SIDES, Explained, kept, latent_row, row_of
+from workbench.response.response_view import NAMES, ResponseView, choose_clicked_latent
+from workbench.response.values import SIDES, kept, latent_row, row_of
 
-NAMES = {"margin": "Margin", "chosen": "Chosen", "rejected": "Rejected", "response": "Response", "edited": "Edited"}
 
-
-def figures(found: Explained, view: str, edited: Explanation | None) -> None:
+def figures(view: ResponseView) -> None:
     """The numbers: of the margin, or of one response."""
     with st.container(horizontal=True, gap="small", key="response figures"):
-        if view == "margin" and found.pair is not None:
-            _margin_figures(found.pair)
+        if isinstance(view.explanation, PairExplanation):
+            _margin_figures(view.explanation)
         else:
-            _response_figures(one_of(found, view, edited))
+            _response_figures(view.explanation)
 
 
 def _margin_figures(pair: PairExplanation) -> None:
@@ -38,91 +36,68 @@ def _margin_figures(pair: PairExplanation) -> None:
     st.metric("Margin", f"{margin:+.2f}", help="reward of the chosen response less that of the rejected one")
     st.metric("P(chosen wins)", f"{pair.probability:.2f}", help="calibrated on validation pairs")
     for side in SIDES:
-        one: Explanation = getattr(pair, side)
-        said = f"percentile {one.percentile:.0f}, n = {one.figures.n_held_out:,} held out"
-        st.metric(f"{side.capitalize()} reward", f"{one.reward:.2f}", said, delta_color="off", delta_arrow="off")
+        explanation: Explanation = getattr(pair, side)
+        among = f"percentile {explanation.percentile:.0f}, n = {explanation.figures.n_held_out:,} held out"
+        st.metric(f"{side.capitalize()} reward", f"{explanation.reward:.2f}", among, delta_color="off", delta_arrow="off")
 
 
-def _response_figures(one: Explanation) -> None:
-    among = f"of {one.figures.n_held_out:,} held-out responses"
-    st.metric("Reward", f"{one.reward:.2f}", help="read where the head was trained: at the end of the response")
-    st.metric("Percentile", f"{one.percentile:.0f}", among, delta_color="off", delta_arrow="off")
-    known = f"over {one.n_known:,} known responses" if one.n_known > 1 else "not known apart"
-    parts = {"Prompt part": one.prompt_part, "Response part": one.response_part}
+def _response_figures(explanation: Explanation) -> None:
+    among = f"of {explanation.figures.n_held_out:,} held-out responses"
+    st.metric("Reward", f"{explanation.reward:.2f}", help="read where the head was trained: at the end of the response")
+    st.metric("Percentile", f"{explanation.percentile:.0f}", among, delta_color="off", delta_arrow="off")
+    known = f"over {explanation.n_known:,} known responses" if explanation.n_known > 1 else "not known apart"
+    parts = {"Prompt part": explanation.prompt_part, "Response part": explanation.response_part}
     for name, part in parts.items():
-        said = f"{part.sum():+.2f}" if one.n_known > 1 else "–"
-        st.metric(name, said, known, delta_color="off", delta_arrow="off", help="baseline + prompt part + response part = reward")
+        value = f"{part.sum():+.2f}" if explanation.n_known > 1 else "–"
+        st.metric(name, value, known, delta_color="off", delta_arrow="off", help="baseline + prompt part + response part = reward")
 
 
-def one_of(found: Explained, view: str, edited: Explanation | None) -> Explanation:
-    """The response that a view is about; of the margin the lower one."""
-    if view == "edited" and edited is not None:
-        return edited
-    return found.sides[view if view in found.sides else found.lowest]
-
-
-def sentence(model: FittedModel, found: Explained, view: str, edited: Explanation | None) -> None:
-    """Why, in a sentence of the engine's, and a button for each latent that it names: its evidence stands beside the waterfall."""
-    why = _why(found, view, edited)
+def sentence(view: ResponseView) -> None:
+    """The sentence that explains, and a button for each latent that it names: its evidence stands beside the waterfall."""
+    why = view.explanation.why
     with st.container(border=True, gap="xsmall", key="response why"):
         st.text(visible(why.text))
         with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
-            for one in why.named:
-                shown: Any = {"type": "primary" if state.get("latent") == str(one.latent_id) else "secondary", "on_click": state.choose}
-                st.button(f"Latent {one.latent_id}", key=f"response named {one.latent_id}", kwargs={"latent": one.latent_id}, **shown)
+            for latent_id in (named.latent_id for named in why.named):
+                shown: Any = {"type": "primary" if state.get("latent") == str(latent_id) else "secondary", "on_click": state.choose}
+                st.button(f"Latent {latent_id}", key=f"response named {latent_id}", kwargs={"latent": latent_id}, **shown)
             weaknesses(why)
             st.space("stretch")
-            download(model, found)
+            download(view)
 
 
 def weaknesses(why: Why) -> None:
-    """What stands against believing the sentence."""
+    """The reasons to doubt the sentence."""
     if why.weaknesses:
         with st.popover(f"What weakens this ({len(why.weaknesses)})", icon=":material/info:", type="tertiary"):
-            for one in why.weaknesses:
-                st.text(visible(one))
+            for weakness in why.weaknesses:
+                st.text(visible(weakness))
 
 
-def _why(found: Explained, view: str, edited: Explanation | None) -> Why:
-    return found.pair.why if view == "margin" and found.pair is not None else one_of(found, view, edited).why
-
-
-def bars(model: FittedModel, found: Explained, view: str, edited: Explanation | None) -> None:
+def bars(view: ResponseView) -> None:
     """The waterfall; a click on a bar chooses its latent."""
-    explanation = found.pair if view == "margin" and found.pair is not None else one_of(found, view, edited)
-    steps = waterfall_steps(explanation, kept(model).labels)
-    key = f"response waterfall {found.subject.pair_id} {view}"
-    picked = show_chart(waterfall(steps), key=key, name=model.name, select=("points",))
-    clicked(key, picked)
+    steps = waterfall_steps(view.explanation, kept(view.model).labels)
+    key = f"response waterfall {view.pair_id} {view.name}"
+    choose_clicked_latent(key, show_chart(waterfall(steps), key=key, name=view.model.name, select=("points",)))
 
 
-def clicked(key: str, picked: list[str]) -> None:
-    """Chooses the latent of a mark that has just been clicked. A chart tells its selection again at each run, so the last one is remembered."""
-    last, now = st.session_state.get(f"{key} last", ""), "".join(picked[:1])
-    st.session_state[f"{key} last"] = now
-    if now and now != last and now != state.get("latent"):
-        state.choose(latent=now)
-        st.rerun()
-
-
-def latent_card(model: FittedModel, found: Explained, edited: Explanation | None) -> None:
-    """What the chosen latent did here, and what is known of it."""
-    wanted, of = state.get("latent"), kept(model)
+def latent_card(view: ResponseView) -> None:
+    """What the chosen latent did here, and what the selection measured of it."""
+    wanted, folder = state.get("latent"), kept(view.model)
     if not wanted:
         st.caption("Click a bar to see that latent's evidence and to mark its words.")
         return
     latent = int(wanted) if wanted.isascii() and wanted.isdecimal() and len(wanted) < 10 else -1
-    columns = {**found.sides, **({"edited": edited} if edited is not None else {})}
-    facts = {side: row_of(explanation, latent) for side, explanation in columns.items()}
+    facts = {side: row_of(explanation, latent) for side, explanation in view.columns.items()}
     with st.container(key="response latent", border=True, gap="small"):
         if not any(facts.values()):
             st.caption("This reward model does not read the chosen latent: it is not among the selected ones.")
         else:
             with st.container(horizontal=True, vertical_alignment="center"):
-                st.text(visible(name_in_list(latent, of.labels.get(latent))), width="stretch")
+                st.text(visible(name_in_list(latent, folder.labels.get(latent))), width="stretch")
                 state.link("Its page", "latent", latent=latent)
             st.markdown(facts_table(facts))
-            st.caption(evidence_words(latent_row(of, latent), detection_interval(model, latent)))
+            st.caption(evidence_words(latent_row(folder, latent), detection_interval(view.model, latent)))
 
 
 ROWS = {
@@ -155,25 +130,29 @@ def _fact(name: str, row: Mapping[str, Any]) -> str:
     return f"{value:.2f}" if name == "activation" else f"{value:+.3f}"
 
 
-def evidence_words(row: object, sure: tuple[float, float, int] | None = None) -> str:
-    """What the selection measured of a latent, in one line of our words. `sure`: interval and n of its detection AUROC."""
-    if not isinstance(row, dict) or not row:
+def evidence_words(row: Mapping[str, Any], detection: tuple[float, float, int] | None = None) -> str:
+    """What the selection measured of a latent, in one line of our words. `detection`: interval and n of its detection AUROC."""
+    if not row:
         return "± is the deviation over the heads."
     points = {name: None if row.get(name) is None else 100 * row[name] for name in ("separation", "low", "high", "held_out")}
-    said = [f"Separation {interval(points['separation'], points['low'], points['high'], '+.1f')} points in training"]
-    low, high, n = sure or (None, None, 0)
-    detection = interval(row.get("detection_auroc"), low, high, ".2f") + (f", n = {n:,} responses" if sure else "")
-    said.append(f"{number(points['held_out'], '+.1f')} held out, detection AUROC {detection}")
-    said.append(f"selected again in {percent(row.get('stability'))} of resamples. ± is the deviation over the heads.")
-    return ", ".join(said)
+    low, high, n = detection or (None, None, 0)
+    auroc = interval(row.get("detection_auroc"), low, high, ".2f") + (f", n = {n:,} responses" if detection else "")
+    return ", ".join(
+        [
+            f"Separation {interval(points['separation'], points['low'], points['high'], '+.1f')} points in training",
+            f"{number(points['held_out'], '+.1f')} held out, detection AUROC {auroc}",
+            f"selected again in {percent(row.get('stability'))} of resamples. ± is the deviation over the heads.",
+        ]
+    )
 
 
-def download(model: FittedModel, found: Explained) -> None:
-    """Everything that is said of this pair, as `sparserm explain --json` gives it."""
-    one = found.pair or next(iter(found.sides.values()))
+def download(view: ResponseView) -> None:
+    """The explanation as `sparserm explain --json` writes it."""
+    explanation = view.explained.pair or next(iter(view.explained.sides.values()))
 
-    def made() -> bytes:
-        return json.dumps({"kind": "pair" if found.pair else "response", "explanation": one.to_json()}, ensure_ascii=False).encode("utf-8", "replace")
+    def as_json() -> bytes:
+        value = {"kind": "pair" if view.explained.pair else "response", "explanation": explanation.to_json()}
+        return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
 
     shown: Any = {"key": "response json", "on_click": "ignore", "type": "tertiary", "icon": ":material/download:"}
-    st.download_button("Explanation", made, file_name(model.name, "explanation", kind="json"), "application/json", **shown)
+    st.download_button("Explanation", as_json, file_name(view.model.name, "explanation", kind="json"), "application/json", **shown)
