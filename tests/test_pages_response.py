@@ -497,7 +497,7 @@ def test_compare_reads_the_chosen_pair(cache: Path, model: str) -> None:
     other = add_model(cache, seed=1)
     found = find(model, cache)
     assert found is not None
-    pair = found.pairs[int(found.known.held_out_pairs[2])]
+    pair = found.pairs[int(found.responses.held_out_pairs[2])]
     at = no_error(open_page("compare", model=model, compare_with=other, pair=pair.pair_id))
     assert pair.chosen in words(at) and pair.rejected in words(at)
     assert pair.chosen not in words(no_error(open_page("compare", model=model, compare_with=other)))
