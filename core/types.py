@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypedDict, runtime_checkable
 
@@ -51,6 +51,34 @@ def _finite_float(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{text} is too large a number")
     return number
+
+
+def json_value(value: Any) -> Any:
+    """The value as JSON has it: a dataclass as an object of its fields (or what its own `to_json` gives), tuples and arrays as lists, numpy's
+    numbers as Python's, NaN and infinities as None, keys as texts. Raises TypeError on anything else.
+    """
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): json_value(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_value(part) for part in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return json_value(value.tolist())
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {spec.name: json_value(getattr(value, spec.name)) for spec in fields(value)}
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+class JsonFields:
+    """Gives a dataclass `to_json`: its fields in their order as `json_value` makes them."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {spec.name: json_value(getattr(self, spec.name)) for spec in fields(self)}  # type: ignore[arg-type]
 
 
 def sha256_of(value: Any) -> str:
@@ -261,17 +289,16 @@ class HeadInputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accuracy:
-    """Share of pairs with strict s_w > s_l (ties are wrong), with its 95 % interval and the number of pairs: they travel together."""
+class Accuracy(JsonFields):
+    """Share of pairs with strict s_w > s_l (ties are wrong), with its 95 % interval and the number of pairs: they travel together.
+
+    Without pairs (n = 0) there is no accuracy: NaN here, null in JSON.
+    """
 
     accuracy: float
     low: float
     high: float
     n: int
-
-    def to_json(self) -> dict[str, float | int | None]:
-        """The four numbers. Without pairs (n = 0) there is no accuracy: NaN here, null in JSON."""
-        return {"accuracy": self.accuracy if self.n else None, "low": self.low, "high": self.high, "n": self.n}
 
 
 Activity = Bool[np.ndarray, "n_responses n_latents"]

@@ -1,17 +1,22 @@
-"""Files that appear whole or not at all, and JSON in them."""
+"""Files that appear whole or not at all, JSON in them, and values as JSON has them."""
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from core import files
 from core.errors import StoreError
 from core.files import json_line, read_json, read_json_lines, whole_file, write_bytes, write_json, write_json_lines, write_lines, write_text
+from core.types import JsonFields, json_value
 
 VALUES: list[Any] = [{"b": 1, "a": "é\u2028\u202e"}, [1, 2.5, None], "text", 0]
 
@@ -107,3 +112,49 @@ def test_windows_is_asked_again_while_another_process_holds_it(times: int, tmp_p
     monkeypatch.setattr(files, "RETRIES_ON", (os.name,))
     write_json(tmp_path / "x", "new")
     assert read_json(tmp_path / "x") == "new"
+
+
+# --- values as JSON ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inner(JsonFields):
+    share: float
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outer(JsonFields):
+    inner: Inner
+    rows: np.ndarray
+    more: dict[Any, Any]
+
+    @cached_property
+    def total(self) -> float:
+        return float(self.rows.sum())
+
+
+@dataclass(frozen=True)
+class Bare:
+    a: int
+
+
+def test_dataclasses_are_objects_of_their_fields_in_order() -> None:
+    outer = Outer(
+        inner=Inner(share=float("nan"), names=("a",)), rows=np.array([[1.5, np.inf]]), more={1: Bare(2), "n": np.int64(3), "b": np.bool_(True)}
+    )
+    assert outer.total == np.inf, "what is remembered of a computation is no field"
+    assert json.dumps(outer.to_json(), allow_nan=False) == (
+        '{"inner": {"share": null, "names": ["a"]}, "rows": [[1.5, null]], "more": {"1": {"a": 2}, "n": 3, "b": true}}'
+    )
+
+
+@pytest.mark.parametrize("value", [None, True, 3, 2.5, "text", [1, [2]], {"a": {"b": None}}])
+def test_json_values_stay_what_they_are(value: Any) -> None:
+    assert json_value(value) == value and type(json_value(value)) is type(value)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, b"bytes", object(), Bare])
+def test_what_is_no_json_value_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match="is no JSON value"):
+        json_value([value])

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from core.config import SweepConfig
 from core.errors import ConfigError
+from core.files import write_json
 from core.jobs import start as launching
 from core.jobs.verify import TOLERANCE, compare_files, environment_changes, verify
 from core.runs.provenance import RecordingStore, git_state, provenance, source_sha256

@@ -44,13 +44,13 @@ from core.backbone.source import resolve_dtype
 from core.config import BackboneConfig, DPOConfig, from_dict
 from core.errors import BackboneError, DataError
 from core.reward.evaluation import accuracy_of
-from core.types import PreferencePair, Progress, no_progress
+from core.types import JsonFields, PreferencePair, Progress, no_progress
 
 REFERENCE = "read reference"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPOOutcome:
+class DPOOutcome(JsonFields):
     """The result of a training.
 
     `adapter_before` and `adapter_after` are hashes over tensors, `base` where the round began without an adapter.
@@ -78,9 +78,8 @@ class DPOOutcome:
 
     def to_json(self) -> dict[str, Any]:
         """Every field; `seconds` as `time_seconds`, the name of figures that differ from run to run."""
-        fields = {name: value for name, value in vars(self).items() if name != "seconds"}
-        parts = {"refused": dict(self.refused), "epochs": [dict(row) for row in self.epochs], "curve": [dict(row) for row in self.curve]}
-        return {**fields, **parts, "time_seconds": self.seconds}
+        values = super().to_json()
+        return {**values, "time_seconds": values.pop("seconds")}
 
 
 def train_dpo(

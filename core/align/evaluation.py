@@ -40,7 +40,7 @@ from core.files import read_json, read_json_lines, write_json, write_json_lines
 from core.reward.dialogues import items_of
 from core.reward.model import SparseRM
 from core.reward.pair_counts import count_reasons
-from core.types import PreferencePairs, Progress, no_progress
+from core.types import PreferencePairs, Progress, json_value, no_progress
 
 FILE, SAMPLES = "evaluation.json", "samples.jsonl"
 PROJECTIONS = "projections"
@@ -67,9 +67,7 @@ class PolicyEvaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the samples and the arrays."""
-        figures = {name: figure.to_json() for name, figure in self.figures.items()}
-        drift, warnings = [latent.to_json() for latent in self.drift], [warning.to_json() for warning in self.warnings]
-        return {"figures": figures, "drift": drift, "warnings": warnings, "about": dict(self.about)}
+        return {name: json_value(getattr(self, name)) for name in ("figures", "drift", "warnings", "about")}
 
 
 def evaluate_policy(

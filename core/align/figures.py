@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from core.errors import MismatchError, StoreError
 from core.reward.evaluation import accuracy_of
 from core.statistics.estimates import Estimate, mean_over_prompts
+from core.types import JsonFields
 
 MEANING: Mapping[str, str] = {
     "reward": "mean reward of the policy's own answers to held-out prompts",
@@ -51,7 +52,7 @@ class Measure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class Figure(JsonFields):
     """The mean of a measure over `n` items of `n_prompts` prompts with its 95 % interval.
 
     `difference` is the paired difference to round 0, None in round 0.
@@ -63,9 +64,6 @@ class Figure:
     n: int
     n_prompts: int
     difference: Estimate | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "difference": self.difference and self.difference.to_json()}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Figure:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from core.align.figures import Figure
 from core.statistics.bootstrap import percentile_interval, resampled_sums
 from core.statistics.estimates import Estimate
+from core.types import JsonFields
 
 RULE = (
     "A round is warned of when its mean reward on held-out prompts has risen against the base model while preference accuracy, the log-probability "
@@ -39,18 +40,15 @@ TOP_DRIFTS = 12  # latents whose drift is kept
 
 
 @dataclass(frozen=True, kw_only=True)
-class OveroptimisationWarning:
+class OveroptimisationWarning(JsonFields):
     """The name of a figure that got worse while reward rose, and a sentence with both differences."""
 
     figure: str
     text: str
 
-    def to_json(self) -> dict[str, str]:
-        return dict(self.__dict__)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Drift:
+class Drift(JsonFields):
     """How far a latent's mean projection moved in the answers to the same prompts, with its 95 % interval over prompts."""
 
     latent_id: int
@@ -59,9 +57,6 @@ class Drift:
     high: float
     n: int
     n_prompts: int
-
-    def to_json(self) -> dict[str, float | int]:
-        return dict(self.__dict__)
 
 
 def warnings_of(figures: Mapping[str, Figure]) -> list[OveroptimisationWarning]:

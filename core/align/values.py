@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from core.types import Message, PreferencePair, sha256_of
+from core.types import JsonFields, Message, PreferencePair, sha256_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class Candidate(JsonFields):
     """One generated pair: `chosen` is the intended winner, `rejected` the other text.
 
     In best_of_n the winner is the sample with the higher reward.
@@ -56,17 +56,13 @@ class Candidate:
         """The candidate as DPO reads it: the plain prompt, without an instruction."""
         return PreferencePair(pair_id=self.candidate_id, prompt=self.prompt, chosen=self.chosen, rejected=self.rejected, meta=dict(self.meta))
 
-    def to_json(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in ("candidate_id", "chosen", "rejected", "refused")}
-        return {**values, "prompt": list(self.prompt), "raw": list(self.raw), "meta": dict(self.meta)}
-
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Candidate:
         return cls(**{**row, "prompt": tuple(row["prompt"]), "raw": tuple(row["raw"])})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class Decision(JsonFields):
     """The filter's decision on a parsed candidate.
 
     `reason` is empty for a kept one; `latents` are those that lowered its margin most.
@@ -77,6 +73,3 @@ class Decision:
     margin: float | None = None
     reason: str = ""
     latents: Sequence[Mapping[str, Any]] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "latents": [dict(latent) for latent in self.latents]}

@@ -23,7 +23,7 @@ from core.data.sources import Source, open_source
 from core.data.texts import is_blank
 from core.errors import DataError, MissingError
 from core.text_safety import printable
-from core.types import PreferencePair, PreferencePairs, Progress, RefusedRow, no_progress, sha256_of
+from core.types import PreferencePair, PreferencePairs, Progress, RefusedRow, json_value, no_progress, sha256_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class DataReport:
             "notes": list(self.notes),
             "duplicates": self.duplicates.to_json(),
             "refused_by_reason": self.refused_by_reason(),
-            "refused": [vars(r) for r in self.refused],
+            "refused": json_value(self.refused),
         }
 
 

@@ -20,12 +20,11 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 from core.config import DataConfig
 from core.data.duplicates import Duplicates, fold_prompt
 from core.errors import DataError
-from core.types import SPLITS, PreferencePairs
+from core.types import SPLITS, JsonFields, PreferencePairs
 
 UNUSED = "unused"
 NAMES = (*SPLITS, UNUSED)
@@ -111,7 +110,7 @@ def _counts_by_pairs(protocol: Protocol, sizes: Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitReport:
+class SplitReport(JsonFields):
     """The size of each split, and what two splits share, as counts by `train/test` and so on.
 
     `shared_prompts` are prompts (equal but for case and white space) in both, `shared_duplicates` groups of exact or
@@ -123,10 +122,6 @@ class SplitReport:
     shared_prompts: Mapping[str, int]
     shared_duplicates: Mapping[str, int]
     notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {name: list(value) if isinstance(value, tuple) else dict(value) for name, value in vars(self).items()}
 
 
 def split_report(pairs: PreferencePairs, config: DataConfig, duplicates: Duplicates | None = None) -> SplitReport:

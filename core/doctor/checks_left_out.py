@@ -22,7 +22,7 @@ from core.doctor.report import FAIL, PASS, WARN, Check, judge, listed
 from core.reward.evaluation import subset_names
 from core.reward.pair_counts import LostPair
 from core.statistics.bootstrap import RESAMPLES, SEED, prompt_sums, resampled_sums
-from core.types import SPLITS, PreferencePairs
+from core.types import SPLITS, JsonFields, PreferencePairs
 
 # [C] If a share q of a split is lost and the lost pairs' accuracy lies d away from the kept ones', the accuracy over all
 # pairs lies q * d away from the one that is shown. At q = 0.01 that is one point at most (d = 1), which is half the width
@@ -129,7 +129,7 @@ def _row_figure(counts: Mapping[str, Any]) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LengthDifference:
+class LengthDifference(JsonFields):
     """Mean characters of the kept and of the lost pairs, and the second less the first.
 
     `low`, `high`: interval of a bootstrap over prompts at level 1 - LEVEL.
@@ -145,9 +145,6 @@ class LengthDifference:
     def clear(self) -> bool:
         """Whether the interval leaves 0 out."""
         return self.low > 0 or self.high < 0
-
-    def to_json(self) -> dict[str, float]:
-        return dict(self.__dict__)
 
     def __str__(self) -> str:
         interval = f"{self.low:+,.0f} to {self.high:+,.0f}"

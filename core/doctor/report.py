@@ -16,6 +16,7 @@ from core.config import DoctorConfig
 from core.errors import StoreError
 from core.files import read_json, write_json
 from core.reward.folder import ModelFolder
+from core.types import JsonFields, json_value
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
 STATUSES = (PASS, WARN, FAIL)
@@ -24,7 +25,7 @@ FILE = "report.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class Check(JsonFields):
     """One question, answered by a figure against a bound.
 
     `figure` is for a person and holds everything; `value` is the number that was held against the bound, with its 95 % interval (`low`, `high`) where
@@ -43,9 +44,6 @@ class Check:
     high: float | None = None
     n: int | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "details": dict(self.details)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +68,7 @@ class Report:
         return tuple(check for check in self.checks if check.status == FAIL)
 
     def to_json(self) -> dict[str, Any]:
-        checks = [check.to_json() for check in self.checks]
-        return {"status": self.status, "counts": self.counts, "checks": checks, "about": dict(self.about), "seconds": dict(self.seconds)}
+        return {name: json_value(getattr(self, name)) for name in ("status", "counts", "checks", "about", "seconds")}
 
 
 def save_report(folder: Path, report: Report) -> None:

@@ -15,18 +15,16 @@ from jaxtyping import Float, Int
 from core.reward.fit_responses import FitResponses
 from core.reward.parts import RewardParts
 from core.statistics.bootstrap import percentile_interval, prompt_sums, resampled_sums
+from core.types import JsonFields
 
 
 @dataclass(frozen=True, kw_only=True)
-class Correlation:
+class Correlation(JsonFields):
     """A correlation with its 95 % interval; all 0 where one side is constant."""
 
     value: float
     low: float
     high: float
-
-    def to_json(self) -> dict[str, float]:
-        return dict(self.__dict__)
 
 
 @dataclass(frozen=True, kw_only=True)

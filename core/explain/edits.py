@@ -10,7 +10,7 @@ from typing import Any
 from core.explain.attribution import Attribution
 from core.explain.explanation import Explanation
 from core.reward.dialogues import Item
-from core.types import Message, sha256_of
+from core.types import Message, json_value, sha256_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Edit:
             "chain": [edit.edit_id for edit in self.chain],
             "n_tokens": self.n_tokens,
             "n_computed": self.n_computed,
-            "change": None if self.change is None else self.change.to_json(),
+            "change": json_value(self.change),
             "explanation": self.explanation.to_json(),
         }
 

@@ -16,7 +16,7 @@ from core.explain.curves import Curves
 from core.explain.neighbours import Neighbour
 from core.explain.sentence import Why
 from core.explain.stability import PromptShare, Stability
-from core.types import Message
+from core.types import Message, json_value
 
 INACTIVE = "inactive: nothing to remove"
 NO_SAE = "the SAE is not at hand"
@@ -35,12 +35,7 @@ class ModelFigures:
     n_held_out: int
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "stability": self.stability.to_json(),
-            "prompt_share": None if self.prompt_share is None else self.prompt_share.to_json(),
-            "faithfulness": None if self.faithfulness is None else dict(self.faithfulness),
-            "n_held_out": self.n_held_out,
-        }
+        return {name: json_value(getattr(self, name)) for name in ("stability", "prompt_share", "faithfulness", "n_held_out")}
 
 
 @dataclass(frozen=True, kw_only=True)

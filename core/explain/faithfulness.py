@@ -26,35 +26,28 @@ from core.explain.stability import spread
 from core.reward.fit_responses import FitResponses
 from core.reward.parts import RewardParts
 from core.statistics.bootstrap import percentile_interval, prompt_sums, resampled_means, resampled_sums
-from core.types import Progress, no_progress
+from core.types import JsonFields, Progress, json_value, no_progress
 
 PAIRS = 300  # held-out pairs measured
 DRAWS = 5  # random orders of each pair's latents
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interval:
+class Interval(JsonFields):
     """A mean with its 95 % bootstrap interval over prompts."""
 
     mean: float
     low: float
     high: float
 
-    def to_json(self) -> dict[str, float]:
-        return dict(self.__dict__)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
+class Curve(JsonFields):
     """Share of the whole way that the margin has moved after each tenth of the latents, by order; `area`: mean height of `ordered` over `random`."""
 
     ordered: tuple[Interval, ...]
     random: tuple[Interval, ...]
     area: Interval
-
-    def to_json(self) -> dict[str, Any]:
-        lines = {name: [point.to_json() for point in getattr(self, name)] for name in ("ordered", "random")}
-        return {**lines, "area": self.area.to_json()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +70,8 @@ class Faithfulness:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; `share` is where on the curves the points lie."""
-        parts = {name: getattr(self, name) for name in ("deletion", "insertion", "agreement", "cues")}
-        counts = {name: getattr(self, name) for name in ("residual", "n_pairs", "n_prompts", "n_left_out", "n_held_out")}
-        return {**{name: part and part.to_json() for name, part in parts.items()}, **counts, "share": list(SHARES)}
+        names = ("deletion", "insertion", "agreement", "cues", "residual", "n_pairs", "n_prompts", "n_left_out", "n_held_out")
+        return {**{name: json_value(getattr(self, name)) for name in names}, "share": list(SHARES)}
 
 
 def faithfulness(parts: RewardParts, known: FitResponses, progress: Progress = no_progress) -> Faithfulness:

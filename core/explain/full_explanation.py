@@ -13,7 +13,7 @@ from core.explain.explanation import Explanation, PairExplanation
 from core.explain.switch import Switchboard, SwitchedOff
 from core.explain.token_values import Deletion, Span, TokenGradient, TokenView
 from core.reward.dialogues import Item
-from core.types import PreferencePair
+from core.types import PreferencePair, json_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class ResponseDetail:
     gradient: TokenGradient
 
     def to_json(self) -> dict[str, Any]:
-        return {"tokens": self.tokens.to_json(), "deletions": [one.to_json() for one in self.deletions], "gradient": self.gradient.to_json()}
+        return {name: json_value(getattr(self, name)) for name in ("tokens", "deletions", "gradient")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,11 @@ class FullExplanation:
         """JSON values; `kind` is `response` or `pair`."""
         return {
             "kind": "pair" if isinstance(self.explanation, PairExplanation) else "response",
-            "explanation": self.explanation.to_json(),
-            **{side.name: side.to_json() for side in self.sides},
-            "edits": [edit.to_json() for edit in self.edits],
-            "off": None if self.off is None else self.off.to_json(),
-            "all_on": None if self.plain is None else self.plain.to_json(),
+            "explanation": json_value(self.explanation),
+            **{side.name: json_value(side) for side in self.sides},
+            "edits": json_value(self.edits),
+            "off": json_value(self.off),
+            "all_on": json_value(self.plain),
         }
 
 

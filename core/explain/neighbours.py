@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from core.reward.fit_responses import FitResponses
 from core.reward.parts import RewardParts
-from core.types import Message
+from core.types import JsonFields, Message
 
 NEIGHBOURS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Neighbour:
+class Neighbour(JsonFields):
     """A training response, its distance in standardised projections, its reward, and how its pairs judged it. Texts are None where none were kept."""
 
     row: int
@@ -25,9 +24,6 @@ class Neighbour:
     sides: tuple[str, ...]
     prompt: tuple[Message, ...] | None
     response: str | None
-
-    def to_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "sides": list(self.sides), "prompt": None if self.prompt is None else list(self.prompt)}
 
 
 def neighbours(

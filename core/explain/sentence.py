@@ -21,6 +21,7 @@ from core.explain.latent_names import name_in_sentence
 from core.explain.stability import BOUND, Stability
 from core.latents.labels import Labels
 from core.statistics.significance import TOO_RARE
+from core.types import JsonFields
 
 MOST_NAMED = 3
 DETECTION = 0.8  # below this AUROC a projection is a weak sign of the latent's activity (METHOD.md section 1)
@@ -64,7 +65,7 @@ class Named:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Why:
+class Why(JsonFields):
     """The sentence, the latents it names, and its weaknesses, a sentence each. `str()` joins them."""
 
     text: str
@@ -73,10 +74,6 @@ class Why:
 
     def __str__(self) -> str:
         return " ".join((self.text, *self.weaknesses))
-
-    def to_json(self) -> dict[str, Any]:
-        named = [{**one.__dict__, "collinear": list(one.collinear)} for one in self.named]
-        return {"text": self.text, "named": named, "weaknesses": list(self.weaknesses)}
 
 
 def why_response(evidence: Evidence, *, reward: float, percentile: float, n_known: int) -> Why:

@@ -31,7 +31,7 @@ from core.config import SpacesConfig
 from core.explain.spaces import how, picture, sampled, standardised
 from core.runs.values import load_value, save_value
 from core.statistics.estimates import Estimate, mean_over_prompts
-from core.types import Progress, no_progress
+from core.types import JsonFields, Progress, json_value, no_progress
 
 if TYPE_CHECKING:
     from core.reward.fit_responses import FitResponses
@@ -66,7 +66,7 @@ class Generated:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine:
+class Cosine(JsonFields):
     """One mean cosine similarity over generated answers; `lead`: the sparse space's less this one, paired. None where fewer than two prompts tell."""
 
     measure: str
@@ -74,10 +74,6 @@ class Cosine:
     scale: str
     figure: Estimate | None
     lead: Estimate | None
-
-    def to_json(self) -> dict[str, Any]:
-        estimates = {name: one and one.to_json() for name, one in (("figure", self.figure), ("lead", self.lead))}
-        return {"measure": self.measure, "space": self.space, "scale": self.scale, **estimates}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +94,7 @@ class Shift:
 
     def to_json(self) -> dict[str, Any]:
         """The figures, without the points."""
-        return {"rows": [one.to_json() for one in self.rows], "made": dict(self.made)}
+        return {"rows": json_value(self.rows), "made": json_value(self.made)}
 
 
 def save_shift(folder: Path, shift: Shift) -> None:

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from core.config import SpacesConfig
 from core.runs.values import load_value, save_value
 from core.statistics.estimates import Estimate, mean_over_prompts
-from core.types import Progress, no_progress
+from core.types import JsonFields, Progress, no_progress
 
 if TYPE_CHECKING:
     from core.reward.fit_responses import FitResponses
@@ -39,7 +39,7 @@ Points = Float[np.ndarray, "n d"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpaceFigures:
+class SpaceFigures(JsonFields):
     """How far chosen and rejected lie apart in one space; None where fewer than two prompts tell.
 
     `neighbours`: share of responses that most of their k nearest neighbours in other prompts are of one label with (chance: `Spaces.chance`).
@@ -50,9 +50,6 @@ class SpaceFigures:
     silhouette: Estimate | None
     neighbours_lead: Estimate | None = None
     silhouette_lead: Estimate | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: value and value.to_json() for name, value in self.__dict__.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

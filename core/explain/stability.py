@@ -18,13 +18,14 @@ from core.reward.fit_responses import FitResponses
 from core.reward.parts import RewardParts
 from core.statistics.bootstrap import ENDS, prompt_sums, resample_weights
 from core.statistics.estimates import mean_over_prompts
+from core.types import JsonFields
 
 BOUND = 0.8
 MOST = 500  # held-out responses that the heads are compared on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stability:
+class Stability(JsonFields):
     """The verdict on a reward model's explanations. A figure that is not known (no selection table, one head) is None and can't speak for stability.
 
     `overlap`: mean share of the selected latents that a resample selects again. `rank_correlation`: mean over `n` of the `n_held_out` held-out
@@ -47,7 +48,7 @@ class Stability:
         return "unknown" if None in figures else "stable"
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "bound": BOUND, "verdict": self.verdict}
+        return {**super().to_json(), "bound": BOUND, "verdict": self.verdict}
 
 
 def stability(parts: RewardParts, known: FitResponses | None) -> Stability:
@@ -71,7 +72,7 @@ def spread(rows: Int[np.ndarray, " n"], most: int) -> Int[np.ndarray, " m"]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptShare:
+class PromptShare(JsonFields):
     """Share of the reward's variance that lies between prompts, with its 95 % interval over prompts; of `n` responses to `n_prompts` prompts."""
 
     share: float
@@ -79,9 +80,6 @@ class PromptShare:
     high: float
     n: int
     n_prompts: int
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(self.__dict__)
 
 
 def prompt_share(rewards: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> PromptShare | None:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from core.errors import ConfigError
+from core.types import JsonFields
 
 # Kinds of tokens. The state of the first token is out of all proportion, and no SAE was trained on it or on the
 # template's tokens.
@@ -58,7 +59,7 @@ class TokenView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deletion:
+class Deletion(JsonFields):
     """A span of the response (characters `start` to `stop`) and what it adds: the reward of the whole less the reward
     without it.
 
@@ -70,12 +71,9 @@ class Deletion:
     text: str
     effect: float | None
 
-    def to_json(self) -> dict[str, Any]:
-        return dict(self.__dict__)
-
 
 @dataclass(frozen=True, kw_only=True)
-class TokenGradient:
+class TokenGradient(JsonFields):
     """How sensitive the reward is to each token's embedding e: `norm` = |ds/de|. It has no sign: what a token adds is
     measured by a deletion.
 
@@ -86,6 +84,3 @@ class TokenGradient:
 
     norm: Float[np.ndarray, " t"]
     reward: float
-
-    def to_json(self) -> dict[str, Any]:
-        return {"norm": self.norm.tolist(), "reward": self.reward}

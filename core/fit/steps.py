@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,7 +43,7 @@ from core.runs.store import Artefact, Store
 from core.runs.values import load_value, save_value
 from core.runs.versions import VERSIONS
 from core.sae.autoencoder import SparseAutoencoder, check_sae_fits, load_sae
-from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, sha256_of
+from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, json_value, sha256_of
 
 STEPS = ("pairs", "extraction", "frequencies", "heads", "controls", "curve", "evaluation", "known", "reward_model")
 CLASSES = (LatentFrequencies, Resamples, SparseFit, SelectedDirections, SelectionSummary, HeadEnsemble, TrainedHead, Head, Controls, Probe)
@@ -267,7 +266,7 @@ class Steps:
             points = accuracy_curve(
                 hidden, aligned, self.sae, measured, resamples, config, seeds=seeds, draws=draws, known=known, progress=self.progress
             )
-            write_json(folder / "curve.json", _finite([point.to_json() for point in points]))
+            write_json(folder / "curve.json", json_value(points))
             return {}
 
         asked = {"curve": list(config.curve), "k": config.selection.k, "head": config.head.result_fields(), "seeds": seeds, "draws": draws}
@@ -279,7 +278,7 @@ class Steps:
         def make(folder: Path, _scratch: Path) -> dict[str, Any]:
             _, aligned = states.load(pairs_of(pairs.path))
             table = evaluate_fit(aligned, value_of(heads.path, "heads"), value_of(controls.path, "controls"))
-            write_json(folder / "evaluation.json", _finite({**table.to_json(), "pair_counts": self.pair_counts(pairs, states)}))
+            write_json(folder / "evaluation.json", json_value({**table.to_json(), "pair_counts": self.pair_counts(pairs, states)}))
             return {}
 
         return self.step("evaluation", {}, [heads.fingerprint, controls.fingerprint, pairs.fingerprint], make)
@@ -357,12 +356,3 @@ def pairs_of(folder: Path) -> PreferencePairs:
 def _known_margins(heads: Artefact, controls: Artefact) -> dict[str, Any]:
     families = {**value_of(controls.path, "controls").families, "sparserm": value_of(heads.path, "heads").sparserm}
     return {kind: ensemble.margins for kind, ensemble in families.items()}
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: an accuracy over no pairs becomes null."""
-    if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

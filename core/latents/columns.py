@@ -31,7 +31,7 @@ from core.errors import DataError
 from core.files import read_json, whole_file, write_json
 from core.sae.activations import stream_states
 from core.sae.corpus import Dialogue, Document, documents
-from core.types import Progress, no_progress, sha256_of
+from core.types import JsonFields, Progress, no_progress, sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ Column = tuple[np.ndarray, np.ndarray]  # of one latent: the tokens it is active
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceCounts:
+class SourceCounts(JsonFields):
     """What became of the `n_dialogues` of a source: `n_read` were tokenised before the tokens sufficed, of which the language
     model can't read `n_unreadable`. `n_documents_cut` documents lost `n_tokens_cut` tokens to the context. `left_out`: how many
     dialogues were left out before, by reason."""
@@ -57,9 +57,6 @@ class SourceCounts:
     n_documents_cut: int = 0
     n_tokens_cut: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, object]:
-        return {**self.__dict__, "left_out": dict(self.left_out)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from core.statistics.bootstrap import percentile_interval, resampled_means
 from core.statistics.intervals import wilson
-from core.types import Accuracy, PreferencePairs
+from core.types import Accuracy, JsonFields, PreferencePairs, json_value
 
 FEWEST_PROMPTS = 10
 # Names under which the formats keep a pair's kind, in order of preference.
@@ -38,16 +38,13 @@ class ScoredMethod:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class Difference(JsonFields):
     """Mean accuracy of SparseRM less that of another, over the same `n` pairs, with the 95 % interval of a paired bootstrap over prompts."""
 
     difference: float
     low: float
     high: float
     n: int
-
-    def to_json(self) -> dict[str, float | int]:
-        return dict(self.__dict__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,20 +70,20 @@ class Entry:
         """The shipped head's four numbers, and the rest beside them."""
         return {
             **self.accuracy.to_json(),
-            "mean": self.mean.to_json(),
+            "mean": json_value(self.mean),
             "deviation": self.deviation,
-            "heads": [head.to_json() for head in self.heads],
+            "heads": json_value(self.heads),
             "shipped": self.shipped,
-            "validation": self.validation.to_json(),
-            "sparserm_minus_this": self.lead.to_json() if self.lead else None,
-            "subsets": {name: accuracy.to_json() for name, accuracy in self.subsets.items()},
+            "validation": json_value(self.validation),
+            "sparserm_minus_this": json_value(self.lead),
+            "subsets": json_value(self.subsets),
             "n_parameters": self.n_parameters,
             "note": self.note,
         }
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubsetCounts:
+class SubsetCounts(JsonFields):
     """The kinds of pairs behind a table by kind: `n_named` pairs name one in the meta's `field` (empty: no field is there), `n_unnamed` do not and
     stand in no line. `shown` is False where no kind is named, or more than MOST_SUBSETS are: then there is no table."""
 
@@ -95,9 +92,6 @@ class SubsetCounts:
     n_named: int
     n_unnamed: int
     shown: bool
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(self.__dict__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +112,9 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Every object with `accuracy` carries `low`, `high` and `n`: the number of pairs that it was computed on."""
         return {
-            "sparserm": self.sparserm.to_json(),
-            "controls": {name: entry.to_json() for name, entry in self.controls.items()},
-            "losses": {name: entry.to_json() for name, entry in self.losses.items()},
-            "n_prompts": self.n_prompts,
+            **{name: json_value(getattr(self, name)) for name in ("sparserm", "controls", "losses", "n_prompts")},
             "measured_on": {"split": "test", "which": MEASURED_ON, "n_pairs": self.n_pairs, "n_prompts": self.n_prompts},
-            "subset_counts": self.subset_counts.to_json(),
+            "subset_counts": json_value(self.subset_counts),
         }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ from jaxtyping import Float, Int, Shaped
 
 from core.config import BackboneConfig, SAEConfig
 from core.reward.head import Head
-from core.types import LatentFrequencies, SelectedDirections
+from core.types import LatentFrequencies, SelectedDirections, json_value
 
 KINDS = ("sparserm", "random-isotropic", "random-rows", "dense", "activations")
 WITH_DIRECTIONS = ("sparserm", "random-isotropic", "random-rows")
@@ -87,9 +86,4 @@ def selection_table(selected: SelectedDirections, frequencies: LatentFrequencies
         "stability": selected.stability,
         **columns,
     }
-    return tuple({name: _json_value(column[row]) for name, column in table.items()} for row in range(len(ids)))
-
-
-def _json_value(value: Any) -> Any:
-    plain = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
+    return tuple({name: json_value(column[row]) for name, column in table.items()} for row in range(len(ids)))

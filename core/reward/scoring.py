@@ -30,7 +30,7 @@ from core.reward.evaluation import SubsetCounts, accuracy_by_subset, accuracy_of
 from core.reward.model import BackboneReader, SparseRM
 from core.reward.pair_counts import count_reasons, shortened_items
 from core.reward.responses import Responses, read_responses
-from core.types import Accuracy, Message, PreferencePair, Progress, RefusedRow, no_progress
+from core.types import Accuracy, Message, PreferencePair, Progress, RefusedRow, json_value, no_progress
 
 CHUNK = 1024  # responses scored between two words to `progress`
 
@@ -74,10 +74,10 @@ class ScoreReport:
             "n_refused": self.n_rows_refused + self.n_items_refused,
             "by_reason": count_reasons(f"{row.field}: {row.reason}" for row in self.refused),
             **figures,
-            "subsets": {name: accuracy.to_json() for name, accuracy in self.subsets.items()},
-            "subset_counts": self.subset_counts and self.subset_counts.to_json(),
+            "subsets": json_value(self.subsets),
+            "subset_counts": json_value(self.subset_counts),
             "notes": list(self.notes),
-            "refused": [vars(row) for row in self.refused],
+            "refused": json_value(self.refused),
         }
 
 

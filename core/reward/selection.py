@@ -29,7 +29,7 @@ from core.errors import DataError
 from core.reward.ranking import Resamples, select, stability
 from core.statistics.bootstrap import percentile_interval, prompt_sums, resample_weights
 from core.statistics.significance import benjamini_hochberg, sign_test
-from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, no_progress
+from core.types import HiddenStates, JsonFields, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, no_progress
 
 CHUNK_BYTES = 2**29
 COUNT_BYTES = 2**28
@@ -203,7 +203,7 @@ def selected_directions(frequencies: LatentFrequencies, resamples: Resamples, sa
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectionSummary:
+class SelectionSummary(JsonFields):
     """The selection in a few figures.
 
     `overlap`: mean share of the selected latents that a bootstrap resample of the prompts selects again (top-K overlap). `separation` against
@@ -229,7 +229,7 @@ class SelectionSummary:
         return f"fewer than K = {self.k} latents separate the sides: {' and '.join(short)}" if short else ""
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "note": self.note}
+        return {**super().to_json(), "note": self.note}
 
 
 def selection_summary(frequencies: LatentFrequencies, selected: SelectedDirections, k: int) -> SelectionSummary:

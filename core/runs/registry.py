@@ -30,6 +30,7 @@ from core.files import read_json, write_json
 from core.runs.events import last_progress
 from core.runs.locks import is_held
 from core.runs.store import cache_root
+from core.types import JsonFields
 
 SCHEMA = 1
 LIVE = ("queued", "running")
@@ -38,7 +39,7 @@ EXIT_CODES = {"succeeded": 0, "failed": 1, "cancelled": 130, "interrupted": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Status:
+class Status(JsonFields):
     """How a run stands. Times are seconds since 1970. `state` is derived: see the module. `error` has problem, expected, found, remedy, exit_code."""
 
     state: str
@@ -65,9 +66,6 @@ class Status:
     def seconds(self) -> float | None:
         """How long this attempt has been running, or ran."""
         return None if self.started is None else (self.ended or time.time()) - self.started
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 class Run:

@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from core.statistics.bootstrap import interval_around, prompt_sums, resampled_sums
+from core.types import JsonFields
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class Estimate(JsonFields):
     """A mean over `n` values of `n_prompts` prompts with its 95 % interval."""
 
     value: float
@@ -19,9 +20,6 @@ class Estimate:
     high: float
     n: int
     n_prompts: int
-
-    def to_json(self) -> dict[str, float | int]:
-        return dict(self.__dict__)
 
 
 def mean_over_prompts(values: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> Estimate | None:

@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import streamlit as st
 
+from core.files import json_line
+from core.types import json_value
 from workbench.frame.chart_base import Chart, Rows
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -47,12 +49,7 @@ def _cell(value: Any) -> Any:
 
 def jsonl_bytes(rows: Rows) -> bytes:
     """Rows as JSON Lines; what is no number is null."""
-    lines = (json.dumps({name: _finite(value) for name, value in row.items()}, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    return "".join(lines).encode("utf-8", "replace")
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return "".join(json_line(json_value(row)) for row in rows).encode("utf-8", "replace")
 
 
 def file_name(*parts: str, kind: str) -> str:

@@ -25,6 +25,7 @@ from core.reward.ranking import select, stability
 from core.statistics.bootstrap import percentile_interval, resample_weights
 from core.statistics.estimates import Estimate, mean_over_prompts
 from core.statistics.significance import TOO_RARE
+from core.types import json_value
 from workbench.frame.chart_base import interval
 from workbench.frame.models import FittedModel
 from workbench.frame.tokens import TokenRow
@@ -96,8 +97,8 @@ def _own_rows(model: FittedModel, labels: Labels) -> list[dict[str, Any]]:
             **_row(row, labels),
             "stability": row["stability"],
             "detection_auroc": row.get("detection_auroc"),
-            "weight": _plain(weight[i]),
-            "weight_deviation": _plain(deviation[i]),
+            "weight": json_value(weight[i]),
+            "weight_deviation": json_value(deviation[i]),
         }
         for i, row in enumerate(model.selection)
     ]
@@ -111,11 +112,11 @@ def _rows_at(model: FittedModel, ids: np.ndarray, sides: np.ndarray, k: int, lab
     own = {row["latent_id"]: row for row in _own_rows(model, labels)}
     found = []
     for latent, side, share in zip(ids.tolist(), sides.tolist(), stable.tolist(), strict=True):
-        figures = {name: _plain(getattr(frequencies, field)[latent]) for field, name in values.items()}
+        figures = {name: json_value(getattr(frequencies, field)[latent]) for field, name in values.items()}
         row = {"latent_id": latent, "side": "chosen" if side > 0 else "rejected", **figures}
         mine = own.get(latent, {})
         further = {name: mine.get(name) for name in ("detection_auroc", "weight", "weight_deviation")}
-        found.append({**_row(row, labels), "stability": _plain(share), **further})
+        found.append({**_row(row, labels), "stability": json_value(share), **further})
     return found
 
 
@@ -124,11 +125,6 @@ def _row(row: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
     named = labels.get(latent)
     words = {"label": named.text if named else "", "label_source": named.source if named else ""}
     return {"latent_id": latent, "side": row["side"], **words, **{name: row[name] for name in COLUMNS}}
-
-
-def _plain(value: Any) -> Any:
-    plain = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(plain, float) and not np.isfinite(plain) else plain
 
 
 def weights(model: FittedModel) -> tuple[np.ndarray, np.ndarray, int]:
@@ -190,7 +186,7 @@ def figures_of(model: FittedModel, latent: int) -> Mapping[str, Any] | None:
     if not 0 <= latent < len(frequencies.chosen):
         return None
     fields = {"chosen": "frequency_chosen", "rejected": "frequency_rejected", **{name: name for name in COLUMNS[2:]}}
-    row = {"latent_id": latent, "side": "", **{name: _plain(getattr(frequencies, field)[latent]) for field, name in fields.items()}}
+    row = {"latent_id": latent, "side": "", **{name: json_value(getattr(frequencies, field)[latent]) for field, name in fields.items()}}
     return {**_row(row, labels), "stability": None, "detection_auroc": None, "weight": None, "weight_deviation": None}
 
 
