@@ -140,10 +140,8 @@ class Bare:
 
 
 def test_dataclasses_are_objects_of_their_fields_in_order() -> None:
-    more = {1: Bare(2), "n": np.int64(3), "b": np.bool_(True)}
+    more: dict[Any, Any] = {1: Bare(2), "n": np.int64(3), "b": np.bool_(True)}
     outer = Outer(inner=Inner(share=float("nan"), names=("a",)), rows=np.array([[1.5, np.inf]]), more=more)
-        inner=Inner(share=float("nan"), names=("a",)), rows=np.array([[1.5, np.inf]]), more={1: Bare(2), "n": np.int64(3), "b": np.bool_(True)}
-    )
     assert outer.total == np.inf, "what is remembered of a computation is no field"
     assert json.dumps(outer.to_json(), allow_nan=False) == (
         '{"inner": {"share": null, "names": ["a"]}, "rows": [[1.5, null]], "more": {"1": {"a": 2}, "n": 3, "b": true}}'
