@@ -16,7 +16,6 @@ from runs_helpers import wait_state
 from core.align.left_out import sentences
 from core.align.presets import ALIGN_PRESETS, align_preset
 from core.backbone.presets import PRESETS, preset
-from core.cli import align as align_cli
 from core.cli import tables
 from core.cli.align import align_config
 from core.cli.main import build_parser, main
@@ -164,7 +163,7 @@ def test_the_presets_are_the_papers_and_small_ones() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_at_once(cli: Any, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str) -> None:
-    monkeypatch.setattr(align_cli, "_align", lambda *_: pytest.fail("began"))
+    monkeypatch.setattr("core.jobs.align.run_alignment", lambda *_: pytest.fail("began"))
     code, out, err = cli("align", "--preset", "tiny", *words)
     assert code == 2 and out == "" and said in err
 
@@ -195,7 +194,7 @@ def test_the_estimate_grows_with_the_work(tmp_path: Path) -> None:
 
 
 def test_the_estimate_is_said_and_nothing_else_done(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(align_cli, "_align", lambda *_: pytest.fail("began"))
+    monkeypatch.setattr("core.jobs.align.run_alignment", lambda *_: pytest.fail("began"))
     code, out, _ = cli("align", "--preset", "tiny", "--estimate", "--json")
     assert code == 0 and set(json.loads(out)) == {"memory", "disk", "seconds"}
     code, out, _ = cli("align", "--preset", "tiny", "--estimate")

@@ -56,7 +56,7 @@ def server() -> Iterator[tuple[str, list[str]]]:
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a process begins that may ask the Hub; the tests' own may not (tests/conftest.py)."""
-    monkeypatch.setattr(hub, "_last", None)
+    monkeypatch.setattr(hub, "last_answer", None)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 

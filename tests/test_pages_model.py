@@ -174,8 +174,8 @@ def test_another_k_selects_by_the_same_rule(model: models.FittedModel) -> None:
 def test_stability_at_the_own_k_is_the_folders(model: models.FittedModel) -> None:
     """Computed again from the resamples, as for any other K, it is what the fit wrote."""
     own = model.about["selection"]["k"]
-    ids, sides = np.array(model.latents), latents._sides(model)
-    rows = latents._rows_at(model, ids, sides, own, {})
+    ids, sides = np.array(model.latents), latents.selected_sides(model)
+    rows = latents.rows_at(model, ids, sides, own, {})
     assert [row["stability"] for row in rows] == pytest.approx([row["stability"] for row in model.selection])
     assert [row["held_out"] for row in rows] == pytest.approx([row["held_out"] for row in model.selection])
 

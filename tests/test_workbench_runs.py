@@ -103,10 +103,10 @@ def test_every_field_has_a_widget() -> None:
     """A field of a kind that forms can't draw would be noticed by nobody."""
     for kind in ("fit", "sweep", "sae-train", "pairs"):
         config = Draft(kind=kind).start()
-        drawn = [path for rows in forms._groups(config).values() for path, _, _ in rows]
+        drawn = [path for rows in forms.field_groups(config).values() for path, _, _ in rows]
         assert set(forms.kind_of(kind).first_fields) <= set(drawn) and len(drawn) == len(set(drawn))
         for path in drawn:
-            owner, spec = forms._find(config, path)
+            owner, spec = forms.field_at(config, path)
             forms.changed(config, path.split("."), forms.as_text(getattr(owner, spec.name)))
 
 
@@ -224,12 +224,12 @@ def test_a_failed_estimate_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_estimates_that_nobody_waits_for_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[list[str]] = []
-    monkeypatch.setattr(estimates, "_measured", lambda words: made.append(words) or {"seconds": 1.0})
+    monkeypatch.setattr(estimates, "measured_estimate", lambda words: made.append(words) or {"seconds": 1.0})
     monkeypatch.setattr(estimates, "WANTED", 0.05)
-    with estimates._turn:  # another one is being made
+    with estimates.one_at_a_time:  # another one is being made
         assert estimates.estimate(["a"]) is None
         time.sleep(0.1)
-    wait_for(lambda: not estimates._started)
+    wait_for(lambda: not estimates.begun)
     assert made == []
 
 

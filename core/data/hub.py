@@ -17,7 +17,7 @@ SECONDS_TO_ANSWER = 5.0
 SECONDS_BELIEVED = 60.0
 
 _lock = threading.Lock()
-_last: tuple[str, float, str] | None = None  # endpoint, when it was asked, why it can't be reached
+last_answer: tuple[str, float, str] | None = None  # endpoint, when it was asked, why it can't be reached
 
 
 @contextlib.contextmanager
@@ -45,18 +45,18 @@ def one_question() -> Iterator[str]:
 
 def _unreachable() -> str:
     """Why the Hub can't be reached; what was found out is believed for a minute."""
-    global _last
+    global last_answer
     from huggingface_hub import HfApi, get_session, is_offline_mode
 
     if is_offline_mode():
         return "HF_HUB_OFFLINE is set"
     endpoint = HfApi().endpoint
     with _lock:
-        if _last is None or _last[0] != endpoint or time.monotonic() - _last[1] > SECONDS_BELIEVED:
+        if last_answer is None or last_answer[0] != endpoint or time.monotonic() - last_answer[1] > SECONDS_BELIEVED:
             reason = ""
             try:
                 get_session().head(endpoint, timeout=SECONDS_TO_ANSWER)  # any answer will do
             except Exception as error:  # no connection, no name, no certificate, a proxy that refuses
                 reason = f"{endpoint} does not answer ({type(error).__name__}: {error})"
-            _last = endpoint, time.monotonic(), reason
-        return _last[2]
+            last_answer = endpoint, time.monotonic(), reason
+        return last_answer[2]

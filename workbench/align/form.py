@@ -115,7 +115,7 @@ def _first(draft: Draft, config: AlignConfig, errors: Mapping[str, str]) -> None
         _model(draft, config)
     with columns[1]:
         _arm(draft, config, errors.get("arm", ""))
-    rows = [(path, *forms._find(draft.start(), path)) for path in MAIN if path != "arm"]
+    rows = [(path, *forms.field_at(draft.start(), path)) for path in MAIN if path != "arm"]
     with columns[2]:
         forms._field(rows[0], draft, errors.get(rows[0][0], ""))
     forms._grid(rows[1:], draft, errors)

@@ -22,9 +22,9 @@ PATIENCE = 180.0  # seconds that an estimate may take
 WANTED = 4.0  # seconds after which nobody looks any more
 ROOT = Path(__file__).resolve().parents[2]
 
-_turn = threading.Semaphore(1)
+one_at_a_time = threading.Semaphore(1)
 _asked: dict[Path, float] = {}
-_started: set[Path] = set()
+begun: set[Path] = set()
 _lock = threading.Lock()
 
 
@@ -36,24 +36,24 @@ def estimate(words: Sequence[str]) -> Mapping[str, Any] | None:
         if path.is_file():
             found: Mapping[str, Any] = read_json(path)
             return found
-        if path not in _started:
-            _started.add(path)
+        if path not in begun:
+            begun.add(path)
             threading.Thread(target=_make, args=(path, list(words)), daemon=True, name="estimate").start()
     return None
 
 
 def _make(path: Path, words: list[str]) -> None:
     try:
-        with _turn:
+        with one_at_a_time:
             if time.monotonic() - _asked[path] < WANTED:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, _measured(words))
+                write_json(path, measured_estimate(words))
     finally:
         with _lock:
-            _started.discard(path)
+            begun.discard(path)
 
 
-def _measured(words: list[str]) -> dict[str, Any]:
+def measured_estimate(words: list[str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "core.cli.main", *words, "--estimate", "--json"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT, check=False, stdin=subprocess.DEVNULL)

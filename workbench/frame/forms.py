@@ -173,8 +173,8 @@ def form(kind: str) -> Filled:
         _preset(draft)
     config, errors = draft.built()
     main = _main(kind, draft.start())
-    _grid([(path, *_find(draft.start(), path)) for path in main], draft, errors)
-    groups = {name: [row for row in rows if row[0] not in main] for name, rows in _groups(draft.start()).items()}
+    _grid([(path, *field_at(draft.start(), path)) for path in main], draft, errors)
+    groups = {name: [row for row in rows if row[0] not in main] for name, rows in field_groups(draft.start()).items()}
     wrong = sum(path not in main for path in errors)
     # Not an expander: what it hides is in the page and would go on telling old values.
     if _all_settings(f"All settings{f', {wrong} to mend' if wrong else ''}") or wrong:
@@ -211,21 +211,21 @@ def _preset(draft: Draft) -> None:
 Row = tuple[str, Config, Any]  # path, the config that the field is of, its dataclass field
 
 
-def _find(config: Config, path: str) -> tuple[Config, Any]:
+def field_at(config: Config, path: str) -> tuple[Config, Any]:
     *outer, name = path.split(".")
     for part in outer:
         config = getattr(config, part)
     return config, next(spec for spec in fields(config) if spec.name == name)  # type: ignore[arg-type]
 
 
-def _groups(config: Config, path: str = "") -> dict[str, list[Row]]:
+def field_groups(config: Config, path: str = "") -> dict[str, list[Row]]:
     """The fields under the titles of the configs they stand in."""
     found: dict[str, list[Row]] = {}
     for spec in fields(config):  # type: ignore[arg-type]
         here = f"{path}.{spec.name}" if path else spec.name
         value = getattr(config, spec.name)
         if is_dataclass(value):
-            found |= _groups(value, here)  # type: ignore[arg-type]
+            found |= field_groups(value, here)  # type: ignore[arg-type]
         else:
             found.setdefault(GROUPS.get(path.rpartition(".")[2], "Settings"), []).append((here, config, spec))
     return found

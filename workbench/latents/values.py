@@ -57,10 +57,10 @@ def selection(model: FittedModel, k: int | None = None) -> Selection:
         frequencies = model.frequencies
     except MissingError:
         return _bare(model, own, labels)
-    ids, sides = (np.array(model.latents), _sides(model)) if k == own else select(frequencies.separation, k)
+    ids, sides = (np.array(model.latents), selected_sides(model)) if k == own else select(frequencies.separation, k)
     side = np.zeros(len(frequencies.chosen), dtype=np.int64)
     side[ids] = sides
-    rows = _own_rows(model, labels) if k == own else _rows_at(model, ids, sides, k, labels)
+    rows = _own_rows(model, labels) if k == own else rows_at(model, ids, sides, k, labels)
     ever = np.flatnonzero((frequencies.n_active > 0) | (side != 0))  # the others would all lie in one corner
     named = {"frequency_chosen": "chosen", "frequency_rejected": "rejected", "separation": "separation", "q_value": "q_value"}
     marks: dict[str, Any] = {"latent_id": ever, **{name: getattr(frequencies, field)[ever] for name, field in named.items()}}
@@ -77,7 +77,7 @@ def possible_ks(model: FittedModel) -> list[int]:
         return [own]
 
 
-def _sides(model: FittedModel) -> np.ndarray:
+def selected_sides(model: FittedModel) -> np.ndarray:
     return np.array([1 if row["side"] == "chosen" else -1 for row in model.selection], dtype=np.int64)
 
 
@@ -85,7 +85,7 @@ def _bare(model: FittedModel, k: int, labels: Labels) -> Selection:
     rows = _own_rows(model, labels)
     names = ("latent_id", "frequency_chosen", "frequency_rejected", "separation", "q_value")
     marks: dict[str, Any] = {name: np.array([np.nan if row[name] is None else row[name] for row in rows]) for name in names}
-    marks |= {"side": _sides(model), "label": [row["label"] for row in rows]}
+    marks |= {"side": selected_sides(model), "label": [row["label"] for row in rows]}
     about = model.about["selection"]
     return Selection(k=k, own=True, rows=tuple(rows), marks=marks, n_pairs=int(about["n_pairs"]), n_prompts=int(about["n_prompts"]))
 
@@ -104,7 +104,7 @@ def _own_rows(model: FittedModel, labels: Labels) -> list[dict[str, Any]]:
     ]
 
 
-def _rows_at(model: FittedModel, ids: np.ndarray, sides: np.ndarray, k: int, labels: Labels) -> list[dict[str, Any]]:
+def rows_at(model: FittedModel, ids: np.ndarray, sides: np.ndarray, k: int, labels: Labels) -> list[dict[str, Any]]:
     frequencies = model.frequencies
     kept = model.resamples
     stable = stability(kept, ids, sides, k) if k <= kept.chosen.shape[1] else np.full(len(ids), np.nan)
@@ -151,7 +151,7 @@ def held_out_separation(model: FittedModel) -> Estimate | None:
     except MissingError:
         return None
     pairs = known.pairs_of_split("validation")
-    active = np.where(known.activations > 0, _sides(model), 0).mean(axis=1)
+    active = np.where(known.activations > 0, selected_sides(model), 0).mean(axis=1)
     return mean_over_prompts(active[known.chosen_rows[pairs]] - active[known.rejected_rows[pairs]], known.groups[known.chosen_rows[pairs]])
 
 
