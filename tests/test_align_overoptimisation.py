@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from core.align.figures import MEANING, Figure, Measure, figure_of
+from core.align.figures import MEANING, Measure, PolicyFigure, figure_of
 from core.align.overoptimisation import FALLING, LENGTH_CHANGE, NAMES, RULE, TOP_DRIFTS, choose_round, drift_of, warnings_of
 from core.statistics.estimates import Estimate
 
 
-def moved(value: float, half: float = 0.01, *, now: float = 1.0) -> Figure:
+def moved(value: float, half: float = 0.01, *, now: float = 1.0) -> PolicyFigure:
     """A figure that is `now` and has moved by `value`, with an interval of so much on either side."""
     difference = Estimate(value=value, low=value - half, high=value + half, n=40, n_prompts=40)
-    return Figure(value=now, low=now - 0.1, high=now + 0.1, n=40, n_prompts=40, difference=difference)
+    return PolicyFigure(value=now, low=now - 0.1, high=now + 0.1, n=40, n_prompts=40, difference=difference)
 
 
 STILL = {name: moved(0.0) for name in (*FALLING, "length", "reward")}
@@ -42,7 +42,7 @@ def test_all_that_fell_are_named() -> None:
     ],
     ids=["nothing fell", "reward stood", "reward fell", "reward may not have risen", "accuracy may not have fallen"],
 )
-def test_no_warning_without_both(reward: Figure, accuracy: Figure) -> None:
+def test_no_warning_without_both(reward: PolicyFigure, accuracy: PolicyFigure) -> None:
     assert warnings_of({**STILL, "reward": reward, "accuracy": accuracy}) == []
 
 
@@ -61,7 +61,7 @@ def test_a_length_that_may_not_have_changed_does_not_warn() -> None:
 
 
 def test_round_zero_and_missing_figures_do_not_warn() -> None:
-    first = Figure(value=1.0, low=0.9, high=1.1, n=40, n_prompts=40)
+    first = PolicyFigure(value=1.0, low=0.9, high=1.1, n=40, n_prompts=40)
     assert warnings_of({"reward": first, "accuracy": first}) == [] and warnings_of({}) == []
     assert warnings_of({"reward": moved(0.3)}) == [], "MC was not measured"
 

@@ -31,7 +31,7 @@ from core.explain.shift import (
     SPARSE,
     STANDARDISED,
     Cosine,
-    Generated,
+    GeneratedPairs,
     Shift,
     compare_shift,
     frequency_matched,
@@ -65,11 +65,11 @@ def spaces_of(rng: np.random.Generator, draws: int = 2) -> dict[str, list[np.nda
     return {name: [rng.normal(size=(K, D)).astype(np.float32) for _ in range(1 if name == SPARSE else draws)] for name in (SPARSE, ISOTROPIC, ROWS)}
 
 
-def generated_for(known: FitResponses, rng: np.random.Generator, prompts: Sequence[int]) -> Generated:
+def generated_for(known: FitResponses, rng: np.random.Generator, prompts: Sequence[int]) -> GeneratedPairs:
     """A generated pair for each of these prompts, by number."""
     ids = np.array([prompt_id([{"role": "user", "content": f"Question {number}"}]) for number in prompts], dtype=np.int64)
     z = (rng.normal(size=(len(prompts), 2, D)) + 0.5).astype(np.float32)
-    return Generated(z=z, prompt_ids=ids, ids=tuple(f"c{number}" for number in range(len(prompts))))
+    return GeneratedPairs(z=z, prompt_ids=ids, ids=tuple(f"c{number}" for number in range(len(prompts))))
 
 
 def found_in(shift: Shift) -> dict[tuple[str, str, str], Cosine]:
@@ -118,7 +118,9 @@ def test_a_vector_without_length_has_no_cosine() -> None:
 # --- a round -------------------------------------------------------------------------------------------------------
 
 
-def slow(space: np.ndarray | None, scale: str, measure: str, generated: Generated, known: FitResponses, states: np.ndarray) -> dict[int, list[float]]:
+def slow(
+    space: np.ndarray | None, scale: str, measure: str, generated: GeneratedPairs, known: FitResponses, states: np.ndarray
+) -> dict[int, list[float]]:
     """Every answer's cosine by loops, in lists by prompt: project, centre, scale, compare one by one."""
     to = (lambda z: z.astype(np.float64)) if space is None else (lambda z: z.astype(np.float64) @ space.T.astype(np.float64))
     train = [i for i, split in enumerate(known.split) if split == 0]
@@ -143,7 +145,7 @@ def slow(space: np.ndarray | None, scale: str, measure: str, generated: Generate
 
 
 @pytest.fixture(scope="module")
-def round_one() -> tuple[Shift, Generated, FitResponses, np.ndarray, Mapping[str, Sequence[np.ndarray]]]:
+def round_one() -> tuple[Shift, GeneratedPairs, FitResponses, np.ndarray, Mapping[str, Sequence[np.ndarray]]]:
     known, states, rng = world()
     generated, spaces = generated_for(known, rng, [0, 1, 2, 3, 3, 50]), spaces_of(rng)
     return compare_shift(generated, known, states, spaces, CONFIG), generated, known, states, spaces
@@ -184,7 +186,7 @@ def test_training_answers_are_matched_and_nearest_at_one() -> None:
     known, states, rng = world(per_prompt=1)
     train = known.pairs_of_split("train")
     z = np.stack([states[known.chosen_rows[train]], states[known.rejected_rows[train]]], axis=1)
-    generated = Generated(z=z, prompt_ids=known.prompt_ids[known.chosen_rows[train]], ids=tuple(map(str, train)))
+    generated = GeneratedPairs(z=z, prompt_ids=known.prompt_ids[known.chosen_rows[train]], ids=tuple(map(str, train)))
     found = found_in(compare_shift(generated, known, states, spaces_of(rng), CONFIG))
     for space in (DENSE, SPARSE, ISOTROPIC, ROWS):
         for scale in SCALES:
@@ -215,7 +217,7 @@ def test_a_planted_shift_shows_in_the_space_that_holds_it_alone() -> None:
     train = known.pairs_of_split("train")
     z = np.stack([states[known.chosen_rows[train]], states[known.rejected_rows[train]]], axis=1)
     z[:, :, K:] = rng.normal(size=z[:, :, K:].shape)
-    generated = Generated(z=z, prompt_ids=known.prompt_ids[known.chosen_rows[train]], ids=tuple(map(str, train)))
+    generated = GeneratedPairs(z=z, prompt_ids=known.prompt_ids[known.chosen_rows[train]], ids=tuple(map(str, train)))
     found = found_in(compare_shift(generated, known, states, spaces, CONFIG))
     sparse, dense, random = (found[space, CENTRED, MATCHED] for space in (SPARSE, DENSE, ISOTROPIC))
     assert sparse.figure is not None and sparse.figure.value == pytest.approx(1.0)

@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from core.align.dpo_pairs import encode_pairs
-from core.align.figures import ARRAYS, MEANING, Figure, Measure, figure_of, read_measures
+from core.align.figures import ARRAYS, MEANING, Measure, PolicyFigure, figure_of, read_measures
+from core.align.filtering import score_texts
 from core.align.generation import AnswerGenerator
 from core.align.logprobs import AnswerTokens, answer_logprobs, encode_answers, kl_from_base
 from core.align.mc import measure_mc, read_questions, seen_questions
@@ -37,7 +38,6 @@ from core.config import PolicyEvaluationConfig
 from core.errors import DataError, StoreError
 from core.explain.spaces import sampled
 from core.files import read_json, read_json_lines, write_json, write_json_lines
-from core.reward.dialogues import items_of
 from core.reward.model import SparseRM
 from core.reward.pair_counts import count_reasons
 from core.types import PreferencePairs, Progress, json_value, no_progress
@@ -57,7 +57,7 @@ class PolicyEvaluation:
     are empty in it. `about` holds how the policy was measured, as JSON values.
     """
 
-    figures: Mapping[str, Figure]
+    figures: Mapping[str, PolicyFigure]
     measures: Mapping[str, Measure]
     projections: Float[np.ndarray, "n k"]
     samples: tuple[Mapping[str, Any], ...]
@@ -199,14 +199,11 @@ def score_answers(
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n k"]]:
     """Rewards of the answers and their projections on the model's latents; NaN for an unreadable answer."""
     progress("rewards", 0, 1)
-    items, _ = items_of([answer.prompt.messages for answer in answers], [answer.text for answer in answers])
-    z, unread = model.reader(list(items.values()))
-    read = [number for row, number in enumerate(items) if row not in unread]
-    rewards = np.full(len(answers), NAN)
-    rewards[read] = model.rewards_of(z)
+    rewards, z = score_texts(model, [(answer.prompt.messages, answer.text) for answer in answers])
     projections = np.full((len(answers), 0 if model.parts.latent_ids is None else model.parts.k), NAN)
     if projections.shape[1]:
-        projections[read] = model.inputs_of(z)
+        read = np.isfinite(rewards)
+        projections[read] = model.inputs_of(z[read])
     progress("rewards", 1, 1)
     return rewards, projections
 
@@ -278,7 +275,7 @@ def load_evaluation(folder: Path) -> PolicyEvaluation:
     try:
         content = read_json(folder / FILE)
         return PolicyEvaluation(
-            figures={name: Figure.from_json(figure) for name, figure in content["figures"].items()},
+            figures={name: PolicyFigure.from_json(figure) for name, figure in content["figures"].items()},
             measures=read_measures(folder),
             projections=load_file(folder / ARRAYS)[PROJECTIONS],
             samples=tuple(read_json_lines(folder / SAMPLES)),

@@ -52,7 +52,7 @@ class Measure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure(JsonFields):
+class PolicyFigure(JsonFields):
     """The mean of a measure over `n` items of `n_prompts` prompts with its 95 % interval.
 
     `difference` is the paired difference to round 0, None in round 0.
@@ -66,11 +66,11 @@ class Figure(JsonFields):
     difference: Estimate | None = None
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Figure:
+    def from_json(cls, content: Mapping[str, Any]) -> PolicyFigure:
         return cls(**{**content, "difference": content["difference"] and Estimate(**content["difference"])})
 
 
-def figure_of(name: str, measure: Measure, first: Measure | None) -> Figure | None:
+def figure_of(name: str, measure: Measure, first: Measure | None) -> PolicyFigure | None:
     """The figure of a measure, with the difference to `first`, round 0's measure, if given.
 
     None with too few items for an interval.
@@ -82,7 +82,7 @@ def figure_of(name: str, measure: Measure, first: Measure | None) -> Figure | No
     if mean is None:
         return None
     difference = None if first is None or name in AGAINST_BASE else difference_of(name, measure, first)
-    return Figure(**mean.__dict__, difference=difference)
+    return PolicyFigure(**mean.__dict__, difference=difference)
 
 
 def _share(values: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> Estimate | None:

@@ -21,7 +21,7 @@ from core.align.values import Candidate, Decision
 from core.errors import ConfigError
 from core.explain.attribution import contributions, contributions_by_head, same_sign
 from core.explain.explanation_builder import KINDS
-from core.reward.dialogues import items_of
+from core.reward.dialogues import Item, items_of
 from core.types import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -77,15 +77,22 @@ def score_pairs(model: SparseRM, candidates: Sequence[Candidate], progress: Prog
     z = np.zeros((len(candidates), 2, model.parts.d_model), dtype=np.float32)
     for at in range(0, len(candidates), CHUNK):
         progress("score pairs", at, len(candidates))
-        chunk = candidates[at : at + CHUNK]
-        texts = [text for candidate in chunk for text in (candidate.chosen, candidate.rejected)]
-        items, _ = items_of([candidate.prompt for candidate in chunk for _ in range(2)], texts)
-        states, unread = model.reader(list(items.values()))
-        read = [number for row, number in enumerate(items) if row not in unread]
-        for number, state, reward in zip(read, states, model.rewards_of(states), strict=True):
-            z[at + number // 2, number % 2], rewards[at + number // 2, number % 2] = state, reward
+        chunk = slice(at, at + CHUNK)
+        items = [(candidate.prompt, text) for candidate in candidates[chunk] for text in (candidate.chosen, candidate.rejected)]
+        by_text, states = score_texts(model, items)
+        rewards[chunk], z[chunk] = by_text.reshape(-1, 2), states.reshape(-1, 2, z.shape[2])
     progress("score pairs", len(candidates), len(candidates))
     return ScoredCandidates(rewards=rewards, z=z)
+
+
+def score_texts(model: SparseRM, items: Sequence[Item]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n d_model"]]:
+    """Rewards and hidden states of (prompt, response) items in one batch. An unreadable item has the reward NaN and z = 0."""
+    readable, _ = items_of([prompt for prompt, _ in items], [text for _, text in items])
+    states, unread = model.reader(list(readable.values()))
+    rows = [number for place, number in enumerate(readable) if place not in unread]
+    rewards, z = np.full(len(items), np.nan), np.zeros((len(items), model.parts.d_model), dtype=np.float32)
+    rewards[rows], z[rows] = model.rewards_of(states), states
+    return rewards, z
 
 
 def decide(

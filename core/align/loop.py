@@ -59,14 +59,11 @@ class AlignOutcome:
 
     def to_json(self) -> dict[str, Any]:
         """The summary as one JSON object; each round also has `seconds` (when computed) and its `adapter` folder."""
-        rounds = [{**manifest, "seconds": manifest["time_seconds"]["total"], "adapter": self._adapter_of(manifest)} for manifest in self._rounds]
+        rounds = [
+            {**manifest, "seconds": manifest["time_seconds"]["total"], "adapter": self._adapter_of(manifest)} for manifest in self.summary["rounds"]
+        ]
         folders = {"artefact": str(self.artefact), "adapter": None if self.adapter is None else str(self.adapter)}
         return {**folders, **self.summary, "rounds": rounds}
-
-    @property
-    def _rounds(self) -> Sequence[Mapping[str, Any]]:
-        rounds: Sequence[Mapping[str, Any]] = self.summary["rounds"]
-        return rounds
 
     def _adapter_of(self, manifest: Mapping[str, Any]) -> str | None:
         fingerprint = manifest["steps"].get(DPO)
@@ -79,7 +76,7 @@ class AlignOutcome:
         """
         adapter = self.adapter
         if adapter is None:
-            of_rounds = ", ".join(filter(None, map(self._adapter_of, self._rounds)))
+            of_rounds = ", ".join(filter(None, map(self._adapter_of, self.summary["rounds"])))
             problem = "no round was better than the base model, so no adapter was chosen to be saved"
             raise MissingError(problem, expected=str(self.summary["choice"]), remedy=f"copy a round's own: {of_rounds}" if of_rounds else "")
         if merge:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from core.align.figures import Figure
+from core.align.figures import PolicyFigure
 from core.statistics.bootstrap import percentile_interval, resampled_sums
 from core.statistics.estimates import Estimate
 from core.types import JsonFields
@@ -59,7 +59,7 @@ class Drift(JsonFields):
     n_prompts: int
 
 
-def warnings_of(figures: Mapping[str, Figure]) -> list[OveroptimisationWarning]:
+def warnings_of(figures: Mapping[str, PolicyFigure]) -> list[OveroptimisationWarning]:
     """The warnings that `RULE` gives for a round's figures; none in round 0."""
     reward = figures.get("reward")
     if reward is None or reward.difference is None or not reward.difference.low > 0:
@@ -69,13 +69,13 @@ def warnings_of(figures: Mapping[str, Figure]) -> list[OveroptimisationWarning]:
     return [OveroptimisationWarning(figure=name, text=f"{rise}, while {NAMES[name]} {_change(figures[name])}") for name in worse]
 
 
-def _high(figures: Mapping[str, Figure], name: str) -> float:
+def _high(figures: Mapping[str, PolicyFigure], name: str) -> float:
     """The upper end of a figure's difference; 0 where there is no difference, which counts as no fall."""
     difference = figures[name].difference if name in figures else None
     return difference.high if difference else 0.0
 
 
-def _length_changed(figures: Mapping[str, Figure]) -> bool:
+def _length_changed(figures: Mapping[str, PolicyFigure]) -> bool:
     length = figures.get("length")
     if length is None or length.difference is None:
         return False
@@ -84,7 +84,7 @@ def _length_changed(figures: Mapping[str, Figure]) -> bool:
     return (change.low > 0 or change.high < 0) and abs(change.value) > LENGTH_CHANGE * before
 
 
-def _change(figure: Figure) -> str:
+def _change(figure: PolicyFigure) -> str:
     assert figure.difference is not None
     verb = "fell" if figure.difference.value < 0 else "rose"
     return f"{verb} by {_size(figure.difference)} to {figure.value:.3g}"

@@ -35,7 +35,7 @@ from core.align.values import Candidate
 from core.config import DataConfig, SpacesConfig
 from core.data.pairs_file import read_pairs, write_pairs
 from core.data.splits import split_pairs
-from core.explain.shift import Generated, compare_shift, save_shift, shift_spaces
+from core.explain.shift import GeneratedPairs, compare_shift, save_shift, shift_spaces
 from core.files import read_json_lines, write_json, write_json_lines
 from core.reward.fit_responses import prompt_id
 from core.reward.model import BackboneReader
@@ -190,7 +190,7 @@ class AlignSteps(AlignInputs):
             read = np.flatnonzero(np.isfinite(scored.margins))
             ids = np.array([prompt_id(parsed[int(i)].prompt) for i in read], dtype=np.int64)
             names = tuple(parsed[int(i)].candidate_id for i in read)
-            generated = Generated(z=scored.z[read], prompt_ids=ids, ids=names, n_unread=len(parsed) - len(read))
+            generated = GeneratedPairs(z=scored.z[read], prompt_ids=ids, ids=names, n_unread=len(parsed) - len(read))
             spaces = shift_spaces(self.model, self.fitted.find_frequencies(), config.random_draws)
             save_shift(folder, compare_shift(generated, self.fit_responses, self.fitted.states(), spaces, config, progress))
             return {"n": len(read), "n_unread": len(parsed) - len(read)}

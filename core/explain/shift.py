@@ -52,7 +52,7 @@ Points = Float[np.ndarray, "n d"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generated:
+class GeneratedPairs:
     """A round's generated pairs that can be read: z of intended winner and other, `prompt_ids` as
     `core.reward.fit_responses.prompt_id`, and their names.
 
@@ -109,7 +109,7 @@ def load_shift(folder: Path) -> Shift:
 
 
 def compare_shift(
-    generated: Generated,
+    generated: GeneratedPairs,
     known: FitResponses,
     z: Float[np.ndarray, "responses d_model"],
     spaces: Mapping[str, Sequence[Float[np.ndarray, "k d_model"]]],
@@ -195,7 +195,7 @@ def training_rows(known: FitResponses) -> tuple[Int[np.ndarray, " a"], Int[np.nd
 
 
 def _cosines(
-    generated: Generated,
+    generated: GeneratedPairs,
     known: FitResponses,
     z: Float[np.ndarray, "responses d_model"],
     roles: tuple[np.ndarray, np.ndarray],
@@ -272,7 +272,7 @@ def _units(vectors: Points) -> Points:
 
 
 def _points(
-    known: FitResponses, roles: tuple[np.ndarray, np.ndarray], generated: Generated, config: SpacesConfig
+    known: FitResponses, roles: tuple[np.ndarray, np.ndarray], generated: GeneratedPairs, config: SpacesConfig
 ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"], Int[np.ndarray, " t"]]:
     """Kind and row of every point, and the rows of the training responses among them: at most `config.points`, by whole prompts."""
     training, role = np.concatenate(roles), np.repeat(np.arange(ROLES), [len(rows) for rows in roles])
