@@ -74,12 +74,7 @@ class DPOOutcome(JsonFields):
     epochs: Sequence[Mapping[str, Any]]
     curve: Sequence[Mapping[str, float]]
     n_processes: int
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field; `seconds` as `time_seconds`, the name of figures that differ from run to run."""
-        values = super().to_json()
-        return {**values, "time_seconds": values.pop("seconds")}
+    time_seconds: float
 
 
 def train_dpo(
@@ -204,7 +199,7 @@ def _train(job: _TrainingJob, adapter_before: str, out: Path | None, progress: P
         epochs=tuple(monitor.epochs),
         curve=tuple(monitor.curve),
         n_processes=n_processes(),
-        seconds=time.perf_counter() - started,
+        time_seconds=time.perf_counter() - started,
     )
 
 

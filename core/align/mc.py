@@ -97,8 +97,8 @@ def _targets(row: Mapping[str, Any], name: str, number: int, path: Path) -> tupl
     return tuple(targets), tuple(value == 1 for value in targets.values())
 
 
-def _unreadable(path: Path | str, found: str) -> DataError:
-    return DataError(f"{path} holds no multiple-choice questions", found=found, remedy=REMEDY)
+def _unreadable(path: Path | str, reason: str) -> DataError:
+    return DataError(f"{path} holds no multiple-choice questions", found=reason, remedy=REMEDY)
 
 
 def seen_questions(questions: Sequence[Question], prompts: Iterable[Sequence[Message]]) -> Bool[np.ndarray, " n"]:
