@@ -1,4 +1,4 @@
-"""Adapters that are not whole, or another model's: refused by name, where PEFT warns or says nothing."""
+"""Adapters that are incomplete or belong to another model are refused by name, where PEFT only warns or ignores them."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_an_adapter_of_another_model(adapter: Path, tmp_path: Path, caplog: pyte
     with pytest.raises(MismatchError, match=r"trained on another model(.|\n)*--model .*tiny-1/model"):
         load_policy(config_for(other), adapter)  # of the same shapes, so that only its name tells
     same = model_copy(tmp_path / "elsewhere")
-    assert torch.equal(logits_of(same, adapter), logits_of(tiny_folder(), adapter)), "a copy of its base is its base"
+    assert torch.equal(logits_of(same, adapter), logits_of(tiny_folder(), adapter)), "a copy of the base model counts as the base model"
     with caplog.at_level(logging.WARNING, "core"):
         logits_of(tiny_folder(), copy_of(adapter, tmp_path / "hub", base_model_name_or_path="org/base"))
         logits_of(tiny_folder(), copy_of(adapter, tmp_path / "nameless", base_model_name_or_path=None))
@@ -146,7 +146,7 @@ def test_the_base_of_a_policy_is_read_as_carefully(adapter: Path, tmp_path: Path
 
 
 def test_a_merged_policy_is_a_plain_model(adapter: Path, tmp_path: Path) -> None:
-    """Merged from a base whose names carry a wrapper, too: what is written has plain names."""
+    """Also for a base model whose tensor names have a prefix: the merged model's names have none."""
     wrapped = model_copy(tmp_path / "wrapped", renamed(lambda name: f"_orig_mod.{name}"))
     given = copy_of(adapter, tmp_path / "adapter", base_model_name_or_path=str(wrapped))
     merge_and_save(config_for(wrapped), given, tmp_path / "merged")

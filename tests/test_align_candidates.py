@@ -1,6 +1,4 @@
-"""Candidate pairs: instructions and where they go, what is parsed and what is kept unparsed, best of n against a search
-by hand.
-"""
+"""Candidate pairs: instructions, parsing, texts that can't be parsed, and best of n against a search by hand."""
 
 from __future__ import annotations
 
@@ -62,7 +60,7 @@ def test_an_instruction_goes_into_the_users_last_message() -> None:
     before = instructed(messages, "Do this.")
     assert before[:-1] == messages[:-1] and before[-1] == {"role": "user", "content": "Do this.\n\nCan {prompt} braces {0} and \\1 do harm?"}
     around = instructed(messages, "Here: {prompt}\nNow do this.")
-    assert around[-1]["content"] == "Here: Can {prompt} braces {0} and \\1 do harm?\nNow do this.", "a prompt is text, whatever it holds"
+    assert around[-1]["content"] == "Here: Can {prompt} braces {0} and \\1 do harm?\nNow do this.", "a prompt is plain text, whatever it contains"
     prefilled = instructed((*messages, Message(role="assistant", content="Well,")), "Do this.")
     assert prefilled[-2:] == (before[-1], {"role": "assistant", "content": "Well,"})
     with pytest.raises(DataError, match="without a user's message"):
@@ -160,7 +158,7 @@ def test_what_is_no_pair_has_a_reason_and_its_texts() -> None:
     generator = Scripted(lambda content, sample: (good if content.startswith(TEMPLATES["truthfulness"].positive) else bad)[sample])
     candidates = make_candidates(PROMPTS[:1], generator, replace(CONFIG, per_prompt=6))
     assert [candidate.refused for candidate in candidates] == ["", "", CUT, EMPTY, f"{NOT_GENERATED}: no room", CUT]
-    assert (candidates[1].chosen, candidates[1].raw) == ("One.", ("One. And th", "Two.")), "cut after its last whole sentence; raw as it came"
+    assert (candidates[1].chosen, candidates[1].raw) == ("One.", ("One. And th", "Two.")), "cut after its last whole sentence; raw is unchanged"
     assert all(
         (candidate.chosen, candidate.rejected) == ("", "") and candidate.raw[1] == bad[i].text
         for i, candidate in enumerate(candidates)
@@ -200,7 +198,7 @@ def test_contrastive_parses_one_text_and_keeps_what_it_cannot() -> None:
 
 
 def by_hand(texts: Sequence[str], rewards: Sequence[float], ratio: float, margin: float) -> tuple[str, str, str]:
-    """The winner, the loser and why they are unfit, by looking at every two."""
+    """The winner, the loser and why the pair is unfit, by comparing every two samples."""
     best: tuple[float, str, str] | None = None
     widest: tuple[float, str, str] | None = None
     for i in range(len(texts)):
@@ -247,7 +245,7 @@ def test_best_of_n_is_the_search_by_hand(ratio: float, margin: float) -> None:
             assert [samples[i] for i in candidate.meta["samples"]] == [candidate.chosen, candidate.rejected]
         reasons.add(expected[2])
     assert len(reasons) > 1
-    assert sorted(text for _, text in given) == sorted(texts.values()), "every sample is scored once, with its own prompt"
+    assert sorted(text for _, text in given) == sorted(texts.values()), "every sample is scored once, with its prompt"
     assert all(prompt[0]["content"].split()[1].rstrip("?") == text.split()[1] for prompt, text in given)
 
 
@@ -265,7 +263,7 @@ def test_best_of_n_never_takes_unusable_samples() -> None:
     (none,) = best_of_n(PROMPTS[:1], Scripted(lambda content, sample: answer("")), score, config)
     assert scored == ["Cut."] and none.refused == TOO_FEW, "nothing to score"
     (equal,) = best_of_n(PROMPTS[:1], Scripted(lambda content, sample: answer("Same.")), lambda items: np.zeros(len(items)), config)
-    assert equal.parsed and equal.chosen == equal.rejected == "Same.", "what DPO refuses is the filter's to count"
+    assert equal.parsed and equal.chosen == equal.rejected == "Same.", "pairs that DPO refuses are counted by the filter"
 
 
 # --- with a model -----------------------------------------------------------------------------------------------------
@@ -273,7 +271,7 @@ def test_best_of_n_never_takes_unusable_samples() -> None:
 
 @pytest.mark.parametrize("mode", ["two_prompts", "best_of_n"])
 def test_the_pairs_of_a_real_policy(mode: str) -> None:
-    """The winner is what the model writes to the instructed prompt alone."""
+    """The winner is the answer to the instructed prompt alone."""
     backbone = tiny_backbone(depth=None)
     config = replace(CONFIG, mode=mode, per_prompt=2, n=3, max_new_tokens=8, length_ratio=100.0)
     generator = LocalGenerator(backbone, config)

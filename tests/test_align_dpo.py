@@ -1,6 +1,4 @@
-"""DPO against by-hand log-probabilities of plain transformers and PEFT, TRL's silent copy of the adapter, the guards,
-and two processes.
-"""
+"""DPO against log-probabilities computed by hand with plain transformers and PEFT, and its errors."""
 
 from __future__ import annotations
 
@@ -52,7 +50,7 @@ def train(out: Path, adapter: Path | None = None, pairs: Sequence[PreferencePair
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DPOOutcome]:
-    """The adapter of a first round, and what was said of it."""
+    """The adapter of a first round, and the training's outcome."""
     out = tmp_path_factory.mktemp("first") / "adapter"
     return out, train(out)
 
@@ -69,7 +67,7 @@ def plain_model(adapter: Path | None = None, folder: Path | None = None) -> Any:
 
 
 def plain_ids(example: PreferencePair, answer: str) -> tuple[list[int], list[int]]:
-    """Tokens up to the answer, and the answer's with its end of turn, from the tokenizer's own template."""
+    """The tokens of the prompt and of the answer with its end of turn, by the tokenizer's own template."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder())
@@ -147,7 +145,7 @@ def test_in_round_two_the_reference_is_the_bare_base(first: tuple[Path, DPOOutco
     np.testing.assert_allclose(against_base, expected["b"], rtol=1e-5)
     _, against_previous = reference_of(first[0], "previous", pairs, tmp_path)
     np.testing.assert_allclose(against_previous, expected["p"], rtol=1e-5)
-    # What TRL itself would compute for a batch, had it nothing precomputed: the base as well, since there is no copy.
+    # What TRL itself would compute without precomputed values: also the base, since there is no copy of the adapter.
     assert set(trainer.model.peft_config) == {"default"}
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
     theirs = torch.stack(trainer.compute_ref_log_probs(trainer.model, batch), dim=1)
@@ -155,9 +153,7 @@ def test_in_round_two_the_reference_is_the_bare_base(first: tuple[Path, DPOOutco
 
 
 def test_trl_by_itself_copies_the_adapter(first: tuple[Path, DPOOutcome], tmp_path: Path) -> None:
-    """The trap that the test above would fall into: the day this fails, TRL has changed and `dpo_trainer` may become
-    simpler.
-    """
+    """Plain TRL fails the test above. When this test fails, TRL has changed and `dpo_trainer` may become simpler."""
     from datasets import Dataset
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -219,9 +215,7 @@ def test_plain_peft_loads_it_and_the_policy_computes_the_same(first: tuple[Path,
 
 
 def test_half_precision_keeps_a_small_update(tmp_path: Path) -> None:
-    """How much of a small update's effect on the logits is left in bfloat16: nearly all of it, and little with PEFT's
-    layers beside the weights.
-    """
+    """bfloat16 keeps nearly all of a small update's effect on the logits; with PEFT's layers beside the weights little is kept."""
     from peft import PeftModel
 
     train(tmp_path / "a", config=replace(CONFIG, lr=2e-5))
@@ -266,12 +260,12 @@ def test_equal_seeds_give_equal_bytes(first: tuple[Path, DPOOutcome], tmp_path: 
         assert (tmp_path / "again" / name).read_bytes() == (first[0] / name).read_bytes()
     assert {**outcome.to_json(), "time_seconds": 0} == {**first[1].to_json(), "time_seconds": 0}
     assert train(tmp_path / "other", config=replace(CONFIG, seed=1)).adapter_after != outcome.adapter_after
-    # The caller's random numbers go on as if nothing had happened.
+    # The caller's random numbers are not affected.
     assert torch.equal(torch.random.get_rng_state(), state[0]) and (np.random.get_state()[1] == state[1]).all()  # noqa: NPY002
 
 
 def test_the_adapters_own_dropout_is_on(first: tuple[Path, DPOOutcome], tmp_path: Path) -> None:
-    """TRL's default would switch it off silently; then the two would be equal."""
+    """With TRL's default, which switches it off, the two adapters would be equal."""
     assert train(tmp_path / "a", config=replace(CONFIG, lora_dropout=0.5)).adapter_after != first[1].adapter_after
 
 
@@ -293,7 +287,7 @@ def test_bfloat16_trains_and_saves_float32(first: tuple[Path, DPOOutcome], tmp_p
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2", "qwen2"])
 def test_other_families(tmp_path: Path, kind: str) -> None:
-    """GPT-2 has dropout of its own: were it on, the first loss against the policy itself would not be log 2."""
+    """GPT-2 has dropout: if it were on, the first loss against the policy itself would not be log 2."""
     folder = save_model(tmp_path / kind, kind)
     outcome = train(tmp_path / "a", base=base_config(folder), config=replace(CONFIG, reference="previous"))
     assert outcome.curve[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
@@ -383,7 +377,7 @@ def test_a_steps_row_counts_its_pairs() -> None:
 
 
 def test_nothing_trainable_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A known silent failure: an adapter loaded for inference takes no gradient, and the training runs all the same."""
+    """An adapter loaded for inference takes no gradient, and TRL would train without an error."""
     new_lora = dpo_trainer.new_lora
 
     def frozen(config: DPOConfig) -> Any:
@@ -456,7 +450,7 @@ def test_nothing_is_reported_and_nothing_printed(
 
 # --- several processes ------------------------------------------------------------------------------------------------
 
-# What a command does under a launcher: the first process leads, the others follow until they are dismissed. Two chained
+# What a command does under a launcher: the first process leads, the others follow until it shuts them down. Two chained
 # rounds.
 SCRIPT = """
 import json, sys
@@ -532,7 +526,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
         tensors = load_adapter(alone_folder / f"adapter-{number}", CONFIG)
         for name, tensor in load_adapter(together_folder / f"adapter-{number}", CONFIG).items():
             torch.testing.assert_close(tensor, tensors[name], rtol=1e-3, atol=1e-4)
-    # Whatever either process wrote lies here: the first one's files, each once.
+    # All files of both processes are here: those of the first process, each once.
     written = sorted(
         file.relative_to(together_folder).as_posix() for file in together_folder.rglob("*") if file.is_file() and file.name != "follower-ended"
     )

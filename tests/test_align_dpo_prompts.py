@@ -1,6 +1,4 @@
-"""Prompts computed once in DPO: equal to two whole sequences in every field that TRL reads and in the gradients, where
-the model allows it.
-"""
+"""Prompts computed once in DPO: fields and gradients equal those of two whole sequences."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ def batch() -> dict[str, Any]:
 
 
 def loaded(folder: Path, attention: str) -> tuple[Any, list[int]]:
-    """A model with TRL's head, and how many tokens went through it in each call."""
+    """A model with TRL's head, and a list of the number of tokens that each call computes."""
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention)
     add_fused_lm_head(model, outputs=PER_TOKEN)
     seen = list[int]()
@@ -70,7 +68,7 @@ def test_equal_to_whole_sequences(tmp_path: Path, kind: str, attention: str) -> 
 
 
 def test_the_trainer_reads_each_prompt_once(tmp_path: Path) -> None:
-    """TRL calls its model in a method of a private name: the day that is another, this fails, and nothing else would."""
+    """TRL calls its model in a private method; if a new version renames it, only this test fails."""
     config = DPOConfig(batch_size=3)
     backbone = training_base(BackboneConfig(model=str(tiny_folder()), layer=1, dtype="float32", device="cpu"), config, spread=False)
     pairs = [EncodedPair(pair_id=str(i), prompt_id=str(i), prompt=p, chosen=c, rejected=r) for i, (p, c, r) in enumerate(PAIRS)]

@@ -1,6 +1,4 @@
-"""Answers from an OpenAI-compatible server: one that behaves, ones that fail, hang and answer garbage, and a real
-`transformers serve`.
-"""
+"""Answers from OpenAI-compatible servers: a working one, ones that fail, hang or answer nonsense, and a real one."""
 
 from __future__ import annotations
 
@@ -64,7 +62,7 @@ def test_every_prompt_gets_its_own_answers(monkeypatch: pytest.MonkeyPatch) -> N
         generator = EndpointGenerator(config(server))
         answers = generator.generate(PROMPTS, 2, progress=lambda step, done, total, **figures: reports.append((step, done, total)))
     by_seed = {request.body["seed"]: request for request in server.requests}
-    assert len(server.requests) == len(by_seed) == 12, "a request an answer, each with a seed of its own"
+    assert len(server.requests) == len(by_seed) == 12, "one request for each answer, with different seeds"
     for prompt, row in zip(PROMPTS, answers, strict=True):
         assert [(answer.finished, answer.n_tokens, answer.failed) for answer in row] == [(True, 3, "")] * 2
         for answer in row:
@@ -202,7 +200,7 @@ def test_nobody_listens() -> None:
 
 @contextmanager
 def hanging() -> Iterator[Server]:
-    """Answers nothing until the test is over."""
+    """A server that does not answer until the test is over."""
     over = threading.Event()
 
     def answers(request: Request) -> Answer:
@@ -222,7 +220,7 @@ def test_a_server_that_hangs_runs_into_the_timeout(monkeypatch: pytest.MonkeyPat
         generator = EndpointGenerator(config(server))
         object.__setattr__(generator.config, "endpoint_timeout", 0.2)  # below what a person may ask for
         generator.generate(PROMPTS, 1)
-    assert 6 <= len(server.requests) <= 10, "each of three workers tried twice; then it was given up"
+    assert 6 <= len(server.requests) <= 10, "each of three workers tried twice, then the call failed"
 
 
 def test_cancelling_does_not_wait_for_a_server_that_hangs(tmp_path: Path) -> None:
@@ -244,9 +242,9 @@ def test_a_server_that_does_not_sample_is_found_out(tmp_path: Path) -> None:
     with serving(answers) as server:
         with pytest.raises(MissingError, match="every sample of a prompt alike") as error:
             EndpointGenerator(config(server), tmp_path / "p.jsonl").generate(PROMPTS, 3)
-        assert "do_sample" in str(error.value) and not (tmp_path / "p.jsonl").exists(), "a server that samples is asked anew"
+        assert "do_sample" in str(error.value) and not (tmp_path / "p.jsonl").exists(), "the next call asks for all answers again"
         assert EndpointGenerator(config(server)).generate(PROMPTS, 1), "one sample of each prompt can show nothing"
-        assert EndpointGenerator(config(server, temperature=0.01)).generate(PROMPTS, 3), "cold draws are alike"
+        assert EndpointGenerator(config(server, temperature=0.01)).generate(PROMPTS, 3), "near temperature zero samples may be equal"
         assert EndpointGenerator(config(server)).generate(PROMPTS[:2], 3), "two prompts may have one answer each"
 
 
@@ -317,8 +315,9 @@ needs_serve = pytest.mark.skipif(
 @pytest.mark.slow
 @needs_serve
 def test_a_real_server_answers_as_the_local_policy_does(tmp_path: Path) -> None:
-    """It does not sample unless the model's files say so: then its answers are the likeliest ones, which the local
-    policy writes when cold.
+    """It does not sample unless the model's files say so; its answers then are the likeliest ones.
+
+    The local policy writes the same answers at a temperature near zero.
     """
     asked = [[Message(role="user", content=text)] for text in ("How do I fold a paper boat?", "Is it hard to keep bees?", "Hi", "Why?")]
     settings = CandidatesConfig(endpoint_model=str(tiny_folder()), max_new_tokens=10, concurrency=2, temperature=0.1, top_p=1.0)
@@ -335,7 +334,7 @@ def test_a_real_server_answers_as_the_local_policy_does(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_serve
 def test_the_embedded_model_behind_a_real_server(tmp_path: Path) -> None:
-    """Two prompts end to end, drawn: SmolLM2 with `do_sample` in its files."""
+    """Two prompts end to end, sampled by SmolLM2 with `do_sample` in its files."""
     import shutil
 
     from core.backbone.source import find_model

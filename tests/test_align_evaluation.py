@@ -146,7 +146,7 @@ def test_a_plan_holds_every_row_once_within_its_budget() -> None:
     for batch in batches:
         assert len(batch) == 1 or len(batch) * (max(len(answers[i].prompt) for i in batch) + max(len(answers[i].answer) for i in batch)) <= 200
     runs = [prompt for prompt, _ in itertools.groupby(answers[i].prompt for batch in batches for i in batch)]
-    assert len(runs) == len(set(runs)), "the answers to a prompt stand together"
+    assert len(runs) == len(set(runs)), "the answers to a prompt are in consecutive rows"
     assert plan([], 200) == [] and plan(answers[:3], 1) == [[i] for [i] in plan(answers[:3], 1)]
 
 
@@ -184,7 +184,7 @@ def test_the_divergence_is_the_sum_over_the_vocabulary(moved: Policy) -> None:
         assert (divergence > 0).all()
     assert moved.adapter_hash != BASE
     again = kl_from_base(moved, answers, tokens_per_batch=300, step="test")
-    assert all(np.array_equal(a, b) for a, b in zip(divergences, again, strict=True)), "the adapter is back in its place after each batch"
+    assert all(np.array_equal(a, b) for a, b in zip(divergences, again, strict=True)), "the adapter is restored after each batch"
 
 
 def test_a_small_divergence_is_not_lost_in_rounding() -> None:
@@ -269,7 +269,7 @@ TASK = [
 
 
 def test_the_real_bos_stands_first_and_once(tiny: Backbone) -> None:
-    """Of a tokenizer that puts one there by itself, as Llama's and Gemma's do."""
+    """With a tokenizer that adds one itself, like Llama's and Gemma's."""
     with_bos = replace_tokenizer(tiny, tiny_tokenizer(None, real_bos=True))
     for plain, with_bos_choice in zip(encode_choices(tiny, THREE[0], "qa"), encode_choices(with_bos, THREE[0], "qa"), strict=True):
         assert plain is not None and with_bos_choice is not None
@@ -353,11 +353,11 @@ def test_a_share_has_wilsons_interval_and_a_mean_its_bootstrap() -> None:
     values = np.random.default_rng(0).normal(size=400)
     mean = figure_of("reward", measure(values.tolist()), None)
     assert mean is not None and mean.value == pytest.approx(values.mean())
-    assert (mean.high - mean.low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1), "the normal interval, at this n"
+    assert (mean.high - mean.low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1), "at this n it equals the normal interval"
 
 
 def test_prompts_are_the_unit() -> None:
-    """Twenty copies of each prompt's value say no more than one."""
+    """Twenty copies of each prompt's value give the same interval as one."""
     values = np.random.default_rng(0).normal(size=50)
     once = figure_of("reward", measure(values.tolist()), None)
     often = figure_of("reward", measure(np.repeat(values, 20).tolist(), np.repeat(np.arange(50), 20).tolist()), None)
@@ -385,7 +385,7 @@ def test_other_items_are_not_paired() -> None:
     with pytest.raises(MismatchError, match="different items"):
         figure_of("reward", measure([1.0, 2.0]), measure([1.0, 2.0, 3.0]))
     figure = figure_of("kl_per_token", measure([0.1, 0.2], [0, 1]), measure([0.0, 0.0, 0.0], [0, 0, 1]))
-    assert figure is not None and figure.difference is None, "already against the base model, over another number of tokens"
+    assert figure is not None and figure.difference is None, "it compares with the base model already, over another number of tokens"
 
 
 def test_nothing_to_measure_is_no_figure() -> None:
@@ -438,7 +438,7 @@ def test_preferences_are_those_of_a_plain_loop(moved: Policy) -> None:
     np.testing.assert_allclose(measures["logprob_margin"].values, [w.sum() - x.sum() for w, x in sides], atol=1e-4)
     assert measures["accuracy"].values.tolist() == [float(w.sum() > x.sum()) for w, x in sides]
     assert measures["accuracy_per_token"].values.tolist() == [float(w.mean() > x.mean()) for w, x in sides]
-    assert measures["accuracy"].values.tolist() != measures["accuracy_per_token"].values.tolist(), "the sum favours what is short"
+    assert measures["accuracy"].values.tolist() != measures["accuracy_per_token"].values.tolist(), "the sum favours short answers"
     groups = measures["accuracy"].groups
     assert groups[0] == groups[1] and len(set(groups.tolist())) == 4
 
@@ -533,7 +533,7 @@ def test_round_zero_in_figures(before: PolicyEvaluation, reward_model: SparseRM,
     assert before.drift == () and before.warnings == () and all(figure.difference is None for figure in before.figures.values())
     assert list(before.figures) == [name for name in MEANING if name in before.figures] and set(before.figures) == set(MEANING)
     assert before.about["answers_unread"] == 1 and before.about["held_out"] == "test"
-    assert before.about["held_out_pairs_of"] == WORLD.split.count("test"), "of how many pairs of the split those measured are"
+    assert before.about["held_out_pairs_of"] == WORLD.split.count("test"), "the number of pairs that were drawn from"
     assert before.about["validation_pairs_of"] == WORLD.split.count("validation")
     assert before.about["answers_of"] == len({WORLD[int(i)].prompt_id for i in WORLD.rows_of("test")})
 
@@ -558,7 +558,7 @@ def test_a_later_round_against_round_zero(
     difference = after.figures["reward"].difference
     assert difference is not None and difference.value == pytest.approx(np.mean(gain)) and difference.n == 5
     length = after.figures["length"].difference
-    assert length is not None and length.value == pytest.approx(np.mean([0, 8 - 6, 3 - 7, 0, 8 - 6])), "what failed has no length"
+    assert length is not None and length.value == pytest.approx(np.mean([0, 8 - 6, 3 - 7, 0, 8 - 6])), "failed answers have no length"
     assert after.figures["kl_per_token"].low > 0 and after.figures["kl_per_token"].difference is None
     answers = [(prompts[i].messages, AFTER[i % 4].text) for i in (0, 1, 3, 4, 5)]
     encoded = [tokens for tokens in encode_answers(moved.backbone, answers, closed=[True] * 5) if tokens is not None]
@@ -590,7 +590,7 @@ def test_samples_lie_side_by_side(before: PolicyEvaluation, after: PolicyEvaluat
     assert len(before.samples) == len(after.samples) == config.samples == 3
     assert [sample["prompt_id"] for sample in before.samples] == [sample["prompt_id"] for sample in after.samples]
     second = before.samples[1]
-    assert second["response"] == "Ask someone. Or" and second["n_tokens"] == 6 and not second["finished"], "as it was written"
+    assert second["response"] == "Ask someone. Or" and second["n_tokens"] == 6 and not second["finished"], "samples have the whole text"
     assert second["reward"] == pytest.approx(reward_of(reward_model, second["prompt"], "Ask someone."))
     assert before.samples[2]["reward"] is None
 
@@ -644,7 +644,7 @@ def test_an_evaluation_can_be_cancelled(reward_model: SparseRM, config: PolicyEv
 
 
 def test_what_the_reader_refuses_has_no_reward() -> None:
-    """Neither what is empty before it is read, nor what the reader itself can't read: the others keep their places."""
+    """Neither an empty text nor a text that the reader refuses has a reward; the other answers keep their places."""
 
     class Choosy(FakeReader):
         def __call__(self, items: Sequence[Any]) -> tuple[np.ndarray, dict[int, str]]:

@@ -1,4 +1,4 @@
-"""Which pairs are kept: margins and latents by hand, the arms against one another, and every reason."""
+"""The filter's decisions: margins and latents by hand, the arms compared, and every reason."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_winner_must_score_higher_and_a_tie_is_none() -> None:
     assert kept(decisions) == ["c00", "c03"]
     assert [decision.reason for decision in decisions] == ["", MARGIN, MARGIN, ""]
     assert [decision.margin for decision in decisions] == [0.5, 0.0, -0.5, 1e-9]
-    assert kept(run([0.5, 0.3, 0.2], min_margin=0.3)) == ["c00"], "more than the least margin, not as much"
+    assert kept(run([0.5, 0.3, 0.2], min_margin=0.3)) == ["c00"], "the margin must exceed the minimum"
 
 
 def test_no_filter_keeps_all_that_dpo_can_use() -> None:
@@ -81,14 +81,12 @@ def test_random_drops_as_many_as_the_reward_model_and_others() -> None:
         == Counter(decision.reason for decision in by_reward if not decision.kept)[MARGIN]
     )
     assert random[0].reason == refused["c00"] and "c00" not in kept(by_reward)
-    assert kept(run(margins, refused=refused, arm="random")) == kept(random), "the same seed draws the same"
+    assert kept(run(margins, refused=refused, arm="random")) == kept(random), "equal seeds draw equally"
     assert kept(run(margins, refused=refused, arm="random", seed=1)) != kept(random)
 
 
 def test_random_drops_do_not_depend_on_the_margin() -> None:
-    """Over many seeds a pair is dropped as often whatever its margin: three of ten fail, so each pair goes in three
-    tenths of the draws.
-    """
+    """Over many seeds every pair is dropped equally often: three of ten fail, so each in three tenths of the draws."""
     margins = [-1.0] * 3 + [1.0] * 7
     dropped = Counter(decision.candidate_id for seed in range(400) for decision in run(margins, arm="random", seed=seed) if not decision.kept)
     shares = np.array([dropped[f"c{n:02d}"] / 400 for n in range(10)])
@@ -137,9 +135,9 @@ def test_only_pairs_dropped_by_their_margin_have_latents() -> None:
     scores = score_pairs(model, candidates)
     decisions = decide(candidates, scores, {"c00": "answers equal"}, arm="sparserm", min_margin=0.0, seed=0, parts=parts)
     for row, decision in enumerate(decisions):
-        assert bool(decision.latents) == (decision.reason == MARGIN and scores.margins[row] < 0), "a tie may have nobody against it"
+        assert bool(decision.latents) == (decision.reason == MARGIN and scores.margins[row] < 0), "a tie may have no latent below zero"
         assert len(decision.latents) <= TOP and all(latent["contribution"] < 0 for latent in decision.latents)
-        # K = 4 <= TOP: all that spoke against it are named, and what spoke for it can only raise the margin.
+        # Since k = 4 <= TOP, all negative contributions are listed, and the others can only raise the margin.
         if decision.latents:
             assert sum(latent["contribution"] for latent in decision.latents) <= scores.margins[row] + 1e-9
     assert sum(bool(decision.latents) for decision in decisions) > 5 and sum(decision.kept for decision in decisions) > 5
@@ -170,7 +168,7 @@ def test_rewards_are_those_of_the_reward_model_side_by_side() -> None:
 
 
 def test_a_text_that_cannot_be_read_spoils_its_pair_only() -> None:
-    """An empty text is refused before the language model, one that holds no token of its own by it."""
+    """An empty text is refused before the language model reads it, a text without tokens by the reader."""
     model = SparseRM(make_parts(), Picky(6))
     scores = score_pairs(model, [candidate(0), candidate(1, chosen="mute"), candidate(2, rejected=" "), candidate(3)])
     assert np.isnan(scores.rewards).tolist() == [[False, False], [True, False], [False, True], [False, False]]

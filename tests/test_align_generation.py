@@ -53,7 +53,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def plain_text(backbone: Backbone, prompt: Sequence[Message], sample: int, sampling: Sampling) -> Generated:
-    """The whole text again for every token, alone, without cache or padding; the nucleus by a loop."""
+    """Computes the whole text again for every token, without cache or padding; the nucleus by a loop."""
     ids = answer_prefix(backbone, prompt)
     uniform, written = generation.uniform_numbers(ids, sample, sampling), []
     for number in range(sampling.max_new_tokens):
@@ -101,7 +101,7 @@ def test_the_draw_is_the_one_by_hand() -> None:
     uniform = torch.from_numpy(np.random.default_rng(2).random(64))
     by_hand = [drawn_by_hand(row.softmax(-1).tolist(), float(u), 0.8) for row, u in zip(logits, uniform, strict=True)]
     assert draw(logits, uniform, 0.8).tolist() == by_hand
-    assert draw(logits, torch.ones(64, dtype=torch.float64) - 2**-53, 0.8).min() >= 0, "the very end of the range is still in the nucleus"
+    assert draw(logits, torch.ones(64, dtype=torch.float64) - 2**-53, 0.8).min() >= 0, "the end of the range is inside the nucleus"
 
 
 # --- whole answers ----------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_an_answer_ends_where_the_policy_writes_a_control_token(tiny: Backbone) 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 100])
 def test_batch_size_and_neighbours_do_not_matter(tiny: Backbone, size: int) -> None:
-    """In float32; every answer has random numbers of its own."""
+    """In float32; every answer has separate random numbers."""
     answers = LocalGenerator(tiny, replace(CONFIG, batch_size=size)).generate(prompts(), 3)
     assert answers == [[plain_text(tiny, prompt, sample, SAMPLING) for sample in range(3)] for prompt in prompts()]
     backwards = LocalGenerator(tiny, replace(CONFIG, batch_size=size)).generate(prompts()[::-1], 2)
@@ -171,7 +171,7 @@ def test_a_models_own_settings_change_nothing(tiny: Backbone) -> None:
 
 
 def test_a_policy_with_an_adapter_writes_as_the_adapter_says() -> None:
-    """As the same weights merged; and not as the base model."""
+    """Answers equal those of merged weights and differ from the base model's."""
     from peft import LoraConfig, get_peft_model
 
     base, with_lora = tiny_backbone(depth=None), tiny_backbone(depth=None)
@@ -193,7 +193,7 @@ def test_a_policy_with_an_adapter_writes_as_the_adapter_says() -> None:
     [
         (None, 2, {2}),  # no template: the end of text alone
         (GEMMA_LIKE, [0], {0, 2}),  # the model's end of text, and the token that closes a turn
-        # Closed by mere text; 2: the tokenizer's.
+        # Turns closed by plain text; 2 is the tokenizer's end.
         ("{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n\n' }}{% endfor %}", 0, {0, 2}),
         ("{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|endoftext|>' }}{% endfor %}", 2, {0, 2}),
     ],
@@ -214,7 +214,7 @@ def test_what_was_cut_ends_with_a_whole_sentence() -> None:
 
 def test_a_prompt_that_leaves_no_room_is_not_answered(tiny: Backbone) -> None:
     lengths = [len(answer_prefix(tiny, prompt)) for prompt in prompts()]
-    # The third fits to a token.
+    # The third prompt just fits.
     tight = tiny_backbone(depth=None, max_length=sorted(lengths)[2] + CONFIG.max_new_tokens)
     answers = LocalGenerator(tight, CONFIG).generate(prompts(), 2)
     assert [bool(row[0].failed) for row in answers] == [length == max(lengths) for length in lengths]
@@ -233,9 +233,11 @@ def test_a_plan_holds_every_answer_once(n: int, size: int) -> None:
     assert sorted(row for batch in plan for row in batch) == [(i, sample) for i in range(23) for sample in range(n)]
     assert max(map(len, plan)) <= size
     if n <= size:
-        assert all(len({i for i, _ in batch}) * n == len(batch) for batch in plan), "samples of one prompt stay together: they share its cache"
+        assert all(len({i for i, _ in batch}) * n == len(batch) for batch in plan), (
+            "samples of one prompt are in one batch, since they share its cache"
+        )
         ends = [(min(lengths[i] for i, _ in batch), max(lengths[i] for i, _ in batch)) for batch in plan]
-        assert all(before[1] <= after[0] for before, after in pairwise(ends)), "buckets of like length"
+        assert all(before[1] <= after[0] for before, after in pairwise(ends)), "batches of similar length"
 
 
 def test_a_stopped_call_goes_on_after_its_last_whole_batch(tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def quick(**changes: Any) -> AlignConfig:
 
 
 class FinishedRun:
-    """An alignment that was run in this process, and what it left on disk."""
+    """An alignment that has run in this process, and its files."""
 
     def __init__(self, config: AlignConfig, store: Store) -> None:
         self.config, self.store = completed(config, store, lambda _: None), store
@@ -144,7 +144,7 @@ def test_the_manifest_holds_what_repeats_the_round(run: FinishedRun, reward_mode
         "train": record.dpo["n_pairs"], "validation": record.dpo["n_validation"], "refused": len(record.dpo["refused"])
     }  # fmt: skip
     assert manifest["kept"] == sum(manifest["learnt_from"].values())
-    assert run.summary["pair_counts"]["n_pairs"] == 100, "and what the reward model's fit could not read"
+    assert run.summary["pair_counts"]["n_pairs"] == 100, "with the pairs that the reward model's fit could not read"
     assert manifest["tokens"]["written"] > 0 and manifest["tokens"]["trained"] > 0 and manifest["stopped"] == ""
     assert set(manifest["steps"]) == set(STEPS) and manifest["time_seconds"]["total"] == pytest.approx(
         sum(seconds for step, seconds in manifest["time_seconds"].items() if step != "total")
@@ -158,7 +158,7 @@ def test_every_round_is_evaluated_against_the_base(run: FinishedRun) -> None:
     for figures in after:
         for name in ("reward", "accuracy", "validation_accuracy", "length"):
             assert figures[name]["low"] <= figures[name]["value"] <= figures[name]["high"] and figures[name]["n"] > 0
-        # The same pairs, so that means differ by the mean difference; answers are not all readable in both rounds.
+        # Measured on the same pairs, so means differ by the mean difference; answers may be unreadable in one round.
         for name in ("accuracy", "validation_accuracy", "logprob_margin"):
             assert figures[name]["difference"]["value"] == pytest.approx(figures[name]["value"] - base[name]["value"], abs=1e-6)
         assert figures["kl_per_token"]["value"] > 0
@@ -253,7 +253,7 @@ def arms(store: Store, run: FinishedRun) -> dict[str, FinishedRun]:
 
 
 def test_arms_share_their_beginning(arms: dict[str, FinishedRun]) -> None:
-    """The same candidates and, but for another reward model, the same rewards; the base model is evaluated once."""
+    """Arms share candidates, the evaluation of the base model and, with the same reward model, the rewards."""
     steps = {arm: run.summary["rounds"][0]["steps"] for arm, run in arms.items()}
     assert len({fingerprints["align-candidates"] for fingerprints in steps.values()}) == 1
     assert steps["none"]["align-rewards"] == steps["random"]["align-rewards"] == steps["sparserm"]["align-rewards"] != steps["dense"]["align-rewards"]
@@ -305,9 +305,7 @@ def test_best_of_n_is_filtered_by_its_own_reward(store: Store) -> None:
 
 
 def test_the_shift_compares_answers_to_training_prompts(store: Store, tmp_path: Path) -> None:
-    """Prompts of a file, with a held-out one among them; the shift is about answers to training prompts, which have a
-    match.
-    """
+    """With prompts of a file, one of them held out, the shift compares answers to training prompts, which have a match."""
     run = FinishedRun(quick(min_margin=1e9), store)
     held_out = run.record.model and SparseRM.load(run.record.model).known
     assert held_out and held_out.pairs
@@ -392,5 +390,5 @@ def test_the_tiny_preset_from_an_empty_cache(tmp_path: Path) -> None:
         )
         assert manifest["adapter_before"] != manifest["adapter_after"]
     times = [json.loads(path.read_text())["time_seconds"] for path in (tmp_path / "cache/artefacts").rglob(MANIFEST)]
-    assert sum(times) < 60, "two rounds and the fit are to take less than a minute"
+    assert sum(times) < 60, "two rounds and the fit must take less than a minute"
     assert [path.name for path in (tmp_path / "cache/artefacts").iterdir() if path.name == ROUND] == [ROUND]

@@ -1,4 +1,4 @@
-"""The over-optimisation rule, the choice of a round and the drift of latents, each by a case done by hand."""
+"""The over-optimisation rule, the choice of a round and the drift of latents, each in cases computed by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from core.statistics.estimates import Estimate
 
 
 def moved(value: float, half: float = 0.01, *, now: float = 1.0) -> PolicyFigure:
-    """A figure that is `now` and has moved by `value`, with an interval of so much on either side."""
+    """A figure of value `now` whose difference is `value`, with an interval of `half` on either side."""
     difference = Estimate(value=value, low=value - half, high=value + half, n=40, n_prompts=40)
     return PolicyFigure(value=now, low=now - 0.1, high=now + 0.1, n=40, n_prompts=40, difference=difference)
 
@@ -48,7 +48,7 @@ def test_no_warning_without_both(reward: PolicyFigure, accuracy: PolicyFigure) -
 
 @pytest.mark.parametrize(("change", "warned"), [(26.0, True), (-26.0, True), (24.0, False), (-24.0, False)])
 def test_length_may_change_by_a_quarter(change: float, warned: bool) -> None:
-    """The base model's answers have 100 tokens on average, and the rule says a quarter of that."""
+    """The base model's answers have 100 tokens on average, and the rule allows a change of a quarter."""
     assert LENGTH_CHANGE == 0.25 and "a quarter" in RULE
     warnings = warnings_of({**STILL, "reward": moved(0.3), "length": moved(change, 1.0, now=100 + change)})
     assert [warning.figure for warning in warnings] == (["length"] if warned else [])
@@ -67,8 +67,9 @@ def test_round_zero_and_missing_figures_do_not_warn() -> None:
 
 
 def test_chance_alone_hardly_warns() -> None:
-    """Nothing truly moves: reward rises by chance in one case of forty, and then one of five others falls in at most
-    one of eight.
+    """Without a true change few rounds are warned of.
+
+    Reward rises by chance in one case of forty, and then one of five other figures falls in at most one of eight.
     """
     rng, n_warned = np.random.default_rng(0), 0
     for _ in range(200):
@@ -108,7 +109,9 @@ def test_drift_by_hand() -> None:
     before, after = np.array([[0.0, 0.0], [1.0, 5.0], [2.0, 9.0]]), np.array([[1.0, -4.0], [3.0, 1.0], [5.0, 5.0]])
     first, second = drift_of(before, after, np.array([11, 7]), np.array([2.0, 1.0]))
     assert (first.latent_id, first.value, first.low, first.high, first.n) == (7, -4.0, -4.0, -4.0, 3)
-    assert (second.latent_id, second.value) == (11, 1.0) and (second.low, second.high) == (0.5, 1.5), "all of one prompt, drawn thrice in 1 of 27"
+    assert (second.latent_id, second.value) == (11, 1.0) and (second.low, second.high) == (0.5, 1.5), (
+        "the same prompt is drawn three times in 1 of 27 resamples"
+    )
 
 
 def test_the_interval_is_the_normal_one_at_large_n() -> None:

@@ -1,4 +1,4 @@
-"""Prompts of a file, each row told by its own columns, and what can't be asked."""
+"""Prompts of a file, each row read by its own columns, and rows that can't be asked."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What alignments leave on disk, read without an engine: prompts, the ledger and its rounds, the audit of dropped
-pairs.
-"""
+"""Alignments on disk: prompts, the ledger and its rounds, the audit of dropped pairs."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ def asked(text: str) -> tuple[dict[str, str], ...]:
 
 
 def pairs(**splits: int) -> PreferencePairs:
-    """Two pairs a prompt, prompts named by their split."""
+    """Two pairs for each prompt; prompts are named by their split."""
     rows = [(f"{name} {n}", name, side) for name, count in splits.items() for n in range(count) for side in ("a", "b")]
     preference_pairs = tuple(
         PreferencePair(pair_id=f"{q} {side}", prompt=asked(q), chosen=f"yes {side}", rejected=f"no {side}") for q, _, side in rows
@@ -166,7 +164,7 @@ def test_reading_loads_no_engine() -> None:
 
 
 def dropped(n: int) -> tuple[list[Candidate], list[Decision]]:
-    """Candidates dropped by their margin, and one each that was kept, dropped at random and too long."""
+    """Candidates dropped by their margin, and one each that was kept, dropped at random, and too long."""
     candidates = [Candidate(candidate_id=f"c{i:03d}", prompt=asked(f"q{i}"), chosen=f"meant {i}", rejected=f"other {i}") for i in range(n + 3)]
     reasons = [*[MARGIN] * n, "", AT_RANDOM, "too long: 900 tokens"]
     return candidates, [
