@@ -17,7 +17,8 @@ from core.backbone.model import Backbone, load_backbone
 from core.backbone.presets import preset
 from core.config import BackboneConfig, SAETrainConfig
 from core.errors import Cancelled
-from core.sae.corpus import Dialogue, Document
+from core.sae.corpus import Dialogue
+from core.sae.documents import Document
 
 LAYER = 0
 

@@ -15,7 +15,8 @@ from core.config import SAEConfig
 from core.errors import DataError
 from core.sae.autoencoder import SparseAutoencoder, load_sae
 from core.sae.card import RESAMPLES, Sums, bootstrap_draws, loss_recovered, sae_card
-from core.sae.corpus import Dialogue, Document, documents, load_corpus
+from core.sae.corpus import Dialogue, load_corpus
+from core.sae.documents import Document, documents
 
 CONTEXT = 72
 

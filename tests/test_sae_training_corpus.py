@@ -13,7 +13,8 @@ from sae_training_helpers import dialogue, pairs_file, whole_backbone, write_row
 from core.config import DataConfig
 from core.data.pairs import load_pairs
 from core.errors import ConfigError, DataError
-from core.sae.corpus import documents, load_corpus, pair_dialogues, short_names, split_corpus
+from core.sae.corpus import load_corpus, pair_dialogues, short_names, split_corpus
+from core.sae.documents import documents
 
 
 def chitchat(root: Path, conversations: dict[str, list[list[tuple[str, str]]]]) -> None:

@@ -29,7 +29,8 @@ from core.jobs.sae_train import SAE_TRAIN
 from core.runs.store import Store
 from core.sae import training as sae_training
 from core.sae.autoencoder import load_sae
-from core.sae.corpus import documents, load_corpus, pair_dialogues, split_corpus
+from core.sae.corpus import load_corpus, pair_dialogues, split_corpus
+from core.sae.documents import documents
 from core.sae.trainer import make_trainer, save_inference, start_from
 from core.sae.training import command_line, train_sae
 

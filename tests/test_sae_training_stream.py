@@ -11,8 +11,9 @@ from sae_training_helpers import LAYER, dialogue, pairs_file, slow_states, whole
 
 from core.errors import DataError
 from core.sae import activations
-from core.sae.activations import Cursor, Stream, plan_batches
-from core.sae.corpus import Dialogue, documents, load_corpus
+from core.sae.activations import Cursor, Stream
+from core.sae.corpus import Dialogue, load_corpus
+from core.sae.documents import documents, plan_batches
 
 NONE = torch.empty(0, 64)
 

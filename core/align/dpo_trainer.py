@@ -37,7 +37,7 @@ from core.align.policy import adapter_tensors, new_lora, quiet, set_adapter_tens
 from core.backbone.model import Backbone
 from core.config import DPOConfig
 from core.errors import BackboneError, ConfigError
-from core.sae.activations import plan_batches
+from core.sae.documents import plan_batches
 from core.types import Progress
 
 STEP = "train policy"

@@ -29,8 +29,8 @@ from jaxtyping import Bool, Int, Int32
 from core.config import LatentsConfig
 from core.errors import DataError
 from core.files import read_json, whole_file, write_json
-from core.sae.activations import stream_states
-from core.sae.corpus import Dialogue, Document, documents
+from core.sae.corpus import Dialogue
+from core.sae.documents import Document, documents, stream_states
 from core.types import JsonFields, Progress, no_progress, sha256_of
 
 if TYPE_CHECKING:

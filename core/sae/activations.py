@@ -1,4 +1,4 @@
-"""Hidden states of documents in a planned order, and the mixed batches of them that an SAE is trained on.
+"""Mixed batches of hidden states in a planned order, as an SAE is trained on them (`Stream`).
 
 The order of the data is a pure function of (seed, corpus): dialogues come in permuted epochs, in **rounds** of a
 bounded number of tokens. A round's content tokens are shuffled as a whole and then divided into batches. So a training
@@ -12,56 +12,21 @@ the limit a chat of thirty short turns would count as much as thirty long answer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from core.backbone.model import Backbone
 from core.errors import DataError
-from core.sae.corpus import Dialogue, Document, documents
-
-if TYPE_CHECKING:
-    import torch
-
-    from core.backbone.model import Backbone
+from core.sae.corpus import Dialogue
+from core.sae.documents import Document, documents, stream_states
 
 ROUND_BATCHES = 64  # a round holds at least this many batches of content tokens
 RING = 16_384  # response-final states kept
 PER_DIALOGUE = 4  # of them, at most this many from one reading of a dialogue
 TAKE = 32  # dialogues tokenised at a time
-
-
-def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """The documents' numbers, batch by batch: similar lengths, at most `budget` tokens with padding (one document may
-    have more)."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda n: (lengths[n], n)):
-        if batches and lengths[i] * (len(batches[-1]) + 1) <= budget:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
-
-
-def padded(batch: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both [b, t], padded on the right."""
-    import torch
-
-    ids = torch.zeros(len(batch), max(len(d.ids) for d in batch), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, document in enumerate(batch):
-        ids[row, : len(document.ids)] = torch.from_numpy(document.ids)
-        mask[row, : len(document.ids)] = 1
-    return ids, mask
-
-
-def stream_states(documents: Sequence[Document], backbone: Backbone, layer: int, budget: int) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Hidden states after decoder layer `layer`, batch by batch: (numbers of the documents, [b, t, d_model] in the
-    backbone's dtype)."""
-    for numbers in plan_batches([len(d.ids) for d in documents], budget):
-        ids, mask = padded([documents[i] for i in numbers])
-        yield numbers, backbone.states(ids, mask, [layer])[layer]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +101,6 @@ class Stream:
 
         These are drawn anew for every batch, without replacement while there are enough.
         """
-        import torch
-
         rows = current.order[number * self.content_per_batch : (number + 1) * self.content_per_batch]
         chosen = self.draw_ends(len(current.ring), current.following.round, number)
         return torch.cat([current.content[torch.as_tensor(rows)], current.ring[torch.as_tensor(chosen)]]).float()
@@ -196,8 +159,6 @@ class Stream:
     def _states(self, read: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:
         """States [n, d_model] of all content tokens, in the documents' order whatever the batches, and of the
         response-final ones."""
-        import torch
-
         content: list[torch.Tensor] = [torch.empty(0)] * len(read)
         ends: list[torch.Tensor] = [torch.empty(0)] * len(read)
         for numbers, states in stream_states(read, self.backbone, self.layer, self.backbone.config.tokens_per_batch):
@@ -208,6 +169,4 @@ class Stream:
 
 
 def _joined(ring: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    import torch
-
     return torch.cat([ring.to(ends), ends])[-RING:]

@@ -23,9 +23,9 @@ from jaxtyping import Float, Int
 
 from core.backbone.model import Backbone
 from core.errors import DataError
-from core.sae.activations import padded, plan_batches, stream_states
 from core.sae.autoencoder import SparseAutoencoder
-from core.sae.corpus import Dialogue, Document, documents
+from core.sae.corpus import Dialogue
+from core.sae.documents import Document, documents, padded, plan_batches, stream_states
 from core.statistics.bootstrap import percentile_interval
 from core.types import Progress, no_progress
 

@@ -1,4 +1,4 @@
-"""Reads the dialogues of a corpus, cleans them, and tokenises them into the documents that an SAE is trained on.
+"""Reads the dialogues of a corpus and cleans them: the texts that an SAE is trained on.
 
 1. Read: the default corpus (`chitchat`, inside a PyPI wheel), JSONL files of dialogues, files of preference pairs in
    any known format.
@@ -6,8 +6,8 @@
    or something like a telephone number is left out whole (a simple filter on purpose; names stay in). Of preference
    pairs only the training split is read, and a dialogue with one of their validation or test prompts is left out,
    whichever file it is in. `Corpus.unseen` holds those pairs' dialogues, to measure on.
-3. Tokenise: with the backbone's chat template; long dialogues are cut between exchanges into documents of at most
-   `context` tokens.
+
+core.sae.documents tokenises the dialogues.
 """
 
 from __future__ import annotations
@@ -19,21 +19,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
-from jaxtyping import Bool, Int
 
 from core.backbone.pypi_files import file_from_wheel
-from core.backbone.template import Rendered
 from core.config import DataConfig
 from core.data.pairs import load_pairs
 from core.data.splits import split_pairs
 from core.errors import ConfigError, DataError
 from core.types import Message, PreferencePair, PreferencePairs, Progress, no_progress, sha256_of
-
-if TYPE_CHECKING:
-    from core.backbone.model import Backbone
 
 CHITCHAT = "chitchat-dataset==0.9.0"
 CHITCHAT_SHA256 = "7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e"
@@ -75,24 +70,6 @@ class Corpus:
     def content_hash(self) -> str:
         """sha256 over all dialogues in order."""
         return sha256_of([[d.group, *d.messages] for d in self.dialogues])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Document:
-    """A dialogue, or a part of it, as the backbone reads it.
-
-    `content` marks the tokens an SAE is trained on: message text, never the template's tokens, never the first
-    position. `ends` are the last content tokens of the assistant's messages, `sentences` the last tokens of the
-    sentences inside them. `group` is the dialogue's. `n_cut` tokens of an exchange longer than the context were cut
-    off.
-    """
-
-    ids: Int[np.ndarray, " t"]
-    content: Bool[np.ndarray, " t"]
-    ends: tuple[int, ...]
-    group: str
-    sentences: tuple[int, ...] = ()
-    n_cut: int = 0
 
 
 def load_corpus(
@@ -188,63 +165,6 @@ def pair_dialogues(pairs: Iterable[PreferencePair]) -> Iterator[Dialogue]:
     for pair in pairs:
         for answer in (pair.chosen, pair.rejected):
             yield Dialogue(messages=(*pair.prompt, Message(role="assistant", content=answer)), group=_opening(pair.prompt))
-
-
-def documents(dialogues: Sequence[Dialogue], backbone: Backbone, context: int) -> list[list[Document]]:
-    """Each dialogue as documents of at most `context` tokens, cut between exchanges (a question and its answer).
-
-    An exchange that is itself longer is cut at `context`. A dialogue that can't be read (the template refuses it, a
-    control token in a text) has no document.
-    """
-    rendered = backbone.render_all([d.messages for d in dialogues])
-    # Tokens of the shortest exchange: slightly more than what the template writes before a first exchange.
-    head = len(backbone.render([Message(role="user", content="a"), Message(role="assistant", content="a")]).ids)
-    parts: list[list[Sequence[Message]]] = []
-    for dialogue, whole in zip(dialogues, rendered, strict=True):
-        if isinstance(whole, Rendered) and len(whole.ids) > context:
-            parts.append(list(_parts(dialogue.messages, whole.response_ends, head, context)))
-        else:
-            parts.append([])
-    rendered_parts = iter(backbone.render_all([part for several in parts for part in several]))
-    pieces = [[next(rendered_parts) for _ in several] or [whole] for several, whole in zip(parts, rendered, strict=True)]
-    return [
-        [_document(r, d.group, context, backbone) for r in several if isinstance(r, Rendered)] for several, d in zip(pieces, dialogues, strict=True)
-    ]
-
-
-def _document(rendered: Rendered, group: str, context: int, backbone: Backbone) -> Document:
-    content = np.array(rendered.content[:context], dtype=bool)
-    content[:1] = False
-    ends = tuple(i for i in rendered.response_ends if i < context and content[i])
-    sentences = tuple(i for i in _sentence_ends(rendered, backbone) if i < context and content[i])
-    ids, n_cut = np.array(rendered.ids[:context], dtype=np.int64), max(len(rendered.ids) - context, 0)
-    return Document(ids=ids, content=content, ends=ends, group=group, sentences=sentences, n_cut=n_cut)
-
-
-def _sentence_ends(rendered: Rendered, backbone: Backbone) -> Iterator[int]:
-    """Positions inside answers that close a sentence: the token ends with its mark, and white space follows."""
-    closes, opens = backbone.sentence_marks
-    for start, end in zip(rendered.response_starts, rendered.response_ends, strict=True):
-        ids = rendered.ids[start : end + 1]
-        yield from (start + np.flatnonzero(closes[ids[:-1]] & opens[ids[1:]])).tolist()
-
-
-def _parts(messages: Sequence[Message], ends: Sequence[int], head: int, context: int) -> Iterator[Sequence[Message]]:
-    """Runs of exchanges that fit into `context`. An exchange costs its tokens in the whole dialogue; the template's
-    head is added."""
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if len(answers) != len(ends):
-        yield messages
-        return
-    system = list(messages[:1]) if messages[0]["role"] == "system" else []
-    start, length = len(system), 0
-    for number, end in enumerate(ends):
-        cost = end - ends[number - 1] if number else end - head
-        if length and head + length + cost > context:
-            yield [*system, *messages[start : answers[number - 1] + 1]]
-            start, length = answers[number - 1] + 1, 0
-        length += cost
-    yield [*system, *messages[start:]]
 
 
 def _read(name: str, root: Path, count: Counter[str], progress: Progress) -> Iterator[Dialogue]:

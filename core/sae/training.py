@@ -1,6 +1,6 @@
 """Trains a sparse autoencoder on any backbone with sae-lens' trainer (`sparserm sae train`; METHOD.md, SAE traps).
 
-1. The corpus becomes documents (corpus.py), and the documents become shuffled batches of hidden states
+1. The corpus (corpus.py) becomes documents (documents.py), and these become shuffled batches of hidden states
    (activations.py): message text only, no template tokens, no first position, and a fixed share of each batch from
    response-final positions.
 2. sae-lens' `SAETrainer.step` does each step (BatchTopK or TopK, decoder-norm-rescaled activations, auxiliary loss for
