@@ -93,10 +93,10 @@ def detect_format(path: Path) -> str:
 
 def _from_release(release: str, sae_id: str) -> StoredSAE:
     from sae_lens import SAE
-    from sae_lens.loading import pretrained_sae_loaders as loaders, pretrained_saes_directory as directory
+    from sae_lens.loading import pretrained_sae_loaders, pretrained_saes_directory
 
-    name, entry = f"{release} {sae_id}", directory.get_pretrained_saes_directory().get(release)
-    reader = loaders.get_conversion_loader_name(release)
+    name, entry = f"{release} {sae_id}", pretrained_saes_directory.get_pretrained_saes_directory().get(release)
+    reader = pretrained_sae_loaders.get_conversion_loader_name(release)
     if reader not in RELEASE_READERS:
         raise SAEError(
             f"SAEs of release {release} are refused: sae-lens reads them by {reader!r}",
@@ -110,9 +110,9 @@ def _from_release(release: str, sae_id: str) -> StoredSAE:
             # sae-lens ignores unknown fields of a configuration, so the file itself is checked, for releases that have
             # such a file.
             if reader == "sae_lens" and (sae_id in entry.saes_map if entry else "/" in release):
-                repository, folder = directory.get_repo_id_and_folder_name(release, sae_id)
-                overrides = directory.get_config_overrides(release, sae_id)
-                plain_config(loaders.get_sae_lens_config_from_hf(repository, folder, cfg_overrides=overrides), name)
+                repository, folder = pretrained_saes_directory.get_repo_id_and_folder_name(release, sae_id)
+                overrides = pretrained_saes_directory.get_config_overrides(release, sae_id)
+                plain_config(pretrained_sae_loaders.get_sae_lens_config_from_hf(repository, folder, cfg_overrides=overrides), name)
             sae = SAE.from_pretrained(release, sae_id, device="cpu", dtype="float32")
     except SAEError:
         raise
