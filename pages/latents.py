@@ -5,6 +5,6 @@ from workbench.latents import values as latents
 from workbench.latents import view as latents_view
 
 model = layout.need_model()
-found = latents.selection(model, latents_view.chosen_k(model))
-latents_view.overview(model, found)
-latents_view.table(model, found)
+selected = latents.selection(model, latents_view.chosen_k(model))
+latents_view.overview(model, selected)
+latents_view.table(model, selected)

@@ -166,7 +166,7 @@ def test_another_k_selects_by_the_same_rule(model: models.FittedModel) -> None:
     best = sorted(np.flatnonzero(separation > 0), key=lambda j: (-separation[j], j))[:other]
     assert [row["latent_id"] for row in found.rows if row["side"] == "chosen"] == best
     again = {row["latent_id"]: row for row in latents.selection(model, own).rows}
-    assert all_of_own.own and not found.own and again == {row["latent_id"]: row for row in all_of_own.rows}
+    assert all_of_own.fitted and not found.fitted and again == {row["latent_id"]: row for row in all_of_own.rows}
     at = no_error(open_page("latents", latents_k=str(other)))
     assert len(at.dataframe[0].value) == len(found.rows) and at.select_slider[0].value == other
 

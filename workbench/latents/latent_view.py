@@ -1,4 +1,4 @@
-"""The Latent page, drawn: what a latent is called, what it is active on, what it does to the reward, and your own text."""
+"""The Latent page, drawn: a latent's labels, the texts it is active on, its effect on the reward, and your own text."""
 
 from __future__ import annotations
 
@@ -43,19 +43,20 @@ def need_latent(model: FittedModel) -> int:
 def choose(model: FittedModel, latent: int, page: Feature | None) -> None:
     """The selected latents to choose from, any other by its number, its page as a file, and the way out to Neuronpedia."""
     labels = labels_of(model)
-    options = [str(one) for one in dict.fromkeys((*model.latents, latent))]
+    options = [str(option) for option in dict.fromkeys((*model.latents, latent))]
 
-    def said(option: str) -> str:
+    def title(option: str) -> str:
         return f"{option}  {latents.label_text(labels, int(option))}".strip()
 
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        state.pick("Latent", options, "latent", show=said, default=str(latent))
+        state.pick("Latent", options, "latent", show=title, default=str(latent))
         width = latents.n_latents(model)
         most = None if width is None else width - 1
         st.number_input("Any latent", 0, most, step=1, width=150, **state.url_widget("latent number", latent, _open))
         if page is not None:
-            data, file, told = partial(jsonl_bytes, [page]), file_name("latent", str(latent), kind="json"), "This page in Neuronpedia's format"
-            st.download_button("JSON", data, file, "application/json", key="latent json", on_click="ignore", icon=":material/download:", help=told)
+            data, file = partial(jsonl_bytes, [page]), file_name("latent", str(latent), kind="json")
+            look: Any = {"icon": ":material/download:", "help": "This page in Neuronpedia's format"}
+            st.download_button("JSON", data, file, "application/json", key="latent json", on_click="ignore", **look)
         url = latents.neuronpedia_url(model, latent)
         if url:
             st.link_button("Neuronpedia", url, icon=":material/open_in_new:", help="Opens neuronpedia.org in a new tab")
@@ -65,20 +66,20 @@ def choose(model: FittedModel, latent: int, page: Feature | None) -> None:
 
 
 def naming(model: FittedModel, latent: int) -> None:
-    """The latent's label, where it comes from, all others, and a place for your own."""
+    """The latent's first label with its origin and scores, all other labels, and a field for your own."""
     book = book_of(model)
     if book is None:
         return
-    found = book.all(latent)
+    labels = book.all(latent)
     with st.container(horizontal=True, vertical_alignment="center", key="latent label"):
-        st.text(found[0].text + found[0].mark if found else "No label yet")
-        if found:
-            st.caption(layout.label_text(_origin(found[0]), 90))
-            for score in found[0].scores:
+        st.text(labels[0].text + labels[0].mark if labels else "No label yet")
+        if labels:
+            st.caption(layout.label_text(_origin(labels[0]), 90))
+            for score in labels[0].scores:
                 named = replace(score, method=layout.label_text(score.method, 40))  # a badge reads Markdown
-                st.badge(latents.score_said(named), color="gray", help=_measured(score))
-        with st.popover("Name it" if not found else "Labels", icon=":material/edit:", type="tertiary"):
-            mine = next((label.text for label in found if label.source == PERSON), "")
+                st.badge(latents.score_text(named), color="gray", help=_measured(score))
+        with st.popover("Labels" if labels else "Name it", icon=":material/edit:", type="tertiary"):
+            mine = next((label.text for label in labels if label.source == PERSON), "")
             with st.form("latent naming", border=False):
                 st.text_input(
                     "Your label",
@@ -88,11 +89,11 @@ def naming(model: FittedModel, latent: int) -> None:
                     help="It is kept beside the others and comes first. Empty: takes yours away.",
                 )
                 st.form_submit_button("Save", on_click=_name, args=(model, latent))
-            if found:
-                show_rows(latents.label_rows(found), key="latent labels")
-    told = st.session_state.pop("latent naming failed", "")
-    if told:
-        st.text(told)
+            if labels:
+                show_rows(latents.label_rows(labels), key="latent labels")
+    failure = st.session_state.pop("latent naming failed", "")
+    if failure:
+        st.text(failure)
 
 
 def _name(model: FittedModel, latent: int) -> None:
@@ -111,7 +112,7 @@ def _origin(label: Label) -> str:
 
 
 def _measured(score: Score) -> str:
-    """What a score says of its label, who measured it, and on which texts."""
+    """What a score of a label means, who measured it, and on which texts."""
     what = (
         "AUROC of its likeness to active against silent texts; 0.5 is chance" if score.method == EMBEDDING else "From 0 to 1, the higher the better"
     )
@@ -133,7 +134,7 @@ METRICS = {
 
 
 def figures(model: FittedModel, row: Mapping[str, Any] | None, page: Feature | None, pages: LatentPages | None) -> None:
-    """What is known of it in a line, and what speaks against taking its label for the projection."""
+    """The latent's figures in a row, and a warning where its label does not describe its projection."""
     if row is None:
         st.caption("This cache holds no frequencies of this latent any more.")
         return
@@ -151,23 +152,23 @@ def figures(model: FittedModel, row: Mapping[str, Any] | None, page: Feature | N
         for name, value in values.items():
             st.metric(name, value, beside.get(name), delta_color="off", delta_arrow="off", help=METRICS[name])
         if page is not None and pages is not None:
-            told = f"Of {pages.corpus['tokens']:,} tokens of {pages.corpus['documents']:,} texts, template and first tokens not counted"
+            help_ = f"Of {pages.corpus['tokens']:,} tokens of {pages.corpus['documents']:,} texts, template and first tokens not counted"
             n = f"of {pages.corpus['tokens']:,} tokens"
-            st.metric("Active on", percent(page["frac_nonzero"]), n, delta_color="off", delta_arrow="off", help=told)
+            st.metric("Active on", percent(page["frac_nonzero"]), n, delta_color="off", delta_arrow="off", help=help_)
     if warning:
         st.warning(warning[:1].upper() + warning[1:] + ".", icon=":material/warning:")
 
 
 def _beside(model: FittedModel, row: Mapping[str, Any]) -> dict[str, str]:
-    """How sure each of the figures is, where that is known."""
+    """The intervals and deviations that are known of the figures."""
     low, high, spread = row["low"], row["high"], row["weight_deviation"]
     sure = latents.detection_interval(model, int(row["latent_id"])) if row["detection_auroc"] is not None else None
-    found = {
+    beside = {
         "Separation": "" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}",
         "Detection AUROC": "" if sure is None else f"{sure[0]:.2f} to {sure[1]:.2f}, n = {sure[2]:,}",
         "Weight in the head": "" if spread is None else f"± {spread:.3f} over heads",
     }
-    return {name: said for name, said in found.items() if said}
+    return {name: text for name, text in beside.items() if text}
 
 
 def effect(model: FittedModel, latent: int, row: Mapping[str, Any] | None) -> None:
@@ -180,9 +181,9 @@ def effect(model: FittedModel, latent: int, row: Mapping[str, Any] | None) -> No
             held = _held_out(model)
             show_chart(charts.separation_dots(row, int(about["n_pairs"]), held), key="latent separation", name=model.name)
             low, high = (None if row[end] is None else 100 * row[end] for end in ("low", "high"))
-            said = interval(100 * row["separation"], low, high, "+.1f")
+            separation = interval(100 * row["separation"], low, high, "+.1f")
             shares = f"{percent(row['frequency_chosen'])} of chosen and {percent(row['frequency_rejected'])} of rejected ones"
-            st.caption(f"{said} percentage points; active in {row['n_active']:,} training responses: {shares}.")
+            st.caption(f"{separation} percentage points; active in {row['n_active']:,} training responses: {shares}.")
     with right:
         st.markdown("##### What its projection does to the reward")
         curve = latents.curve_of(model, latent)
@@ -233,7 +234,7 @@ def _texts(page: Feature, pages: LatentPages) -> None:
         return
     names = list(groups)
     places = [str(place) for place in range(len(names))]
-    place = int(state.pick("Which texts", places, "latent_texts", show=lambda one: names[int(one)], label_visibility="collapsed"))
+    place = int(state.pick("Which texts", places, "latent_texts", show=lambda place: names[int(place)], label_visibility="collapsed"))
     rows = latents.token_rows(groups[names[place]])
     show_tokens(rows, key=f"latent tokens {page['index']} {place}", scale=page["maxActApprox"], height=640)
     rows_behind(lambda: table(rows), what=f"latent {page['index']} texts", key="latent texts")
@@ -249,8 +250,8 @@ def closest(model: FittedModel, page: Feature) -> None:
     table = {
         "Latent": ids,
         "Cosine": page["topkCosSimValues"],
-        "Selected": [one in model.latents for one in ids],
-        "Label": [latents.label_text(labels, one) or "no label yet" for one in ids],
+        "Selected": [latent in model.latents for latent in ids],
+        "Label": [latents.label_text(labels, latent) or "no label yet" for latent in ids],
     }
     st.markdown("##### Closest latents")
     shape = {
@@ -271,16 +272,16 @@ def missing(model: FittedModel, latent: int, pages: LatentPages | None) -> None:
         layout.empty("This latent was active on none of the texts that were read.", "More texts may show it: `sparserm latents MODEL --tokens N`.")
         return
     selected = latent in model.latents
-    said = "Reads texts through the language model, and keeps where each selected latent is active. Takes some minutes; you can go on meanwhile."
+    offer = "Reads texts through the language model, and keeps where each selected latent is active. Takes some minutes; you can go on meanwhile."
     config = LatentsRunConfig(model=str(model.path), latent=() if selected else (latent,))
-    run_panel.offer("latents", config, "Make the pages of all selected latents" if selected else "Make this latent's page, too", said=said)
+    run_panel.offer("latents", config, "Make the pages of all selected latents" if selected else "Make this latent's page, too", said=offer)
 
 
 # --- your own text -------------------------------------------------------------------------------------------------
 
 
 def own_text(model: FittedModel, latent: int) -> None:
-    """A text of one's own, read by the model's process, with this latent's activation on each token."""
+    """A field for a text that the model's process reads, and this latent's activation on each of its tokens."""
     st.markdown("##### Try your own text")
     kept = state.kept("text", state.get("latent_own"))
     text = kept if isinstance(kept, str) else ""
@@ -307,36 +308,36 @@ def _keep_own(key: str) -> None:
 def _read(model: FittedModel, latent: int, text: str) -> None:
     if live_panel.ready(model, "", key="latent own", wanted=True):
         try:
-            found = live_model(str(model.path), model.root).activations(text, [latent])
+            reading = live_model(str(model.path), model.root).activations(text, [latent])
         except SparseRMError as error:
             layout.failed(error)
         else:
-            _show_own(found, latent)
+            _show_own(reading, latent)
 
 
-def _show_own(found: Mapping[str, Any], latent: int) -> None:
-    values = found["activation"].get(str(latent)) or [0.0] * len(found["texts"])
-    kinds: Sequence[str] = found["kinds"]
+def _show_own(reading: Mapping[str, Any], latent: int) -> None:
+    values = reading["activation"].get(str(latent)) or [0.0] * len(reading["texts"])
+    kinds: Sequence[str] = reading["kinds"]
     silent = [place for place, kind in enumerate(kinds) if kind in ("first", "template")]
     shown = [None if place in silent else value for place, value in enumerate(values)]
-    rows = [TokenRow(texts=found["texts"], values=shown, muted=silent)]
+    rows = [TokenRow(texts=reading["texts"], values=shown, muted=silent)]
     show_tokens(
         rows,
         key="latent own tokens",
         hint="" if any(v for v in shown if v) else "It is silent on this text.",
     )
     rows_behind(lambda: table(rows), what=f"latent {latent} own text", key="latent own")
-    others = [one for one in found["top"] if one["latent_id"] != latent][:6]
+    others = [other for other in reading["top"] if other["latent_id"] != latent][:6]
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption("Most active here:", width="content")
-        for one in others:
+        for other in others:
             st.button(
-                f"{one['latent_id']}",
-                key=f"latent own {one['latent_id']}",
+                f"{other['latent_id']}",
+                key=f"latent own {other['latent_id']}",
                 type="tertiary",
-                help=f"activation {one['activation']:.2f}",
+                help=f"activation {other['activation']:.2f}",
                 on_click=_open,
-                args=(one["latent_id"],),
+                args=(other["latent_id"],),
             )
 
 

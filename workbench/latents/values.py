@@ -1,7 +1,7 @@
-"""What the Latents and Latent pages show of a reward model: tables at any K, pages, labels. Values only: nothing is drawn here, and no engine
-is loaded.
+"""What the pages Latents and Latent show of a reward model: its selected latents at any K, their pages and labels.
 
-The model's own selection is at its own K. Another K is looked at with the same separations: who would be selected, and how stably.
+At the K of the fit, the rows are those of the fit. At another K, they are selected again by the same separations, with
+their stability. No Streamlit here; no engine is loaded.
 """
 
 from __future__ import annotations
@@ -30,67 +30,72 @@ from workbench.frame.chart_base import interval
 from workbench.frame.models import FittedModel
 from workbench.frame.tokens import TokenRow
 
-AUROC_BOUND = 0.8  # METHOD.md section 1: below, a label says little of the projection
-DRAWN, RESAMPLES = 4_000_000, (200, 2000)  # responses in all resamples of an interval that a page waits for; fewest and most resamples
+AUROC_BOUND = 0.8  # METHOD.md section 1: below it, the projection shows little of the label
+# A page waits for its intervals: so many responses are drawn in all resamples together, within these numbers of
+# resamples.
+DRAWN, RESAMPLES = 4_000_000, (200, 2000)
 COLUMNS = ("frequency_chosen", "frequency_rejected", "separation", "low", "high", "q_value", "held_out", "n_active")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
-    """The latents that K selects: `rows` of the table, best first on each side, and `marks`, the columns of the scatter over all latents
-    that are active in any training response."""
+class SelectedLatents:
+    """The latents that K selects: `rows` of the table, best first on each side, and `marks`, the columns of the scatter
+    over all latents that are active in any training response. `fitted`: whether K is that of the fit.
+    """
 
     k: int
-    own: bool
+    fitted: bool
     rows: tuple[Mapping[str, Any], ...]
     marks: Mapping[str, Any]
     n_pairs: int
     n_prompts: int
 
 
-def selection(model: FittedModel, k: int | None = None) -> Selection:
-    """The selection at K; None: the model's own. Where the cache holds no frequencies any more, its own with these latents only."""
-    own = int(model.about["selection"]["k"])
-    k = own if k is None else k
+def selection(model: FittedModel, k: int | None = None) -> SelectedLatents:
+    """The selection at K; None: the K of the fit. If the cache has lost the frequencies, the fit's selected latents
+    only.
+    """
+    fitted = int(model.about["selection"]["k"])
+    k = fitted if k is None else k
     labels = labels_of(model)
     try:
         frequencies = model.frequencies
     except MissingError:
-        return _bare(model, own, labels)
-    ids, sides = (np.array(model.latents), selected_sides(model)) if k == own else select(frequencies.separation, k)
+        return _without_frequencies(model, fitted, labels)
+    ids, sides = (np.array(model.latents), selected_sides(model)) if k == fitted else select(frequencies.separation, k)
     side = np.zeros(len(frequencies.chosen), dtype=np.int64)
     side[ids] = sides
-    rows = _own_rows(model, labels) if k == own else rows_at(model, ids, sides, k, labels)
-    ever = np.flatnonzero((frequencies.n_active > 0) | (side != 0))  # the others would all lie in one corner
-    named = {"frequency_chosen": "chosen", "frequency_rejected": "rejected", "separation": "separation", "q_value": "q_value"}
-    marks: dict[str, Any] = {"latent_id": ever, **{name: getattr(frequencies, field)[ever] for name, field in named.items()}}
+    rows = _fitted_rows(model, labels) if k == fitted else rows_at(model, ids, sides, k, labels)
+    ever = np.flatnonzero((frequencies.n_active > 0) | (side != 0))  # latents that are never active would all lie in one corner
+    fields = {"frequency_chosen": "chosen", "frequency_rejected": "rejected", "separation": "separation", "q_value": "q_value"}
+    marks: dict[str, Any] = {"latent_id": ever, **{name: getattr(frequencies, field)[ever] for name, field in fields.items()}}
     marks |= {"side": side[ever], "label": [label_text(labels, latent) for latent in ever.tolist()]}
-    return Selection(k=k, own=k == own, rows=tuple(rows), marks=marks, n_pairs=frequencies.n_pairs, n_prompts=frequencies.n_prompts)
+    return SelectedLatents(k=k, fitted=k == fitted, rows=tuple(rows), marks=marks, n_pairs=frequencies.n_pairs, n_prompts=frequencies.n_prompts)
 
 
 def possible_ks(model: FittedModel) -> list[int]:
-    """The values of K on the model's curve and its own, as far as separations and resamples reach."""
-    own = int(model.about["selection"]["k"])
+    """The K of the fit and those of its curve, in order."""
+    fitted = int(model.about["selection"]["k"])
     try:
-        return sorted({own, *(int(point["k"]) for point in model.curve)})
+        return sorted({fitted, *(int(point["k"]) for point in model.curve)})
     except MissingError:
-        return [own]
+        return [fitted]
 
 
 def selected_sides(model: FittedModel) -> np.ndarray:
     return np.array([1 if row["side"] == "chosen" else -1 for row in model.selection], dtype=np.int64)
 
 
-def _bare(model: FittedModel, k: int, labels: Labels) -> Selection:
-    rows = _own_rows(model, labels)
+def _without_frequencies(model: FittedModel, k: int, labels: Labels) -> SelectedLatents:
+    rows = _fitted_rows(model, labels)
     names = ("latent_id", "frequency_chosen", "frequency_rejected", "separation", "q_value")
     marks: dict[str, Any] = {name: np.array([np.nan if row[name] is None else row[name] for row in rows]) for name in names}
     marks |= {"side": selected_sides(model), "label": [row["label"] for row in rows]}
     about = model.about["selection"]
-    return Selection(k=k, own=True, rows=tuple(rows), marks=marks, n_pairs=int(about["n_pairs"]), n_prompts=int(about["n_prompts"]))
+    return SelectedLatents(k=k, fitted=True, rows=tuple(rows), marks=marks, n_pairs=int(about["n_pairs"]), n_prompts=int(about["n_prompts"]))
 
 
-def _own_rows(model: FittedModel, labels: Labels) -> list[dict[str, Any]]:
+def _fitted_rows(model: FittedModel, labels: Labels) -> list[dict[str, Any]]:
     weight, deviation, _ = weights(model)
     return [
         {
@@ -106,29 +111,31 @@ def _own_rows(model: FittedModel, labels: Labels) -> list[dict[str, Any]]:
 
 def rows_at(model: FittedModel, ids: np.ndarray, sides: np.ndarray, k: int, labels: Labels) -> list[dict[str, Any]]:
     frequencies = model.frequencies
-    kept = model.resamples
-    stable = stability(kept, ids, sides, k) if k <= kept.chosen.shape[1] else np.full(len(ids), np.nan)
+    resamples = model.resamples
+    stable = stability(resamples, ids, sides, k) if k <= resamples.chosen.shape[1] else np.full(len(ids), np.nan)
     values = {"chosen": "frequency_chosen", "rejected": "frequency_rejected", **{name: name for name in COLUMNS[2:]}}
-    own = {row["latent_id"]: row for row in _own_rows(model, labels)}
-    found = []
+    fitted = {row["latent_id"]: row for row in _fitted_rows(model, labels)}
+    rows = []
     for latent, side, share in zip(ids.tolist(), sides.tolist(), stable.tolist(), strict=True):
         figures = {name: json_value(getattr(frequencies, field)[latent]) for field, name in values.items()}
         row = {"latent_id": latent, "side": "chosen" if side > 0 else "rejected", **figures}
-        mine = own.get(latent, {})
-        further = {name: mine.get(name) for name in ("detection_auroc", "weight", "weight_deviation")}
-        found.append({**_row(row, labels), "stability": json_value(share), **further})
-    return found
+        known = fitted.get(latent, {})
+        further = {name: known.get(name) for name in ("detection_auroc", "weight", "weight_deviation")}
+        rows.append({**_row(row, labels), "stability": _plain(share), **further})
+    return rows
 
 
 def _row(row: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
     latent = int(row["latent_id"])
-    named = labels.get(latent)
-    words = {"label": named.text if named else "", "label_source": named.source if named else ""}
+    label = labels.get(latent)
+    words = {"label": label.text if label else "", "label_source": label.source if label else ""}
     return {"latent_id": latent, "side": row["side"], **words, **{name: row[name] for name in COLUMNS}}
 
 
 def weights(model: FittedModel) -> tuple[np.ndarray, np.ndarray, int]:
-    """How much of the reward hangs on each direction, the deviation of that over heads, and on how many held-out responses it was measured."""
+    """Mean size of each direction's contribution to the reward, its deviation over heads, and the number of held-out
+    responses on which both were measured.
+    """
     return _weights(model)
 
 
@@ -142,9 +149,10 @@ def _weights(model: FittedModel) -> tuple[np.ndarray, np.ndarray, int]:
 
 @lru_cache(maxsize=16)
 def held_out_separation(model: FittedModel) -> Estimate | None:
-    """Mean separation of the model's own latents, each on its own side, on validation pairs, with its interval over prompts.
+    """Mean separation of the model's own latents, each on its own side, on validation pairs, with its interval over
+    prompts.
 
-    None where the responses are not kept, or come from fewer than two prompts.
+    None where the model keeps no responses, or they come from fewer than two prompts.
     """
     try:
         known = model.responses
@@ -174,11 +182,13 @@ def curve_of(model: FittedModel, latent: int) -> dict[str, Any] | None:
 
 
 def figures_of(model: FittedModel, latent: int) -> Mapping[str, Any] | None:
-    """The latent's row: of the selection, else from the frequencies (without what only selected ones have). None where nothing is known of it."""
+    """The latent's row of the selection; for a latent that is not selected, its frequencies; None where the cache lost
+    them.
+    """
     column = column_of(model, latent)
     labels = labels_of(model)
     if column is not None:
-        return _own_rows(model, labels)[column]
+        return _fitted_rows(model, labels)[column]
     try:
         frequencies = model.frequencies
     except MissingError:
@@ -191,19 +201,21 @@ def figures_of(model: FittedModel, latent: int) -> Mapping[str, Any] | None:
 
 
 def detection(row: Mapping[str, Any]) -> tuple[str, str]:
-    """The detection AUROC in words, and a warning where the label can't be taken for the projection (METHOD.md section 1)."""
+    """The detection AUROC in words, and a warning where the projection shows the label poorly (METHOD.md section 1)."""
     if (row["n_active"] or 0) < TOO_RARE:
         return "too rare to say", f"active in {row['n_active'] or 0} training responses only: how well its projection tells that can't be said"
     auroc = row["detection_auroc"]
     if auroc is None:
         return "–", ""
-    said = f"{auroc:.2f}"
-    weak = f"the projection tells only poorly ({said}) whether the latent is active, so its label may not describe what moves the reward"
-    return said, weak if auroc < AUROC_BOUND else ""
+    figure = f"{auroc:.2f}"
+    weak = f"the projection tells only poorly ({figure}) whether the latent is active, so its label may not describe what moves the reward"
+    return figure, weak if auroc < AUROC_BOUND else ""
 
 
 def detection_interval(model: FittedModel, latent: int) -> tuple[float, float, int] | None:
-    """The 95 % interval of the detection AUROC over prompts, and the training responses behind it; None where they are not kept."""
+    """The 95 % interval of the detection AUROC over prompts, and the number of training responses; None where none are
+    kept.
+    """
     column = column_of(model, latent)
     try:
         return None if column is None else _detection_interval(model, column)
@@ -215,12 +227,15 @@ def detection_interval(model: FittedModel, latent: int) -> tuple[float, float, i
 def _detection_interval(model: FittedModel, column: int) -> tuple[float, float, int] | None:
     known = model.responses
     rows = known.train
-    found = auroc_interval(known.activations[rows, column] > 0, known.projections[rows, column], known.groups[rows])
-    return None if found is None else (*found, len(rows))
+    ends = auroc_interval(known.activations[rows, column] > 0, known.projections[rows, column], known.groups[rows])
+    return None if ends is None else (*ends, len(rows))
 
 
 def auroc_interval(active: np.ndarray, values: np.ndarray, groups: np.ndarray) -> tuple[float, float] | None:
-    """Percentile interval of the AUROC by which `values` tell who is active; the bootstrap draws groups. None where one side is empty."""
+    """Percentile interval of the AUROC with which `values` separate active from inactive responses.
+
+    All arrays are [n responses]. The bootstrap draws groups. None where all or none are active.
+    """
     prompts = np.unique(groups, return_inverse=True)[1]
     silent = np.flatnonzero(~active)[np.argsort(values[~active])]
     if not 0 < len(silent) < len(active):
@@ -247,36 +262,36 @@ def n_latents(model: FittedModel) -> int | None:
 
 
 def find_pages(model: FittedModel, latents: Sequence[int] = (), *, every: bool = False) -> LatentPages | None:
-    """The pages that were made of the model's latents (and these); None where they stand to be made.
+    """The newest pages of the model's latents and of these; None where there are none.
 
-    Pages made with another count of tokens or another corpus serve as well: whatever was made last is shown, and says what it was made from.
+    Pages with another number of tokens or another corpus are taken as well; a page says what it was made from.
     """
     pages = latent_pages.find_pages(model, LatentsConfig(), latents, every=every)
     return pages if pages is not None else latent_pages.find_any_pages(model, latents)
 
 
 def token_rows(activations: Sequence[Mapping[str, Any]], sources: bool = True) -> list[TokenRow]:
-    """Activating texts, ready to be highlighted."""
+    """Activating texts as rows of highlighted tokens."""
     return [
         TokenRow(
-            texts=one["tokens"],
-            values=one["values"],
-            caption=f"{one['maxValue']:.2f}" + (f"  {one['dataSource']} {one['dataIndex']}" if sources else ""),
-            muted=one["template"],
-            peak=one["maxValueTokenIndex"],
+            texts=text["tokens"],
+            values=text["values"],
+            caption=f"{text['maxValue']:.2f}" + (f"  {text['dataSource']} {text['dataIndex']}" if sources else ""),
+            muted=text["template"],
+            peak=text["maxValueTokenIndex"],
         )
-        for one in activations
+        for text in activations
     ]
 
 
 def intervals(activations: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Activating texts by heading: the highest first, then interval by interval from the top."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for one in activations:
-        share = f"{100 * one['binContains']:.1f} % of activations"
-        name = "Highest" if one["binMin"] < 0 else f"{one['binMin']:.1f} to {one['binMax']:.1f}: {share}"
-        found.setdefault(name, []).append(one)
-    return found
+    """Activating texts by heading: the highest ones first, then interval by interval from the top."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for text in activations:
+        share = f"{100 * text['binContains']:.1f} % of activations"
+        name = "Highest" if text["binMin"] < 0 else f"{text['binMin']:.1f} to {text['binMax']:.1f}: {share}"
+        groups.setdefault(name, []).append(text)
+    return groups
 
 
 # --- labels --------------------------------------------------------------------------------------------------------
@@ -296,19 +311,19 @@ def label_rows(labels: Sequence[Label]) -> list[dict[str, Any]]:
             "source": label.source,
             "by": ", ".join(part for part in (label.author or label.model or label.method, label.doubt) if part),
             "date": label.date[:10],
-            "scores": "; ".join(map(score_said, label.scores)),
+            "scores": "; ".join(map(score_text, label.scores)),
         }
         for label in labels
     ]
 
 
-def score_said(score: Score) -> str:
+def score_text(score: Score) -> str:
     """`embedding 0.83 (0.76 to 0.89), n = 100`"""
     size = "" if score.n is None else f", n = {score.n:,}"
     return f"{score.method} {interval(score.value, score.low, score.high, '.2f')}{size}"
 
 
 def neuronpedia_url(model: FittedModel, latent: int) -> str | None:
-    """The latent's page on neuronpedia.org, where the SAE is there."""
-    found = neuronpedia_source(model.config["sae"] or {})
-    return None if found is None else f"https://www.neuronpedia.org/{found[0]}/{found[1]}/{latent}"
+    """The address of the latent's page on neuronpedia.org; None where the SAE is not there."""
+    source = neuronpedia_source(model.config["sae"] or {})
+    return None if source is None else f"https://www.neuronpedia.org/{source[0]}/{source[1]}/{latent}"

@@ -1,4 +1,4 @@
-"""The Latents page, drawn: where the selected latents lie among all, what another K would select, and the table."""
+"""The Latents page, drawn: the selected latents among all, what another K would select, and the table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workbench.frame.downloads import download_rows, show_chart
 from workbench.frame.models import FittedModel
 from workbench.latents import charts
 from workbench.latents import values as latents
-from workbench.latents.values import Selection
+from workbench.latents.values import SelectedLatents
 
 VIEWS = {"frequency": "Frequencies", "significance": "Significance"}
 SIDES = {"both": "Both sides", "chosen": "Chosen side", "rejected": "Rejected side"}
@@ -24,40 +24,41 @@ POINTS = 100.0
 
 
 def chosen_k(model: FittedModel) -> int | None:
-    """The K that the URL names, where it is one of the model's curve; None for its own."""
+    """The K that the URL names, if it is on the model's curve; None for the K of the fit."""
     asked = state.get("latents_k")
     return int(asked) if asked.isdecimal() and int(asked) in latents.possible_ks(model) else None
 
 
-def overview(model: FittedModel, found: Selection) -> None:
-    """Scatter and curve side by side, and the few figures that say how far to trust the selection."""
+def overview(model: FittedModel, selected: SelectedLatents) -> None:
+    """Scatter and curve side by side, and the figures that show how far to trust the selection."""
     left, right = st.columns([3, 2], gap="medium")
     with left:
         view, chosen = state.segments("Axes", VIEWS, "latents_view", label_visibility="visible"), state.get("latent")
         ring = int(chosen) if chosen.isdecimal() else None
-        marks = found.marks
-        drawn = (
-            charts.frequency_scatter(marks, found.n_pairs, ring) if view == "frequency" else charts.significance_scatter(marks, found.n_prompts, ring)
-        )
-        opened = show_chart(drawn, key=f"latents {view}", name=model.name, select=("points",))
+        marks = selected.marks
+        if view == "frequency":
+            chart = charts.frequency_scatter(marks, selected.n_pairs, ring)
+        else:
+            chart = charts.significance_scatter(marks, selected.n_prompts, ring)
+        opened = show_chart(chart, key=f"latents {view}", name=model.name, select=("points",))
     with right:
-        _k_slider(model, found)
-        curve(model, found.k)
-        _figures(model, found)
+        _k_slider(model, selected)
+        curve(model, selected.k)
+        _figures(model, selected)
     if opened:
         state.go("latent", latent=opened[0])
 
 
-def _k_slider(model: FittedModel, found: Selection) -> None:
-    ks, own = latents.possible_ks(model), int(model.about["selection"]["k"])
+def _k_slider(model: FittedModel, selected: SelectedLatents) -> None:
+    ks, fitted = latents.possible_ks(model), int(model.about["selection"]["k"])
     if len(ks) > 1:
-        said = f"The model was fitted with K = {own}. Another K shows who would be selected; fit again to use it."
-        widget = state.url_widget("latents k", found.k, lambda k: state.choose(latents_k=None if k == own else k))
-        st.select_slider("K, latents a side", ks, help=said, **widget)
+        help_ = f"The model was fitted with K = {fitted}. Another K shows who would be selected; fit again to use it."
+        widget = state.url_widget("latents k", selected.k, lambda k: state.choose(latents_k=None if k == fitted else k))
+        st.select_slider("K, latents a side", ks, help=help_, **widget)
 
 
 def curve(model: FittedModel, k: int) -> None:
-    """Accuracy against K, where the fit measured it."""
+    """Accuracy against K, if the fit measured it."""
     try:
         points = model.curve
     except MissingError:
@@ -68,30 +69,30 @@ def curve(model: FittedModel, k: int) -> None:
     show_chart(accuracy_curve(points, k), key="latents curve", name=model.name)
 
 
-def _figures(model: FittedModel, found: Selection) -> None:
-    about, prompts = model.about["selection"], f"{found.n_prompts:,} prompts"
-    stable = [row["stability"] for row in found.rows if row["stability"] is not None]
-    held = [_sign(row) * POINTS * row["held_out"] for row in found.rows if row["held_out"] is not None]
-    seen = [_sign(row) * POINTS * row["separation"] for row in found.rows]
+def _figures(model: FittedModel, selected: SelectedLatents) -> None:
+    about, prompts = model.about["selection"], f"{selected.n_prompts:,} prompts"
+    stable = [row["stability"] for row in selected.rows if row["stability"] is not None]
+    held = [_sign(row) * POINTS * row["held_out"] for row in selected.rows if row["held_out"] is not None]
+    seen = [_sign(row) * POINTS * row["separation"] for row in selected.rows]
     with st.container(horizontal=True, gap="small"):
-        told = f"Latents active often enough to be tested: sign test over {prompts}, false discoveries held to 5 %."
-        st.metric("q < 0.05", f"{about['n_discoveries']:,} of {about['n_live']:,}", help=told)
+        help_ = f"Latents active often enough to be tested: sign test over {prompts}, false discoveries held to 5 %."
+        st.metric("q < 0.05", f"{about['n_discoveries']:,} of {about['n_live']:,}", help=help_)
         if stable:
-            told = (
+            help_ = (
                 f"Mean share of bootstrap resamples of the {prompts} in which a selected latent is selected again. Below 80 % the choice is unstable."
             )
-            st.metric("Selected again", f"{POINTS * mean(stable):.0f} %", help=told)
+            st.metric("Selected again", f"{POINTS * mean(stable):.0f} %", help=help_)
         if held and seen:
-            told = (
+            help_ = (
                 f"Mean separation of the {len(held):,} selected latents on {_held_out(model)}held-out pairs, each on its own side. "
                 "A fall from training is the winner's curse."
             )
             fall = round(mean(held) - mean(seen), 1) + 0.0  # never -0.0
-            change, sure = f"{fall:+.1f} to training", latents.held_out_separation(model) if found.own else None
+            change, sure = f"{fall:+.1f} to training", latents.held_out_separation(model) if selected.fitted else None
             if sure is not None:
-                told += f" In brackets: 95 % interval over {sure.n_prompts:,} prompts."
+                help_ += f" In brackets: 95 % interval over {sure.n_prompts:,} prompts."
                 change = f"[{POINTS * sure.low:.1f}, {POINTS * sure.high:.1f}], {change}"
-            st.metric("Held out", f"{mean(held):.1f} points", change, delta_color="off", delta_arrow="off", help=told)
+            st.metric("Held out", f"{mean(held):.1f} points", change, delta_color="off", delta_arrow="off", help=help_)
 
 
 def _held_out(model: FittedModel) -> str:
@@ -108,22 +109,22 @@ def _sign(row: Mapping[str, Any]) -> int:
 # --- the table -----------------------------------------------------------------------------------------------------
 
 
-def table(model: FittedModel, found: Selection) -> None:
+def table(model: FittedModel, selected: SelectedLatents) -> None:
     """The selected latents, searched by label or number; a row opens its page."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         asked = _search()
         side = state.pick("Side", list(SIDES), "latents_side", show=SIDES.__getitem__)
         st.space("stretch")
-        rows = matching(found.rows, asked, side)
+        rows = matching(selected.rows, asked, side)
         download_rows(rows, name=model.name, what="latents", key="latents")
     if not rows:
         st.caption("No selected latent matches.")
         return
     event = st.dataframe(
-        shown(rows), column_config=columns(found), hide_index=True, key="latents table", on_select="rerun", selection_mode="single-row"
+        shown(rows), column_config=columns(selected), hide_index=True, key="latents table", on_select="rerun", selection_mode="single-row"
     )
-    further = "" if found.own else " Weight and detection are known for the latents of the fitted K only."
-    st.caption(f"{len(rows)} of {len(found.rows)} selected latents. Tick a row, or click a point above, to open a latent.{further}")
+    further = "" if selected.fitted else " Weight and detection are known for the latents of the fitted K only."
+    st.caption(f"{len(rows)} of {len(selected.rows)} selected latents. Tick a row, or click a point above, to open a latent.{further}")
     picked = event.get("selection", {}).get("rows", [])
     if picked and picked[0] < len(rows):
         state.go("latent", latent=rows[picked[0]]["latent_id"])
@@ -136,36 +137,38 @@ def _search() -> str:
 
 
 def matching(rows: Sequence[Mapping[str, Any]], asked: str, side: str) -> list[Mapping[str, Any]]:
-    """The rows of a side whose label or number holds what is asked."""
+    """The rows of a side whose label or number contains `asked`."""
     wanted = asked.strip().casefold()
-    kept = [row for row in rows if side not in ("chosen", "rejected") or row["side"] == side]
-    return [row for row in kept if wanted in str(row["label"]).casefold() or wanted in str(row["latent_id"])]
+    of_side = [row for row in rows if side not in ("chosen", "rejected") or row["side"] == side]
+    return [row for row in of_side if wanted in str(row["label"]).casefold() or wanted in str(row["latent_id"])]
 
 
 def shown(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The table's columns, shares in percent; separations with their interval as text beside the number that sorts."""
-    found: dict[str, list[Any]] = {"Latent": [row["latent_id"] for row in rows]}
-    found["Label"] = [row["label"] or "no label yet" for row in rows]
-    found["Side"] = [row["side"] for row in rows]
-    found["Separation"] = [POINTS * row["separation"] for row in rows]
-    found["95 %"] = [_range(row) for row in rows]
-    found["Held out"] = [None if row["held_out"] is None else POINTS * row["held_out"] for row in rows]
-    found["q"] = [row["q_value"] for row in rows]
-    found["Stability"] = [row["stability"] for row in rows]
-    found["Detection"] = [row["detection_auroc"] if (row["n_active"] or 0) >= TOO_RARE else None for row in rows]
-    found["Weight"] = [row["weight"] for row in rows]
-    found["± heads"] = [row["weight_deviation"] for row in rows]
-    found["Active in"] = [row["n_active"] for row in rows]
-    found["Label from"] = [row["label_source"] for row in rows]
-    return found
+    """The table's columns, shares in percent. Each separation is a number to sort by, with its interval as text beside
+    it.
+    """
+    table: dict[str, list[Any]] = {"Latent": [row["latent_id"] for row in rows]}
+    table["Label"] = [row["label"] or "no label yet" for row in rows]
+    table["Side"] = [row["side"] for row in rows]
+    table["Separation"] = [POINTS * row["separation"] for row in rows]
+    table["95 %"] = [_range(row) for row in rows]
+    table["Held out"] = [None if row["held_out"] is None else POINTS * row["held_out"] for row in rows]
+    table["q"] = [row["q_value"] for row in rows]
+    table["Stability"] = [row["stability"] for row in rows]
+    table["Detection"] = [row["detection_auroc"] if (row["n_active"] or 0) >= TOO_RARE else None for row in rows]
+    table["Weight"] = [row["weight"] for row in rows]
+    table["± heads"] = [row["weight_deviation"] for row in rows]
+    table["Active in"] = [row["n_active"] for row in rows]
+    table["Label from"] = [row["label_source"] for row in rows]
+    return table
 
 
 def _range(row: Mapping[str, Any]) -> str:
     return "" if row["low"] is None or row["high"] is None else f"{POINTS * row['low']:+.1f} to {POINTS * row['high']:+.1f}"
 
 
-def columns(found: Selection) -> dict[str, Any]:
-    """How each column is written, and what it means."""
+def columns(selected: SelectedLatents) -> dict[str, Any]:
+    """The format and the meaning of each column."""
     number = st.column_config.NumberColumn
     return {
         "Latent": number(width="small", format="%d"),
@@ -173,10 +176,10 @@ def columns(found: Selection) -> dict[str, Any]:
             width="medium", help="Names what the latent is active on. Where Detection is below 0.8 the projection may mean something else."
         ),
         "Side": st.column_config.TextColumn(width="small", help="On which responses it is more often active."),
-        "Separation": number(format="%+.1f", help=f"mu_w - mu_l in percentage points, over {found.n_pairs:,} training pairs"),
+        "Separation": number(format="%+.1f", help=f"mu_w - mu_l in percentage points, over {selected.n_pairs:,} training pairs"),
         "95 %": st.column_config.TextColumn(help="Bootstrap interval of the separation, over prompts"),
         "Held out": number(format="%+.1f", help="The same on validation pairs, which the selection has not seen"),
-        "q": number(format="%.1e", help=f"Sign test over {found.n_prompts:,} prompts, Benjamini-Hochberg"),
+        "q": number(format="%.1e", help=f"Sign test over {selected.n_prompts:,} prompts, Benjamini-Hochberg"),
         "Stability": st.column_config.ProgressColumn(
             format="percent", min_value=0, max_value=1, help="Share of bootstrap resamples in which it is selected again"
         ),
