@@ -1,13 +1,13 @@
-"""The workbench's times in a real browser: `SPARSERM_CACHE=... python benchmarks/workbench.py [--times 5] [--seconds 60] [--only warm]`, on the
-newest reward model of that cache.
+"""The workbench's times in a real browser: `SPARSERM_CACHE=... python benchmarks/workbench.py [--times 5] [--seconds
+60] [--only warm]`, on the newest reward model of that cache.
 
-1. Cold start: from `streamlit run` to the Overview's first figures (`text`) and to its first chart (`seen`). The server must not have loaded torch.
-2. Warm: a page switch, the Response page on another pair, an edit of 200 tokens scored again.
-3. Latents with 16,384 latents and Spaces with 10,000 points, of a reward model made up from the newest one.
-4. Eight sessions, over Streamlit's own messages, that click through all pages for a minute.
+1. Cold start: from `streamlit run` to the Overview's first figures (`text`) and to its first chart (`seen`). The server
+must not have loaded torch. 2. Warm: a page switch, the Response page on another pair, an edit of 200 tokens scored
+again. 3. Latents with 16,384 latents and Spaces with 10,000 points, of a reward model made up from the newest one. 4.
+Eight sessions, over Streamlit's own messages, that click through all pages for a minute.
 
-`server` is from the browser's question to the server's last word, `seen` from the click until the page stands; seconds, medians. The last line is one
-JSON object.
+`server` is from the browser's question to the server's last word, `seen` from the click until the page stands; seconds,
+medians. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ BOUNDS = {
 
 JUDGED = {"cold start": "seen", "page switch": "seen", "edit and score": "seen", "latents 16384": "seen", "spaces 10000": "seen"}  # else by `server`
 
-# Notes when the page asks and when the server answers. `settled` says how long it took, once the server is quiet and `chart` stands.
+# Notes when the page asks and when the server answers. `settled` says how long it took, once the server is quiet and
+# `chart` stands.
 NOTES = """(() => {
   const times = window.__times = {sent: [], got: []}, send = WebSocket.prototype.send;
   WebSocket.prototype.send = function (data) {
@@ -192,14 +193,18 @@ def cold(bare: Bare, root: Path, folder: Path) -> dict[str, float]:
 
 
 class Bare:
-    """A browser that is asked for nothing but whether an element is there. Playwright listens to every script, and Chromium then parses the chart
-    library four times more (V8.CollectSourcePositions, 0.6 s), which no visitor waits for."""
+    """A browser that is asked for nothing but whether an element is there. Playwright listens to every script, and
+    Chromium then parses the chart library four times more (V8.CollectSourcePositions, 0.6 s), which no visitor waits
+    for.
+    """
 
     def __init__(self, socket: ClientConnection, port: int) -> None:
         self.socket, self.port = socket, port
 
     def until(self, url: str, *selectors: str) -> list[float]:
-        """Opens the page, waits for one element after the other, closes the page. Returns when each was there, by time.perf_counter()."""
+        """Opens the page, waits for one element after the other, closes the page. Returns when each was there, by
+        time.perf_counter().
+        """
         target = ask(self.socket, "Target.createTarget", url=url)["targetId"]
         with connect(f"ws://127.0.0.1:{self.port}/devtools/page/{target}", max_size=None) as page:
             end = time.monotonic() + STUCK / 1000
@@ -281,7 +286,9 @@ def many(chrome: Browser, server: Server, n: int) -> dict[str, Any]:
 
 
 def crowd(server: Server, seconds: float) -> dict[str, Any]:
-    """Eight sessions that click through the menu. Not in browsers: eight of them would take the processors that the server is measured on."""
+    """Eight sessions that click through the menu. Not in browsers: eight of them would take the processors that the
+    server is measured on.
+    """
     with ThreadPoolExecutor(SESSIONS) as pool:
         sessions = list(pool.map(lambda seed: clicks(server, seconds, seed), range(SESSIONS)))
     times = sorted(took for found in sessions for took, _ in found)
@@ -323,7 +330,9 @@ def visit(socket: ClientConnection, name: str) -> tuple[float, list[str]]:
 
 
 def large(model: FittedModel, folder: Path) -> Path:
-    """A cache with a reward model with frequencies of 16,384 latents, 5,000 pairs and pictures of 10,000 points, drawn around those of a real one."""
+    """A cache with a reward model with frequencies of 16,384 latents, 5,000 pairs and pictures of 10,000 points, drawn
+    around those of a real one.
+    """
     root = folder / "cache"
     store, rng, config = Store(root), np.random.default_rng(0), model.config
     about = {

@@ -1,4 +1,6 @@
-"""Preferences: the pairs of a reward model, side by side, with what could be learnt from them by accident; and pairs of one's own."""
+"""Preferences: the pairs of a reward model, side by side, with what could be learnt from them by accident; and pairs of
+one's own.
+"""
 
 import streamlit as st
 

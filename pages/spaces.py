@@ -1,4 +1,6 @@
-"""Spaces: dense hidden states and sparse projections as pictures side by side, and how far chosen and rejected lie apart in each."""
+"""Spaces: dense hidden states and sparse projections as pictures side by side, and how far chosen and rejected lie
+apart in each.
+"""
 
 from workbench.frame import layout
 from workbench.spaces import view as spaces_view

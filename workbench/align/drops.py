@@ -14,11 +14,11 @@ from core.text_safety import visible
 from workbench.align import values as align
 from workbench.align.choice import choose_round
 from workbench.align.pair_view import labels_of, latent_name, pair_card
-from workbench.align.pairs import GeneratedPair, pairs_of, prompt_text, reason_words, row_of
+from workbench.align.pairs import GeneratedPair, pairs_of, reason_words, row_of
 from workbench.align.values import OpenAlignment
 from workbench.frame import state
 from workbench.frame.downloads import download_rows
-from workbench.preferences.values import excerpt
+from workbench.preferences.values import excerpt, prompt_text
 
 MOST_ROWS = 500
 LEFT, RIGHT = 480, 610  # pixels: side by side from about 1,400 on, below one another on narrower screens

@@ -21,7 +21,7 @@ from core.align.values import Candidate, Decision
 from core.files import read_json_lines
 from core.statistics.estimates import Estimate, mean_over_prompts
 from core.statistics.intervals import wilson
-from core.types import Accuracy, Message
+from core.types import Accuracy
 
 UNPARSED = "not parsed"
 REASON_WORDS = {MARGIN: "intended winner scores lower", "at random": "dropped at random", UNPARSED: UNPARSED}
@@ -114,13 +114,6 @@ def flow(round: RoundRecord) -> dict[str, Any]:
     generated, parsed = int(counts.get("generated", 0)), int(counts.get("parsed", 0))
     known = {"round": round.round, "generated": generated, "parsed": parsed, UNPARSED: generated - parsed}
     return {**known, "kept": counts.get("kept"), "dropped": counts.get("dropped"), "reasons": dict(counts.get("reasons") or {})}
-
-
-def prompt_text(prompt: Sequence[Message]) -> str:
-    """The last message of a prompt, and the number of messages before it."""
-    before = len(prompt) - 1
-    last = prompt[-1]["content"] if prompt else ""
-    return f"[{before} before] {last}" if before > 0 else last
 
 
 def row_of(pair: GeneratedPair) -> dict[str, Any]:

@@ -11,11 +11,10 @@ from workbench.align import figures as align_figures
 from workbench.align.choice import choose_round
 from workbench.align.figures import evaluated
 from workbench.align.pair_view import show_answers, show_prompt
-from workbench.align.pairs import prompt_text
 from workbench.align.values import OpenAlignment
 from workbench.frame import state
 from workbench.frame.downloads import download_rows
-from workbench.preferences.values import excerpt
+from workbench.preferences.values import excerpt, prompt_text
 
 Sample = Mapping[str, Any]  # a row of samples.jsonl: prompt, response, reward, n_tokens, finished
 

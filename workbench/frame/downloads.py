@@ -1,7 +1,6 @@
-"""Whatever is shown can be taken away: a chart with its table, CSV, JSONL and HTML beside it; PNG by the camera on the
-chart itself.
+"""Draws charts and tables with their downloads: CSV, JSONL and HTML beside a chart, PNG by the camera on the chart.
 
-Nothing is written to disk, and a file is made when it is asked for.
+A file is made when a person asks for it; nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import streamlit as st
@@ -26,8 +26,8 @@ Selects = Literal["points", "box", "lasso"]
 
 
 def csv_bytes(rows: Rows) -> bytes:
-    """Rows as CSV in UTF-8, with the columns of all rows. Texts like a spreadsheet formula get a quote before them;
-    JSONL is exact.
+    """Rows as CSV in UTF-8, with the columns of all rows. A text that a spreadsheet would take for a formula gets a
+    quote before it.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
@@ -48,12 +48,12 @@ def _cell(value: Any) -> Any:
 
 
 def jsonl_bytes(rows: Rows) -> bytes:
-    """Rows as JSON Lines; what is no number is null."""
+    """Rows as JSON Lines, exactly; NaN and infinities are null."""
     return "".join(json_line(json_value(row)) for row in rows).encode("utf-8", "replace")
 
 
 def file_name(*parts: str, kind: str) -> str:
-    """A name for the browser, from words of letters and digits."""
+    """A file's name made of these parts, with letters, digits and hyphens only."""
     words = [re.sub(r"[^A-Za-z0-9]+", "-", part).strip("-").lower()[:40] for part in parts]
     return "-".join(word for word in words if word) + f".{kind}"
 
@@ -67,41 +67,41 @@ def show_chart(
     on_select: Callable[[list[str]], None] | None = None,
     table: bool = True,
 ) -> list[str]:
-    """Draws a chart with its table and downloads one click away. `name` goes into the files' names (the model's, say).
+    """Draws a chart with a button for its table and files. `name` goes into the files' names (the model's, say).
 
-    `select` (points, lasso, box): what of it can be selected; returns what those marks stand for, as text. With
-    `on_select` a callback gets them, before the page is drawn again: there something can be chosen
+    `select` (points, lasso, box): what can be selected; returns the ids of the selected marks, as text. With
+    `on_select` a callback gets them before the page is drawn again, so that it can choose something
     (workbench.frame.state).
     """
     camera = {"format": "png", "scale": 2, "filename": file_name(name, chart.name, kind="png").removesuffix(".png")}
     lasso = [] if "lasso" in select else ["lasso2d", "select2d"]
     config = {"displaylogo": False, "toImageButtonOptions": camera, "scrollZoom": False, "modeBarButtonsToRemove": lasso}
     shared: dict[str, Any] = {"key": key, "config": config, "alt": chart.alt, "theme": "streamlit"}  # the theme colours text and grid
-    found: list[str] = []
+    ids: list[str] = []
     if select:
 
-        def told() -> None:
+        def changed() -> None:
             if on_select is not None:
                 on_select(selected(st.session_state.get(key)))
 
-        event = st.plotly_chart(chart.figure, on_select=told if on_select else "rerun", selection_mode=list(select), **shared)
-        found = selected(event)
+        event = st.plotly_chart(chart.figure, on_select=changed if on_select else "rerun", selection_mode=list(select), **shared)
+        ids = selected(event)
     else:
         st.plotly_chart(chart.figure, **shared)
     if table:
         data_behind(chart, key=key, name=name)
-    return found
+    return ids
 
 
 def selected(event: Any) -> list[str]:
-    """What selected marks stand for: the first entry of their `customdata`, each once, in order."""
+    """The ids of the selected marks, which are the first entries of their `customdata`, each once, in order."""
     points = event.get("selection", {}).get("points", []) if isinstance(event, Mapping) else []
-    found = (first(point.get("customdata")) for point in points)
-    return list(dict.fromkeys(one for one in found if one))
+    ids = (first(point.get("customdata")) for point in points)
+    return list(dict.fromkeys(filter(None, ids)))
 
 
 def first(values: Any) -> str:
-    """The id that a mark carries; the browser gives a list or, of a single column, an object."""
+    """The id that a mark carries; the browser sends a list, or an object for a single column."""
     if isinstance(values, Mapping):
         values = [values[name] for name in sorted(values)]
     if isinstance(values, (list, tuple)):
@@ -111,7 +111,7 @@ def first(values: Any) -> str:
 
 @st.fragment
 def data_behind(chart: Chart, *, key: str, name: str = "") -> None:
-    """The table behind a chart, and its files; sent when it is opened, without running the page again."""
+    """The table behind a chart, and its files; sent to the browser when opened, without running the page again."""
     behind = _behind("The numbers behind this chart, and files of them", key)
     if not behind.open:
         return
@@ -126,7 +126,7 @@ def data_behind(chart: Chart, *, key: str, name: str = "") -> None:
 
 @st.fragment
 def rows_behind(make: Callable[[], Rows], *, what: str, key: str, name: str = "") -> None:
-    """As `data_behind`, for what is no chart: `make` gives its rows when they are asked for."""
+    """As `data_behind`, for something other than a chart: `make` returns its rows when they are asked for."""
     behind = _behind("The same as a table, and files of it", key)
     if behind.open:
         rows = make()
@@ -136,8 +136,8 @@ def rows_behind(make: Callable[[], Rows], *, what: str, key: str, name: str = ""
             show_rows(rows, key=f"{key} table", width=560, height=270)
 
 
-def _behind(told: str, key: str) -> Any:
-    return st.popover("Table and files", icon=":material/table_view:", type="tertiary", help=told, key=f"{key} behind", on_change="rerun")
+def _behind(help_: str, key: str) -> Any:
+    return st.popover("Table and files", icon=":material/table_view:", type="tertiary", help=help_, key=f"{key} behind", on_change="rerun")
 
 
 def show_rows(rows: Rows, *, key: str, width: Any = "stretch", height: Any = "auto") -> None:
@@ -155,10 +155,6 @@ def _flat(value: Any) -> Any:
 
 def download_rows(rows: Rows, *, name: str, what: str, key: str) -> None:
     """Buttons for the rows as CSV and as JSONL."""
-    for kind, made, mime in (("csv", csv_bytes, "text/csv"), ("jsonl", jsonl_bytes, "application/jsonl")):
-        data = _later(made, rows)
+    for kind, to_bytes, mime in (("csv", csv_bytes, "text/csv"), ("jsonl", jsonl_bytes, "application/jsonl")):
+        data = partial(to_bytes, rows)
         st.download_button(kind.upper(), data, file_name(name, what, kind=kind), mime, key=f"{key} {kind}", on_click="ignore")
-
-
-def _later(make: Any, rows: Rows) -> Any:
-    return lambda: make(rows)

@@ -1,13 +1,11 @@
-"""What every page has: its head, the chips of what is chosen, and the three states in which it has nothing of its own
-to show.
+"""What every page has: its head, the chips of what is chosen, and the three states in which it has nothing to show.
 
-    model = frame.need_model()      the chosen reward model, else the newest. Where there is none, says so, offers to build the demo (or shows
-                                    how far it is) and ends the page.
-    frame.empty("No pages yet.", "What to do next, in a sentence.")     a designed empty state; draw the button below it
-    frame.failed(error)             problem, expected, found, what to do. app.py does this for every SparseRMError that a page raises.
+    model = layout.need_model()     the chosen reward model, else the newest; without any, the page offers the demo and ends
+    layout.empty("No pages yet.", "What to do next, in a sentence.")     an empty state; draw the button below it
+    layout.failed(error)            problem, expected, found, remedy; app.py calls it for a SparseRMError that a page raises
 
-Texts of data or models never go into a label or Markdown: st.text, st.code, a select box and a table's cells show them
-as they are. Where a label must hold one, `label_text` takes out all that Markdown knows.
+A text of data or models must never go into a label or into Markdown: st.text, st.code, a select box and the cells of a
+table show it as it is. Where a label must contain one, `label_text` removes all signs with a meaning in Markdown.
 """
 
 from __future__ import annotations
@@ -21,31 +19,28 @@ from streamlit.delta_generator import DeltaGenerator
 
 from core.errors import SparseRMError
 from core.text_safety import visible
-from workbench.frame import left_out as what_is_left_out
-from workbench.frame import models, run_panel, state
+from workbench.frame import left_out, models, run_panel, state
 from workbench.frame.models import OWN, FittedModel
 from workbench.frame.page_list import PageSpec, pages
 
 
 def label_text(text: object, longest: int = 60) -> str:
-    """A text from data or models, fit for a label: letters, digits and a few signs that mean nothing in Markdown."""
+    """A text from data or models for a label: letters, digits and a few signs without a meaning in Markdown."""
     plain = " ".join(re.sub(r"[^\w ,.()%+-]|_", " ", visible(text)).split())
     return plain if len(plain) <= longest else plain[: longest - 1] + "…"
 
 
 def settle_model() -> None:
-    """The reward model that this session looks at from now on: the URL's, else the last one that was looked at, else
-    the newest.
-    """
+    """Settles the reward model of this session: the URL's, else the one it showed last, else the newest."""
     known = [model.id for model in models.models()]
     if known:
         state.settle("model", known, known[0])
 
 
 def menu(root: st.Page | None) -> None:
-    """The sidebar's links to all pages. Each carries what is chosen, which Streamlit's own menu would drop.
+    """The sidebar's links to all pages. Each takes the choices along, which Streamlit's own menu would drop.
 
-    `root` is the page at the root of the address where this is the one that is open: its link is marked then.
+    `root` is the page at the root of the address if it is open now: its link is marked then.
     """
     with st.container(key="menu", gap="xxsmall"):
         section = ""
@@ -60,9 +55,7 @@ def menu(root: st.Page | None) -> None:
 
 
 def head(spec: PageSpec) -> DeltaGenerator:
-    """Title, question, and what is chosen. Returns where `link_to_view` writes the link, once the page has drawn what
-    it shows.
-    """
+    """Title, question and chips. Returns the place for `link_to_view`, which is called after the page has been drawn."""
     title, chosen = st.columns([2, 3], vertical_alignment="center", gap="small")
     with title:
         st.markdown(f"### {spec.title}")
@@ -93,18 +86,14 @@ def _chips() -> DeltaGenerator:
 
 
 def link_to_view(slot: DeltaGenerator) -> None:
-    """Writes the link of this view where `head` left room for it: with all that the page shows, so that it opens the
-    same tomorrow.
-    """
+    """Writes the link of this view into the place that `head` returned, with the defaults that the page shows."""
     view = state.whole_view()
     if view:
         slot.code(f"{(st.context.url or '').partition('?')[0]}?{urlencode(view)}", language=None, wrap_lines=True)
 
 
 def _pick_model(known: list[FittedModel], model: FittedModel | None) -> None:
-    """A select box of the reward models. What is not of the other model is cleared with the change, so that selections
-    never mix.
-    """
+    """A select box of the reward models. A change clears the choices that don't belong to the new model."""
     titles = {model.id: model.title for model in known}
 
     def take(picked: str) -> None:
@@ -117,7 +106,7 @@ def _pick_model(known: list[FittedModel], model: FittedModel | None) -> None:
 
 
 def _pair_words(model: FittedModel | None) -> str:
-    """The pair's place, since its id is a text from the data."""
+    """The pair's number, since its id is a text from the data."""
     if state.get("pair").startswith(OWN):
         return "Your own texts"
     try:
@@ -133,8 +122,8 @@ def _filter_words() -> str:
 
 
 def need_model() -> FittedModel:
-    """The chosen reward model, else the newest; ends the page where there is none, or where a link names one that is
-    not here.
+    """The chosen reward model, else the newest. Ends the page if the cache has none, or lacks the one that the URL
+    names.
     """
     wanted, known = state.get("model"), models.models()
     model = next((model for model in known if model.id == wanted), None)
@@ -148,21 +137,21 @@ def need_model() -> FittedModel:
         cards("overview")
         st.stop()
     model = model or known[0]
-    left_out(model)
+    show_left_out(model)
     return model
 
 
-def left_out(model: FittedModel) -> None:
-    """Says on every page of a model what its figures leave out, where they leave out anything."""
-    headline = what_is_left_out.headline(model)
+def show_left_out(model: FittedModel) -> None:
+    """Shows what the model's figures leave out, if they leave out anything."""
+    headline = left_out.headline(model)
     if headline:
         with st.expander(headline, icon=":material/filter_alt:"):
-            for line in what_is_left_out.lines(model):
+            for line in left_out.lines(model):
                 st.text(visible(line, 400))
 
 
 def cards(*without: str) -> None:
-    """What the other pages answer, each a link."""
+    """The other pages as links, with the question that each answers."""
     shown = [spec for spec in pages() if spec.name not in without]
     for start in range(0, len(shown), 3):
         for column, spec in zip(st.columns(3), shown[start : start + 3], strict=False):
@@ -172,7 +161,7 @@ def cards(*without: str) -> None:
 
 
 def empty(title: str, next_step: str = "") -> None:
-    """An empty state: what is missing, and what to do. Both are our words."""
+    """An empty state: what is missing, and what to do. Both are Markdown, so never texts of data or models."""
     with st.container(border=True, key=f"empty {title}"):
         st.markdown(f"#### {title}")
         if next_step:
@@ -180,12 +169,12 @@ def empty(title: str, next_step: str = "") -> None:
 
 
 def failed(error: SparseRMError | Any) -> None:
-    """An error with its way out. `error` is a SparseRMError, or the mapping that a run's status holds."""
-    said = error if isinstance(error, dict) else {name: getattr(error, name, "") for name in ("problem", "expected", "found", "remedy")}
-    with st.container(border=True, key=f"failed {hash(str(said.get('problem')))}"):
+    """An error with its remedy. `error` is a SparseRMError, or the mapping in a run's status."""
+    parts = error if isinstance(error, dict) else {name: getattr(error, name, "") for name in ("problem", "expected", "found", "remedy")}
+    with st.container(border=True, key=f"failed {hash(str(parts.get('problem')))}"):
         st.error("This did not work.", icon=":material/error:")
-        st.text(visible(said.get("problem", "")))
+        st.text(visible(parts.get("problem", "")))
         for name, words in (("expected", "Expected"), ("found", "Found"), ("remedy", "What to do")):
-            if said.get(name):
+            if parts.get(name):
                 st.caption(words)
-                st.text(visible(said[name]))
+                st.text(visible(parts[name]))

@@ -1,7 +1,7 @@
-"""What a person must know of a reward model beside every figure of it: pairs that were left out, texts that were cut,
-files that can't be checked.
+"""What every page of a reward model must report: pairs left out of its figures, texts that were cut, files without
+hashes.
 
-No Streamlit here; `frame.left_out` draws it on every page of a model.
+No Streamlit here; `layout.show_left_out` draws it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ NO_RECORD = (
 
 
 def counted(model: FittedModel) -> list[str]:
-    """Sentences on what was left out of the figures or cut, or that nothing was."""
+    """Sentences on the pairs left out of the figures and the prompts that were cut, or that there are none."""
     counts = model.evaluation.get("pair_counts")
     return sentences(counts) if counts else [NOT_COUNTED]
 
 
 def headline(model: FittedModel) -> str:
-    """One line for every page where pairs are missing from its figures or prompts were cut; empty where nothing is."""
+    """One line for every page: the pairs missing from its figures and the prompts that were cut; empty without any."""
     counts = model.about.get("pair_counts") or {}  # in the manifest, without the lists of rows
     n, total = counts.get("n_pairs_refused", 0), counts.get("n_pairs", 0)
     test = counts.get("splits", {}).get("test", {})
@@ -38,5 +38,5 @@ def headline(model: FittedModel) -> str:
 
 
 def lines(model: FittedModel) -> list[str]:
-    """All of it in sentences, for whoever opens the headline."""
+    """The details behind the headline, in sentences."""
     return [*counted(model), *([] if has_record(model.config) else [NO_RECORD])]

@@ -1,6 +1,4 @@
-"""Files that a person brings: kept in the cache under a name made of their content, never under their own. No Streamlit
-here.
-"""
+"""Uploaded files: saved in the cache under a name made of their content, never under their own. No Streamlit here."""
 
 from __future__ import annotations
 
@@ -13,16 +11,17 @@ from core.files import write_bytes, write_text
 from core.runs.store import cache_root
 from core.text_safety import printable
 
-LARGEST = 200 * 2**20  # bytes; as maxUploadSize in .streamlit/config.toml
+LARGEST = 200 * 2**20  # bytes; the same as maxUploadSize in .streamlit/config.toml
 KINDS = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 UPLOADED = re.compile(r"[0-9a-f]{16}(\.jsonl|\.json|\.csv|\.parquet)(\.gz)?")
 LONGEST_NAME = 80
-TOGETHER = 5 * 2**30  # bytes of all uploads; the oldest go first
+TOGETHER = 5 * 2**30  # bytes of all uploads; the oldest are removed first
 
 
 def keep(name: str, data: bytes) -> Path:
-    """Where these bytes lie now. Of the name only a known ending is taken. Raises DataError for another ending, no
-    bytes, or too many.
+    """Saves an uploaded file and returns its path. Of its name only a known ending is used.
+
+    Raises DataError for another ending, an empty file, or a file that is too large.
     """
     kind = next((kind for kind in sorted(KINDS, key=len, reverse=True) if name.lower().endswith(kind)), None)
     if kind is None:
@@ -41,7 +40,7 @@ def keep(name: str, data: bytes) -> Path:
 
 
 def name_of(path: Path) -> str:
-    """What the person called an uploaded file, to be shown and nothing else; another file's own name."""
+    """The name that the person's file had, for display only; of a file that was not uploaded, its own name."""
     try:
         return _name_file(path).read_text(encoding="utf-8") if UPLOADED.fullmatch(path.name) else path.name
     except OSError:

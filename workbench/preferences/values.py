@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from core.text_safety import visible
-from core.types import PreferencePair, PreferencePairs
+from core.types import Message, PreferencePairs
 
 KIND_FIELDS = ("subset", "category", "Category")
 EXCERPT = 140
@@ -27,7 +27,9 @@ VERDICTS: Mapping[str, str] = {"all": "All", "right": "Ranked rightly", "wrong":
 
 @dataclass(frozen=True)
 class PairList:
-    """Pairs with what is known of each. `margins`: reward of chosen less reward of rejected, None where no reward model has read them."""
+    """Pairs with the split of each, and the margins (reward of chosen less reward of rejected) of a reward model, if
+    any.
+    """
 
     pairs: PreferencePairs
     splits: Sequence[str]
@@ -35,14 +37,14 @@ class PairList:
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """The kind of each pair, where the data names kinds; else empty texts."""
+        """The kind of each pair; empty texts where the data names no kinds."""
         name = next((name for name in KIND_FIELDS if any(name in pair.meta for pair in self.pairs)), "")
         return tuple(str(pair.meta.get(name, "")) if name else "" for pair in self.pairs)
 
     @cached_property
     def folded(self) -> tuple[str, ...]:
-        """Each pair's texts, to search in."""
-        return tuple("\n".join((prompt_text(pair), pair.chosen, pair.rejected)).casefold() for pair in self.pairs)
+        """Each pair's texts in folded case, for the search."""
+        return tuple("\n".join((prompt_text(pair.prompt), pair.chosen, pair.rejected)).casefold() for pair in self.pairs)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -51,12 +53,12 @@ class PairList:
     def choose(
         self, *, split: str = "", kind: str = "", verdict: str = "all", words: str = "", ids: Callable[[str], bool] | None = None
     ) -> np.ndarray:
-        """Rows that keep every condition. `words` are looked for in prompt and answers, whatever their case."""
+        """The rows of the pairs that meet every condition [n]. `words` are searched in prompt and answers, in any case."""
         keep = np.ones(len(self.pairs), dtype=bool)
         if split:
-            keep &= np.array([one == split for one in self.splits], dtype=bool)
+            keep &= np.array([name == split for name in self.splits], dtype=bool)
         if kind:
-            keep &= np.array([one == kind for one in self.kinds], dtype=bool)
+            keep &= np.array([name == kind for name in self.kinds], dtype=bool)
         if verdict != "all" and self.margins is not None:
             keep &= (self.margins > 0) == (verdict == "right")
         if words.strip():
@@ -67,20 +69,20 @@ class PairList:
         return np.flatnonzero(keep)
 
     def sort(self, rows: np.ndarray, by: str) -> np.ndarray:
-        """The same rows in another order."""
+        """The same rows in the order `by`, a key of SORTS."""
         keys: dict[str, np.ndarray] = {"long": -self.lengths}
         if self.margins is not None:
             keys |= {"worst": self.margins, "best": -self.margins, "close": np.abs(self.margins)}
         return rows[np.argsort(keys[by][rows], kind="stable")] if by in keys else rows
 
     def table(self, rows: np.ndarray) -> dict[str, list[Any]]:
-        """Columns of a table of these rows; texts are cut and harmless."""
+        """The columns of a table of these rows; texts are shortened."""
         pairs = [self.pairs[int(row)] for row in rows]
         columns: dict[str, list[Any]] = {"Pair": [int(row) + 1 for row in rows]}
         if self.margins is not None:
             columns["Margin"] = [float(self.margins[int(row)]) for row in rows]
         columns |= {
-            "Prompt": [excerpt(prompt_text(pair)) for pair in pairs],
+            "Prompt": [excerpt(prompt_text(pair.prompt)) for pair in pairs],
             "Chosen": [excerpt(pair.chosen) for pair in pairs],
             "Rejected": [excerpt(pair.rejected) for pair in pairs],
         }
@@ -92,19 +94,19 @@ class PairList:
 
     def rows(self, rows: np.ndarray) -> list[dict[str, Any]]:
         """The pairs in TRL's format, for a download."""
-        found = [self.pairs[int(row)].to_row() | {"split": self.splits[int(row)]} for row in rows]
+        pairs = [self.pairs[int(row)].to_row() | {"split": self.splits[int(row)]} for row in rows]
         if self.margins is not None:
-            found = [pair | {"margin": float(self.margins[int(row)])} for pair, row in zip(found, rows, strict=True)]
-        return found
+            pairs = [pair | {"margin": float(self.margins[int(row)])} for pair, row in zip(pairs, rows, strict=True)]
+        return pairs
 
 
-def prompt_text(pair: PreferencePair) -> str:
-    """The prompt's last message, and how many stand before it."""
-    before = len(pair.prompt) - 1
-    last = pair.prompt[-1]["content"] if pair.prompt else ""
+def prompt_text(prompt: Sequence[Message]) -> str:
+    """The last message of a prompt, and the number of messages before it."""
+    before = len(prompt) - 1
+    last = prompt[-1]["content"] if prompt else ""
     return f"[{before} before] {last}" if before > 0 else last
 
 
 def excerpt(text: str) -> str:
-    """The beginning of a text, as one harmless line."""
+    """The beginning of a text, as one line without control characters."""
     return " ".join(visible(text, EXCERPT).split())

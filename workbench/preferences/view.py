@@ -1,4 +1,6 @@
-"""The Preferences page: what stands in the pairs, what could be learnt from them by accident, and pairs of one's own."""
+"""The Preferences page, drawn: counts and faults of the pairs, what wording or length alone reach, the pairs, and your
+own.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from typing import Any
 
 import streamlit as st
 
+from core.backbone.presets import PRESETS
 from core.config import PairsRunConfig
 from core.data.formats import FORMATS
 from core.data.pairs_file import read_pairs
@@ -47,13 +50,16 @@ def of_model(model: FittedModel) -> PairList:
 
 
 def report(
-    found: Mapping[str, Any],
+    data_report: Mapping[str, Any],
     shortcuts: Mapping[str, Mapping[str, Any]],
-    ours: Mapping[str, Any] | None = None,
-    ours_of: str = "",
+    accuracy: Mapping[str, Any] | None = None,
+    accuracy_of: str = "",
 ) -> None:
-    """Counts, doubles, leaks, and how far wording or length alone get. `ours` is the reward model's accuracy, `ours_of` its heads in words."""
-    data, split = found["data"], found["split"]
+    """Counts, duplicates, leaks, and the accuracies of wording and length alone.
+
+    `accuracy` is the reward model's, `accuracy_of` names its heads in words.
+    """
+    data, split = data_report["data"], data_report["split"]
     duplicates = data["duplicates"]
     doubled = duplicates["n_exact_extra"] + duplicates["n_near_extra"]
     leaks = sum(split["shared_prompts"].values()) + sum(split["shared_duplicates"].values())
@@ -69,22 +75,26 @@ def report(
         with column, st.container(border=True, height="stretch"):
             st.metric(name, value)
             st.caption(beside)
-    _shortcuts(shortcuts, ours, ours_of)
+    _shortcuts(shortcuts, accuracy, accuracy_of)
     for note in (*data["notes"], *split["notes"]):
         st.text(visible(note, 400))
 
 
-def _shortcuts(shortcuts: Mapping[str, Mapping[str, Any]], ours: Mapping[str, Any] | None, ours_of: str) -> None:
-    """A fit measures them on the test pairs that its language model can read, in tokens; a check of pairs alone on all of them, in characters."""
+def _shortcuts(shortcuts: Mapping[str, Mapping[str, Any]], accuracy: Mapping[str, Any] | None, accuracy_of: str) -> None:
+    """The accuracies without a language model, in sentences.
+
+    A fit measures them on the test pairs that its language model can read, in tokens; a check of pairs on all test
+    pairs, in characters.
+    """
     if not shortcuts:
         return
-    said = [
+    sentences = [
         f"{_shortcut(kind, value)} tells chosen from rejected in **{accuracy_text(value)}** ({_measured(value)})" for kind, value in shortcuts.items()
     ]
-    st.markdown("Without any model: " + "; ".join(said) + ".")
+    st.markdown("Without any model: " + "; ".join(sentences) + ".")
     wording = shortcuts.get("wording-only")
-    if ours and wording and wording["accuracy"] is not None and wording["high"] >= ours["accuracy"]:
-        reached = f"The reward model's accuracy, {accuracy_text(ours)} ({ours_of}, {interval_text(ours)}),"
+    if accuracy and wording and wording["accuracy"] is not None and wording["high"] >= accuracy["accuracy"]:
+        reached = f"The reward model's accuracy, {accuracy_text(accuracy)} ({accuracy_of}, {interval_text(accuracy)}),"
         st.markdown(f"{reached} is no better than wording alone: these pairs can be told apart by their words.")
     elif wording and wording["accuracy"] is not None and wording["low"] > 0.5:
         st.markdown("Some of the preference is in the words themselves, so read every accuracy beside that line.")
@@ -95,14 +105,14 @@ def _shortcut(kind: str, value: Mapping[str, Any]) -> str:
 
 
 def _measured(value: Mapping[str, Any]) -> str:
-    """The interval and which pairs: a check (it names its split) has read all of them, a fit those that its language model can read."""
+    """The interval and the pairs. Only a check names its split; it has read all pairs, a fit those its model can read."""
     return (
         f"{interval_text(value, value['split'])}, all there are" if "split" in value else f"{interval_text(value)} that the language model can read"
     )
 
 
 def refused(data: Mapping[str, Any]) -> None:
-    """Each row that was not used, and why."""
+    """Each row that was not used, with the reason."""
     rows = data["refused"]
     if not rows:
         return
@@ -115,14 +125,14 @@ def refused(data: Mapping[str, Any]) -> None:
 
 
 def mapping(data: Mapping[str, Any]) -> None:
-    """How the rows were understood: the format found, the columns it reads, the others."""
-    read = data.get("columns_read", ())  # reports of older versions do not have it
-    said = {
+    """How the rows were understood: the format, the columns that were read, the other columns."""
+    read = data.get("columns_read", ())  # absent in reports of older versions
+    facts = {
         "Read as": ", ".join(data.get("n_read_as") or [part for part in (data["format"], data["variant"]) if part]),
         "Columns read": ", ".join(read) or "not recorded",
         "Kept beside, or left out": ", ".join(name for name in data["columns"] if name not in read),
     }
-    for column, (name, value) in zip(st.columns([1, 2, 2]), said.items(), strict=True):
+    for column, (name, value) in zip(st.columns([1, 2, 2]), facts.items(), strict=True):
         if value:
             column.caption(name)
             column.text(visible(value, 600))
@@ -131,12 +141,12 @@ def mapping(data: Mapping[str, Any]) -> None:
 # --- browsing ----------------------------------------------------------------------------------------------------------
 
 
-def browse(found: PairList, key: str) -> None:
-    """Filters, the table, and the chosen pair side by side."""
-    rows = _filtered(found)
-    st.caption(f"{len(rows):,} of {len(found.pairs):,} pairs. Mark one to read it.")
-    shown = found.table(rows)
-    ids = [found.pairs[int(row)].pair_id for row in rows]
+def browse(pairs: PairList, key: str) -> None:
+    """Filters, the table, and the chosen pair with its answers side by side."""
+    rows = _filtered(pairs)
+    st.caption(f"{len(rows):,} of {len(pairs.pairs):,} pairs. Mark one to read it.")
+    shown = pairs.table(rows)
+    ids = [pairs.pairs[int(row)].pair_id for row in rows]
     chosen = state.get("pair")
     name = f"pairs {key} {hash(tuple(ids))}"
     table_key = state.table_key(name, chosen)
@@ -156,33 +166,36 @@ def browse(found: PairList, key: str) -> None:
         alt="Preference pairs",
     )
     with st.container(horizontal=True):
-        download_rows(found.rows(rows), name="", what="pairs", key=f"pairs {key}")
-    number = next((i for i, pair in enumerate(found.pairs) if pair.pair_id == chosen), None) if chosen else None
+        download_rows(pairs.rows(rows), name="", what="pairs", key=f"pairs {key}")
+    number = next((i for i, pair in enumerate(pairs.pairs) if pair.pair_id == chosen), None) if chosen else None
     if number is not None:
-        side_by_side(found.pairs[number], number, found)
+        side_by_side(pairs.pairs[number], number, pairs)
 
 
 def _select(name: str, key: str, ids: list[str]) -> None:
-    """The pair that a person marked. A fresh table tells of nothing marked, too, so a pair is let go by its chip."""
+    """Chooses the pair that a person marked. A new table reports no mark at first, so a pair is cleared by its chip
+    only.
+    """
     rows = st.session_state[key]["selection"]["rows"]
     if rows and rows[0] < len(ids) and state.table_shows(name, key, ids[rows[0]]):
         state.choose(pair=ids[rows[0]])
 
 
-def _filtered(found: PairList) -> Any:
-    held = state.chosen_pairs()
-    kinds, splits = sorted(set(found.kinds) - {""}), [name for name in ("train", "validation", "test", "unused") if name in found.splits]
+def _filtered(pairs: PairList) -> Any:
+    """The rows that the filters leave, in the chosen order."""
+    limited = state.chosen_pairs()
+    kinds, splits = sorted(set(pairs.kinds) - {""}), [name for name in ("train", "validation", "test", "unused") if name in pairs.splits]
     with st.container(horizontal=True, vertical_alignment="bottom"):
         words = _search()
         split = _narrow("Split", splits, "preferences_split")
         kind = _narrow("Kind", kinds, "preferences_kind")
         verdict = "all"
-        if found.margins is not None:
+        if pairs.margins is not None:
             verdict = _box("Ranking", list(VERDICTS), "preferences_ranking", VERDICTS.__getitem__)
-        sorts = [name for name in SORTS if found.margins is not None or name not in WITH_MARGINS]
+        sorts = [name for name in SORTS if pairs.margins is not None or name not in WITH_MARGINS]
         by = _box("Order", sorts, "preferences_order", SORTS.__getitem__)
-    rows = found.choose(split=split, kind=kind, verdict=verdict, words=words, ids=held.__contains__ if held is not None else None)
-    return found.sort(rows, by)
+    rows = pairs.choose(split=split, kind=kind, verdict=verdict, words=words, ids=limited.__contains__ if limited is not None else None)
+    return pairs.sort(rows, by)
 
 
 def _box(label: str, options: list[str], name: str, show: Any = str) -> str:
@@ -191,7 +204,7 @@ def _box(label: str, options: list[str], name: str, show: Any = str) -> str:
 
 
 def _narrow(label: str, options: list[str], name: str) -> str:
-    """A select box whose first entry means all; nothing where there is nothing to choose."""
+    """A select box whose first entry means all; not drawn where there is at most one option."""
     if len(options) < 2:
         return ""
     chosen = _box(label, ["", *options], name, lambda option: visible(option, 60) or "All")
@@ -206,20 +219,20 @@ def _search() -> str:
     return state.get(name)
 
 
-def side_by_side(pair: PreferencePair, number: int, found: PairList) -> None:
+def side_by_side(pair: PreferencePair, number: int, pairs: PairList) -> None:
     """The whole pair, as plain text."""
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f"##### Pair {number + 1:,}")
-            if found.margins is not None:
-                margin = float(found.margins[number])
+            if pairs.margins is not None:
+                margin = float(pairs.margins[number])
                 st.badge(f"margin {margin:+.2f}", color="blue" if margin > 0 else "orange", help="Reward of chosen less reward of rejected")
-            if found.splits:
-                st.badge(found.splits[number], color="gray")
-            if found.kinds[number]:
-                st.badge(label_text(found.kinds[number]), color="gray")
+            if pairs.splits:
+                st.badge(pairs.splits[number], color="gray")
+            if pairs.kinds[number]:
+                st.badge(label_text(pairs.kinds[number]), color="gray")
             st.space("stretch")
-            if found.margins is not None:
+            if pairs.margins is not None:
                 state.link("Why this score?", "response", pair=pair.pair_id)
         for message in pair.prompt:
             st.caption({"user": "Prompt", "system": "System", "assistant": "Earlier answer"}.get(message["role"], "Prompt"))
@@ -237,7 +250,7 @@ def side_by_side(pair: PreferencePair, number: int, found: PairList) -> None:
 
 
 def _whole(text: str, width: int) -> None:
-    """A whole text as it is; a long one scrolls in a box of its own. `width`: about how many characters a line holds."""
+    """A whole text as it is; a long one scrolls in its own box. `width`: about how many characters a line holds."""
     lines = sum(1 + len(line) // width for line in text.split("\n"))
     with st.container(height=380 if lines > 15 else "content"):
         st.text(visible(text))
@@ -247,7 +260,7 @@ def _whole(text: str, width: int) -> None:
 
 
 def bring() -> None:
-    """Upload, path or Hub id; the check; and the way to a fit."""
+    """Your own pairs: an upload, a path or a Hub id, the check of them, and the button that goes on to a fit."""
     run_panel.say_complaint()
     _upload()
     filled = forms.form("pairs")
@@ -270,7 +283,7 @@ def bring() -> None:
 
 
 def _understood() -> None:
-    """What can be read, where nothing was read yet."""
+    """The formats that can be read, shown until something was read."""
     st.markdown("##### What is understood")
     st.caption("Files are .jsonl, .json, .csv or .parquet, also gzipped. Rows that can't be used are listed with their reason; the others go on.")
     rows = [{"Format": f.title, "Columns it reads": f.columns} for f in FORMATS]
@@ -300,23 +313,21 @@ def _upload() -> None:
 def _checked(run: Run, config: PairsRunConfig) -> None:
     folder = Path(str((run.result() or {})["artefact"]))
     try:
-        found = read_json(folder / "report.json")
+        data_report = read_json(folder / "report.json")
         pairs = _of_folder(folder)
     except (StoreError, OSError, ValueError):
         st.markdown("What this check found is gone from the cache.")
         st.button("Check again", on_click=run_panel.begin, args=("pairs", config))
         return
-    report(found, found["shortcuts"])
+    report(data_report, data_report["shortcuts"])
     with st.container(border=True):
-        mapping(found["data"])
-    refused(found["data"])
+        mapping(data_report["data"])
+    refused(data_report["data"])
     if st.button("Fit a reward model on these", type="primary", icon=":material/arrow_forward:", key="fit these"):
         _to_fit(config)
     browse(pairs, run.id)
 
 
 def _to_fit(config: PairsRunConfig) -> None:
-    from core.backbone.presets import PRESETS
-
     forms.fill("fit", dataclasses.replace(PRESETS[forms.first_preset("fit")], data=config.data))
     state.go("runs", runs_kind="fit", runs_new="1")

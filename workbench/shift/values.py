@@ -17,10 +17,11 @@ from core.align.records import SHIFT, RoundRecord
 from core.errors import MissingError
 from core.explain.shift import KINDS, MATCHED, SPARSE, Shift, load_shift
 from workbench.align import values as align
-from workbench.align.pairs import GeneratedPair, pairs_of, prompt_text
+from workbench.align.pairs import GeneratedPair, pairs_of
 from workbench.align.values import Entry
 from workbench.frame.chart_base import CHOSEN, FURTHER, NEUTRAL, REJECTED, number, wrapped
 from workbench.frame.models import FittedModel
+from workbench.preferences.values import prompt_text
 
 MEASURES = {
     "matched": ("Matched", "to the training answers to the same prompt, in the same role"),
