@@ -1,4 +1,7 @@
-"""An alignment while it runs: which step of which round, how long it still takes, what stands. The page is drawn anew when a step is done."""
+"""An alignment while it runs: the step of the round, the time left, and the steps that are done.
+
+The page is drawn anew whenever a step is done.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from workbench.frame import progress, run_panel
 
 FOREGROUND_POLL = 2.0  # seconds between two looks at what a command in the foreground has done
 ROUND = re.compile(r"round (\d+): (.+)")
-# What the engine calls the parts of a step -> what people call them.
+# The engine's name of a part of a step -> the words of the page.
 PART_WORDS = {
     "candidates": "writing candidates",
     "generate": "writing answers",
@@ -41,7 +44,7 @@ LOOKS = {"done": (":material/check:", "green"), "now": (":material/progress_acti
 
 
 def show(entry: Entry) -> None:
-    """Who works on an alignment, and how far it is; or why its newest run did not end well, and the way on."""
+    """The progress of an alignment that is being worked on, or why its newest run did not end well and what to do."""
     run = entry.run
     try:
         status = None if run is None else run.status()
@@ -57,13 +60,15 @@ def show(entry: Entry) -> None:
 
 
 def _in_foreground(entry: Entry, drawn: str) -> None:
-    """A command's alignment: it tells no page how far a step is, but each step that stands is seen."""
+    """The alignment of a command in the foreground. The command reports no progress to pages, but each finished step is
+    on disk.
+    """
     if align.signature(entry) != drawn or not align.in_foreground(entry):
         st.rerun()
     with st.container(border=True, key=f"live {entry.id}"):
         with st.container(horizontal=True, vertical_alignment="center"):
             run_panel.state_badge("running")
-            st.caption("A command works on it; its terminal says how far a step is. Each step stands here as soon as it is done.")
+            st.caption("A command works on it; its terminal says how far a step is. Each step is shown here as soon as it is done.")
         rounds = entry.rounds
         last = rounds[-1] if rounds else RoundRecord(round=0, steps={})
         strip(entry, RoundRecord(round=last.round + 1, steps={}) if last.finished and last.round < entry.config.rounds else last)
@@ -74,29 +79,30 @@ def _live(entry: Entry, run: Run, drawn: str) -> None:
         st.rerun()
     status, steps = run.status(), progress.follow(run).steps
     with st.container(border=True, key=f"live {run.id}"):
-        run_panel._head(run, status, False)
+        run_panel.run_head(run, status, False)
         if status.state == "queued":
-            st.caption(run_panel._waiting(run, status))
+            st.caption(run_panel.waiting_text(run, status))
         elif not steps:
             st.progress(0.0, text="Starting")
         else:
             now = steps[-1]
-            st.progress(now.fraction or 0.0, text=f"{step_words(now.name, entry.config.rounds)}{run_panel._left(now.left)}")
+            st.progress(now.fraction or 0.0, text=f"{step_words(now.name, entry.config.rounds)}{run_panel.time_left(now.left)}")
             _speed(now)
         strip(entry, _round_now(entry, steps))
 
 
 def step_words(name: str, rounds: int) -> str:
-    """A step's name for people. Names of downloads are not ours, and not for labels."""
-    found = ROUND.fullmatch(name)
-    if found is None:
-        return "Rounds" if name == "rounds" else f"Reward model: {run_panel._safe_step(name).lower()}"
-    part = PART_WORDS.get(found[2]) or run_panel._safe_step(found[2]).lower()
-    return f"Base model: {part}" if found[1] == "0" else f"Round {found[1]} of {rounds}: {part}"
+    """A step's name for people. A name that we did not write is shown as Downloading, since a label is Markdown."""
+    in_round = ROUND.fullmatch(name)
+    if in_round is None:
+        return "Rounds" if name == "rounds" else f"Reward model: {run_panel.step_title(name).lower()}"
+    number, part = in_round.groups()
+    words = PART_WORDS.get(part) or run_panel.step_title(part).lower()
+    return f"Base model: {words}" if number == "0" else f"Round {number} of {rounds}: {words}"
 
 
 def _speed(now: progress.Step) -> None:
-    """What a step tells beside how far it is."""
+    """The figures of a step that is running, such as its speed."""
     rate = now.figures.get("tokens_per_second")
     figures = [f"{rate:,.0f} tokens a second"] if isinstance(rate, (int, float)) and rate else []
     figures += [
@@ -107,16 +113,16 @@ def _speed(now: progress.Step) -> None:
 
 
 def _round_now(entry: Entry, steps: list[progress.Step]) -> RoundRecord | None:
-    """The round that is being worked on, also before its first step stands; None while the reward model is fitted."""
-    named = [found for step in steps if (found := ROUND.fullmatch(step.name))]
-    if not named:
+    """The round that is being worked on, also before its first step is done; None while the reward model is fitted."""
+    in_rounds = [match for step in steps if (match := ROUND.fullmatch(step.name))]
+    if not in_rounds:
         return None
-    number = int(named[-1][1])
-    return next((one for one in entry.rounds if one.round == number), RoundRecord(round=number, steps={}))
+    number = int(in_rounds[-1][1])
+    return next((round for round in entry.rounds if round.round == number), RoundRecord(round=number, steps={}))
 
 
 def strip(entry: Entry, round: RoundRecord | None) -> None:
-    """The steps of a round: those that stand, with the time they took, the one that is worked on, and those to come."""
+    """The steps of a round: done with the time they took, being worked on, and to come."""
     if round is None:
         return
     steps = STEPS if round.round else (EVALUATION,)
@@ -125,8 +131,8 @@ def strip(entry: Entry, round: RoundRecord | None) -> None:
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
         st.caption(f"Round {round.round}" if round.round else "Base model", width="content")
         for step in steps:
-            stands = step in round.steps
-            look, colour = LOOKS["done" if stands else "now" if left[:1] == [step] and not over else ""]
-            took = f" {duration(align.seconds_of(round.steps[step]))}" if stands else ""
-            passed = step == DPO and not stands and (EVALUATION in round.steps or SHIFT in round.steps)
+            done = step in round.steps
+            look, colour = LOOKS["done" if done else "now" if left[:1] == [step] and not over else ""]
+            took = f" {duration(align.seconds_of(round.steps[step]))}" if done else ""
+            passed = step == DPO and not done and (EVALUATION in round.steps or SHIFT in round.steps)
             st.badge(f"{align.STEP_WORDS[step]}{': nothing to learn from' if passed else took}", icon=look, color=colour)  # type: ignore[arg-type]

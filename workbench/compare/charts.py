@@ -19,8 +19,8 @@ def margins_scatter(
     marked: Collection[str] | None = None,
     chosen: str = "",
 ) -> Chart:
-    """The margins of two reward models on the same pairs. Agreement is grey; the two ways to disagree have a colour each. The `marked` pairs stand
-    out from the faded others, a ring around the `chosen` one.
+    """The margins of two reward models on the same pairs. Agreement is grey; the two ways to disagree have a colour
+    each. The `marked` pairs stand out from the faded others, a ring around the `chosen` one.
     """
     figure = new_figure(x=f"Margin, {plain(names[0], 40)} (reward)", y=f"Margin, {plain(names[1], 40)} (reward)", height=480, legend=True)
     x, y = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
@@ -48,6 +48,6 @@ def margins_scatter(
         figure.add_scattergl(x=[x[at]], y=[y[at]], mode="markers", name="chosen pair", marker=look, hoverinfo="skip")
     straight(figure, x=0)
     straight(figure, y=0)
-    table = [{"pair": one, names[0]: float(a), names[1]: float(b)} for one, a, b in zip(ids, x, y, strict=True)]
+    table = [{"pair": pair_id, names[0]: float(a), names[1]: float(b)} for pair_id, a, b in zip(ids, x, y, strict=True)]
     alt = f"Margins of two reward models on {len(table):,} pairs: {int(gains.sum())} right in the second only, {int(losses.sum())} in the first only."
     return Chart(name="margins", figure=figure, alt=alt, rows=table)

@@ -185,19 +185,19 @@ def _live(run: Run, head: bool) -> None:
         st.rerun()
     follower = progress.follow(run)
     with st.container(border=True, key=f"live {run.id}"):
-        _head(run, status, head)
+        run_head(run, status, head)
         steps = follower.steps
         if status.state == "queued":
-            st.caption(_waiting(run, status))
+            st.caption(waiting_text(run, status))
         elif not steps:
             st.progress(0.0, text="Starting")
         else:
             now = steps[-1]
-            st.progress(now.fraction or 0.0, text=f"{_safe_step(now.name)}{_left(now.left)}")
+            st.progress(now.fraction or 0.0, text=f"{step_title(now.name)}{time_left(now.left)}")
             _done_steps(steps)
 
 
-def _head(run: Run, status: Status, head: bool) -> None:
+def run_head(run: Run, status: Status, head: bool) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         state_badge(status.state)
         if head:
@@ -208,11 +208,11 @@ def _head(run: Run, status: Status, head: bool) -> None:
             st.button("Cancel", key=f"cancel {run.id}", on_click=act, args=(cancel, run.id), help="Finished steps are kept.")
 
 
-def _safe_step(name: str) -> str:
+def step_title(name: str) -> str:
     return step_words(name) if name in STEP_WORDS or name.replace(" ", "").replace("-", "").replace(":", "").isalnum() else "Downloading"
 
 
-def _left(left: float | None) -> str:
+def time_left(left: float | None) -> str:
     return "" if left is None or left < 0.5 else f" · about {duration(left)} left in this step"
 
 
@@ -222,7 +222,7 @@ def _times(status: Status) -> str:
     return f"{said} of about {duration(about)}" if said and status.live and about > 10 else said
 
 
-def _waiting(run: Run, status: Status) -> str:
+def waiting_text(run: Run, status: Status) -> str:
     if status.devices is None:
         return "Starting; the engine takes some seconds to load."
     ahead = [other for other in live_runs() if other.id != run.id and other.id < run.id]
@@ -230,14 +230,14 @@ def _waiting(run: Run, status: Status) -> str:
 
 
 def _done_steps(steps: list[progress.Step]) -> None:
-    done = [f"{_safe_step(step.name)} {duration(step.seconds)}" for step in steps[:-1] if step.seconds >= 0.05]
+    done = [f"{step_title(step.name)} {duration(step.seconds)}" for step in steps[:-1] if step.seconds >= 0.05]
     if done:
         st.caption("Done: " + " · ".join(done))
 
 
 def _ended(run: Run, status: Status, head: bool) -> None:
     with st.container(border=True, key=f"ended {run.id}"):
-        _head(run, status, head)
+        run_head(run, status, head)
         if status.error:
             _say_error(status.error)
         elif status.state == "interrupted":
@@ -349,7 +349,7 @@ def _tick(drawn: list[str]) -> None:
         with st.container(border=True, key=f"tick {run.id}"):
             st.caption(f"**{kind_words(run.kind)}**" + ("" if now else ", queued" if run.status().state == "queued" else ", starting"))
             if now:
-                st.progress(now.fraction or 0.0, text=f"{_safe_step(now.name)}{_left(now.left).removesuffix(' in this step')}")
+                st.progress(now.fraction or 0.0, text=f"{step_title(now.name)}{time_left(now.left).removesuffix(' in this step')}")
             page, name = ("align", "align_open") if run.kind == "align" else ("runs", "runs_open")
             state.link("Show", page, **{name: run.id})
     if len(live) > 3:
