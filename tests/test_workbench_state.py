@@ -61,11 +61,19 @@ def test_what_belongs_to_a_choice_goes_with_it(query: Query) -> None:
     assert state.params(pair="p2", response_off="5")["response_off"] == "5"
 
 
-def test_a_link_to_another_model_leaves_behind_what_is_not_of_it(cache: Path) -> None:
+def fitted_on(monkeypatch: pytest.MonkeyPatch, cache: Path, **texts: str) -> None:
+    """Reward models, by id, as if they were fitted on these texts."""
+    found = {name: models.find(name, cache) for name in texts}
+    for name, model in found.items():
+        assert model is not None
+        method = {**model.config["method"], "data": {"texts": texts[name]}}
+        monkeypatch.setitem(vars(model), "config", {**model.config, "method": method})
+    monkeypatch.setattr(models, "find", lambda name, root=None: found.get(name))
+
+
+def test_a_link_to_another_model_leaves_behind_what_is_not_of_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = add_model(cache, seed=0), add_model(cache, seed=1)
-    model = models.find(second, cache)
-    assert model is not None
-    model.config["method"]["data"] = {"texts": "other"}  # type: ignore[index]
+    fitted_on(monkeypatch, cache, **{first: "one", second: "other"})
 
     def script(second: str) -> None:
         import streamlit as st
@@ -289,12 +297,9 @@ def test_another_model_takes_only_what_is_its_own(cache: Path) -> None:
     assert in_url(at)["model"] == second and in_url(at)["latent"] == "11"  # both read the same SAE
 
 
-def test_ones_own_texts_are_any_models(cache: Path) -> None:
+def test_ones_own_texts_are_any_models(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = add_model(cache, seed=0), add_model(cache, seed=1)
-    found = [models.find(name, cache) for name in (first, second)]
-    for model, data in zip(found, ("one", "two"), strict=True):  # fitted on other texts
-        assert model is not None
-        model.config["method"]["data"] = {"texts": data}  # type: ignore[index]
+    fitted_on(monkeypatch, cache, **{first: "one", second: "two"})
     at = open_page("compare", model=first, pair="own-0123456789abcdef", filter="0" * 16)
     next(box for box in at.selectbox if box.label == "Reward model").select(second).run()
     assert in_url(at) == {"model": second, "pair": "own-0123456789abcdef", "compare_with": first}

@@ -121,7 +121,7 @@ def rows_at(model: FittedModel, ids: np.ndarray, sides: np.ndarray, k: int, labe
         row = {"latent_id": latent, "side": "chosen" if side > 0 else "rejected", **figures}
         known = fitted.get(latent, {})
         further = {name: known.get(name) for name in ("detection_auroc", "weight", "weight_deviation")}
-        rows.append({**_row(row, labels), "stability": _plain(share), **further})
+        rows.append({**_row(row, labels), "stability": json_value(share), **further})
     return rows
 
 
