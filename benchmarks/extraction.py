@@ -52,7 +52,7 @@ def speed(path: str, prompts: int, repetitions: int) -> None:
     from core.backbone.model import load_backbone
     from core.config import BackboneConfig, DataConfig
     from core.data.pairs import load_pairs
-    from core.reward.extraction import Item
+    from core.reward.dialogues import Item
 
     pairs, _ = load_pairs(DataConfig(pairs=path, limit=prompts))
     # Type: ignore[arg-type].

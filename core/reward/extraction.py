@@ -30,12 +30,12 @@ from core.backbone.template import KEPT, STRIPPED, Rendered
 from core.backbone.thinking import without_thinking
 from core.errors import BackboneError, DataError
 from core.files import read_json, whole_file, write_json
+from core.reward.dialogues import Item
 from core.reward.hidden_states import states_name
 from core.reward.packing import PackedBatch, Plan, Sequences, Tree, pack, plan_batches, row_size
 from core.runs.store import HOLD
 from core.types import Message, PreferencePairs, Progress, RefusedRow, no_progress, sha256_of
 
-Item = tuple[Sequence[Message], str]
 RENDER_CHUNK = 2048  # dialogues tokenised at a time
 VERSION = 1
 

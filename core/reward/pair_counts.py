@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from core.data.splits import NAMES, UNUSED
+from core.reward.dialogues import Item
 from core.text_safety import printable
-from core.types import Message, PreferencePair, PreferencePairs, Progress, no_progress
+from core.types import PreferencePair, PreferencePairs, Progress, no_progress
 
 if TYPE_CHECKING:
     from core.backbone.model import Backbone
@@ -92,7 +93,7 @@ def reading_details(
     return {"refused_sides": sides, "shortened_pairs": shortened}
 
 
-def shortened_items(backbone: Backbone, items: Sequence[tuple[Sequence[Message], str]], position: str) -> list[int]:
+def shortened_items(backbone: Backbone, items: Sequence[Item], position: str) -> list[int]:
     """Numbers of the (prompt, response) items that this language model reads without leading turns of their prompt."""
     from core.reward.extraction import read_items
 
