@@ -1,12 +1,12 @@
 """Which latents made a reward: integrated gradients of the head, exact and in closed form (METHOD.md section 4).
 
-The path runs straight from a baseline projection b to v. With a0 = W1 b + b1 and a1 = W1 v + b1, hidden unit h is active on the fraction
-alpha_h = (relu(a1) - relu(a0)) / (a1 - a0) of it ([a0 > 0] where a1 = a0), so
+The path runs straight from a baseline projection b to v. With a0 = W1 b + b1 and a1 = W1 v + b1, hidden unit h is
+active on the fraction alpha_h = (relu(a1) - relu(a0)) / (a1 - a0) of it ([a0 > 0] where a1 = a0), so
 
     contribution_i = (v_i - b_i) * sum_h w2_h W1_hi alpha_h,      and the contributions sum to s(v) - s(b).
 
-For one response b is the mean training projection; for a pair the path runs from v_l to v_w and the sum is the margin. Only numpy: all is vectorised
-over responses and over the heads of all seeds, in float64.
+For one response b is the mean training projection; for a pair the path runs from v_l to v_w and the sum is the margin.
+Only numpy: all is vectorised over responses and over the heads of all seeds, in float64.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ COLLINEAR = 0.7
 class Attribution:
     """A reward's difference `reward - baseline_reward`, taken apart by latent.
 
-    `projection` is v, `baseline` is b, `activation` f_j (None where no SAE is at hand). `contribution` is the shipped head's; `by_head` are those of
-    all seeds' heads, `deviation` their deviation over heads, `rank_correlation` the mean of their pairwise Spearman correlations (None with one head)
-    and `agreed` tells where all heads give the same sign. `residual` is what the contributions miss of the difference.
+    `projection` is v, `baseline` is b, `activation` f_j (None where no SAE is at hand). `contribution` is the shipped
+    head's; `by_head` are those of all seeds' heads, `deviation` their standard deviation over heads, `rank_correlation`
+    the mean of their pairwise Spearman correlations (None with one head); `agreed` is True where all heads give the
+    same sign. `residual` is what the contributions miss of the difference.
     """
 
     latent_ids: Int[np.ndarray, " k"]
@@ -52,8 +53,8 @@ class Attribution:
 
     @property
     def rank_correlation(self) -> float | None:
-        found = float(rank_correlations(self.by_head[:, None])[0])
-        return found if np.isfinite(found) else None
+        correlation = float(rank_correlations(self.by_head[:, None])[0])
+        return correlation if np.isfinite(correlation) else None
 
     @property
     def residual(self) -> float:
@@ -83,17 +84,19 @@ def contributions(head: Head, start: Float[np.ndarray, "n k"], end: Float[np.nda
     """
     first, bias = head.weight_1.astype(np.float64), head.bias_1.astype(np.float64)
     second = head.weight_2.astype(np.float64)[0]
-    found = np.empty(end.shape, dtype=np.float64)
+    credit = np.empty(end.shape, dtype=np.float64)
     for at in range(0, len(end), ROWS_AT_ONCE):
         rows = slice(at, at + ROWS_AT_ONCE)
         before, after = start[rows].astype(np.float64), end[rows].astype(np.float64)
         alpha = active_fraction(before @ first.T + bias, after @ first.T + bias)
-        found[rows] = (after - before) * ((alpha * second) @ first)
-    return found
+        credit[rows] = (after - before) * ((alpha * second) @ first)
+    return credit
 
 
 def active_fraction(before: Float[np.ndarray, "*rows hidden"], after: Float[np.ndarray, "*rows hidden"]) -> Float[np.ndarray, "*rows hidden"]:
-    """alpha_h: the share of a straight path on which a unit is active, from its pre-activations at the path's ends. Exact where it never switches."""
+    """alpha_h: the share of a straight path on which a unit is active, from its pre-activations at the path's ends.
+    Exact where it never switches.
+    """
     moved = after != before
     rise = np.maximum(after, 0.0) - np.maximum(before, 0.0)
     return np.where(moved, rise / np.where(moved, after - before, 1.0), before > 0)
@@ -105,8 +108,10 @@ def contributions_by_head(heads: Sequence[Head], start: Float[np.ndarray, "n k"]
 
 
 def rank_correlations(by_head: Float[np.ndarray, "heads n k"]) -> Float[np.ndarray, " n"]:
-    """For each response the mean Spearman correlation of its contributions over all pairs of heads; NaN with one head, or where a head gives none."""
-    from scipy.stats import rankdata  # 0.7 s to import: not for those who only read contributions, as pages do
+    """For each response the mean Spearman correlation of its contributions over all pairs of heads; NaN with one head,
+    or where a head gives none.
+    """
+    from scipy.stats import rankdata  # takes 0.7 s to import, which pages that only read contributions save
 
     heads = len(by_head)
     ranks = rankdata(by_head, axis=2)
@@ -125,17 +130,21 @@ def same_sign(values: Float[np.ndarray, "heads *k"]) -> Bool[np.ndarray, "*k"]:
 
 
 def at_mean(head: Head, v: Float[np.ndarray, " k"], mean: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-    """How the reward changes where one projection is set to its training mean, for each in turn: exact on the head (intervention one)."""
+    """How the reward changes where one projection is set to its training mean, for each in turn: exact on the head
+    (intervention one).
+    """
     changed = np.tile(v.astype(np.float64), (len(v), 1))
     np.fill_diagonal(changed, mean)
     return head.reward(changed) - head.reward(v[None])[0]
 
 
 def collinear_groups(directions: Float[np.ndarray, "k d_model"]) -> tuple[tuple[int, ...], ...]:
-    """Columns whose directions have |cosine| > 0.7, as connected components (our choice): each sorted, singles included, in order of first column.
+    """Columns whose directions have |cosine| > 0.7, as connected components (our choice): each sorted, singles
+    included, in order of first column.
 
-    Components, since METHOD.md groups *any* two such latents: under complete linkage two of them could land in different groups and share credit
-    unseen. The price is a chain, whose ends may be less alike.
+    Components, since METHOD.md groups *any* two such latents: under complete linkage two of them could land in
+    different groups, and nobody would see that they share credit. The price is that the ends of a chain may be less
+    alike.
     """
     unit = directions.astype(np.float64) / np.maximum(np.linalg.norm(directions.astype(np.float64), axis=1, keepdims=True), 1e-30)
     near = np.abs(unit @ unit.T) > COLLINEAR

@@ -1,4 +1,5 @@
-"""A whole file explained: a row a pair, or a row a response, as JSONL or CSV; and the rows that people ask for first: worst-scored, most mis-ranked.
+"""Explains a whole file into a table (JSONL or CSV, a row a pair or a response), and finds the worst-scored response
+and the most mis-ranked pair.
 
 Each row names the latents of its sentence. Files are read as `sparserm score` reads them.
 """
@@ -34,7 +35,7 @@ SUFFIXES = (".jsonl", ".csv")
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What a file holds: pairs, or single responses as (id, row number, item); and the rows that can't be used."""
+    """The content of a file: pairs, or single responses as (id, row number, item); and the rows that can't be used."""
 
     pairs: tuple[PreferencePair, ...]
     responses: tuple[tuple[str, int, Item], ...]
@@ -48,10 +49,10 @@ class Rows:
         """The first pair or response of a row. Raises DataError where the row holds none."""
         numbers = [pair.meta["row"] for pair in self.pairs] or [number for _, number, _ in self.responses]
         if row not in numbers:
-            said = next((f"{refused.field}: {refused.reason}" for refused in self.refused if refused.row == row), "no such row")
-            raise DataError(f"row {row} can't be explained", expected=f"a row from {min(numbers)} to {max(numbers)} that can be used", found=said)
-        place = numbers.index(row)
-        return self.pairs[place] if self.pairs else self.responses[place][2]
+            reason = next((f"{refused.field}: {refused.reason}" for refused in self.refused if refused.row == row), "no such row")
+            raise DataError(f"row {row} can't be explained", expected=f"a row from {min(numbers)} to {max(numbers)} that can be used", found=reason)
+        number = numbers.index(row)
+        return self.pairs[number] if self.pairs else self.responses[number][2]
 
 
 def read_rows(source: Path, progress: Progress = no_progress) -> Rows:
@@ -63,25 +64,27 @@ def read_rows(source: Path, progress: Progress = no_progress) -> Rows:
     singles, refused = responses.singles, responses.refused
     if not singles:
         raise DataError(f"no row of {source} can be explained", found=f"row {refused[0].row}: {refused[0].reason}" if refused else "an empty file")
-    return Rows(pairs=(), responses=tuple((str(one.id), one.row, (one.prompt, one.text)) for one in singles), refused=refused)
+    return Rows(pairs=(), responses=tuple((str(single.id), single.row, (single.prompt, single.text)) for single in singles), refused=refused)
 
 
 def states_of(explainer: Explainer, items: Sequence[Item], progress: Progress = no_progress) -> tuple[np.ndarray, dict[int, str]]:
     """z of each response, and a reason under the number of each that can't be read (its row is NaN)."""
-    found = np.full((len(items), explainer.parts.d_model), np.nan, dtype=np.float32)
+    states = np.full((len(items), explainer.parts.d_model), np.nan, dtype=np.float32)
     reasons: dict[int, str] = {}
     for at in range(0, len(items), CHUNK):
         progress("read", at, len(items))
         chunk = items[at : at + CHUNK]
         z, refused = explainer.model.reader(chunk)
-        found[[at + i for i in range(len(chunk)) if i not in refused]] = z
+        states[[at + i for i in range(len(chunk)) if i not in refused]] = z
         reasons |= {at + number: reason for number, reason in refused.items()}
     progress("read", len(items), len(items))
-    return found, reasons
+    return states, reasons
 
 
 def pick(explainer: Explainer, rows: Rows, which: str, progress: Progress = no_progress) -> PreferencePair | Item:
-    """`worst`: the response of lowest reward. `misranked`: the pair of lowest margin. Raises DataError where responses are asked for a pair."""
+    """`worst`: the response of lowest reward. `misranked`: the pair of lowest margin. Raises DataError where responses
+    are asked for a pair.
+    """
     items = rows.items()
     z, _ = states_of(explainer, items, progress)
     rewards = explainer.model.rewards_of(np.nan_to_num(z))
@@ -96,8 +99,10 @@ def pick(explainer: Explainer, rows: Rows, which: str, progress: Progress = no_p
 
 
 def pick_known(parts: RewardParts, known: FitResponses | None, which: str) -> tuple[int, int]:
-    """Number of the held-out pair kept beside a model that holds the worst-scored response, or is most mis-ranked, and the side in question (0 or 1:
-    chosen or rejected). No language model is needed. Raises ConfigError where none are kept.
+    """The number of the held-out pair that holds the worst-scored response, or is most mis-ranked, and the side in
+    question (0 chosen, 1 rejected).
+
+    From the responses that the fit saved, without the language model. Raises ConfigError where none were saved.
     """
     if known is None or known.pairs is None or not len(known.held_out_pairs):
         raise ConfigError("no held-out pairs with texts are kept beside this reward model", remedy="give a file with --pairs")
@@ -110,12 +115,14 @@ def pick_known(parts: RewardParts, known: FitResponses | None, which: str) -> tu
 
 
 def explain_file(explainer: Explainer, source: Path, target: Path, progress: Progress = no_progress) -> dict[str, Any]:
-    """Writes a table of a whole file, whole or not at all, and says how many rows it has and which were left out.
+    """Writes a table of a whole file, whole or not at all. Returns its path, its number of rows, and the rows that were
+    left out.
 
-    Raises ConfigError where `target` is neither .jsonl nor .csv or can't be written, DataError where no row can be used.
+    Raises ConfigError where `target` is neither .jsonl nor .csv or can't be written, DataError where no row can be
+    used.
     """
     if target.suffix.lower() not in SUFFIXES:
-        raise ConfigError("the table's format is told by its name", expected=" or ".join(SUFFIXES), found=target.name)
+        raise ConfigError("the ending of the table's name must give its format", expected=" or ".join(SUFFIXES), found=target.name)
     check_target(target)
     rows = read_rows(source, progress)
     z, reasons = states_of(explainer, rows.items(), progress)
@@ -132,8 +139,8 @@ def _pair_rows(explainer: Explainer, rows: Rows, z: np.ndarray, reasons: Mapping
     for number, pair in enumerate(rows.pairs):
         progress("explain", number, len(rows.pairs))
         if not {2 * number, 2 * number + 1} & set(reasons):
-            found = explainer.explain_pair_states((pair.prompt, pair.chosen), (pair.prompt, pair.rejected), z[2 * number : 2 * number + 2])
-            yield {"id": pair.pair_id, "row": pair.meta["row"], **_pair_row(found)}
+            explanation = explainer.explain_pair_states((pair.prompt, pair.chosen), (pair.prompt, pair.rejected), z[2 * number : 2 * number + 2])
+            yield {"id": pair.pair_id, "row": pair.meta["row"], **_pair_row(explanation)}
     progress("explain", len(rows.pairs), len(rows.pairs))
 
 
@@ -141,48 +148,48 @@ def _response_rows(explainer: Explainer, rows: Rows, z: np.ndarray, reasons: Map
     for number, (name, row, item) in enumerate(rows.responses):
         progress("explain", number, len(rows.responses))
         if number not in reasons:
-            (found,) = explainer.explain_states([item], z[number : number + 1])
-            yield {"id": name, "row": row, **_response_row(found)}
+            (explanation,) = explainer.explain_states([item], z[number : number + 1])
+            yield {"id": name, "row": row, **_response_row(explanation)}
     progress("explain", len(rows.responses), len(rows.responses))
 
 
-def _pair_row(found: PairExplanation) -> dict[str, Any]:
-    sides = {"chosen": found.chosen, "rejected": found.rejected}
+def _pair_row(pair: PairExplanation) -> dict[str, Any]:
+    sides = {"chosen": pair.chosen, "rejected": pair.rejected}
     return {
-        "prompt": prompt_text(found.chosen.prompt),
+        "prompt": prompt_text(pair.chosen.prompt),
         **{name: side.response for name, side in sides.items()},
         **{f"reward_{name}": side.reward for name, side in sides.items()},
         **{f"percentile_{name}": side.percentile for name, side in sides.items()},
-        "margin": found.margin.reward - found.margin.baseline_reward,
-        "probability": found.probability,
-        "residual": found.margin.residual,
-        "rank_correlation": found.margin.rank_correlation,
-        **_named(found.why),
+        "margin": pair.margin.reward - pair.margin.baseline_reward,
+        "probability": pair.probability,
+        "residual": pair.margin.residual,
+        "rank_correlation": pair.margin.rank_correlation,
+        **_named(pair.why),
     }
 
 
-def _response_row(found: Explanation) -> dict[str, Any]:
+def _response_row(explanation: Explanation) -> dict[str, Any]:
     return {
-        "prompt": prompt_text(found.prompt),
-        "response": found.response,
-        "reward": found.reward,
-        "percentile": found.percentile,
-        "prompt_part": float(found.prompt_part.sum()),
-        "response_part": float(found.response_part.sum()),
-        "n_known": found.n_known,
-        "residual": found.attribution.residual,
-        "rank_correlation": found.attribution.rank_correlation,
-        **_named(found.why),
+        "prompt": prompt_text(explanation.prompt),
+        "response": explanation.response,
+        "reward": explanation.reward,
+        "percentile": explanation.percentile,
+        "prompt_part": float(explanation.prompt_part.sum()),
+        "response_part": float(explanation.response_part.sum()),
+        "n_known": explanation.n_known,
+        "residual": explanation.attribution.residual,
+        "rank_correlation": explanation.attribution.rank_correlation,
+        **_named(explanation.why),
     }
 
 
 def _named(why: Why) -> dict[str, Any]:
     cells: dict[str, Any] = {}
-    for place in range(MOST_NAMED):
-        one = why.named[place] if place < len(why.named) else None
-        cells[f"latent_{place + 1}"] = one and one.latent_id
-        cells[f"name_{place + 1}"] = one and one.name
-        cells[f"value_{place + 1}"] = one and one.value
+    for number in range(MOST_NAMED):
+        named = why.named[number] if number < len(why.named) else None
+        cells[f"latent_{number + 1}"] = named and named.latent_id
+        cells[f"name_{number + 1}"] = named and named.name
+        cells[f"value_{number + 1}"] = named and named.value
     return {**cells, "why": why.text, "weaknesses": " ".join(why.weaknesses)}
 
 

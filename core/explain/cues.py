@@ -1,7 +1,9 @@
-"""Spurious cues: does the reward, or a projection, go with the length of the response? (METHOD.md section 4, audit)
+"""Spurious cues: is the reward, or a projection, correlated with the length of the response? (METHOD.md section 4,
+audit)
 
-Spearman correlation with the number of the response's own tokens, over held-out responses: overall, and within prompts (both centred by the means of
-their prompt, since the prompt's offset of a reward is free). Intervals: bootstrap over prompts of the correlation of the ranks.
+Spearman correlation with the number of the response's own tokens, over held-out responses: overall, and within prompts
+(both centred by the means of their prompt, since the prompt's offset of a reward is free). Intervals: bootstrap over
+prompts of the correlation of the ranks.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from core.types import JsonFields
 
 @dataclass(frozen=True, kw_only=True)
 class Correlation(JsonFields):
-    """A correlation with its 95 % interval; all 0 where one side is constant."""
+    """A correlation with its 95 % interval; all three are 0 where one of the two is constant."""
 
     value: float
     low: float
@@ -29,7 +31,9 @@ class Correlation(JsonFields):
 
 @dataclass(frozen=True, kw_only=True)
 class LengthCue:
-    """Correlations with response length over `n` held-out responses: of the reward, overall and within prompts, and of each projection, overall."""
+    """Correlations with response length over `n` held-out responses: of the reward, overall and within prompts, and of
+    each projection, overall.
+    """
 
     reward: Correlation
     reward_within: Correlation
@@ -39,7 +43,7 @@ class LengthCue:
     n_prompts: int
 
     def to_json(self) -> dict[str, Any]:
-        latents = [{"latent_id": j, **one.to_json()} for j, one in zip(self.latent_ids, self.projections, strict=True)]
+        latents = [{"latent_id": j, **correlation.to_json()} for j, correlation in zip(self.latent_ids, self.projections, strict=True)]
         return {
             "reward": self.reward.to_json(),
             "reward_within": self.reward_within.to_json(),
@@ -56,15 +60,19 @@ def length_cue(parts: RewardParts, known: FitResponses) -> LengthCue | None:
         return None
     v, length, groups = known.projections[rows], known.n_tokens[rows].astype(np.float64), known.groups[rows]
     rewards = parts.head.reward(v)
-    found = correlations(np.column_stack([rewards, v]), length, groups)
+    overall = correlations(np.column_stack([rewards, v]), length, groups)
     within = correlations(centred(rewards[:, None], groups), centred(length[:, None], groups)[:, 0], groups)
     ids = () if parts.latent_ids is None else tuple(int(j) for j in parts.latent_ids)
-    return LengthCue(reward=found[0], reward_within=within[0], projections=found[1:], latent_ids=ids, n=len(rows), n_prompts=len(np.unique(groups)))
+    return LengthCue(
+        reward=overall[0], reward_within=within[0], projections=overall[1:], latent_ids=ids, n=len(rows), n_prompts=len(np.unique(groups))
+    )
 
 
 def correlations(values: Float[np.ndarray, "n m"], length: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> tuple[Correlation, ...]:
-    """Spearman correlation of each column with length. Ranks are taken once, over all responses; the bootstrap draws prompts."""
-    from scipy.stats import rankdata  # half a second to import: not for pages that switch nothing off
+    """Spearman correlation of each column with length. Ranks are taken once, over all responses; the bootstrap draws
+    prompts.
+    """
+    from scipy.stats import rankdata  # takes half a second to import, which pages that switch nothing off save
 
     ranks = rankdata(np.column_stack([length, values]), axis=0)
     ranks = (ranks - ranks.mean(axis=0)) / len(ranks)

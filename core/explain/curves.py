@@ -1,7 +1,9 @@
-"""Deletion and insertion: latents taken out of the residual stream one after the other, in order of their |contribution| and in random orders.
+"""Deletion and insertion: latents taken out of the residual stream one after the other, in order of their
+|contribution| and in random orders.
 
-Deletion: how far has the reward (or margin) moved once a share of the active latents is gone? Insertion: all of them are gone; how far does it move
-back as they return, in the same order? An explanation that knows what matters moves it earlier than chance does (METHOD.md section 4, faithfulness).
+Deletion: how far has the reward (or margin) moved once a share of the active latents is removed? Insertion: all of them
+are removed; how far does it move back as they return, in the same order? A faithful order moves it earlier than a
+random one (METHOD.md section 4, faithfulness).
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ Value = Callable[[Bool[np.ndarray, "m k"]], Float[np.ndarray, " m"]]
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """How far, in units of the reward, one reward or margin has moved after each share of its `n_latents` active latents: in the explanation's order
-    first, then the mean of random orders.
+    """How far, in units of the reward, one reward or margin has moved after each share of its `n_latents` active
+    latents: in the explanation's order first, then the mean of random orders.
     """
 
     deletion: Float[np.ndarray, "2 points"]
@@ -39,7 +41,9 @@ class Curves:
 
 
 def own_curves(value: Value, active: Bool[np.ndarray, " k"], contribution: Float[np.ndarray, " k"]) -> Curves | None:
-    """The curves of one explanation, or None where fewer than three latents are active. `value`: what is left after each of some sets is removed."""
+    """The curves of one explanation, or None where fewer than three latents are active. `value` gives the reward or
+    margin after sets are removed.
+    """
     if active.sum() < FEWEST:
         return None
     deletion, insertion = removal_curves(value, np.flatnonzero(active), contribution, draws=DRAWS, seed=0)
@@ -59,21 +63,23 @@ def value_without(head: Head, v: Float[np.ndarray, " k"], f: Float[np.ndarray, "
 def removal_curves(
     value: Value, latents: Int[np.ndarray, " m"], contribution: Float[np.ndarray, " k"], *, draws: int, seed: int
 ) -> Float[np.ndarray, "2 2 points"]:
-    """[deletion or insertion, ordered or mean random, share of the latents]: how far the value has moved from where the curve starts."""
+    """[deletion or insertion, ordered or mean random, share of the latents]: how far the value has moved from where the
+    curve starts.
+    """
     rng = np.random.default_rng([0, seed])
     orders = [latents[np.argsort(-np.abs(contribution[latents]), kind="stable")], *(rng.permutation(latents) for _ in range(draws))]
-    gone = np.stack([_nested(order, len(contribution)) for order in orders])  # [orders, latents + 1, k]
-    moved = []
-    for path in (gone, gone[:, -1:] & ~gone):  # insertion: what has not returned yet
+    removed = np.stack([_nested(order, len(contribution)) for order in orders])  # [orders, latents + 1, k]
+    curves = []
+    for path in (removed, removed[:, -1:] & ~removed):  # insertion: what has not returned yet
         values = value(path.reshape(-1, path.shape[2])).reshape(path.shape[:2])
         way = np.abs(values - values[:, :1])
         at = [np.interp(SHARES, np.linspace(0, 1, way.shape[1]), line) for line in way]
-        moved.append([at[0], np.mean(at[1:], axis=0)])
-    return np.array(moved)
+        curves.append([at[0], np.mean(at[1:], axis=0)])
+    return np.array(curves)
 
 
 def _nested(order: Int[np.ndarray, " m"], k: int) -> Bool[np.ndarray, "m_plus_1 k"]:
     """The sets of the first 0, 1, ... m latents of an order."""
-    place = np.full(k, len(order))
-    place[order] = np.arange(len(order))
-    return place[None, :] < np.arange(len(order) + 1)[:, None]
+    rank = np.full(k, len(order))
+    rank[order] = np.arange(len(order))
+    return rank[None, :] < np.arange(len(order) + 1)[:, None]

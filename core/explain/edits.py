@@ -17,8 +17,9 @@ from core.types import Message, json_value, sha256_of
 class Edit:
     """A prompt and response as they stand after an edit, explained, with the edit they came from.
 
-    `change` runs from the parent's projections straight to these, so its contributions sum to the change of reward; a latent whose projection did not
-    move gets nothing. None at the root. Of `n_tokens` tokens `n_computed` went through the language model; the others were taken over.
+    `change` runs from the parent's projections straight to these, so its contributions sum to the change of reward; a
+    latent whose projection did not move contributes 0. None at the root. Of `n_tokens` tokens `n_computed` went through
+    the language model; the others were taken over.
     """
 
     explanation: Explanation
@@ -33,11 +34,11 @@ class Edit:
 
     @cached_property
     def edit_id(self) -> str:
-        """Names the text and the whole chain behind it: 16 hex digits."""
-        name = ""
+        """16 hex digits, made of the text and of all texts before it."""
+        edit_id = ""
         for edit in self.chain:
-            name = edit_name(name, edit.explanation.prompt, edit.explanation.response)
-        return name
+            edit_id = edit_name(edit_id, *edit.item)
+        return edit_id
 
     @property
     def parent_id(self) -> str | None:
@@ -46,10 +47,10 @@ class Edit:
     @property
     def chain(self) -> tuple[Edit, ...]:
         """All edits from the root to this one."""
-        found = [self]
-        while found[-1].parent is not None:
-            found.append(found[-1].parent)
-        return tuple(reversed(found))
+        edits = [self]
+        while edits[-1].parent is not None:
+            edits.append(edits[-1].parent)
+        return tuple(reversed(edits))
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; the parents by their ids, root first."""
@@ -65,5 +66,7 @@ class Edit:
 
 
 def edit_name(parent_id: str, prompt: Sequence[Message], response: str) -> str:
-    """The id of an edit, given its parent's (empty at the root): so a text can be kept and linked to before it is scored."""
+    """The id of an edit, given its parent's (empty at the root): so a text can be kept and linked to before it is
+    scored.
+    """
     return sha256_of([parent_id, list(prompt), response])[:16]

@@ -89,7 +89,7 @@ class Explanation:
             "latents": self.latents,
             "groups": named_groups(self.attribution, self.figures.groups),
             "curves": None if self.curves is None else self.curves.to_json(),
-            "neighbours": [one.to_json() for one in self.neighbours],
+            "neighbours": [neighbour.to_json() for neighbour in self.neighbours],
             "model": self.figures.to_json(),
         }
 
@@ -113,7 +113,7 @@ class PairExplanation:
 
     @property
     def attribution(self) -> Attribution:
-        """What its sentence is about: the margin."""
+        """The attribution that the sentence is about: the margin's."""
         return self.margin
 
     @property

@@ -67,7 +67,7 @@ class ExplanationBuilder:
 
     def response(self, this: ResponseFeatures, labels: Labels, beside: Sequence[ResponseFeatures] = ()) -> Explanation:
         """One response explained. Those `beside` it answer the same prompt, and count as known."""
-        v = np.concatenate([np.stack([one.v for one in (this, *beside)]), self._rivals([this, *beside])])
+        v = np.concatenate([np.stack([features.v for features in (this, *beside)]), self._rivals([this, *beside])])
         attribution, shipped, by_head = self._attributed(this, v)
         n_known = 0 if self.known is None and len(v) == 1 else len(v)
         split = (shipped - shipped.mean(axis=0), by_head - by_head.mean(axis=1, keepdims=True)) if len(v) > 1 else (shipped, by_head)
@@ -87,7 +87,7 @@ class ExplanationBuilder:
             at_mean=at_mean(self.parts.head, this.v, self.mean),
             removed=None if this.f is None else removal_effects(self.parts.head, this.v[None], this.f[None], self.overlaps)[0],
             curves=self._curves(attribution, this),
-            neighbours=() if self.known is None else neighbours(self.known, self.parts, this.v, own=this.response_id),
+            neighbours=() if self.known is None else neighbours(self.known, self.parts, this.v, response_id=this.response_id),
             why=why_response(evidence, reward=attribution.reward, percentile=rank, n_known=n_known),
             figures=self.figures,
         )
@@ -168,24 +168,26 @@ class ExplanationBuilder:
         )
         return attribution, shipped, by_head
 
-    def _rivals(self, seen: Sequence[ResponseFeatures]) -> Float[np.ndarray, "m k"]:
-        """v of the known responses to their prompt; those at hand are left out, since they count already."""
+    def _rivals(self, responses: Sequence[ResponseFeatures]) -> Float[np.ndarray, "m k"]:
+        """v of the other known responses to their prompt: `responses` themselves are left out, since they count
+        already.
+        """
         if self.known is None:
             return np.zeros((0, self.parts.k))
-        rows = self.known.rows_of_prompt(seen[0].item[0])
-        others = rows[~np.isin(self.known.response_ids[rows], [one.response_id for one in seen])]
+        rows = self.known.rows_of_prompt(responses[0].item[0])
+        others = rows[~np.isin(self.known.response_ids[rows], [features.response_id for features in responses])]
         return self.known.projections[others].astype(np.float64)
 
     def _curves(self, attribution: Attribution, this: ResponseFeatures, less: ResponseFeatures | None = None) -> Curves | None:
         """Of a reward, or (with `less`) of a margin; None where no SAE is at hand, or too few latents are active."""
-        both = [one for one in (this, less) if one is not None]
-        values = [value_without(self.parts.head, one.v, one.f, self.overlaps) for one in both if one.f is not None]
+        both = [features for features in (this, less) if features is not None]
+        values = [value_without(self.parts.head, features.v, features.f, self.overlaps) for features in both if features.f is not None]
         if len(values) < len(both):
             return None
-        active = np.any([one.f > 0 for one in both if one.f is not None], axis=0)
+        active = np.any([features.f > 0 for features in both if features.f is not None], axis=0)
         return own_curves(lambda sets: values[0](sets) - (values[1](sets) if len(values) > 1 else 0.0), active, attribution.contribution)
 
-    def _evidence(self, attribution: Attribution, labels: Labels, **own: Any) -> Evidence:
+    def _evidence(self, attribution: Attribution, labels: Labels, **figures: Any) -> Evidence:
         return Evidence(
             latent_ids=self.latent_ids,
             contribution_by_head=attribution.by_head,
@@ -193,7 +195,7 @@ class ExplanationBuilder:
             table=self.parts.selection,
             stability=self.figures.stability,
             labels=labels,
-            **own,
+            **figures,
         )
 
 

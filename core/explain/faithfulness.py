@@ -1,12 +1,15 @@
 """Do the explanations say what the reward model does? Measured once a fit and shown beside them (METHOD.md section 4).
 
-1. Curves (core.explain.curves) of the margins of held-out pairs; the latents active in either response are removed from both. Summed over pairs, as a
+1. Curves (core.explain.curves) of the margins of held-out pairs; the latents active in either response are removed from
+both. Summed over pairs, as a
    share of the whole way, |margin - margin with all removed|. A faithful order lies above the random one; `area` is the mean height between them.
-2. Rank agreement: Spearman correlation, within a pair, of contributions with what removing each of these latents alone takes from the margin.
+2. Rank agreement: Spearman correlation, within a pair, of contributions with what removing each of these latents alone
+takes from the margin.
 3. Completeness: the largest residual of any held-out attribution.
 4. Spurious cues: core.explain.cues.
 
-All figures with 95 % bootstrap intervals over prompts. From the projections and activations kept beside a reward model: no language model, no SAE.
+All figures with 95 % bootstrap intervals over prompts. From the projections and activations kept beside a reward model:
+no language model, no SAE.
 """
 
 from __future__ import annotations
@@ -43,7 +46,9 @@ class Interval(JsonFields):
 
 @dataclass(frozen=True, kw_only=True)
 class Curve(JsonFields):
-    """Share of the whole way that the margin has moved after each tenth of the latents, by order; `area`: mean height of `ordered` over `random`."""
+    """Share of the whole way that the margin has moved after each tenth of the latents, by order; `area`: mean height
+    of `ordered` over `random`.
+    """
 
     ordered: tuple[Interval, ...]
     random: tuple[Interval, ...]
@@ -52,8 +57,9 @@ class Curve(JsonFields):
 
 @dataclass(frozen=True, kw_only=True)
 class Faithfulness:
-    """What was measured, on `n_pairs` held-out pairs of `n_prompts` prompts that have three active latents or more; `n_left_out` have fewer. Both are
-    among at most PAIRS that were looked at, evenly spread over all `n_held_out` held-out pairs.
+    """What was measured, on `n_pairs` held-out pairs of `n_prompts` prompts that have three active latents or more;
+    `n_left_out` have fewer. Both are among at most PAIRS that were looked at, evenly spread over all `n_held_out`
+    held-out pairs.
 
     Curves and agreement are None where no pair has enough.
     """
@@ -132,7 +138,9 @@ class _World:
         return removal_curves(partial(self.margins, pair), latents, self.contributions(one)[0], draws=DRAWS, seed=pair)
 
     def agreement(self, pair: int) -> float:
-        """Spearman correlation of contributions with what each removal alone takes from the margin; 0 where one of them is constant."""
+        """Spearman correlation of contributions with what each removal alone takes from the margin; 0 where one of them
+        is constant.
+        """
         latents = np.flatnonzero(self.removable(np.array([pair]))[0])
         alone = np.eye(self.overlaps.shape[0], dtype=bool)[latents]
         whole = self.margins(pair, np.zeros((1, alone.shape[1]), dtype=bool))[0]

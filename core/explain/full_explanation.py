@@ -1,4 +1,4 @@
-"""Everything there is to say about one response or one pair, in one go: what `sparserm explain` prints, as values."""
+"""Everything that `sparserm explain` prints of one response or one pair, as values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ class ResponseDetail:
 
 @dataclass(frozen=True, kw_only=True)
 class FullExplanation:
-    """An explanation, its texts token by token (`response`, or `chosen` and `rejected`), the edits that were tried, and the latents switched off."""
+    """An explanation, its texts token by token (`response`, or `chosen` and `rejected`), the edits that were tried, and
+    the latents switched off.
+    """
 
     explanation: Explanation | PairExplanation
     sides: tuple[ResponseDetail, ...]
@@ -59,8 +61,8 @@ def explain_fully(
     edits: Sequence[str] = (),
     off: Sequence[int] = (),
 ) -> FullExplanation:
-    """Explains a response or a pair. `spans` (of the response, instead of its sentences) are deleted, `edits` are tried one after the other in its
-    place, `off` are latents to hold at their training means.
+    """Explains a response or a pair. `spans` (of the response, instead of its sentences) are deleted, `edits` are tried
+    one after the other in its place, `off` are latents to hold at their training means.
 
     Raises ConfigError where spans or edits are given for a pair, and as Explainer and Switchboard do.
     """
@@ -71,9 +73,9 @@ def explain_fully(
         texts = {"chosen": (subject.prompt, subject.chosen), "rejected": (subject.prompt, subject.rejected)}
         sides = tuple(_side(explainer, name, item, ()) for name, item in texts.items())
         return FullExplanation(explanation=pair, sides=sides, edits=(), **_switches(explainer, off, pair.chosen))
-    found = explainer.explain(list(subject[0]), subject[1])
+    explanation = explainer.explain(list(subject[0]), subject[1])
     side = _side(explainer, "response", subject, spans)
-    return FullExplanation(explanation=found, sides=(side,), edits=_chain(explainer, subject, edits), **_switches(explainer, off, found))
+    return FullExplanation(explanation=explanation, sides=(side,), edits=_chain(explainer, subject, edits), **_switches(explainer, off, explanation))
 
 
 def _side(explainer: Explainer, name: str, item: Item, spans: Sequence[Span]) -> ResponseDetail:
@@ -89,14 +91,14 @@ def _side(explainer: Explainer, name: str, item: Item, spans: Sequence[Span]) ->
 def _chain(explainer: Explainer, item: Item, edits: Sequence[str]) -> tuple[Edit, ...]:
     if not edits:
         return ()
-    found = [explainer.edit(list(item[0]), item[1])]
+    chain = [explainer.edit(list(item[0]), item[1])]
     for text in edits:
-        found.append(explainer.edit(list(item[0]), text, found[-1]))
-    return tuple(found)
+        chain.append(explainer.edit(list(item[0]), text, chain[-1]))
+    return tuple(chain)
 
 
-def _switches(explainer: Explainer, off: Sequence[int], found: Explanation) -> dict[str, SwitchedOff | None]:
+def _switches(explainer: Explainer, off: Sequence[int], explanation: Explanation) -> dict[str, SwitchedOff | None]:
     if not off:
         return {"off": None, "plain": None}
-    board, v = Switchboard(explainer.parts, explainer.known), found.attribution.projection
+    board, v = Switchboard(explainer.parts, explainer.known), explanation.attribution.projection
     return {"off": board.off(off, v), "plain": board.off((), v)}

@@ -1,7 +1,9 @@
-"""What one projection does to the reward, by the head alone: the curve along its range, and one number for a table (METHOD.md section 4).
+"""What one projection does to the reward, by the head alone: the curve along its range, and one number for a table
+(METHOD.md section 4).
 
-Along the curve all other projections stay at their training mean: it says what the head does with this direction by itself, while in a response
-collinear projections move together. The number is taken over real responses. No torch is needed.
+Along the curve all other projections stay at their training mean: it says what the head does with this direction by
+itself, while in a response collinear projections move together. The number is taken over real responses. No torch is
+needed.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ ENDS = (1, 99)  # percentiles of the training responses between which a projecti
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseCurve:
-    """The reward as one projection moves: of the shipped head, and of every head. `mean` is the projection's training mean; `n` training responses
-    say how far it moves.
+    """The reward as one projection moves: of the shipped head, and of every head. `mean` is the projection's training
+    mean; `n` training responses say how far it moves.
     """
 
     projection: Float[np.ndarray, " m"]
@@ -35,7 +37,9 @@ class ResponseCurve:
 
 
 def response_curve(parts: RewardParts, known: FitResponses, column: int) -> ResponseCurve:
-    """The curve of the direction in this column, from the 1st to the 99th percentile of its projection over training responses."""
+    """The curve of the direction in this column, from the 1st to the 99th percentile of its projection over training
+    responses.
+    """
     low, high = np.percentile(known.projections[known.train, column], ENDS)
     grid = np.linspace(low, high, POINTS)
     inputs = np.tile(parts.projection_mean.astype(np.float64), (POINTS, 1))
@@ -46,8 +50,9 @@ def response_curve(parts: RewardParts, known: FitResponses, column: int) -> Resp
 
 
 def head_weights(parts: RewardParts, known: FitResponses) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"], int]:
-    """For each direction the mean size of its contribution over held-out responses, from the mean projection on: by the shipped head, and the
-    deviation over all heads (0 for a single one); and how many responses. A size, not a slope: along a projection rewards can fall and rise again.
+    """For each direction the mean size of its contribution over held-out responses, from the mean projection on: by the
+    shipped head, and the deviation over all heads (0 for a single one); and how many responses. A size, not a slope:
+    along a projection rewards can fall and rise again.
     """
     rows = spread(known.held_out, MOST)
     v = known.projections[rows].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Where a response stands among known ones: the most similar training responses, and its percentile among held-out ones."""
+"""A response among those of the fit: the most similar training responses, and its percentile among held-out ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ NEIGHBOURS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbour(JsonFields):
-    """A training response, its distance in standardised projections, its reward, and how its pairs judged it. Texts are None where none were kept."""
+    """A training response, its distance in standardised projections, its reward, and the sides it stands on in its
+    pairs. Texts are None where none were saved.
+    """
 
     row: int
     distance: float
@@ -27,10 +29,12 @@ class Neighbour(JsonFields):
 
 
 def neighbours(
-    known: FitResponses, parts: RewardParts, v: Float[np.ndarray, " k"], *, own: int | None = None, n: int = NEIGHBOURS
+    known: FitResponses, parts: RewardParts, v: Float[np.ndarray, " k"], *, response_id: int | None = None, n: int = NEIGHBOURS
 ) -> tuple[Neighbour, ...]:
-    """The training responses nearest to v, nearest first, by Euclidean distance of (v - mean) / std (our choice); `own` (a response id) left out."""
-    rows = known.train if own is None else known.train[known.response_ids[known.train] != own]
+    """The training responses nearest to v, nearest first, by Euclidean distance of (v - mean) / std (our choice); the
+    response with this id left out.
+    """
+    rows = known.train if response_id is None else known.train[known.response_ids[known.train] != response_id]
     if not len(rows):
         return ()
     std = parts.projection_std.astype(np.float64)
@@ -46,7 +50,9 @@ def _neighbour(known: FitResponses, row: int, distance: float, reward: float) ->
 
 
 def percentile(quantiles: Float[np.ndarray, " 101"], reward: float) -> float:
-    """Percentile (0 to 100) of a reward among held-out responses, given the 0th to 100th percentile of theirs; in the middle of a tie."""
+    """Percentile (0 to 100) of a reward among held-out responses, given the 0th to 100th percentile of theirs; in the
+    middle of a tie.
+    """
     below, above = np.searchsorted(quantiles, reward, side="left"), np.searchsorted(quantiles, reward, side="right")
     if above > below:
         return float(below + above - 1) / 2

@@ -1,4 +1,6 @@
-"""A text of one's own, read token by token, and what any latent of the SAE says to it: not only those that a reward model selected."""
+"""A person's own text, read token by token, and the activations of any latents of the SAE on it, not only of those that
+a reward model selected.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,8 @@ class OwnText:
     states: Float[np.ndarray, "t d_model"]
 
     @property
-    def own(self) -> Bool[np.ndarray, " t"]:
-        """The tokens of its own text: on the others no SAE was trained."""
+    def content(self) -> Bool[np.ndarray, " t"]:
+        """The tokens of the text itself: on the others no SAE was trained."""
         return np.array([kind not in (FIRST, TEMPLATE) for kind in self.kinds], dtype=bool)
 
 
@@ -55,14 +57,15 @@ def read_text(backbone: Backbone, text: str, *, layer: int) -> OwnText:
 
 
 def latents_of(text: OwnText, sae: SparseAutoencoder, latents: Sequence[int], *, top: int) -> dict[str, Any]:
-    """JSON values: tokens, the activation of these latents at each token, and the `top` latents of highest activation on the text's own tokens.
+    """JSON values: tokens, the activation of these latents at each token, and the `top` latents of highest activation
+    on the text's own tokens.
 
     Raises ConfigError for a latent that the SAE does not have.
     """
     strange = sorted({int(latent) for latent in latents if not 0 <= int(latent) < sae.d_sae})
     if strange or len(latents) > MOST_LATENTS:
-        found = ", ".join(map(str, strange[:5])) if strange else f"{len(latents)} latents"
-        raise ConfigError("this SAE can't show these latents", expected=f"at most {MOST_LATENTS}, from 0 to {sae.d_sae - 1}", found=found)
+        asked = ", ".join(map(str, strange[:5])) if strange else f"{len(latents)} latents"
+        raise ConfigError("this SAE can't show these latents", expected=f"at most {MOST_LATENTS}, from 0 to {sae.d_sae - 1}", found=asked)
     ids = np.array(list(dict.fromkeys(map(int, latents))), dtype=np.int64)
     values = sae.encode_latents(torch.from_numpy(text.states), ids).cpu().numpy() if len(ids) else np.zeros((len(text.states), 0), dtype=np.float32)
     highest = [{"latent_id": i, "activation": value, "token": at} for i, value, at in _highest(text, sae, top)]
@@ -76,11 +79,11 @@ def latents_of(text: OwnText, sae: SparseAutoencoder, latents: Sequence[int], *,
 
 def _highest(text: OwnText, sae: SparseAutoencoder, top: int) -> list[tuple[int, float, int]]:
     """Latents by their highest activation on the text's own tokens, and the token where it is."""
-    places: Int[np.ndarray, " n"] = np.flatnonzero(text.own)
+    rows_of_text: Int[np.ndarray, " n"] = np.flatnonzero(text.content)
     best, where = np.zeros(sae.d_sae, dtype=np.float32), np.zeros(sae.d_sae, dtype=np.int64)
     step = max(1, NUMBERS // sae.d_sae)
-    for at in range(0, len(places), step):
-        rows = places[at : at + step]
+    for at in range(0, len(rows_of_text), step):
+        rows = rows_of_text[at : at + step]
         values = sae.encode(torch.from_numpy(text.states[rows])).cpu().numpy()
         peak = values.max(axis=0)
         higher = peak > best

@@ -1,9 +1,11 @@
 """A response read token by token in one forward pass, and read again cheaply when only its end has changed.
 
-Every token's hidden state after layer L comes out of the same pass as the one that is scored, so activation at each token and running reward cost
-nothing more. A later reading that begins with the same tokens takes over their keys and values and computes only what follows the first changed
-token: a decoder never looks ahead, so nothing before it can change. In bfloat16 the result differs from a full reading by what another batch would
-change, too (measured on SmolLM2, 235 tokens: 1.9 % of the reward's standard deviation as root mean square; METHOD.md section 2 allows 2 %).
+Every token's hidden state after layer L comes out of the same pass as the one that is scored, so activation at each
+token and running reward cost nothing extra. A later reading that begins with the same tokens takes over their keys and
+values and computes only what follows the first changed token: a decoder attends to earlier tokens only, so nothing
+before it can change. In bfloat16 the result differs from a full reading by what another batch would change, too
+(measured on SmolLM2, 235 tokens: 1.9 % of the reward's standard deviation as root mean square; METHOD.md section 2
+allows 2 %).
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ from core.types import Message
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """The tokens of a dialogue up to the one that is scored (the last here), each with its text, its kind and its hidden state.
+    """The tokens of a dialogue up to the one that is scored (the last here), each with its text, its kind and its
+    hidden state.
 
-    Kinds: `first` (whose state is out of all proportion), `template`, `prompt`, `response`. Texts join to the rendered dialogue. `n_computed` tokens
-    went through the model; `cache` holds keys and values by layer, None where the model can't reuse them.
+    Kinds: `first` (whose state is out of all proportion), `template`, `prompt`, `response`. Texts join to the rendered
+    dialogue. `n_computed` tokens went through the model; `cache` holds keys and values by layer, None where the model
+    can't reuse them.
     """
 
     ids: Int32[np.ndarray, " t"]
@@ -72,7 +76,9 @@ def read_tokens(backbone: Backbone, item: Item, *, layer: int, position: str, pa
 
 
 def common_tokens(parent: Reading | None, ids: Int32[np.ndarray, " t"]) -> int:
-    """How many leading tokens a parent lends: those in common, always leaving one to compute; 0 where there are too few to be worth it."""
+    """How many leading tokens a parent lends: those in common, always leaving one to compute; 0 where there are too few
+    to be worth it.
+    """
     if parent is None or parent.cache is None:
         return 0
     length = min(len(parent.ids), len(ids) - 1)
@@ -97,26 +103,28 @@ def _forward(backbone: Backbone, ids: np.ndarray, layer: int, begin: int, parent
     tokens = torch.from_numpy(ids[begin:].astype(np.int64))[None]
     positions = torch.arange(begin, len(ids))[None]
     try:
-        found = backbone.states(tokens, None, [layer], position_ids=positions, past=past)[layer][0].float().cpu().numpy()
+        computed = backbone.states(tokens, None, [layer], position_ids=positions, past=past)[layer][0].float().cpu().numpy()
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise BackboneError(
             f"a response of {len(ids)} tokens does not fit into memory", found=str(error), remedy="shorten it, or --quantization 8bit"
         ) from error
-    states = found if parent is None else np.concatenate([parent.states[:begin], found])
+    states = computed if parent is None else np.concatenate([parent.states[:begin], computed])
     return states, None if past is None else tuple((layer.keys, layer.values) for layer in past.layers)
 
 
 def token_kinds(rendered: Rendered) -> tuple[str, ...]:
     """The kind of each token of a dialogue; the last assistant message is the response."""
     kinds = np.where(rendered.content, PROMPT, TEMPLATE).astype(object)
-    own = slice(rendered.response_starts[-1], rendered.response_ends[-1] + 1)
-    kinds[own] = RESPONSE
+    response = slice(rendered.response_starts[-1], rendered.response_ends[-1] + 1)
+    kinds[response] = RESPONSE
     kinds[0] = FIRST
     return tuple(str(kind) for kind in kinds)
 
 
 def token_texts(rendered: Rendered) -> tuple[str, ...]:
-    """The characters of each token. Of several tokens that make up one character the last one carries it, a BOS put in front has none."""
+    """The characters of each token. Of several tokens that make up one character the last one carries it, a BOS put in
+    front has none.
+    """
     starts, text = rendered.starts.tolist(), rendered.text
     following = [*starts[1:], len(text)]
     return tuple(text[start:stop] if start >= 0 else "" for start, stop in zip(starts, following, strict=True))

@@ -1,7 +1,7 @@
 """Latents taken out of the residual stream, worked out on projections alone (METHOD.md section 4, interventions).
 
-z' = z - (decode(f_j e_j) - decode(0)) = z - f_j d_j, so the projections v = D z become v' = v - f_j D d_j: every one of them moves, not only latent
-j's. Several latents add up. With D D^T at hand neither z nor the SAE is needed.
+z' = z - (decode(f_j e_j) - decode(0)) = z - f_j d_j, so the projections v = D z become v' = v - f_j D d_j: every one of
+them moves, not only latent j's. Several latents add up. With D D^T at hand neither z nor the SAE is needed.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ def removed_projections(
 def removal_effects(
     head: Head, v: Float[np.ndarray, "n k"], f: Float[np.ndarray, "n k"], overlaps: Float[np.ndarray, "k k"]
 ) -> Float[np.ndarray, "n k"]:
-    """How each reward changes where one latent is removed, for each in turn; NaN where it is inactive: there is nothing to remove."""
+    """How each reward changes where one latent is removed, for each in turn; NaN where it is inactive: there is nothing
+    to remove.
+    """
     n, k = v.shape
-    found = np.full((n, k), np.nan)
+    effects = np.full((n, k), np.nan)
     rows, latents = np.nonzero(f > 0)
-    one = np.zeros((len(rows), k), dtype=bool)
-    one[np.arange(len(rows)), latents] = True
-    found[rows, latents] = head.reward(removed_projections(v[rows], f[rows], overlaps, one)) - head.reward(v)[rows]
-    return found
+    removed = np.zeros((len(rows), k), dtype=bool)
+    removed[np.arange(len(rows)), latents] = True
+    effects[rows, latents] = head.reward(removed_projections(v[rows], f[rows], overlaps, removed)) - head.reward(v)[rows]
+    return effects

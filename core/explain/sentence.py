@@ -1,6 +1,8 @@
-"""The sentence that says why: made here, not in a page, so that a command, a page and a file say the same (METHOD.md section 4).
+"""The sentence that says why: made here, not in a page, so that a command, a page and a file say the same (METHOD.md
+section 4).
 
-1. Latents whose directions are nearly collinear count as one. They are ranked by their response part, or by whole contributions where only one
+1. Latents whose directions are nearly collinear count as one. They are ranked by their response part, or by whole
+contributions where only one
    response to the prompt is known.
 2. At most three are named, by label where there is one; none whose sign differs between the heads of different seeds.
 3. What is weak about the sentence is said after it.
@@ -31,9 +33,10 @@ ONE_KNOWN = "Only this response to the prompt is known, so what the prompt does 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a sentence is made from, a column a latent: `value` is what ranks (response parts, contributions, or shares of a margin), `by_head` the
-    same of each seed's head, `moved` how far the projection lies from what it is compared with. `activation` is f of whichever has the higher
-    projection, NaN where that one is not at hand. `table` holds the selection's rows.
+    """What a sentence is made from, a column a latent: `value` is what ranks (response parts, contributions, or shares
+    of a margin), `by_head` the same of each seed's head, `moved` how far the projection lies from what it is compared
+    with. `activation` is f of whichever has the higher projection, NaN where that one is not at hand. `table` holds the
+    selection's rows.
     """
 
     latent_ids: Int[np.ndarray, " k"]
@@ -50,7 +53,9 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    """A latent in the sentence: what it is called, whether its projection is `high` or `low`, what it and those collinear with it add up to."""
+    """A latent in the sentence: what it is called, whether its projection is `high` or `low`, what it and those
+    collinear with it add up to.
+    """
 
     latent_id: int
     name: str
@@ -77,7 +82,9 @@ class Why(JsonFields):
 
 
 def why_response(evidence: Evidence, *, reward: float, percentile: float, n_known: int) -> Why:
-    """Why one response scored as it did. `n_known` counts the known responses to its prompt, itself included; 0: none are kept at all."""
+    """Why one response scored as it did. `n_known` counts the known responses to its prompt, itself included; 0: none
+    are kept at all.
+    """
     named = choose(evidence)
     others = n_known - 1
     against = f"{others} other known {'response' if others == 1 else 'responses'} to this prompt" if others > 0 else "the average training response"
@@ -102,7 +109,9 @@ def why_pair(evidence: Evidence, *, margin: float, probability: float) -> Why:
 
 
 def choose(evidence: Evidence) -> tuple[Named, ...]:
-    """The latents to name, strongest first: of each collinear group the strongest member on whose sign, and on the group's, all heads agree."""
+    """The latents to name, strongest first: of each collinear group the strongest member on whose sign, and on the
+    group's, all heads agree.
+    """
     sure = same_sign(evidence.contribution_by_head) & same_sign(np.concatenate([evidence.value[None], evidence.by_head]))
     found = [_of_group(evidence, sure, group) for group in evidence.groups]
     return tuple(sorted((one for one in found if one), key=lambda one: -abs(one.value))[:MOST_NAMED])
@@ -135,7 +144,9 @@ def place(percentile: float) -> str:
 
 
 def _because(who: str, named: Sequence[Named], more: str) -> str:
-    """`it lost by being low on A (-0.41) and high on B (-0.20), and gained by being high on C (+0.11)`; empty without latents."""
+    """`it lost by being low on A (-0.41) and high on B (-0.20), and gained by being high on C (+0.11)`; empty without
+    latents.
+    """
     lost, gained = ([one.clause(more) for one in named if (one.value > 0) is up] for up in (False, True))
     verbs = [f"{verb} by being {_and(clauses)}" for verb, clauses in (("lost", lost), ("gained", gained)) if clauses]
     if named and named[0].value > 0:
@@ -148,7 +159,9 @@ def _and(parts: Sequence[str]) -> str:
 
 
 def weaknesses(evidence: Evidence, named: Sequence[Named]) -> tuple[str, ...]:
-    """What stands against believing the sentence: the verdict on stability, then for each named latent its projection, its activity and its label."""
+    """What stands against believing the sentence: the verdict on stability, then for each named latent its projection,
+    its activity and its label.
+    """
     return (*_unstable(evidence.stability), *(said for one in named for said in _of_latent(evidence, one)))
 
 

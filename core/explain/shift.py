@@ -1,4 +1,5 @@
-"""How far generated answers lie from the training data: cosine similarities in dense z and in sparse v (METHOD.md section 5, Figure 5).
+"""How far generated answers lie from the training data: cosine similarities in dense z and in sparse v (METHOD.md
+section 5, Figure 5).
 
 For each generated answer, intended winner or other, against the training responses of its role (chosen, rejected):
 
@@ -7,12 +8,14 @@ For each generated answer, intended winner or other, against the training respon
     pairwise   mean cosine to them
     nearest    the largest cosine to one of them
 
-Each in four spaces: dense z; sparse v = D z; v of as many isotropic random directions, which keep cosines; and of random live decoder rows matched to
-the selected ones on activation frequency, which share what all rows of a dictionary have in common, the real confounder. Each as it is, centred by
-the mean over training responses of both roles, and standardised by their deviation as well. Of several draws of a control the mean is taken.
+Each in four spaces: dense z; sparse v = D z; v of as many isotropic random directions, which keep cosines; and of
+random live decoder rows matched to the selected ones on activation frequency, which share what all rows of a dictionary
+have in common, the real confounder. Each as it is, centred by the mean over training responses of both roles, and
+standardised by their deviation as well. Of several draws of a control the mean is taken.
 
-Intervals: bootstrap over the prompts of the generated answers, the training responses held fixed. `lead` is the sparse space's cosine less another's
-for the same answer: a cosine says little by itself where spaces differ in dimension and common component, so it is read against the controls.
+Intervals: bootstrap over the prompts of the generated answers, the training responses held fixed. `lead` is the sparse
+space's cosine less another's for the same answer: a cosine says little by itself where spaces differ in dimension and
+common component, so it is read against the controls.
 
 Only numpy is needed to read what was computed.
 """
@@ -67,7 +70,9 @@ class GeneratedPairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(JsonFields):
-    """One mean cosine similarity over generated answers; `lead`: the sparse space's less this one, paired. None where fewer than two prompts tell."""
+    """One mean cosine similarity over generated answers; `lead`: the sparse space's less this one, paired. None where
+    fewer than two prompts tell.
+    """
 
     measure: str
     space: str
@@ -80,8 +85,9 @@ class Cosine(JsonFields):
 class Shift:
     """All cosines of a round, and a t-SNE picture of training and generated points together in both spaces.
 
-    Point i is a training response (`kind` 0 chosen, 1 rejected), row `row[i]` of the model's known responses, or a generated answer (2 intended
-    winner, 3 the other) of the pair `ids[row[i]]`. Pictures: z as it is, v standardised. `made` says how, and how many of either there were.
+    Point i is a training response (`kind` 0 chosen, 1 rejected), row `row[i]` of the model's known responses, or a
+    generated answer (2 intended winner, 3 the other) of the pair `ids[row[i]]`. Pictures: z as it is, v standardised.
+    `made` says how, and how many of either there were.
     """
 
     rows: tuple[Cosine, ...]
@@ -116,7 +122,9 @@ def compare_shift(
     config: SpacesConfig,
     progress: Progress = no_progress,
 ) -> Shift:
-    """Figures and pictures of one round. Row i of `z` (may be a memory map) belongs to row i of `known`; `spaces`: as `shift_spaces` gives them."""
+    """Figures and pictures of one round. Row i of `z` (may be a memory map) belongs to row i of `known`; `spaces`: as
+    `shift_spaces` gives them.
+    """
     roles = training_rows(known)
     rows = list(_cosines(generated, known, z, roles, {DENSE: [None], **spaces}, progress))
     kind, row, training = _points(known, roles, generated, config)
@@ -150,9 +158,11 @@ def compare_shift(
 
 
 def shift_spaces(model: SparseRM, frequencies: LatentFrequencies | None, draws: int) -> dict[str, list[Float[np.ndarray, "k d_model"]]]:
-    """The directions of every space but the dense one: a SparseRM's own, and `draws` of each control, draw i with seed i.
+    """The directions of every space but the dense one: a SparseRM's own, and `draws` of each control, draw i with seed
+    i.
 
-    Without frequencies (a cache that does not hold the fit's any more) there are no random decoder rows. Raises what loading the SAE raises.
+    Without frequencies (a cache that does not hold the fit's any more) there are no random decoder rows. Raises what
+    loading the SAE raises.
     """
     from core.reward.projection import isotropic_directions
 
@@ -166,7 +176,8 @@ def shift_spaces(model: SparseRM, frequencies: LatentFrequencies | None, draws: 
 
 
 def frequency_matched(frequencies: LatentFrequencies, selected: Int[np.ndarray, " k"], seed: int) -> Int[np.ndarray, " k"]:
-    """For each selected latent another live one that is about as often active, each at most once: drawn among the nearest by log frequency.
+    """For each selected latent another live one that is about as often active, each at most once: drawn among the
+    nearest by log frequency.
 
     Where fewer than k others live, those that are active at all stand in, and then the selected ones themselves.
     """
@@ -274,7 +285,9 @@ def _units(vectors: Points) -> Points:
 def _points(
     known: FitResponses, roles: tuple[np.ndarray, np.ndarray], generated: GeneratedPairs, config: SpacesConfig
 ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"], Int[np.ndarray, " t"]]:
-    """Kind and row of every point, and the rows of the training responses among them: at most `config.points`, by whole prompts."""
+    """Kind and row of every point, and the rows of the training responses among them: at most `config.points`, by whole
+    prompts.
+    """
     training, role = np.concatenate(roles), np.repeat(np.arange(ROLES), [len(rows) for rows in roles])
     drawn = sampled(np.unique(known.prompt_ids[training], return_inverse=True)[1], config.points, config.seed)
     answers = np.arange(len(generated.ids) * ROLES)

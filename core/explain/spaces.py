@@ -1,11 +1,15 @@
-"""Dense against sparse: do chosen and rejected responses lie apart, in z and in v? A picture of each space by t-SNE, and figures that do not mislead.
+"""Dense against sparse: do chosen and rejected responses lie apart, in z and in v? A picture of each space by t-SNE,
+and figures that do not mislead.
 
 1. Points: the responses a reward model knows (core.reward.fit_responses), at most `points`, drawn by whole prompts.
-2. Pictures: t-SNE of z as it is and of v standardised (training mean and deviation), from the first two principal components, seeded.
-3. Figures, in the spaces themselves, not in the pictures: accuracy of the k nearest neighbours' majority at telling chosen from rejected, and the
+2. Pictures: t-SNE of z as it is and of v standardised (training mean and deviation), from the first two principal
+components, seeded.
+3. Figures, in the spaces themselves, not in the pictures: accuracy of the k nearest neighbours' majority at telling
+chosen from rejected, and the
    silhouette of these two groups. Responses to the same prompt lie close together whatever their label, so a response's own prompt is left out of its
    neighbours and of its silhouette. Over held-out responses only: the directions of v were selected on the labels of the training responses.
-4. Controls: as many random directions, isotropic and live decoder rows, standardised as v; z standardised, too; and the pictures' own figures, which
+4. Controls: as many random directions, isotropic and live decoder rows, standardised as v; z standardised, too; and the
+pictures' own figures, which
    show how much a picture adds or loses. Intervals by bootstrap over prompts, neighbours held fixed; differences are paired.
 
 Only numpy is needed to read what was computed.
@@ -42,8 +46,9 @@ Points = Float[np.ndarray, "n d"]
 class SpaceFigures(JsonFields):
     """How far chosen and rejected lie apart in one space; None where fewer than two prompts tell.
 
-    `neighbours`: share of responses that most of their k nearest neighbours in other prompts are of one label with (chance: `Spaces.chance`).
-    `silhouette`: from -1 to 1, 0 where the labels are mixed. `*_lead`: the sparse space's figure less this one's, paired.
+    `neighbours`: share of responses that most of their k nearest neighbours in other prompts are of one label with
+    (chance: `Spaces.chance`). `silhouette`: from -1 to 1, 0 where the labels are mixed. `*_lead`: the sparse space's
+    figure less this one's, paired.
     """
 
     neighbours: Estimate | None
@@ -56,10 +61,11 @@ class SpaceFigures(JsonFields):
 class Spaces:
     """Both pictures and all figures of a reward model.
 
-    Point i is row `rows[i]` of the model's known responses: its label (1 chosen, -1 rejected, 0 both, in several pairs), the number of its prompt,
-    and its split (0 train, 1 validation, 2 test, 3 unused). `figures` by space: dense, dense-standardised, sparse, random-isotropic, random-rows,
-    picture-dense, picture-sparse; over `n_held_out` responses, `chance` being the share of their commoner label. `made` says how: perplexity, seed,
-    initialisation, library, neighbours, and how many responses were left out.
+    Point i is row `rows[i]` of the model's known responses: its label (1 chosen, -1 rejected, 0 both, in several
+    pairs), the number of its prompt, and its split (0 train, 1 validation, 2 test, 3 unused). `figures` by space:
+    dense, dense-standardised, sparse, random-isotropic, random-rows, picture-dense, picture-sparse; over `n_held_out`
+    responses, `chance` being the share of their commoner label. `made` says how: perplexity, seed, initialisation,
+    library, neighbours, and how many responses were left out.
     """
 
     FINITE: ClassVar[tuple[str, ...]] = ("dense", "sparse")
@@ -105,7 +111,9 @@ def compare_spaces(
     config: SpacesConfig,
     progress: Progress = no_progress,
 ) -> Spaces:
-    """Pictures and figures. Row i of `z` (may be a memory map) belongs to row i of `known`; `random`: the directions of each draw of each control."""
+    """Pictures and figures. Row i of `z` (may be a memory map) belongs to row i of `known`; `random`: the directions of
+    each draw of each control.
+    """
     rows = sampled(known.groups, config.points, config.seed)
     label, groups = labels_of(known)[rows], known.groups[rows]
     train, held_out = (np.flatnonzero(np.isin(rows, some)) for some in (known.train, known.held_out))
@@ -161,7 +169,9 @@ def sampled(groups: Int[np.ndarray, " n"], most: int, seed: int) -> Int[np.ndarr
 
 
 def standardised(values: Float[np.ndarray, "n d"], train: Int[np.ndarray, " m"]) -> Float[np.ndarray, "n d"]:
-    """Values less their mean and over their deviation in the rows `train` (all rows, where there are none); constant columns become 0."""
+    """Values less their mean and over their deviation in the rows `train` (all rows, where there are none); constant
+    columns become 0.
+    """
     seen = values[train].astype(np.float64) if len(train) else values.astype(np.float64)
     mean, std = seen.mean(axis=0), seen.std(axis=0)
     return np.divide(values - mean, std, out=np.zeros(values.shape), where=std > 0)
@@ -171,7 +181,9 @@ def standardised(values: Float[np.ndarray, "n d"], train: Int[np.ndarray, " m"])
 
 
 def picture(values: Float[np.ndarray, "n d"], config: SpacesConfig) -> Float[np.ndarray, "n 2"]:
-    """Two coordinates of each point, float32: t-SNE, or the principal components where there are too few points for one."""
+    """Two coordinates of each point, float32: t-SNE, or the principal components where there are too few points for
+    one.
+    """
     from sklearn.manifold import TSNE
 
     if len(values) < FEWEST:
@@ -210,7 +222,9 @@ def figures_of(
     k: int,
     progress: Progress = no_progress,
 ) -> dict[str, SpaceFigures]:
-    """The figures of each space over the same points, labels 1 and -1, `groups` their prompts; of several draws of a space the mean over draws."""
+    """The figures of each space over the same points, labels 1 and -1, `groups` their prompts; of several draws of a
+    space the mean over draws.
+    """
     found = {}
     for number, (name, draws) in enumerate(spaces.items()):
         progress("neighbours", number, len(spaces), space=name)
@@ -226,10 +240,11 @@ def _figures(values: Float[np.ndarray, "2 n"], sparse: Float[np.ndarray, "2 n"] 
 
 
 def apart(points: Points, label: Int[np.ndarray, " n"], groups: Int[np.ndarray, " n"], k: int) -> Float[np.ndarray, "2 n"]:
-    """For each point whether most of its k nearest neighbours in other prompts share its label (1 or 0; ties are wrong), and its silhouette.
+    """For each point whether most of its k nearest neighbours in other prompts share its label (1 or 0; ties are
+    wrong), and its silhouette.
 
-    Silhouette: (b - a) / max(a, b), with a the mean distance to the points of other prompts with its label, b to those with the other label. NaN for
-    both where other prompts hold no point of either label. Euclidean distances, float64.
+    Silhouette: (b - a) / max(a, b), with a the mean distance to the points of other prompts with its label, b to those
+    with the other label. NaN for both where other prompts hold no point of either label. Euclidean distances, float64.
     """
     exact = points.astype(np.float64) - (points.mean(axis=0, dtype=np.float64) if len(points) else 0.0)
     square = np.square(exact).sum(axis=1)

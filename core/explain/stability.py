@@ -1,8 +1,10 @@
-"""Whether an explanation would come out the same again: METHOD.md section 4's verdict, and how much of the reward is the prompt's doing.
+"""Whether an explanation would come out the same again (METHOD.md section 4), and how much of the reward the prompt
+decides.
 
-Projections are collinear, so credit can move between latents with the seed, and another draw of the training prompts can select other latents. The
-verdict is "unstable" where either the top-K overlap over bootstrap resamples of the prompts or the mean rank correlation of the five heads'
-contributions is below 0.8. The correlation is averaged over held-out responses, each explained from the mean training projection.
+Projections are collinear, so credit can move between latents with the seed, and another draw of the training prompts
+can select other latents. The verdict is "unstable" where either the top-K overlap over bootstrap resamples of the
+prompts or the mean rank correlation of the five heads' contributions is below 0.8. The correlation is averaged over
+held-out responses, each explained from the mean training projection.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ MOST = 500  # held-out responses that the heads are compared on
 
 @dataclass(frozen=True, kw_only=True)
 class Stability(JsonFields):
-    """The verdict on a reward model's explanations. A figure that is not known (no selection table, one head) is None and can't speak for stability.
+    """The verdict on a reward model's explanations. A figure that is not known (no selection table, one head) is None;
+    the verdict is then never `stable`.
 
-    `overlap`: mean share of the selected latents that a resample selects again. `rank_correlation`: mean over `n` of the `n_held_out` held-out
-    responses, from `low` to `high` at 95 % over prompts; both None with responses to fewer than two.
+    `overlap`: mean share of the selected latents that a resample selects again. `rank_correlation`: mean over `n` of
+    the `n_held_out` held-out responses, from `low` to `high` at 95 % over prompts; both None with responses to fewer
+    than two.
     """
 
     overlap: float | None
@@ -59,9 +63,9 @@ def stability(parts: RewardParts, known: FitResponses | None) -> Stability:
         return Stability(overlap=overlap, rank_correlation=None, n=0)
     rows = spread(known.held_out, MOST)
     v = known.projections[rows]
-    found = rank_correlations(contributions_by_head(parts.heads, np.broadcast_to(parts.projection_mean, v.shape), v))
-    finite, sure = found[np.isfinite(found)], mean_over_prompts(found, known.groups[rows])
-    low, high = (None, None) if sure is None else (sure.low, sure.high)
+    correlations = rank_correlations(contributions_by_head(parts.heads, np.broadcast_to(parts.projection_mean, v.shape), v))
+    finite, interval = correlations[np.isfinite(correlations)], mean_over_prompts(correlations, known.groups[rows])
+    low, high = (None, None) if interval is None else (interval.low, interval.high)
     mean = float(finite.mean()) if len(finite) else None
     return Stability(overlap=overlap, rank_correlation=mean, n=len(finite), low=low, high=high, n_held_out=len(known.held_out))
 
@@ -73,7 +77,9 @@ def spread(rows: Int[np.ndarray, " n"], most: int) -> Int[np.ndarray, " m"]:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptShare(JsonFields):
-    """Share of the reward's variance that lies between prompts, with its 95 % interval over prompts; of `n` responses to `n_prompts` prompts."""
+    """Share of the reward's variance that lies between prompts, with its 95 % interval over prompts; of `n` responses
+    to `n_prompts` prompts.
+    """
 
     share: float
     low: float
@@ -83,9 +89,11 @@ class PromptShare(JsonFields):
 
 
 def prompt_share(rewards: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> PromptShare | None:
-    """The intraclass correlation of rewards by prompt (one-way, unbiased variance components, from 0 to 1); None without two prompts or repeats.
+    """The intraclass correlation of rewards by prompt (one-way, unbiased variance components, from 0 to 1); None
+    without two prompts or repeats.
 
-    Not the plain ratio of sums of squares: with two responses a prompt that is near 1/2 where prompts do not matter at all.
+    Not the plain ratio of sums of squares: with two responses a prompt that is near 1/2 where prompts do not matter at
+    all.
     """
     _, numbers = np.unique(groups, return_inverse=True)
     centred = rewards - rewards.mean() if len(rewards) else rewards
@@ -99,7 +107,9 @@ def prompt_share(rewards: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]
 
 
 def _intraclass(sums: Float[np.ndarray, "prompts 3"], weights: Float[np.ndarray, "m prompts"]) -> Float[np.ndarray, " m"]:
-    """Of each weighting of the prompts: variance between / (between + within), from counts, sums and sums of squares by prompt."""
+    """Of each weighting of the prompts: variance between / (between + within), from counts, sums and sums of squares by
+    prompt.
+    """
     count, total, square = sums.T
     n, prompts = weights @ count, weights.sum(axis=1)
     between_sum = weights @ (total**2 / count) - (weights @ total) ** 2 / n

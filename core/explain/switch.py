@@ -1,7 +1,8 @@
-"""Latents switched off: what is left of the reward, its held-out accuracy and its liking for length, with any set of projections at their means.
+"""Latents switched off: the reward, its held-out accuracy and its correlation with response length, with any set of
+projections at their means.
 
-Held-out responses are kept as pre-activations of the head's hidden units, so a set costs its own columns, a ReLU and a few sums: milliseconds, and no
-language model.
+Held-out responses are kept as pre-activations of the head's hidden units, so a set costs its own columns, a ReLU and a
+few sums: milliseconds, and no language model.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from core.types import Accuracy
 
 @dataclass(frozen=True, kw_only=True)
 class SwitchedOff:
-    """With these latents at their training means: the shipped head's accuracy on held-out pairs, Spearman correlation of its reward with length over
-    held-out responses, and (where a response was given) its reward. `seed` is the shipped head's, `split` that of the held-out pairs: test, or
-    validation where there is no test split.
+    """With these latents at their training means: the shipped head's accuracy on held-out pairs, Spearman correlation
+    of its reward with length over held-out responses, and (where a response was given) its reward. `seed` is the
+    shipped head's, `split` that of the held-out pairs: test, or validation where there is no test split.
     """
 
     latent_ids: tuple[int, ...]
@@ -38,7 +39,7 @@ class SwitchedOff:
 
     @property
     def measured_on(self) -> str:
-        """`shipped head, seed 3, 94 test pairs`: what the accuracy is of."""
+        """What the accuracy was measured on: `shipped head, seed 3, 94 test pairs`."""
         return f"{shipped_head(self.seed)}, {counted_pairs(self.accuracy.n, self.split)}"
 
     def to_json(self) -> dict[str, Any]:
@@ -61,19 +62,21 @@ class Switchboard:
         self.n_tokens, self.groups = known.n_tokens[rows].astype(np.float64), known.groups[rows]
         pairs = known.held_out_pairs
         self.chosen, self.rejected = (np.searchsorted(rows, side[pairs]) for side in (known.chosen_rows, known.rejected_rows))
-        self.alike = (self.v[self.chosen] == self.v[self.rejected]).all(axis=1)  # a tie, whatever rounding says
+        self.alike = (self.v[self.chosen] == self.v[self.rejected]).all(axis=1)  # a tie, which rounding must not break
         self.prompts = np.unique(self.groups[self.chosen], return_inverse=True)[1]
 
     def off(self, latent_ids: Sequence[int], v: Float[np.ndarray, " k"] | None = None) -> SwitchedOff:
-        """With these latents off; `v` is a response whose reward is asked for. Raises ConfigError for a latent that the model does not read."""
+        """With these latents off; `v` is a response whose reward is asked for. Raises ConfigError for a latent that the
+        model does not read.
+        """
         strange = sorted(set(map(int, latent_ids)) - set(self.columns))
         if strange:
-            found = ", ".join(map(str, strange))
-            raise ConfigError("this reward model has no such latent", expected=f"some of {len(self.columns)} selected latents", found=found)
+            unknown = ", ".join(map(str, strange))
+            raise ConfigError("this reward model has no such latent", expected=f"some of {len(self.columns)} selected latents", found=unknown)
         columns = np.array(sorted({self.columns[int(latent)] for latent in latent_ids}), dtype=np.int64)
         rewards = self._rewards(self.v, self.hidden, columns)
         if len(columns) == len(self.columns):
-            rewards[:] = rewards[0]  # nothing is left to tell responses apart: what differs is rounding
+            rewards[:] = rewards[0]  # all rewards are equal but for rounding
         margins = np.where(self.alike, 0.0, rewards[self.chosen] - rewards[self.rejected])
         return SwitchedOff(
             latent_ids=tuple(int(i) for i in latent_ids),

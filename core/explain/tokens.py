@@ -1,5 +1,5 @@
-"""Token by token: where latents are active, how the reward runs, what a span does, and how the reward leans on each
-embedding (METHOD.md section 4).
+"""Token by token: where latents are active, the running reward, what a span adds, and how sensitive the reward
+is to each embedding (METHOD.md section 4).
 
 (a) Activation of each latent at each token, by the SAE's own encode. On first and template tokens no SAE was trained:
 they are marked by their kind.
@@ -66,7 +66,7 @@ def spans_of(text: str) -> Iterator[Span]:
     most 64: neighbours merge.
     """
     for pattern in (SENTENCE, WORD):
-        spans = [found.span() for found in pattern.finditer(text) if found.group().strip()]
+        spans = [match.span() for match in pattern.finditer(text) if match.group().strip()]
         if len(spans) > 1:
             break
     edges = np.linspace(0, len(spans), min(len(spans), MOST_SPANS) + 1).astype(int)
@@ -81,8 +81,8 @@ class Gradients:
     def __init__(self, backbone: Backbone, parts: RewardParts) -> None:
         self.backbone, self.parts = backbone, parts
         quantised = backbone.identity.get("quantization", "none") != "none"
-        own = backbone.dtype == torch.float32 or quantised
-        self.model = backbone.model if own else copy.deepcopy(backbone.model).float()
+        usable = backbone.dtype == torch.float32 or quantised
+        self.model = backbone.model if usable else copy.deepcopy(backbone.model).float()
         self.model.requires_grad_(False)  # the weights are frozen anyway, and their gradients would cost memory
 
     def of(self, reading: Reading) -> TokenGradient:
@@ -100,10 +100,10 @@ class Gradients:
 
     def _state(self, embedded: torch.Tensor) -> torch.Tensor:
         """z of the last token, its graph attached; the model runs no further than layer L."""
-        found: list[torch.Tensor] = []
+        states: list[torch.Tensor] = []
 
         def keep(_module: Any, _inputs: Any, output: Any) -> None:
-            found.append(output[0] if isinstance(output, tuple) else output)
+            states.append(output[0] if isinstance(output, tuple) else output)
             raise _StopForward
 
         handle = decoder_layers(self.model)[self.parts.layer].register_forward_hook(keep)
@@ -114,7 +114,7 @@ class Gradients:
             pass
         finally:
             handle.remove()
-        return found[0][0, -1]
+        return states[0][0, -1]
 
     def _reward(self, z: torch.Tensor) -> torch.Tensor:
         head, directions = self.parts.head, self.parts.directions
