@@ -19,7 +19,7 @@ from core.doctor.checks_left_out import left_out_differ
 from core.doctor.doctor import doctor_report
 from core.doctor.report import Check
 from core.explain.model_spaces import model_spaces
-from core.explain.spaces import apart, picture
+from core.explain.spaces import picture, separation_scores
 from core.explain.stability import prompt_share
 from core.fit.pairs_check import PAIRS, REPORT, check_pairs
 from core.latents.make_pages import make_pages
@@ -86,7 +86,7 @@ def spaces(world: FittedWorld) -> Figures:
     nearest = [sorted(row) for row in np.argsort(distances, axis=1)[:, :2].tolist()]
     # Eight points on a line, four neighbours each: where two vote for either label, the response counts as wrong.
     line, label = np.arange(8.0)[:, None] ** 1.5, np.array([1, 1, 1, 1, -1, -1, -1, -1])
-    equal = apart(line, label, np.arange(8), 4)[0].tolist()
+    equal = separation_scores(line, label, np.arange(8), 4)[0].tolist()
     few = picture(np.array([[0.0, 0.0, 3.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, -3.0]]), config)
     return Figures(
         figures={

@@ -170,7 +170,7 @@ def test_neighbours_are_the_nearest_training_responses() -> None:
         assert one.distance == pytest.approx(distance[one.row]) and one.reward == pytest.approx(parts.head.reward(known.projections[[one.row]])[0])
         assert (one.prompt, one.response) == known.texts(one.row) and one.sides == known.sides(one.row)
     own = int(known.response_ids[nearest[0]])
-    assert [one.row for one in neighbours(known, parts, v, own=own, n=3)] == nearest[1:]
+    assert [one.row for one in neighbours(known, parts, v, response_id=own, n=3)] == nearest[1:]
     assert neighbours(replace(known, pairs=None), parts, v)[0].response is None
     assert neighbours(replace(known, split=np.full_like(known.split, 2)), parts, v) == ()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from core.explain.latent_names import name_in_sentence
-from core.explain.sentence import NOTHING_KEPT, ONE_KNOWN, Evidence, choose, place, why_pair, why_response
+from core.explain.sentence import NOTHING_KEPT, ONE_KNOWN, Evidence, choose, rank_in_words, why_pair, why_response
 from core.explain.stability import Stability
 from core.latents.labels import Label
 
@@ -127,7 +127,7 @@ def test_with_one_known_response_it_says_what_it_can_not_tell(n_known: int, said
     ],
 )
 def test_places(percentile: float, said: str) -> None:
-    assert place(percentile) == f"{said} of held-out responses"
+    assert rank_in_words(percentile) == f"{said} of held-out responses"
 
 
 # --- weaknesses ----------------------------------------------------------------------------------------------------

@@ -182,7 +182,7 @@ def test_the_prompts_are_the_unit(round_one: Any) -> None:
 
 @pytest.mark.usefixtures("plain_pictures")
 def test_training_answers_are_matched_and_nearest_at_one() -> None:
-    """Generated answers that are the training responses: their own cosine is 1 in every space, with one pair a prompt."""
+    """GeneratedPairs answers that are the training responses: their own cosine is 1 in every space, with one pair a prompt."""
     known, states, rng = world(per_prompt=1)
     train = known.pairs_of_split("train")
     z = np.stack([states[known.chosen_rows[train]], states[known.rejected_rows[train]]], axis=1)
@@ -211,7 +211,7 @@ def test_centring_takes_away_what_all_share() -> None:
 
 @pytest.mark.usefixtures("plain_pictures")
 def test_a_planted_shift_shows_in_the_space_that_holds_it_alone() -> None:
-    """Generated = the matched training response, but anything outside the span of the sparse directions: v stays, z does not."""
+    """GeneratedPairs = the matched training response, but anything outside the span of the sparse directions: v stays, z does not."""
     known, states, rng = world(n_prompts=60, per_prompt=1)
     spaces = {SPARSE: [np.eye(K, D, dtype=np.float32)], ISOTROPIC: spaces_of(rng)[ISOTROPIC]}
     train = known.pairs_of_split("train")
@@ -246,7 +246,7 @@ def test_many_training_points_are_drawn_by_prompts() -> None:
 
 
 def test_points_that_lie_together_are_shown_together() -> None:
-    """Generated answers far from the training data in z: further from it in the picture than from one another."""
+    """GeneratedPairs answers far from the training data in z: further from it in the picture than from one another."""
     known, states, rng = world(n_prompts=30)
     generated = generated_for(known, rng, range(15))
     generated.z[:] += 30

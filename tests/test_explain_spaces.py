@@ -16,7 +16,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from core.cli.doctor import print_spaces
 from core.config import SpacesConfig
 from core.explain.spaces import (
-    apart,
     compare_spaces,
     figures_of,
     labels_of,
@@ -24,6 +23,7 @@ from core.explain.spaces import (
     picture,
     sampled,
     save_spaces,
+    separation_scores,
     splits_of,
     standardised,
 )
@@ -69,14 +69,14 @@ def test_neighbours_equal_scikit_learns_without_whole_prompts(n_prompts: int, si
     points[label > 0] += 0.7
     groups = np.arange(n_prompts).repeat(size)
     said = cross_val_predict(KNeighborsClassifier(7), points, label, groups=groups, cv=LeaveOneGroupOut())
-    np.testing.assert_array_equal(apart(points, label, groups, 7)[0], said == label)
+    np.testing.assert_array_equal(separation_scores(points, label, groups, 7)[0], said == label)
 
 
 def test_silhouette_equals_scikit_learns_with_single_responses() -> None:
     rng = np.random.default_rng(0)
     points, label = rng.normal(size=(300, 5)) + 100, rng.choice([1, -1], 300)  # far from 0: distances by products must not lose digits
     points[label > 0] += 0.5
-    found = apart(points, label, np.arange(300), 5)[1]
+    found = separation_scores(points, label, np.arange(300), 5)[1]
     np.testing.assert_allclose(found, silhouette_samples(points, label), atol=1e-12)
     assert abs(found.mean() - silhouette_score(points, label)) < 1e-12
 
@@ -85,8 +85,8 @@ def test_silhouette_leaves_the_own_prompt_out_by_hand() -> None:
     points, label, groups = np.array([[0.0], [1.0], [4.0], [10.0]]), np.array([1, -1, 1, -1]), np.array([0, 0, 1, 1])
     # Point 0: its label in other prompts at distance 4, the other label at 10 (the -1 at distance 1 shares its prompt).
     expected = [(10 - 4) / 10, (3 - 9) / 9, (3 - 4) / 4, (10 - 9) / 10]
-    np.testing.assert_allclose(apart(points, label, groups, 1)[1], expected, atol=1e-12)
-    np.testing.assert_array_equal(apart(points, label, groups, 1)[0], [1, 0, 0, 1])
+    np.testing.assert_allclose(separation_scores(points, label, groups, 1)[1], expected, atol=1e-12)
+    np.testing.assert_array_equal(separation_scores(points, label, groups, 1)[0], [1, 0, 0, 1])
 
 
 def test_what_lies_together_by_prompt_alone_tells_nothing() -> None:
@@ -97,16 +97,16 @@ def test_what_lies_together_by_prompt_alone_tells_nothing() -> None:
     points = rng.normal(size=(60, 8)).repeat(4, axis=0) * 10 + rng.normal(size=(240, 8))
     assert cross_val_predict(KNeighborsClassifier(3), points, label, cv=60, groups=None).shape == (240,)
     everyone = (KNeighborsClassifier(4).fit(points, label).predict(points) == label).mean()
-    found = mean_over_prompts(apart(points, label, groups, 3)[0], groups)
+    found = mean_over_prompts(separation_scores(points, label, groups, 3)[0], groups)
     assert everyone > 0.99
     assert found is not None and found.low < 0.5 < found.high and found.n == 240 and found.n_prompts == 60
 
 
 def test_ties_and_loneliness() -> None:
     points, label = np.array([[0.0], [1.0], [2.0]]), np.array([1, 1, -1])
-    assert apart(points, label, np.zeros(3, dtype=int), 1).shape == (2, 3)
-    assert np.isnan(apart(points, label, np.zeros(3, dtype=int), 1)).all(), "without another prompt there is no neighbour"
-    right = apart(points, label, np.arange(3), 2)[0]
+    assert separation_scores(points, label, np.zeros(3, dtype=int), 1).shape == (2, 3)
+    assert np.isnan(separation_scores(points, label, np.zeros(3, dtype=int), 1)).all(), "without another prompt there is no neighbour"
+    right = separation_scores(points, label, np.arange(3), 2)[0]
     np.testing.assert_array_equal(right, [0, 0, 0])  # a tied vote is wrong
 
 
@@ -144,7 +144,7 @@ def test_a_lead_is_the_difference_and_draws_are_averaged() -> None:
     label, groups = np.tile([1, -1], 30), np.arange(30).repeat(2)
     spaces = {"sparse": [rng.normal(size=(60, 3)) + label[:, None]], "random-rows": [rng.normal(size=(60, 3)) for _ in range(3)]}
     found = figures_of(spaces, label, groups, 3)
-    by_draw = [apart(draw, label, groups, 3)[0].mean() for draw in spaces["random-rows"]]
+    by_draw = [separation_scores(draw, label, groups, 3)[0].mean() for draw in spaces["random-rows"]]
     sparse, rows = found["sparse"].neighbours, found["random-rows"].neighbours
     assert sparse is not None and rows is not None and rows.value == pytest.approx(np.mean(by_draw))
     lead = found["random-rows"].neighbours_lead
@@ -158,7 +158,7 @@ def test_only_held_out_responses_of_one_label_count() -> None:
     found = compare_spaces(both, z, {}, CONFIG)
     held_out = np.flatnonzero((splits_of(both) == 2) & (labels_of(both) != 0))
     assert found.n_held_out == len(held_out) == found.figures["dense"].neighbours.n  # type: ignore[union-attr]
-    expected = apart(z[held_out], labels_of(both)[held_out], both.groups[held_out], 5)[0].mean()
+    expected = separation_scores(z[held_out], labels_of(both)[held_out], both.groups[held_out], 5)[0].mean()
     assert found.figures["dense"].neighbours.value == pytest.approx(expected)  # type: ignore[union-attr]
 
 
@@ -170,7 +170,7 @@ def test_labels_that_selection_saw_do_not_flatter() -> None:
     train, label = known.train, labels_of(known)
     direction = np.linalg.lstsq(z[train], label[train].astype(float), rcond=None)[0]
     fitted = replace(known, projections=(z @ direction[:, None] * np.ones((1, 4))).astype(np.float32))
-    on_train = apart(fitted.projections[train], label[train], fitted.groups[train], 5)[0].mean()
+    on_train = separation_scores(fitted.projections[train], label[train], fitted.groups[train], 5)[0].mean()
     found = compare_spaces(fitted, z, {}, CONFIG).figures["sparse"].neighbours
     assert on_train > 0.95
     assert found is not None and found.low < 0.55

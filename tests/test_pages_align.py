@@ -29,6 +29,7 @@ from core.cli.align import align_config
 from core.cli.equal_command import equal_command
 from core.cli.main import build_parser
 from core.config import AlignConfig
+from core.explain.drop_reasons import drop_caveats
 from core.files import write_json
 from core.jobs import start as launching
 from core.jobs.kinds import KINDS
@@ -39,7 +40,6 @@ from core.text_safety import visible
 from workbench.align import compare as align_compare
 from workbench.align import figures as align_figures
 from workbench.align import values as align
-from workbench.align.pair_view import caveats
 from workbench.align.pairs import pairs_of
 from workbench.align.samples import change_text
 from workbench.frame import models, state
@@ -432,8 +432,8 @@ def test_a_weak_label_is_said_to_be_weak() -> None:
 
     named = {10: Label(text="talks of the sea", source="person", index=10)}
     row = {"latent_id": 10, "contribution": -1.0, "deviation": 0.1, "agreed": True, "detection_auroc": 0.79}
-    assert "poorly (detection AUROC 0.79)" in caveats(row, named) and caveats({**row, "detection_auroc": 0.8}, named) == ""
-    assert "too rare" in caveats({**row, "detection_auroc": None}, named) and caveats(row, {}) == "", "no label, nothing to weaken"
+    assert "poorly (detection AUROC 0.79)" in drop_caveats(row, named) and drop_caveats({**row, "detection_auroc": 0.8}, named) == ""
+    assert "too rare" in drop_caveats({**row, "detection_auroc": None}, named) and drop_caveats(row, {}) == "", "no label, nothing to weaken"
 
 
 # --- ready: audit ----------------------------------------------------------------------------------------------------

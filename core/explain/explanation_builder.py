@@ -1,10 +1,9 @@
 """From projections and activations to explanations: no language model, no SAE, no disk.
 
 1. Contributions of the shipped head and of all seeds' heads, for the response and for every known response to its
-prompt.
-2. The mean over those is the prompt part, what is left the response part.
-3. Interventions, percentile, neighbours; then the sentence, made from what the response itself did
-(`core.explain.sentence`).
+   prompt. Known are the responses of the fit, as they were saved in the reward model's folder.
+2. The mean over those is the prompt part; the rest of the response's contributions is the response part.
+3. Interventions, percentile, neighbours; then the sentence, made of the response parts (`core.explain.sentence`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Do the explanations say what the reward model does? Measured once a fit and shown beside them (METHOD.md section 4).
+"""Do explanations predict what the reward model does? Measured once a fit and shown beside them (METHOD.md section 4).
 
 1. Curves (core.explain.curves) of the margins of held-out pairs; the latents active in either response are removed from
-both. Summed over pairs, as a
-   share of the whole way, |margin - margin with all removed|. A faithful order lies above the random one; `area` is the mean height between them.
+   both. Summed over pairs, as a share of the whole way, |margin - margin with all removed|. A faithful order lies above
+   the random one; `area` is the mean height between them.
 2. Rank agreement: Spearman correlation, within a pair, of contributions with what removing each of these latents alone
-takes from the margin.
+   takes from the margin.
 3. Completeness: the largest residual of any held-out attribution.
 4. Spurious cues: core.explain.cues.
 
@@ -82,22 +82,22 @@ class Faithfulness:
 
 def faithfulness(parts: RewardParts, known: FitResponses, progress: Progress = no_progress) -> Faithfulness:
     """Measures the explanations of a reward model with latents and directions on the held-out pairs kept beside it."""
-    world = _World(parts, known)
+    measured = _HeldOutPairs(parts, known)
     asked = spread(known.held_out_pairs, PAIRS)
-    enough = asked[world.removable(asked).sum(axis=1) >= FEWEST]
+    enough = asked[measured.removable(asked).sum(axis=1) >= FEWEST]
     groups = np.unique(known.prompt_ids[known.chosen_rows[enough]], return_inverse=True)[1]
     moved, agreed = [], []
     for number, pair in enumerate(enough):
         progress("faithfulness", number, len(enough))
-        moved.append(world.curves(int(pair)))
-        agreed.append(world.agreement(int(pair)))
+        moved.append(measured.curves(int(pair)))
+        agreed.append(measured.agreement(int(pair)))
     progress("faithfulness", len(enough), len(enough))
     way = np.stack(moved) if moved else None  # [pairs, deletion or insertion, ordered or random, points]
     return Faithfulness(
         deletion=None if way is None else _curve(way[:, 0], groups),
         insertion=None if way is None else _curve(way[:, 1], groups),
         agreement=_mean(np.array(agreed), groups) if agreed else None,
-        residual=world.residual(asked),
+        residual=measured.residual(asked),
         cues=length_cue(parts, known),
         n_pairs=len(enough),
         n_prompts=len(np.unique(groups)),
@@ -106,8 +106,8 @@ def faithfulness(parts: RewardParts, known: FitResponses, progress: Progress = n
     )
 
 
-class _World:
-    """What the measurements share: both responses of any held-out pair, and margins after removals."""
+class _HeldOutPairs:
+    """Both responses of the held-out pairs, and margins after removals: what all measurements share."""
 
     def __init__(self, parts: RewardParts, known: FitResponses) -> None:
         assert parts.directions is not None  # by kind
@@ -133,9 +133,9 @@ class _World:
 
     def curves(self, pair: int) -> Float[np.ndarray, "2 2 points"]:
         """How far the margin has moved along deletion and insertion, ordered and (mean over draws) random."""
-        one = np.array([pair])
-        latents = np.flatnonzero(self.removable(one)[0])
-        return removal_curves(partial(self.margins, pair), latents, self.contributions(one)[0], draws=DRAWS, seed=pair)
+        alone = np.array([pair])
+        latents = np.flatnonzero(self.removable(alone)[0])
+        return removal_curves(partial(self.margins, pair), latents, self.contributions(alone)[0], draws=DRAWS, seed=pair)
 
     def agreement(self, pair: int) -> float:
         """Spearman correlation of contributions with what each removal alone takes from the margin; 0 where one of them

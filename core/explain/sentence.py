@@ -1,11 +1,10 @@
-"""The sentence that says why: made here, not in a page, so that a command, a page and a file say the same (METHOD.md
-section 4).
+"""The sentence that explains a reward or a margin, made here once, so that a command, a page and a file show the same one
+(METHOD.md section 4).
 
 1. Latents whose directions are nearly collinear count as one. They are ranked by their response part, or by whole
-contributions where only one
-   response to the prompt is known.
+   contributions where only one response to the prompt is known.
 2. At most three are named, by label where there is one; none whose sign differs between the heads of different seeds.
-3. What is weak about the sentence is said after it.
+3. The reasons to doubt the sentence follow it.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ class Why(JsonFields):
 
 
 def why_response(evidence: Evidence, *, reward: float, percentile: float, n_known: int) -> Why:
-    """Why one response scored as it did. `n_known` counts the known responses to its prompt, itself included; 0: none
+    """Why one response got its reward. `n_known` counts the known responses to its prompt, itself included; 0: none
     are kept at all.
     """
     named = choose(evidence)
@@ -90,7 +89,7 @@ def why_response(evidence: Evidence, *, reward: float, percentile: float, n_know
     against = f"{others} other known {'response' if others == 1 else 'responses'} to this prompt" if others > 0 else "the average training response"
     body = _because("it", named, more="") or "no latent can be named, since the heads of different seeds disagree on what each does"
     unsplit = [] if others > 0 else [ONE_KNOWN if n_known else NOTHING_KEPT]
-    text = f"Scored {reward:.2f}, {place(percentile)}: against {against}, {body}."
+    text = f"Scored {reward:.2f}, {rank_in_words(percentile)}: against {against}, {body}."
     return Why(text=text, named=named, weaknesses=(*unsplit, *weaknesses(evidence, named)))
 
 
@@ -113,8 +112,8 @@ def choose(evidence: Evidence) -> tuple[Named, ...]:
     group's, all heads agree.
     """
     sure = same_sign(evidence.contribution_by_head) & same_sign(np.concatenate([evidence.value[None], evidence.by_head]))
-    found = [_of_group(evidence, sure, group) for group in evidence.groups]
-    return tuple(sorted((one for one in found if one), key=lambda one: -abs(one.value))[:MOST_NAMED])
+    candidates = [_of_group(evidence, sure, group) for group in evidence.groups]
+    return tuple(sorted((named for named in candidates if named), key=lambda named: -abs(named.value))[:MOST_NAMED])
 
 
 def _of_group(evidence: Evidence, sure: np.ndarray, group: tuple[int, ...]) -> Named | None:
@@ -135,7 +134,7 @@ def _of_group(evidence: Evidence, sure: np.ndarray, group: tuple[int, ...]) -> N
     )
 
 
-def place(percentile: float) -> str:
+def rank_in_words(percentile: float) -> str:
     """Where a percentile among held-out responses lies, in words."""
     if 40 <= percentile <= 60:
         return "near the middle of held-out responses"
@@ -147,7 +146,7 @@ def _because(who: str, named: Sequence[Named], more: str) -> str:
     """`it lost by being low on A (-0.41) and high on B (-0.20), and gained by being high on C (+0.11)`; empty without
     latents.
     """
-    lost, gained = ([one.clause(more) for one in named if (one.value > 0) is up] for up in (False, True))
+    lost, gained = ([latent.clause(more) for latent in named if (latent.value > 0) is up] for up in (False, True))
     verbs = [f"{verb} by being {_and(clauses)}" for verb, clauses in (("lost", lost), ("gained", gained)) if clauses]
     if named and named[0].value > 0:
         verbs.reverse()
@@ -159,30 +158,30 @@ def _and(parts: Sequence[str]) -> str:
 
 
 def weaknesses(evidence: Evidence, named: Sequence[Named]) -> tuple[str, ...]:
-    """What stands against believing the sentence: the verdict on stability, then for each named latent its projection,
+    """The reasons to doubt the sentence: the verdict on stability, then for each named latent its projection,
     its activity and its label.
     """
-    return (*_unstable(evidence.stability), *(said for one in named for said in _of_latent(evidence, one)))
+    return (*_unstable(evidence.stability), *(weakness for latent in named for weakness in _of_latent(evidence, latent)))
 
 
-def _unstable(found: Stability) -> tuple[str, ...]:
-    overlap = "not known" if found.overlap is None else f"{found.overlap:.2f}"
-    correlation = "not known" if found.rank_correlation is None else f"{found.rank_correlation:.2f}"
+def _unstable(stability: Stability) -> tuple[str, ...]:
+    overlap = "not known" if stability.overlap is None else f"{stability.overlap:.2f}"
+    correlation = "not known" if stability.rank_correlation is None else f"{stability.rank_correlation:.2f}"
     figures = f"top-K overlap over resamples {overlap}, rank correlation of the heads {correlation}; both should be at least {BOUND}"
-    if found.verdict == "unstable":
+    if stability.verdict == "unstable":
         return (f"Explanations of this reward model are unstable: another draw of prompts or another seed may name other latents ({figures}).",)
-    return () if found.verdict == "stable" else (f"Whether explanations of this reward model are stable is not known ({figures}).",)
+    return () if stability.verdict == "stable" else (f"Whether explanations of this reward model are stable is not known ({figures}).",)
 
 
-def _of_latent(evidence: Evidence, one: Named) -> list[str]:
-    column = int(np.flatnonzero(evidence.latent_ids == one.latent_id)[0])
-    label = evidence.labels.get(one.latent_id)
-    said = [_detection(evidence.table[column] if column < len(evidence.table) else {}, one.name)]
+def _of_latent(evidence: Evidence, named: Named) -> list[str]:
+    column = int(np.flatnonzero(evidence.latent_ids == named.latent_id)[0])
+    label = evidence.labels.get(named.latent_id)
+    sentences = [_detection(evidence.table[column] if column < len(evidence.table) else {}, named.name)]
     if evidence.activation is not None and evidence.activation[column] <= 0:
-        said.append(f"The SAE does not call {one.name} active where its projection is high.")
+        sentences.append(f"The SAE does not call {named.name} active where its projection is high.")
     if label and label.weakness:
-        said.append(f"The label {one.name} {label.weakness}.")
-    return [text for text in said if text]
+        sentences.append(f"The label {named.name} {label.weakness}.")
+    return [sentence for sentence in sentences if sentence]
 
 
 def _detection(row: Mapping[str, Any], name: str) -> str:

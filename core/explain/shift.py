@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from core.config import SpacesConfig
-from core.explain.spaces import how, picture, sampled, standardised
+from core.explain.spaces import picture, sampled, standardised, tsne_settings
 from core.runs.values import load_value, save_value
 from core.statistics.estimates import Estimate, mean_over_prompts
 from core.types import JsonFields, Progress, json_value, no_progress
@@ -110,8 +110,8 @@ def save_shift(folder: Path, shift: Shift) -> None:
 
 def load_shift(folder: Path) -> Shift:
     """What `save_shift` wrote. Raises StoreError where it is damaged. Loads neither torch nor scikit-learn."""
-    found: Shift = load_value(folder, NAME, Shift, Cosine, Estimate)
-    return found
+    shift: Shift = load_value(folder, NAME, Shift, Cosine, Estimate)
+    return shift
 
 
 def compare_shift(
@@ -150,7 +150,7 @@ def compare_shift(
         row=row,
         dense=pictures[0],
         sparse=pictures[1],
-        made={**how(len(kind), config), **counts, "seed": config.seed, "draws": {name: len(draws) for name, draws in spaces.items()}},
+        made={**tsne_settings(len(kind), config), **counts, "seed": config.seed, "draws": {name: len(draws) for name, draws in spaces.items()}},
     )
 
 
@@ -169,10 +169,10 @@ def shift_spaces(model: SparseRM, frequencies: LatentFrequencies | None, draws: 
     directions, ids = model.parts.directions, model.parts.latent_ids
     assert directions is not None and ids is not None  # of a SparseRM
     k, width = directions.shape
-    found = {SPARSE: [directions], ISOTROPIC: [isotropic_directions(k, width, seed) for seed in range(draws)]}
+    spaces = {SPARSE: [directions], ISOTROPIC: [isotropic_directions(k, width, seed) for seed in range(draws)]}
     if frequencies is None:
-        return found
-    return {**found, ROWS: [model.sae.directions(frequency_matched(frequencies, ids, seed)) for seed in range(draws)]}
+        return spaces
+    return {**spaces, ROWS: [model.sae.directions(frequency_matched(frequencies, ids, seed)) for seed in range(draws)]}
 
 
 def frequency_matched(frequencies: LatentFrequencies, selected: Int[np.ndarray, " k"], seed: int) -> Int[np.ndarray, " k"]:
@@ -187,13 +187,13 @@ def frequency_matched(frequencies: LatentFrequencies, selected: Int[np.ndarray, 
     pool = live if (live & ~used).sum() >= len(selected) else active
     used &= (pool & ~used).sum() >= len(selected)
     level = np.log(np.maximum(frequencies.n_active, 1))
-    found = np.zeros(len(selected), dtype=np.int64)
-    for place in rng.permutation(len(selected)):
+    matched = np.zeros(len(selected), dtype=np.int64)
+    for column in rng.permutation(len(selected)):
         free = np.flatnonzero(pool & ~used)
-        near = free[np.argsort(np.abs(level[free] - level[selected[place]]), kind="stable")[:LIKE_FREQUENT]]
-        found[place] = rng.choice(near)
-        used[found[place]] = True
-    return found
+        near = free[np.argsort(np.abs(level[free] - level[selected[column]]), kind="stable")[:LIKE_FREQUENT]]
+        matched[column] = rng.choice(near)
+        used[matched[column]] = True
+    return matched
 
 
 def training_rows(known: FitResponses) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
@@ -223,10 +223,10 @@ def _cosines(
         values |= {(space, scale): np.mean([draw[scale] for draw in by_draw], axis=0) for scale in SCALES}
     progress("cosine similarity", len(spaces), len(spaces))
     groups = np.repeat(np.unique(generated.prompt_ids, return_inverse=True)[1], ROLES)
-    for (space, scale), found in values.items():
-        for measure, own, ours in zip(MEASURES, found, values[SPARSE, scale], strict=True):
-            lead = None if space == SPARSE else mean_over_prompts(ours - own, groups)
-            yield Cosine(measure=measure, space=space, scale=scale, figure=mean_over_prompts(own, groups), lead=lead)
+    for (space, scale), cosines in values.items():
+        for measure, cosine, sparse in zip(MEASURES, cosines, values[SPARSE, scale], strict=True):
+            lead = None if space == SPARSE else mean_over_prompts(sparse - cosine, groups)
+            yield Cosine(measure=measure, space=space, scale=scale, figure=mean_over_prompts(cosine, groups), lead=lead)
 
 
 def _of_draw(
@@ -238,16 +238,16 @@ def _of_draw(
     """Every scale's measures of each answer, both roles of a pair side by side, in the space of some directions."""
     if directions is not None:
         columns = directions.astype(np.float64).T
-        answers, training = answers @ columns, [one @ columns for one in training]
+        answers, training = answers @ columns, [states @ columns for states in training]
     whole = np.concatenate(list(training))
     mean, deviation = whole.mean(axis=0), whole.std(axis=0)
-    found = {}
+    measures = {}
     for scale in SCALES:
-        at = 0.0 if scale == RAW else mean
-        by = np.where(deviation > 0, deviation, np.inf) if scale == STANDARDISED else 1.0
-        roles = [similarities((answers[:, role] - at) / by, (training[role] - at) / by, *prompts[role]) for role in range(ROLES)]
-        found[scale] = np.stack(roles, axis=2).reshape(len(MEASURES), -1)
-    return found
+        centre = 0.0 if scale == RAW else mean
+        unit = np.where(deviation > 0, deviation, np.inf) if scale == STANDARDISED else 1.0
+        roles = [similarities((answers[:, role] - centre) / unit, (training[role] - centre) / unit, *prompts[role]) for role in range(ROLES)]
+        measures[scale] = np.stack(roles, axis=2).reshape(len(MEASURES), -1)
+    return measures
 
 
 def similarities(
@@ -257,20 +257,21 @@ def similarities(
 
     NaN where there is nothing to compare with, or a vector is zero; training responses that are zero are left out.
     """
-    units, own = _units(training), _units(answers)
+    units, answer_units = _units(training), _units(answers)
     usable = np.isfinite(units).all(axis=1)
     units, answered = units[usable], answered[usable]
-    found = np.full((len(MEASURES), len(answers)), np.nan)
+    measures = np.full((len(MEASURES), len(answers)), np.nan)
     if not len(units):
-        return found
-    found[1], found[2] = own @ _units(training.mean(axis=0, keepdims=True))[0], own @ units.mean(axis=0)
+        return measures
+    centroid = _units(training.mean(axis=0, keepdims=True))[0]
+    measures[1], measures[2] = answer_units @ centroid, answer_units @ units.mean(axis=0)
     for at in range(0, len(answers), ROWS_AT_ONCE):
         part = slice(at, at + ROWS_AT_ONCE)
-        cosine, same = own[part] @ units.T, asked[part, None] == answered[None]
+        cosine, same = answer_units[part] @ units.T, asked[part, None] == answered[None]
         counts = same.sum(axis=1)
-        found[0, part] = np.divide((cosine * same).sum(axis=1), counts, out=np.full(len(counts), np.nan), where=counts > 0)
-        found[3, part] = cosine.max(axis=1)
-    return found
+        measures[0, part] = np.divide((cosine * same).sum(axis=1), counts, out=np.full(len(counts), np.nan), where=counts > 0)
+        measures[3, part] = cosine.max(axis=1)
+    return measures
 
 
 def _units(vectors: Points) -> Points:

@@ -1,16 +1,16 @@
 """Dense against sparse: do chosen and rejected responses lie apart, in z and in v? A picture of each space by t-SNE,
 and figures that do not mislead.
 
-1. Points: the responses a reward model knows (core.reward.fit_responses), at most `points`, drawn by whole prompts.
+1. Points: the responses of a fit (core.reward.fit_responses), at most `points`, drawn by whole prompts.
 2. Pictures: t-SNE of z as it is and of v standardised (training mean and deviation), from the first two principal
-components, seeded.
+   components, seeded.
 3. Figures, in the spaces themselves, not in the pictures: accuracy of the k nearest neighbours' majority at telling
-chosen from rejected, and the
-   silhouette of these two groups. Responses to the same prompt lie close together whatever their label, so a response's own prompt is left out of its
-   neighbours and of its silhouette. Over held-out responses only: the directions of v were selected on the labels of the training responses.
+   chosen from rejected, and the silhouette of these two groups. Responses to the same prompt lie close together
+   whatever their label, so a response's own prompt is left out of its neighbours and of its silhouette. Over held-out
+   responses only: the directions of v were selected on the labels of the training responses.
 4. Controls: as many random directions, isotropic and live decoder rows, standardised as v; z standardised, too; and the
-pictures' own figures, which
-   show how much a picture adds or loses. Intervals by bootstrap over prompts, neighbours held fixed; differences are paired.
+   pictures' own figures, which show how much a picture adds or loses. Intervals by bootstrap over prompts, neighbours
+   held fixed; differences are paired.
 
 Only numpy is needed to read what was computed.
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 NAME = "spaces"
 DENSE, SPARSE = "dense", "sparse"
-FEWEST = 5  # points under which a t-SNE says nothing: the principal components are shown
+FEWEST = 5  # points under which a t-SNE shows nothing: the principal components are shown
 ROWS_AT_ONCE = 256  # rows of distances held at a time: 256 x 10,000 in float64 are 20 MB
 
 Points = Float[np.ndarray, "n d"]
@@ -44,7 +44,7 @@ Points = Float[np.ndarray, "n d"]
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceFigures(JsonFields):
-    """How far chosen and rejected lie apart in one space; None where fewer than two prompts tell.
+    """How far chosen and rejected lie apart in one space; None with responses to fewer than two prompts.
 
     `neighbours`: share of responses that most of their k nearest neighbours in other prompts are of one label with
     (chance: `Spaces.chance`). `silhouette`: from -1 to 1, 0 where the labels are mixed. `*_lead`: the sparse space's
@@ -83,7 +83,7 @@ class Spaces:
 
     def to_json(self) -> dict[str, Any]:
         """The figures, without the points."""
-        figures = {name: found.to_json() for name, found in self.figures.items()}
+        figures = {name: of_space.to_json() for name, of_space in self.figures.items()}
         return {"figures": figures, "n_points": len(self.rows), "n_held_out": self.n_held_out, "chance": self.chance, "made": dict(self.made)}
 
 
@@ -94,8 +94,8 @@ def save_spaces(folder: Path, spaces: Spaces) -> None:
 
 def load_spaces(folder: Path) -> Spaces:
     """What `save_spaces` wrote. Raises StoreError where it is damaged. Loads neither torch nor scikit-learn."""
-    found: Spaces = load_value(folder, NAME, Spaces, SpaceFigures, Estimate)
-    return found
+    spaces: Spaces = load_value(folder, NAME, Spaces, SpaceFigures, Estimate)
+    return spaces
 
 
 def find_spaces(folder: ModelFolder, config: SpacesConfig) -> Spaces | None:
@@ -123,10 +123,14 @@ def compare_spaces(
         progress("t-SNE", number, 2, space=name)
         pictures[name] = picture(values, config)
     progress("t-SNE", 2, 2)
-    told = held_out[label[held_out] != 0]
-    spaces: dict[str, list[Points]] = {SPARSE: [sparse[told]], DENSE: [dense[told]], "dense-standardised": [standardised(dense, train)[told]]}
-    spaces |= {name: [standardised(dense @ one.T, train)[told] for one in draws] for name, draws in random.items()}
-    spaces |= {f"picture-{name}": [at[told]] for name, at in pictures.items()}
+    labelled = held_out[label[held_out] != 0]
+    spaces: dict[str, list[Points]] = {
+        SPARSE: [sparse[labelled]],
+        DENSE: [dense[labelled]],
+        "dense-standardised": [standardised(dense, train)[labelled]],
+    }
+    spaces |= {name: [standardised(dense @ directions.T, train)[labelled] for directions in draws] for name, draws in random.items()}
+    spaces |= {f"picture-{name}": [points[labelled]] for name, points in pictures.items()}
     return Spaces(
         rows=rows,
         label=label,
@@ -134,10 +138,10 @@ def compare_spaces(
         split=splits_of(known)[rows],
         dense=pictures[DENSE],
         sparse=pictures[SPARSE],
-        figures=figures_of(spaces, label[told], groups[told], config.neighbours, progress),
-        n_held_out=len(told),
-        chance=float(max((label[told] > 0).mean(), (label[told] < 0).mean())) if len(told) else None,
-        made={**config.result_fields(), **how(len(rows), config), "n_left_out": len(known) - len(rows)},
+        figures=figures_of(spaces, label[labelled], groups[labelled], config.neighbours, progress),
+        n_held_out=len(labelled),
+        chance=float(max((label[labelled] > 0).mean(), (label[labelled] < 0).mean())) if len(labelled) else None,
+        made={**config.result_fields(), **tsne_settings(len(rows), config), "n_left_out": len(known) - len(rows)},
     )
 
 
@@ -152,10 +156,10 @@ def labels_of(known: FitResponses) -> Int[np.ndarray, " n"]:
 
 def splits_of(known: FitResponses) -> Int[np.ndarray, " n"]:
     """The split of each response, as `known.split`: of several, that of its first pair."""
-    found = np.full(len(known), known.split.max(initial=0), dtype=np.int64)
+    splits = np.full(len(known), known.split.max(initial=0), dtype=np.int64)
     for rows in (known.chosen_rows, known.rejected_rows):
-        found[rows[::-1]] = known.split[::-1]
-    return found
+        splits[rows[::-1]] = known.split[::-1]
+    return splits
 
 
 def sampled(groups: Int[np.ndarray, " n"], most: int, seed: int) -> Int[np.ndarray, " m"]:
@@ -172,8 +176,8 @@ def standardised(values: Float[np.ndarray, "n d"], train: Int[np.ndarray, " m"])
     """Values less their mean and over their deviation in the rows `train` (all rows, where there are none); constant
     columns become 0.
     """
-    seen = values[train].astype(np.float64) if len(train) else values.astype(np.float64)
-    mean, std = seen.mean(axis=0), seen.std(axis=0)
+    reference = values[train].astype(np.float64) if len(train) else values.astype(np.float64)
+    mean, std = reference.mean(axis=0), reference.std(axis=0)
     return np.divide(values - mean, std, out=np.zeros(values.shape), where=std > 0)
 
 
@@ -188,12 +192,12 @@ def picture(values: Float[np.ndarray, "n d"], config: SpacesConfig) -> Float[np.
 
     if len(values) < FEWEST:
         return principal_components(values)
-    made = TSNE(perplexity=how(len(values), config)["perplexity"], init="pca", random_state=config.seed, n_jobs=1)
-    return np.asarray(made.fit_transform(values.astype(np.float32)), dtype=np.float32)
+    tsne = TSNE(perplexity=tsne_settings(len(values), config)["perplexity"], init="pca", random_state=config.seed, n_jobs=1)
+    return np.asarray(tsne.fit_transform(values.astype(np.float32)), dtype=np.float32)
 
 
-def how(n: int, config: SpacesConfig) -> dict[str, Any]:
-    """How a picture of n points is made: what was asked, and what few points allow."""
+def tsne_settings(n: int, config: SpacesConfig) -> dict[str, Any]:
+    """How a picture of n points is made: as the config asks, or as few points allow."""
     import sklearn
 
     if n < FEWEST:
@@ -207,9 +211,9 @@ def principal_components(values: Float[np.ndarray, "n d"]) -> Float[np.ndarray, 
     """Coordinates of a few points along the two directions of most variance; 0 where they have none."""
     centred = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
     left, length, _ = np.linalg.svd(centred, full_matrices=False)
-    found = np.zeros((len(values), 2), dtype=np.float32)
-    found[:, : len(length)] = (left * length)[:, :2]
-    return found
+    coordinates = np.zeros((len(values), 2), dtype=np.float32)
+    coordinates[:, : len(length)] = (left * length)[:, :2]
+    return coordinates
 
 
 # --- figures -------------------------------------------------------------------------------------------------------
@@ -225,21 +229,25 @@ def figures_of(
     """The figures of each space over the same points, labels 1 and -1, `groups` their prompts; of several draws of a
     space the mean over draws.
     """
-    found = {}
+    scores = {}
     for number, (name, draws) in enumerate(spaces.items()):
         progress("neighbours", number, len(spaces), space=name)
-        found[name] = np.mean([apart(draw, label, groups, k) for draw in draws], axis=0)
+        scores[name] = np.mean([separation_scores(draw, label, groups, k) for draw in draws], axis=0)
     progress("neighbours", len(spaces), len(spaces))
-    return {name: _figures(values, None if name == SPARSE else found.get(SPARSE), groups) for name, values in found.items()}
+    return {name: _figures(values, None if name == SPARSE else scores.get(SPARSE), groups) for name, values in scores.items()}
 
 
 def _figures(values: Float[np.ndarray, "2 n"], sparse: Float[np.ndarray, "2 n"] | None, groups: Int[np.ndarray, " n"]) -> SpaceFigures:
-    leads = (None, None) if sparse is None else tuple(mean_over_prompts(ours - theirs, groups) for ours, theirs in zip(sparse, values, strict=True))
+    leads = (
+        (None, None)
+        if sparse is None
+        else tuple(mean_over_prompts(sparse_score - score, groups) for sparse_score, score in zip(sparse, values, strict=True))
+    )
     neighbours, silhouette = (mean_over_prompts(row, groups) for row in values)
     return SpaceFigures(neighbours=neighbours, silhouette=silhouette, neighbours_lead=leads[0], silhouette_lead=leads[1])
 
 
-def apart(points: Points, label: Int[np.ndarray, " n"], groups: Int[np.ndarray, " n"], k: int) -> Float[np.ndarray, "2 n"]:
+def separation_scores(points: Points, label: Int[np.ndarray, " n"], groups: Int[np.ndarray, " n"], k: int) -> Float[np.ndarray, "2 n"]:
     """For each point whether most of its k nearest neighbours in other prompts share its label (1 or 0; ties are
     wrong), and its silhouette.
 
@@ -248,34 +256,34 @@ def apart(points: Points, label: Int[np.ndarray, " n"], groups: Int[np.ndarray, 
     """
     exact = points.astype(np.float64) - (points.mean(axis=0, dtype=np.float64) if len(points) else 0.0)
     square = np.square(exact).sum(axis=1)
-    found = np.full((2, len(points)), np.nan)
+    scores = np.full((2, len(points)), np.nan)
     for at in range(0, len(points), ROWS_AT_ONCE):
         rows = slice(at, at + ROWS_AT_ONCE)
         distance = np.sqrt(np.maximum(square[rows, None] + square[None] - 2 * exact[rows] @ exact.T, 0.0))
         other = groups[rows, None] != groups[None]
-        found[0, rows] = _right(distance, other, label[rows], label, k)
-        found[1, rows] = _silhouette(distance, other, label[rows], label)
-    return found
+        scores[0, rows] = _neighbours_agree(distance, other, label[rows], label, k)
+        scores[1, rows] = _silhouette(distance, other, label[rows], label)
+    return scores
 
 
-def _right(
-    distance: Float[np.ndarray, "b n"], other: np.ndarray, own: Int[np.ndarray, " b"], label: Int[np.ndarray, " n"], k: int
+def _neighbours_agree(
+    distance: Float[np.ndarray, "b n"], other: np.ndarray, row_label: Int[np.ndarray, " b"], label: Int[np.ndarray, " n"], k: int
 ) -> Float[np.ndarray, " b"]:
     allowed = np.where(other, distance, np.inf)
     k = min(k, allowed.shape[1])
     nearest = np.argpartition(allowed, k - 1, axis=1)[:, :k]
     counts = np.isfinite(np.take_along_axis(allowed, nearest, axis=1))
     votes = (label[nearest] * counts).sum(axis=1)
-    return np.where(counts.any(axis=1), votes * own > 0, np.nan)
+    return np.where(counts.any(axis=1), votes * row_label > 0, np.nan)
 
 
 def _silhouette(
-    distance: Float[np.ndarray, "b n"], other: np.ndarray, own: Int[np.ndarray, " b"], label: Int[np.ndarray, " n"]
+    distance: Float[np.ndarray, "b n"], other: np.ndarray, row_label: Int[np.ndarray, " b"], label: Int[np.ndarray, " n"]
 ) -> Float[np.ndarray, " b"]:
     sides = np.stack([label == 1, label == -1], axis=1).astype(np.float64)
     total, count = (distance * other) @ sides, other.astype(np.float64) @ sides
     mean = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
-    mine = (own != 1).astype(np.int64)[:, None]
-    near, far = (np.take_along_axis(mean, column, axis=1)[:, 0] for column in (mine, 1 - mine))
+    same_side = (row_label != 1).astype(np.int64)[:, None]
+    near, far = (np.take_along_axis(mean, column, axis=1)[:, 0] for column in (same_side, 1 - same_side))
     widest = np.maximum(near, far)
     return np.divide(far - near, widest, out=np.where(np.isnan(widest), np.nan, 0.0), where=widest > 0)

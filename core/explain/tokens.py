@@ -2,7 +2,7 @@
 is to each embedding (METHOD.md section 4).
 
 (a) Activation of each latent at each token, by the SAE's own encode. On first and template tokens no SAE was trained:
-they are marked by their kind.
+    they are marked by their kind.
 (b) Running reward: the head on each token's own z. Exploratory, since the head was trained on the last position only.
 (c) Deletion: the response is scored again with a span left out. This one is causal.
 (d) Gradient of the reward to the embeddings, in float32 through the backbone up to layer L.

@@ -9,11 +9,12 @@ from typing import Any
 import streamlit as st
 
 from core.align.records import RoundRecord
+from core.explain.drop_reasons import drop_latent_name
 from core.latents.labels import Labels
 from core.text_safety import visible
 from workbench.align import values as align
 from workbench.align.choice import choose_round
-from workbench.align.pair_view import labels_of, latent_name, pair_card
+from workbench.align.pair_view import labels_of, pair_card
 from workbench.align.pairs import GeneratedPair, pairs_of, reason_words, row_of
 from workbench.align.values import OpenAlignment
 from workbench.frame import state
@@ -92,5 +93,5 @@ def _table(opened: OpenAlignment, round: RoundRecord, shown: Sequence[GeneratedP
 
 def _row(pair: GeneratedPair, labels: Labels) -> dict[str, Any]:
     by_latents = pair.decision is not None and bool(pair.decision.latents)
-    why = f"{visible(latent_name(pair.decision.latents[0], labels))} against it" if pair.decision and by_latents else visible(pair.why, 120)
+    why = f"{visible(drop_latent_name(pair.decision.latents[0], labels))} against it" if pair.decision and by_latents else visible(pair.why, 120)
     return {"Margin": pair.margin, "Prompt": excerpt(prompt_text(pair.candidate.prompt)), "Why": why}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import streamlit as st
 
-from core.explain.latent_names import name_in_list
-from core.explain.waterfall import Bar
+from core.explain.drop_reasons import drop_bars, why_dropped
 from core.latents.label_book import labels_of as model_labels
 from core.latents.labels import Labels
 from core.text_safety import visible
@@ -18,7 +16,6 @@ from workbench.frame import state
 from workbench.frame.chart_base import number
 from workbench.frame.downloads import show_chart
 from workbench.frame.models import FittedModel
-from workbench.latents import values as latents
 from workbench.response.charts import contribution_bars
 from workbench.response.response_view import choose_clicked_latent
 
@@ -62,9 +59,7 @@ def sentence(pair: GeneratedPair, labels: Labels) -> str:
     if pair.fate != "margin":
         beside = "" if pair.margin is None else f" Its margin was {pair.margin:+.2f}."
         return f"Dropped: {reason_words(pair.decision.reason)}.{beside}"
-    names = [latent_name(latent, labels) for latent in pair.decision.latents[:3]]
-    because = f" Most against it: {'; '.join(names)}." if names else ""
-    return f"Dropped: the intended winner scores {abs(pair.margin or 0.0):.2f} lower than the other answer.{because}"
+    return why_dropped(pair.margin or 0.0, pair.decision.latents, labels)
 
 
 def opposing_latents(pair: GeneratedPair, model: FittedModel | None, labels: Labels, *, key: str) -> None:
@@ -75,7 +70,7 @@ def opposing_latents(pair: GeneratedPair, model: FittedModel | None, labels: Lab
             st.caption("This filter has no latents, so nothing more can be said of why.")
         return
     st.caption("Latents that spoke against the intended winner. Whiskers: deviation over the heads of all seeds.")
-    bars = [_bar(latent, labels) for latent in opposing]
+    bars = drop_bars(opposing, labels)
     chart = contribution_bars(bars, x="Contribution to the margin (reward)")
     chart_key = f"against {key} {pair.candidate.candidate_id}"
     choose_clicked_latent(
@@ -87,33 +82,6 @@ def opposing_latents(pair: GeneratedPair, model: FittedModel | None, labels: Lab
     wanted = state.get("latent")
     if model is not None and wanted in {str(latent["latent_id"]) for latent in opposing}:
         state.link("Open the chosen latent", "latent", latent=wanted, model=model.id)
-
-
-def _bar(latent: Mapping[str, Any], labels: Labels) -> Bar:
-    figures: dict[str, Any] = {"value": latent["contribution"], "deviation": latent["deviation"], "agreed": latent["agreed"]}
-    label, note = latent_name(latent, labels), caveats(latent, labels)
-    return Bar(label=label, kind="latents", latent_ids=(int(latent["latent_id"]),), note=note, **figures)
-
-
-def latent_name(latent: Mapping[str, Any], labels: Labels) -> str:
-    """The name in lists of a latent of a filter's decision."""
-    latent_id = int(latent["latent_id"])
-    return name_in_list(latent_id, labels.get(latent_id))
-
-
-def caveats(latent: Mapping[str, Any], labels: Labels) -> str:
-    """What weakens a latent's bar: heads that disagree, and a label that the projection does not show (METHOD.md
-    section 1).
-    """
-    auroc = latent.get("detection_auroc")
-    notes = [] if latent["agreed"] else ["the heads disagree on its sign"]
-    if int(latent["latent_id"]) not in labels:
-        return "; ".join(notes)
-    if auroc is None:
-        notes.append("too rare to say whether its projection shows its label")
-    elif auroc < latents.AUROC_BOUND:
-        notes.append(f"its projection shows its label poorly (detection AUROC {auroc:.2f})")
-    return "; ".join(notes)
 
 
 def show_prompt(prompt: Sequence[Message]) -> None:
