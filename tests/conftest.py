@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 from jaxtyping import install_import_hook
@@ -33,6 +35,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     line = summary([str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])])
     if line:
         terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command in this process: `cli("fit", "--json", ...)` gives its exit code and what it printed."""
+    from cli_helpers import run_here  # imports core, whose shapes are checked only if the hook above stands
+
+    return partial(run_here, capsys)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -135,15 +135,6 @@ def start(root: Path, **config: Any) -> Run:
     return Run(root.resolve() / "runs" / launching.launch("nap", NapConfig(**config), root=root))
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """Waits until `condition()` is true, and returns its value."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "the moment never came"
-        time.sleep(0.01)
-    return value
-
-
 def wait_state(run: Run, *states: str, seconds: float = 60.0) -> Status:
     """Waits for one of these states; fails if the run ends in another one."""
     end = time.monotonic() + seconds

@@ -18,7 +18,7 @@ from core.align.presets import ALIGN_PRESETS, align_preset
 from core.backbone.presets import PRESETS, preset
 from core.cli import tables
 from core.cli.align import align_config
-from core.cli.main import build_parser, main
+from core.cli.main import build_parser
 from core.cli.options import options_of, override
 from core.config import AlignConfig, DataConfig, from_dict
 from core.errors import ConfigError
@@ -29,22 +29,6 @@ from core.runs.registry import all_runs, find_run
 from core.runs.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs a command in this process: exit code, standard output, standard error."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = main([str(word) for word in words])
-        except SystemExit as left:
-            code = int(left.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def asked(*words: str) -> AlignConfig:

@@ -6,15 +6,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs_helpers import wait_for, wait_state
+from cli_helpers import PATIENCE, finish, kill_when, wait_for
+from runs_helpers import wait_state
 
 from core.align.records import ROUND, STEPS
 from core.backbone.presets import preset
@@ -24,7 +22,6 @@ from core.runs.store import HOLD, Artefact, Store
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the tests send signals")
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 600
 FIT = ["--epochs", "3", "--seeds", "2", "--random-draws", "2", "--resamples", "20", "--k", "8", "--curve", "4,8"]
 SHORT = ["--dpo-epochs", "2", "--evaluation-pairs", "10", "--evaluation-prompts", "4", "--evaluation-max-new-tokens", "16"]
 # Where a run is held in the middle of a step: between two reports.
@@ -36,28 +33,6 @@ def words() -> list[str]:
     """The tiny preset, its parts in one place for all caches: a reward model is known by its files, and they name where these lie."""
     tiny = preset("tiny")
     return ["align", "--preset", "tiny", "--json", "--pairs", tiny.data.pairs, "--model", tiny.backbone.model, "--sae", tiny.sae.path, *FIT, *SHORT]
-
-
-def start(words: list[str], root: Path, hold: str = "") -> subprocess.Popen[bytes]:
-    env = {**os.environ, "SPARSERM_CACHE": str(root), HOLD: hold}
-    with (root.parent / f"{root.name}.out").open("wb") as out:
-        return subprocess.Popen([sys.executable, "-m", "core.cli.main", *words], cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
-
-
-def finish(words: list[str], root: Path) -> dict[str, Any]:
-    assert start(words, root).wait(timeout=PATIENCE) == 0, (root.parent / f"{root.name}.out").read_text()
-    found: dict[str, Any] = json.loads((root.parent / f"{root.name}.out").read_text().splitlines()[-1])
-    return found
-
-
-def kill_when(words: list[str], root: Path, ready: Callable[[], bool], hold: str) -> None:
-    running, end = start(words, root, hold), time.monotonic() + PATIENCE
-    while not ready():
-        assert running.poll() is None, (root.parent / f"{root.name}.out").read_text()[-2000:]
-        assert time.monotonic() < end, "the moment never came"
-        time.sleep(0.01)
-    os.kill(running.pid, signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
 
 
 def without_times(value: Any) -> Any:

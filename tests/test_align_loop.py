@@ -5,9 +5,6 @@ store, and what a page reads.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_helpers import run_apart
 from safetensors.numpy import load_file
 
 from core.align import audit
@@ -373,13 +371,8 @@ def test_the_states_kept_are_those_of_the_rewards(run: FinishedRun, reward_model
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def command(*words: object, cache: Path) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "core.cli.main", *map(str, words)]
-    return subprocess.run(line, cwd=ROOT, env={**os.environ, "SPARSERM_CACHE": str(cache)}, capture_output=True, text=True, timeout=600)
-
-
 def test_the_tiny_preset_from_an_empty_cache(tmp_path: Path) -> None:
-    done = command("align", "--preset", "tiny", "--json", cache=tmp_path / "cache")
+    done = run_apart("align", "--preset", "tiny", "--json", SPARSERM_CACHE=tmp_path / "cache")
     assert done.returncode == 0, done.stderr[-2000:]
     summary = json.loads(done.stdout.splitlines()[-1])
     assert len(summary["rounds"]) == 2

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_helpers import COMMAND, run_apart
 
 from core.backbone.presets import PRESETS, preset
 from core.cli import tables
-from core.cli.main import build_parser, main
+from core.cli.main import build_parser
 from core.cli.options import NAMES, SAE_FIELDS, option_name, override
 from core.config import AlignConfig, BackboneConfig, FitConfig, SAEConfig, SAETrainConfig, SweepConfig, sae_config
 from core.data.pairs_file import read_pairs
@@ -35,23 +36,6 @@ from core.runs.store import HOLD, Store, cache_root
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "transformers", "sklearn", "sae_lens", "datasets", "pandas", "scipy", "huggingface_hub"}
-Run = tuple[int, str, str]
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs a command in this process: exit code, standard output, standard error."""
-
-    def run(*words: object) -> Run:
-        capsys.readouterr()
-        try:
-            code = main([str(word) for word in words])
-        except SystemExit as left:
-            code = int(left.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +46,9 @@ def tiny() -> FitConfig:
 @pytest.fixture(scope="module")
 def fitted() -> dict[str, Any]:
     """The tiny preset fitted through the command line, once for all tests of this file."""
-    done = command("fit", "--preset", "tiny", "--json")
+    done = run_apart("fit", "--preset", "tiny", "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
-
-
-def command(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "core.cli.main", *map(str, words)]
-    return subprocess.run(line, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=120)
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -407,9 +386,7 @@ def test_a_full_disk_is_no_bug(cli: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_ctrl_c_ends_with_130_and_leaves_nothing_half_done(tiny: FitConfig, tmp_path: Path) -> None:
     env = {**os.environ, "SPARSERM_CACHE": str(tmp_path), HOLD: "frequencies"}
     line = [
-        sys.executable,
-        "-m",
-        "core.cli.main",
+        *COMMAND,
         "fit",
         "--pairs",
         tiny.data.pairs,
@@ -517,11 +494,11 @@ def test_cache_list_verify_clean(cli: Any, tmp_path: Path, monkeypatch: pytest.M
 def test_sae_train_then_fit_finds_it(tiny: FitConfig, tmp_path: Path) -> None:
     model = ["--model", tiny.backbone.model, "--layer", "1", "--dtype", "float32"]
     train = ["--width", "64", "--k", "8", "--tokens", "20000", "--batch-size", "128", "--context", "64", "--corpus", tiny.data.pairs]
-    done = command("sae", "train", *model, *train, "--json", SPARSERM_CACHE=str(tmp_path))
+    done = run_apart("sae", "train", *model, *train, "--json", SPARSERM_CACHE=str(tmp_path))
     assert done.returncode == 0, done.stderr
     trained = json.loads(done.stdout)
     assert {"fvu", "l0"} <= set(trained["card"]["measured"])
-    done = command("fit", "--pairs", tiny.data.pairs, *model, "--k", "8", "--curve", "4,8", "--json", SPARSERM_CACHE=str(tmp_path))
+    done = run_apart("fit", "--pairs", tiny.data.pairs, *model, "--k", "8", "--curve", "4,8", "--json", SPARSERM_CACHE=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["about"]["sae"] == Path(trained["artefact"]).name
 
@@ -555,7 +532,7 @@ def test_progress_in_a_log_is_a_line_a_step(capsys: pytest.CaptureFixture[str], 
 def test_progress_on_a_terminal_never_takes_standard_output(fitted: dict[str, Any], words: tuple[str, ...]) -> None:
     """rich sends standard output to the terminal of its bars, unless told not to: a pipe stayed empty."""
     terminal, ours = os.openpty()
-    line = [sys.executable, "-m", "core.cli.main", *words, "--json"]
+    line = [*COMMAND, *words, "--json"]
     running = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=ours, text=True, env={**os.environ, "TERM": "xterm"})
     out, _ = running.communicate(timeout=120)
     os.close(ours)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,8 @@ def model() -> str:
 
 
 @pytest.fixture
-def explain(capsys: pytest.CaptureFixture[str], model: str) -> Any:
-    def run(*words: object) -> Run:
-        capsys.readouterr()
-        try:
-            code = main(["explain", model, *map(str, words)])
-        except SystemExit as left:
-            code = int(left.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+def explain(cli: Any, model: str) -> Any:
+    return partial(cli, "explain", model)
 
 
 @pytest.fixture

@@ -41,24 +41,8 @@ def own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def labels(capsys: pytest.CaptureFixture[str]) -> Any:
-    def run(command: str, *words: object) -> Run:
-        capsys.readouterr()
-        try:
-            code = main(["labels", command, str(tiny_explainer().model.folder), *map(str, words)])
-        except SystemExit as left:
-            code = int(left.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
-def one_line(found: Run) -> dict[str, Any]:
-    code, out, err = found
-    assert code == 0 and out.count("\n") == 1, err
-    value: dict[str, Any] = json.loads(out)
-    return value
+def labels(cli: Any) -> Any:
+    return lambda command, *words: cli("labels", command, tiny_explainer().model.folder, *words)
 
 
 def book() -> LabelBook:
@@ -76,7 +60,7 @@ def test_a_persons_label_is_set_listed_used_and_taken_away(labels: Any, capsys: 
     assert labels("set", latent, "kind\n\x1b[31mendings", "--author", "Ann") == (0, f"latent {latent}: kind [31mendings, from person\n", "")
     code, out, _ = labels("list")
     assert code == 0 and f"1 of {len(selected())} latents have a label" in out and "kind [31mendings" in out and "Ann" in out and "\x1b" not in out
-    found = one_line(labels("list", "--json"))["latents"]
+    found = labels("list", "--json").value["latents"]
     assert [row["latent"] for row in found] == selected() and [len(row["labels"]) for row in found] == [1] + [0] * (len(selected()) - 1)
     assert main(["explain", str(tiny_explainer().model.folder), "--prompt", EGG, "--response", ANSWER, "--latent", str(latent)]) == 0
     assert '"kind [31mendings" is active on' in capsys.readouterr().out
@@ -86,7 +70,7 @@ def test_a_persons_label_is_set_listed_used_and_taken_away(labels: Any, capsys: 
 
 
 def test_automatic_labels_are_scored_exported_and_imported(labels: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = one_line(labels("auto", "--json", *PAGES))
+    made = labels("auto", "--json", *PAGES).value
     assert made["labels"] == len(book().of("automatic")) > 0 and sum(made.values()) == len(selected())
 
     class Stub:
@@ -98,7 +82,7 @@ def test_automatic_labels_are_scored_exported_and_imported(labels: Any, tmp_path
             return normed
 
     monkeypatch.setattr(label_scores, "SentenceModel", Stub)
-    scored = one_line(labels("score", "--json", *PAGES))
+    scored = labels("score", "--json", *PAGES).value
     assert scored["scored"] + scored["too_few_texts"] == made["labels"] and scored["sources"]["automatic"]["n"] == scored["scored"] > 0
     assert sum(label.score is not None for label in book().of("automatic")) == scored["scored"]
     code, out, _ = labels("score", *PAGES)
@@ -113,7 +97,7 @@ def test_automatic_labels_are_scored_exported_and_imported(labels: Any, tmp_path
     before = book().labels()
     book().path("automatic").unlink()
     assert book().labels() == {}
-    assert one_line(labels("import", target, "--json"))["added"] == {"automatic": made["labels"]}
+    assert labels("import", target, "--json").value["added"] == {"automatic": made["labels"]}
     assert book().labels() == before
     assert "exists already" in labels("export", "--out", target)[2]
 
@@ -150,7 +134,7 @@ def test_rows_that_cant_be_used_are_told(labels: Any, tmp_path: Path) -> None:
     with book().path("person").open("w") as handle:
         handle.write("{\n")
     assert "person.jsonl is left out: row: not JSON" in labels("list")[2]
-    assert one_line(labels("list", "--all", "--json"))["latents"][1]["latent"] == 5
+    assert labels("list", "--all", "--json").value["latents"][1]["latent"] == 5
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import pytest
 from explain_helpers import tiny_explainer
 from labels_helpers import OTHER, SAE, SHA
 
-from core.cli.main import main
 from core.config import SAEConfig
 from core.errors import MismatchError
 from core.explain.latent_names import name_in_sentence
@@ -264,32 +263,31 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main(["labels", str(words[0]), str(tiny_explainer().model.folder), *map(str, words[1:])])
-    return (code, *capsys.readouterr())
+@pytest.fixture
+def labels(cli: Any) -> Any:
+    return lambda command, *words: cli("labels", command, tiny_explainer().model.folder, *words)
 
 
-def test_the_command_refuses_takes_when_asked_and_says_so(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_refuses_takes_when_asked_and_says_so(cache: Path, labels: Any) -> None:
     path = file_of(cache, *FOREIGN)
-    code, out, err = run(capsys, "import", path)
+    code, out, err = labels("import", path)
     assert (code, out) == (6, "") and "these labels are of another SAE: they differ in model, layer, width" in err and "10-gemmascope-res-16k" in err
-    code, out, err = run(capsys, "import", path, "--any-sae")
+    code, out, err = labels("import", path, "--any-sae")
     assert code == 0 and "1 neuronpedia new" in out and "1 of them were made for another SAE (gemma-2-2b/10-gemmascope-res-16k)" in out
     assert "row 2 of labels.jsonl is left out: index: 16000, but this SAE has 256 latents" in err
-    code, out, _ = run(capsys, "list", "--latent", 12)
+    code, out, _ = labels("list", "--latent", 12)
     assert "(another SAE's label)" in " ".join(out.split()) and "was made for another SAE" in " ".join(out.split())
-    rows = json.loads(run(capsys, "list", "--latent", 12, "--json")[1])["latents"][0]["labels"]
+    rows = json.loads(labels("list", "--latent", 12, "--json")[1])["latents"][0]["labels"]
     assert rows[0]["madeFor"] == "gemma-2-2b/10-gemmascope-res-16k"
 
 
-def test_the_command_says_that_a_file_names_no_sae(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "import", file_of(cache, row(3), row(4)))
+def test_the_command_says_that_a_file_names_no_sae(cache: Path, labels: Any) -> None:
+    code, out, _ = labels("import", file_of(cache, row(3), row(4)))
     assert code == 0 and "2 of them do not say which SAE they are of; they are taken as this one's, and marked so" in out
-    found = json.loads(run(capsys, "import", file_of(cache, row(5)), "--json")[1])
+    found = json.loads(labels("import", file_of(cache, row(5)), "--json")[1])
     assert (found["n_not_stated"], found["other_saes"]) == (1, {})
 
 
-def test_a_download_for_a_source_that_it_cant_be_is_not_begun(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, "import", "--neuronpedia", "gemma-2-2b/10-gemmascope-res-16k")
+def test_a_download_for_a_source_that_it_cant_be_is_not_begun(cache: Path, labels: Any) -> None:
+    code, out, err = labels("import", "--neuronpedia", "gemma-2-2b/10-gemmascope-res-16k")
     assert (code, out) == (6, "") and "these labels are of another SAE" in err and "could not be fetched" not in err

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from backbone_helpers import save_model, tiny_backbone, tiny_folder
+from cli_helpers import kill_inside
 from explain_helpers import tiny_explainer
 
 from core.backbone.model import load_backbone
@@ -34,7 +32,7 @@ from core.latents.page_maker import BARS
 from core.latents.pages import LatentPages, build, load_pages
 from core.reward.folder import ModelFolder
 from core.reward.recorded_files import record_files
-from core.runs.store import HOLD, Store
+from core.runs.store import Store
 from core.sae.autoencoder import load_sae
 from core.sae.corpus import Dialogue
 
@@ -578,15 +576,7 @@ def test_the_command(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_killed_in_the_middle_and_begun_again(model: Path, tmp_path: Path, offline: None) -> None:
     """By SIGKILL, while the pages wait to be published: what stands when it was begun again is what an undisturbed run makes."""
     root = tmp_path / "killed"
-    line = [sys.executable, "-m", "core.cli.main", "latents", str(model), *WORDS, "--json"]
-    running = subprocess.Popen(line, cwd=ROOT, env={**os.environ, "SPARSERM_CACHE": str(root), HOLD: "latents"}, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 300
-    while not (root / "held-latents").exists():
-        assert running.poll() is None and time.monotonic() < end
-        time.sleep(0.01)
-    os.kill(running.pid, signal.SIGKILL)
-    running.wait()
-    assert not list((root / "artefacts/latents").glob("*/*"))
+    kill_inside(["latents", str(model), *WORDS, "--json"], root, "latents")
     assert list((root / "scratch").glob("latents-*/shard-*.safetensors"))
     config = LatentsConfig(corpus="pairs", tokens=2000, window=12)
     ours, theirs = (make_pages(ModelFolder(model, Store(tmp_path / name)), config).folder for name in ("killed", "undisturbed"))

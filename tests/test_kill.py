@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_helpers import cache_contents, finish, kill_inside, kill_when
 
 from core.backbone.presets import preset
 from core.fit.steps import STEPS
-from core.runs.store import HOLD, MANIFEST, Store
+from core.runs.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 # Whole shards at which the extraction is killed, spread evenly over its 18.
 SHARDS = (3, 7, 11, 15)
-PATIENCE = 300  # seconds: on a machine with other work to do, a start of the command took longer than a minute
 SHORT = ["--epochs", "3", "--seeds", "2", "--random-draws", "2", "--resamples", "20", "--k", "8", "--curve", "4,8", "--dtype", "float32"]
 Shards = dict[str, tuple[int, int]]
 
@@ -38,34 +32,6 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["fit", "--json", *source, "--tokens-per-batch", "128", *SHORT]
 
 
-def start(words: list[str], root: Path, hold: str = "") -> subprocess.Popen[bytes]:
-    env = {**os.environ, "SPARSERM_CACHE": str(root), HOLD: hold}
-    with (root.parent / f"{root.name}.out").open("wb") as out:
-        return subprocess.Popen([sys.executable, "-m", "core.cli.main", *words], cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
-
-
-def finish(words: list[str], root: Path) -> dict[str, Any]:
-    assert start(words, root).wait(timeout=PATIENCE) == 0, (root.parent / f"{root.name}.out").read_text()
-    found: dict[str, Any] = json.loads((root.parent / f"{root.name}.out").read_text().splitlines()[-1])
-    return found
-
-
-def kill_when(words: list[str], root: Path, ready: Callable[[], bool], hold: str = "") -> None:
-    """Runs the command until `ready`, then kills it."""
-    running, end = start(words, root, hold), time.monotonic() + PATIENCE
-    while not ready():
-        assert running.poll() is None, (root.parent / f"{root.name}.out").read_text()[-2000:]
-        assert time.monotonic() < end, "the moment never came"
-        time.sleep(0.001)
-    os.kill(running.pid, signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
-
-
-def kill_inside(words: list[str], root: Path, step: str) -> None:
-    kill_when(words, root, (root / f"held-{step}").exists, hold=step)
-    assert not list((root / "artefacts" / step).glob("*/*")), "a step that was killed must not stand"
-
-
 def kill_at_shard(words: list[str], root: Path, number: int) -> Shards:
     kill_when(words, root, lambda: len(shards(root)) >= number)
     assert not (root / "artefacts/extraction").exists(), "the extraction was over before the kill"
@@ -78,20 +44,8 @@ def shards(root: Path) -> Shards:
     return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in found.items()}
 
 
-def contents(root: Path) -> dict[str, Any]:
-    """Every file of every artefact: its bytes, manifests without their times."""
-    found: dict[str, Any] = {}
-    for path in sorted((root / "artefacts").rglob("*")):
-        if path.name == MANIFEST:
-            manifest = json.loads(path.read_text())
-            found[str(path.relative_to(root))] = {name: value for name, value in manifest.items() if not name.startswith("time")}
-        elif path.is_file():
-            found[str(path.relative_to(root))] = path.read_bytes()
-    return found
-
-
 def assert_same(disturbed: Path, undisturbed: Path) -> None:
-    ours, theirs = contents(disturbed), contents(undisturbed)
+    ours, theirs = cache_contents(disturbed), cache_contents(undisturbed)
     assert set(ours) == set(theirs)
     assert [name for name in ours if ours[name] != theirs[name]] == []
     assert [error for _, error in Store(disturbed).verify() if error] == []

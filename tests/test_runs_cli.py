@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs_helpers import WORKER, NapConfig, start, wait_for, wait_state
+from cli_helpers import COMMAND, wait_for
+from runs_helpers import WORKER, NapConfig, start, wait_state
 
 from core.cli import runs as runs_cli
-from core.cli.main import main
 from core.cli.options import override
 from core.config import BackboneConfig, FitConfig, SAEConfig, SelectionConfig, SweepConfig
 from core.errors import MissingError
@@ -39,20 +39,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path))
     monkeypatch.setattr(launching, "WORKER", WORKER)
     return tmp_path
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Any:
-    def run(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = main([str(word) for word in words])
-        except SystemExit as left:
-            code = int(left.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 # --- looking -------------------------------------------------------------------------------------------------------
@@ -124,9 +110,7 @@ def test_follow_for_machines(cli: Any, cache: Path) -> None:
 def test_following_a_cancelled_run_and_one_that_waits(cli: Any, cache: Path) -> None:
     busy, waiting = start(cache, looks=100_000), start(cache)
     wait_state(busy, "running")
-    following = subprocess.Popen(
-        [sys.executable, "-m", "core.cli.main", "runs", "follow", waiting.id], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    following = subprocess.Popen([*COMMAND, "runs", "follow", waiting.id], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     line = following.stderr.readline() if following.stderr else ""
     assert line == "queued: waiting for cpu\n"
     following.send_signal(signal.SIGINT)

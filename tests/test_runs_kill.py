@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from runs_helpers import session, wait_for, wait_state
+from cli_helpers import cache_contents, wait_for
+from runs_helpers import session, wait_state
 
 from core.backbone.presets import preset
 from core.config import Config, FitConfig, HeadConfig, SAETrainConfig, SelectionConfig
@@ -22,7 +21,7 @@ from core.jobs.verify import verify
 from core.runs.launch import cancel
 from core.runs.locks import is_held
 from core.runs.registry import Run
-from core.runs.store import HOLD, MANIFEST, Store
+from core.runs.store import HOLD, Store
 from core.sae.training import train_sae
 from core.types import no_progress
 
@@ -68,17 +67,6 @@ def train_config() -> SAETrainConfig:
 
 
 CONFIGS = {"fit": fit_config, "sae-train": train_config}
-
-
-def contents(root: Path) -> dict[str, Any]:
-    """Every file of every artefact and SAE; JSON without times."""
-    found: dict[str, Any] = {}
-    for path in sorted(file for top in ("artefacts", "saes") for file in (root / top).rglob("*") if file.is_file()):
-        value: Any = path.read_bytes()
-        if path.name in (MANIFEST, "card.json"):
-            value = {name: entry for name, entry in json.loads(value).items() if not name.startswith("time")}
-        found[str(path.relative_to(root))] = value
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +127,7 @@ class Disturbed:
         run = self.go("")
         status = wait_state(run, "succeeded", seconds=120)
         assert status.attempt == self.attempts
-        ours, theirs = contents(self.root), contents(undisturbed)
+        ours, theirs = cache_contents(self.root), cache_contents(undisturbed)
         assert set(ours) == set(theirs) and [name for name in ours if ours[name] != theirs[name]] == []
         assert [error for _, error in Store(self.root).verify() if error] == [] and not (self.root / "corrupt").exists()
         assert [path.name for path in (self.root / "tmp").glob("*")] == [], "half-made work is left"
@@ -199,5 +187,5 @@ def test_three_at_once(fitted: Path, trained: Path, tmp_path: Path, monkeypatch:
     assert done[0].ended <= done[1].started and done[1].ended <= done[2].started, "the queue's order"
     made = [entry["fingerprint"] for run in runs[:2] for entry in run.result()["artefacts"] if entry["made"]]
     assert len(made) == len(set(made))
-    for theirs in (contents(fitted), contents(trained)):
-        assert {name: value for name, value in contents(tmp_path).items() if name in theirs} == theirs
+    for theirs in (cache_contents(fitted), cache_contents(trained)):
+        assert {name: value for name, value in cache_contents(tmp_path).items() if name in theirs} == theirs

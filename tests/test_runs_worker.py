@@ -14,7 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from runs_helpers import CPU, WORKER, NapConfig, nap, session, start, wait_for, wait_state
+from cli_helpers import wait_for
+from runs_helpers import CPU, WORKER, NapConfig, nap, session, start, wait_state
 
 from core.config import BackboneConfig
 from core.errors import ConfigError, StoreError

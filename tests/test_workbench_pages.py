@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_helpers import wait_for
 from pages_helpers import HOSTILE, open_page, words
-from runs_helpers import WORKER, start, wait_for, wait_state
+from runs_helpers import WORKER, start, wait_state
 from streamlit.testing.v1 import AppTest
 
 from core.backbone.presets import preset

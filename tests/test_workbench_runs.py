@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs_helpers import WORKER, NapConfig, start, wait_for, wait_state
+from cli_helpers import wait_for
+from runs_helpers import WORKER, NapConfig, start, wait_state
 
 from core.backbone.presets import PRESETS, preset
 from core.cli.main import build_parser, fit_config
