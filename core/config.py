@@ -1,7 +1,8 @@
-"""One frozen, keyword-only config a step. Forms, `--help`, fingerprints and manifests are made from these classes.
+"""A frozen, keyword-only config for each step. Forms, `--help`, fingerprints and manifests are made from these classes.
 
-Every field says what it is (`help`), whether another value changes the result (`result`), and which values are allowed (`choices`).
-Values the paper does not give are our choice: METHOD.md marks them [C].
+Every field has a text for people (`help`), states whether another value changes the result (`result`), and which values
+are allowed (`choices`, `minimum`). Defaults that the paper does not give are our choice: METHOD.md marks them [C].
+Field names are kept in caches, so they never change.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from core.errors import ConfigError
 
 
 def option(default: Any, help: str, *, result: bool = True, choices: tuple[Any, ...] = (), minimum: float | int | None = None) -> Any:
-    """A config field. `result=False`: the value may change speed or memory, never the result, so it stays out of fingerprints."""
+    """A config field. `result=False`: the value may change speed or memory, never the result, so it stays out of
+    fingerprints.
+    """
     meta = {"help": help, "result": result, "choices": choices, "minimum": minimum}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=meta)
@@ -24,7 +27,7 @@ def option(default: Any, help: str, *, result: bool = True, choices: tuple[Any, 
 
 
 class Config:
-    """Shared behaviour of all configs: checked when made, printable, comparable, part of a fingerprint."""
+    """What all configs share: their values are checked when they are made, and they can be written as JSON values."""
 
     def __post_init__(self) -> None:
         for spec in fields(self):  # type: ignore[arg-type]
@@ -36,7 +39,7 @@ class Config:
                 raise ConfigError(f"{name} is too small", expected=f">= {minimum}", found=repr(value))
 
     def result_fields(self) -> dict[str, Any]:
-        """The fields that change the result, as JSON values: what a fingerprint is made of."""
+        """The fields that change the result, as JSON values: the part of a config that enters a fingerprint."""
         return {s.name: _plain(getattr(self, s.name)) for s in fields(self) if s.metadata.get("result", True)}  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,23 +75,25 @@ class DataConfig(Config):
     columns: Mapping[str, str] = option({}, "our field = your column, for files with other column names (prompt=question,...)")
     implicit_prompt: str = option(
         "auto",
-        "rows without a prompt; auto: the messages or turns with which both sides begin; text: also the words with which two texts begin",
+        "the prompt of rows without one; auto: the messages or turns that both sides begin with; text: also the words that two texts begin with",
         choices=("auto", "text"),
     )
     label_values: Mapping[str, str] = option(
-        {}, "two answers and a label that could be read two ways: the value that means each side (first=0,second=1)"
+        {}, "for two answers and a label that can be read in two ways: the label's value for each answer (first=0,second=1)"
     )
-    preference: str = option("safer", "SafeRLHF: which judgement decides", choices=("safer", "better"))
+    preference: str = option("safer", "which judgement of SafeRLHF decides", choices=("safer", "better"))
     hub_split: str = option("train", "split of a Hub data set")
     hub_config: str = option("", "configuration name of a Hub data set")
     hub_revision: str = option("", "revision (commit) of a Hub data set")
-    max_pairs_per_prompt: int = option(4, "where a row or prompt has several answers: at most this many pairs a prompt", minimum=1)
+    max_pairs_per_prompt: int = option(4, "most pairs of a row or prompt with several answers", minimum=1)
     limit: int = option(0, "use only the first N prompts (0: all)", minimum=0)
     protocol: str = option(
         "", "named split of the paper; sets ratios (truthfulqa 4:1:5, safe-rlhf, red-teaming)", choices=("", "truthfulqa", "safe-rlhf", "red-teaming")
     )
     ratios: tuple[float, ...] = option((0.4, 0.1, 0.5), "shares of train, validation and test")
-    split_by: str = option("prompt", "prompt: no prompt on two sides; pair: to show the leak", choices=("prompt", "pair"))
+    split_by: str = option(
+        "prompt", "prompt: each prompt is in one split only; pair: prompts may be in several, which shows the leak", choices=("prompt", "pair")
+    )
     seed: int = option(0, "seed of the split")
 
     def __post_init__(self) -> None:
@@ -101,7 +106,7 @@ class DataConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig(Config):
-    """Which language model, where it is read, and with what arithmetic (METHOD.md section 2)."""
+    """Which language model, at which place its states are read, and with what arithmetic (METHOD.md section 2)."""
 
     model: str = option("smollm2-135m", "Hub id, local folder, .gguf file, or `smollm2-135m` (the embedded default)")
     revision: str = option("", "Hub revision (commit)")
@@ -112,15 +117,17 @@ class BackboneConfig(Config):
     )
     quantization: str = option("none", "bitsandbytes weights", choices=("none", "8bit", "4bit"))
     max_length: int = option(2048, "longest sequence in tokens", minimum=8)
-    over_length: str = option("drop_turns", "a longer prompt: drop its leading turns, or refuse the row", choices=("drop_turns", "refuse"))
+    over_length: str = option(
+        "drop_turns", "what happens to a longer sequence: drop the prompt's leading turns, or refuse the row", choices=("drop_turns", "refuse")
+    )
     control_tokens: str = option(
         "refuse",
-        "a control token inside a prompt or answer (closing ones at an answer's very end are cut): refuse the row, or encode its characters as text",
+        "a control token inside a prompt or answer: refuse the row, or encode its characters as text (closing tokens at an answer's end are cut)",
         choices=("refuse", "text"),
     )
     think: str = option(
         "keep",
-        "a thinking block of an answer: keep it as the policy wrote it, strip it, or refuse the row",
+        "a thinking block in an answer: keep it as it was written, strip it, or refuse the row",
         choices=("keep", "strip", "refuse"),
     )
     template_date: str = option("26 Jul 2024", "date given to templates that print today's date")
@@ -131,7 +138,7 @@ class BackboneConfig(Config):
         "attention implementation; auto: sdpa, or eager where the model caps its attention logits (Gemma-2)",
         choices=("auto", "sdpa", "eager"),
     )
-    tokens_per_batch: int = option(2048, "token budget of a batch; 2048 fits a CPU, a GPU likes 16384", result=False, minimum=128)
+    tokens_per_batch: int = option(2048, "token budget of a batch; 2048 suits a CPU, 16384 a GPU", result=False, minimum=128)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +161,7 @@ def sae_config(text: str) -> SAEConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionConfig(Config):
-    """Which latents become directions, and the statistics shown about them."""
+    """Which latents become directions, and the statistics that are shown of them."""
 
     k: int = option(128, "latents a side (the paper: 128)", minimum=1)
     min_active: int = option(10, "a latent active in fewer training responses is not live", minimum=1)
@@ -172,14 +179,14 @@ class HeadConfig(Config):
     lr: float = option(1e-3, "AdamW learning rate", minimum=0)
     weight_decay: float = option(1e-2, "AdamW weight decay", minimum=0)
     batch_size: int = option(64, "pairs a batch", minimum=1)
-    epochs: int = option(100, "at most", minimum=1)
-    patience: int = option(20, "stop after so many epochs without a better validation accuracy", minimum=1)
-    seeds: int = option(5, "heads trained; the one of best validation accuracy is shipped", minimum=1)
+    epochs: int = option(100, "most epochs", minimum=1)
+    patience: int = option(20, "stop after this many epochs without a better validation accuracy", minimum=1)
+    seeds: int = option(5, "heads to train; the one with the best validation accuracy is shipped", minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(Config):
-    """Everything `sparserm fit` needs."""
+    """Everything that `sparserm fit` needs."""
 
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
@@ -192,7 +199,7 @@ class FitConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(Config):
-    """Layers x K from one extraction, judged on validation."""
+    """Accuracy on validation pairs for each layer and K, from one extraction."""
 
     fit: FitConfig = FitConfig()
     layers: tuple[int, ...] = option((), "layers to compare; an SAE is needed for each")
@@ -210,17 +217,21 @@ class SAETrainConfig(Config):
     k: int = option(32, "active latents a token", minimum=1)
     tokens: int = option(1_200_000, "training tokens", minimum=1024)
     corpus: str = option("chitchat", "`chitchat` (PyPI), or files of dialogues or preference pairs, comma-separated")
-    ratios: tuple[float, ...] = option((0.4, 0.1, 0.5), "of preference pairs in the corpus only the train share is read, split as `fit` does")
+    ratios: tuple[float, ...] = option(
+        (0.4, 0.1, 0.5), "preference pairs in the corpus are split by these shares as in `fit`, and only the train split is read"
+    )
     split_seed: int = option(0, "seed of that split")
-    measure: str = option("", "files of preference pairs to measure the SAE's last-token states on as well, comma-separated; never trained on")
+    measure: str = option("", "files of preference pairs, comma-separated, on whose last-token states the SAE is also measured; never trained on")
     response_end_share: float = option(0.125, "share of each batch drawn from response-final positions", minimum=0)
     context: int = option(256, "longest dialogue in tokens", minimum=16)
     batch_size: int = option(1024, "tokens a training step", minimum=16)
     lr: float = option(2e-3, "Adam learning rate", minimum=0)
-    init: str = option("", "folder of an SAE to go on from (same layer, width and form): its latents stay, give a small --lr; empty: a new one")
+    init: str = option(
+        "", "folder of an SAE to continue training (same layer, width and form; give a small --lr, and its latents stay); empty: a new SAE"
+    )
     held_out: float = option(0.03, "share of the dialogues kept out of training, for the card", minimum=0)
     seed: int = option(0, "seed of weights, order and splits")
-    checkpoint_every: int = option(200_000, "tokens between resumable states", result=False, minimum=1024)
+    checkpoint_every: int = option(200_000, "tokens between two states from which training can resume", result=False, minimum=1024)
     out: str = option("", "folder to save the SAE in; empty: the cache", result=False)
 
 
@@ -232,7 +243,7 @@ class SampleConfig(Config):
     prompts: str = option(
         "", "files of preference pairs, comma-separated: the prompts of their training split are answered; empty: the embedded pairs"
     )
-    ratios: tuple[float, ...] = option((0.4, 0.1, 0.5), "the pairs are split as `fit` does, by these shares")
+    ratios: tuple[float, ...] = option((0.4, 0.1, 0.5), "shares of the split, which is made as in `fit`")
     split_seed: int = option(0, "seed of that split")
     per_prompt: int = option(1, "answers to each prompt", minimum=1)
     max_new_tokens: int = option(96, "a longer answer is cut after its last whole sentence, or left out if it has none", minimum=1)
@@ -244,10 +255,10 @@ class SampleConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class SpacesConfig(Config):
-    """`sparserm spaces`: t-SNE pictures of dense and sparse, and figures beside them."""
+    """`sparserm spaces`: t-SNE pictures of the dense and the sparse space, and figures of both."""
 
     points: int = option(10_000, "at most this many responses, drawn by whole prompts", minimum=2)
-    perplexity: float = option(30.0, "t-SNE's perplexity; a third of the points where they are few", minimum=1)
+    perplexity: float = option(30.0, "t-SNE's perplexity, lowered to a third of the number of points if that is less", minimum=1)
     neighbours: int = option(15, "nearest neighbours that vote", minimum=1)
     random_draws: int = option(5, "draws of each kind of random directions", minimum=1)
     seed: int = option(0, "seed of t-SNE and of the choice of points")
@@ -255,7 +266,7 @@ class SpacesConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig(Config):
-    """`sparserm doctor`: how much is measured. More takes longer and says it more surely."""
+    """`sparserm doctor`: how much is measured. More takes longer and narrows the intervals."""
 
     swaps: int = option(10, "label swaps of the null test; METHOD.md's test takes 100", minimum=3)
     responses: int = option(64, "responses scored again alone, padded and shuffled", minimum=4)
@@ -265,29 +276,29 @@ class DoctorConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class LatentsConfig(Config):
-    """`sparserm latents`: what text the latents' pages are made from, and how much a page shows."""
+    """`sparserm latents`: which texts the pages of latents are made from, and how much a page shows."""
 
     corpus: str = option(
         "", "`pairs` (those of the fit), `chitchat` (PyPI), files of dialogues or pairs, comma-separated; empty: pairs, and chitchat if it can be had"
     )
-    tokens: int = option(500_000, "tokens read, template's and first ones not counted", minimum=1)
+    tokens: int = option(500_000, "tokens to read; tokens of the template and first tokens do not count", minimum=1)
     context: int = option(512, "longest document in tokens; longer dialogues are cut", minimum=16)
-    window: int = option(32, "tokens of a text that is shown, two thirds of them before its maximum", minimum=3)
+    window: int = option(32, "tokens shown of a text, two thirds of them before its maximum", minimum=3)
     top: int = option(16, "texts of highest activation", minimum=1)
     intervals: int = option(5, "equal parts of the activation range", minimum=1)
     per_interval: int = option(4, "texts from each part", minimum=0)
-    snippets: int = option(500, "texts drawn at random, to choose silent ones from", minimum=0)
-    inactive: int = option(50, "of these, at most so many a latent in which it is silent", minimum=0)
+    snippets: int = option(500, "texts drawn at random, from which those without activity are chosen", minimum=0)
+    inactive: int = option(50, "most of these texts on a page, all of them without activity of its latent", minimum=0)
     seed: int = option(0, "seed of all choices")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointConfig(Config):
-    """`sparserm labels ask`: which language model writes labels. Its key is read from SPARSERM_ENDPOINT_KEY and nowhere else."""
+    """`sparserm labels ask`: which language model writes labels. Its key is read only from SPARSERM_ENDPOINT_KEY."""
 
-    endpoint: str = option("", "OpenAI-compatible endpoint, such as http://localhost:8000/v1; top activating texts are sent there; empty: none")
-    endpoint_model: str = option("", "name of the model there")
-    max_tokens: int = option(2000, "tokens that an answer may take, thinking included", minimum=1)
+    endpoint: str = option("", "OpenAI-compatible endpoint, such as http://localhost:8000/v1, to which top activating texts are sent; empty: none")
+    endpoint_model: str = option("", "name of the endpoint's model")
+    max_tokens: int = option(2000, "most tokens of an answer, including its thinking", minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,7 +334,7 @@ class LatentsRunConfig(Config):
 
     model: str = option("", MODEL_HELP)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", result=False)
-    latent: tuple[int, ...] = option((), "pages of these too")
+    latent: tuple[int, ...] = option((), "further latents that get a page")
     which: str = option("selected", "pages of the latents that the model selects, or of all live ones", choices=("selected", "all"))
     pages: LatentsConfig = LatentsConfig()
 
@@ -340,21 +351,21 @@ class CandidatesConfig(Config):
         "two_prompts: an answer under a positive, one under a negative instruction; contrastive: one prompt asks for both; best_of_n: by reward",
         choices=("two_prompts", "contrastive", "best_of_n"),
     )
-    task: str = option("truthfulness", "whose instructions are used", choices=TASKS)
-    positive: str = option("", "own positive instruction (two_prompts); empty: the task's")
-    negative: str = option("", "own negative instruction (two_prompts); empty: the task's")
-    contrastive: str = option("", "own instruction that asks for both answers (contrastive); empty: the task's")
+    task: str = option("truthfulness", "task whose instructions are used", choices=TASKS)
+    positive: str = option("", "your positive instruction (two_prompts); empty: the task's")
+    negative: str = option("", "your negative instruction (two_prompts); empty: the task's")
+    contrastive: str = option("", "your instruction that asks for both answers (contrastive); empty: the task's")
     per_prompt: int = option(1, "pairs generated for each prompt", minimum=1)
-    n: int = option(4, "best_of_n: samples a prompt", minimum=2)
-    min_margin: float = option(0.0, "best_of_n: smallest difference of rewards", minimum=0)
-    length_ratio: float = option(2.0, "best_of_n: the longer text has at most so many times the characters of the other", minimum=1)
+    n: int = option(4, "best_of_n: samples of each prompt", minimum=2)
+    min_margin: float = option(0.0, "best_of_n: smallest difference of the two rewards", minimum=0)
+    length_ratio: float = option(2.0, "best_of_n: largest ratio of the two texts' lengths in characters", minimum=1)
     max_new_tokens: int = option(96, "a longer answer is cut after its last whole sentence, or counts as unparsed if it has none", minimum=1)
     temperature: float = option(1.0, "sampling temperature", minimum=0.0001)
     top_p: float = option(0.95, "nucleus of the distribution that is drawn from", minimum=0.01)
     batch_size: int = option(24, "answers written at a time", minimum=1)
-    endpoint: str = option("", "OpenAI-compatible server that generates instead of the local policy, such as http://localhost:8000/v1; empty: local")
-    endpoint_model: str = option("", "name of the model there")
-    endpoint_timeout: float = option(120.0, "seconds without an answer after which the endpoint is asked again", result=False, minimum=1)
+    endpoint: str = option("", "OpenAI-compatible server, such as http://localhost:8000/v1, that generates instead of the local policy; empty: local")
+    endpoint_model: str = option("", "name of the endpoint's model")
+    endpoint_timeout: float = option(120.0, "seconds without an answer after which the request is sent again", result=False, minimum=1)
     concurrency: int = option(8, "requests to the endpoint at a time", result=False, minimum=1)
     seed: int = option(0, "seed of the draws")
 
@@ -368,19 +379,19 @@ class DPOConfig(Config):
     epochs: int = option(3, "epochs a round", minimum=1)
     batch_size: int = option(8, "pairs a step", minimum=1)
     lora_r: int = option(16, "rank of the adapter", minimum=1)
-    lora_alpha: int = option(32, "its scale", minimum=1)
-    lora_dropout: float = option(0.05, "its dropout", minimum=0)
+    lora_alpha: int = option(32, "scale of the adapter", minimum=1)
+    lora_dropout: float = option(0.05, "dropout of the adapter", minimum=0)
     reference: str = option("base", "base: the base model [P]; previous: the policy the round began with", choices=("base", "previous"))
-    evaluation_share: float = option(0.1, "share of the kept pairs, by prompt, that chooses the epoch", minimum=0)
+    evaluation_share: float = option(0.1, "share of the kept pairs, by prompt, on which the best epoch is chosen", minimum=0)
     max_length: int = option(512, "longest pair side in tokens; longer ones are refused, never cut", minimum=16)
     dtype: str = option("float32", "arithmetic of training; auto: bfloat16 where the device is fast at it", choices=("float32", "bfloat16", "auto"))
-    gradient_checkpointing: bool = option(False, "less memory for more time", result=False)
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time", result=False)
     seed: int = option(0, "seed of order, dropout and adapter")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyEvaluationConfig(Config):
-    """What is measured of every round's policy."""
+    """What is measured of the policy of every round."""
 
     mc: str = option("", "TruthfulQA's mc_task.json for MC1 and MC2; empty: not measured")
     mc_format: str = option(
@@ -389,10 +400,10 @@ class PolicyEvaluationConfig(Config):
     mc_limit: int = option(0, "only the first N questions (0: all)", minimum=0)
     pairs: int = option(200, "held-out preference pairs for accuracy by log-probability, at most", minimum=2)
     prompts: int = option(32, "held-out prompts that are answered, for reward, length and KL", minimum=1)
-    samples: int = option(8, "of these answers, so many are kept to be read", minimum=1)
+    samples: int = option(8, "how many of these answers are kept to be read", minimum=1)
     max_new_tokens: int = option(96, "longest answer", minimum=1)
     dtype: str = option(
-        "float32", "arithmetic of log-probabilities; bfloat16 is faster, and its rounding hides small steps", choices=("float32", "bfloat16")
+        "float32", "arithmetic of log-probabilities; bfloat16 is faster, but its rounding hides small changes", choices=("float32", "bfloat16")
     )
     tokens_per_batch: int = option(2048, "token budget of a batch", result=False, minimum=128)
     seed: int = option(0, "seed of draws and choices")
@@ -400,20 +411,21 @@ class PolicyEvaluationConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class AlignConfig(Config):
-    """Everything `sparserm align` needs. `arm` says which reward model filters."""
+    """Everything that `sparserm align` needs. `arm` names the reward model that filters."""
 
     fit: FitConfig = FitConfig()
     model: str = option("", "folder of a reward model that was fitted with this cache; empty: the one of the fit's options, found or fitted")
     prompts: str = option(
         "",
-        "file with prompts: preference pairs in any known format, or rows with `prompt`; empty: those the split left unused, else its training ones",
+        "file of prompts: preference pairs in any known format, or rows with `prompt`; empty: those the split left unused, else its training ones",
     )
-    prompts_limit: int = option(0, "use only so many prompts a round, drawn by seed (0: all)", minimum=0)
+    prompts_limit: int = option(0, "use only this many prompts in a round, drawn by seed (0: all)", minimum=0)
     arm: str = option(
-        "sparserm", "what filters: sparserm; none; random (drops as many as sparserm would); a control's name (dense, random-rows ...); or a folder"
+        "sparserm",
+        "the filter: sparserm; none; random (drops as many pairs as sparserm would); a control's name (dense, random-rows ...); or a folder",
     )
-    min_margin: float = option(0.0, "a pair is kept if its intended winner scores higher by more than this", minimum=0)
-    rounds: int = option(5, "rounds", minimum=1)
+    min_margin: float = option(0.0, "a pair is kept if the reward of its intended winner is higher by more than this", minimum=0)
+    rounds: int = option(5, "number of rounds", minimum=1)
     candidates: CandidatesConfig = CandidatesConfig()
     dpo: DPOConfig = DPOConfig()
     evaluation: PolicyEvaluationConfig = PolicyEvaluationConfig()

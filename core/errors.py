@@ -1,4 +1,6 @@
-"""Errors with a way out: what was expected, what was found, what to do. Nothing heavy is imported here."""
+"""The errors that a person can mend: each states the problem, what was expected, what was found and what to do. Nothing
+heavy is imported.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ from typing import Any
 
 
 class SparseRMError(Exception):
-    """Base of every error a person can mend. `str()` gives problem, expected, found and remedy, a line each.
+    """Base of every error that a person can mend. `str()` gives problem, expected, found and remedy, a line each.
 
-    `exit_code` is what the `sparserm` command ends with.
+    `exit_code` is the exit code of the `sparserm` command.
     """
 
     exit_code = 1
@@ -28,25 +30,25 @@ class ConfigError(SparseRMError):
 
 
 class DataError(SparseRMError):
-    """Preference pairs can't be read, or none of them is usable."""
+    """Preference pairs can't be read, or none of them can be used."""
 
     exit_code = 3
 
 
 class BackboneError(SparseRMError):
-    """The language model can't be had, loaded or run."""
+    """The language model can't be fetched, loaded or run."""
 
     exit_code = 4
 
 
 class SAEError(SparseRMError):
-    """The sparse autoencoder can't be had, loaded or used."""
+    """The sparse autoencoder can't be fetched, loaded or used."""
 
     exit_code = 5
 
 
 class MismatchError(SparseRMError):
-    """Two things were made for each other's strangers: another backbone, layer, template or width. Both are named."""
+    """Two objects belong to different backbones, layers, templates or widths. The error names both."""
 
     exit_code = 6
 
@@ -58,20 +60,20 @@ class StoreError(SparseRMError):
 
 
 class MissingError(SparseRMError):
-    """Something must be supplied first; the remedy names the command that supplies it."""
+    """Something must be made first; the remedy names the command that makes it."""
 
     exit_code = 8
 
 
 class Cancelled(Exception):
-    """Raised by a progress callable to stop a step; nothing half-done is kept as whole."""
+    """Raised by a progress callable to stop a step. The step leaves no artefact behind."""
 
     exit_code = 130
 
 
 BUG = "this is a bug; the log shows where, please report it"
 LESS_MEMORY = "close other programs, or take a smaller model, --dtype bfloat16, or a smaller --tokens-per-batch"
-# What the system says -> what to do.
+# The operating system's error number -> what to do.
 SYSTEM_REMEDIES = {
     errno.ENOSPC: "make room on that disk, and start again: finished steps are kept (sparserm cache clean removes what was left half-done)",
     errno.EDQUOT: "make room within your quota, and start again: finished steps are kept",
@@ -92,32 +94,32 @@ SYSTEM_REMEDIES = {
 }
 
 
-def described(error: Exception) -> dict[str, Any]:
-    """An error as it is written down for another process: problem, expected, found, remedy, exit_code.
+def error_to_dict(error: Exception) -> dict[str, Any]:
+    """An error as JSON values for another process: problem, expected, found, remedy, exit_code.
 
-    "This is a bug" stands only where neither a person nor the machine is to blame.
+    The remedy calls it a bug only if neither the input nor the machine explains it.
     """
     if isinstance(error, SparseRMError):
         texts = {"problem": error.problem, "expected": error.expected, "found": error.found, "remedy": error.remedy}
         return {**texts, "exit_code": error.exit_code}
     if isinstance(error, OSError):
-        problem, found, remedy = _of_system(error)
+        problem, detail, remedy = _of_system(error)
     elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's has that name
-        problem, found, remedy = "the memory does not suffice", str(error).partition("\n")[0], LESS_MEMORY
+        problem, detail, remedy = "the memory does not suffice", str(error).partition("\n")[0], LESS_MEMORY
     else:
-        problem, found, remedy = f"unexpected {type(error).__name__}", str(error), BUG
-    return {"problem": problem, "expected": "", "found": found, "remedy": remedy, "exit_code": 1}
+        problem, detail, remedy = f"unexpected {type(error).__name__}", str(error), BUG
+    return {"problem": problem, "expected": "", "found": detail, "remedy": remedy, "exit_code": 1}
 
 
 def _of_system(error: OSError) -> tuple[str, str, str]:
-    """What the operating system or the network refused: problem, the paths in question, and what to do."""
+    """An error of the operating system or the network: the problem, the paths it concerns, and what to do."""
     paths = [str(path) for path in (error.filename, error.filename2) if path is not None]
     remedy = SYSTEM_REMEDIES.get(error.errno or 0, "refused by the system, the network or a library; the log shows where")
     return error.strerror or str(error) or type(error).__name__, " and ".join(paths) or type(error).__name__, remedy
 
 
-def error_from(said: Mapping[str, Any]) -> SparseRMError:
-    """What `described` wrote down, to be raised again."""
+def error_from_dict(values: Mapping[str, Any]) -> SparseRMError:
+    """The error that `error_to_dict` turned into JSON values, to be raised again."""
     kinds = {kind.exit_code: kind for kind in SparseRMError.__subclasses__()}
-    texts = {name: str(said.get(name) or "") for name in ("expected", "found", "remedy")}
-    return kinds.get(said.get("exit_code", 1), SparseRMError)(str(said.get("problem") or "something went wrong"), **texts)
+    texts = {name: str(values.get(name) or "") for name in ("expected", "found", "remedy")}
+    return kinds.get(values.get("exit_code", 1), SparseRMError)(str(values.get("problem") or "something went wrong"), **texts)

@@ -4,10 +4,10 @@
     write_json_lines(path, rows)      read_json_lines(path)       a JSON value a line
     write_text, write_bytes           whole_file(path)            anything else
 
-A writer fills a temporary file beside the file, syncs it and renames it, so a reader sees the old content or the new one and a kill leaves no part
-under the file's name. All text is UTF-8 with line feeds. NaN and infinities are refused in JSON, since JSON lacks them.
-The files of an artefact are published together by core/runs/store.py; lines that are added one by one are written by core/runs/events.py and
-core/backbone/journal.py.
+A writer fills a temporary file beside the file, syncs it and renames it, so a reader sees the old content or the new
+one and a kill leaves no part under the file's name. All text is UTF-8 with line feeds. NaN and infinities are refused
+in JSON, since JSON lacks them. The files of an artefact are published together by core/runs/store.py; lines that are
+added one by one are written by core/runs/events.py and core/backbone/journal.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ RETRIES_ON, TRIES, WAIT = ("nt",), 21, 0.02  # seconds between tries
 
 @contextmanager
 def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
-    """Gives a temporary file beside `path` to be written, and puts it in the place of `path` when the block has ended without an error.
+    """Gives a temporary file beside `path` to be written, and puts it in the place of `path` when the block has ended
+    without an error.
 
     `private`: only its owner may read it. Raises OSError.
     """
@@ -60,13 +61,17 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Writes texts one after the other (each with its line end), whole or not at all. Halves of surrogate pairs are kept as they are."""
+    """Writes texts one after the other (each with its line end), whole or not at all. Halves of surrogate pairs are
+    kept as they are.
+    """
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", errors="surrogatepass", newline="\n") as handle:
         handle.writelines(lines)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON value, indented and with its keys in order, whole or not at all. Raises ValueError or TypeError on what JSON lacks."""
+    """Writes a JSON value, indented and with its keys in order, whole or not at all. Raises ValueError or TypeError on
+    what JSON lacks.
+    """
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False))
 
 

@@ -1,17 +1,20 @@
-"""The filter for texts of data, models and files before a person sees them: on a page, in a terminal, in a message or in a file.
+"""The filter for texts of data, models and files before a person sees them: on a page, in a terminal, in a message or
+in a file.
 
-Such a text can hold characters that a terminal would obey, that reverse the reading order of their neighbours, or that are not drawn at all
-and so hide a message. `HIDDEN` is the complete set. Where a text goes decides what stands in the place of a hidden character:
+Such a text can hold characters that a terminal would obey, that reverse the reading order of their neighbours, or that
+are not drawn at all and so hide a message. `HIDDEN` is the complete set. Where a text goes decides what stands in the
+place of a hidden character:
 
     visible(text)          pages: one replacement sign for each, so that places in the text stay what they are
     for_terminal(text)     terminals: its picture or its code
     printable(text)        messages, reports and Markdown files: its Python escape, on one line, and cut
     without_hidden(text)   labels, which are names: left out
 
-A few of these characters are kept where the text would be written wrongly without them, and only there: joiners between letters of scripts that
-join or stack their letters (Persian, Indic scripts and their like) and between the parts of an emoji; the choice of an emoji's form directly
-after it. Alone, at the ends of a word or in Latin text they can only hide something and are replaced.
-Spaces of any width are no hidden characters: they are seen as spaces. Downloads of rows (JSONL, CSV) are data and are written exactly.
+A few of these characters are kept where the text would be written wrongly without them, and only there: joiners between
+letters of scripts that join or stack their letters (Persian, Indic scripts and their like) and between the parts of an
+emoji; the choice of an emoji's form directly after it. Alone, at the ends of a word or in Latin text they can only hide
+something and are replaced. Spaces of any width are no hidden characters: they are seen as spaces. Downloads of rows
+(JSONL, CSV) are data and are written exactly.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ import re
 from collections.abc import Callable
 
 REPLACED = "\ufffd"
-# Characters of a regular expression's set: see tests/test_text_safety.py, which derives the same from the Unicode categories.
+# Characters of a regular expression's set: see tests/test_text_safety.py, which derives the same from the Unicode
+# categories.
 HIDDEN = (
     r"\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but for tab and line feed
     r"\u00ad\u034f\u061c"  # soft hyphen, grapheme joiner, Arabic letter mark
@@ -44,19 +48,25 @@ _EMOJI_FORMS, _JOINERS, _ZERO_WIDTH_JOINER, _KEYCAP = "\ufe0e\ufe0f", "\u200c\u2
 
 
 def visible(text: object, longest: int | None = None) -> str:
-    """A text for a page: each hidden character is one replacement sign, line ends and tabs stay. Cut to `longest` characters."""
+    """A text for a page: each hidden character is one replacement sign, line ends and tabs stay. Cut to `longest`
+    characters.
+    """
     text = str(text) if longest is None else str(text)[: longest + 1]
     shown = _replaced(text, lambda character: REPLACED)
     return shown if longest is None or len(shown) <= longest else shown[: longest - 1] + "…"
 
 
 def for_terminal(text: str) -> str:
-    """A text for a terminal: each hidden character is its picture (␛) or its code in hex (<202e>), line ends and tabs stay."""
+    """A text for a terminal: each hidden character is its picture (␛) or its code in hex (<202e>), line ends and tabs
+    stay.
+    """
     return _replaced(text, _picture)
 
 
 def printable(text: object, limit: int = 80) -> str:
-    """A text for one line of a message, a report or a Markdown file: whatever is hidden or not printable is its Python escape. Cut to `limit`."""
+    """A text for one line of a message, a report or a Markdown file: whatever is hidden or not printable is its Python
+    escape. Cut to `limit`.
+    """
     shown = "".join(c if c.isprintable() else _escape(c) for c in _replaced(str(text)[:limit], _escape))
     return shown + ("..." if len(str(text)) > limit else "")
 

@@ -1,7 +1,8 @@
-"""Values that flow between the rooms: text pairs, hidden states, latent frequencies, directions, projections, evaluations.
+"""Values that the rooms pass on: text pairs, hidden states, latent frequencies, directions, head inputs, accuracies.
+Also their JSON and hashes.
 
-Only numpy is imported. Shapes are given by jaxtyping and checked under pytest. The symbols are those of METHOD.md section 1:
-z hidden state, f SAE latents, mu share of responses in which a latent is active, v projections, s reward.
+Only numpy is imported. Shapes are given by jaxtyping and checked under pytest. The symbols are those of METHOD.md
+section 1: z hidden state, f SAE latents, mu share of responses in which a latent is active, v projections, s reward.
 """
 
 from __future__ import annotations
@@ -22,23 +23,27 @@ SPLITS = ("train", "validation", "test")
 
 @runtime_checkable
 class Progress(Protocol):
-    """Called now and then by every long step; may raise `core.errors.Cancelled` to stop it."""
+    """A callable that every long step calls now and then. It may raise `core.errors.Cancelled` to stop the step."""
 
     def __call__(self, step: str, done: float, total: float, **figures: Any) -> None:
-        """`done` of `total` units of `step` are finished; `figures` are what a person may want to see beside it."""
+        """`done` of `total` units of `step` are finished; `figures` are shown beside that."""
 
 
 def no_progress(step: str, done: float, total: float, **figures: Any) -> None:
-    """The progress callable of someone who does not watch."""
+    """Ignores the progress: the default of every step."""
 
 
 def canonical_json(value: Any) -> str:
-    """JSON text that is the same for equal values: sorted keys, no spaces, no NaN. Raises TypeError on what JSON lacks."""
+    """JSON text that is the same for equal values: sorted keys, no spaces. Raises ValueError on NaN and TypeError on
+    other non-JSON values.
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def strict_json(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError where the text is no JSON, or holds NaN or an infinity, which JSON lacks."""
+    """The value of a JSON text. Raises ValueError where the text is no JSON, or holds NaN or an infinity, which JSON
+    lacks.
+    """
     return json.loads(text, parse_constant=_no_number, parse_float=_finite_float)
 
 
@@ -54,8 +59,9 @@ def _finite_float(text: str) -> float:
 
 
 def json_value(value: Any) -> Any:
-    """The value as JSON has it: a dataclass as an object of its fields (or what its own `to_json` gives), tuples and arrays as lists, numpy's
-    numbers as Python's, NaN and infinities as None, keys as texts. Raises TypeError on anything else.
+    """The value as JSON has it: a dataclass as an object of its fields (or what its own `to_json` gives), tuples and
+    arrays as lists, numpy's numbers as Python's, NaN and infinities as None, keys as texts. Raises TypeError on
+    anything else.
     """
     if value is None or isinstance(value, (str, bool, int)):
         return value
@@ -95,9 +101,10 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class PreferencePair:
-    """One comparison: a prompt (messages) and two next assistant messages, the chosen one preferred to the rejected one.
+    """One comparison: a prompt (messages) and two next assistant messages, the chosen one preferred to the rejected
+    one.
 
-    `meta` holds what the source said beside it (`subset`, `row`, scores ...), JSON values only.
+    `meta` holds further fields of the source (`subset`, `row`, scores ...), JSON values only.
     """
 
     pair_id: str
@@ -108,7 +115,7 @@ class PreferencePair:
 
     @cached_property
     def prompt_id(self) -> str:
-        """16 hex digits that name the prompt: equal prompts, equal ids."""
+        """16 hex digits that name the prompt: equal prompts have equal ids."""
         return sha256_of(list(self.prompt))[:16]
 
     def to_row(self) -> dict[str, Any]:
@@ -119,7 +126,7 @@ class PreferencePair:
 
 @dataclass(frozen=True, kw_only=True)
 class PreferencePairs:
-    """Pairs in a fixed order, and which split each belongs to (`train`, `validation`, `test`, `unused`; empty before splitting)."""
+    """Pairs in a fixed order, and the split of each (`train`, `validation`, `test`, `unused`; empty before splitting)."""
 
     pairs: tuple[PreferencePair, ...]
     split: tuple[str, ...] = ()
@@ -140,7 +147,7 @@ class PreferencePairs:
 
     @cached_property
     def content_hash(self) -> str:
-        """sha256 over every pair's text, id and split, in order: the data's fingerprint."""
+        """sha256 over each pair's text, id and split, in order: the fingerprint of the data."""
         digest = hashlib.sha256()
         for number, pair in enumerate(self.pairs):
             row = [pair.to_row(), self.split[number] if self.split else ""]
@@ -164,7 +171,7 @@ class PreferencePairs:
 
 @dataclass(frozen=True, kw_only=True)
 class RefusedRow:
-    """A row that was read and not used, and why. Kept in the report, never lost silently."""
+    """A row that was read but can't be used, and the reason. The report lists it."""
 
     row: int
     field: str
@@ -175,9 +182,9 @@ class RefusedRow:
 class HiddenStates:
     """Hidden states z after one decoder layer, each distinct (prompt, response) once (METHOD.md section 2).
 
-    `states` may be a read-only memory map, so slice it; `chosen_rows[i]` and `rejected_rows[i]` are the rows of pair i's
-    responses, and `pair_rows[i]` is the pair's index in the `PreferencePairs` it came from (over-long pairs can be refused).
-    `n_tokens` counts each response's own tokens.
+    `states` may be a read-only memory map, so slice it; `chosen_rows[i]` and `rejected_rows[i]` are the rows of pair
+    i's responses, and `pair_rows[i]` is the pair's index in the `PreferencePairs` it came from (over-long pairs can be
+    refused). `n_tokens` counts each response's own tokens.
     """
 
     states: Float[np.ndarray, "n_responses d_model"]
@@ -209,13 +216,14 @@ class HiddenStates:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentFrequencies:
-    """How often each latent is active in chosen and in rejected training responses (METHOD.md section 3, step 1 and statistics).
+    """How often each latent is active in chosen and in rejected training responses (METHOD.md section 3, step 1 and
+    statistics).
 
-    `chosen`, `rejected` are mu_w and mu_l. `n_active` counts active responses, chosen and rejected together. `prompts_for` and
-    `prompts_against` count prompts whose summed activity difference is positive or negative; `p_value` is the exact two-sided sign
-    test over those votes, `q_value` Benjamini-Hochberg over live latents (NaN for the others). `held_out` is the separation nabla on
-    validation pairs (the winner's curse shows there). `low`, `high`: 95 % bootstrap interval of nabla over prompts, for the latents that
-    were asked for (NaN for the others).
+    `chosen`, `rejected` are mu_w and mu_l. `n_active` counts active responses, chosen and rejected together.
+    `prompts_for` and `prompts_against` count prompts whose summed activity difference is positive or negative;
+    `p_value` is the exact two-sided sign test over those votes, `q_value` Benjamini-Hochberg over live latents (NaN for
+    the others). `held_out` is the separation nabla on validation pairs (the winner's curse shows there). `low`, `high`:
+    95 % bootstrap interval of nabla over prompts, for the latents that were asked for (NaN for the others).
     """
 
     FINITE: ClassVar[tuple[str, ...]] = ("chosen", "rejected", "p_value")
@@ -242,10 +250,11 @@ class LatentFrequencies:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectedDirections:
-    """The K + K latents whose decoder rows make up v: first I_w by falling nabla, then I_l by falling Delta (METHOD.md section 3).
+    """The K + K latents whose decoder rows make up v: first I_w by falling nabla, then I_l by falling Delta (METHOD.md
+    section 3).
 
-    `side` is +1 for I_w and -1 for I_l; `separation` is mu_w - mu_l (negative in I_l); `stability` is the share of bootstrap resamples of the prompts
-    in which the latent is selected again; `sae` is the SAE's identity.
+    `side` is +1 for I_w and -1 for I_l; `separation` is mu_w - mu_l (negative in I_l); `stability` is the share of
+    bootstrap resamples of the prompts in which the latent is selected again; `sae` is the SAE's identity.
     """
 
     FINITE: ClassVar[tuple[str, ...]] = ("separation", "directions")
@@ -268,9 +277,11 @@ class SelectedDirections:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadInputs:
-    """What a head sees of each response: projections v (SparseRM, random controls), activations f or all of z. Each distinct response once.
+    """The input of a head for each distinct response: projections v (SparseRM, random controls), activations f or all
+    of z.
 
-    `values` may be a memory map (the dense control reads z itself), so slice it; pairs name their responses by row, as in `HiddenStates`.
+    `values` may be a memory map (the dense control reads z itself), so slice it; pairs name their responses by row, as
+    in `HiddenStates`.
     """
 
     values: Float[np.ndarray, "n_responses k"]
@@ -290,7 +301,8 @@ class HeadInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(JsonFields):
-    """Share of pairs with strict s_w > s_l (ties are wrong), with its 95 % interval and the number of pairs: they travel together.
+    """Share of pairs with strict s_w > s_l (ties are wrong), with its 95 % interval and the number of pairs: they
+    travel together.
 
     Without pairs (n = 0) there is no accuracy: NaN here, null in JSON.
     """

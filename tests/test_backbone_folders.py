@@ -18,7 +18,7 @@ from weights_helpers import config_for, model_copy, states_of, without
 from core.backbone.model import load_backbone
 from core.backbone.source import backbone_identity, find_model
 from core.config import BackboneConfig
-from core.errors import BackboneError, described
+from core.errors import BackboneError, error_to_dict
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 538090408\n"
 ZIPPED = b"PK\x03\x04" + bytes(200)
@@ -27,7 +27,7 @@ ZIPPED = b"PK\x03\x04" + bytes(200)
 def refused(folder: Path, depth: int | None = 2) -> BackboneError:
     with pytest.raises(BackboneError) as error:
         load_backbone(config_for(folder), depth=depth)
-    assert "bug" not in described(error.value)["remedy"]
+    assert "bug" not in error_to_dict(error.value)["remedy"]
     assert error.value.remedy, "there is a way out"
     return error.value
 

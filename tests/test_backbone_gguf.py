@@ -18,7 +18,7 @@ from weights_helpers import config_for, states_of, write_gguf
 
 from core.backbone import source
 from core.backbone.model import load_backbone
-from core.errors import BackboneError, described
+from core.errors import BackboneError, error_to_dict
 
 Arrays = dict[str, np.ndarray]
 
@@ -44,7 +44,7 @@ def refused(file: Path, cache: Path) -> BackboneError:
             load_backbone(config_for(file), depth=2)
         errors.append(str(error.value))
         assert copies(cache) == [], "nothing is kept"
-        assert error.value.remedy and "bug" not in described(error.value)["remedy"]
+        assert error.value.remedy and "bug" not in error_to_dict(error.value)["remedy"]
     assert errors[0] == errors[1]
     return error.value
 

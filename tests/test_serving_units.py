@@ -19,7 +19,7 @@ from model_helpers import FakeReader, make_parts
 from core.backbone.model import Backbone, load_backbone
 from core.backbone.presets import preset
 from core.backbone.thinking import without_empty_block
-from core.errors import ConfigError, StoreError, described, error_from
+from core.errors import ConfigError, StoreError, error_from_dict, error_to_dict
 from core.explain.kept import Kept
 from core.fit.pipeline import fit
 from core.reward.model import SparseRM
@@ -247,9 +247,9 @@ def test_progress_only_grows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_errors_cross_processes() -> None:
     error = StoreError("gone", expected="here", found="there", remedy="look")
-    again = error_from(described(error))
+    again = error_from_dict(error_to_dict(error))
     assert type(again) is StoreError and str(again) == str(error)
-    assert type(error_from(described(ValueError("odd")))).__name__ == "SparseRMError"
+    assert type(error_from_dict(error_to_dict(ValueError("odd")))).__name__ == "SparseRMError"
 
 
 class OutOfMemoryError(RuntimeError):
@@ -269,10 +269,10 @@ class OutOfMemoryError(RuntimeError):
     ],
 )
 def test_only_our_own_faults_are_called_bugs(error: Exception, problem: str, found: str, remedy: str) -> None:
-    texts = described(error)
+    texts = error_to_dict(error)
     assert (texts["problem"], texts["found"], texts["exit_code"]) == (problem, found, 1)
     assert texts["remedy"].startswith(remedy) and ("bug" in texts["remedy"]) == (type(error) is KeyError)
-    assert error_from({}).problem == "something went wrong"
+    assert error_from_dict({}).problem == "something went wrong"
 
 
 # --- what is kept beside a model --------------------------------------------------------------------------------------

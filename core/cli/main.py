@@ -28,7 +28,7 @@ from core.cli.pairs import add_pairs
 from core.cli.runs import DETACH_HELP, add_runs, detach
 from core.cli.serve import add_serving
 from core.config import BackboneConfig, FitConfig, SAETrainConfig, SampleConfig, SweepConfig
-from core.errors import Cancelled, ConfigError, SparseRMError, StoreError, described
+from core.errors import Cancelled, ConfigError, SparseRMError, StoreError, error_to_dict
 from core.files import read_json
 from core.runs.progress import Display, date, log_to, size
 from core.runs.store import Artefact, Store
@@ -80,7 +80,7 @@ def _run(arguments: argparse.Namespace, display: Display) -> tuple[int, str]:
 def _told(error: Exception) -> tuple[int, str]:
     if isinstance(error, SparseRMError):
         return error.exit_code, str(error)
-    texts = described(error)
+    texts = error_to_dict(error)
     remedy = texts["remedy"].replace("the log shows where", "--debug shows where")
     return 1, f"{texts['problem']}\n  found: {texts['found']}\n  to do: {remedy}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.cli.options import add_command, print_json
-from core.errors import ConfigError, error_from
+from core.errors import ConfigError, error_from_dict
 from core.runs.progress import Display
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _detached(server_folder: ServerFolder, arguments: argparse.Namespace, displa
             break
         failure = None if server_folder.live() else server_folder.failure()
         if failure is not None:
-            raise error_from(failure)
+            raise error_from_dict(failure)
         display("load the model", found.get("fraction", 0.0), 1.0)
         time.sleep(0.1)
         start(server_folder, **how)  # where it has died meanwhile

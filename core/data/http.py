@@ -1,8 +1,9 @@
 """The HTTP clients: `Http` asks servers elsewhere, `LocalHttp` asks the process of a reward model on this machine.
 
-Answers are limited in size and no redirection is followed. `Http` sends a request again when it failed for a passing reason; its base address is
-https, or http to this machine; `plain=True` allows http elsewhere (a model server in one's own network), but never with a key.
-`LocalHttp` sends each request once and ignores the environment's proxies, since a proxy must not see the process's secret.
+Answers are limited in size and no redirection is followed. `Http` sends a request again when it failed for a passing
+reason; its base address is https, or http to this machine; `plain=True` allows http elsewhere (a model server in one's
+own network), but never with a key. `LocalHttp` sends each request once and ignores the environment's proxies, since a
+proxy must not see the process's secret.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ class HttpTimeout(HttpError):
 
 
 class Http:
-    """Requests below one base address, from any thread. Use it in a `with`: its end also ends the waiting between tries.
+    """Requests below one base address, from any thread. Use it in a `with`: its end also ends the waiting between
+    tries.
 
-    Raises ConfigError for an address that is not allowed, HttpError where a request fails. `timeout`: seconds without a byte.
+    Raises ConfigError for an address that is not allowed, HttpError where a request fails. `timeout`: seconds without a
+    byte.
     """
 
     def __init__(self, base: str, *, key: str = "", plain: bool = False, timeout: float = TIMEOUT) -> None:
@@ -105,8 +108,8 @@ class Http:
 class LocalHttp:
     """Requests to processes on this machine, from any thread. `timeout`: seconds without a byte.
 
-    `keep_open` reuses connections. A process may close one that waits at the moment a request is sent on it, so who sends no request twice opens
-    a connection for each.
+    `keep_open` reuses connections. A process may close one that waits at the moment a request is sent on it, so who
+    sends no request twice opens a connection for each.
     """
 
     def __init__(self, *, timeout: float, keep_open: bool) -> None:
@@ -117,7 +120,8 @@ class LocalHttp:
     def ask(self, method: str, url: str, *, secret: str, largest: int, value: Any = None) -> tuple[int, Any]:
         """The status of the answer to a JSON value, and the JSON value it holds (None where it holds none).
 
-        Raises HttpTimeout where the answer takes too long, HttpError where the process can't be reached or its answer exceeds `largest` bytes.
+        Raises HttpTimeout where the answer takes too long, HttpError where the process can't be reached or its answer
+        exceeds `largest` bytes.
         """
         import httpx2
 

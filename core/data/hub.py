@@ -1,8 +1,8 @@
 """Whether the Hugging Face Hub answers, asked once with one short request.
 
-Without it, every library that wants a file of the Hub tries six times over half a minute and prints a warning for each try. Inside `one_question` a
-Hub that does not answer is not asked again: each request of this process fails at once, and libraries turn to their local cache as they do under
-HF_HUB_OFFLINE.
+Without it, every library that wants a file of the Hub tries six times over half a minute and prints a warning for each
+try. Inside `one_question` a Hub that does not answer is not asked again: each request of this process fails at once,
+and libraries turn to their local cache as they do under HF_HUB_OFFLINE.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ last_answer: tuple[str, float, str] | None = None  # endpoint, when it was asked
 
 @contextlib.contextmanager
 def one_question() -> Iterator[str]:
-    """Yields why the Hub can't be reached, "" where it can. While the context lasts, nothing is sent to a Hub that can't be reached."""
+    """Yields why the Hub can't be reached, "" where it can. While the context lasts, nothing is sent to a Hub that
+    can't be reached.
+    """
     from huggingface_hub import get_session
     from huggingface_hub.errors import OfflineModeIsEnabled
 

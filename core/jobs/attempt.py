@@ -23,7 +23,7 @@ from typing import Any
 
 from core.backbone.estimate import check_disk
 from core.config import Config
-from core.errors import Cancelled, StoreError, described
+from core.errors import Cancelled, StoreError, error_to_dict
 from core.files import file_sha256, write_json
 from core.jobs.job import Job, devices_of, input_hashes
 from core.jobs.kinds import asked_config, load_job, resolved_config
@@ -63,7 +63,7 @@ class Attempt:
                 self._end("cancelled")
             except Exception as error:
                 traceback.print_exc()
-                self._end("failed", error=described(error))
+                self._end("failed", error=error_to_dict(error))
             else:
                 self._end("succeeded")
         if self.status.state == "cancelled":

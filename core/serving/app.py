@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from core.errors import DataError, SparseRMError, described
+from core.errors import DataError, SparseRMError, error_to_dict
 from core.serving.answers import Answers
 from core.serving.bodies import Body
 from core.serving.engine import Busy, Engine
@@ -126,11 +126,11 @@ def _failed(name: str, error: Exception) -> Response:
     if isinstance(error, Busy):
         return busy("too much is being asked at once")
     if isinstance(error, SparseRMError):
-        return JSONResponse({"error": described(error)}, status_code=422)
+        return JSONResponse({"error": error_to_dict(error)}, status_code=422)
     if isinstance(error, (ClientDisconnect, asyncio.CancelledError)):
         return error_response(400, "the request was broken off")
     log.error("%s failed", name, exc_info=error)
-    return JSONResponse({"error": described(error)}, status_code=500)
+    return JSONResponse({"error": error_to_dict(error)}, status_code=500)
 
 
 def busy(problem: str) -> Response:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.errors import BackboneError, SparseRMError, described
+from core.errors import BackboneError, SparseRMError, error_to_dict
 from core.runs.events import memory
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Engine:
         """How it stands, as workbench.frame.model_client.LiveState."""
         loaded = {"text": "Ready", "fraction": 1.0, "left": 0.0} if self.state == "ready" else {}
         own = {"name": self.state, "pid": os.getpid(), "rss": memory().get("rss"), "idle": round(self.idle(), 1), "served": self.served}
-        error = None if self.error is None else described(self.error)
+        error = None if self.error is None else error_to_dict(self.error)
         return {**self.loading.to_json(), **loaded, **own, "batches": self.batches, "explains": self.explainer is not None, "error": error}
 
     def _add(self, works: list[Work]) -> list[Future[Any]]:

@@ -93,7 +93,7 @@ class ServerFolder:
             return Address(**{**UNKNOWN, **_known(found)})
 
     def failure(self) -> Mapping[str, Any] | None:
-        """Why the last start failed, as core.errors.described writes it down; None where it did not, or the model's files are others now."""
+        """Why the last start failed, as core.errors.error_to_dict writes it down; None where it did not, or the model's files are others now."""
         found = _read(self.path / "failure.json")
         return found["error"] if found and found.get("signature") == signature(self.model) else None
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
-from core.errors import ConfigError, SparseRMError, described
+from core.errors import ConfigError, SparseRMError, error_to_dict
 from core.reward.recorded_files import read_config
 from core.runs.locks import LOOKING, make_lock
 from core.serving.server_folder import HOST, Address, ServerFolder, server_folder_of
@@ -82,7 +82,7 @@ def _answer(server_folder: ServerFolder, address: Address, listening: socket.soc
 
     def loaded() -> None:
         if engine.error is not None:
-            server_folder.fail(described(engine.error))
+            server_folder.fail(error_to_dict(engine.error))
             stop()
         else:
             server_folder.note_seconds(engine.loading.took)

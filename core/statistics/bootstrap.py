@@ -1,8 +1,9 @@
 """The bootstrap over prompts, which gives every mean its 95 % interval.
 
-Chosen and rejected share a prompt and a prompt can have several pairs, so the prompt is the unit that is drawn (METHOD.md section 3, statistics).
-A statistic of sums over prompts needs three calls: `prompt_sums` adds up rows by prompt, `resampled_sums` gives the same sums of every resample,
-`percentile_interval` the interval of whatever is computed from them. A mean needs one: `mean_over_prompts` of core/statistics/estimates.py.
+Chosen and rejected share a prompt and a prompt can have several pairs, so the prompt is the unit that is drawn
+(METHOD.md section 3, statistics). A statistic of sums over prompts needs three calls: `prompt_sums` adds up rows by
+prompt, `resampled_sums` gives the same sums of every resample, `percentile_interval` the interval of whatever is
+computed from them. A mean needs one: `mean_over_prompts` of core/statistics/estimates.py.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ REMEMBERED = 2**22  # up to so many resampling weights (16 MB) are remembered fo
 
 
 def prompt_sums(values: np.ndarray, groups: Int[np.ndarray, " n_pairs"]) -> np.ndarray:
-    """Sums of rows that belong to one prompt: [n_pairs, ...] -> [n_prompts, ...], integers as int32, prompts by rising number."""
+    """Sums of rows that belong to one prompt: [n_pairs, ...] -> [n_prompts, ...], integers as int32, prompts by rising
+    number.
+    """
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     wide = np.float64 if values.dtype.kind == "f" else np.int32
@@ -33,7 +36,9 @@ def resampled_sums(sums: Float[np.ndarray, "n_prompts m"], resamples: int = RESA
 
 
 def resampled_means(values: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> Float[np.ndarray, " resamples"]:
-    """The mean of the values of each bootstrap resample of the prompts; prompts with more values weigh more, as in the mean itself."""
+    """The mean of the values of each bootstrap resample of the prompts; prompts with more values weigh more, as in the
+    mean itself.
+    """
     drawn = resampled_sums(prompt_sums(np.column_stack([values, np.ones(len(values))]), groups))
     return drawn[:, 0] / drawn[:, 1]
 
@@ -50,10 +55,11 @@ def interval_around(value: float, drawn: Float[np.ndarray, " resamples"]) -> tup
 
 
 def resample_weights(n_prompts: int, resamples: int = RESAMPLES, seed: int = SEED) -> Iterator[Float[np.ndarray, "part n_prompts"]]:
-    """How often each prompt is drawn in each bootstrap resample, a block of resamples at a time; float32, whole numbers.
+    """How often each prompt is drawn in each bootstrap resample, a block of resamples at a time; float32, whole
+    numbers.
 
-    The draws depend on the seed and the number of prompts only, never on the block size. Few weights are remembered, since drawing them again
-    takes longer than using them.
+    The draws depend on the seed and the number of prompts only, never on the block size. Few weights are remembered,
+    since drawing them again takes longer than using them.
     """
     few = resamples * n_prompts <= REMEMBERED
     yield from _remembered_weights(n_prompts, resamples, seed) if few else _draw_weights(n_prompts, resamples, seed)

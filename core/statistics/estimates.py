@@ -1,4 +1,6 @@
-"""A mean with its 95 % interval and its numbers, which travel together: means over responses or pairs, by the bootstrap over prompts."""
+"""A mean with its 95 % interval and its numbers, which travel together: means over responses or pairs, by the bootstrap
+over prompts.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from core.data.http import HttpError, HttpTimeout, LocalHttp
-from core.errors import BackboneError, SparseRMError, described, error_from
+from core.errors import BackboneError, SparseRMError, error_from_dict, error_to_dict
 from core.explain.features import ResponseFeatures
 from core.serving.launch import health, start, stop
 from core.serving.server_folder import Address, ServerFolder, server_folder_of
@@ -82,7 +82,7 @@ class Live:
         try:
             start(self.server_folder, again=again)
         except SparseRMError as error:
-            return LiveState(name="failed", error=described(error))
+            return LiveState(name="failed", error=error_to_dict(error))
         state = self.state()
         return LiveState(name="starting", text="Starting the model") if state.name == "off" else state
 
@@ -191,7 +191,7 @@ class Live:
         state = self.wait(seconds)
         address = self.server_folder.address() if state.ready else None
         if state.failed and state.error:
-            raise error_from(state.error)
+            raise error_from_dict(state.error)
         if address is None:
             found = f"{state.text or state.name} for {seconds:.0f} s"
             raise BackboneError("the model is not ready yet", found=found, remedy=f"wait a little; see {self.server_folder.log}")
@@ -220,5 +220,5 @@ def _answered(status: int, answer: Any) -> dict[str, Any]:
         return answer
     error = answer.get("error") if isinstance(answer, dict) else None
     if isinstance(error, Mapping):
-        raise error_from(error)
+        raise error_from_dict(error)
     raise BackboneError("the model's process gave no answer that can be read", found=f"status {status}")
