@@ -1,13 +1,15 @@
-"""The workbench's times in a real browser: `SPARSERM_CACHE=... python benchmarks/workbench.py [--times 5] [--seconds
-60] [--only warm]`, on the newest reward model of that cache.
+"""The workbench's times in a real browser, on the newest reward model of a cache.
 
-1. Cold start: from `streamlit run` to the Overview's first figures (`text`) and to its first chart (`seen`). The server
-must not have loaded torch. 2. Warm: a page switch, the Response page on another pair, an edit of 200 tokens scored
-again. 3. Latents with 16,384 latents and Spaces with 10,000 points, of a reward model made up from the newest one. 4.
-Eight sessions, over Streamlit's own messages, that click through all pages for a minute.
+    SPARSERM_CACHE=... python benchmarks/workbench.py [--times 5] [--seconds 60] [--only warm]
 
-`server` is from the browser's question to the server's last word, `seen` from the click until the page stands; seconds,
-medians. The last line is one JSON object.
+1. Cold start: from `streamlit run` to the first figures (`text`) and the first chart (`seen`) of the Overview. The
+   server must not have loaded torch.
+2. Warm: a page switch, the Response page on another pair, an edit of 200 tokens scored again.
+3. Latents with 16,384 latents and Spaces with 10,000 points, of a reward model made up from the newest one.
+4. Eight sessions, over Streamlit's own messages, that click through all pages for a minute.
+
+`server` is from the browser's question to the server's last message, `seen` from the click until the page is drawn; in
+seconds, medians. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -99,27 +101,27 @@ NOTES = """(() => {
 
 
 def main() -> None:
-    asked = arguments()
+    options = arguments()
     if chromium() is None:
         raise SystemExit("no Chromium on this machine (apt-get install chromium)")
     root = cache_root().resolve()
     known = models.models(root)
     if not known:
         raise SystemExit(f"{root} holds no reward model; sparserm fit")
-    print(f"{known[0].title}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}, medians of {asked.times}", flush=True)
-    found: dict[str, Any] = {}
+    print(f"{known[0].title}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}, medians of {options.times}", flush=True)
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name, browser() as chrome:
         folder = Path(name)
         parts: dict[str, Callable[[], dict[str, Any]]] = {
-            "cold": lambda: told({"cold start": cold_start(root, folder, asked.times)}),
-            "warm": lambda: with_server(root, folder, lambda server: told(warm(chrome, server, known[0], asked.times))),
-            "many": lambda: with_server(large(known[0], folder), folder, lambda server: told(many(chrome, server, asked.times))),
-            "crowd": lambda: with_server(root, folder, lambda server: told(crowd(server, asked.seconds))),
+            "cold": lambda: printed({"cold start": cold_start(root, folder, options.times)}),
+            "warm": lambda: with_server(root, folder, lambda server: printed(warm(chrome, server, known[0], options.times))),
+            "many": lambda: with_server(large(known[0], folder), folder, lambda server: printed(many(chrome, server, options.times))),
+            "crowd": lambda: with_server(root, folder, lambda server: printed(crowd(server, options.seconds))),
         }
-        for part in asked.only or PARTS:
-            found |= parts[part]()
+        for part in options.only or PARTS:
+            results |= parts[part]()
         Live(known[0].path, root).stop()
-    print(json.dumps({"load": os.getloadavg()[0], "times": asked.times, **found}))
+    print(json.dumps({"load": os.getloadavg()[0], "times": options.times, **results}))
 
 
 def arguments() -> argparse.Namespace:
@@ -130,49 +132,49 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def told(found: dict[str, Any]) -> dict[str, Any]:
-    """Prints figures as soon as they are known."""
-    for name, said in found.items():
-        counts = "  ".join(f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}" for key, value in said.items())
-        figure, bound = said[JUDGED.get(name, "server")], BOUNDS[name]
+def printed(results: dict[str, Any]) -> dict[str, Any]:
+    """Prints figures as soon as they are measured."""
+    for name, result in results.items():
+        counts = "  ".join(f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}" for key, value in result.items())
+        figure, bound = result[JUDGED.get(name, "server")], BOUNDS[name]
         print(f"{name:20} {counts}   {'kept' if figure < bound else 'MISSED'}: {figure:.2f} < {bound}", flush=True)
-    return found
+    return results
 
 
 def median(times: list[Mapping[str, float]]) -> dict[str, float]:
-    return {name: statistics.median(one[name] for one in times) for name in times[0]}
+    return {name: statistics.median(row[name] for row in times) for name in times[0]}
 
 
 def with_server(cache: Path, folder: Path, measure: Callable[[Server], dict[str, Any]]) -> dict[str, Any]:
     server = Server(cache, folder / "server.log")
     server.start()
     try:
-        found = measure(server)
+        results = measure(server)
         heavy = server.libraries() & {"torch", "sklearn"}
         if heavy:
             raise SystemExit(f"the server has loaded {heavy}")
-        return found
+        return results
     finally:
         server.stop()
 
 
-def tab(chrome: Browser, server: Server) -> Tab:
+def new_tab(chrome: Browser, server: Server) -> Tab:
     context = chrome.new_context(viewport={"width": 1440, "height": 900})
     context.add_init_script(NOTES)
     return Tab(context, server)
 
 
-def timed(one: Tab, act: Callable[[], Any], *, title: str = "", chart: str = "") -> dict[str, float]:
-    """Seconds of what `act` clicks on."""
-    mark = one.page.evaluate("() => performance.now()")
+def timed(tab: Tab, act: Callable[[], Any], *, title: str = "", chart: str = "") -> dict[str, float]:
+    """Seconds until the page is drawn after `act`, which clicks on something."""
+    mark = tab.page.evaluate("() => performance.now()")
     act()
     try:
-        asked = "([mark, title, chart]) => window.__settled(mark, title, chart, 150)"
-        found = one.page.wait_for_function(asked, arg=[mark, title, chart], timeout=STUCK).json_value()
+        settled = "([mark, title, chart]) => window.__settled(mark, title, chart, 150)"
+        times = tab.page.wait_for_function(settled, arg=[mark, title, chart], timeout=STUCK).json_value()
     except TimeoutError:
-        raise SystemExit(f"{one.page.url} does not come to stand:\n{one.page.inner_text('body')[:2000]}") from None
-    one.no_exception()
-    return dict(found)
+        raise SystemExit(f"{tab.page.url} is never done:\n{tab.page.inner_text('body')[:2000]}") from None
+    tab.no_exception()
+    return dict(times)
 
 
 def cold_start(root: Path, folder: Path, n: int) -> dict[str, float]:
@@ -193,9 +195,10 @@ def cold(bare: Bare, root: Path, folder: Path) -> dict[str, float]:
 
 
 class Bare:
-    """A browser that is asked for nothing but whether an element is there. Playwright listens to every script, and
-    Chromium then parses the chart library four times more (V8.CollectSourcePositions, 0.6 s), which no visitor waits
-    for.
+    """A browser that only reports whether an element exists.
+
+    Playwright listens to every script, and Chromium then parses the chart library four times
+    (V8.CollectSourcePositions, 0.6 s), which no visitor waits for.
     """
 
     def __init__(self, socket: ClientConnection, port: int) -> None:
@@ -241,58 +244,58 @@ def unwatched(folder: Path) -> Iterator[Bare]:
             process.terminate()
 
 
-def link(one: Tab, title: str) -> Callable[[], None]:
-    return lambda: one.menu_link(title).click()
+def link(tab: Tab, title: str) -> Callable[[], None]:
+    return lambda: tab.menu_link(title).click()
 
 
 def warm(chrome: Browser, server: Server, model: FittedModel, n: int) -> dict[str, Any]:
-    one = tab(chrome, server).open()
+    tab = new_tab(chrome, server).open()
     for title in PAGES:
-        one.menu(title)
-    switches = [timed(one, link(one, title), title=title) for title in itertools.islice(itertools.cycle(PAGES), n)]
-    one.menu("Response")
-    button = one.page.get_by_role("button", name="Next", exact=True)
-    pairs = [timed(one, button.click, title="Response", chart=CHART) for _ in range(n)]
+        tab.menu(title)
+    switches = [timed(tab, link(tab, title), title=title) for title in itertools.islice(itertools.cycle(PAGES), n)]
+    tab.menu("Response")
+    button = tab.page.get_by_role("button", name="Next", exact=True)
+    pairs = [timed(tab, button.click, title="Response", chart=CHART) for _ in range(n)]
     Live(model.path, model.root).wait(120)
-    one.choose("Edit")
-    edits = [timed(one, partial(edit, one, number), title="Response", chart=CHART) for number in range(n + 1)]
-    one.says("New reward")
-    one.page.context.close()
-    # The first edit reads the original, too.
+    tab.choose("Edit")
+    edits = [timed(tab, partial(edit, tab, number), title="Response", chart=CHART) for number in range(n + 1)]
+    tab.says("New reward")
+    tab.page.context.close()
+    # The first edit also reads the original.
     return {"page switch": median(switches), "another pair": median(pairs), "edit and score": median(edits[1:])}
 
 
-def edit(one: Tab, number: int) -> None:
+def edit(tab: Tab, number: int) -> None:
     """Another word in the middle of the text, scored again."""
     words = ("this answer goes on about many things and says little of them " * 20).split()[:WORDS]
     words[WORDS // 2] = f"word{number}"
-    one.page.locator("textarea").filter(visible=True).first.fill(" ".join(words))
-    one.page.evaluate("() => { window.__times.sent.length = 0; }")
-    one.press("Score again")
+    tab.page.locator("textarea").filter(visible=True).first.fill(" ".join(words))
+    tab.page.evaluate("() => { window.__times.sent.length = 0; }")
+    tab.press("Score again")
 
 
 def many(chrome: Browser, server: Server, n: int) -> dict[str, Any]:
-    one = tab(chrome, server).open()
-    found: dict[str, Any] = {}
+    tab = new_tab(chrome, server).open()
+    results: dict[str, Any] = {}
     for name, title in (("latents 16384", "Latents"), ("spaces 10000", "Spaces")):
-        one.menu(title)
+        tab.menu(title)
         times = []
         for _ in range(n):
-            one.menu("Overview")
-            times.append(timed(one, link(one, title), title=title, chart=CHART))
-        found[name] = median(times)
-    one.page.context.close()
-    return found
+            tab.menu("Overview")
+            times.append(timed(tab, link(tab, title), title=title, chart=CHART))
+        results[name] = median(times)
+    tab.page.context.close()
+    return results
 
 
 def crowd(server: Server, seconds: float) -> dict[str, Any]:
-    """Eight sessions that click through the menu. Not in browsers: eight of them would take the processors that the
-    server is measured on.
+    """Eight sessions that click through the menu. Eight browsers would take the processors on which the server is
+    measured.
     """
     with ThreadPoolExecutor(SESSIONS) as pool:
         sessions = list(pool.map(lambda seed: clicks(server, seconds, seed), range(SESSIONS)))
-    times = sorted(took for found in sessions for took, _ in found)
-    errors = [error for found in sessions for _, errors in found for error in errors]
+    times = sorted(took for visits in sessions for took, _ in visits)
+    errors = [error for visits in sessions for _, errors in visits for error in errors]
     if errors:
         print(f"{len(errors)} errors among {len(times)} clicks:", *sorted(set(errors))[:5], sep="\n", flush=True)
     p95 = times[math.ceil(0.95 * len(times)) - 1] if times else float("nan")
@@ -300,27 +303,28 @@ def crowd(server: Server, seconds: float) -> dict[str, Any]:
 
 
 def clicks(server: Server, seconds: float, seed: int) -> list[tuple[float, list[str]]]:
-    rng, end, found = random.Random(seed), time.perf_counter() + seconds, []
+    """A session that clicks through the menu for some seconds. Returns the seconds and the exceptions of each click."""
+    rng, end, visits = random.Random(seed), time.perf_counter() + seconds, []
     names = [spec.name for spec in pages()]
     with connect(f"ws://localhost:{server.port}/_stcore/stream", subprotocols=[Subprotocol("streamlit")], max_size=None) as socket:
         while time.perf_counter() < end:
-            found.append(visit(socket, rng.choice(names)))
+            visits.append(visit(socket, rng.choice(names)))
             time.sleep(rng.uniform(0.2, 0.8))
-    return found
+    return visits
 
 
 def visit(socket: ClientConnection, name: str) -> tuple[float, list[str]]:
     """The server's seconds for a page, and the exceptions it shows."""
-    asked = BackMsg()
-    asked.rerun_script.page_name = "" if name == pages()[0].name else name
+    question = BackMsg()
+    question.rerun_script.page_name = "" if name == pages()[0].name else name
     started, begun, errors = time.perf_counter(), False, []
-    socket.send(asked.SerializeToString())
+    socket.send(question.SerializeToString())
     while True:
-        said = ForwardMsg.FromString(socket.recv(timeout=STUCK / 1000))
-        kind = said.WhichOneof("type")
-        if kind == "delta" and said.delta.new_element.WhichOneof("type") == "exception":
-            found = said.delta.new_element.exception
-            errors.append("\n".join([f"{name}: {found.type}: {found.message}", *found.stack_trace]))
+        message = ForwardMsg.FromString(socket.recv(timeout=STUCK / 1000))
+        kind = message.WhichOneof("type")
+        if kind == "delta" and message.delta.new_element.WhichOneof("type") == "exception":
+            error = message.delta.new_element.exception
+            errors.append("\n".join([f"{name}: {error.type}: {error.message}", *error.stack_trace]))
         begun |= kind == "new_session"
         if kind == "script_finished" and begun:  # a fragment that runs by itself ends before
             return time.perf_counter() - started, errors
@@ -330,9 +334,7 @@ def visit(socket: ClientConnection, name: str) -> tuple[float, list[str]]:
 
 
 def large(model: FittedModel, folder: Path) -> Path:
-    """A cache with a reward model with frequencies of 16,384 latents, 5,000 pairs and pictures of 10,000 points, drawn
-    around those of a real one.
-    """
+    """A cache with a made-up reward model: frequencies of 16,384 latents, 5,000 pairs and pictures of 10,000 points."""
     root = folder / "cache"
     store, rng, config = Store(root), np.random.default_rng(0), model.config
     about = {
