@@ -21,9 +21,10 @@ from core.align.filtering import judge_folder
 from core.cli.main import main
 from core.config import DoctorRunConfig
 from core.errors import SparseRMError, StoreError
-from core.explain.kept import Kept
+from core.explain.from_folder import explain_pair, switchboard_of
 from core.jobs.doctor import DOCTOR
 from core.reward.fit_responses import FitResponses
+from core.reward.folder import ModelFolder
 from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
 from core.runs.store import Artefact, Store
@@ -128,9 +129,9 @@ def loaded(model: SparseRM) -> str:
 
 def kept(folder: Path) -> str:
     """What the Response page shows of a pair, without an engine."""
-    model = Kept(folder)
-    worst, latents = int(model.held_out("misranked")[0]), [int(row["latent_id"]) for row in model.parts.selection]
-    return content_of([model.margins, model.explain(worst).to_json(), model.switch_off(latents[:1])])
+    model = ModelFolder(folder)
+    worst, latents = int(model.ranked("misranked")[0]), [int(row["latent_id"]) for row in model.parts.selection]
+    return content_of([model.margins, explain_pair(model, worst).to_json(), switchboard_of(model).off(latents[:1]), switchboard_of(model).off(())])
 
 
 def pages(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from pages_helpers import HOSTILE, FakeLive, add_model, hostile_pairs, open_page
 from streamlit.testing.v1 import AppTest
 
 from core.explain.edits import edit_name
-from core.explain.kept import Kept
+from core.explain.from_folder import builder_of, explain_pair, switchboard_of
+from core.explain.switch import SwitchedOff
 from core.explain.token_values import TokenView
 from core.explain.waterfall import change_steps, waterfall_steps
 from core.explain.word_rows import span_of, word_rows
 from workbench.compare import values as compare
 from workbench.frame import state
-from workbench.frame.models import find
+from workbench.frame.models import FittedModel, find
 from workbench.response import edit_chain, readings
 from workbench.response import values as response
 from workbench.response import why as response_view
@@ -45,10 +46,16 @@ def model(cache: Path, live: FakeLive) -> str:
     return add_model(cache)
 
 
-def kept_at(cache: Path, model: str) -> Kept:
+def kept_at(cache: Path, model: str) -> FittedModel:
     found = find(model, cache)
     assert found is not None
-    return response.kept(found)
+    return found
+
+
+def switched_off(of: FittedModel, latents: Sequence[int], number: int, side: str) -> tuple[SwitchedOff, SwitchedOff]:
+    """With these latents at their training means, and with none, for a side of a pair of the fit."""
+    v = of.responses.projections[getattr(of.responses, f"{side}_rows")[number]].astype(np.float64)
+    return switchboard_of(of).off(latents, v), switchboard_of(of).off((), v)
 
 
 def no_error(at: AppTest) -> AppTest:
@@ -101,33 +108,33 @@ def test_compare_needs_two_models(model: str) -> None:
 
 def test_the_worst_pair_is_first_and_explained_without_the_model(cache: Path, model: str, live: FakeLive) -> None:
     of = kept_at(cache, model)
-    worst = int(of.held_out("worst")[0])
-    pair = of.explain(worst)
+    worst = int(of.ranked("worst")[0])
+    pair = explain_pair(of, worst)
     at = no_error(open_page("response"))
     assert pair.why.text in words(at)
     assert all(said in words(at) for said in pair.why.weaknesses)
     assert {of.pair(worst).chosen, of.pair(worst).rejected} <= set(words(at).split("\n"))
     shown = metrics(at)
     assert shown["Margin"] == f"{of.margins[worst]:+.2f}"
-    assert shown["Chosen reward"] == f"{of.rewards[worst, 0]:.2f}"
+    assert shown["Chosen reward"] == f"{of.pair_rewards[worst, 0]:.2f}"
     assert shown["P(chosen wins)"] == f"{1 / (1 + np.exp(-1.25 * of.margins[worst])):.2f}"
     assert live.started == 0  # nothing has been loaded to say so
 
 
 def test_orders_and_search_are_the_engines(cache: Path, model: str) -> None:
     of = kept_at(cache, model)
-    assert response.listed(of) == of.held_out("worst").tolist()
-    assert response.listed(of, order="misranked") == of.held_out("misranked").tolist()
+    assert response.listed(of) == of.ranked("worst").tolist()
+    assert response.listed(of, order="misranked") == of.ranked("misranked").tolist()
     assert response.listed(of, order="listed", held_out=False) == list(range(12))
     assert response.listed(of, order="listed", held_out=False, search="QUESTION 4") == [8, 9]
     assert response.listed(of, order="listed", held_out=False, only=frozenset({"p2", "p4"})) == [1, 2]
     at = no_error(open_page("response", response_order="misranked"))
-    assert of.explain(int(of.held_out("misranked")[0])).why.text in words(at)
+    assert explain_pair(of, int(of.ranked("misranked")[0])).why.text in words(at)
 
 
 def test_next_pair_goes_on_and_the_edit_stays_behind(cache: Path, model: str) -> None:
     of = kept_at(cache, model)
-    order = [of.pair(int(number)).pair_id for number in of.held_out("worst")]
+    order = [of.pair(int(number)).pair_id for number in of.ranked("worst")]
     at = open_page("response", response_off="10")
     next(button for button in at.button if button.key == "response Next pair").click().run()
     assert no_error(at).query_params["pair"] == order[1]
@@ -139,7 +146,7 @@ def test_next_pair_goes_on_and_the_edit_stays_behind(cache: Path, model: str) ->
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
 def test_a_side_shows_its_two_parts(cache: Path, model: str, side: str) -> None:
     of = kept_at(cache, model)
-    one = getattr(of.explain(int(of.held_out("worst")[0])), side)
+    one = getattr(explain_pair(of, int(of.ranked("worst")[0])), side)
     at = no_error(open_page("response", response_view=side))
     shown = metrics(at)
     assert shown["Reward"] == f"{one.reward:.2f}"
@@ -150,15 +157,15 @@ def test_a_side_shows_its_two_parts(cache: Path, model: str, side: str) -> None:
 
 def test_bars_sum_to_margin_and_to_reward_with_their_deviation(cache: Path, model: str) -> None:
     of = kept_at(cache, model)
-    pair = of.explain(0)
+    pair = explain_pair(of, 0)
     for steps in (waterfall_steps(pair, {}), waterfall_steps(pair.chosen, {})):
         start, *parts, end = steps
         assert start.value + sum(step.value for step in parts) == pytest.approx(end.value, abs=1e-9)
     one = pair.chosen
     assert one.n_known == 4
     prompt = waterfall_steps(one, {})[1]
-    v = of.known.projections[of.known.rows_of_prompt(one.prompt)].astype(float)  # type: ignore[union-attr]
-    whole = [[head.reward(v), head.reward(of.builder.mean[None])] for head in of.parts.heads]
+    v = of.responses.projections[of.responses.rows_of_prompt(one.prompt)].astype(float)  # type: ignore[union-attr]
+    whole = [[head.reward(v), head.reward(builder_of(of).mean[None])] for head in of.parts.heads]
     by_head = [float((ends - start).mean()) for ends, start in whole]  # contributions sum to the difference, in each head
     assert prompt.label.startswith("Prompt part")
     assert prompt.deviation == pytest.approx(np.std(by_head, ddof=1))
@@ -166,7 +173,7 @@ def test_bars_sum_to_margin_and_to_reward_with_their_deviation(cache: Path, mode
 
 def test_collinear_latents_are_one_bar_and_the_rest_is_folded(cache: Path, model: str) -> None:
     of = kept_at(cache, model)
-    margin, groups = of.explain(0).margin, of.builder.figures.groups
+    margin, groups = explain_pair(of, 0).margin, builder_of(of).figures.groups
     assert sorted(map(len, groups)) != [1] * 5  # the fixture has collinear latents
     totals = sorted(((margin.contribution[list(group)].sum(), list(group)) for group in groups), key=lambda one: -abs(one[0]))
     found = change_steps(margin, groups, {}, most=2)
@@ -182,9 +189,9 @@ def test_collinear_latents_are_one_bar_and_the_rest_is_folded(cache: Path, model
 
 def test_the_chosen_latent_shows_its_evidence(cache: Path, model: str) -> None:
     of = kept_at(cache, model)
-    worst = of.explain(int(of.held_out("worst")[0]))
+    worst = explain_pair(of, int(of.ranked("worst")[0]))
     at = no_error(open_page("response", latent="12"))
-    i = of.builder.latent_ids.tolist().index(12)
+    i = builder_of(of).latent_ids.tolist().index(12)
     assert f"{worst.chosen.attribution.contribution[i]:+.3f} ± {worst.chosen.attribution.deviation[i]:.3f}" in words(at)
     assert "does not read" in words(open_page("response", latent="999"))
     assert "does not read" in words(no_error(open_page("response", latent="1e9; drop")))
@@ -192,17 +199,17 @@ def test_the_chosen_latent_shows_its_evidence(cache: Path, model: str) -> None:
 
 def test_switching_off_moves_what_the_engine_says(cache: Path, model: str, live: FakeLive) -> None:
     of = kept_at(cache, model)
-    worst = int(of.held_out("worst")[0])
-    pair = of.explain(worst)
+    worst = int(of.ranked("worst")[0])
+    pair = explain_pair(of, worst)
     side = "chosen" if pair.chosen.reward < pair.rejected.reward else "rejected"
-    off, on = of.switch_off([10, 13], worst, side)
+    off, on = switched_off(of, [10, 13], worst, side)
     at = no_error(open_page("response", response_tab="off", response_off="10,13,999"))
     shown = {metric.label: metric for metric in at.metric}
     assert shown["Reward"].value == f"{off.reward:.3f}"
     assert shown["Reward"].delta == f"{off.reward - on.reward:+.3f}"  # type: ignore[operator]
     # Of its six prompts the fifth and sixth are test ones, with two pairs each; the folder made by hand does not say its seed.
     assert "shipped head, 4 test pairs" in words(at) and shown["Accuracy, shipped head (%)"].value == f"{100 * off.accuracy.accuracy:.1f}"
-    assert f"{off.length.low:.2f} to {off.length.high:.2f}), n = {len(of.known.held_out):,} responses" in words(at)
+    assert f"{off.length.low:.2f} to {off.length.high:.2f}), n = {len(of.responses.held_out):,} responses" in words(at)
     assert sorted(at.multiselect[0].value) == ["10", "13"]
     at.multiselect[0].set_value(["11"]).run()
     assert no_error(at).query_params["response_off"] == "11"
@@ -284,7 +291,7 @@ def test_words_are_shaded_by_the_gradient_when_asked(model: str, live: FakeLive,
 
 def test_the_latents_that_the_sentence_names_are_one_click_away(cache: Path, model: str) -> None:
     of = kept_at(cache, model)
-    named = of.explain(int(of.held_out("worst")[0])).why.named
+    named = explain_pair(of, int(of.ranked("worst")[0])).why.named
     assert named
     at = no_error(open_page("response"))
     next(button for button in at.button if button.key == f"response named {named[0].latent_id}").click().run()
@@ -321,7 +328,7 @@ def test_pasting_ones_own_begins_with_what_is_looked_at(model: str, live: FakeLi
 def test_an_edit_is_scored_beside_its_parent_and_can_be_linked(cache: Path, model: str, live: FakeLive) -> None:
     live.name = "ready"
     of = kept_at(cache, model)
-    pair = of.explain(int(of.held_out("worst")[0]))
+    pair = explain_pair(of, int(of.ranked("worst")[0]))
     lower = pair.chosen if pair.chosen.reward < pair.rejected.reward else pair.rejected
     at = open_page("response", response_tab="edit")
     at.text_area[0].set_value("A better answer.")
@@ -431,8 +438,8 @@ def test_two_models_are_compared_on_what_both_hold_out(cache: Path, model: str) 
     first, second = find(model, cache), find(other, cache)
     assert first is not None and second is not None
     found = compare.compare(first, second)
-    a, b = response.kept(first), response.kept(second)
-    numbers = a.held_out()
+    a, b = first, second
+    numbers = a.ranked()
     assert found.numbers.tolist() == numbers.tolist()
     assert np.array_equal(found.margins, np.stack([a.margins[numbers], b.margins[numbers]]))
     right = found.margins > 0
@@ -450,8 +457,8 @@ def test_two_models_are_compared_on_what_both_hold_out(cache: Path, model: str) 
     assert heads == [f"Accuracy on {len(numbers)} test pairs", "First", "Second", "Second less first"]
     by_head = []  # accuracy of each head, from its own rewards
     for of in (a, b):
-        rewards = [head.reward(of.known.projections) for head in of.parts.heads]
-        of_head = [float((one[of.known.chosen_rows] > one[of.known.rejected_rows])[numbers].mean()) for one in rewards]
+        rewards = [head.reward(of.responses.projections) for head in of.parts.heads]
+        of_head = [float((one[of.responses.chosen_rows] > one[of.responses.rejected_rows])[numbers].mean()) for one in rewards]
         by_head.append(of_head)
     assert [cell.partition(" (")[0] for cell in means[1:3]] == [f"**{100 * np.mean(of_head):.1f} %**" for of_head in by_head]
     assert [cell.partition(" (")[0] for cell in shipped[1:]] == [

@@ -518,6 +518,6 @@ def test_the_command_serves_until_it_is_told_to_stop(folder: Path, tmp_path: Pat
 
 def test_the_client_loads_no_engine() -> None:
     heavy = "{'torch', 'transformers', 'sae_lens', 'trl', 'peft', 'sklearn', 'streamlit'}"
-    code = f"import sys, workbench.frame.model_client, core.explain.kept\nprint(sorted(set(sys.modules) & {heavy}))"
+    code = f"import sys, workbench.frame.model_client, core.explain.from_folder\nprint(sorted(set(sys.modules) & {heavy}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"

@@ -20,8 +20,9 @@ from core.backbone.model import Backbone, load_backbone
 from core.backbone.presets import preset
 from core.backbone.thinking import without_empty_block
 from core.errors import ConfigError, StoreError, error_from_dict, error_to_dict
-from core.explain.kept import Kept
+from core.explain.from_folder import explain_pair, switchboard_of
 from core.fit.pipeline import fit
+from core.reward.folder import ModelFolder
 from core.reward.model import SparseRM
 from core.runs.store import Store
 from core.serving.answers import Answers
@@ -284,37 +285,38 @@ def folder() -> Path:
 
 
 def test_a_kept_pair_is_explained_as_the_model_explains_it(folder: Path) -> None:
-    kept, model = Kept(folder), SparseRM.load(folder)
-    for number in (0, int(kept.held_out()[0])):
-        assert kept.explain(number).to_json() == model.explainer.explain_known(number).to_json()
-    assert kept.number_of(kept.pair(3).pair_id) == 3 and kept.number_of("nobody") is None
+    kept, model = ModelFolder(folder), SparseRM.load(folder)
+    for number in (0, int(kept.ranked()[0])):
+        assert explain_pair(kept, number).to_json() == model.explainer.explain_known(number).to_json()
+    assert kept.pair_number(kept.pair(3).pair_id) == 3 and kept.pair_number("nobody") is None
     with pytest.raises(ConfigError, match="no such known pair"):
-        kept.explain(len(kept.margins))
+        explain_pair(kept, len(kept.margins))
 
 
 def test_held_out_pairs_are_ranked(folder: Path) -> None:
-    kept, model = Kept(folder), SparseRM.load(folder)
-    pairs = [kept.pair(int(number)) for number in kept.held_out()]
+    kept, model = ModelFolder(folder), SparseRM.load(folder)
+    pairs = [kept.pair(int(number)) for number in kept.ranked()]
     chosen, rejected = model.score_pairs(pairs)
-    assert set(kept.held_out("worst")) == set(kept.held_out("misranked")) == set(kept.held_out())
-    np.testing.assert_allclose(kept.margins[kept.held_out("misranked")], np.sort(chosen - rejected), atol=1e-4)
-    np.testing.assert_allclose(kept.rewards[kept.held_out("worst")].min(axis=1), np.sort(np.minimum(chosen, rejected)), atol=1e-4)
+    assert set(kept.ranked("worst")) == set(kept.ranked("misranked")) == set(kept.ranked())
+    np.testing.assert_allclose(kept.margins[kept.ranked("misranked")], np.sort(chosen - rejected), atol=1e-4)
+    np.testing.assert_allclose(kept.pair_rewards[kept.ranked("worst")].min(axis=1), np.sort(np.minimum(chosen, rejected)), atol=1e-4)
     with pytest.raises(ConfigError, match="worst, misranked"):
-        kept.held_out("best")
+        kept.ranked("best")
 
 
 def test_latents_are_switched_off_without_a_model(folder: Path) -> None:
     from core.explain.switch import Switchboard
 
-    kept, model = Kept(folder), SparseRM.load(folder)
+    kept, model = ModelFolder(folder), SparseRM.load(folder)
     assert kept.parts.latent_ids is not None
-    latents, number = kept.parts.latent_ids[:3].tolist(), int(kept.held_out("worst")[0])
-    off, plain = kept.switch_off(latents, number, "rejected")
+    latents, number = kept.parts.latent_ids[:3].tolist(), int(kept.ranked("worst")[0])
+    kept_v = kept.responses.projections[kept.responses.rejected_rows[number]].astype(np.float64)
+    off, plain = switchboard_of(kept).off(latents, kept_v), switchboard_of(kept).off((), kept_v)
     v = model.explainer.explain_known(number).rejected.attribution.projection
     board = Switchboard(model.parts, model.known)
     assert (off.to_json(), plain.to_json()) == (board.off(latents, v).to_json(), board.off((), v).to_json())
-    assert plain.reward == pytest.approx(kept.rewards[number, 1], abs=1e-6)
-    assert kept.switch_off(latents)[0].reward is None
+    assert plain.reward == pytest.approx(kept.pair_rewards[number, 1], abs=1e-6)
+    assert switchboard_of(kept).off(latents).reward is None
 
 
 def test_an_engine_has_one_thread(folder: Path) -> None:

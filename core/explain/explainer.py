@@ -22,12 +22,12 @@ from jaxtyping import Float
 from core.explain.edits import Edit
 from core.explain.explanation import Explanation, PairExplanation
 from core.explain.explanation_builder import ExplanationBuilder
-from core.explain.kept import read_faithfulness
 from core.explain.response_reader import ResponseReader
 from core.latents.label_book import book_of_sae
 from core.latents.labels import Labels
 from core.reward.dialogues import Dialogue, Item
 from core.reward.fit_responses import FitResponses
+from core.reward.folder import ModelFolder
 from core.reward.model import SparseRM
 from core.types import PreferencePair
 
@@ -38,7 +38,8 @@ class Explainer(ResponseReader):
     def __init__(self, model: SparseRM, *, labels: Labels | None = None) -> None:
         super().__init__(model)
         self._labels, self._book = labels, book_of_sae(model.parts.sae)
-        self.builder = ExplanationBuilder(model.parts, model.known, read_faithfulness(model.folder))
+        faithfulness = None if model.folder is None else ModelFolder(model.folder).faithfulness
+        self.builder = ExplanationBuilder(model.parts, model.known, faithfulness)
 
     @property
     def labels(self) -> Labels:

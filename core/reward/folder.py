@@ -158,7 +158,7 @@ class ModelFolder:
         """config.json (core.reward.model documents it), read after every recorded file of the folder was found whole."""
         return read_config(self.path)
 
-    @property
+    @cached_property
     def content(self) -> FolderContent:
         """The shared values of the folder as it is recorded; functions of higher rooms keep what they make of it by this object."""
         return _content(self.path.absolute(), record_of(self.path, self.config), int(self.config["k"]))
@@ -273,15 +273,16 @@ class ModelFolder:
         _ = self.responses
         return self.content
 
-    def held_out(self, by: str = "") -> Int[np.ndarray, " m"]:
-        """Numbers of the held-out pairs in the order of the file, or `worst` (lowest reward) or `misranked` (lowest margin) first.
+    def ranked(self, by: str = "", *, held_out: bool = True) -> Int[np.ndarray, " m"]:
+        """Numbers of the held-out pairs (or of all) in the order of the file, or `worst` (lowest reward) or `misranked` (lowest
+        margin) first.
 
         Raises ConfigError for another order.
         """
-        numbers = self.responses.held_out_pairs
+        numbers = self.responses.held_out_pairs if held_out else np.arange(len(self.responses.split))
         keys = {"": np.arange(len(numbers)), "worst": self.pair_rewards[numbers].min(axis=1), "misranked": self.margins[numbers]}
         if by not in keys:
-            raise ConfigError("held-out pairs can't be ordered so", expected=", ".join(filter(None, keys)), found=by)
+            raise ConfigError("pairs can't be ordered so", expected=", ".join(filter(None, keys)), found=by)
         return numbers[np.argsort(keys[by], kind="stable")]
 
     # --- what the fit left in the cache ---

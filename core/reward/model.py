@@ -76,7 +76,8 @@ from core.errors import DataError, MismatchError, StoreError
 from core.reward.card import model_card
 from core.reward.dialogues import Dialogue, Item, items_of, key_of
 from core.reward.extraction import read_items, response_states
-from core.reward.fit_responses import FitResponses, read_responses
+from core.reward.fit_responses import FitResponses
+from core.reward.folder import ModelFolder
 from core.reward.pair_counts import shortened_items
 from core.reward.parts import RewardParts
 from core.reward.parts_files import read_parts, save_parts, write_parts
@@ -219,8 +220,7 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         """The responses it was fitted and measured on, as they lie in its folder; None without. Raises StoreError where they are damaged."""
         if self.folder is None:
             return None
-        read_config(self.folder)  # it may be long since the model was loaded
-        return read_responses(self.folder, self.parts.k)
+        return ModelFolder(self.folder).find_responses()  # checked again: it may be long since the model was loaded
 
     @cached_property
     def explainer(self) -> Explainer:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from core.explain.cues import Correlation, correlations
-from core.explain.kept import Kept
 from core.reward.evaluation import Difference, accuracy_difference, accuracy_of
 from core.types import Accuracy
 from workbench.frame.models import FittedModel
-from workbench.response.values import kept_of, one_line
+from workbench.response.values import one_line
 
 KINDS = {"any": "Largest disagreement", "second": "Only the second is right", "first": "Only the first is right"}
 FEWEST = 3  # pairs that a correlation needs
@@ -30,8 +28,8 @@ class Comparison:
     `split` says what the pairs are: `test` or `validation` where they are held out and so in both, `held-out` where that differs, else `shared`.
     """
 
-    first: Kept
-    second: Kept
+    first: FittedModel
+    second: FittedModel
     numbers: Int[np.ndarray, " n"]
     margins: Float[np.ndarray, "2 n"]
     probability: Float[np.ndarray, "2 n"]
@@ -118,18 +116,22 @@ class Comparison:
         saes = [(of.parts.sae or {}).get("sha256") for of in (self.first, self.second)]
         if saes[0] is None or saes[0] != saes[1]:
             return None
-        first, second = (set(of.builder.latent_ids.tolist()) for of in (self.first, self.second))
+        first, second = (set(of.latents) for of in (self.first, self.second))
         return len(first & second), len(first), len(second)
 
 
 def compare(first: FittedModel, second: FittedModel, *, held_out: bool = True) -> Comparison:
-    """The pairs with the same prompt and responses; with `held_out` those on which neither model made a choice. Raises as `Kept`."""
-    return _compare(first.path, second.path, first.root, held_out)
+    """The pairs with the same prompt and responses; with `held_out` those on which neither model made a choice.
+
+    Raises StoreError where a folder is damaged.
+    """
+    _ = first.config, second.config  # the folders are checked again, whatever is kept in memory
+    return _compare(first, second, held_out)
 
 
 @lru_cache(maxsize=4)
-def _compare(first: Path, second: Path, root: Path, held_out: bool) -> Comparison:
-    both = kept_of(first, root), kept_of(second, root)
+def _compare(first: FittedModel, second: FittedModel, held_out: bool) -> Comparison:
+    both = first, second
     places = [_places(of, held_out) for of in both]
     shared = [key for key in places[0] if key in places[1]]
     numbers = [np.array([place[key] for key in shared], dtype=np.int64) for place in places]
@@ -150,15 +152,15 @@ def _compare(first: Path, second: Path, root: Path, held_out: bool) -> Compariso
     )
 
 
-def _split(both: tuple[Kept, Kept]) -> str:
+def _split(both: tuple[FittedModel, FittedModel]) -> str:
     """The split that held-out pairs are of in both folders; `held-out` where the two differ."""
-    splits = {of.known.held_out_split for of in both if of.known is not None}
+    splits = {responses.held_out_split for of in both if (responses := of.find_responses()) is not None}
     return splits.pop() if len(splits) == 1 else "held-out"
 
 
-def _places(of: Kept, held_out: bool) -> dict[tuple[int, int, int], int]:
+def _places(of: FittedModel, held_out: bool) -> dict[tuple[int, int, int], int]:
     """The number of each pair by what its texts are: prompt, chosen, rejected."""
-    known = of.known
+    known = of.find_responses()
     if known is None or known.pairs is None:
         return {}
     numbers = known.held_out_pairs if held_out else np.arange(len(known.pairs))

@@ -11,7 +11,7 @@ of `sparserm explain --json`. Every call starts the process if need be, waits fo
 meanwhile. All raise core.errors.SparseRMError: DataError for a text that can't be read, ConfigError for a latent or span that is not there,
 BackboneError where the process can't be had. Safe in threads.
 
-What needs no language model does not need the process: a pair that is kept beside the model is explained here (`core.explain.kept.Kept`), at once.
+What needs no language model does not need the process: a pair that is kept beside the model is explained here (`core.explain.from_folder`), at once.
 """
 
 from __future__ import annotations

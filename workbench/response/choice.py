@@ -9,7 +9,7 @@ from workbench.frame import layout, state
 from workbench.frame.model_client import live_model
 from workbench.frame.models import OWN, FittedModel
 from workbench.response.response_view import LONGEST_TEXT
-from workbench.response.values import ORDERS, Subject, kept, kept_subject, listed, pair_rows, subject_of
+from workbench.response.values import ORDERS, Subject, kept_subject, listed, pair_rows, subject_of
 
 MOST_LISTED = 200
 segments = state.segments
@@ -17,10 +17,9 @@ segments = state.segments
 
 def choose_subject(model: FittedModel) -> Subject | None:
     """Draws the choice and returns what is looked at; None where there is nothing yet, and the page says what to do."""
-    of = kept(model)
     only = state.chosen_pairs()
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="response choice"):
-        has_pairs = of.known is not None and of.known.pairs is not None
+        has_pairs = model.has_texts
         numbers = _lists(model, None if only is None else only.pair_ids) if has_pairs else []
         if st.button("Paste your own", icon=":material/edit_note:", key="response own"):
             _own_texts(model)
@@ -32,7 +31,7 @@ def choose_subject(model: FittedModel) -> Subject | None:
             st.button("Show the first of the list", type="primary", on_click=state.clear, args=("pair",))
         return found
     if numbers:
-        state.shows(pair=of.pair(numbers[0]).pair_id)
+        state.shows(pair=model.pair(numbers[0]).pair_id)
         return kept_subject(model, numbers[0])
     if not has_pairs:
         layout.empty("This reward model keeps no pairs.", "Paste a prompt and one or two answers of your own: it needs no data set.")
@@ -49,9 +48,8 @@ def _lists(model: FittedModel, only: frozenset[str] | None) -> list[int]:
         scope = state.pick("Among", ["heldout", "all"], "response_among", show=lambda name: {"heldout": "held-out pairs", "all": "all pairs"}[name])
     with st.container(width=220):
         search = _search()
-    of = kept(model)
-    numbers = listed(of, order=order, held_out=scope == "heldout", search=search, only=only)
-    ids = [of.pair(number).pair_id for number in numbers]
+    numbers = listed(model, order=order, held_out=scope == "heldout", search=search, only=only)
+    ids = [model.pair(number).pair_id for number in numbers]
     chosen = state.get("pair") or (ids[0] if ids else "")
     at = ids.index(chosen) if chosen in ids else -1
     with st.container(horizontal=True, wrap=False, width="content", gap="xsmall"):
@@ -74,7 +72,7 @@ def _step(word: str, label: str, icon: str, ids: list[str], to: int) -> None:
 
 
 def _table(model: FittedModel, numbers: list[int], total: int, said: str) -> None:
-    rows = pair_rows(kept(model), numbers)
+    rows = pair_rows(model, numbers)
     key = f"response list {model.id} {sha256_of(said)[:8]}"
 
     def opened() -> None:

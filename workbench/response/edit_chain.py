@@ -8,12 +8,14 @@ from typing import Any
 from core.errors import MissingError
 from core.explain.edits import Edit, edit_name
 from core.explain.explanation import Explanation
+from core.explain.from_folder import builder_of
 from core.explain.waterfall import Bar, change_steps
+from core.latents.label_book import labels_of
 from core.reward.dialogues import Item
 from workbench.frame.model_client import live_model
 from workbench.frame.models import FittedModel
 from workbench.response.readings import features_of, hashable
-from workbench.response.values import Subject, kept
+from workbench.response.values import Subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ def edited_side(model: FittedModel, subject: Subject, edit_id: str) -> str:
 
 def edit_steps(model: FittedModel, edit_id: str) -> list[EditStep]:
     """The chain explained, root first; the process must be ready. Raises SparseRMError."""
-    builder, labels = kept(model).builder, kept(model).labels
+    builder, labels = builder_of(model), labels_of(model)
     steps: list[EditStep] = []
     for text in _kept_chain(model, edit_id):
         parent = steps[-1].edit if steps else None
@@ -68,8 +70,8 @@ def edit_steps(model: FittedModel, edit_id: str) -> list[EditStep]:
 
 def change_bars(model: FittedModel, before: Explanation, after: Explanation) -> list[Bar]:
     """What each latent did to the reward between two texts: the bars sum to the change."""
-    builder = kept(model).builder
-    return change_steps(builder.path(before.attribution, after.attribution), builder.figures.groups, kept(model).labels)
+    builder = builder_of(model)
+    return change_steps(builder.path(before.attribution, after.attribution), builder.figures.groups, labels_of(model))
 
 
 def _kept_chain(model: FittedModel, edit_id: str) -> list[dict[str, Any]]:

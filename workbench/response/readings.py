@@ -12,11 +12,13 @@ import numpy as np
 from jaxtyping import Float
 
 from core.explain.features import ResponseFeatures
+from core.explain.from_folder import builder_of, explain_pair
 from core.explain.token_values import Deletion, Span, TokenView
+from core.latents.label_book import labels_of
 from core.reward.dialogues import Item
 from workbench.frame.model_client import live_model
 from workbench.frame.models import FittedModel
-from workbench.response.values import ExplainedSubject, Subject, explained_pair, kept
+from workbench.response.values import ExplainedSubject, Subject, explained_pair
 
 READINGS = 32  # texts that stay in memory
 HashableItem = tuple[tuple[tuple[str, str], ...], str]
@@ -29,7 +31,7 @@ def features_of(model: FittedModel, item: Item, parent: Item | None = None) -> R
 
 def tokens_of(model: FittedModel, item: Item) -> TokenView:
     """Tokens, activations and running reward of any text."""
-    return TokenView.from_json(_tokens(str(model.path), model.root, hashable(item)), kept(model).builder.latent_ids)
+    return TokenView.from_json(_tokens(str(model.path), model.root, hashable(item)), builder_of(model).latent_ids)
 
 
 def deletions_of(model: FittedModel, item: Item, spans: tuple[Span, ...] = ()) -> list[Deletion]:
@@ -45,8 +47,8 @@ def gradient_of(model: FittedModel, item: Item) -> Float[np.ndarray, " t"]:
 def explain(model: FittedModel, subject: Subject) -> ExplainedSubject:
     """Explains it: a pair of the fit at once from the folder, other texts from what the process reads, which must be ready."""
     if subject.number is not None:
-        return explained_pair(subject, kept(model).explain(subject.number))
-    builder, labels = kept(model).builder, kept(model).labels
+        return explained_pair(subject, explain_pair(model, subject.number))
+    builder, labels = builder_of(model), labels_of(model)
     features = {side: features_of(model, subject.item(side)) for side in subject.texts}
     if "response" in features:
         return ExplainedSubject(subject=subject, sides={"response": builder.response(features["response"], labels)}, pair=None)

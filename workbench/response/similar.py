@@ -13,7 +13,7 @@ from workbench.frame import state
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.response.charts import reward_place
 from workbench.response.response_view import ResponseView
-from workbench.response.values import kept, one_line
+from workbench.response.values import one_line
 
 SIDE_NAMES = {"response": "this response"}
 
@@ -22,7 +22,7 @@ def draw(view: ResponseView) -> None:
     """Where it stands among held-out responses, and the training responses most like it."""
     explanation = view.response
     rewards = {SIDE_NAMES.get(side, side): of_side.reward for side, of_side in view.columns.items()}
-    chart = reward_place(kept(view.model).parts.reward_quantiles.tolist(), rewards, explanation.figures.n_held_out)
+    chart = reward_place(view.model.parts.reward_quantiles.tolist(), rewards, explanation.figures.n_held_out)
     show_chart(chart, key=f"response place {view.pair_id}", name=view.model.name)
     if not explanation.neighbours:
         st.caption("No training responses are kept beside this reward model.")
@@ -46,7 +46,7 @@ def draw(view: ResponseView) -> None:
 
 def _neighbour(view: ResponseView, neighbour: Neighbour) -> dict[str, Any]:
     """A row of the table; `pair` is the id of a pair that holds the response, empty where the pairs' texts are not kept."""
-    responses = kept(view.model).known
+    responses = view.model.find_responses()
     pair_id = ""
     if responses is not None and responses.pairs is not None:
         numbers = np.flatnonzero((responses.chosen_rows == neighbour.row) | (responses.rejected_rows == neighbour.row))

@@ -6,11 +6,12 @@ import streamlit as st
 
 from core.explain.latent_names import name_in_list
 from core.explain.switch import SwitchedOff
+from core.latents.label_book import labels_of
 from core.text_safety import visible
 from workbench.frame import state
 from workbench.frame.chart_base import interval, number
 from workbench.response.response_view import ResponseView
-from workbench.response.values import kept, ranked_latents, switch_off
+from workbench.response.values import ranked_latents, switch_off
 
 MOST_OFF = 40
 
@@ -18,7 +19,7 @@ MOST_OFF = 40
 def draw(view: ResponseView) -> None:
     """With latents held at their training means: this reward, the shipped head's accuracy on held-out pairs, and its
     correlation with response length."""
-    labels, options = kept(view.model).labels, ranked_latents(view.response.attribution)
+    labels, options = labels_of(view.model), ranked_latents(view.response.attribution)
     chosen = [latent for latent in state.get("response_off").split(",") if latent in options]
     widget = state.url_widget("response off", chosen, lambda picked: state.choose(response_off=",".join(picked)))
     st.multiselect(

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,59 +13,44 @@ import numpy as np
 from core.errors import MissingError
 from core.explain.attribution import Attribution
 from core.explain.explanation import Explanation, PairExplanation
-from core.explain.kept import Kept
-from core.explain.switch import Switchboard, SwitchedOff
+from core.explain.from_folder import switchboard_of
+from core.explain.switch import SwitchedOff
 from core.reward.dialogues import Item
-from core.types import Message
+from core.reward.folder import ModelFolder
+from core.types import Message, PreferencePair
 from workbench.frame.model_client import live_model
 from workbench.frame.models import OWN, FittedModel
 
 SIDES = ("chosen", "rejected")
+RANKED = ("worst", "misranked")
 ORDERS = {"worst": "Worst scored", "misranked": "Most mis-ranked", "listed": "As they stand"}
-MODELS = 6  # that stay in memory
-
-
-@lru_cache(maxsize=MODELS)
-def kept_of(folder: Path, root: Path) -> Kept:
-    """The folder of a reward model, read once. Raises as `Kept`."""
-    return Kept(folder, root=root)
-
-
-def kept(model: FittedModel) -> Kept:
-    _ = model.config  # the folder is looked at again, whatever is kept in memory
-    return kept_of(model.path, model.root)
 
 
 # --- which pairs there are -------------------------------------------------------------------------------------------
 
 
 def listed(
-    of: Kept, *, order: str = "worst", held_out: bool = True, search: str = "", only: Sequence[str] | frozenset[str] | None = None
+    model: ModelFolder, *, order: str = "worst", held_out: bool = True, search: str = "", only: Sequence[str] | frozenset[str] | None = None
 ) -> list[int]:
     """Numbers of the kept pairs in this order: `worst` by the lower of their two rewards, `misranked` by margin, or as they stand. Held to those
     whose texts hold `search` (any case), and whose ids are in `only`.
     """
-    if of.known is None or of.known.pairs is None:
+    if not model.has_texts:
         return []
-    pairs = of.known.pairs
-    numbers = of.known.held_out_pairs if held_out else np.arange(len(pairs))
-    keys = {"worst": of.rewards.min(axis=1), "misranked": of.margins}.get(order)
-    if keys is not None:
-        numbers = numbers[np.argsort(keys[numbers], kind="stable")]
-    wanted = search.casefold()
-    return [int(i) for i in numbers if (only is None or pairs[int(i)].pair_id in only) and (not wanted or wanted in _texts(of, int(i)))]
+    pairs, wanted = model.pairs, search.casefold()
+    numbers = map(int, model.ranked(order if order in RANKED else "", held_out=held_out))
+    return [i for i in numbers if (only is None or pairs[i].pair_id in only) and (not wanted or wanted in _texts(pairs[i]))]
 
 
-def _texts(of: Kept, number: int) -> str:
-    pair = of.pair(number)
+def _texts(pair: PreferencePair) -> str:
     return "\n".join([*(message["content"] for message in pair.prompt), pair.chosen, pair.rejected]).casefold()
 
 
-def pair_rows(of: Kept, numbers: Sequence[int]) -> list[dict[str, Any]]:
+def pair_rows(model: ModelFolder, numbers: Sequence[int]) -> list[dict[str, Any]]:
     """A row a pair, for a table."""
     rows = []
     for number in numbers:
-        pair, (chosen, rejected) = of.pair(number), of.rewards[number].tolist()
+        pair, (chosen, rejected) = model.pair(number), model.pair_rewards[number].tolist()
         asked = pair.prompt[-1]["content"] if pair.prompt else ""
         row = {"margin": chosen - rejected, "chosen reward": chosen, "rejected reward": rejected, "prompt": one_line(asked)}
         rows.append({**row, "chosen": one_line(pair.chosen), "rejected": one_line(pair.rejected), "pair": pair.pair_id})
@@ -105,12 +88,12 @@ def subject_of(model: FittedModel, pair_id: str) -> Subject | None:
             return None
         texts = {"response": own["chosen"]} if not own["rejected"] else {side: own[side] for side in SIDES}
         return Subject(pair_id=pair_id, number=None, prompt=({"role": "user", "content": own["prompt"]},), texts=texts)
-    number = kept(model).number_of(pair_id)
+    number = model.pair_number(pair_id)
     return None if number is None else kept_subject(model, number)
 
 
 def kept_subject(model: FittedModel, number: int) -> Subject:
-    pair = kept(model).pair(number)
+    pair = model.pair(number)
     return Subject(pair_id=pair.pair_id, number=number, prompt=pair.prompt, texts={"chosen": pair.chosen, "rejected": pair.rejected})
 
 
@@ -145,18 +128,12 @@ def row_of(explanation: Explanation, latent: int) -> Mapping[str, Any]:
     return next((row for row in explanation.latents if row["latent_id"] == latent), {})
 
 
-def latent_row(of: Kept, latent: int) -> Mapping[str, Any]:
+def latent_row(model: ModelFolder, latent: int) -> Mapping[str, Any]:
     """Its row of the selection; empty where there is none."""
-    return next((row for row in of.parts.selection if int(row.get("latent_id", -1)) == latent), {})
-
-
-@lru_cache(maxsize=MODELS)
-def _switches(folder: Path, root: Path) -> Switchboard:
-    of = kept_of(folder, root)
-    return Switchboard(of.parts, of.known)
+    return next((row for row in model.selection if int(row.get("latent_id", -1)) == latent), {})
 
 
 def switch_off(model: FittedModel, latents: Sequence[int], explanation: Explanation) -> tuple[SwitchedOff, SwitchedOff]:
     """With these latents at their training means, and with none; needs no language model. Raises ConfigError."""
-    board, v = _switches(model.path, model.root), explanation.attribution.projection
+    board, v = switchboard_of(model), explanation.attribution.projection
     return board.off(latents, v), board.off((), v)

@@ -12,6 +12,7 @@ from core.explain.explanation import INACTIVE, Explanation, PairExplanation
 from core.explain.latent_names import name_in_list
 from core.explain.sentence import Why
 from core.explain.waterfall import waterfall_steps
+from core.latents.label_book import labels_of
 from core.text_safety import visible
 from workbench.frame import state
 from workbench.frame.chart_base import interval, number, percent
@@ -19,7 +20,7 @@ from workbench.frame.downloads import file_name, show_chart
 from workbench.latents.values import detection_interval
 from workbench.response.charts import waterfall
 from workbench.response.response_view import NAMES, ResponseView, choose_clicked_latent
-from workbench.response.values import SIDES, kept, latent_row, row_of
+from workbench.response.values import SIDES, latent_row, row_of
 
 
 def figures(view: ResponseView) -> None:
@@ -76,14 +77,14 @@ def weaknesses(why: Why) -> None:
 
 def bars(view: ResponseView) -> None:
     """The waterfall; a click on a bar chooses its latent."""
-    steps = waterfall_steps(view.explanation, kept(view.model).labels)
+    steps = waterfall_steps(view.explanation, labels_of(view.model))
     key = f"response waterfall {view.pair_id} {view.name}"
     choose_clicked_latent(key, show_chart(waterfall(steps), key=key, name=view.model.name, select=("points",)))
 
 
 def latent_card(view: ResponseView) -> None:
     """What the chosen latent did here, and what the selection measured of it."""
-    wanted, folder = state.get("latent"), kept(view.model)
+    wanted = state.get("latent")
     if not wanted:
         st.caption("Click a bar to see that latent's evidence and to mark its words.")
         return
@@ -94,10 +95,10 @@ def latent_card(view: ResponseView) -> None:
             st.caption("This reward model does not read the chosen latent: it is not among the selected ones.")
         else:
             with st.container(horizontal=True, vertical_alignment="center"):
-                st.text(visible(name_in_list(latent, folder.labels.get(latent))), width="stretch")
+                st.text(visible(name_in_list(latent, labels_of(view.model).get(latent))), width="stretch")
                 state.link("Its page", "latent", latent=latent)
             st.markdown(facts_table(facts))
-            st.caption(evidence_words(latent_row(folder, latent), detection_interval(view.model, latent)))
+            st.caption(evidence_words(latent_row(view.model, latent), detection_interval(view.model, latent)))
 
 
 ROWS = {

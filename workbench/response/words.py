@@ -9,6 +9,7 @@ import streamlit as st
 from core.explain.latent_names import name_in_list
 from core.explain.token_values import TokenGradient, TokenView
 from core.explain.word_rows import Word, gradient_words, latent_words, strongest, word_rows
+from core.latents.label_book import labels_of
 from core.text_safety import visible
 from workbench.frame import live_panel, state
 from workbench.frame.downloads import rows_behind, show_chart
@@ -16,7 +17,7 @@ from workbench.frame.tokens import TokenRow, show_tokens, table
 from workbench.response.charts import running_reward
 from workbench.response.readings import gradient_of, tokens_of
 from workbench.response.response_view import NAMES, ResponseView
-from workbench.response.values import kept, ranked_latents
+from workbench.response.values import ranked_latents
 
 SHADES = {"latent": "A latent", "gradient": "Gradient"}
 GRADIENT = (
@@ -45,7 +46,7 @@ def draw(view: ResponseView) -> None:
 def _latent_rows(view: ResponseView, tokens: Mapping[str, TokenView]) -> list[TokenRow]:
     """Each side shaded by the chosen latent."""
     attribution = (view.explained.pair or view.response).attribution
-    labels = kept(view.model).labels
+    labels = labels_of(view.model)
 
     def name(latent: str) -> str:
         return visible(name_in_list(int(latent), labels.get(int(latent))))
