@@ -52,14 +52,14 @@ def main(folder: str) -> None:
     edits, full, apart = [], [], []
     for word in ("never", "always", "banana", "seldom", "today", "and", "so", "nine", "Paris")[:REPETITIONS]:
         changed = " ".join([*words[: len(words) // 2], word, *words[len(words) // 2 + 1 :]])
-        explainer._readings.clear()
+        explainer.readings.clear()
         root, edited = explainer.edit(PROMPT, text), []
         edits.append(seconds(lambda: edited.append(explainer.edit(PROMPT, changed, root))))  # noqa: B023
-        explainer._readings.clear()
+        explainer.readings.clear()
         full.append(seconds(lambda: edited.append(explainer.edit(PROMPT, changed))))  # noqa: B023
         apart.append((edited[0].explanation.reward - edited[1].explanation.reward) / rewards.std())
         share = edited[0].n_computed / edited[0].n_tokens
-    explainer._readings.clear()
+    explainer.readings.clear()
     board = Switchboard(explainer.parts, known)
     ids = explainer.builder.latent_ids.tolist()
     board.off(ids[:3])
