@@ -17,8 +17,8 @@ from core.reward.fit_responses import FitResponses, prompt_id, response_id, writ
 from core.reward.parts_files import write_parts
 from core.reward.recorded_files import record_files
 from core.runs.store import Store
-from core.serving.texts import Texts
 from core.types import PreferencePair, PreferencePairs
+from workbench.frame.kept_texts import KeptTexts
 from workbench.frame.model_client import LiveState
 from workbench.frame.models import ID_LENGTH
 
@@ -77,7 +77,7 @@ class FakeLive:
     """
 
     def __init__(self, root: Path, name: str = "ready", latents: tuple[int, ...] = (10, 11, 12, 13, 14)) -> None:
-        self.texts, self.name, self.latents = Texts(root), name, latents
+        self.texts, self.name, self.latents = KeptTexts(root), name, latents
         self.started, self.asked = 0, []
 
     def state(self) -> LiveState:

@@ -114,7 +114,9 @@ class Answers:
         return divide_queries(self.engine.model, queries, prompts)
 
     async def _shortened(self, prompts: list[Any], responses: list[Any], refused: Mapping[int, str]) -> list[int]:
-        """Numbers of the scored responses whose prompts lost leading turns. The model's thread is asked only where a prompt has turns."""
+        """Numbers of the scored responses whose prompts lost leading turns. The model's thread is asked only where a
+        prompt has turns.
+        """
         if not any(isinstance(prompt, list) and len(prompt) > 1 for prompt in prompts):
             return []
         numbers = await asyncio.wrap_future(self.engine.submit(lambda: self.engine.model.shortened(prompts, responses), rank=1))

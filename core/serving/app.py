@@ -1,7 +1,8 @@
-"""The HTTP side: who may ask (a secret, the right Host), how much (body and waiting bytes), and errors as JSON.
+"""The HTTP side: which requests are admitted (by secret, Host, size and waiting bytes), and errors as JSON.
 
-Every request needs the launch's secret, as `Authorization: Bearer ...`; trainers that can't send a header put it into the address (`?key=...`), which
-only /get_reward takes. The Host must be this machine's own name, or a page from outside could reach it by a name that it lets point here.
+Every request needs the launch's secret, as `Authorization: Bearer ...`; trainers that can't send a header put it into
+the address (`?key=...`), which only /get_reward takes. The Host must be this machine's own name, or a web page from
+outside could reach the server by a name that resolves to this machine.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def make_app(engine: Engine, answers: Answers, *, secret: str, port: int, stop: 
 
 
 class Gate:
-    """Who is let in, and how many bytes at a time."""
+    """Admits requests by secret and Host, and counts the bytes of all bodies."""
 
     def __init__(self, secret: str, port: int) -> None:
         self._secret = secret.encode()
@@ -56,7 +57,7 @@ class Gate:
         self.bytes = 0
 
     def refusal(self, request: Request) -> Response | None:
-        """Why this request is not answered; None where it is."""
+        """The response that refuses this request; None where it is admitted."""
         if request.headers.get("host", "").lower() not in self._hosts:
             return error_response(403, "the Host of this request is not this machine", expected=", ".join(sorted(self._hosts)))
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -134,7 +135,7 @@ def _failed(name: str, error: Exception) -> Response:
 
 
 def busy(problem: str) -> Response:
-    """To be asked again."""
+    """The response that asks the client to try again."""
     response = error_response(503, problem, remedy="ask again")
     response.headers["Retry-After"] = "1"
     return response

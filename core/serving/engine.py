@@ -1,11 +1,12 @@
-"""The model's own thread: it loads the reward model, and then does one piece of work after the other.
+"""The thread of the model: it loads the reward model, and then does one piece of work after the other.
 
-What a person waits for goes first; scoring is cut into pieces of `PIECE` responses, so that nobody waits for another's thousands. Pieces that wait
-together are scored together: eight requests of one response cost one forward pass. What waits is bounded, in requests and in bytes: more is refused
-as busy, and the asker comes again.
+Requests of pages go before scoring. Scoring is cut into pieces of `PIECE` responses, so that a request for thousands
+does not hold up the others. Pieces that wait together are scored together: eight requests of one response cost one
+forward pass. The number of waiting pieces is bounded: further requests are refused as busy, and the client asks again.
 
-Memory is capped where the system can (Linux, models on the CPU): once the model is loaded, requests may take `HEADROOM` more and twice the model's
-size (a gradient needs it in float32). A request that wants more fails and says so; the process lives on.
+Memory is capped where the system can (Linux, models on the CPU): once the model is loaded, requests may take `HEADROOM`
+and twice the model's size more (a gradient needs it in float32). A request that needs more fails with an error, and the
+process goes on.
 """
 
 from __future__ import annotations
@@ -34,18 +35,20 @@ if TYPE_CHECKING:
 PIECE, TOGETHER = 32, 128  # responses of a piece, and of pieces that are scored together
 MOST_WAITING = 512  # pieces of work
 HEADROOM = 2 * 2**30  # bytes
-# Seconds of each phase of loading where nothing is known better: SmolLM2-135M on two cores.
+# Seconds of each phase of loading, used where this model has not been loaded before: SmolLM2-135M on two cores.
 PHASES = {"Loading libraries": 3.0, "Reading the reward model": 0.3, "Loading the language model": 3.0, "Loading the SAE": 0.5, "Trying it once": 1.0}
 log = logging.getLogger(__name__)
 
 
 class Busy(Exception):
-    """More waits than is allowed."""
+    """As much work waits as is allowed."""
 
 
 @dataclass(order=True)
 class Work:
-    """Something to do. Lower ranks come first, in the order in which they were asked; work with `items` may be scored together."""
+    """A piece of work. Lower ranks come first, equal ones in the order of their requests; pieces with `items` may be
+    scored together.
+    """
 
     rank: int
     number: int
@@ -55,7 +58,9 @@ class Work:
 
 
 class Loading:
-    """How far the loading is: the phases that are over, and within one the time against what it took the last time."""
+    """The progress of loading: the phases that are over, and in the current one the time so far against the time it
+    took before.
+    """
 
     def __init__(self, expected: Mapping[str, float]) -> None:
         self.expected = {phase: max(0.05, expected.get(phase, usual)) for phase, usual in PHASES.items()}
@@ -63,7 +68,7 @@ class Loading:
         self.phase, self.began, self.started = "", time.monotonic(), time.monotonic()
 
     def enter(self, phase: str) -> None:
-        """The phase before is over."""
+        """Begins a phase, which ends the one before."""
         now = time.monotonic()
         if self.phase:
             self.took[self.phase] = round(now - self.began, 3)
@@ -74,14 +79,15 @@ class Loading:
         now, total = time.monotonic(), sum(self.expected.values())
         past, usual = now - self.began, self.expected.get(self.phase, 0.0)
         done = sum(self.expected[phase] for phase in self.took)
-        # A phase that takes longer than the last time goes on ever slower, but goes on; what is left is at least a quarter of what it has taken.
+        # In a phase that takes longer than the last time the fraction still grows, ever slower; at least a quarter of
+        # the time it has taken is left.
         left = total - done - usual + max(usual - past, past / 4) if self.phase else 0.0
         done += usual * past / (past + usual / 3) if usual else 0.0
         return {"text": self.phase, "fraction": min(done / total, 1.0), "seconds": round(now - self.started, 1), "left": round(max(left, 0.0), 1)}
 
 
 class Engine:
-    """A reward model in a thread of its own. `state` is `starting`, `ready` or `failed` (`error` says why)."""
+    """A reward model in a thread of its own. `state` is `starting`, `ready` or `failed`; `error` is then the exception."""
 
     def __init__(self, model: Path, device: str, expected: Mapping[str, float]) -> None:
         self.folder, self.device = model, device
@@ -98,13 +104,13 @@ class Engine:
         self._working = False
 
     def start(self, ended: Callable[[], None]) -> None:
-        """Begins to load; `ended` is called when that has come to an end."""
+        """Starts loading; `ended` is called when it has succeeded or failed."""
         threading.Thread(target=self._run, args=(ended,), name="model", daemon=True).start()
 
     # --- from other threads ---
 
     def submit(self, do: Callable[[], Any], *, rank: int = 0) -> Future[Any]:
-        """What `do` returns, done in the model's thread. Raises Busy."""
+        """The result of `do`, called in the model's thread. Raises Busy."""
         return self._add([Work(rank, next(self._numbers), do)])[0]
 
     def score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> list[Future[Any]]:
@@ -114,15 +120,15 @@ class Engine:
         return self._add([Work(1 + (number > 0), next(self._numbers), None, piece) for number, piece in enumerate(pieces)])
 
     def idle(self) -> float:
-        """Seconds since it had something to do."""
+        """Seconds since the last piece of work; 0 while there is some."""
         return 0.0 if self._working or self._waiting else time.monotonic() - self.asked
 
     def health(self) -> dict[str, Any]:
-        """How it stands, as workbench.frame.model_client.LiveState."""
+        """The fields of workbench.frame.model_client.LiveState."""
         loaded = {"text": "Ready", "fraction": 1.0, "left": 0.0} if self.state == "ready" else {}
-        own = {"name": self.state, "pid": os.getpid(), "rss": memory().get("rss"), "idle": round(self.idle(), 1), "served": self.served}
+        process = {"name": self.state, "pid": os.getpid(), "rss": memory().get("rss"), "idle": round(self.idle(), 1), "served": self.served}
         error = None if self.error is None else error_to_dict(self.error)
-        return {**self.loading.to_json(), **loaded, **own, "batches": self.batches, "explains": self.explainer is not None, "error": error}
+        return {**self.loading.to_json(), **loaded, **process, "batches": self.batches, "explains": self.explainer is not None, "error": error}
 
     def _add(self, works: list[Work]) -> list[Future[Any]]:
         with self._more:
@@ -164,7 +170,7 @@ class Engine:
         assert isinstance(reader, BackboneReader)  # a model that was loaded has one
         backbone = reader.backbone
         enter("Loading the SAE")
-        with contextlib.suppress(SparseRMError):  # a control without latents can only score; it is an answer's business to say so
+        with contextlib.suppress(SparseRMError):  # a control without latents can only score; Answers raises the error when one is asked for more
             self.explainer = Explainer(self.model)
             _ = self.explainer.sae
         enter("Trying it once")
@@ -176,17 +182,19 @@ class Engine:
             cap_memory(HEADROOM + 2 * sum(weight.numel() * weight.element_size() for weight in backbone.model.parameters()))
 
     def next_works(self) -> list[Work]:
-        """Waits for the next work: one piece of work, or several pieces of scoring that wait together. `do` must follow."""
+        """Waits for the next work: one piece of work, or several pieces of scoring that wait together. `do` must
+        follow.
+        """
         with self._more:
             while not self._waiting:
                 self._more.wait()
             self._working = True
-            found = [heapq.heappop(self._waiting)]
-            n = len(found[0].items[0]) if found[0].items else 0
+            works = [heapq.heappop(self._waiting)]
+            n = len(works[0].items[0]) if works[0].items else 0
             while n and self._waiting and (other := self._waiting[0].items) and n + len(other[0]) <= TOGETHER:
-                found.append(heapq.heappop(self._waiting))
+                works.append(heapq.heappop(self._waiting))
                 n += len(other[0])
-        return [work for work in found if work.future.set_running_or_notify_cancel()]
+        return [work for work in works if work.future.set_running_or_notify_cancel()]
 
     def do(self, works: list[Work]) -> None:
         """Does what `next_works` returned and resolves its futures."""
@@ -210,7 +218,9 @@ class Engine:
         self.batches += 1
 
     def _score(self, works: list[Work]) -> None:
-        """All pieces in one call. Where that fails, each for itself: an error belongs to who asked."""
+        """Scores all pieces in one call. Where that fails, each for itself, so that an error reaches only its own
+        request.
+        """
         pieces = [work.items for work in works if work.items]
         if len(works) > 1:
             with contextlib.suppress(SparseRMError):
@@ -243,13 +253,15 @@ def readable_error(error: BaseException) -> BaseException:
     out = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
     if not out:
         return error
-    found = BackboneError("this does not fit into the memory that the model's process may use", found=str(error)[:200], remedy="give a shorter text")
-    found.__cause__ = error
-    return found
+    readable = BackboneError(
+        "this does not fit into the memory that the model's process may use", found=str(error)[:200], remedy="give a shorter text"
+    )
+    readable.__cause__ = error
+    return readable
 
 
 def cap_memory(more: int) -> None:
-    """From now on this process may take so many bytes more than it has. Only Linux counts what matters."""
+    """Caps this process at so many bytes more than it has now. Only Linux can limit the memory of data and stack."""
     if not sys.platform.startswith("linux"):
         return
     import resource

@@ -1,7 +1,8 @@
-"""Starting, finding and ending the process of a live reward model; nothing heavy is imported, nothing waits.
+"""Starts, finds and ends the process of a live reward model. It imports nothing heavy and does not wait for the model.
 
-The process leads a session of its own, so it outlives whoever started it, and ends by itself when nobody has asked it anything for a while. From the
-moment of its start somebody holds `launch.lock` (then `server.lock`): two who ask at once start one process.
+The process leads a session of its own, so it outlives whoever started it, and ends by itself when nobody has asked it
+anything for a while. From the moment of its start somebody holds `launch.lock` (then `server.lock`): two who ask at
+once start one process.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from core.runs.processes import start_detached
 from core.serving.server_folder import PROTOCOL, Address, ServerFolder, signature
 
 WORKER = [sys.executable, "-m", "core.serving.worker"]
-IDLE = 900.0  # seconds without a question after which a process ends that nobody watches
+IDLE = 900.0  # seconds without a request after which a detached process ends
 STOP_WITHIN = 6.0
 
 
 def start(server_folder: ServerFolder, *, device: str = "auto", idle: float = IDLE, port: int = 0, again: bool = False) -> None:
-    """Starts the process unless it is there, about to be, or has failed (`again` tries it once more). One that speaks another protocol, or serves
-    files that have changed since, is replaced. Raises StoreError where `server_folder.model` holds no reward model, or one that is not whole.
+    """Starts the process unless it runs, is being started, or has failed (`again` tries it once more). One of another
+    protocol, or of files that have changed since, is replaced. Raises StoreError where `server_folder.model` holds no
+    reward model, or one that is not whole.
     """
     read_config(server_folder.model)
     address = server_folder.address()
@@ -43,12 +45,12 @@ def start(server_folder: ServerFolder, *, device: str = "auto", idle: float = ID
 
 
 def stop(server_folder: ServerFolder) -> bool:
-    """Ends the process, orderly if it listens to that; whether there was one."""
+    """Ends the process, at first by SIGTERM, after `STOP_WITHIN` seconds by SIGKILL. Returns whether there was one."""
     address = server_folder.address()
     if address is None or not address.pid:
         return False
     with contextlib.suppress(OSError):
-        os.kill(address.pid, signal.SIGTERM)  # it holds the lock, so the pid is its own
+        os.kill(address.pid, signal.SIGTERM)  # the process holds the lock, so no other has its pid
     end = time.monotonic() + STOP_WITHIN
     while is_held(server_folder.lock) and time.monotonic() < end:
         time.sleep(0.02)
@@ -63,7 +65,7 @@ _health_client = LocalHttp(timeout=2.0, keep_open=False)
 
 
 def health(address: Address) -> dict[str, Any] | None:
-    """How the process at an address stands (core.serving.engine.Engine.health); None where nobody answers in time."""
+    """How the process at an address stands (core.serving.engine.Engine.health); None where it does not answer in time."""
     try:
         status, value = _health_client.ask("GET", f"{address.url}/health", secret=address.secret, largest=65536)
     except HttpError:
@@ -72,13 +74,13 @@ def health(address: Address) -> dict[str, Any] | None:
 
 
 def _stable(server_folder: ServerFolder) -> bool:
-    """False, and said, where the process has died again and again just now."""
+    """Returns False and records a failure after repeated crashes."""
     if not server_folder.unstable():
         return True
     last = server_folder.log_tail().splitlines()[-1:]
-    found = "".join(last) or "nothing in its log"
+    cause = "".join(last) or "nothing in its log"
     server_folder.fail(
-        {"problem": "the model's process keeps dying", "expected": "", "found": found, "remedy": f"see {server_folder.log}", "exit_code": 4}
+        {"problem": "the model's process keeps dying", "expected": "", "found": cause, "remedy": f"see {server_folder.log}", "exit_code": 4}
     )
     return False
 
@@ -88,7 +90,7 @@ def _start(server_folder: ServerFolder, arguments: list[str]) -> None:
     try:
         launching = InheritedLock(server_folder.launch_lock)
     except Timeout:
-        return  # another is starting it
+        return  # another process is starting it
     if is_held(server_folder.lock):
         launching.release()
         return

@@ -1,9 +1,11 @@
-"""Rendered dialogues taken apart again: OpenRLHF sends a policy's whole text, chat template included, and a reward model reads messages.
+"""Rendered dialogues taken apart again: OpenRLHF sends a policy's whole text, chat template included, and a reward
+model reads messages.
 
-The template is that of the reward model's own backbone, whose fixed pieces are known (core.backbone.template). A text is taken apart between them:
-a BOS in front may be there or not, a date may be another than ours, and what stands between the start of the answer and its text (white space, the
-empty thinking block of some templates) is the template's. A text that holds control tokens after that is in another template, or forged. A prompt
-without any template is one user message.
+The template is that of the reward model's own backbone, whose fixed pieces are known (core.backbone.template). A text
+is taken apart between them: a BOS in front may be there or not, a date may be another than ours, and what stands
+between the start of the answer and its text (white space, the empty thinking block of some templates) is the
+template's. A text that still holds control tokens after that is in another template, or forged. A prompt without any
+template is one user message.
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ from core.types import Message
 
 DATE = "\ue002date\ue003"  # stands for the date in a template that writes one
 ANY_DATE = r"[^\n]{1,60}?"
-# Ends of text of other models' policies, whose tokenizer may be another than the reward model's. Such a token is no part of an answer.
+# Ends of text of other models' policies, whose tokenizer may be another than the reward model's. Such a token is no
+# part of an answer.
 FOREIGN_ENDS = ("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<end_of_turn>", "<eos>", "</s>", "<pad>", "[PAD]")
 EMPTY_BLOCK = re.compile(r"\A(?:" + "|".join(rf"{re.escape(opening)}\s*{re.escape(closing)}" for opening, closing in TAGS) + r")\s*")
 
 
 class Queries:
-    """Takes the texts apart that are rendered with this backbone's template, or with none."""
+    """Divides texts that are rendered with this backbone's template, or with none, into prompt and response."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.template = backbone.template
@@ -36,14 +39,15 @@ class Queries:
         self._bos = str(backbone.tokenizer.bos_token) if backbone.template.bos is not None else ""
         turn = self._pieces(("user", "assistant"))
         closing_piece = turn.around[-1].strip() if turn else ""
-        own = backbone.tokenizer.convert_ids_to_tokens(sorted(self.template.control.ids))
-        self._ends = tuple(dict.fromkeys(filter(None, (closing_piece, *map(str, own), *FOREIGN_ENDS))))
+        control_tokens = backbone.tokenizer.convert_ids_to_tokens(sorted(self.template.control.ids))
+        self._ends = tuple(dict.fromkeys(filter(None, (closing_piece, *map(str, control_tokens), *FOREIGN_ENDS))))
         self._before_answer = without_empty_block(turn.around[-2]).strip() if turn else ""
 
     def divide(self, queries: Sequence[Any], prompts: Sequence[Any] | None) -> list[Item | str]:
-        """The prompt (messages) and the response of each query, or why it can't be told. `prompts` are what the queries begin with.
+        """The prompt (messages) and the response of each query, or why it can't be divided. `prompts` are what the
+        queries begin with.
 
-        What is no text refuses its query alone; a prompt that is no text is as none.
+        A query that is no text is refused alone; a prompt that is no text counts as missing.
         """
         return [
             self._item(query, None if prompts is None else prompts[number]) if isinstance(query, str) else f"not a text but {type(query).__name__}"
@@ -81,8 +85,9 @@ class Queries:
         return text
 
     def _readings(self, text: str) -> Iterator[tuple[tuple[Message, ...], str]]:
-        """What a rendered text may be: messages, and what follows the start of the answer. Longest dialogues first, so that no turn passes for a
-        part of another's text; without a system message first, since a template may write one by itself."""
+        """What a rendered text may be: messages, and what follows the start of the answer. Longest dialogues first, so
+        that no turn is taken for a part of another's text; without a system message first, since a template may write
+        one by itself."""
         most = text.count(self._before_answer) if self.template.has_template and self._before_answer else 0
         for turns in range(most, 0, -1):
             for head in ((), ("system",)):

@@ -1,13 +1,13 @@
-"""Where a live reward model is found: one folder for each (cache, model), in which its process says where it listens and with which secret.
+"""The folder of a live reward model, one for each cache and model: its process writes its address and its secret here.
 
     <cache>/servers/<16 digits of the model folder's path>/
         server.lock    held by the process as long as it lives (core.runs.locks)
         launch.lock    held from the moment it is started until it holds server.lock
         address.json   pid, port, secret of this launch; only its owner can read it. Removed at an orderly end
-        failure.json   why the last start failed; until somebody asks for another one
-        starts.json    times of starts that did not end orderly: who dies again and again is not started for ever
-        load.json      seconds that each phase of loading took the last time: the estimate of the next
-        log.txt        what the process wrote
+        failure.json   why the last start failed; removed when another start is asked for
+        starts.json    times of starts that did not end in good order: a process that crashes repeatedly is not started for ever
+        load.json      seconds that each phase of loading took the last time: the estimate for the next
+        log.txt        output of the process
 
 Nothing heavy is imported: the Streamlit process reads these files.
 """
@@ -32,7 +32,7 @@ from core.types import sha256_of
 
 PROTOCOL = 3  # raised when requests or answers change: a process that speaks another one is replaced
 HOST = "127.0.0.1"
-UNSTABLE, WITHIN = 3, 120.0  # so many starts in so many seconds, none of which ended orderly, and it is not started again by itself
+UNSTABLE, WITHIN = 3, 120.0  # after so many starts in so many seconds that ended in no good order it is not started again by itself
 UNKNOWN: dict[str, Any] = {"pid": 0, "port": 0, "secret": "", "protocol": 0, "signature": "", "started": 0.0}
 TAIL = 4096  # bytes of the log that are shown
 
@@ -76,46 +76,46 @@ class ServerFolder:
     def log(self) -> Path:
         return self.path / "log.txt"
 
-    # --- what it says ---
+    # --- reading ---
 
     def live(self) -> bool:
-        """Whether the process is there, or about to be."""
+        """Whether the process runs or is being started."""
         return is_held(self.lock) or is_held(self.launch_lock)
 
     def address(self) -> Address | None:
         """Where the process listens; None while none does."""
-        found = _read(self.path / "address.json")
-        if not found or not is_held(self.lock):
+        address = _read(self.path / "address.json")
+        if not address or not is_held(self.lock):
             return None
-        try:
-            return Address(**found)
-        except TypeError:  # written by another version
-            return Address(**{**UNKNOWN, **_known(found)})
+        # Another version may have written other fields.
+        return Address(**{**UNKNOWN, **{name: value for name, value in address.items() if name in UNKNOWN}})
 
     def failure(self) -> Mapping[str, Any] | None:
-        """Why the last start failed, as core.errors.error_to_dict writes it down; None where it did not, or the model's files are others now."""
-        found = _read(self.path / "failure.json")
-        return found["error"] if found and found.get("signature") == signature(self.model) else None
+        """Why the last start failed (core.errors.error_to_dict); None where it did not, or where the model's files have
+        changed since.
+        """
+        failure = _read(self.path / "failure.json")
+        return failure["error"] if failure and failure.get("signature") == signature(self.model) else None
 
     def seconds(self) -> dict[str, float]:
         """Seconds of each phase of the last loading."""
         return {str(name): float(value) for name, value in (_read(self.path / "load.json") or {}).items()}
 
     def unstable(self) -> bool:
-        """Whether it has died again and again just now."""
+        """Whether it has crashed repeatedly within the last minutes."""
         return len([start for start in self._starts() if time.time() - start < WITHIN]) >= UNSTABLE
 
     def log_tail(self) -> str:
-        """The end of what the process wrote."""
+        """The end of the process's output."""
         with contextlib.suppress(OSError), self.log.open("rb") as handle:
             handle.seek(max(0, self.log.stat().st_size - TAIL))
             return handle.read().decode("utf-8", "replace").strip()
         return ""
 
-    # --- what is written ---
+    # --- writing ---
 
     def announce(self, port: int) -> Address:
-        """Says where this process listens, with a secret of its own."""
+        """Writes down where this process listens, with a new secret."""
         address = Address(
             pid=os.getpid(), port=port, secret=secrets.token_urlsafe(32), protocol=PROTOCOL, signature=signature(self.model), started=time.time()
         )
@@ -146,17 +146,13 @@ def server_folder_of(model: str | Path, root: Path | None = None) -> ServerFolde
 
 
 def signature(model: Path) -> str:
-    """Names the files of a reward model as they are now, by size and time: another fit in the same folder has another one."""
-    found = []
+    """Identifies the files of a reward model by size and time: another fit in the same folder has another signature."""
+    files = []
     for name in ("config.json", "model.safetensors"):
         with contextlib.suppress(OSError):
             status = (model / name).stat()
-            found.append([name, status.st_size, status.st_mtime_ns])
-    return sha256_of(found)[:16]
-
-
-def _known(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: found[name] for name in Address.__dataclass_fields__ if name in found}
+            files.append([name, status.st_size, status.st_mtime_ns])
+    return sha256_of(files)[:16]
 
 
 def _read(path: Path) -> dict[str, Any] | None:

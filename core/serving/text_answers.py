@@ -1,5 +1,5 @@
-"""Answers about texts, computed in the model's thread with the language model and the SAE. It imports torch, so it is imported there, while
-/health answers already.
+"""Answers about texts, computed in the model's thread with the language model and the SAE. It imports torch, so it is
+imported there, while /health answers already.
 """
 
 from __future__ import annotations

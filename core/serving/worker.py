@@ -1,10 +1,12 @@
-"""The process of a live reward model: `python -m core.serving.worker MODEL DEVICE IDLE PORT [LAUNCH_LOCK]`, or `sparserm serve`, which calls `serve`.
+"""The process of a live reward model: `python -m core.serving.worker MODEL DEVICE IDLE PORT [LAUNCH_LOCK]`, or
+`sparserm serve`, which calls `serve`.
 
-1. Take `server.lock`; listen on a free port of this machine; say where, with a secret of this launch. That takes a moment.
-2. Load the model in a thread of its own; until it is ready, /health tells how far it is.
-3. Answer, until told to stop or nobody has asked anything for IDLE seconds (0: never).
+1. Take `server.lock`, listen on a free port of this machine, and write down the address with a secret of this launch.
+2. Load the model in a thread of its own; until it is ready, /health answers with the progress.
+3. Answer until it is stopped, or has had no request for IDLE seconds (0: never stop by itself).
 
-A model that can't be loaded is written down and ends the process. LAUNCH_LOCK is the number of an open file (core.runs.locks.InheritedLock).
+A model that can't be loaded is written down and ends the process. LAUNCH_LOCK is the number of an open file
+(core.runs.locks.InheritedLock).
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
     from core.serving.engine import Engine
 
-LOOK = 0.5  # seconds between two looks at the clock
+LOOK = 0.5  # seconds between two checks
 
 
 Ready = Callable[[Address], None]
@@ -42,8 +44,8 @@ Ready = Callable[[Address], None]
 def serve(server_folder: ServerFolder, *, device: str, idle: float, port: int, passed_on: Sequence[int] = (), ready: Ready) -> None:
     """Serves until it ends. `ready` is called once, from another thread, when the model is loaded.
 
-    Raises what loading raised, ConfigError where another process serves this model already or the port is taken, StoreError where there is no model
-    or one that is not whole.
+    Raises what loading raised, ConfigError where another process serves this model already or the port is taken,
+    StoreError where there is no model or one that is not whole.
     """
     read_config(server_folder.model)
     try:
@@ -89,7 +91,7 @@ def _answer(server_folder: ServerFolder, address: Address, listening: socket.soc
             ready(address)
 
     app = make_app(engine, Answers(engine), secret=address.secret, port=address.port, stop=stop)
-    # No access log: it would hold the secret of those who send it in the address.
+    # No access log: it would hold the secret of clients that send it in the address.
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=3)
     server = uvicorn.Server(config)
     engine.start(loaded)
@@ -105,7 +107,8 @@ def _answer(server_folder: ServerFolder, address: Address, listening: socket.soc
 
 @contextlib.contextmanager
 def _signals_end(server: uvicorn.Server) -> Iterator[None]:
-    """SIGTERM and Ctrl-C end it in good order. uvicorn in the main thread would die of the signal afterwards, before we have tidied up."""
+    """SIGTERM and Ctrl-C end the server in good order. uvicorn in the main thread would raise the signal again
+    afterwards, before the locks and files are cleaned up."""
     before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -115,7 +118,7 @@ def _signals_end(server: uvicorn.Server) -> Iterator[None]:
 
 
 def _watch(engine: Engine, server: uvicorn.Server, idle: float) -> None:
-    """Ends a server that nobody asks any more."""
+    """Ends the server after `idle` seconds without a request."""
     while not server.should_exit:
         time.sleep(LOOK)
         if idle and engine.state == "ready" and engine.idle() > idle:
@@ -123,12 +126,12 @@ def _watch(engine: Engine, server: uvicorn.Server, idle: float) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0 where it ended in good order."""
+    """Returns the exit code: 0 after an end in good order."""
     model, device, idle, port, *passed_on = arguments
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     server_folder = server_folder_of(Path(model))
     try:
-        serve(server_folder, device=device, idle=float(idle), port=int(port), passed_on=[int(one) for one in passed_on], ready=lambda _address: None)
+        serve(server_folder, device=device, idle=float(idle), port=int(port), passed_on=list(map(int, passed_on)), ready=lambda _address: None)
     except SparseRMError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -138,4 +141,4 @@ def main(arguments: Sequence[str]) -> int:
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stderr.flush()
-    os._exit(code)  # to take down torch can last seconds, and the lock is free already
+    os._exit(code)  # unloading torch can take seconds, and the lock is free already

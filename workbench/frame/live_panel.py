@@ -1,4 +1,6 @@
-"""The model's own process, on a page: a button where nobody has needed it yet, how far it is while it loads, the way out where it failed."""
+"""The model's own process, on a page: a button where nobody has needed it yet, how far it is while it loads, the way
+out where it failed.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ EVERY = 0.5  # seconds between two looks at a process that starts
 
 
 def ready(model: FittedModel, what: str, *, key: str, wanted: bool = False) -> bool:
-    """Whether the model's process can be asked now. Where not, draws why: `what` it is needed for, in our words, with the button that starts it, or
-    (`wanted`: the person asked for it already) its progress at once. The page runs again by itself when it is ready.
+    """Whether the model's process can be asked now. Where not, draws why: `what` it is needed for, in our words, with
+    the button that starts it, or (`wanted`: the person asked for it already) its progress at once. The page runs again
+    by itself when it is ready.
     """
     live = live_model(str(model.path), model.root)
     state = live.ensure() if wanted else live.state()

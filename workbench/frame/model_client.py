@@ -6,12 +6,14 @@
     elif state.failed: state.error["problem"], state.error["remedy"] ... and a button: live.ensure(again=True)
     else: st.progress(state.fraction, state.text)     # look again in a fragment with run_every=0.5
 
-A prompt is a text (one user message) or a list of messages {role, content}; a response is a text. Answers are plain dicts and lists, in the shapes
-of `sparserm explain --json`. Every call starts the process if need be, waits for it up to `PATIENCE` seconds, and asks once more where it died
-meanwhile. All raise core.errors.SparseRMError: DataError for a text that can't be read, ConfigError for a latent or span that is not there,
-BackboneError where the process can't be had. Safe in threads.
+A prompt is a text (one user message) or a list of messages {role, content}; a response is a text. Answers are plain
+dicts and lists, in the shapes of `sparserm explain --json`. Every call starts the process if need be, waits for it up
+to `PATIENCE` seconds, and asks once more where it died meanwhile. All raise core.errors.SparseRMError: DataError for a
+text that can't be read, ConfigError for a latent or span that is not there, BackboneError where the process can't be
+had. Safe in threads.
 
-What needs no language model does not need the process: a pair that is kept beside the model is explained here (`core.explain.from_folder`), at once.
+What needs no language model does not need the process: a pair that is kept beside the model is explained here
+(`core.explain.kept.Kept`), at once.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from core.errors import BackboneError, SparseRMError, error_from_dict, error_to_
 from core.explain.features import ResponseFeatures
 from core.serving.launch import health, start, stop
 from core.serving.server_folder import Address, ServerFolder, server_folder_of
-from core.serving.texts import Texts
+from workbench.frame.kept_texts import KeptTexts
 
 PATIENCE = 60.0  # seconds that a call waits for the process to be ready
 ANSWER = 300.0  # seconds that it waits for an answer
@@ -41,9 +43,10 @@ Span = tuple[int, int]
 class LiveState:
     """How the model's process stands: `off` (nobody needs it yet), `starting`, `ready` or `failed`.
 
-    `text` says what it does, `fraction` how much of the loading is done (0 to 1), `seconds` how long it has been loading, `left` about how long it
-    still will. `error` has problem, expected, found and remedy. `pid`, `rss` (bytes), `idle` (seconds since the last question) are known once it
-    listens; `explains` is False for controls without latents, which can only score.
+    `text` says what it does, `fraction` how much of the loading is done (0 to 1), `seconds` how long it has been
+    loading, `left` about how long it still will. `error` has problem, expected, found and remedy. `pid`, `rss` (bytes),
+    `idle` (seconds since the last question) are known once it listens; `explains` is False for controls without
+    latents, which can only score.
     """
 
     name: str
@@ -71,14 +74,16 @@ class Live:
 
     def __init__(self, model: str | Path, root: Path | None = None, *, patience: float = PATIENCE) -> None:
         self.server_folder: ServerFolder = server_folder_of(model, root)
-        self.texts = Texts(self.server_folder.root)
+        self.texts = KeptTexts(self.server_folder.root)
         self.patience = patience
         self._http = LocalHttp(timeout=ANSWER, keep_open=True)
 
     # --- the process ---
 
     def ensure(self, *, again: bool = False) -> LiveState:
-        """Starts the process unless it is there, and says how it stands, at once. `again` tries once more what has failed."""
+        """Starts the process unless it is there, and says how it stands, at once. `again` tries once more what has
+        failed.
+        """
         try:
             start(self.server_folder, again=again)
         except SparseRMError as error:
@@ -117,14 +122,18 @@ class Live:
         return self._ask("score", {"prompts": _plain(prompts), "responses": _plain(responses)})
 
     def score_pairs(self, pairs: Sequence[tuple[Dialogue, str, str]]) -> dict[str, Any]:
-        """Of (prompt, chosen, rejected): {chosen, rejected, margin, probability: a number or None a pair, refused: {"3.chosen": why}}."""
+        """Of (prompt, chosen, rejected): {chosen, rejected, margin, probability: a number or None a pair, refused:
+        {"3.chosen": why}}.
+        """
         rows = [{"prompt": _plain(prompt), "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in pairs]
         return self._ask("score_pairs", {"pairs": rows})
 
     # --- explaining ---
 
     def features(self, prompt: Dialogue, response: str, *, parent: tuple[Dialogue, str] | None = None) -> ResponseFeatures:
-        """v and f of a response: all that an explanation is made of. `parent` is the prompt and response it was made from."""
+        """v and f of a response: all that an explanation is made of. `parent` is the prompt and response it was made
+        from.
+        """
         body: dict[str, Any] = {"prompt": _plain(prompt), "response": response}
         if parent is not None:
             body["parent"] = {"prompt": _plain(parent[0]), "response": parent[1]}
@@ -147,11 +156,15 @@ class Live:
         return found
 
     def edit_texts(self, edit_id: str) -> list[dict[str, Any]]:
-        """{edit_id, parent_id, prompt (messages), response} of each edit from the root to this one. Needs no process. Raises MissingError."""
+        """{edit_id, parent_id, prompt (messages), response} of each edit from the root to this one. Needs no process.
+        Raises MissingError.
+        """
         return self.texts.chain(edit_id)
 
     def keep_pair(self, prompt: str, chosen: str, rejected: str) -> str:
-        """Keeps a person's own pair (`rejected` may be empty: one response) and returns an id for links. Needs no process."""
+        """Keeps a person's own pair (`rejected` may be empty: one response) and returns an id for links. Needs no
+        process.
+        """
         return self.texts.keep_pair(prompt, chosen, rejected)
 
     def kept_pair(self, pair_id: str) -> dict[str, str]:
@@ -161,7 +174,8 @@ class Live:
     def activations(self, text: str, latents: Sequence[int] = (), *, prompt: Dialogue | None = None, top: int = 10) -> dict[str, Any]:
         """Latents of the whole SAE on a text of one's own: as a user's message, or with `prompt` as the answer to it.
 
-        {texts, kinds, activation: {latent: values} for `latents`, top: [{latent_id, activation, token}]}: those of highest activation on the text.
+        {texts, kinds, activation: {latent: values} for `latents`, top: [{latent_id, activation, token}]}: those of
+        highest activation on the text.
         """
         asked = {"text": text, "latents": [int(latent) for latent in latents], "top": top}
         return self._ask("activations", asked if prompt is None else {**asked, "prompt": _plain(prompt)})

@@ -1,7 +1,8 @@
-"""Text with its tokens highlighted: how strong each is by its shade, its figure on hover, and, where asked, a span to be picked.
+"""Text with its tokens highlighted: how strong each is by its shade, its figure on hover, and, where asked, a span to
+be picked.
 
-The component makes a text node for each token (static/tokens.js), so no text of data or models becomes an element. Right-to-left texts run right to
-left; signs that would reorder their neighbours are shown as replacement signs.
+The component makes a text node for each token (static/tokens.js), so no text of data or models becomes an element.
+Right-to-left texts run right to left; signs that would reorder their neighbours are shown as replacement signs.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ COMPONENT = "sparserm_tokens"
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRow:
-    """A text as its tokens. `values` shade them (None or NaN: not measured), `notes` stand behind the figure on hover, `muted` ones are pale
-    (template, prompt), `peak` is underlined.
+    """A text as its tokens. `values` shade them (None or NaN: not measured), `notes` stand behind the figure on hover,
+    `muted` ones are pale (template, prompt), `peak` is underlined.
     """
 
     texts: Sequence[str]
@@ -54,8 +55,8 @@ def show_tokens(
     height: int | None = None,
     hint: str = "",
 ) -> Pick | None:
-    """Draws the rows, and returns what is picked where they are `selectable`. `scale` is the value of the deepest shade (by default the largest one);
-    give the same to texts that are compared. Blue is above 0, orange below.
+    """Draws the rows, and returns what is picked where they are `selectable`. `scale` is the value of the deepest shade
+    (by default the largest one); give the same to texts that are compared. Blue is above 0, orange below.
     """
     shown, cut = within(rows, MOST_TOKENS)
     data = {
