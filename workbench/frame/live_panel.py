@@ -1,5 +1,5 @@
-"""The model's own process, on a page: a button where nobody has needed it yet, how far it is while it loads, the way
-out where it failed.
+"""The process of the live model on a page: a button that starts it, its progress while it loads, and the error with a
+button to try again where it failed.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from workbench.frame import layout
 from workbench.frame.model_client import Live, live_model
 from workbench.frame.models import FittedModel
 
-EVERY = 0.5  # seconds between two looks at a process that starts
+EVERY = 0.5  # seconds between two looks at a process that is starting
 
 
 def ready(model: FittedModel, what: str, *, key: str, wanted: bool = False) -> bool:
-    """Whether the model's process can be asked now. Where not, draws why: `what` it is needed for, in our words, with
-    the button that starts it, or (`wanted`: the person asked for it already) its progress at once. The page runs again
-    by itself when it is ready.
+    """Whether the model's process is ready. Where it is not, draws `what` it is needed for with the button that starts it,
+    or (`wanted`: the person has asked for it already) starts it and draws its progress. The page runs again by itself
+    when it is ready.
     """
     live = live_model(str(model.path), model.root)
     state = live.ensure() if wanted else live.state()

@@ -1,19 +1,18 @@
-"""The live reward model, from the pages: the one client of the model's own process (core.serving). No page loads torch.
+"""The pages' client of the process of a live reward model (core.serving). No page loads torch.
 
     live = live_model(folder)                   # cheap; the same object for the same folder
     state = live.ensure()                       # starts the process if it is not there; returns at once, never waits
-    if state.ready: live.explain(prompt, response)
+    if state.ready: live.features(prompt, response)
     elif state.failed: state.error["problem"], state.error["remedy"] ... and a button: live.ensure(again=True)
     else: st.progress(state.fraction, state.text)     # look again in a fragment with run_every=0.5
 
 A prompt is a text (one user message) or a list of messages {role, content}; a response is a text. Answers are plain
-dicts and lists, in the shapes of `sparserm explain --json`. Every call starts the process if need be, waits for it up
-to `PATIENCE` seconds, and asks once more where it died meanwhile. All raise core.errors.SparseRMError: DataError for a
-text that can't be read, ConfigError for a latent or span that is not there, BackboneError where the process can't be
-had. Safe in threads.
+dicts and lists, in the shapes of `sparserm explain --json`, but for `features`. Every call starts the process if need
+be, waits for it up to `PATIENCE` seconds, and asks once more where it died meanwhile. All raise SparseRMError: DataError
+for a text that can't be read, ConfigError for a latent or span that does not exist, BackboneError where the process
+can't be started or crashes. Safe in threads.
 
-What needs no language model does not need the process: a pair that is kept beside the model is explained here
-(`core.explain.kept.Kept`), at once.
+Pairs of the fit need no process: their features are in the reward model's folder.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class LiveState:
-    """How the model's process stands: `off` (nobody needs it yet), `starting`, `ready` or `failed`.
+    """The state of the model's process: `off` (not started), `starting`, `ready` or `failed`.
 
-    `text` says what it does, `fraction` how much of the loading is done (0 to 1), `seconds` how long it has been
-    loading, `left` about how long it still will. `error` has problem, expected, found and remedy. `pid`, `rss` (bytes),
-    `idle` (seconds since the last question) are known once it listens; `explains` is False for controls without
+    `text` names the phase of loading, `fraction` is the share of the loading that is done (0 to 1), `seconds` the time it has taken
+    so far, `left` an estimate of the rest. `error` has problem, expected, found and remedy. `pid`, `rss` (bytes),
+    `idle` (seconds since the last request) are known once it listens; `explains` is False for controls without
     latents, which can only score.
     """
 
@@ -70,7 +69,7 @@ class LiveState:
 
 
 class Live:
-    """One reward model's process, seen from here. `root` is the cache (default: `SPARSERM_CACHE`)."""
+    """The client of one reward model's process. `root` is the cache (default: `SPARSERM_CACHE`)."""
 
     def __init__(self, model: str | Path, root: Path | None = None, *, patience: float = PATIENCE) -> None:
         self.server_folder: ServerFolder = server_folder_of(model, root)
@@ -81,9 +80,7 @@ class Live:
     # --- the process ---
 
     def ensure(self, *, again: bool = False) -> LiveState:
-        """Starts the process unless it is there, and says how it stands, at once. `again` tries once more what has
-        failed.
-        """
+        """Starts the process unless it is there, and returns its state at once. `again` retries after a failure."""
         try:
             start(self.server_folder, again=again)
         except SparseRMError as error:
@@ -92,12 +89,12 @@ class Live:
         return LiveState(name="starting", text="Starting the model") if state.name == "off" else state
 
     def state(self) -> LiveState:
-        """How it stands; starts nothing."""
+        """The state of the process; starts nothing."""
         address = self.server_folder.address()
         if address is not None:
-            found = health(address)
-            if found is not None:
-                return LiveState(**{name: found[name] for name in LiveState.__dataclass_fields__ if name in found})
+            answer = health(address)
+            if answer is not None:
+                return LiveState(**{name: answer[name] for name in LiveState.__dataclass_fields__ if name in answer})
         if self.server_folder.live():
             return LiveState(name="starting", text="Starting the model")
         failure = self.server_folder.failure()
@@ -111,7 +108,7 @@ class Live:
         return state
 
     def stop(self) -> bool:
-        """Ends the process; whether there was one. The next call starts it again."""
+        """Ends the process and returns whether there was one. The next call starts it again."""
         return stop(self.server_folder)
 
     # --- scoring ---
@@ -147,13 +144,13 @@ class Live:
     def deletions(self, prompt: Dialogue, response: str, spans: Sequence[Span] | None = None) -> list[dict[str, Any]]:
         """What each span of characters adds ({start, stop, text, effect}); without `spans` each sentence."""
         asked = None if spans is None else [list(span) for span in spans]
-        found: list[dict[str, Any]] = self._ask("deletions", {"prompt": _plain(prompt), "response": response, "spans": asked})["deletions"]
-        return found
+        rows: list[dict[str, Any]] = self._ask("deletions", {"prompt": _plain(prompt), "response": response, "spans": asked})["deletions"]
+        return rows
 
     def gradient(self, prompt: Dialogue, response: str) -> dict[str, Any]:
         """{norm: a number for each token of `tokens`, reward}. The first one costs seconds and memory."""
-        found: dict[str, Any] = self._ask("gradient", {"prompt": _plain(prompt), "response": response})["gradient"]
-        return found
+        gradient: dict[str, Any] = self._ask("gradient", {"prompt": _plain(prompt), "response": response})["gradient"]
+        return gradient
 
     def edit_texts(self, edit_id: str) -> list[dict[str, Any]]:
         """{edit_id, parent_id, prompt (messages), response} of each edit from the root to this one. Needs no process.
@@ -172,7 +169,7 @@ class Live:
         return self.texts.pair(pair_id)
 
     def activations(self, text: str, latents: Sequence[int] = (), *, prompt: Dialogue | None = None, top: int = 10) -> dict[str, Any]:
-        """Latents of the whole SAE on a text of one's own: as a user's message, or with `prompt` as the answer to it.
+        """Latents of the whole SAE on any text: as a user's message, or with `prompt` as the answer to it.
 
         {texts, kinds, activation: {latent: values} for `latents`, top: [{latent_id, activation, token}]}: those of
         highest activation on the text.
@@ -190,13 +187,13 @@ class Live:
                 status, answer = self._http.ask("POST", f"{address.url}/{what}", secret=address.secret, largest=LARGEST, value=value)
             except HttpTimeout as error:
                 raise BackboneError("the model takes too long over this", found=f"more than {ANSWER:.0f} s", remedy="give a shorter text") from error
-            except HttpError as error:  # it has died, or has just given up being idle
+            except HttpError as error:  # it crashed, or has just ended after being idle
                 left -= 1
                 if not left:
                     raise self._dead(error) from error
                 end = time.monotonic() + self.patience
                 continue
-            if status in (401, 503) and time.monotonic() < end:  # another launch by now, or busy
+            if status in (401, 503) and time.monotonic() < end:  # it was started again with another secret, or is busy
                 time.sleep(0.1)
                 continue
             return _answered(status, answer)
@@ -207,14 +204,14 @@ class Live:
         if state.failed and state.error:
             raise error_from_dict(state.error)
         if address is None:
-            found = f"{state.text or state.name} for {seconds:.0f} s"
-            raise BackboneError("the model is not ready yet", found=found, remedy=f"wait a little; see {self.server_folder.log}")
+            waited = f"{state.text or state.name} for {seconds:.0f} s"
+            raise BackboneError("the model is not ready yet", found=waited, remedy=f"wait a little; see {self.server_folder.log}")
         return address
 
     def _dead(self, error: Exception) -> BackboneError:
         last = self.server_folder.log_tail().splitlines()[-1:]
-        found = f"{error}; {''.join(last) or 'nothing in its log'}"
-        return BackboneError("the model's process died twice over this", found=found, remedy=f"give a shorter text; see {self.server_folder.log}")
+        cause = f"{error}; {''.join(last) or 'nothing in its log'}"
+        return BackboneError("the model's process crashed twice over this", found=cause, remedy=f"give a shorter text; see {self.server_folder.log}")
 
 
 @cache
@@ -225,7 +222,7 @@ def live_model(model: str, root: Path | None = None) -> Live:
 
 def _plain(value: Any) -> Any:
     """Tuples of messages as JSON lists."""
-    return value if isinstance(value, str) else [_plain(one) if not isinstance(one, Mapping) else dict(one) for one in value]
+    return value if isinstance(value, str) else [dict(item) if isinstance(item, Mapping) else _plain(item) for item in value]
 
 
 def _answered(status: int, answer: Any) -> dict[str, Any]:
