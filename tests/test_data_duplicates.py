@@ -43,12 +43,12 @@ def test_exact_duplicates_are_folded_and_swaps_contradict() -> None:
             pair(4, "What is it?", "A tree.", "A horse."),
         )
     )
-    found = find_duplicates(pairs)
-    assert found.exact == (("p0", "p2"), ("p1", "p3"))
-    assert found.contradictory == (("p1", "p3"),)
-    assert found.near == ()
-    said = found.to_json()
-    assert (said["n_exact_groups"], said["n_exact_extra"], said["n_contradictory_groups"], said["n_near_groups"]) == (2, 2, 1, 0)
+    groups = find_duplicates(pairs)
+    assert groups.exact == (("p0", "p2"), ("p1", "p3"))
+    assert groups.contradictory == (("p1", "p3"),)
+    assert groups.near == ()
+    report = groups.to_json()
+    assert (report["n_exact_groups"], report["n_exact_extra"], report["n_contradictory_groups"], report["n_near_groups"]) == (2, 2, 1, 0)
 
 
 def test_equal_answers_to_another_prompt_or_role_are_different() -> None:
@@ -71,27 +71,27 @@ def test_near_duplicates_equal_a_comparison_of_all_with_all() -> None:
     def text(n: int) -> str:
         return " ".join(rng.choices(words, k=n))
 
-    def edited(said: str, n: int) -> str:
-        parts = said.split()
+    def edited(text: str, n: int) -> str:
+        parts = text.split()
         for _ in range(n):
             parts[rng.randrange(len(parts))] = rng.choice(words)
         return " ".join(parts)
 
-    made: list[PreferencePair] = []
+    similar: list[PreferencePair] = []
     for _ in range(80):
         base = (text(rng.randint(4, 20)), text(rng.randint(5, 40)), text(rng.randint(5, 40)))
         for copy in range(3):
             prompt = base[0] + "?" * copy if rng.random() < 0.7 else edited(base[0], 1)
-            made.append(pair(len(made), prompt, edited(base[1], rng.randint(0, 1)), edited(base[2], rng.randint(0, 1))))
-    pairs = PreferencePairs(pairs=tuple(made))
-    found = find_duplicates(pairs)
-    exact_extra = {pair_id for group in found.exact for pair_id in group[1:]}
+            similar.append(pair(len(similar), prompt, edited(base[1], rng.randint(0, 1)), edited(base[2], rng.randint(0, 1))))
+    pairs = PreferencePairs(pairs=tuple(similar))
+    groups = find_duplicates(pairs)
+    exact_extra = {pair_id for group in groups.exact for pair_id in group[1:]}
     heads = [p for p in pairs if p.pair_id not in exact_extra]
     true = near_by_brute_force(heads)
-    together = {two for group in found.near for two in combinations(group, 2)}
+    together = {two for group in groups.near for two in combinations(group, 2)}
     assert len(true) > 60
     assert len(true - together) <= 0.01 * len(true)  # missed: at 0.8 two in a thousand
-    for group in found.near:  # nothing is in a group without a true neighbour in it
+    for group in groups.near:  # nothing is in a group without a true neighbour in it
         assert all(any((min(a, b, key=_number), max(a, b, key=_number)) in true for b in group if b != a) for a in group)
 
 
@@ -127,8 +127,8 @@ def test_signatures_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_bucket_of_thousands_of_alike_texts_stays_cheap() -> None:
-    made = tuple(pair(i, "The same long question that everybody is asked again and again", f"Answer {i}", f"Reply {i}") for i in range(2000))
-    signature = signatures([("x", p.chosen) for p in made])
+    similar = tuple(pair(i, "The same long question that everybody is asked again and again", f"Answer {i}", f"Reply {i}") for i in range(2000))
+    signature = signatures([("x", p.chosen) for p in similar])
     candidates = duplicates.candidate_pairs(signature)
-    assert len(candidates) <= duplicates.COMPARISONS * len(made)
-    find_duplicates(PreferencePairs(pairs=made))
+    assert len(candidates) <= duplicates.COMPARISONS * len(similar)
+    find_duplicates(PreferencePairs(pairs=similar))

@@ -1,4 +1,4 @@
-"""What the columns of each format mean, and what is refused, with the words that are said. Cases by hand."""
+"""What the columns of each format mean, and what is refused, with the words that are first_turn. Cases by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def system(text: str) -> Message:
     return {"role": "system", "content": text}
 
 
-def one(folder: Path, row: dict[str, Any], **config: Any) -> tuple[tuple[Message, ...], str, str]:
+def only_pair(folder: Path, row: dict[str, Any], **config: Any) -> tuple[tuple[Message, ...], str, str]:
     pairs, _ = load_rows(folder, [row], **config)
     (pair,) = pairs
     return pair.prompt, pair.chosen, pair.rejected
@@ -49,28 +49,28 @@ def refused(folder: Path, row: dict[str, Any], good: dict[str, Any] | None = Non
 @pytest.mark.parametrize("prompt", ["Q?", [user("Q?")]], ids=["text", "messages"])
 @pytest.mark.parametrize("answer", [lambda t: t, lambda t: [assistant(t)]], ids=["text", "messages"])
 def test_trl_prompts_and_answers_are_texts_or_messages(prompt: Any, answer: Any, tmp_path: Path) -> None:
-    assert one(tmp_path, {"prompt": prompt, "chosen": answer(" yes\n"), "rejected": answer("no")}) == ((user("Q?"),), "yes", "no")
+    assert only_pair(tmp_path, {"prompt": prompt, "chosen": answer(" yes\n"), "rejected": answer("no")}) == ((user("Q?"),), "yes", "no")
 
 
 def test_trl_keeps_system_messages_and_former_turns(tmp_path: Path) -> None:
     prompt = [system("Be brief."), user("a"), assistant("b"), user("c")]
-    assert one(tmp_path, {"prompt": prompt, "chosen": "yes", "rejected": "no"})[0] == tuple(prompt)
-    assert one(tmp_path, {"prompt": [system(" "), user("c")], "chosen": "yes", "rejected": "no"})[0] == (user("c"),)
+    assert only_pair(tmp_path, {"prompt": prompt, "chosen": "yes", "rejected": "no"})[0] == tuple(prompt)
+    assert only_pair(tmp_path, {"prompt": [system(" "), user("c")], "chosen": "yes", "rejected": "no"})[0] == (user("c"),)
 
 
 def test_trl_prompt_repeated_in_the_answers_counts_once(tmp_path: Path) -> None:
     asked = [user("a"), assistant("b"), user("c")]
     row = {"prompt": asked, "chosen": [*asked, assistant("yes")], "rejected": [*asked, assistant("no")]}
-    assert one(tmp_path, row) == (tuple(asked), "yes", "no")
+    assert only_pair(tmp_path, row) == (tuple(asked), "yes", "no")
     row["prompt"] = "c"
-    assert one(tmp_path, row) == (tuple(asked), "yes", "no")
+    assert only_pair(tmp_path, row) == (tuple(asked), "yes", "no")
     row["prompt"] = "another"
     assert refused(tmp_path, row) == ("prompt", "different prompts: not a message of the dialogues")
 
 
 def test_trl_answers_of_several_turns_share_all_but_the_last(tmp_path: Path) -> None:
     row = {"prompt": [user("a")], "chosen": [assistant("b"), user("c"), assistant("yes")], "rejected": [assistant("b"), user("c"), assistant("no")]}
-    assert one(tmp_path, row) == ((user("a"), assistant("b"), user("c")), "yes", "no")
+    assert only_pair(tmp_path, row) == ((user("a"), assistant("b"), user("c")), "yes", "no")
     row["rejected"] = [assistant("B"), user("c"), assistant("no")]
     assert refused(tmp_path, row) == ("rejected", "different prompts: the dialogues differ before their last message")
     row["rejected"] = [assistant("b"), user("no")]
@@ -100,7 +100,7 @@ def test_trl_implicit_prompt_of_messages(tmp_path: Path) -> None:
 )
 def test_trl_implicit_prompt_of_texts(chosen: str, rejected: str, expected: tuple[str, str, str], tmp_path: Path) -> None:
     row = {"chosen": chosen, "rejected": rejected}
-    assert one(tmp_path, row, implicit_prompt="text") == ((user(expected[0]),), *expected[1:])
+    assert only_pair(tmp_path, row, implicit_prompt="text") == ((user(expected[0]),), *expected[1:])
     with pytest.raises(DataError, match=r"(?s)1 x prompt: missing.*--implicit-prompt text"):
         load_rows(tmp_path, [row])
 
@@ -162,15 +162,15 @@ def test_hh_dialogues(tmp_path: Path) -> None:
 
 
 def test_hh_colons_within_a_turn_do_not_begin_one(tmp_path: Path) -> None:
-    said = "one\nHuman: not a turn\n\nHumans: neither"
-    row = {"chosen": dialogue(said, "yes"), "rejected": dialogue(said, "no")}
-    assert one(tmp_path, row)[0] == (user(said),)
+    first_turn = "one\nHuman: not a turn\n\nHumans: neither"
+    row = {"chosen": dialogue(first_turn, "yes"), "rejected": dialogue(first_turn, "no")}
+    assert only_pair(tmp_path, row)[0] == (user(first_turn),)
 
 
 def test_hh_turns_of_one_speaker_in_a_row_become_one_message(tmp_path: Path) -> None:
     asked = "\n\nHuman: a\n\nHuman: b\n\nAssistant: c\n\nHuman:\n\nHuman: d\n\nAssistant:"
     row = {"chosen": asked + " yes", "rejected": asked + " no"}
-    assert one(tmp_path, row)[0] == (user("a\n\nb"), assistant("c"), user("d"))
+    assert only_pair(tmp_path, row)[0] == (user("a\n\nb"), assistant("c"), user("d"))
 
 
 def test_hh_with_the_prompt_apart(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_hh_with_the_prompt_apart(tmp_path: Path) -> None:
     pairs, report = load_rows(tmp_path, [row])
     assert (report.format, report.variant) == ("hh-rlhf", "prompt apart")
     assert (pairs[0].prompt, pairs[0].chosen) == ((user("a"), assistant("b"), user("c")), "yes")
-    assert one(tmp_path, row | HH)[0] == (user("a"), assistant("b"), user("c"))
+    assert only_pair(tmp_path, row | HH)[0] == (user("a"), assistant("b"), user("c"))
 
 
 @pytest.mark.parametrize(
@@ -208,8 +208,8 @@ SAFE = {"prompt": "Q?", "response_0": "zero", "response_1": "one", "safer_respon
 
 
 def test_safe_rlhf_the_preference_is_chosen_by_config(tmp_path: Path) -> None:
-    assert one(tmp_path, SAFE) == ((user("Q?"),), "one", "zero")
-    assert one(tmp_path, SAFE, preference="better") == ((user("Q?"),), "zero", "one")
+    assert only_pair(tmp_path, SAFE) == ((user("Q?"),), "one", "zero")
+    assert only_pair(tmp_path, SAFE, preference="better") == ((user("Q?"),), "zero", "one")
     pairs, report = load(tmp_path, "x.csv", csv_bytes([SAFE]))
     assert (pairs[0].chosen, report.format) == ("one", "safe-rlhf")
     assert pairs[0].meta == {"is_response_0_safe": "False", "row": 2, "preference": "safer", "chosen_response": 1}
@@ -344,7 +344,7 @@ def test_ultrafeedback_binarized(tmp_path: Path) -> None:
     assert (report.format, report.variant) == ("ultrafeedback", "binarized")
     assert (pairs[0].prompt, pairs[0].chosen, pairs[0].rejected) == ((user("Q?"),), "yes", "no")
     assert pairs[0].meta == {"row": 1, "score_chosen": 8.0, "score_rejected": 6.5}
-    assert one(tmp_path, {k: v for k, v in row.items() if k != "prompt"})[0] == (user("Q?"),)
+    assert only_pair(tmp_path, {k: v for k, v in row.items() if k != "prompt"})[0] == (user("Q?"),)
     assert refused(tmp_path, row | {"score_rejected": 8}, row) == ("score_chosen", "a tie: both scores are equal")
     assert refused(tmp_path, row | {"score_rejected": 9}, row) == ("score_chosen", "below the score of rejected")
     assert refused(tmp_path, row | {"score_rejected": None}, row) == ("score_rejected", "missing")
@@ -395,7 +395,7 @@ def test_an_unknown_format_lists_the_columns(tmp_path: Path) -> None:
 def test_a_column_mapping(tmp_path: Path) -> None:
     row = {"id": "a", "question": "Q?", "good": "yes", "bad": "no", "prompt": "decoy"}
     mapping = {"prompt": "question", "chosen": "good", "rejected": "bad"}
-    assert one(tmp_path, row, columns=mapping) == ((user("Q?"),), "yes", "no")
+    assert only_pair(tmp_path, row, columns=mapping) == ((user("Q?"),), "yes", "no")
     pairs, _ = load_rows(tmp_path, [trl_row(0) | {"key": "k7"}], columns={"id": "key"})
     assert pairs[0].pair_id == "k7"
     with pytest.raises(DataError, match=r"(?s)has no column questoin\n  found: columns id, question, good"):

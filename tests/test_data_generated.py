@@ -36,49 +36,49 @@ def turn(role: str, text: str) -> Row:
     return {"role": role, "content": text}
 
 
-def one(ask: str, yes: str, no: str, system: str = "") -> Texts:
+def asked(ask: str, yes: str, no: str, system: str = "") -> Texts:
     return Texts(prompt=((("system", system),) if system else ()) + ((USER, ask),), chosen=yes, rejected=no)
 
 
 # name -> the row of a question and two answers, and what must come of it
 FORMATS: dict[str, Callable[[str, str, str], tuple[Row, Texts]]] = {
-    "trl explicit": lambda q, y, n: ({"prompt": q, "chosen": y, "rejected": n}, one(q, y, n)),
+    "trl explicit": lambda q, y, n: ({"prompt": q, "chosen": y, "rejected": n}, asked(q, y, n)),
     "trl messages": lambda q, y, n: (
         {"prompt": [turn(USER, q)], "chosen": [turn(ASSISTANT, y)], "rejected": [turn(ASSISTANT, n)]},
-        one(q, y, n),
+        asked(q, y, n),
     ),
     "trl implicit": lambda q, y, n: (
         {"chosen": [turn(USER, q), turn(ASSISTANT, y)], "rejected": [turn(USER, q), turn(ASSISTANT, n)]},
-        one(q, y, n),
+        asked(q, y, n),
     ),
     "text parts": lambda q, y, n: (
         {"prompt": [{"role": USER, "content": [{"type": "text", "text": q}]}], "chosen": [turn(ASSISTANT, y)], "rejected": [turn(ASSISTANT, n)]},
-        one(q, y, n),
+        asked(q, y, n),
     ),
     "hh": lambda q, y, n: (
         {"chosen": f"\n\nHuman: {q}\n\nAssistant: {y}", "rejected": f"\n\nHuman: {q}\n\nAssistant: {n}"},
-        one(q, y, n),
+        asked(q, y, n),
     ),
-    "safe-rlhf": lambda q, y, n: ({"prompt": q, "response_0": n, "response_1": y, "safer_response_id": 1}, one(q, y, n)),
-    "truthfulqa": lambda q, y, n: ({"Question": q, "Correct Answers": y, "Incorrect Answers": n}, one(q, y, n)),
-    "rewardbench": lambda q, y, n: ({"prompt": q, "chosen": y, "rejected": n, "subset": "easy"}, one(q, y, n)),
+    "safe-rlhf": lambda q, y, n: ({"prompt": q, "response_0": n, "response_1": y, "safer_response_id": 1}, asked(q, y, n)),
+    "truthfulqa": lambda q, y, n: ({"Question": q, "Correct Answers": y, "Incorrect Answers": n}, asked(q, y, n)),
+    "rewardbench": lambda q, y, n: ({"prompt": q, "chosen": y, "rejected": n, "subset": "easy"}, asked(q, y, n)),
     "ultrafeedback": lambda q, y, n: (
         {"instruction": q, "completions": [{"response": n, "overall_score": 2}, {"response": y, "overall_score": 8}]},
-        one(q, y, n),
+        asked(q, y, n),
     ),
     "binarized": lambda q, y, n: (
         {"prompt": q, "chosen": y, "rejected": n, "score_chosen": 8.0, "score_rejected": 2.0},
-        one(q, y, n),
+        asked(q, y, n),
     ),
     "alpaca": lambda q, y, n: (
         {"instruction": q, "input": f"About {q}", "chosen": y, "rejected": n},
-        one(f"{q}\n\nAbout {q}", y, n),
+        asked(f"{q}\n\nAbout {q}", y, n),
     ),
-    "orca": lambda q, y, n: ({"system": "Be kind.", "question": q, "chosen": y, "rejected": n}, one(q, y, n, "Be kind.")),
-    "query": lambda q, y, n: ({"query": q, "chosen": y, "rejected": n}, one(q, y, n)),
+    "orca": lambda q, y, n: ({"system": "Be kind.", "question": q, "chosen": y, "rejected": n}, asked(q, y, n, "Be kind.")),
+    "query": lambda q, y, n: ({"query": q, "chosen": y, "rejected": n}, asked(q, y, n)),
     "openai": lambda q, y, n: (
         {"input": {"messages": [turn(USER, q)]}, "preferred_output": [turn(ASSISTANT, y)], "non_preferred_output": [turn(ASSISTANT, n)]},
-        one(q, y, n),
+        asked(q, y, n),
     ),
     "sharegpt": lambda q, y, n: (
         {
@@ -86,9 +86,9 @@ FORMATS: dict[str, Callable[[str, str, str], tuple[Row, Texts]]] = {
             "chosen": {"from": "gpt", "value": y},
             "rejected": {"from": "gpt", "value": n},
         },
-        one(q, y, n),
+        asked(q, y, n),
     ),
-    "rewardbench 2": lambda q, y, n: ({"prompt": q, "chosen": [y], "rejected": [n], "num_correct": 1, "num_rejected": 1}, one(q, y, n)),
+    "rewardbench 2": lambda q, y, n: ({"prompt": q, "chosen": [y], "rejected": [n], "num_correct": 1, "num_rejected": 1}, asked(q, y, n)),
     "history": lambda q, y, n: (
         {"history": [["Hi", "Hello"]], "prompt": q, "chosen": y, "rejected": n},
         Texts(prompt=((USER, "Hi"), (ASSISTANT, "Hello"), (USER, q)), chosen=y, rejected=n),

@@ -1,4 +1,4 @@
-"""Hub ids, by a stand-in for `datasets` that is told what to do, and once by the real one on a local folder."""
+"""Hub ids, by a stand-in for `datasets` that is calls what to do, and once by the real one on a local folder."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from core.errors import DataError
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A `datasets` whose load_dataset notes its arguments in the list, then gives or raises the list's first element."""
-    told: list[Any] = [None]
+    calls: list[Any] = [None]
 
     def load_dataset(*args: Any, **kwargs: Any) -> Any:
-        told.append((args, kwargs))
-        if isinstance(told[0], Exception):
-            raise told[0]
-        return told[0]
+        calls.append((args, kwargs))
+        if isinstance(calls[0], Exception):
+            raise calls[0]
+        return calls[0]
 
     module = ModuleType("datasets")
     module.load_dataset = load_dataset  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", module)
-    return told
+    return calls
 
 
 def test_id_configuration_split_and_revision_are_handed_on(hub: list[Any]) -> None:

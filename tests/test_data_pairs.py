@@ -20,7 +20,7 @@ from core.types import canonical_json
 
 def test_ids_are_the_sources_own_where_given_and_unique(tmp_path: Path) -> None:
     ids: list[Any] = ["a", "b", "b", 7, None, "7", True, "x\ny", "y" * 300, "é", 8]
-    pairs, _ = load_rows(tmp_path, [trl_row(i) | {"id": own} for i, own in enumerate(ids)])
+    pairs, _ = load_rows(tmp_path, [trl_row(i) | {"id": source_id} for i, source_id in enumerate(ids)])
     kept = [p.pair_id for p in pairs]
     assert [kept[i] for i in (0, 9, 10)] == ["a", "é", "8"]
     assert all(len(kept[i]) == 16 and set(kept[i]) <= set("0123456789abcdef") for i in (1, 2, 3, 4, 5, 6, 7, 8))
@@ -53,14 +53,14 @@ def test_the_report_counts_every_row_and_is_json(tmp_path: Path) -> None:
     pairs, report = load(tmp_path, "x.jsonl", data)
     assert (report.n_rows, report.n_used, report.n_pairs, report.n_prompts) == (6, 3, 3, 3)
     assert report.refused_by_reason() == {"chosen: empty": 2, "row: not JSON (Expecting value)": 1}
-    said = json.loads(canonical_json(report.to_json()).encode("utf-8"))
-    assert said["refused"] == [
+    written = json.loads(canonical_json(report.to_json()).encode("utf-8"))
+    assert written["refused"] == [
         {"row": 4, "field": "chosen", "reason": "empty"},
         {"row": 5, "field": "chosen", "reason": "empty"},
         {"row": 6, "field": "row", "reason": "not JSON (Expecting value)"},
     ]
-    assert said["columns"] == ["prompt", "chosen", "rejected", r"odd\ud800"]
-    assert said["duplicates"]["n_exact_groups"] == 0
+    assert written["columns"] == ["prompt", "chosen", "rejected", r"odd\ud800"]
+    assert written["duplicates"]["n_exact_groups"] == 0
     assert len(pairs.content_hash) == 64
 
 
@@ -82,10 +82,10 @@ def test_the_limit_counts_prompts_and_is_noted(tmp_path: Path) -> None:
 def test_progress_is_told_and_can_cancel(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(jsonl_bytes(trl_rows(2500)))
-    told: list[tuple[str, float, float]] = []
-    load_pairs(DataConfig(pairs=str(path)), lambda step, done, total, **figures: told.append((step, done, total)))
-    assert len(told) == 4
-    assert told[-1] == ("read pairs", path.stat().st_size, path.stat().st_size)
+    calls: list[tuple[str, float, float]] = []
+    load_pairs(DataConfig(pairs=str(path)), lambda step, done, total, **figures: calls.append((step, done, total)))
+    assert len(calls) == 4
+    assert calls[-1] == ("read pairs", path.stat().st_size, path.stat().st_size)
 
     def stop(step: str, done: float, total: float, **figures: Any) -> None:
         raise Cancelled

@@ -6,6 +6,8 @@ import hashlib
 import json
 import random
 from collections import Counter
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +18,13 @@ from real_data import real_data
 
 from core.config import DataConfig
 from core.data.duplicates import find_duplicates
-from core.data.pairs import load_pairs
+from core.data.pairs import DataReport, load_pairs
 from core.data.splits import NAMES, PROTOCOLS, Protocol, apportion, protocol_scale, split_pairs, split_report
 from core.errors import DataError
 from core.types import PreferencePairs
 
 
-def made(n_prompts: int, *, a_prompt: int = 1) -> PreferencePairs:
+def numbered_pairs(n_prompts: int, *, a_prompt: int = 1) -> PreferencePairs:
     return PreferencePairs(pairs=tuple(pair(i, f"prompt {i // a_prompt}", f"yes {i}", f"no {i}") for i in range(n_prompts * a_prompt)))
 
 
@@ -35,19 +37,19 @@ def prompt_counts(pairs: PreferencePairs) -> list[int]:
 
 
 def test_no_prompt_stands_on_two_sides_and_shares_are_met() -> None:
-    pairs = split_pairs(made(100, a_prompt=3), DataConfig(ratios=(0.4, 0.1, 0.5)))
+    pairs = split_pairs(numbered_pairs(100, a_prompt=3), DataConfig(ratios=(0.4, 0.1, 0.5)))
     assert prompt_counts(pairs) == [40, 10, 50, 0]
     assert sum(prompt_counts(pairs)) == len({p.prompt_id for p in pairs})
     assert Counter(pairs.split) == {"train": 120, "validation": 30, "test": 150}
 
 
 def test_what_the_ratios_leave_is_unused() -> None:
-    assert prompt_counts(split_pairs(made(10), DataConfig(ratios=(0.5, 0.1, 0.2)))) == [5, 1, 2, 2]
-    assert prompt_counts(split_pairs(made(10), DataConfig(ratios=(0.7, 0.0, 0.3)))) == [7, 0, 3, 0]
+    assert prompt_counts(split_pairs(numbered_pairs(10), DataConfig(ratios=(0.5, 0.1, 0.2)))) == [5, 1, 2, 2]
+    assert prompt_counts(split_pairs(numbered_pairs(10), DataConfig(ratios=(0.7, 0.0, 0.3)))) == [7, 0, 3, 0]
 
 
 def test_the_split_depends_on_seed_and_prompts_alone() -> None:
-    pairs = made(60, a_prompt=2)
+    pairs = numbered_pairs(60, a_prompt=2)
     rows = list(range(len(pairs)))
     random.Random(0).shuffle(rows)
     first, shuffled, other = (split_pairs(p, DataConfig(seed=s)) for p, s in ((pairs, 0), (pairs.take(rows), 0), (pairs, 1)))
@@ -59,7 +61,7 @@ def test_the_split_depends_on_seed_and_prompts_alone() -> None:
 
 
 def test_split_by_pair_shows_the_leak() -> None:
-    pairs = made(50, a_prompt=4)
+    pairs = numbered_pairs(50, a_prompt=4)
     config = DataConfig(split_by="pair")
     split = split_pairs(pairs, config)
     assert Counter(split.split) == {"train": 80, "validation": 20, "test": 100}
@@ -83,28 +85,28 @@ def test_largest_remainder_is_as_near_as_whole_numbers_can_be(n: int, weights: l
 
 
 def test_no_split_that_is_asked_for_is_empty() -> None:
-    assert prompt_counts(split_pairs(made(3), DataConfig())) == [1, 1, 1, 0]
-    assert prompt_counts(split_pairs(made(4), DataConfig(ratios=(0.98, 0.01, 0.01)))) == [2, 1, 1, 0]
+    assert prompt_counts(split_pairs(numbered_pairs(3), DataConfig())) == [1, 1, 1, 0]
+    assert prompt_counts(split_pairs(numbered_pairs(4), DataConfig(ratios=(0.98, 0.01, 0.01)))) == [2, 1, 1, 0]
     with pytest.raises(DataError, match=r"(?s)too few prompts to split.*at least 3.*found: 2"):
-        split_pairs(made(2, a_prompt=5), DataConfig())
+        split_pairs(numbered_pairs(2, a_prompt=5), DataConfig())
 
 
 def test_the_truthfulqa_protocol_is_4_1_5() -> None:
-    pairs = split_pairs(made(817, a_prompt=2), DataConfig(protocol="truthfulqa", ratios=(1.0, 0.0, 0.0)))
+    pairs = split_pairs(numbered_pairs(817, a_prompt=2), DataConfig(protocol="truthfulqa", ratios=(1.0, 0.0, 0.0)))
     assert prompt_counts(pairs) == [327, 82, 408, 0]
 
 
 @pytest.mark.parametrize("name", ["safe-rlhf", "red-teaming"])
 def test_the_safety_protocols_count_pairs(name: str) -> None:
     config = DataConfig(protocol=name)
-    pairs = split_pairs(made(7000), config)
+    pairs = split_pairs(numbered_pairs(7000), config)
     assert Counter(pairs.split) == {"train": 1000, "validation": 1000, "test": 1000, "unused": 4000}
     (note,) = split_report(pairs, config).notes
     assert note == f"protocol {name}: train, validation, test aim at 1,000, 1,000, 1,000 pairs; unused keeps 2,000 prompts for DPO"
 
 
 def test_a_protocol_never_divides_a_prompt() -> None:
-    pairs = split_pairs(made(4000, a_prompt=3), DataConfig(protocol="safe-rlhf"))
+    pairs = split_pairs(numbered_pairs(4000, a_prompt=3), DataConfig(protocol="safe-rlhf"))
     counts = Counter(pairs.split)
     assert [counts[name] for name in ("train", "validation", "test")] == [1002, 999, 999]  # up to 1,000, 2,000 and 3,000 in whole threes
     assert sum(prompt_counts(pairs)) == 4000
@@ -112,7 +114,7 @@ def test_a_protocol_never_divides_a_prompt() -> None:
 
 def test_a_small_set_is_scaled_in_proportion_and_said() -> None:
     config = DataConfig(protocol="red-teaming")
-    pairs = split_pairs(made(500), config)
+    pairs = split_pairs(numbered_pairs(500), config)
     assert Counter(pairs.split) == {"train": 100, "validation": 100, "test": 100, "unused": 200}
     (note,) = split_report(pairs, config).notes
     assert note.endswith("unused keeps 200 prompts for DPO; the set is smaller than its protocol, whose numbers are scaled by 0.100")
@@ -148,6 +150,11 @@ def test_prompts_that_differ_in_case_only_are_reported_as_shared() -> None:
     assert sum(split_report(split, DataConfig()).shared_prompts.values()) > 0
 
 
+@cache
+def loaded(path: Path) -> tuple[PreferencePairs, DataReport]:
+    return load_pairs(DataConfig(pairs=str(path)))
+
+
 @pytest.mark.parametrize(
     ("name", "config", "expected"),
     [
@@ -157,8 +164,8 @@ def test_prompts_that_differ_in_case_only_are_reported_as_shared() -> None:
     ],
 )
 def test_real_sets(name: str, config: dict[str, Any], expected: dict[str, int]) -> None:
-    data = DataConfig(pairs=str(real_data(name)), **config)
-    pairs, report = load_pairs(data)
-    said = split_report(split_pairs(pairs, data), data, report.duplicates)
-    assert said.n_prompts == expected
-    assert said.shared_prompts == {}
+    pairs, report = loaded(real_data(name))
+    data = DataConfig(**config)
+    split = split_report(split_pairs(pairs, data), data, report.duplicates)
+    assert split.n_prompts == expected
+    assert split.shared_prompts == {}

@@ -24,16 +24,16 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12
 
 def archive(*names: str) -> bytes:
     sink = io.BytesIO()
-    with zipfile.ZipFile(sink, "w") as made:
+    with zipfile.ZipFile(sink, "w") as archive_file:
         for name in names:
-            made.writestr(name, "x")
+            archive_file.writestr(name, "x")
     return sink.getvalue()
 
 
 def tar() -> bytes:
     sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w") as made:
-        made.addfile(tarfile.TarInfo("a.jsonl"))
+    with tarfile.open(fileobj=sink, mode="w") as archive_file:
+        archive_file.addfile(tarfile.TarInfo("a.jsonl"))
     return sink.getvalue()
 
 
