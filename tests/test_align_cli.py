@@ -16,10 +16,11 @@ from runs_helpers import wait_state
 from core.align.left_out import sentences
 from core.align.presets import ALIGN_PRESETS, align_preset
 from core.backbone.presets import PRESETS, preset
-from core.cli import tables
-from core.cli.align import align_config
+from core.cli import run_command, tables
 from core.cli.main import build_parser
 from core.cli.options import options_of, override
+from core.cli.outcomes import print_outcome
+from core.cli.run_command import config_from
 from core.config import AlignConfig, DataConfig, from_dict
 from core.errors import ConfigError
 from core.jobs import start as launching
@@ -32,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def asked(*words: str) -> AlignConfig:
-    return align_config(build_parser().parse_args(["align", *words]))
+    return config_from(build_parser().parse_args(["align", *words]))
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -147,7 +148,7 @@ def test_the_presets_are_the_papers_and_small_ones() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_at_once(cli: Any, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str) -> None:
-    monkeypatch.setattr("core.jobs.align.run_alignment", lambda *_: pytest.fail("began"))
+    monkeypatch.setattr(run_command, "launch", lambda *_: pytest.fail("began"))
     code, out, err = cli("align", "--preset", "tiny", *words)
     assert code == 2 and out == "" and said in err
 
@@ -178,7 +179,7 @@ def test_the_estimate_grows_with_the_work(tmp_path: Path) -> None:
 
 
 def test_the_estimate_is_said_and_nothing_else_done(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.jobs.align.run_alignment", lambda *_: pytest.fail("began"))
+    monkeypatch.setattr(run_command, "launch", lambda *_: pytest.fail("began"))
     code, out, _ = cli("align", "--preset", "tiny", "--estimate", "--json")
     assert code == 0 and set(json.loads(out)) == {"memory", "disk", "seconds"}
     code, out, _ = cli("align", "--preset", "tiny", "--estimate")
@@ -213,7 +214,7 @@ def test_a_person_sees_pairs_policy_warnings_and_places(capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     assert "9 margin, 1 too long" in out and "1 min 15 s" in out and "0.500 (0.400 to 0.600)" in out and "0.020 (0.000 to 0.020)" in out
     assert "round 2: reward rose" in out and "chosen: round 1 (the best)" in out and "adapter: /a/adapter" in out and "mc1" not in out
-    tables.print_outcome("align", {"outcome": {**outcome, "warnings": [], "stopped": "no pair was kept", "artefact": "/a", "adapter": None}})
+    print_outcome("align", {"outcome": {**outcome, "warnings": [], "stopped": "no pair was kept", "artefact": "/a", "adapter": None}}, AlignConfig())
     out = capsys.readouterr().out
     assert "no pair was kept" in out and "adapter" not in out
 

@@ -90,11 +90,11 @@ def test_killed_amid_a_step_as_a_run(
     words: list[str], undisturbed: tuple[Path, dict[str, Any]], fitted: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run of the worker, killed half-way through generating or training, and resumed."""
-    from core.cli.align import align_config
     from core.cli.main import build_parser
+    from core.cli.run_command import config_from
 
     monkeypatch.setenv(HOLD, moment)
-    config = align_config(build_parser().parse_args(words))
+    config = config_from(build_parser().parse_args(words))
     run = Run(fitted / "runs" / launch("align", config, root=fitted))
     wait_for((run.path / "held").exists, PATIENCE)
     pid = run.status().pid

@@ -161,13 +161,13 @@ def test_options_override_the_preset(cli: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_values_of_the_embedded_model_hold_only_for_it() -> None:
-    from core.cli.main import fit_config
+    from core.cli.run_command import config_from
 
     parse = build_parser().parse_args
-    assert fit_config(parse(["fit"])) == PRESETS["smollm2-135m"]
-    assert fit_config(parse(["fit", "--model", "org/other"])) == override(FitConfig(), {"model": "org/other"})
-    assert fit_config(parse(["fit", "--model", "org/other"])).selection.k == 128
-    assert fit_config(parse(["fit", "--preset", "gemma-2-9b"])).sae.release == "gemma-scope-9b-it-res-canonical"
+    assert config_from(parse(["fit"])) == PRESETS["smollm2-135m"]
+    assert config_from(parse(["fit", "--model", "org/other"])) == override(FitConfig(), {"model": "org/other"})
+    assert config_from(parse(["fit", "--model", "org/other"])).selection.k == 128
+    assert config_from(parse(["fit", "--preset", "gemma-2-9b"])).sae.release == "gemma-scope-9b-it-res-canonical"
 
 
 @pytest.mark.parametrize(

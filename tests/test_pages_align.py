@@ -25,9 +25,9 @@ from core.align.figures import MEANING, read_measures
 from core.align.overoptimisation import RULE
 from core.align.presets import ALIGN_PRESETS, align_preset
 from core.align.records import CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, STEPS, find_alignment, key_of
-from core.cli.align import align_config
 from core.cli.equal_command import equal_command
 from core.cli.main import build_parser
+from core.cli.run_command import config_from
 from core.config import AlignConfig
 from core.explain.drop_reasons import drop_caveats
 from core.files import write_json
@@ -187,7 +187,7 @@ def test_the_command_says_what_the_form_holds(config: AlignConfig) -> None:
     """Read by the command line's own parser, it gives the same configuration."""
     for preset in ("", "demo", "llama-3.1-8b"):
         said = shlex.split(equal_command("align", config, preset))
-        assert said[0] == "sparserm" and align_config(build_parser().parse_args(said[1:])) == config
+        assert said[0] == "sparserm" and config_from(build_parser().parse_args(said[1:])) == config
 
 
 def test_every_field_of_the_config_has_a_widget(empty: Path) -> None:

@@ -28,7 +28,7 @@ Written by `{switch}=1 pytest tests/test_readme.py` from the command line itself
 stands in [the guide](GUIDE.md). Every command takes `--json` (one JSON line on standard output, for machines; progress goes to standard error) and
 `--debug` (the traceback of an error); they are left out below.
 """
-EVERYWHERE = ("--json", "--debug")
+EVERYWHERE = ("--json", "--debug", "--help-all")
 
 
 def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

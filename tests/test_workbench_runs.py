@@ -15,9 +15,10 @@ from cli_helpers import wait_for
 from runs_helpers import WORKER, NapConfig, start, wait_state
 
 from core.backbone.presets import PRESETS, preset
-from core.cli.main import build_parser, fit_config
-from core.cli.options import options_of, override
-from core.config import Config, DataConfig, FitConfig, PairsRunConfig, SAETrainConfig, SweepConfig
+from core.cli.main import build_parser
+from core.cli.options import options_of
+from core.cli.run_command import config_from
+from core.config import Config, DataConfig, FitConfig, SAETrainConfig
 from core.errors import ConfigError
 from core.fit.defaults import complete
 from core.jobs import start as launching
@@ -39,11 +40,7 @@ def parsed(command: str) -> Config:
     words = shlex.split(command)
     assert words[0] == "sparserm" and words[-1] == "--detach"
     arguments = build_parser().parse_args(words[1:])
-    if words[1] == "fit":
-        return fit_config(arguments)
-    if words[1] == "sweep":
-        return override(SweepConfig(fit=fit_config(arguments)), vars(arguments))
-    return override(SAETrainConfig() if words[1] == "sae" else PairsRunConfig(), vars(arguments))
+    return config_from(arguments)
 
 
 CHANGES: list[tuple[str, dict[str, str]]] = [

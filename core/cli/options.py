@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from core.config import Config, SAEConfig, sae_config
 from core.errors import ConfigError
+from core.jobs.kinds import SECTIONS, Kind
 
 # Fields whose plain name says too little, or that two configs share.
 NAMES = {
@@ -37,16 +38,46 @@ SAE_FIELDS = ("release", "sae_id", "path")
 SAE_HELP = "sparse autoencoder: RELEASE:ID of sae-lens, a folder, or a params.npz (default: the newest that `sae train` made for model and layer)"
 
 
+# Options that stand for one value of a field: `--all` for which=all.
+SHORTHANDS = {"LatentsRunConfig.which": ("--all", "all", "make the pages of all live latents, not only of those the model selects")}
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse with readable epilogs, and no abbreviations: scripts that use them would break when an option is added."""
+    """argparse with readable epilogs, and no abbreviations: scripts that use them would break when an option is added.
+
+    Where options are `rare`, `--help` leaves them out and `--help-all` shows them too.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+        self.rare: list[argparse.Action] = []
+
+    def format_help(self) -> str:
+        helps = [action.help for action in self.rare]
+        for action in self.rare:
+            action.help = argparse.SUPPRESS
+        try:
+            return super().format_help()
+        finally:
+            for action, help_ in zip(self.rare, helps, strict=True):
+                action.help = help_
+
+    def format_help_all(self) -> str:
+        """The help with every option."""
+        return super().format_help()
 
 
-def add_command(parent: Any, name: str, run: Callable[..., int | None] | None, help: str, examples: Mapping[str, str]) -> argparse.ArgumentParser:
+class HelpAll(argparse._HelpAction):
+    """`--help-all`: the help with every option."""
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        print(parser.format_help_all())
+        parser.exit()
+
+
+def add_command(parent: Any, name: str, run: Callable[..., int | None] | None, help: str, examples: Mapping[str, str]) -> Parser:
     """A parser for the command `name` (`cache list`: the last word counts) among `parent`'s; `run(arguments, display)` may return an exit code."""
-    parser: argparse.ArgumentParser = parent.add_parser(name.split()[-1], help=help, description=help + ".", epilog=examples[name])
+    parser: Parser = parent.add_parser(name.split()[-1], help=help, description=help + ".", epilog=examples[name])
     if run:
         parser.set_defaults(run=run)
         parser.add_argument("--json", action="store_true", help="one JSON line on standard output, for machines")
@@ -59,26 +90,77 @@ def print_json(value: Mapping[str, Any]) -> None:
     print(json.dumps(value, allow_nan=False), flush=True)
 
 
-def add_options(parser: argparse.ArgumentParser, config: Config, title: str) -> None:
-    """Adds a group of options for the fields of `config`, whose values are shown as defaults. Nested configs get groups of their own."""
-    group = parser.add_argument_group(title)
-    if isinstance(config, SAEConfig):
-        group.add_argument("--sae", metavar="SAE", default=argparse.SUPPRESS, help=SAE_HELP)
-    hints = typing.get_type_hints(type(config))
+def add_config_options(parser: Parser, kind: Kind) -> None:
+    """Adds the options of a kind of run: its first fields in one group, which `--help` shows, then a group for each config."""
+    parts = dict(parts_of(kind.base()))
+    if kind.argument:
+        parser.add_argument(kind.argument, metavar=kind.argument.upper(), help=_field(parts[""], kind.argument).metadata["help"])
+    if kind.first_fields:
+        first = parser.add_argument_group("what most people set")
+        for path in kind.first_fields:
+            owner, _, name = path.rpartition(".")
+            add_option(first, parts[owner], name)
+    for owner, config in parts.items():
+        shown = {path.rpartition(".")[2] for path in kind.first_fields if path.rpartition(".")[0] == owner} | {kind.argument}
+        rare = add_options(parser, config, SECTIONS[owner.rpartition(".")[2]], without=shown)
+        if kind.first_fields:
+            parser.rare += rare
+    if kind.first_fields:
+        places = [str(action.metavar) for action in parser._actions if not action.option_strings]
+        parser.usage = " ".join([parser.prog, "[options]", *places])
+
+
+def parts_of(config: Config, path: str = "") -> Iterator[tuple[str, Config]]:
+    """A config and those in it, by their paths."""
+    yield path, config
     for spec in fields(config):  # type: ignore[arg-type]
         value = getattr(config, spec.name)
-        if is_dataclass(value) or (isinstance(config, SAEConfig) and spec.name in SAE_FIELDS):
-            continue
-        choices = spec.metadata.get("choices") or None
-        group.add_argument(
-            "--" + option_name(config, spec.name).replace("_", "-"),
-            dest=option_name(config, spec.name),
-            type=reader(hints[spec.name]),
-            choices=choices,
-            metavar=None if choices else _metavar(hints[spec.name]),
-            default=argparse.SUPPRESS,
-            help=(spec.metadata["help"] + _shown(value)).replace("%", "%%"),
-        )
+        if isinstance(value, Config):
+            yield from parts_of(value, f"{path}.{spec.name}".lstrip("."))
+
+
+def add_options(parser: argparse.ArgumentParser, config: Config, title: str, *, without: Collection[str] = ()) -> list[argparse.Action]:
+    """Adds a group of options for the fields of `config`; nested configs and the fields in `without` are left out. Returns the options."""
+    group = parser.add_argument_group(title)
+    names = [spec.name for spec in fields(config) if not is_dataclass(getattr(config, spec.name)) and spec.name not in without]  # type: ignore[arg-type]
+    if isinstance(config, SAEConfig):
+        names = [name for name in names if name not in SAE_FIELDS or name == "path"]
+    return [add_option(group, config, name) for name in names]
+
+
+def add_option(group: Any, config: Config, name: str) -> argparse.Action:
+    """Adds the option of one field; its value in `config` is shown as the default. The SAE's `path` stands for all that name an SAE."""
+    spec, key = _field(config, name), f"{type(config).__name__}.{name}"
+    value, hint, choices = getattr(config, name), typing.get_type_hints(type(config))[name], spec.metadata.get("choices") or None
+    if key == "SAEConfig.path":
+        action: argparse.Action = group.add_argument("--sae", metavar="SAE", default=argparse.SUPPRESS, help=SAE_HELP)
+        return action
+    if key in SHORTHANDS:
+        flag, const, help_ = SHORTHANDS[key]
+        action = group.add_argument(flag, dest=name, action="store_const", const=const, default=argparse.SUPPRESS, help=help_)
+        return action
+    action = group.add_argument(
+        "--" + option_name(config, name).replace("_", "-"),
+        dest=option_name(config, name),
+        type=reader(hint),
+        action=_Longer if typing.get_origin(hint) is tuple else "store",
+        choices=choices,
+        metavar=None if choices else _metavar(hint),
+        default=argparse.SUPPRESS,
+        help=(spec.metadata["help"] + _shown(value)).replace("%", "%%"),
+    )
+    return action
+
+
+def _field(config: Config, name: str) -> Any:
+    return next(spec for spec in fields(config) if spec.name == name)  # type: ignore[arg-type]
+
+
+class _Longer(argparse.Action):
+    """A list grows when its option is given again."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest, ()), *values))
 
 
 def option_name(config: Config, field: str) -> str:
@@ -107,6 +189,8 @@ def options_of(config: Config, base: Config) -> list[str]:
         value, before = getattr(config, spec.name), getattr(base, spec.name)
         if is_dataclass(value):
             words += options_of(value, before)  # type: ignore[arg-type]
+        elif value != before and f"{type(config).__name__}.{spec.name}" in SHORTHANDS:
+            words.append(SHORTHANDS[f"{type(config).__name__}.{spec.name}"][0])
         elif value != before and not (isinstance(config, SAEConfig) and spec.name in SAE_FIELDS):
             words += ["--" + option_name(config, spec.name).replace("_", "-"), as_text(value)]
     named = [name for name in SAE_FIELDS if isinstance(config, SAEConfig) and getattr(config, name)]

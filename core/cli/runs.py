@@ -6,26 +6,26 @@ A run is named by its id or any part of it that no other id has; where the name 
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 from core.cli import tables
-from core.cli.options import Parser, add_command, add_options, override, print_json
+from core.cli.follow import Follower, short
+from core.cli.options import Parser, add_command, add_options, override, parts_of, print_json
+from core.cli.outcomes import print_outcome
+from core.cli.run_command import detach, print_started
 from core.config import Config
-from core.errors import ConfigError, StoreError
-from core.jobs.kinds import asked_config, config_of, kind_of, load_job, resolved_config
-from core.jobs.start import launch, resume
-from core.runs.events import read_events
-from core.runs.launch import cancel, remove, run_size, wait_started
+from core.errors import ConfigError, StoreError, error_from
+from core.jobs.job import devices_of, foreground_turn, input_hashes
+from core.jobs.kinds import SECTIONS, asked_config, config_of, kind_of, load_job, resolved_config
+from core.jobs.start import resume
+from core.jobs.verify import verify
+from core.runs.launch import cancel, remove, run_size
 from core.runs.progress import Display, date, duration, size
-from core.runs.registry import Run, Status, find_run, summaries
+from core.runs.registry import Run, find_run, summaries
+from core.runs.store import Store
 from core.text_safety import for_terminal
 
-POLL = 0.2
-WAITING_AFTER = 5  # looks at a queued run before it is said that it waits
 STOPPED_LOOKING = 130
 EXAMPLES = {
     "runs": "examples:\n  sparserm runs list\n  sparserm runs follow",
@@ -39,7 +39,6 @@ EXAMPLES = {
     "runs remove": "example:\n  sparserm runs remove 4f1c2a",
     "runs verify": "example:\n  sparserm runs verify 4f1c2a",
 }
-DETACH_HELP = "start it as a run in the background, print the run's id and end (sparserm runs follow ID)"
 
 
 def add_runs(commands: Any) -> None:
@@ -66,21 +65,6 @@ def add_runs(commands: Any) -> None:
     rerun = add_command(runs, "runs rerun", rerun_command, "start a new run with another run's configuration and some options changed", EXAMPLES)
     rerun.add_argument("id", metavar="ID", help="run")
     rerun.add_argument("options", nargs=argparse.REMAINDER, metavar="OPTION ...", help="options of the command that the run stands for, after ID")
-
-
-def detach(kind: str, config: Config, arguments: argparse.Namespace, display: Display, parent: str | None = None) -> None:
-    """Starts a run and prints its id."""
-    run = find_run(launch(kind, config, parent=parent))
-    _tell_started(run, arguments, display)
-
-
-def _tell_started(run: Run, arguments: argparse.Namespace, display: Display) -> None:
-    wait_started(run)
-    if arguments.json:
-        print_json(run.summary())
-    else:
-        display.say(f"started; sparserm runs follow {run.id.rpartition('_')[2]}")
-        print(run.id)
 
 
 # --- looking -------------------------------------------------------------------------------------------------------
@@ -139,11 +123,10 @@ def log_command(arguments: argparse.Namespace, display: Display) -> None:
 
 def follow_command(arguments: argparse.Namespace, display: Display) -> int:
     run = find_run(arguments.id)
-    told = _Telling(arguments.json, display)
     try:
-        status = told.until_the_end(run)
+        status = Follower(run, display, as_json=arguments.json).until_the_end()
     except KeyboardInterrupt:
-        display.say(f"the run goes on; sparserm runs cancel {run.id.rpartition('_')[2]} ends it")
+        display.say(f"the run goes on; sparserm runs cancel {short(run)} ends it")
         return STOPPED_LOOKING
     if arguments.json:
         print_json(run.summary())
@@ -152,62 +135,13 @@ def follow_command(arguments: argparse.Namespace, display: Display) -> int:
     return status.exit_code
 
 
-class _Telling:
-    """Shows a run's events as the command in the foreground would have shown them, or prints them as JSON lines."""
-
-    def __init__(self, as_json: bool, display: Display) -> None:
-        self.as_json, self.display = as_json, display
-        self._looks = 0
-
-    def until_the_end(self, run: Run) -> Status:
-        events, offset = read_events(run.events)
-        self._past(events)
-        while True:
-            status = run.status()  # before the events: those written in between are read in the next turn or below
-            events, offset = read_events(run.events, offset)
-            for event in events:
-                self._tell(event)
-            if not status.live:
-                return status
-            self._tell_waiting(status)
-            time.sleep(POLL)
-
-    def _past(self, events: list[dict[str, Any]]) -> None:
-        """What was over before anybody looked: each step of the last attempt once, with the time that it took."""
-        last = {event["step"]: event for event in _last_attempt(events) if event["event"] == "progress"}
-        for event in events if self.as_json else last.values():
-            if self.as_json or event["done"] < event["total"]:
-                self._tell(event)
-            else:
-                self.display.say(f"{event['step']}: done in {duration(event['seconds'])}")
-
-    def _tell(self, event: Mapping[str, Any]) -> None:
-        if self.as_json:
-            print(json.dumps(event), flush=True)
-        elif event["event"] == "progress":
-            self.display(event["step"], event["done"], event["total"], **event["figures"])
-        elif event["event"] == "say":
-            self.display.say(event["text"])
-
-    def _tell_waiting(self, status: Status) -> None:
-        self._looks = self._looks + 1 if status.state == "queued" and status.devices else 0
-        if self._looks == WAITING_AFTER:
-            self.display.say(f"queued: waiting for {', '.join(status.devices or ())}")
-
-
-def _last_attempt(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    starts = [number for number, event in enumerate(events) if event["event"] == "state" and event["state"] == "queued"]
-    return events[starts[-1] if starts else 0 :]
-
-
 def _print_end(run: Run) -> None:
-    """What came out, as the command in the foreground prints it; or why nothing did."""
+    """What came out, as the command itself prints it; or why nothing did."""
     status, result = run.status(), run.result()
     if status.state == "succeeded" and result:
-        tables.print_outcome(run.kind, result)
+        print_outcome(run.kind, result, config_of(run))
     elif status.error:
-        parts = (("expected", status.error["expected"]), ("found", status.error["found"]), ("to do", status.error["remedy"]))
-        print(for_terminal("\n".join([status.error["problem"], *(f"  {name}: {text}" for name, text in parts if text)])))
+        print(for_terminal(str(error_from(status.error))))
     else:
         print(f"{run.id}: {status.state}")
 
@@ -227,7 +161,7 @@ def cancel_command(arguments: argparse.Namespace, display: Display) -> None:
 def resume_command(arguments: argparse.Namespace, display: Display) -> None:
     run = find_run(arguments.id)
     resume(run)
-    _tell_started(run, arguments, display)
+    print_started(run, arguments, display)
 
 
 def remove_command(arguments: argparse.Namespace, display: Display) -> None:
@@ -243,7 +177,8 @@ def rerun_command(arguments: argparse.Namespace, display: Display) -> None:
     parser = Parser(prog=f"sparserm runs rerun {arguments.id}", add_help=True)
     parser.add_argument("--json", action="store_true", default=arguments.json)
     parser.add_argument("--debug", action="store_true", default=arguments.debug)
-    _add_all_options(parser, config_of(run))
+    for path, part in parts_of(config_of(run)):
+        add_options(parser, part, SECTIONS[path.rpartition(".")[2]])
     given = parser.parse_args(arguments.options)
     detach(run.kind, changed(run, vars(given)), given, display, parent=run.id)
 
@@ -266,23 +201,11 @@ def _read_from(config: Any) -> tuple[Any, ...]:
     return fit.backbone.model, fit.backbone.revision, fit.backbone.layer, getattr(config, "layers", ())
 
 
-def _add_all_options(parser: argparse.ArgumentParser, config: Config) -> None:
-    add_options(parser, config, type(config).__name__)
-    for spec in fields(config):  # type: ignore[arg-type]
-        value = getattr(config, spec.name)
-        if is_dataclass(value):
-            _add_all_options(parser, value)  # type: ignore[arg-type]
-
-
 def verify_command(arguments: argparse.Namespace, display: Display) -> None:
-    from core.jobs.job import devices_of, foreground_turn, input_hashes
-    from core.jobs.verify import verify
-    from core.runs.store import Store
-
     run = find_run(arguments.id)
     if not kind_of(run.kind).alone:
-        said = f"a run of kind {run.kind} reads what its fit left in the cache, and can't be done again in a fresh one"
-        raise ConfigError(said, remedy="verify the run of the fit")
+        problem = f"a run of kind {run.kind} reads what its fit left in the cache, and can't be done again in a fresh one"
+        raise ConfigError(problem, remedy="verify the run of the fit")
     job, config = load_job(run.kind), config_of(run)
     with foreground_turn(job.backbone(config), Store(), display.say):
         report = verify(run, devices_of(job.backbone(config)), input_hashes(job, config), display, display.say)

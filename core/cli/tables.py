@@ -9,6 +9,7 @@ from typing import Any
 
 from core.reward.head_words import mean_of
 from core.runs.progress import duration
+from core.runs.versions import VERSIONS
 from core.text_safety import for_terminal
 
 
@@ -17,15 +18,6 @@ def accuracy_cells(value: Mapping[str, Any]) -> tuple[str, str, str]:
     if value["accuracy"] is None:
         return "none", "", "0"
     return f"{value['accuracy']:.3f}", f"{value['low']:.3f} to {value['high']:.3f}", f"{value['n']:,}"
-
-
-def print_outcome(kind: str, result: Mapping[str, Any]) -> None:
-    """What a finished run of this kind found (`result.json`)."""
-    printers = {"fit": print_fit, "sweep": print_sweep, "sae-train": print_training, "align": print_align}
-    if kind in printers:
-        printers[kind](result["outcome"])
-    else:
-        table(kind, ("what", "value"), figures_of(result["outcome"]))
 
 
 def print_training(outcome: Mapping[str, Any]) -> None:
@@ -82,7 +74,8 @@ def print_fit(outcome: Mapping[str, Any]) -> None:
     print_pair_counts(table_.get("pair_counts"))
     if about["selection"]["note"]:
         print(about["selection"]["note"])
-    print("seconds: " + ", ".join(f"{step} {seconds:.1f}" for step, seconds in outcome["seconds"].items()))
+    seconds = sorted(outcome["seconds"].items(), key=lambda item: list(VERSIONS).index(item[0]))
+    print("seconds: " + ", ".join(f"{step} {value:.1f}" for step, value in seconds))
     print(f"reward model: {outcome['artefact']}")
 
 

@@ -87,6 +87,13 @@ def open_source(config: DataConfig) -> Source:
     )
 
 
+def check_source(text: str) -> None:
+    """Raises DataError where `text` names neither something that exists nor a data set that the Hub could have."""
+    path = Path(os.path.expanduser(text))
+    if not _exists(path):
+        _check_hub_id(text, path)
+
+
 def _known_columns(config: DataConfig) -> frozenset[str]:
     """Column names that a table is likely to have."""
     return frozenset({"id", "response", "responses", *(name for format_ in FORMATS for name in format_.uses), *config.columns.values()})

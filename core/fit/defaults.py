@@ -14,6 +14,7 @@ from core.backbone.presets import TINY
 from core.backbone.source import backbone_identity, find_model
 from core.backbone.tiny import make_tiny
 from core.config import BackboneConfig, FitConfig, SAEConfig, SweepConfig, sae_config
+from core.data.sources import check_source
 from core.errors import ConfigError, MissingError
 from core.files import read_json
 from core.runs.store import Store
@@ -42,6 +43,25 @@ def complete(config: FitConfig, store: Store, say: Callable[[str], None]) -> Fit
     )
 
 
+def check(config: FitConfig, store: Store) -> None:
+    """Refuses in no time what `complete` or the reading of pairs would refuse after loading much: no file of pairs, no SAE for this layer.
+
+    Raises DataError or MissingError.
+    """
+    if config.data.pairs:
+        check_source(config.data.pairs)
+    if config.backbone.model == TINY or _named(config.sae):
+        return
+    if not any(True for folder in (DEMO, store.root / "saes") for _ in _cards(folder, config.backbone.layer)):
+        raise _missing(config, config.data.pairs or str(DEMO_PAIRS))
+
+
+def check_sweep(config: SweepConfig, store: Store) -> None:
+    """As `check`, for every layer; ConfigError where the numbers of layers and SAEs differ."""
+    for fit in fits_of(config):
+        check(fit, store)
+
+
 def _with_tiny_parts(config: FitConfig, store: Store) -> FitConfig:
     """The preset `tiny` is complete without its parts, so that whoever starts it in the background need not make them."""
     parts = make_tiny(store.root / "models")
@@ -50,14 +70,18 @@ def _with_tiny_parts(config: FitConfig, store: Store) -> FitConfig:
 
 
 def complete_sweep(config: SweepConfig, store: Store, say: Callable[[str], None]) -> tuple[FitConfig, ...]:
-    """One completed fit config a layer, `curve` being the values of K. Layers left out: the fit's own; SAEs left out: as in `complete`."""
+    """One completed fit config a layer. Layers left out: the fit's own; SAEs left out: as in `complete`."""
+    return tuple(complete(fit, store, say) for fit in fits_of(config))
+
+
+def fits_of(config: SweepConfig) -> tuple[FitConfig, ...]:
+    """One fit config a layer, `curve` being the values of K. Raises ConfigError where the numbers of layers and SAEs differ."""
     layers = config.layers or (config.fit.backbone.layer,)
     given = [sae_config(text) for text in config.saes] or [config.fit.sae] * len(layers)
     if len(given) != len(layers):
         raise ConfigError("a sweep needs one SAE for each layer", expected=f"{len(layers)} SAEs: --saes A,B,...", found=str(len(given)))
     at = [replace(config.fit.backbone, layer=layer) for layer in layers]
-    each = [replace(config.fit, backbone=backbone, sae=sae, curve=config.ks) for backbone, sae in zip(at, given, strict=True)]
-    return tuple(complete(fit, store, say) for fit in each)
+    return tuple(replace(config.fit, backbone=backbone, sae=sae, curve=config.ks) for backbone, sae in zip(at, given, strict=True))
 
 
 def known_sae(backbone: BackboneConfig, store: Store) -> SAEConfig | None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from core.backbone.estimate import Estimate
 from core.config import AlignConfig, BackboneConfig
 from core.errors import ConfigError
-from core.fit.defaults import absolute, complete
+from core.files import read_json
+from core.fit.defaults import absolute, check, complete
 from core.jobs.fit import FIT
 from core.jobs.job import Job, Say
 from core.runs.store import Store
@@ -29,7 +30,7 @@ ADAPTER_BYTES, ROW_BYTES = 20e6, 6e3
 
 
 def checked(config: AlignConfig) -> AlignConfig:
-    """The config itself. Raises ConfigError for what can't go together, before anything is computed."""
+    """The config itself. Raises ConfigError for settings that exclude one another, before anything is computed."""
     from core.align.filtering import check_arm
 
     check_arm(config.arm, config.candidates.mode)
@@ -76,6 +77,24 @@ def _run(config: AlignConfig, store: Store, progress: Progress) -> Mapping[str, 
     return {"artefact": outcome["artefact"], "outcome": outcome}
 
 
+def outcome_of(artefact: Path, config: AlignConfig, store: Store) -> AlignOutcome:
+    """The outcome of a finished run, read again from its artefact; `config` as it was completed."""
+    from core.align.loop import AlignOutcome
+    from core.align.records import alignments, key_of
+    from core.reward.folder import ModelFolder
+
+    model = next(record.model for record in alignments(store.root) if record.key == key_of(config))
+    device = {name: getattr(config.fit.backbone, name) for name in ("device", "device_map", "tokens_per_batch")}
+    base = replace(ModelFolder(str(model), store).parts.backbone_config, **device)
+    return AlignOutcome(artefact=artefact, summary=read_json(artefact / "alignment.json"), base=base, store=store)
+
+
+def _check(config: AlignConfig, store: Store) -> None:
+    checked(config)
+    if not config.model:
+        check(config.fit, store)
+
+
 def _backbone(config: AlignConfig) -> BackboneConfig:
     """Where it computes: the reward model's own language model, on the device that is asked for."""
     return config.fit.backbone
@@ -119,4 +138,5 @@ ALIGN = Job(
     inputs=lambda config: [name for name in (config.fit.data.pairs, config.prompts, config.evaluation.mc) if name],
     plan=_plan,
     run=_run,
+    check=_check,
 )

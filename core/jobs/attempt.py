@@ -53,7 +53,7 @@ class Attempt:
     def work(self) -> int:
         """The whole attempt; its exit code. Nothing is raised."""
         self._write(state="queued")
-        log_to(self.say)
+        log_to(self.say, self.warn)
         threading.Thread(target=self._watch, name="cancel", daemon=True).start()
         with contextlib.ExitStack() as turn:  # the device is let go when all is said
             try:
@@ -110,6 +110,11 @@ class Attempt:
 
     def say(self, text: str) -> None:
         self.events.say(text)
+        self.display.say(text)
+
+    def warn(self, text: str) -> None:
+        """A line that a person must see who asked for JSON alone, too."""
+        self.events.say(text, warning=True)
         self.display.say(text)
 
     def _write(self, **changes: Any) -> None:

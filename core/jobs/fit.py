@@ -7,7 +7,7 @@ from typing import Any
 
 from core.backbone.estimate import Estimate
 from core.config import FitConfig
-from core.fit.defaults import complete
+from core.fit.defaults import check, complete
 from core.jobs.job import Job, count_rows, width_of
 from core.runs.store import Store
 from core.types import Progress
@@ -39,4 +39,5 @@ FIT = Job(
     inputs=lambda config: [config.data.pairs],
     plan=_plan,
     run=_run,
+    check=check,
 )

@@ -35,8 +35,9 @@ LARGEST_D_MODEL = 4096  # of a model that is not on this machine yet
 class Job:
     """A kind of job. `run` returns `artefact` (path of the folder that was made, or None) and `outcome` (JSON values, shown to the person).
 
-    `disk` guesses the bytes that will be written from file sizes; `plan` estimates them better, and may fetch the model. `inputs` are the files that
-    are read. `complete` fills in what the config leaves out.
+    `complete` fills in what the config leaves out. `check` refuses what can be seen to be wrong before a run is launched, in
+    no time. `disk` guesses the bytes that will be written from file sizes; `plan` estimates them better, and may fetch the
+    model. `inputs` are the files that are read.
     """
 
     complete: Callable[[Any, Store, Say], Any]
@@ -45,6 +46,7 @@ class Job:
     inputs: Callable[[Any], list[str]]
     plan: Callable[[Any, Store, Progress], Estimate]
     run: Callable[[Any, Store, Progress], Mapping[str, Any]]
+    check: Callable[[Any, Store], None] = lambda config, store: None
 
 
 def devices_of(config: BackboneConfig) -> tuple[str, ...]:
@@ -115,7 +117,12 @@ def job_of_model(disk: Callable[[Any], float], seconds: Callable[[Any], float], 
         inputs=lambda config: [str(Path(config.model) / name) for name in ("config.json", "model.safetensors")],
         plan=lambda config, store, progress: Estimate(memory=0.0, disk=disk(config), seconds=seconds(config)),
         run=run,
+        check=_check_model,
     )
+
+
+def _check_model(config: Any, store: Store) -> None:
+    backbone_of_model(config)
 
 
 def backbone_of_model(config: Any) -> BackboneConfig:

@@ -60,6 +60,24 @@ def model_of(config: Config) -> str:
     return "" if backbone is None else str(backbone.model)
 
 
+# The sections of options and forms, by the field that holds the config.
+SECTIONS = {
+    "": "this run",
+    "data": "preference pairs",
+    "backbone": "language model",
+    "sae": "sparse autoencoder",
+    "selection": "selection",
+    "head": "head",
+    "fit": "controls",
+    "candidates": "candidates",
+    "dpo": "training",
+    "evaluation": "evaluation",
+    "doctor": "how much is measured",
+    "spaces": "pictures and figures",
+    "pages": "texts and pages",
+}
+
+
 # --- titles --------------------------------------------------------------------------------------------------------
 
 

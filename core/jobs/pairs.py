@@ -9,6 +9,7 @@ from typing import Any
 
 from core.backbone.estimate import Estimate
 from core.config import BackboneConfig, PairsRunConfig
+from core.data.sources import check_source
 from core.fit.defaults import DEMO_PAIRS, absolute
 from core.jobs.job import Job
 from core.runs.store import Store
@@ -29,6 +30,11 @@ def _size(config: PairsRunConfig) -> float:
     return float(path.stat().st_size) if config.data.pairs and path.is_file() else 1e6
 
 
+def _check(config: PairsRunConfig, store: Store) -> None:
+    if config.data.pairs:
+        check_source(config.data.pairs)
+
+
 def _run(config: PairsRunConfig, store: Store, progress: Progress) -> Mapping[str, Any]:
     from core.fit.pairs_check import check_pairs
 
@@ -43,4 +49,5 @@ PAIRS = Job(
     inputs=lambda config: [config.data.pairs],
     plan=lambda config, store, progress: Estimate(memory=0.0, disk=2 * _size(config), seconds=_size(config) / BYTES_A_SECOND),
     run=_run,
+    check=_check,
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from core.backbone.estimate import Estimate
 from core.config import FitConfig, SweepConfig
-from core.fit.defaults import complete_sweep
+from core.fit.defaults import check_sweep, complete_sweep
 from core.jobs.fit import FIT
 from core.jobs.job import Job, Say
 from core.runs.store import Store
@@ -49,4 +49,5 @@ SWEEP = Job(
     inputs=lambda config: [config.fit.data.pairs],
     plan=_plan,
     run=_run,
+    check=check_sweep,
 )

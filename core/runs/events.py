@@ -48,9 +48,9 @@ class EventLog:
             else:
                 self._kept = line
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, warning: bool = False) -> None:
         """Notes a sentence for the person who follows."""
-        self._note(_line("say", text=text))
+        self._note(_line("say", text=text, **({"warning": True} if warning else {})))
 
     def state(self, state: str, **more: Any) -> None:
         """Notes that the run is in another state now."""

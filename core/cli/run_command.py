@@ -1,0 +1,188 @@
+"""Every long command is a run: it is launched and followed, and its outcome is printed when it has succeeded.
+
+`--detach` does not follow. Ctrl-C cancels the run; a second Ctrl-C leaves at once. A command whose terminal is closed or that is killed leaves the
+run alone: `sparserm runs follow` shows it, as does the page Runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from core.cli.config_file import read_config_file, write_config_file
+from core.cli.follow import Follower, error_of, short
+from core.cli.options import HelpAll, add_command, add_config_options, override, print_json
+from core.cli.outcomes import outcome_json, print_outcome
+from core.config import Config
+from core.errors import Cancelled, ConfigError, SparseRMError
+from core.jobs.kinds import EMBEDDED, config_of, kind_of, load_job
+from core.jobs.start import launch
+from core.runs.launch import cancel, wait_started
+from core.runs.progress import Display
+from core.runs.registry import Run, Status, find_run
+from core.runs.store import Store, cache_root
+
+DETACH_HELP = "start it as a run in the background, print the run's id and end (sparserm runs follow ID)"
+LOG_TAIL = 8000  # characters of a run's log that --debug shows
+Save = Callable[[Run, argparse.Namespace, Display], Mapping[str, Any]]
+
+
+def add_run_command(
+    parent: Any, kind: str, help: str, examples: Mapping[str, str], run: Callable[..., int | None] | None = None
+) -> argparse.ArgumentParser:
+    """Adds the command of a kind of run with all its options. `run` stands for `run_command` where a command does more."""
+    entry = kind_of(kind)
+    parser = add_command(parent, " ".join(entry.command), run or run_command, help, examples)
+    parser.set_defaults(kind=kind, save=None)
+    if entry.first_fields:
+        parser.add_argument("--help-all", action=HelpAll, help="show every option and exit")
+    if entry.presets:
+        default = f"options override it (default: {entry.default_preset})"
+        parser.add_argument("--preset", choices=sorted(entry.presets), default="", help=f"start from this configuration; {default}")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="fields from this TOML or JSON file; options override them")
+    parser.add_argument("--save-config", metavar="FILE", type=Path, help="write the configuration to this .toml or .json file, and end")
+    parser.add_argument("--detach", action="store_true", help=DETACH_HELP)
+    parser.add_argument("--estimate", action="store_true", help="say what it will take, and end")
+    add_config_options(parser, entry)
+    return parser
+
+
+def config_from(arguments: argparse.Namespace) -> Config:
+    """The config of a command: its preset, what the file of `--config` sets, then the options. Raises ConfigError.
+
+    Without a preset the embedded model's holds, unless another language model is named.
+    """
+    entry, given = kind_of(arguments.kind), vars(arguments)
+    path: Path | None = arguments.config
+    values = read_config_file(path) if path else {}
+    model = given.get("model", "") if not entry.argument else ""
+    of_file = values.get("fit", values).get("backbone", {}) if entry.presets else {}
+    model = model or (of_file.get("model", "") if isinstance(of_file, Mapping) else "")
+    base = entry.base(getattr(arguments, "preset", ""), model or EMBEDDED)
+    config: Config = override(base.with_values(values, str(path)), given)
+    return config
+
+
+def run_command(arguments: argparse.Namespace, display: Display) -> int:
+    """Launches and follows the run that the arguments describe, or does what `--save-config`, `--estimate` or `--detach` ask for."""
+    config = config_from(arguments)
+    if arguments.save_config:
+        write_config_file(arguments.save_config, config)
+        display.say(f"written: {arguments.save_config}")
+    elif arguments.estimate:
+        print_estimate(arguments.kind, config, arguments, display)
+    elif arguments.detach:
+        detach(arguments.kind, config, arguments, display)
+    else:
+        load_job(arguments.kind).check(config, Store())
+        return follow_and_print(find_run(launch(arguments.kind, config)), arguments, display)
+    return 0
+
+
+def print_estimate(kind: str, config: Config, arguments: argparse.Namespace, display: Display) -> None:
+    """Prints what a run would take."""
+    store, job = Store(), load_job(kind)
+    estimate = job.plan(job.complete(config, store, display.say), store, display)
+    display.close()
+    if arguments.json:
+        print_json(vars(estimate))
+    else:
+        print(estimate)
+
+
+def detach(kind: str, config: Config, arguments: argparse.Namespace, display: Display, parent: str | None = None) -> None:
+    """Starts a run and prints its id."""
+    print_started(find_run(launch(kind, config, parent=parent)), arguments, display)
+
+
+def print_started(run: Run, arguments: argparse.Namespace, display: Display) -> None:
+    """Waits until a run's worker has started, and prints the run's id."""
+    wait_started(run)
+    if arguments.json:
+        print_json(run.summary())
+    else:
+        display.say(f"started; sparserm runs follow {short(run)}")
+        print(run.id)
+
+
+# --- following one's own run ---------------------------------------------------------------------------------------
+
+
+def follow_and_print(run: Run, arguments: argparse.Namespace, display: Display) -> int:
+    """Follows the run to its end, copies and prints its outcome. Returns the exit code; raises the error that the run met, and Cancelled."""
+    status = _follow(run, display)
+    if status.state == "cancelled":
+        raise Cancelled
+    if status.state != "succeeded":
+        if arguments.debug:
+            print(run.log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:], file=sys.stderr)
+        raise _as_of_a_command(error_of(run, status), run)
+    save: Save | None = arguments.save
+    changes = save(run, arguments, display) if save else {}
+    display.close()
+    result = run.result() or {}
+    result = {**result, "outcome": {**result["outcome"], **changes}}
+    if arguments.json:
+        print_json(outcome_json(run.kind, result))
+    else:
+        print_outcome(run.kind, result, config_of(run))
+    return exit_code(run.kind, result)
+
+
+def exit_code(kind: str, result: Mapping[str, Any]) -> int:
+    """9 where a check of the doctor fails, else 0."""
+    return 9 if kind == "doctor" and result["outcome"]["status"] == "fail" else 0
+
+
+def _follow(run: Run, display: Display) -> Status:
+    """Shows the run until it ends. Ctrl-C and SIGTERM cancel it; a closed standard error does not matter to it."""
+    try:
+        with _terminated_as_interrupted():
+            return Follower(run, display).until_the_end()
+    except KeyboardInterrupt:
+        with contextlib.suppress(ConfigError):  # it ended just now
+            cancel(run)
+        return run.status()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        return _follow(run, display)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, by which supervisors end a command, is taken as Ctrl-C: nobody would look for a run that goes on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _as_of_a_command(error: SparseRMError, run: Run) -> SparseRMError:
+    log = f"sparserm runs log {short(run)} shows where"
+    error.remedy = error.remedy.replace(log, "--debug shows where")
+    error.args = (error.args[0].replace(log, "--debug shows where"),)
+    return error
+
+
+def check_new_folder(arguments: argparse.Namespace, remedy: str) -> None:
+    """Raises ConfigError where `--out` can't be a new folder. `remedy`: what to do instead where the run is detached."""
+    if arguments.out and arguments.out.exists():
+        raise ConfigError(f"{arguments.out} exists already", remedy="give --out a new folder, or remove this one")
+    if arguments.out and arguments.detach:
+        raise ConfigError("--out does not go with --detach", remedy=remedy)
+
+
+def store_of(run: Run) -> Store:
+    """The store of the cache that a run lies in."""
+    return Store(run.root if run.root != cache_root().resolve() else cache_root())
