@@ -13,7 +13,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from core.errors import ConfigError
 
@@ -44,13 +44,12 @@ class Config:
         """The fields that change the result, as JSON values: the part of a config that enters a fingerprint."""
         return {s.name: _plain(getattr(self, s.name)) for s in fields(self) if s.metadata.get("result", True)}  # type: ignore[arg-type]
 
-    def with_values(self, values: Mapping[str, Any], source: str = "") -> Self:
+    def with_values(self, values: Mapping[str, Any], source: str = "") -> Any:
         """This config with (nested) plain values of `source`, such as a file, in place of its own.
 
         Raises ConfigError for an unknown field, which names the nearest known one, and for a value of another type.
         """
-        changed: Self = _with_values(self, values, (), source, tuple(_paths(self)))
-        return changed
+        return _with_values(self, values, (), source, tuple(_paths(self)))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""

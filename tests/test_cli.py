@@ -19,23 +19,39 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_helpers import COMMAND, run_apart
+from runs_helpers import WORKER, NapConfig, wait_for, wait_state
 
 from core.backbone.presets import PRESETS, preset
-from core.cli import tables
+from core.cli import run_command, tables
 from core.cli.main import build_parser
 from core.cli.options import NAMES, SAE_FIELDS, option_name, override
+from core.cli.run_command import config_from
 from core.config import AlignConfig, BackboneConfig, FitConfig, SAEConfig, SAETrainConfig, SweepConfig, sae_config
 from core.data.pairs_file import read_pairs
-from core.errors import ConfigError, MissingError
-from core.fit import defaults, steps
+from core.errors import MissingError
+from core.fit import defaults, pipeline, steps
 from core.fit.steps import STEPS
+from core.jobs import start as job_start
 from core.reward.model import SparseRM
 from core.runs import progress
 from core.runs.progress import Display, duration, figures_text, size
+from core.runs.registry import all_runs
 from core.runs.store import HOLD, Store, cache_root
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "transformers", "sklearn", "sae_lens", "datasets", "pandas", "scipy", "huggingface_hub"}
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Makes every command launch a nap (runs_helpers) with these fields."""
+    monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path))
+    monkeypatch.setattr(job_start, "WORKER", WORKER)
+
+    def launch_naps(**fields: Any) -> None:
+        monkeypatch.setattr(run_command, "launch", lambda kind, config: job_start.launch("nap", NapConfig(**fields)))
+
+    return launch_naps
 
 
 @pytest.fixture(scope="module")
@@ -141,19 +157,11 @@ def test_no_two_fields_of_an_alignment_have_one_option() -> None:
     assert len(configs) == 10 and sorted(names) == sorted(set(names))
 
 
-def test_options_override_the_preset(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from core.fit import pipeline
-
-    asked: list[FitConfig] = []
-
-    def fake(config: FitConfig, *_: Any) -> None:
-        asked.append(config)
-        raise ConfigError("enough")
-
-    monkeypatch.setattr(pipeline, "fit", fake)
+def test_options_override_the_preset() -> None:
     words = ["--k", "7", "--split-seed", "3", "--ratios", "0.5,0.2,0.3", "--columns", "prompt=question,chosen=good", "--curve", "2,4", "--lr", "1e-4"]
-    assert cli("fit", "--preset", "tiny", *words)[0] == 2
-    config, base = asked[0], preset("tiny")
+    config = config_from(build_parser().parse_args(["fit", "--preset", "tiny", *words]))
+    base = PRESETS["tiny"]
+    assert isinstance(config, FitConfig)
     assert (config.selection.k, config.data.seed, config.selection.seed) == (7, 3, base.selection.seed)
     assert (config.data.ratios, config.data.columns) == ((0.5, 0.2, 0.3), {"prompt": "question", "chosen": "good"})
     assert (config.curve, config.head.lr) == ((2, 4), 1e-4)
@@ -161,8 +169,6 @@ def test_options_override_the_preset(cli: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_values_of_the_embedded_model_hold_only_for_it() -> None:
-    from core.cli.run_command import config_from
-
     parse = build_parser().parse_args
     assert config_from(parse(["fit"])) == PRESETS["smollm2-135m"]
     assert config_from(parse(["fit", "--model", "org/other"])) == override(FitConfig(), {"model": "org/other"})
@@ -235,15 +241,12 @@ def test_the_saved_models_score_what_the_table_says(fitted: dict[str, Any]) -> N
         assert len(test) == entry["n"] == model.parts.evaluation["test"]["n"]
 
 
-def test_a_second_fit_loads_no_language_model(fitted: dict[str, Any], cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_fit_loads_no_language_model(fitted: dict[str, Any], tiny: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the language model was loaded")
 
     monkeypatch.setattr(steps, "load_backbone", refuse)
-    code, out, err = cli("fit", "--preset", "tiny", "--json")
-    assert code == 0, err
-    again = json.loads(out)
-    assert out.count("\n") == 1
+    again = json.loads(json.dumps(pipeline.fit(tiny, Store()).to_json()))
     assert {name: value for name, value in again.items() if name != "seconds"} == {name: value for name, value in fitted.items() if name != "seconds"}
     assert sum(again["seconds"].values()) < 2
 
@@ -253,13 +256,13 @@ def _counts() -> dict[str, int]:
     return {step: len(list((root / step).glob("*/*"))) for step in STEPS}
 
 
-def test_only_what_an_option_changes_is_computed_again(fitted: dict[str, Any], cli: Any) -> None:
+def test_only_what_an_option_changes_is_computed_again(fitted: dict[str, Any], tiny: FitConfig) -> None:
     chain = list(STEPS)
 
     def changed(*words: str) -> list[str]:
         before = _counts()
-        code, _, err = cli("fit", "--preset", "tiny", "--json", *words)
-        assert code == 0, err
+        options = vars(build_parser().parse_args(["fit", *words]))
+        pipeline.fit(override(tiny, options), Store())
         after = _counts()
         assert all(after[step] - before[step] in (0, 1) for step in chain)
         return [step for step in chain if after[step] > before[step]]
@@ -360,55 +363,72 @@ def test_errors_have_their_exit_code_and_no_traceback(cli: Any, words: list[str]
     assert "Traceback" in cli("fit", "--preset", "tiny", "--debug", *words)[2]
 
 
-def test_a_bug_is_told_from_an_error(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from core.fit import pipeline
-
-    def broken(*_: Any) -> None:
-        raise RuntimeError("boom")
-
-    monkeypatch.setattr(pipeline, "fit", broken)
+def test_a_bug_is_told_from_an_error(cli: Any, naps: Any) -> None:
+    naps(deed="stumble")
     code, _, err = cli("fit", "--preset", "tiny")
-    assert code == 1 and "unexpected RuntimeError" in err and "boom" in err and "this is a bug" in err and "Traceback" not in err
-    assert "Traceback" in cli("fit", "--preset", "tiny", "--debug")[2]
+    assert code == 1 and "unexpected ZeroDivisionError" in err and "a bug" in err and "this is a bug; --debug shows where" in err
+    assert "Traceback" not in err and "Traceback" in cli("fit", "--preset", "tiny", "--debug")[2]
 
 
-def test_a_full_disk_is_no_bug(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from core.fit import pipeline
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device", "/cache/x")
-
-    monkeypatch.setattr(pipeline, "fit", full)
+def test_a_full_disk_is_no_bug(cli: Any, naps: Any) -> None:
+    naps(deed="fill")
     code, _, err = cli("fit", "--preset", "tiny")
-    assert code == 1 and err.startswith("No space left on device") and "bug" not in err
+    assert code == 1 and "\nNo space left on device\n" in err and "bug" not in err
 
 
-def test_ctrl_c_ends_with_130_and_leaves_nothing_half_done(tiny: FitConfig, tmp_path: Path) -> None:
-    env = {**os.environ, "SPARSERM_CACHE": str(tmp_path), HOLD: "frequencies"}
-    line = [
-        *COMMAND,
-        "fit",
-        "--pairs",
-        tiny.data.pairs,
-        "--model",
-        tiny.backbone.model,
-        "--layer",
-        "1",
-        "--sae",
-        tiny.sae.path,
-    ]
+def test_ctrl_c_cancels_the_run_and_leaves_nothing_half_done(tiny: FitConfig, tmp_path: Path) -> None:
+    env = {**os.environ, "SPARSERM_CACHE": str(tmp_path), HOLD: "extraction@0.5"}
+    source = ["--pairs", tiny.data.pairs, "--model", tiny.backbone.model, "--layer", "1", "--sae", tiny.sae.path]
+    line = [sys.executable, "-m", "core.cli.main", "fit", *source]
     running = subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 60
-    while not (tmp_path / "held-frequencies").exists() and time.monotonic() < end:
+    while not list(tmp_path.glob("runs/*/held")) and time.monotonic() < end:
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=30)
     assert running.returncode == 130
     assert out == "" and "Traceback" not in err
     assert "stopped; finished steps are kept" in err.splitlines()[-1]
+    (run,) = all_runs(tmp_path)
+    assert run.status().state == "cancelled"
     assert list((tmp_path / "tmp").iterdir()) == []
     assert {path.parent.parent.parent.name for path, _ in Store(tmp_path).all()} == {"artefacts"}
-    assert {artefact.step for _, artefact in Store(tmp_path).all()} == {"pairs", "extraction"}
+    assert {artefact.step for _, artefact in Store(tmp_path).all()} == {"pairs"}
+
+
+@pytest.mark.parametrize(("number", "state"), [(signal.SIGTERM, "cancelled"), (signal.SIGKILL, "succeeded")])
+def test_a_terminated_command_cancels_and_a_killed_one_does_not(tmp_path: Path, number: int, state: str) -> None:
+    """A supervisor's SIGTERM is meant for the work; nobody can react to SIGKILL, and the run can be found."""
+    code = (
+        "import sys\nsys.path.insert(0, 'tests')\nimport runs_helpers\nfrom core.cli import main, run_command\n"
+        "from core.jobs import start\nstart.WORKER = runs_helpers.WORKER\n"
+        "run_command.launch = lambda kind, config: start.launch('nap', runs_helpers.NapConfig(looks=60, pause=0.05))\n"
+        "sys.exit(main.main(['fit', '--preset', 'tiny']))"
+    )
+    env = {**os.environ, "SPARSERM_CACHE": str(tmp_path)}
+    running = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = wait_for(lambda: next(iter(all_runs(tmp_path)), None), 60)
+    wait_state(run, "running")
+    running.send_signal(number)
+    assert running.wait(timeout=30) == (130 if state == "cancelled" else -number)
+    wait_state(run, state)
+
+
+def test_a_closed_pipe_does_not_end_the_run(tmp_path: Path) -> None:
+    """Neither a reader of standard output nor one of standard error is needed."""
+    code = (
+        "import sys\nsys.path.insert(0, 'tests')\nimport runs_helpers\nfrom core.cli import main, run_command\n"
+        "from core.jobs import start\nstart.WORKER = runs_helpers.WORKER\n"
+        "run_command.launch = lambda kind, config: start.launch('nap', runs_helpers.NapConfig(looks=20))\n"
+        "sys.exit(main.main(['fit', '--preset', 'tiny']))"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    env = {**os.environ, "SPARSERM_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, stdout=writing, stderr=writing, timeout=60, check=False)
+    os.close(writing)
+    (run,) = all_runs(tmp_path)
+    assert done.returncode == 0 and run.status().state == "succeeded"
 
 
 # --- score, sweep, cache -------------------------------------------------------------------------------------------
@@ -458,7 +478,8 @@ def test_sweep_reads_all_layers_in_one_pass_and_a_fit_reuses_it(tiny: FitConfig,
         raise AssertionError("read again")
 
     monkeypatch.setattr(steps, "load_backbone", refuse)
-    assert cli("fit", *base, "--layer", "0", "--sae", tmp_path / "sae0", "--k", "4", "--curve", "4", "--json")[0] == 0
+    words = [*base, "--layer", "0", "--sae", tmp_path / "sae0", "--k", "4", "--curve", "4"]
+    pipeline.fit(config_from(build_parser().parse_args(["fit", *map(str, words)])), Store())
     assert _counts()["extraction"] == 1
     code, out, _ = cli("sweep", *base, *layers)
     assert code == 0 and "best validation accuracy: layer" in out

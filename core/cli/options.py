@@ -128,18 +128,16 @@ def add_options(parser: argparse.ArgumentParser, config: Config, title: str, *, 
     return [add_option(group, config, name) for name in names]
 
 
-def add_option(group: Any, config: Config, name: str) -> argparse.Action:
+def add_option(group: Any, config: Config, name: str) -> Any:
     """Adds the option of one field; its value in `config` is shown as the default. The SAE's `path` stands for all that name an SAE."""
     spec, key = _field(config, name), f"{type(config).__name__}.{name}"
     value, hint, choices = getattr(config, name), typing.get_type_hints(type(config))[name], spec.metadata.get("choices") or None
     if key == "SAEConfig.path":
-        action: argparse.Action = group.add_argument("--sae", metavar="SAE", default=argparse.SUPPRESS, help=SAE_HELP)
-        return action
+        return group.add_argument("--sae", metavar="SAE", default=argparse.SUPPRESS, help=SAE_HELP)
     if key in SHORTHANDS:
         flag, const, help_ = SHORTHANDS[key]
-        action = group.add_argument(flag, dest=name, action="store_const", const=const, default=argparse.SUPPRESS, help=help_)
-        return action
-    action = group.add_argument(
+        return group.add_argument(flag, dest=name, action="store_const", const=const, default=argparse.SUPPRESS, help=help_)
+    return group.add_argument(
         "--" + option_name(config, name).replace("_", "-"),
         dest=option_name(config, name),
         type=reader(hint),
@@ -149,7 +147,6 @@ def add_option(group: Any, config: Config, name: str) -> argparse.Action:
         default=argparse.SUPPRESS,
         help=(spec.metadata["help"] + _shown(value)).replace("%", "%%"),
     )
-    return action
 
 
 def _field(config: Config, name: str) -> Any:

@@ -29,7 +29,7 @@ from core.runs.progress import Display
 from core.runs.registry import Run, Status, find_run
 from core.runs.store import Store, cache_root
 
-DETACH_HELP = "start it as a run in the background, print the run's id and end (sparserm runs follow ID)"
+DETACH_HELP = "only start the run, and print its id"
 LOG_TAIL = 8000  # characters of a run's log that --debug shows
 Save = Callable[[Run, argparse.Namespace, Display], Mapping[str, Any]]
 
@@ -45,9 +45,9 @@ def add_run_command(
         parser.add_argument("--help-all", action=HelpAll, help="show every option and exit")
     if entry.presets:
         default = f"options override it (default: {entry.default_preset})"
-        parser.add_argument("--preset", choices=sorted(entry.presets), default="", help=f"start from this configuration; {default}")
-    parser.add_argument("--config", metavar="FILE", type=Path, help="fields from this TOML or JSON file; options override them")
-    parser.add_argument("--save-config", metavar="FILE", type=Path, help="write the configuration to this .toml or .json file, and end")
+        parser.add_argument("--preset", choices=sorted(entry.presets), default="", help=f"start from this; {default}")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="set what this .toml or .json file sets")
+    parser.add_argument("--save-config", metavar="FILE", type=Path, help="write all fields to this .toml or .json file, and end")
     parser.add_argument("--detach", action="store_true", help=DETACH_HELP)
     parser.add_argument("--estimate", action="store_true", help="say what it will take, and end")
     add_config_options(parser, entry)

@@ -173,4 +173,10 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, 
     for row in rows:
         shown.add_row(*(Text(for_terminal(cell)) for cell in row))
     # In a pipe or a file rich would guess 80 columns and fold.
-    Console(width=None if sys.stdout.isatty() else 160).print(shown)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.on_broken_pipe = _raise_broken_pipe  # type: ignore[method-assign]  # rich would end the process with exit code 1
+    console.print(shown)
+
+
+def _raise_broken_pipe() -> None:
+    raise BrokenPipeError

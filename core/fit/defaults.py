@@ -14,7 +14,6 @@ from core.backbone.presets import TINY
 from core.backbone.source import backbone_identity, find_model
 from core.backbone.tiny import make_tiny
 from core.config import BackboneConfig, FitConfig, SAEConfig, SweepConfig, sae_config
-from core.data.sources import check_source
 from core.errors import ConfigError, MissingError
 from core.files import read_json
 from core.runs.store import Store
@@ -44,12 +43,17 @@ def complete(config: FitConfig, store: Store, say: Callable[[str], None]) -> Fit
 
 
 def check(config: FitConfig, store: Store) -> None:
-    """Refuses in no time what `complete` or the reading of pairs would refuse after loading much: no file of pairs, no SAE for this layer.
+    """Refuses in no time what would be refused after much has been loaded: pairs, a model or an SAE that is not there.
 
-    Raises DataError or MissingError.
+    Raises DataError, BackboneError or MissingError.
     """
     if config.data.pairs:
+        from core.data.sources import check_source  # loads huggingface_hub
+
         check_source(config.data.pairs)
+    model = Path(config.backbone.model).expanduser()
+    if (model.is_absolute() or config.backbone.model.startswith(".")) and not model.exists():
+        find_model(config.backbone)
     if config.backbone.model == TINY or _named(config.sae):
         return
     if not any(True for folder in (DEMO, store.root / "saes") for _ in _cards(folder, config.backbone.layer)):

@@ -122,7 +122,8 @@ def job_of_model(disk: Callable[[Any], float], seconds: Callable[[Any], float], 
 
 
 def _check_model(config: Any, store: Store) -> None:
-    backbone_of_model(config)
+    """Raises StoreError where the folder holds no reward model, or one that is not whole."""
+    read_config(Path(config.model).expanduser())
 
 
 def backbone_of_model(config: Any) -> BackboneConfig:

@@ -9,7 +9,6 @@ from typing import Any
 
 from core.backbone.estimate import Estimate
 from core.config import BackboneConfig, PairsRunConfig
-from core.data.sources import check_source
 from core.fit.defaults import DEMO_PAIRS, absolute
 from core.jobs.job import Job
 from core.runs.store import Store
@@ -32,6 +31,8 @@ def _size(config: PairsRunConfig) -> float:
 
 def _check(config: PairsRunConfig, store: Store) -> None:
     if config.data.pairs:
+        from core.data.sources import check_source  # loads huggingface_hub
+
         check_source(config.data.pairs)
 
 
