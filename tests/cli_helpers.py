@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from core.errors import StoreError
+from core.runs.registry import all_runs
 from core.runs.store import HOLD, MANIFEST
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ def finish(words: list[str], root: Path) -> dict[str, Any]:
 
 
 def kill_when(words: list[str], root: Path, ready: Callable[[], bool], hold: str = "") -> None:
-    """Runs a command until `ready`, then kills it."""
+    """Runs a command until `ready`, then kills the worker of its run."""
     running = start_apart(words, root, hold)
 
     def is_ready() -> bool:
@@ -90,8 +92,16 @@ def kill_when(words: list[str], root: Path, ready: Callable[[], bool], hold: str
         return ready()
 
     wait_for(is_ready, PATIENCE)
-    os.kill(running.pid, signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
+    kill_worker(root)
+    assert running.wait(timeout=PATIENCE) == StoreError.exit_code, "the command says that the process of its run is gone"
+
+
+def kill_worker(root: Path) -> None:
+    """Kills the process of the one live run by SIGKILL, with whatever it started."""
+    (run,) = [run for run in all_runs(root) if run.live()]
+    pid = run.status().pid
+    assert pid is not None
+    os.killpg(pid, signal.SIGKILL)
 
 
 def kill_inside(words: list[str], root: Path, step: str) -> None:

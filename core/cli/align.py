@@ -15,8 +15,6 @@ from core.cli.run_command import add_run_command, check_new_folder, config_from,
 from core.cli.tables import print_align
 from core.config import AlignConfig
 from core.errors import ConfigError
-from core.jobs.align import ALIGN, checked, completed, outcome_of, run_alignment
-from core.jobs.job import foreground_turn
 from core.jobs.kinds import resolved_config
 from core.runs.progress import Display
 from core.runs.registry import Run
@@ -41,11 +39,8 @@ def align_command(arguments: argparse.Namespace, display: Display) -> int:
     if arguments.merge and not arguments.out:
         raise ConfigError("--merge needs a folder to save the merged model in", remedy="--out DIR")
     check_new_folder(arguments, "take adapter/ of the folder that sparserm runs show names when the run has ended")
-    config = config_from(arguments)
-    assert isinstance(config, AlignConfig)
-    checked(config)
     if n_processes() > 1:
-        _together(config, arguments, display)
+        _together(arguments, display)
         return 0
     return run_command(arguments, display)
 
@@ -53,6 +48,8 @@ def align_command(arguments: argparse.Namespace, display: Display) -> int:
 def _save_adapter(run: Run, arguments: argparse.Namespace, display: Display) -> dict[str, str]:
     """Copies the chosen adapter, if that was asked for; the outcome stays as it is."""
     if arguments.out is not None:
+        from core.jobs.align import outcome_of
+
         config = resolved_config(run)
         assert isinstance(config, AlignConfig)
         outcome = outcome_of(Path((run.result() or {})["artefact"]), config, Store(run.root))
@@ -63,16 +60,19 @@ def _save_adapter(run: Run, arguments: argparse.Namespace, display: Display) -> 
 # --- under `accelerate launch` -------------------------------------------------------------------------------------
 
 
-def _together(config: AlignConfig, arguments: argparse.Namespace, display: Display) -> None:
+def _together(arguments: argparse.Namespace, display: Display) -> None:
     """The first process aligns, the others train along until it is done."""
     from core.align.dpo import follow_leader
+    from core.jobs.align import ALIGN, checked, completed, run_alignment
+    from core.jobs.job import foreground_turn
 
     join_processes()
     if not is_leader():
         follow_leader()
         return
-    store = Store()
-    config = completed(config, store, display.say)
+    store, config = Store(), config_from(arguments)
+    assert isinstance(config, AlignConfig)
+    config = completed(checked(config), store, display.say)
     with foreground_turn(ALIGN.backbone(config), store, display.say):
         outcome = run_alignment(config, store, display)
         if arguments.out:

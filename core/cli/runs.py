@@ -16,10 +16,8 @@ from core.cli.outcomes import print_outcome
 from core.cli.run_command import detach, print_started
 from core.config import Config
 from core.errors import ConfigError, StoreError, error_from
-from core.jobs.job import devices_of, foreground_turn, input_hashes
 from core.jobs.kinds import SECTIONS, asked_config, config_of, kind_of, load_job, resolved_config
 from core.jobs.start import resume
-from core.jobs.verify import verify
 from core.runs.launch import cancel, remove, run_size
 from core.runs.progress import Display, date, duration, size
 from core.runs.registry import Run, find_run, summaries
@@ -202,6 +200,9 @@ def _read_from(config: Any) -> tuple[Any, ...]:
 
 
 def verify_command(arguments: argparse.Namespace, display: Display) -> None:
+    from core.jobs.job import devices_of, foreground_turn, input_hashes
+    from core.jobs.verify import verify
+
     run = find_run(arguments.id)
     if not kind_of(run.kind).alone:
         problem = f"a run of kind {run.kind} reads what its fit left in the cache, and can't be done again in a fresh one"
