@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_helpers import COMMAND, run_apart
-from runs_helpers import WORKER, NapConfig, wait_for, wait_state
+from cli_helpers import COMMAND, run_apart, wait_for
+from runs_helpers import WORKER, NapConfig, wait_state
 
 from core.backbone.presets import PRESETS, preset
 from core.cli import run_command, tables

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from core.errors import SparseRMError, StoreError, error_from
+from core.errors import SparseRMError, StoreError, error_from_dict
 from core.runs.events import read_events
 from core.runs.progress import Display, duration
 from core.runs.registry import Run, Status
@@ -73,7 +73,7 @@ def error_of(run: Run, status: Status) -> SparseRMError:
     """Why a run that failed or was interrupted gave no result, as the error that it met."""
     if status.error:
         error = dict(status.error)
-        return error_from({**error, "remedy": error["remedy"].replace("the log shows where", f"sparserm runs log {short(run)} shows where")})
+        return error_from_dict({**error, "remedy": error["remedy"].replace("the log shows where", f"sparserm runs log {short(run)} shows where")})
     problem = f"the process of run {run.id} has ended without a word: the machine was switched off, or somebody killed it"
     return StoreError(problem, remedy=f"give the same command again (finished steps are found), or sparserm runs resume {short(run)}")
 

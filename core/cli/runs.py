@@ -15,7 +15,7 @@ from core.cli.options import Parser, add_command, add_options, override, parts_o
 from core.cli.outcomes import print_outcome
 from core.cli.run_command import detach, print_started
 from core.config import Config
-from core.errors import ConfigError, StoreError, error_from
+from core.errors import ConfigError, StoreError, error_from_dict
 from core.jobs.kinds import SECTIONS, asked_config, config_of, kind_of, load_job, resolved_config
 from core.jobs.start import resume
 from core.runs.launch import cancel, remove, run_size
@@ -139,7 +139,7 @@ def _print_end(run: Run) -> None:
     if status.state == "succeeded" and result:
         print_outcome(run.kind, result, config_of(run))
     elif status.error:
-        print(for_terminal(str(error_from(status.error))))
+        print(for_terminal(str(error_from_dict(status.error))))
     else:
         print(f"{run.id}: {status.state}")
 
