@@ -1,7 +1,9 @@
-"""Explanations for a person at a terminal: the sentence, a waterfall of bars, the text with a latent's activity marked, and what was tried on it.
+"""Explanations for a person at a terminal: the sentence, a waterfall of bars, the text with a latent's activity marked,
+and what was tried on it.
 
-Texts come from data and models and are not trusted: nothing of theirs is read as markup, and control characters are shown, not sent to the terminal.
-Blue stands for what raises the reward and for chosen, orange for what lowers it and for rejected.
+Texts come from data and models and are not trusted: nothing of theirs is read as markup, and control characters are
+shown, not sent to the terminal. Blue stands for what raises the reward and for chosen, orange for what lowers it and
+for rejected.
 """
 
 from __future__ import annotations
@@ -158,7 +160,9 @@ def removals(curves: Curves | None) -> Text:
 
 
 def marked(tokens: TokenView, latent: int, side: str, labels: Labels) -> RenderableType:
-    """The text, darker where the latent is more active, and where it is most active in words, for eyes and logs without colours."""
+    """The text, darker where the latent is more active, and where it is most active in words, for eyes and logs without
+    colours.
+    """
     words = latent_words(tokens, latent, TEXT)
     if tokens.activation is None:
         return Text(for_terminal("".join(word.text for word in words if word.kind == RESPONSE)))
@@ -173,7 +177,9 @@ def marked(tokens: TokenView, latent: int, side: str, labels: Labels) -> Rendera
 
 
 def running(tokens: TokenView) -> Text:
-    """The head on each of the response's own tokens, as a line of blocks. Exploratory: it was trained on the last one only."""
+    """The head on each of the response's own tokens, as a line of blocks. Exploratory: it was trained on the last one
+    only.
+    """
     values = np.array([word.running for word in word_rows(tokens, None)])
     low, high = float(values.min()), float(values.max())
     levels = np.round((values - low) / max(high - low, 1e-12) * (len(SPARK) - 1)).astype(int)

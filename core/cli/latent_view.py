@@ -1,4 +1,6 @@
-"""Pages of latents for a person at a terminal: figures, tokens, and texts with the activation marked. No text is trusted."""
+"""Pages of latents for a person at a terminal: figures, tokens, and texts with the activation marked. No text is
+trusted.
+"""
 
 from __future__ import annotations
 
@@ -73,23 +75,25 @@ def page_parts(page: Feature, labels: Labels) -> Iterator[RenderableType]:
     pairs = zip(page["topkCosSimIndices"][:CLOSEST], page["topkCosSimValues"], strict=False)
     yield Text("closest       " + ", ".join(f"{for_terminal(name_in_sentence(index, labels.get(index)))} ({value:+.2f})" for index, value in pairs))
     for number, (bounds, group) in enumerate(itertools.groupby(page["activations"], key=_bounds)):
-        yield Text(_said(*bounds), style="bold")
+        yield Text(_bounds_in_words(*bounds), style="bold")
         yield from (_line(text) for text in (group if not number else itertools.islice(group, TEXTS)))
 
 
 def blocks(heights: Sequence[int]) -> str:
-    """Bars as a line of blocks, a space where nothing is; by the root of the count, or the many small activations would hide all others."""
+    """Bars as a line of blocks, a space where nothing is; by the root of the count, or the many small activations would
+    hide all others.
+    """
     most = max(heights, default=0) or 1
     return "".join(SPARK[min(int((height / most) ** 0.5 * len(SPARK)), len(SPARK) - 1)] if height else " " for height in heights)
 
 
-def marked(found: Activation) -> Text:
+def marked(window: Activation) -> Text:
     """A window, darker where the latent is more active, its maximum in «», what belongs to the template dim."""
-    text, shades, template = Text(), SHADES["blue"], set(found["template"])
-    for place, (token, value) in enumerate(zip(found["tokens"], found["values"], strict=True)):
+    text, shades, template = Text(), SHADES["blue"], set(window["template"])
+    for place, (token, value) in enumerate(zip(window["tokens"], window["values"], strict=True)):
         piece = for_terminal(token.replace("\n", LINE_END).replace("\t", " "))
-        piece = f"«{piece}»" if place == found["maxValueTokenIndex"] and value > 0 else piece
-        share = value / found["maxValue"] if value > 0 else 0.0
+        piece = f"«{piece}»" if place == window["maxValueTokenIndex"] and value > 0 else piece
+        share = value / window["maxValue"] if value > 0 else 0.0
         style = f"black on {shades[min(int(share * len(shades)), len(shades) - 1)]}" if share else "dim" if place in template else ""
         text.append(piece, style=style)
     return text
@@ -100,17 +104,17 @@ def shown_token(token: str) -> str:
     return f"'{for_terminal(token.replace(chr(10), LINE_END))}'"
 
 
-def _line(found: Activation) -> Text:
-    return Text(f"{found['maxValue']:8.3g}  ") + marked(found)
+def _line(window: Activation) -> Text:
+    return Text(f"{window['maxValue']:8.3g}  ") + marked(window)
 
 
 def _tokens(texts: Sequence[str], values: Sequence[float]) -> Text:
     return Text("  ".join(f"{shown_token(text)} {value:+.2f}" for text, value in list(zip(texts, values, strict=True))[:TOKENS]))
 
 
-def _bounds(found: Activation) -> tuple[float, float, float]:
-    return found["binMin"], found["binMax"], found["binContains"]
+def _bounds(window: Activation) -> tuple[float, float, float]:
+    return window["binMin"], window["binMax"], window["binContains"]
 
 
-def _said(low: float, high: float, share: float) -> str:
+def _bounds_in_words(low: float, high: float, share: float) -> str:
     return "highest" if low < 0 else f"{low:.3g} to {high:.3g}, {share:.1%} of its activations"

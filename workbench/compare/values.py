@@ -1,4 +1,6 @@
-"""Two reward models on the pairs that both keep: their margins, their accuracies, and who flips. From their folders alone; no Streamlit here."""
+"""Two reward models on the pairs that both folders hold: margins, accuracies, and the pairs that they rank differently.
+No Streamlit here.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,12 @@ FEWEST = 3  # pairs that a correlation needs
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Row i is a pair that both models keep: its number in the first one's folder, margins and P(chosen wins), and its prompt's number.
+    """Row i is a pair that both folders hold: its number in the first one's folder, margins and P(chosen wins), and its
+    prompt's number.
 
-    `margins` and `probability` are the shipped heads', `margins_by_head` those of all heads of the first and of the second.
-    `split` says what the pairs are: `test` or `validation` where they are held out and so in both, `held-out` where that differs, else `shared`.
+    `margins` and `probability` are the shipped heads', `margins_by_head` those of all heads of the first and of the
+    second. `split` is that of the pairs: `test` or `validation` where they are held out and so in both, `held-out`
+    where that differs, else `shared`.
     """
 
     first: FittedModel
@@ -82,12 +86,14 @@ class Comparison:
         return None if len(self) < FEWEST else correlations(self.margins[:1].T, self.margins[1], self.groups)[0]
 
     def rows_of(self, kind: str) -> list[int]:
-        """Rows of a kind (`any`, `first`: only the first is right, `second`), those first whose P(chosen wins) differs most."""
+        """Rows of a kind (`any`, `first`: only the first is right, `second`), those first whose P(chosen wins) differs
+        most.
+        """
         right = self.margins > 0
-        of = {"first": right[0] & ~right[1], "second": right[1] & ~right[0]}.get(kind, np.ones(len(self), dtype=bool))
+        of_kind = {"first": right[0] & ~right[1], "second": right[1] & ~right[0]}.get(kind, np.ones(len(self), dtype=bool))
         gap = np.abs(self.probability[1] - self.probability[0])
-        found = np.flatnonzero(of)
-        return [int(i) for i in found[np.argsort(-gap[found], kind="stable")]]
+        rows = np.flatnonzero(of_kind)
+        return [int(i) for i in rows[np.argsort(-gap[rows], kind="stable")]]
 
     @cached_property
     def pair_ids(self) -> list[str]:
@@ -105,18 +111,18 @@ class Comparison:
 
     def _row(self, i: int) -> dict[str, Any]:
         pair = self.first.pair(int(self.numbers[i]))
-        chances = {f"P(chosen wins), {name}": float(self.probability[place, i]) for place, name in enumerate(("first", "second"))}
-        margins = {f"margin, {name}": float(self.margins[place, i]) for place, name in enumerate(("first", "second"))}
+        chances = {f"P(chosen wins), {name}": float(self.probability[number, i]) for number, name in enumerate(("first", "second"))}
+        margins = {f"margin, {name}": float(self.margins[number, i]) for number, name in enumerate(("first", "second"))}
         texts = {"prompt": self.prompts[i], "chosen": one_line(pair.chosen), "rejected": one_line(pair.rejected)}
         return {**chances, **margins, **texts, "pair": pair.pair_id}
 
     @cached_property
     def shared_latents(self) -> tuple[int, int, int] | None:
         """How many latents both read, and how many each reads; None where they read different SAEs."""
-        saes = [(of.parts.sae or {}).get("sha256") for of in (self.first, self.second)]
+        saes = [(model.parts.sae or {}).get("sha256") for model in (self.first, self.second)]
         if saes[0] is None or saes[0] != saes[1]:
             return None
-        first, second = (set(of.latents) for of in (self.first, self.second))
+        first, second = (set(model.latents) for model in (self.first, self.second))
         return len(first & second), len(first), len(second)
 
 
@@ -132,14 +138,14 @@ def compare(first: FittedModel, second: FittedModel, *, held_out: bool = True) -
 @lru_cache(maxsize=4)
 def _compare(first: FittedModel, second: FittedModel, held_out: bool) -> Comparison:
     both = first, second
-    places = [_places(of, held_out) for of in both]
-    shared = [key for key in places[0] if key in places[1]]
-    numbers = [np.array([place[key] for key in shared], dtype=np.int64) for place in places]
-    margins = np.stack([of.margins[rows] if len(rows) else np.zeros(0) for of, rows in zip(both, numbers, strict=True)])
-    scale = np.array([[of.parts.margin_scale] for of in both])
+    by_texts = [_numbers_by_texts(model, held_out) for model in both]
+    shared = [key for key in by_texts[0] if key in by_texts[1]]
+    numbers = [np.array([of_model[key] for key in shared], dtype=np.int64) for of_model in by_texts]
+    margins = np.stack([model.margins[rows] if len(rows) else np.zeros(0) for model, rows in zip(both, numbers, strict=True)])
+    scale = np.array([[model.parts.margin_scale] for model in both])
     groups = np.unique([key[0] for key in shared], return_inverse=True)[1].astype(np.int64) if shared else np.zeros(0, dtype=np.int64)
     probability = 1 / (1 + np.exp(-scale * margins))
-    first_heads, second_heads = (of.margins_by_head[:, rows] if shared else np.zeros((1, 0)) for of, rows in zip(both, numbers, strict=True))
+    first_heads, second_heads = (model.margins_by_head[:, rows] if shared else np.zeros((1, 0)) for model, rows in zip(both, numbers, strict=True))
     return Comparison(
         first=both[0],
         second=both[1],
@@ -154,19 +160,19 @@ def _compare(first: FittedModel, second: FittedModel, held_out: bool) -> Compari
 
 def _split(both: tuple[FittedModel, FittedModel]) -> str:
     """The split that held-out pairs are of in both folders; `held-out` where the two differ."""
-    splits = {responses.held_out_split for of in both if (responses := of.find_responses()) is not None}
+    splits = {responses.held_out_split for model in both if (responses := model.find_responses()) is not None}
     return splits.pop() if len(splits) == 1 else "held-out"
 
 
-def _places(of: FittedModel, held_out: bool) -> dict[tuple[int, int, int], int]:
-    """The number of each pair by what its texts are: prompt, chosen, rejected."""
-    known = of.find_responses()
+def _numbers_by_texts(model: FittedModel, held_out: bool) -> dict[tuple[int, int, int], int]:
+    """The number of each pair by the ids of its texts: prompt, chosen, rejected."""
+    known = model.find_responses()
     if known is None or known.pairs is None:
         return {}
     numbers = known.held_out_pairs if held_out else np.arange(len(known.pairs))
-    found: dict[tuple[int, int, int], int] = {}
+    by_texts: dict[tuple[int, int, int], int] = {}
     for number in map(int, numbers):
         chosen, rejected = int(known.chosen_rows[number]), int(known.rejected_rows[number])
         key = int(known.prompt_ids[chosen]), int(known.response_ids[chosen]), int(known.response_ids[rejected])
-        found.setdefault(key, number)
-    return found
+        by_texts.setdefault(key, number)
+    return by_texts

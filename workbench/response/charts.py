@@ -1,4 +1,6 @@
-"""Figures of single responses and pairs: why a reward is what it is, token by token, and how far the explanation holds. No streamlit here."""
+"""Charts of single responses and pairs: waterfall, changes, running reward, removal curves, place of the reward. No
+Streamlit here.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,12 @@ from workbench.frame.chart_base import CHOSEN, LINE, NEUTRAL, Chart, new_figure,
 
 
 def waterfall(steps: Sequence[Bar], *, unit: str = "reward") -> Chart:
-    """From the start bar over its parts to the end bar. What start and parts leave unexplained is printed as the residual."""
+    """From the start bar over its parts to the end bar. What start and parts leave unexplained is printed as the
+    residual.
+    """
     start, end = (next((step.value for step in steps if step.kind == kind), 0.0) for kind in TOTALS)
     n_parts, residual = sum(step.kind not in TOTALS for step in steps), residual_of(steps)
-    made = new_figure(x=f"{unit.capitalize()}, residual {residual:+.1e}<br>whiskers: deviation over heads", y="", height=106 + 30 * len(steps))
+    figure = new_figure(x=f"{unit.capitalize()}, residual {residual:+.1e}<br>whiskers: deviation over heads", y="", height=106 + 30 * len(steps))
     before, drawn = start, []
     for step in steps:
         base, length = (0.0, step.value) if step.kind in TOTALS else (before, step.value)
@@ -23,7 +27,7 @@ def waterfall(steps: Sequence[Bar], *, unit: str = "reward") -> Chart:
         drawn.append((base, length))
     ends = [base + length for base, length in drawn]
     deviations = [step.deviation for step in steps]
-    made.add_bar(
+    figure.add_bar(
         orientation="h",
         y=list(range(len(steps))),
         x=[length for _, length in drawn],
@@ -31,8 +35,8 @@ def waterfall(steps: Sequence[Bar], *, unit: str = "reward") -> Chart:
         marker={"color": [NEUTRAL if step.kind in TOTALS else side_colour(step.value) for step in steps]},
         error_x=whiskers(
             ends,
-            [_less(at, one) for at, one in zip(ends, deviations, strict=True)],
-            [_more(at, one) for at, one in zip(ends, deviations, strict=True)],
+            [_less(end, deviation) for end, deviation in zip(ends, deviations, strict=True)],
+            [_more(end, deviation) for end, deviation in zip(ends, deviations, strict=True)],
         ),
         customdata=[[clicked_latent(step)] for step in steps],
         hovertext=[_step_hover(step) for step in steps],
@@ -40,17 +44,17 @@ def waterfall(steps: Sequence[Bar], *, unit: str = "reward") -> Chart:
         unselected={"marker": {"opacity": 0.6}},
     )
     outer = [max(base, base + length) + (step.deviation or 0.0) for step, (base, length) in zip(steps, drawn, strict=True)]
-    said = {"text": [f" {_bar_text(step)}" for step in steps], "textposition": "middle right", "hoverinfo": "skip", "cliponaxis": False}
-    made.add_scatter(x=outer, y=list(range(len(steps))), mode="text", **said)
+    texts = {"text": [f" {_bar_text(step)}" for step in steps], "textposition": "middle right", "hoverinfo": "skip", "cliponaxis": False}
+    figure.add_scatter(x=outer, y=list(range(len(steps))), mode="text", **texts)
     for place, at in enumerate(ends[:-1]):  # from the end of a bar to where the next one begins
-        made.add_shape(type="line", x0=at, x1=at, y0=place + 0.3, y1=place + 0.7, line={"color": LINE, "width": 1})
-    made.update_yaxes(
+        figure.add_shape(type="line", x0=at, x1=at, y0=place + 0.3, y1=place + 0.7, line={"color": LINE, "width": 1})
+    figure.update_yaxes(
         tickvals=list(range(len(steps))), ticktext=[plain(step.label, 44) for step in steps], range=[len(steps) - 0.4, -0.6], showgrid=False
     )
     reach = [0.0, *ends, *outer, *(base for base, _ in drawn)]
     pad = 0.12 * (max(reach) - min(reach) or 1.0)
-    made.update_xaxes(range=[min(reach) - pad, max(reach) + pad])
-    straight(made, x=0)
+    figure.update_xaxes(range=[min(reach) - pad, max(reach) + pad])
+    straight(figure, x=0)
     rows = [
         {
             "bar": step.label,
@@ -63,7 +67,10 @@ def waterfall(steps: Sequence[Bar], *, unit: str = "reward") -> Chart:
     ]
     alt = f"Waterfall from {start:.3g} to {end:.3g} in {n_parts} parts, residual {residual:.1e}."
     return Chart(
-        name="waterfall", figure=made, alt=alt, rows=[*rows, {"bar": "residual", "kind": "residual", "value": residual, "deviation": None, "key": ""}]
+        name="waterfall",
+        figure=figure,
+        alt=alt,
+        rows=[*rows, {"bar": "residual", "kind": "residual", "value": residual, "deviation": None, "key": ""}],
     )
 
 
@@ -91,9 +98,9 @@ def _step_hover(step: Bar) -> str:
 
 def contribution_bars(rows: Sequence[Bar], *, x: str = "Change of reward") -> Chart:
     """Changes or contributions beside one another, blue up and orange down, with their deviation over heads."""
-    made = new_figure(x=x, y="", height=80 + 28 * max(len(rows), 2))
+    figure = new_figure(x=x, y="", height=80 + 28 * max(len(rows), 2))
     values = [row.value for row in rows]
-    made.add_bar(
+    figure.add_bar(
         orientation="h",
         y=list(range(len(rows))),
         x=values,
@@ -104,22 +111,24 @@ def contribution_bars(rows: Sequence[Bar], *, x: str = "Change of reward") -> Ch
         hoverinfo="text",
         unselected={"marker": {"opacity": 0.6}},
     )
-    made.update_yaxes(tickvals=list(range(len(rows))), ticktext=[plain(row.label, 44) for row in rows], autorange="reversed", showgrid=False)
-    straight(made, x=0)
+    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=[plain(row.label, 44) for row in rows], autorange="reversed", showgrid=False)
+    straight(figure, x=0)
     table = [{"name": row.label, "value": row.value, "deviation": row.deviation, "key": clicked_latent(row)} for row in rows]
-    return Chart(name="changes", figure=made, alt=f"{x} of {len(rows)} latents.", rows=table)
+    return Chart(name="changes", figure=figure, alt=f"{x} of {len(rows)} latents.", rows=table)
 
 
 def running_reward(texts: Sequence[str], running: Sequence[float], kinds: Sequence[str], *, other: Sequence[float] | None = None) -> Chart:
-    """The reward read at each token of the response (exploratory: the head was trained on the last one). `other`: an earlier text's, to compare."""
+    """The reward read at each token of the response (exploratory: the head was trained on the last one). `other`: an
+    earlier text's, to compare.
+    """
     places = [i for i, kind in enumerate(kinds) if kind == "response"]
-    made = new_figure(x="Token of the response", y="Reward read here", height=220)
+    figure = new_figure(x="Token of the response", y="Reward read here", height=220)
     if other is not None:
-        made.add_scatter(
+        figure.add_scatter(
             x=list(range(len(other))), y=list(other), mode="lines", line={"color": NEUTRAL, "width": 1.4, "dash": "dash"}, hoverinfo="skip"
         )
     values = [float(running[i]) for i in places]
-    made.add_scatter(
+    figure.add_scatter(
         x=list(range(len(places))),
         y=values,
         mode="lines+markers" if len(places) <= 120 else "lines",
@@ -131,21 +140,21 @@ def running_reward(texts: Sequence[str], running: Sequence[float], kinds: Sequen
     )
     if 0 < len(places) <= 60:
         names = [plain(texts[i], 12) for i in places]
-        made.update_xaxes(tickvals=list(range(len(places))), ticktext=names, tickangle=-60, tickfont={"size": 10})
+        figure.update_xaxes(tickvals=list(range(len(places))), ticktext=names, tickangle=-60, tickfont={"size": 10})
     rows = [{"token": texts[i], "reward": value} for i, value in zip(places, values, strict=True)]
     last = f", {values[-1]:.3f} at its end" if values else ""
-    return Chart(name="running-reward", figure=made, alt=f"Reward read at each of {len(places)} tokens of the response{last}.", rows=rows)
+    return Chart(name="running-reward", figure=figure, alt=f"Reward read at each of {len(places)} tokens of the response{last}.", rows=rows)
 
 
 def removal_curves(curves: Mapping[str, Any]) -> Chart:
     """Deletion and insertion of latents in the explanation's order against random orders, from `Curves.to_json()`."""
-    made = new_figure(x=f"Share of the {curves['n_latents']} active latents (%)", y="Reward moved", height=280, legend=True)
+    figure = new_figure(x=f"Share of the {curves['n_latents']} active latents (%)", y="Reward moved", height=280, legend=True)
     share = [100 * value for value in curves["share"]]
     for name, dash in (("deletion", "solid"), ("insertion", "dash")):
         for order, colour in (("ordered", CHOSEN), ("random", NEUTRAL)):
             label = f"{name}, {'in order of contribution' if order == 'ordered' else 'random order'}"
             values = curves[name][order]
-            made.add_scatter(
+            figure.add_scatter(
                 x=share,
                 y=values,
                 mode="lines",
@@ -153,24 +162,32 @@ def removal_curves(curves: Mapping[str, Any]) -> Chart:
                 line={"color": colour, "dash": dash, "width": 2},
                 hovertemplate=label + "<br>%{x:.0f} %: %{y:.3g}<extra></extra>",
             )
-    made.update_xaxes(ticksuffix=" %")
+    figure.update_xaxes(ticksuffix=" %")
     names = [(name, order) for name in ("deletion", "insertion") for order in ("ordered", "random")]
-    rows = [{"share": one, **{f"{name} {order}": curves[name][order][i] for name, order in names}} for i, one in enumerate(curves["share"])]
+    rows = [
+        {"share": share_removed, **{f"{name} {order}": curves[name][order][i] for name, order in names}}
+        for i, share_removed in enumerate(curves["share"])
+    ]
     return Chart(
-        name="deletion-insertion", figure=made, alt="How far the reward moves as latents are removed and returned, against random orders.", rows=rows
+        name="deletion-insertion",
+        figure=figure,
+        alt="How far the reward moves as latents are removed and returned, against random orders.",
+        rows=rows,
     )
 
 
 def reward_place(quantiles: Sequence[float], rewards: Mapping[str, float], n: int | None = None) -> Chart:
-    """Where rewards lie among held-out responses: their distribution, by its 0th to 100th percentile, and a line for each reward."""
+    """Where rewards lie among held-out responses: their distribution, by its 0th to 100th percentile, and a line for
+    each reward.
+    """
     values = np.asarray(quantiles, dtype=float)
     among = "held-out responses" if n is None else f"{n:,} held-out responses"
-    made = new_figure(x=f"Reward, among {among}", y="Percentile", height=220)
+    figure = new_figure(x=f"Reward, among {among}", y="Percentile", height=220)
     ranks = np.linspace(0, 100, len(values))
-    made.add_scatter(
+    figure.add_scatter(
         x=values, y=ranks, mode="lines", line={"color": NEUTRAL, "width": 2}, hovertemplate="reward %{x:.3g}: percentile %{y:.0f}<extra></extra>"
     )
-    made.add_scatter(
+    figure.add_scatter(
         x=list(rewards.values()),
         y=np.interp(list(rewards.values()), values, ranks),
         mode="markers+text",
@@ -184,7 +201,7 @@ def reward_place(quantiles: Sequence[float], rewards: Mapping[str, float], n: in
     rows = [{"name": name, "reward": value, "percentile": float(np.interp(value, values, ranks))} for name, value in rewards.items()]
     return Chart(
         name="reward-place",
-        figure=made,
+        figure=figure,
         alt="; ".join(f"{row['name']}: reward {row['reward']:.3g}, percentile {row['percentile']:.0f}" for row in rows),
         rows=rows,
     )

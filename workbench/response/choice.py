@@ -1,4 +1,6 @@
-"""Choosing what the Response page looks at: a pair by rank, by search or from a filter, or texts of one's own."""
+"""The choice of what the Response page looks at: a pair of the fit by rank, by search or from a filter, or own texts of
+the person.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,10 @@ from workbench.response.response_view import LONGEST_TEXT
 from workbench.response.values import ORDERS, Subject, kept_subject, listed, pair_rows, subject_of
 
 MOST_LISTED = 200
-segments = state.segments
 
 
 def choose_subject(model: FittedModel) -> Subject | None:
-    """Draws the choice and returns what is looked at; None where there is nothing yet, and the page says what to do."""
+    """Draws the choice and returns what is looked at; None, with a hint what to do, where there is nothing yet."""
     only = state.chosen_pairs()
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="response choice"):
         has_pairs = model.has_texts
@@ -25,11 +26,11 @@ def choose_subject(model: FittedModel) -> Subject | None:
             _own_texts(model)
     wanted = state.get("pair")
     if wanted:
-        found = subject_of(model, wanted)
-        if found is None:
+        subject = subject_of(model, wanted)
+        if subject is None:
             layout.empty("This pair is not of this reward model.", "Choose one above, or clear it.")
             st.button("Show the first of the list", type="primary", on_click=state.clear, args=("pair",))
-        return found
+        return subject
     if numbers:
         state.shows(pair=model.pair(numbers[0]).pair_id)
         return kept_subject(model, numbers[0])
@@ -71,9 +72,9 @@ def _step(word: str, label: str, icon: str, ids: list[str], to: int) -> None:
     st.button(word, key=f"response {label}", icon=f":material/{icon}:", help=label, disabled=to < 0, on_click=state.choose, kwargs=ids_to)
 
 
-def _table(model: FittedModel, numbers: list[int], total: int, said: str) -> None:
+def _table(model: FittedModel, numbers: list[int], total: int, list_name: str) -> None:
     rows = pair_rows(model, numbers)
-    key = f"response list {model.id} {sha256_of(said)[:8]}"
+    key = f"response list {model.id} {sha256_of(list_name)[:8]}"
 
     def opened() -> None:
         picked = st.session_state[key]["selection"]["rows"]

@@ -1,4 +1,6 @@
-"""Edits of a response, as values: kept as texts under ids that a link can hold, and explained when they are looked at. No Streamlit here."""
+"""Edits of a response, as values: kept as texts under ids that a link can hold, and explained when they are looked at.
+No Streamlit here.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ class EditStep:
 
 
 def keep_edit(model: FittedModel, item: Item, response: str, parent_id: str) -> str:
-    """Keeps an edit of `item`, after `parent_id` (empty: the first one), and returns its id. Needs no process: it is scored when it is looked at.
+    """Keeps an edit of `item`, after `parent_id` (empty: the first one), and returns its id. Needs no process: it is
+    scored when it is looked at.
 
     The response is kept as the reward model will read it, without outer white space, since the id is made of the text.
     """
@@ -50,7 +53,9 @@ def keep_edit(model: FittedModel, item: Item, response: str, parent_id: str) -> 
 
 
 def edited_side(model: FittedModel, subject: Subject, edit_id: str) -> str:
-    """The side of the subject that this edit began with; empty where it is an edit of something else, or is not kept here."""
+    """The side of the subject that this edit began with; empty where it is an edit of something else, or is not kept
+    here.
+    """
     chain = _kept_chain(model, edit_id)
     if not chain or hashable((tuple(chain[0]["prompt"]), "")) != hashable((subject.prompt, "")):
         return ""

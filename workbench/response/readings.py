@@ -1,6 +1,7 @@
-"""What the process of the reward model reads of a text, kept for the last texts: v and f, tokens, deletions, gradients.
+"""Figures that the process of the reward model reads from a text: v and f, tokens, deletions, gradients. Those of the
+last texts are kept.
 
-All raise SparseRMError where the text can't be read, or the process can't be had.
+All functions raise SparseRMError where the text can't be read, or the process can't be started.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ HashableItem = tuple[tuple[tuple[str, str], ...], str]
 
 
 def features_of(model: FittedModel, item: Item, parent: Item | None = None) -> ResponseFeatures:
-    """v and f of any text; what it begins with like its `parent` is not computed again."""
+    """v and f of any text; the tokens that it begins with like its `parent` are not computed again."""
     return _features(str(model.path), model.root, hashable(item), None if parent is None else hashable(parent))
 
 
@@ -40,12 +41,16 @@ def deletions_of(model: FittedModel, item: Item, spans: tuple[Span, ...] = ()) -
 
 
 def gradient_of(model: FittedModel, item: Item) -> Float[np.ndarray, " t"]:
-    """Length of the reward's gradient to each token's embedding, for the tokens of `tokens_of`. The first one costs seconds."""
+    """Length of the reward's gradient to each token's embedding, for the tokens of `tokens_of`. The first one costs
+    seconds.
+    """
     return _gradient(str(model.path), model.root, hashable(item))
 
 
 def explain(model: FittedModel, subject: Subject) -> ExplainedSubject:
-    """Explains it: a pair of the fit at once from the folder, other texts from what the process reads, which must be ready."""
+    """Explains it: a pair of the fit at once from the folder, other texts from what the process reads, which must be
+    ready.
+    """
     if subject.number is not None:
         return explained_pair(subject, explain_pair(model, subject.number))
     builder, labels = builder_of(model), labels_of(model)

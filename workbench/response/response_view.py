@@ -20,8 +20,8 @@ LONGEST_TEXT = 200_000  # characters that a person may type in
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseView:
-    """An explained subject; `name` is what is in view (`margin`, a side, or `edited`), `side` the side that sections about one response show, and
-    `edits` the chain of edits that is open, root first.
+    """An explained subject; `name` is what is in view (`margin`, a side, or `edited`), `side` the side that sections
+    about one response show, and `edits` the chain of edits that is open, root first.
     """
 
     model: FittedModel
@@ -69,7 +69,9 @@ class ResponseView:
 
 
 def choose_clicked_latent(key: str, picked: list[str]) -> None:
-    """Chooses the latent of a mark that has just been clicked. A chart reports its selection at each run, so the last one is remembered."""
+    """Chooses the latent of a mark that has just been clicked. A chart reports its selection at each run, so the last
+    one is remembered.
+    """
     last, now = st.session_state.get(f"{key} last", ""), "".join(picked[:1])
     st.session_state[f"{key} last"] = now
     if now and now != last and now != state.get("latent"):

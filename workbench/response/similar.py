@@ -45,7 +45,9 @@ def draw(view: ResponseView) -> None:
 
 
 def _neighbour(view: ResponseView, neighbour: Neighbour) -> dict[str, Any]:
-    """A row of the table; `pair` is the id of a pair that holds the response, empty where the pairs' texts are not kept."""
+    """A row of the table; `pair` is the id of a pair that holds the response, empty where the pairs' texts are not
+    kept.
+    """
     responses = view.model.find_responses()
     pair_id = ""
     if responses is not None and responses.pairs is not None:

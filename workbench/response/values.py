@@ -1,5 +1,5 @@
-"""What the Response page looks at, as values: the pairs of the fit and texts of one's own, and what the folder of the
-reward model tells of them. No Streamlit here. workbench.response.readings holds what needs the model's process.
+"""What the Response page looks at, as values: the pairs of the fit and own texts of the person, and their figures in
+the folder of the reward model. No Streamlit here. workbench.response.readings holds what needs the model's process.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ RANKED = ("worst", "misranked")
 ORDERS = {"worst": "Worst scored", "misranked": "Most mis-ranked", "listed": "As they stand"}
 
 
-# --- which pairs there are -------------------------------------------------------------------------------------------
+# --- lists of pairs -------------------------------------------------------------------------------------------------
 
 
 def listed(
     model: ModelFolder, *, order: str = "worst", held_out: bool = True, search: str = "", only: Sequence[str] | frozenset[str] | None = None
 ) -> list[int]:
-    """Numbers of the kept pairs in this order: `worst` by the lower of their two rewards, `misranked` by margin, or as they stand. Held to those
-    whose texts hold `search` (any case), and whose ids are in `only`.
+    """Numbers of the kept pairs in this order: `worst` by the lower of their two rewards, `misranked` by margin, or as
+    they stand. Held to those whose texts hold `search` (any case), and whose ids are in `only`.
     """
     if not model.has_texts:
         return []
@@ -68,7 +68,9 @@ def one_line(text: str, longest: int = 160) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A prompt and its answers: `texts` by side, `chosen` and `rejected`, or `response` alone. `number` is that of a kept pair, or None."""
+    """A prompt and its answers: `texts` by side, `chosen` and `rejected`, or `response` alone. `number` is that of a
+    kept pair, or None.
+    """
 
     pair_id: str
     number: int | None
@@ -80,14 +82,14 @@ class Subject:
 
 
 def subject_of(model: FittedModel, pair_id: str) -> Subject | None:
-    """The kept pair, or the pair of one's own, with this id; None for a stranger."""
+    """The pair of the fit, or the own pair of the person, with this id; None for an unknown id."""
     if pair_id.startswith(OWN):
         try:
-            own = live_model(str(model.path), model.root).kept_pair(pair_id.removeprefix(OWN))
+            pair = live_model(str(model.path), model.root).kept_pair(pair_id.removeprefix(OWN))
         except MissingError:
             return None
-        texts = {"response": own["chosen"]} if not own["rejected"] else {side: own[side] for side in SIDES}
-        return Subject(pair_id=pair_id, number=None, prompt=({"role": "user", "content": own["prompt"]},), texts=texts)
+        texts = {"response": pair["chosen"]} if not pair["rejected"] else {side: pair[side] for side in SIDES}
+        return Subject(pair_id=pair_id, number=None, prompt=({"role": "user", "content": pair["prompt"]},), texts=texts)
     number = model.pair_number(pair_id)
     return None if number is None else kept_subject(model, number)
 
@@ -107,7 +109,7 @@ class ExplainedSubject:
 
     @property
     def lowest(self) -> str:
-        """The side of the lower reward: what people ask about first."""
+        """The side of the lower reward, which people ask about first."""
         return min(self.sides, key=lambda side: self.sides[side].reward)
 
 
@@ -124,12 +126,14 @@ def ranked_latents(attribution: Attribution) -> list[str]:
 
 
 def row_of(explanation: Explanation, latent: int) -> Mapping[str, Any]:
-    """What this latent did in one response (a row of `Explanation.latents`); empty for a latent that the reward model does not read."""
+    """What this latent did in one response (a row of `Explanation.latents`); empty for a latent that the reward model
+    does not read.
+    """
     return next((row for row in explanation.latents if row["latent_id"] == latent), {})
 
 
 def latent_row(model: ModelFolder, latent: int) -> Mapping[str, Any]:
-    """Its row of the selection; empty where there is none."""
+    """A latent's row of the selection; empty where it is not selected."""
     return next((row for row in model.selection if int(row.get("latent_id", -1)) == latent), {})
 
 

@@ -132,7 +132,9 @@ def _fact(name: str, row: Mapping[str, Any]) -> str:
 
 
 def evidence_words(row: Mapping[str, Any], detection: tuple[float, float, int] | None = None) -> str:
-    """What the selection measured of a latent, in one line of our words. `detection`: interval and n of its detection AUROC."""
+    """What the selection measured of a latent, in one line of our words. `detection`: interval and n of its detection
+    AUROC.
+    """
     if not row:
         return "± is the deviation over the heads."
     points = {name: None if row.get(name) is None else 100 * row[name] for name in ("separation", "low", "high", "held_out")}
