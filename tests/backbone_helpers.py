@@ -71,7 +71,8 @@ def tiny_backbone(**changes: Any) -> Backbone:
 
 
 def tiny_tokenizer(template: str | None, *, real_bos: bool = False) -> Any:
-    """The tiny tokenizer with another template; with `real_bos` it adds <|endoftext|> first, as Llama's and Gemma's do."""
+    """The tiny tokenizer with another template; with `real_bos` it adds <|endoftext|> first, as Llama's and Gemma's
+    do."""
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer
 

@@ -99,7 +99,7 @@ def write_llama_scope(path: Path, w: Arrays, *, threshold: float = 0.125, **chan
 
 
 def bfloat16(w: Arrays) -> Arrays:
-    """The same weights as a bfloat16 file holds them."""
+    """The same weights after rounding to bfloat16."""
     return {name: torch.from_numpy(value).to(torch.bfloat16).float().numpy() for name, value in w.items()}
 
 

@@ -1,6 +1,4 @@
-"""What the tests of SAE training share: the toy backbone, configs small enough for seconds, and a slow, plain reading
-of hidden states.
-"""
+"""Shared by the tests of SAE training: the toy backbone, small configs, and a slow, plain reading of hidden states."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ def pairs_file() -> str:
 
 
 def train_config(**changes: Any) -> SAETrainConfig:
-    """60 steps of 64 tokens: enough to converge on text that repeats itself."""
+    """60 steps of 64 tokens: enough to converge on text that repeats."""
     settings: dict[str, Any] = {
         "backbone": backbone_config(),
         "corpus": pairs_file(),
@@ -54,7 +52,7 @@ def whole_backbone() -> Backbone:
 
 
 def dialogue(*texts: str, group: str = "", first: str = "user") -> Dialogue:
-    """Turns in alternation, beginning with `first`."""
+    """Turns that alternate between the roles, beginning with `first`."""
     roles = ("user", "assistant") if first == "user" else ("assistant", "user")
     messages = tuple({"role": roles[i % 2], "content": text} for i, text in enumerate(texts))
     return Dialogue(messages=messages, group=group or texts[0])
@@ -73,7 +71,7 @@ def slow_states(backbone: Backbone, document: Document, layer: int = LAYER) -> n
 
 
 class StopAt:
-    """A progress callable that stops the training once it has `tokens` behind it, and remembers all reports of it."""
+    """A progress callable that stops the training after `tokens` tokens and records all reports of it."""
 
     def __init__(self, tokens: float = float("inf")) -> None:
         self.tokens, self.seen = tokens, []

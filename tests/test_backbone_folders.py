@@ -1,4 +1,5 @@
-"""What is given as --model and is none: each is named for what it is, with the way out, and nothing is called a bug."""
+"""Paths given as --model that are no language model: the error names what each is and gives a remedy, and is no bug
+report."""
 
 from __future__ import annotations
 
@@ -157,7 +158,7 @@ def test_other_architectures_are_named(kind: str, words: str, tmp_path: Path) ->
         (folder / "config.json").write_text(json.dumps({**config, "architectures": None}))
     refusal = refused(folder)
     assert re.search(words, str(refusal)), str(refusal)
-    with pytest.raises(BackboneError, match=words):  # before anything slow, and before it is compared with an SAE
+    with pytest.raises(BackboneError, match=words):  # before any slow step, and before the comparison with an SAE
         backbone_identity(config_for(folder), find_model(config_for(folder)))
 
 
@@ -244,7 +245,8 @@ def test_single_files(tmp_path: Path) -> None:
 
 
 def test_the_command_says_it_in_plain_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """Through `sparserm fit`: exit code 4, the tensor's name, no traceback, and no artefact of the damaged model is left."""
+    """`sparserm fit` ends with exit code 4 and the tensor's name, without a traceback or an artefact of the damaged
+    model."""
     from core.backbone.presets import preset
     from core.cli.main import main
 
@@ -254,6 +256,6 @@ def test_the_command_says_it_in_plain_words(tmp_path: Path, monkeypatch: pytest.
     words = ["fit", "--pairs", tiny.data.pairs, "--model", str(folder), "--layer", "1", "--dtype", "float32", "--sae", tiny.sae.path]
     for _ in range(2):
         assert main(words) == BackboneError.exit_code
-        said = capfd.readouterr().err
-        assert "layers.1.input_layernorm.weight" in said and "Traceback" not in said and "bug" not in said
+        output = capfd.readouterr().err
+        assert "layers.1.input_layernorm.weight" in output and "Traceback" not in output and "bug" not in output
     assert [path.name for path in (tmp_path / "cache" / "artefacts").iterdir()] == ["pairs"]

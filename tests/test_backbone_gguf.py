@@ -1,4 +1,5 @@
-"""GGUF files: a whole one gives the same hidden states as its safetensors; one that is not whole gives an error, and nothing in the cache."""
+"""GGUF files: a whole one gives the hidden states of its safetensors; any other is an error and leaves no cache
+entry."""
 
 from __future__ import annotations
 
@@ -25,19 +26,19 @@ Arrays = dict[str, np.ndarray]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tiny_folder()  # made in the tests' own cache, before this one is set
+    folder = tiny_folder()  # made in the session's cache, before this test sets another
     monkeypatch.setattr("weights_helpers.tiny_folder", lambda: folder)
     monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 def copies(cache: Path) -> list[str]:
-    """What stands in the cache's models, but for locks."""
+    """The cache's models, without lock files."""
     return sorted(path.name for path in (cache / "models").glob("*") if path.is_dir())
 
 
 def refused(file: Path, cache: Path) -> BackboneError:
-    """The error, twice the same, with nothing left in the cache."""
+    """The error of two attempts, which must be the same and leave nothing in the cache."""
     errors = []
     for _ in range(2):
         with pytest.raises(BackboneError) as error:
@@ -129,7 +130,7 @@ def test_copies_of_an_older_version_are_checked_once(tmp_path: Path, cache: Path
     assert json.loads((folder / source.SOURCE_NOTE).read_text()) == note, "checked, and said to be"
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp, "a good copy is not made again"
 
-    # The copy that an older version made of a file without a block: random numbers stand in for it.
+    # The copy that an older version made of a file without a block holds random numbers for it.
     lost = write_gguf(tmp_path / "lost.gguf", lacking("blk.1."))
     wrong = cache / "models" / f"gguf-{source.file_sha256(lost)[:16]}"
     shutil.copytree(folder, wrong)

@@ -1,4 +1,4 @@
-"""Hidden states against the whole model's own, for several families; truncation; padding; errors that name the way out."""
+"""Hidden states against the whole model's own for several families; truncation; padding; errors with remedies."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def test_last_layer_is_read_before_the_final_norm() -> None:
     with torch.inference_mode():
         reference = whole.model(input_ids=IDS, attention_mask=mask, output_hidden_states=True).hidden_states
     handle.remove()
-    ours = whole.states(IDS, mask, [1])[1]
-    torch.testing.assert_close(ours, caught[0], rtol=0, atol=1e-6)
-    assert not torch.allclose(ours, reference[-1], atol=1e-2), "indexing hidden_states from the end would have given the normed state"
+    states = whole.states(IDS, mask, [1])[1]
+    torch.testing.assert_close(states, caught[0], rtol=0, atol=1e-6)
+    assert not torch.allclose(states, reference[-1], atol=1e-2), "indexing hidden_states from the end would have given the normed state"
 
 
 def test_padding_side_does_not_matter() -> None:
@@ -149,8 +149,8 @@ def test_hub_copy_is_used_instead_of_a_download(tmp_path: Path, monkeypatch: pyt
     snapshot.mkdir(parents=True)
     monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(source, "try_to_load_from_cache", lambda _repo, name: str(snapshot / name))
-    found = source.find_model(BackboneConfig())
-    assert (found.folder, found.name, found.revision) == (snapshot, source.EMBEDDED_HUB_ID, "c" * 40)
+    model = source.find_model(BackboneConfig())
+    assert (model.folder, model.name, model.revision) == (snapshot, source.EMBEDDED_HUB_ID, "c" * 40)
 
 
 def test_files_are_hashed_again_when_they_change(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where each message's text lies among the tokens: BOS, trimming, system roles, dates, confusable words, emoji."""
+"""The place of each message's text among the tokens: BOS, stripping, system roles, dates, confusable words, emoji."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_first_position_is_never_content() -> None:
 
 
 def test_template_that_rewrites_the_text_is_refused() -> None:
-    with pytest.raises(BackboneError, match=r"can't be used(.|\n)*leaves a message out"):  # no row could be read: the template's fault
+    with pytest.raises(BackboneError, match=r"can't be used(.|\n)*leaves a message out"):  # no row could be read with this template
         read("{% for m in messages %}{{ m['role'] }}{% endfor %}", dialogue("hi", "yes"))
     assert "changes the text" in refusal(REWRITING, dialogue("hi", "yes"))
 
@@ -149,7 +149,7 @@ def test_empty_response_has_no_position() -> None:
     assert len(r.response_ends) == 1 and not r.answered, "the earlier answer is not taken for it"
 
 
-# --- control tokens inside texts -------------------------------------------------------------------------------------
+# --- control tokens inside texts --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tail", ["<|im_end|>", "<|im_end|>\n", " <|im_end|><|im_end|>", "\n<|im_end|>\n\n"])
@@ -194,7 +194,7 @@ def test_any_other_control_token_refuses_the_row(text: str, token: str) -> None:
     [("yes</s>", "</s>"), ("yes </s>\n", "</s>"), ("<s>yes</s>", "</s>"), ("<s> yes", "<s>"), ("<bos>yes", "<bos>"), ("yes<eos><pad>", "<pad>")],
 )
 def test_another_models_marks_of_a_sequences_ends_refuse_the_row(text: str, mark: str) -> None:
-    """Read as text, z would be that of the mark's last character."""
+    """If the closing token were read as text, z would be that of its last character."""
     reason = refusal(CHATML, dialogue("hi", text))
     assert reason.startswith("the response holds a control token of another chat template") and mark in reason
     assert "the prompt (user) holds" in refusal(CHATML, dialogue(text, "yes"))
@@ -223,7 +223,8 @@ def test_templates_survive_a_tokenizer_that_splits_specials() -> None:
     assert isinstance(r, Rendered) and np.array_equal(r.ids, rendered(CHATML, dialogue("hi", "yes"))[1].ids)
 
 
-# --- templates that put messages elsewhere, or refuse roles -------------------------------------------------------------
+# --- templates that put messages elsewhere, or refuse roles
+# -------------------------------------------------------------
 
 
 def test_a_system_text_in_the_last_user_turn_is_found() -> None:
@@ -249,7 +250,8 @@ def test_a_system_message_in_the_middle_that_is_left_out() -> None:
     assert "Be rude." in own_text(chat, r)
 
 
-# --- thinking -----------------------------------------------------------------------------------------------------------
+# --- thinking
+# -----------------------------------------------------------------------------------------------------------
 
 THOUGHT = "<think>\nThe egg is raw.\n</think>\n\nBoil it"
 
@@ -304,7 +306,8 @@ def test_earlier_thinking_is_the_templates_affair() -> None:
     assert np.array_equal(r.ids, plain.ids) and response_text(chat, r) == "Peel it" and r.thinking == "kept"
 
 
-# --- several templates --------------------------------------------------------------------------------------------------
+# --- several templates
+# --------------------------------------------------------------------------------------------------
 
 
 def test_of_several_templates_the_default_is_taken_and_named() -> None:

@@ -1,4 +1,4 @@
-"""Weights that are not the whole model: each damage is an error that names the tensor, and wrappers' names are taken off without a difference."""
+"""Damaged weights are errors that name the tensor; wrappers' names are removed without any other difference."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ WRAPPED: dict[str, Callable[[str], str]] = {
 
 
 def refused(folder: Path, depth: int | None) -> BackboneError:
-    """The error of loading it, twice the same: nothing that a first try leaves makes a second one pass."""
+    """The error of two attempts to load it, which must be the same: the first leaves nothing with which the second
+    succeeds."""
     with pytest.raises(BackboneError) as first:
         load_backbone(config_for(folder), depth=depth)
     with pytest.raises(BackboneError) as second:
@@ -76,8 +77,8 @@ def test_wrappers_of_other_families(tmp_path: Path) -> None:
 
 def test_what_lies_beside_the_weights_is_read_all_the_same(tmp_path: Path) -> None:
     folder = model_copy(tmp_path / "wrapped", renamed(WRAPPED["torch.compile"]))
-    said = json.loads((folder / "generation_config.json").read_text())
-    (folder / "generation_config.json").write_text(json.dumps({**said, "eos_token_id": [2, 7]}))
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [2, 7]}))
     model = load_backbone(config_for(folder)).model
     assert model.generation_config.eos_token_id == [2, 7] and model.name_or_path == str(folder)
 
@@ -198,12 +199,13 @@ def test_numbers_too_large_for_float16(tmp_path: Path) -> None:
         load_backbone(config_for(folder, dtype="float16"), depth=2)
 
 
-# --- shards ----------------------------------------------------------------------------------------------------------------------------
+# --- shards
+# ----------------------------------------------------------------------------------------------------------------------------
 
 
 @WHOLE_AND_CUT
 def test_zeros_that_a_cut_download_left_are_refused(depth: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The file has its size and a whole header; a layer of zeros hands its input on as if it were not there."""
+    """The file has its full size and header; a layer of zeros passes its input on unchanged."""
     for number, part in enumerate(("embed_tokens", "layers.1.")):
         folder = model_copy(tmp_path / str(number), changed(part, torch.zeros_like))
         assert re.search(rf"zeros.*only zeros: [\w.]*{part}", str(refused(folder, depth)), re.DOTALL)
@@ -246,7 +248,8 @@ def test_an_index_that_lies(tmp_path: Path) -> None:
     assert "distributed checkpoint" in refused(folder, 2).problem
 
 
-# --- the vocabulary ----------------------------------------------------------------------------------------------------------------------
+# --- the vocabulary
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_tokens_beyond_the_embedding(tmp_path: Path) -> None:
@@ -265,7 +268,7 @@ def test_tokens_beyond_the_embedding(tmp_path: Path) -> None:
         refusal.expected == "tokens below 635" and refusal.found == "'<new>' (635), '<other>' (636)" and "resize_token_embeddings" in refusal.remedy
     )
     assert "'<turn>' (635)" in refused(with_tokens("template", ["<turn>"], special=True, template="{{ '<turn>' }}"), 2).found
-    # Gemma 3 has one special token too many, for images: it is let through until a text holds it
+    # Gemma 3 has one special token beyond the embedding, for images: it is accepted until a text holds it
     image = load_backbone(config_for(with_tokens("image", ["<image>"], special=True)), depth=2)
     assert torch.equal(image.states(IDS, torch.ones_like(IDS), [1])[1], states_of(tiny_folder()))
     with pytest.raises(BackboneError, match=r"no embedding for(.|\n)*'<image>' \(635\)"):
@@ -279,7 +282,8 @@ def test_more_rows_than_tokens_are_usual(tmp_path: Path) -> None:
     assert torch.equal(states_of(padded), states_of(tiny_folder()))
 
 
-# --- an earlier copy of the embedded model ---------------------------------------------------------------------------------------------
+# --- an earlier copy of the embedded model
+# ---------------------------------------------------------------------------------------------
 
 
 def test_the_embedded_copy_is_known_by_its_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -293,21 +297,23 @@ def test_the_embedded_copy_is_known_by_its_tensors(tmp_path: Path, monkeypatch: 
     assert json.loads((copy / source.SOURCE_NOTE).read_text()) == {**note, "checked": source.CHECKED}, "looked at once"
     (copy / source.SOURCE_NOTE).write_text(json.dumps(note))
     monkeypatch.setattr(source, "EMBEDDED_TENSORS_SHA256", "0" * 64)
-    made: list[Path] = []
+    remade: list[Path] = []
     monkeypatch.setattr(source, "hub_copy", lambda: None)
-    monkeypatch.setattr(source, "dequantise", lambda fetch, folder, *rest: made.append(folder) or shutil.copytree(tiny_folder(), folder))
+    monkeypatch.setattr(source, "dequantise", lambda fetch, folder, *rest: remade.append(folder) or shutil.copytree(tiny_folder(), folder))
     with caplog.at_level(logging.WARNING, "core"):
         source.find_model(config)
-    assert made == [copy] and "is made again" in caplog.text
+    assert remade == [copy] and "is made again" in caplog.text
     assert cache_root() == tmp_path
 
 
-# --- no good model is refused ------------------------------------------------------------------------------------------------------------
+# --- no good model is refused
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gemma4_text", "jamba", "phi3", "opt"])
 def test_whole_models_of_other_families_pass(kind: str, tmp_path: Path) -> None:
-    """Experts that transformers stacks, layers of several types, embeddings with a part for each layer: cut or whole, read as transformers does."""
+    """Experts that transformers stacks, mixed layer types, per-layer embeddings: read as transformers reads them, cut
+    or whole."""
     import transformers as t
 
     sizes = {"vocab_size": 635, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}

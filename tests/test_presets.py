@@ -1,4 +1,4 @@
-"""Presets name SAEs that exist; the toy parts are whole, deterministic, found again, and do what their docstring says."""
+"""Presets name SAEs that exist; the toy parts are whole, deterministic, reused, and as their docstring describes."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ def rows(parts: TinyParts) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def states(parts: TinyParts, rows: list[dict[str, str]]) -> np.ndarray:
-    """[pair, chosen or rejected, d_model]: the response's last token after layer 1, found by decoding token by token, not by offsets."""
+    """States [pair, chosen or rejected, d_model] of a response's last token after layer 1, located without offsets by
+    decoding."""
     tokenizer, model = AutoTokenizer.from_pretrained(parts.model), AutoModelForCausalLM.from_pretrained(parts.model)
     model.model.norm = torch.nn.Identity()  # so that the last hidden state is layer 1's output
-    found = []
+    states = []
     for row in rows:
         for side in ("chosen", "rejected"):
             messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}]
             ids = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False))["input_ids"]
             last = next(n for n in range(len(ids), 0, -1) if tokenizer.decode(ids[:n]).endswith(row[side])) - 1
             with torch.no_grad():
-                found.append(model(torch.tensor([ids]), output_hidden_states=True).hidden_states[2][0, last].numpy())
-    return np.array(found).reshape(len(rows), 2, -1)
+                states.append(model(torch.tensor([ids]), output_hidden_states=True).hidden_states[2][0, last].numpy())
+    return np.array(states).reshape(len(rows), 2, -1)
 
 
 def test_the_papers_cells_are_named_exactly() -> None:
@@ -63,8 +64,8 @@ def test_releases_and_their_l0_are_in_sae_lens_list() -> None:
     for release, sae_id in named:
         entry = releases[release]
         folder = entry.saes_map[sae_id]  # KeyError: no such id
-        said = float(folder.rpartition("average_l0_")[2]) if "average_l0_" in folder else entry.expected_l0[sae_id]
-        assert said == EXPECTED_L0[release, sae_id]
+        l0 = float(folder.rpartition("average_l0_")[2]) if "average_l0_" in folder else entry.expected_l0[sae_id]
+        assert l0 == EXPECTED_L0[release, sae_id]
 
 
 def test_unknown_preset_lists_the_known() -> None:
@@ -108,8 +109,8 @@ def test_tiny_tokenizer_has_smollm2s_habits(parts: TinyParts) -> None:
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<|im_start|>", "<|im_end|>", "<|im_end|>")
     text = tokenizer.apply_chat_template([{"role": "user", "content": "ünï 🎈\n"}], tokenize=False, add_generation_prompt=True)
     assert text.startswith("<|im_start|>system\n") and text.endswith("<|im_start|>user\nünï 🎈\n<|im_end|>\n<|im_start|>assistant\n")
-    own = tokenizer.apply_chat_template([{"role": "system", "content": "S"}, {"role": "user", "content": "U"}], tokenize=False)
-    assert own == "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n"
+    text_with_system = tokenizer.apply_chat_template([{"role": "system", "content": "S"}, {"role": "user", "content": "U"}], tokenize=False)
+    assert text_with_system == "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n"
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids) == text and ids.count(tokenizer.bos_token_id) == 3
 
@@ -160,5 +161,5 @@ def test_neuronpedias_source_of_each_cell_is_sae_lens_own() -> None:
 
 
 def test_an_sae_that_neuronpedia_lacks_is_named_the_same_way() -> None:
-    own = {"name": "SAE of mine 1", "layer": 7, "model_name": "org/My-Model", "release": None}
-    assert neuronpedia_source(own) is None and source_names(own) == ("my-model", "7-sae-of-mine-1")
+    sae = {"name": "SAE of mine 1", "layer": 7, "model_name": "org/My-Model", "release": None}
+    assert neuronpedia_source(sae) is None and source_names(sae) == ("my-model", "7-sae-of-mine-1")

@@ -1,4 +1,5 @@
-"""Text is text, from pairs to rewards: closing tokens, control tokens, refused dialogues and thinking, on the toy model."""
+"""Control tokens, closing tokens, refused dialogues and thinking blocks in texts, from pairs to rewards on the toy
+model."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ def test_states_are_those_without_the_closing_token(tmp_path: Path, change: Any)
 
 
 def test_a_fit_sees_no_closing_token_anywhere(tmp_path: Path) -> None:
-    """Where chosen answers alone carry one, it must not tell the sides apart: not in z, not in the wording, not in the length."""
+    """A closing token on chosen answers alone must not separate the sides: not in z, in the wording, or in the
+    length."""
     plain = fitted(write_rows(tmp_path / "plain.jsonl"), tmp_path)
     closed = fitted(write_rows(tmp_path / "closed.jsonl", close_chosen), tmp_path)
     for name in ("wording-only", "length-only", "dense"):

@@ -1,4 +1,4 @@
-"""Every field of an SAE's configuration is computed or refused by its name: what sae-lens, versions 0 to 6, and its followers write."""
+"""Every field of an SAE's configuration is computed or refused by name, for sae-lens 0 to 6 and tools of its format."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def encoded(folder: Path, z: np.ndarray) -> np.ndarray:
     return loaded(folder).encode(torch.from_numpy(z)).numpy()
 
 
-# what old configurations say
+# fields of old configurations
 
 
 @pytest.mark.parametrize("field", ["activation_fn", "activation_fn_str"])
@@ -82,8 +82,8 @@ def test_old_topk_with_k_equals_a_loop_and_sae_lens(architecture: str, tmp_path:
     f = encoded(folder, z)
     np.testing.assert_allclose(f, loop_encode(z, w, "topk", centred=True, k=7), atol=1e-5)
     with torch.no_grad():
-        theirs = SAE.load_from_disk(old_folder(tmp_path / "same", w, architecture="topk", activation_fn_str="topk", activation_fn_kwargs={"k": 7}))
-        np.testing.assert_allclose(f, theirs.encode(torch.from_numpy(z)).numpy(), atol=1e-5)
+        reference = SAE.load_from_disk(old_folder(tmp_path / "same", w, architecture="topk", activation_fn_str="topk", activation_fn_kwargs={"k": 7}))
+        np.testing.assert_allclose(f, reference.encode(torch.from_numpy(z)).numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_the_table_of_fields_is_complete() -> None:
 
 
 def test_a_release_is_held_to_the_same_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """sae-lens loads this one as ReLU without a word."""
+    """sae-lens silently loads this one as ReLU."""
     from sae_lens.loading import pretrained_sae_loaders
 
     old_folder(tmp_path / "someone/saes/layer_3", arrays("standard"), activation_fn_str="tanh-relu")
@@ -221,7 +221,8 @@ def test_a_release_is_held_to_the_same_fields(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_release_of_a_centred_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """GPT-2's first SAEs read TransformerLens' centred residual stream: sae-lens' list of releases says so, their files do not."""
+    """GPT-2's first SAEs read TransformerLens' centred residual stream, which sae-lens' list gives and their files do
+    not."""
     from sae_lens.loading import pretrained_sae_loaders
 
     old_folder(tmp_path / "jbloom/GPT2-Small-SAEs-Reformatted/blocks.8.hook_resid_pre", arrays("standard"))
@@ -231,7 +232,8 @@ def test_a_release_of_a_centred_model_is_refused(tmp_path: Path, monkeypatch: py
 
 
 def test_a_folder_without_a_kind_is_not_taken_for_a_standard_sae(tmp_path: Path) -> None:
-    """Versions before 6 gave both widths without a kind; where they lack, or the kind stands elsewhere, it is unknown."""
+    """Versions before 6 gave both widths and no kind. Without widths, or with the kind elsewhere, the kind is
+    unknown."""
     folder = old_folder(tmp_path / "widths", arrays("standard"))
     loaded(folder)
     for number, change in enumerate(

@@ -1,4 +1,5 @@
-"""Encode, decode, directions, L0 and FVU: equal to plain loops and to sae-lens for every architecture, in any chunks."""
+"""Encode, decode, directions, L0 and FVU: equal to plain loops and to sae-lens for every architecture, in any
+chunks."""
 
 from __future__ import annotations
 
@@ -58,12 +59,12 @@ def test_encode_and_decode_equal_sae_lens(kind: tuple[str, dict[str, Any]], tmp_
 
     architecture, config = kind
     folder = write_folder(tmp_path / "sae", arrays(architecture), architecture, **config)
-    ours, theirs, z = loaded(folder), SAE.load_from_disk(folder), torch.from_numpy(states())
+    sae, reference, z = loaded(folder), SAE.load_from_disk(folder), torch.from_numpy(states())
     with torch.no_grad():
-        f = theirs.encode(z)
-        assert torch.equal(ours.encode(z) > 0, f > 0)
-        torch.testing.assert_close(ours.encode(z), f, atol=1e-5, rtol=1e-6)
-        torch.testing.assert_close(ours.decode(ours.encode(z)), theirs.decode(f), atol=1e-4, rtol=1e-5)
+        f = reference.encode(z)
+        assert torch.equal(sae.encode(z) > 0, f > 0)
+        torch.testing.assert_close(sae.encode(z), f, atol=1e-5, rtol=1e-6)
+        torch.testing.assert_close(sae.decode(sae.encode(z)), reference.decode(f), atol=1e-4, rtol=1e-5)
 
 
 def test_chunks_are_the_columns_of_encode_bit_for_bit(kind: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
@@ -113,20 +114,20 @@ def test_single_latents_in_any_order(kind: tuple[str, dict[str, Any]], tmp_path:
 
 
 def test_the_kth_value_lies_between_the_kth_and_the_next(tmp_path: Path) -> None:
-    """So it serves rows that are encoded again in other batches, where products can differ in their last bit."""
+    """The cut is valid when rows are encoded again in other batches, where products can differ in their last bit."""
     w, z = arrays("topk", d_sae=2500, d_model=96), states(n=64, d_model=96)
     sae = SparseAutoencoder(stored_topk(w, 20))
     kth = sae.kth_value(torch.from_numpy(z))
     pre = np.sort((z - w["b_dec"]).astype(np.float64) @ w["W_enc"] + w["b_enc"], axis=1)[:, ::-1]
     assert kth is not None
     np.testing.assert_allclose(kth.numpy(), (pre[:, 19] + pre[:, 20]) / 2, rtol=1e-5)
-    for row in range(64):  # one row a batch takes another kernel
+    for row in range(64):  # a batch of one row uses another kernel
         f = sae.encode_chunk(torch.from_numpy(z[row : row + 1]), slice(0, 2500), kth[row : row + 1])
         assert (f > 0).sum() == 20
 
 
 def test_topk_alone_on_a_chunk_would_be_wrong(tmp_path: Path) -> None:
-    """The trap: the k largest of a chunk are not the k largest of all."""
+    """The k largest values of a chunk are not the k largest of all latents."""
     sae, z = loaded(write_folder(tmp_path / "sae", arrays("topk"), "topk")), torch.from_numpy(states())
     assert (sae.encode(z) > 0).sum(1).max() <= K
     per_chunk = sum((sae.encode_chunk(z, slice(at, at + 10), kth=torch.full((len(z),), -9e9)) > 0).sum(1) for at in range(0, D_SAE, 10))
@@ -183,9 +184,9 @@ def test_a_latents_share_of_the_reconstruction_is_its_direction(tmp_path: Path) 
     """decode(f_j e_j) - decode(0) = f_j d_j, also where activations are in units of decoder norms."""
     folder = write_folder(tmp_path / "sae", arrays("topk"), "topk", rescale_acts_by_decoder_norm=True)
     sae = loaded(folder)
-    one = torch.zeros(1, D_SAE)
-    one[0, 4] = 2.5
-    difference = sae.decode(one) - sae.decode(torch.zeros(1, D_SAE))
+    activation = torch.zeros(1, D_SAE)
+    activation[0, 4] = 2.5
+    difference = sae.decode(activation) - sae.decode(torch.zeros(1, D_SAE))
     np.testing.assert_allclose(difference[0].numpy(), 2.5 * sae.directions([4])[0], atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(sae.directions(range(D_SAE)), axis=1), 1, atol=1e-6)
 
@@ -205,7 +206,8 @@ def test_l0_and_fvu_by_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_batchtopk_saved_for_inference_keeps_its_l0(tmp_path: Path) -> None:
-    """Threshold in units of decoder norms and of the scaled input: sae-lens folds all three together, and the reloaded file agrees on raw input."""
+    """Threshold in units of decoder norms and of the scaled input: sae-lens folds all three, and both agree on raw
+    input."""
     from sae_lens.saes import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 
     torch.manual_seed(0)
@@ -261,10 +263,10 @@ def test_a_mismatch_names_both(change: dict[str, Any], message: str, tmp_path: P
 @pytest.mark.parametrize(
     ("model_name", "backbone"),
     [
-        ("gemma-2-2b", "google/gemma-2-2b-it"),  # the paper's own cell
+        ("gemma-2-2b", "google/gemma-2-2b-it"),  # used in the paper
         ("meta-llama/Llama-3.1-8B", "meta-llama/Meta-Llama-3.1-8B-Instruct"),
         ("smollm2-135m", "SmolLM2-135M-Instruct"),
-        ("tiny", "model"),  # a local folder's name says nothing
+        ("tiny", "model"),  # a local folder's name contains no family
     ],
 )
 def test_the_base_models_sae_on_its_tuned_sibling_is_fine(model_name: str, backbone: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Folders of other trainers, files of two SAEs in one folder, and damaged ones: each read rightly or named for what it is, with the way out."""
+"""Folders of other trainers, files of two SAEs in one folder, and damaged files: read correctly, or refused by name."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def test_sparsify_by_a_plain_loop(tmp_path: Path) -> None:
     back = np.array(
         [[sum(f[row, j] * float(w["W_dec"][j, i]) for j in range(D_SAE)) + float(w["b_dec"][i]) for i in range(D_MODEL)] for row in range(len(z))]
     )
-    ours = sae.encode(torch.from_numpy(z))
-    assert np.array_equal(ours.numpy() > 0, f > 0) and 0 < (f > 0).sum(1).max() <= K
-    np.testing.assert_allclose(ours.numpy(), f, atol=1e-5)
-    np.testing.assert_allclose(sae.decode(ours).numpy(), back, atol=1e-4)
+    encoded = sae.encode(torch.from_numpy(z))
+    assert np.array_equal(encoded.numpy() > 0, f > 0) and 0 < (f > 0).sum(1).max() <= K
+    np.testing.assert_allclose(encoded.numpy(), f, atol=1e-5)
+    np.testing.assert_allclose(sae.decode(encoded).numpy(), back, atol=1e-4)
     np.testing.assert_array_equal(sae.directions([3, 7]), w["W_dec"][[3, 7]])
     assert (sae.architecture, sae.k, sae.layer, sae.identity["source"], sae.identity["hook_name"]) == ("topk", K, 10, "sparsify", "layers.10")
 
@@ -120,7 +120,7 @@ def test_a_release_of_sparsify_is_read_from_its_folder(monkeypatch: pytest.Monke
         load_sae(SAEConfig(release="eleuther", sae_id="layers.1"))
 
 
-# other trainers, and what is no SAE
+# other trainers, and folders without an SAE
 
 
 def touch(*names: str, **texts: str) -> Callable[[Path], None]:
@@ -235,7 +235,8 @@ def test_sparsity_of_another_width(tmp_path: Path) -> None:
 
 
 def test_a_trained_sae_is_held_to_its_card(tmp_path: Path) -> None:
-    """The shipped SAE's card says the hash of its weights: every flipped byte is seen, also where the numbers stay finite."""
+    """The card of the embedded SAE holds the hash of its weights: any flipped byte is an error, even if numbers stay
+    finite."""
     from core.fit.defaults import DEMO_SAE
 
     folder = tmp_path / "sae"
@@ -298,7 +299,7 @@ def test_a_transposed_matrix_is_named(key: str, tmp_path: Path) -> None:
 
 
 def square(seed: int = 0, width: int = 32, noise: float = 1.0) -> dict[str, np.ndarray]:
-    """An SAE as training leaves it: unit decoder rows, encoder columns somewhat along them."""
+    """An SAE with the structure of a trained one: unit decoder rows, and encoder columns roughly along them."""
     rng = np.random.default_rng(seed)
     decoder = rng.normal(size=(width, width))
     decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
@@ -387,7 +388,7 @@ def test_damaged_files_say_what_they_are(tmp_path: Path) -> None:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_is_named_or_harmless(data: st.DataObject, tmp_path: Path) -> None:
-    """Cut, flipped, emptied or replaced bytes in any file of any format: loaded with finite numbers, or an SAEError."""
+    """Cut, flipped, emptied or replaced bytes in any file of any format: an SAE of finite numbers, or an SAEError."""
     root = tmp_path / "originals"
     if not root.exists():
         write_folder(root / "sae-lens", arrays("jumprelu"), "jumprelu")

@@ -1,4 +1,4 @@
-"""The four sources of an SAE: each read as its publisher writes it, and everything that we don't compute refused by name."""
+"""The sources of an SAE: each is read as its publisher writes it, and what is not computed is refused by name."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def by_release(release: str, sae_id: str) -> SparseAutoencoder:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for the Hub: org/repo/file. sae-lens' own code runs, only its download is replaced."""
+    """A folder in place of the Hub: org/repo/file. sae-lens' own code runs; only its download is replaced."""
     from sae_lens.loading import pretrained_sae_loaders
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
@@ -58,7 +58,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return str(path)
 
     monkeypatch.setattr(pretrained_sae_loaders, "hf_hub_download", download)
-    # sae-lens knows Gemma Scope's shapes by name; our files are small.
+    # sae-lens has Gemma Scope's shapes by name; our files are small.
     monkeypatch.setattr(get_pretrained_saes_directory()[GEMMA[0]], "config_overrides", {"d_in": D_MODEL, "d_sae": D_SAE})
     return tmp_path / "hub"
 
@@ -109,13 +109,13 @@ def test_llama_scope_release(hub: Path) -> None:
     ],
 )
 def test_releases_that_cant_be_had(release: str, sae_id: str, message: str) -> None:
-    """Without the hub fixture: the session is offline."""
+    """The session is offline, and this test does not use the hub fixture."""
     with pytest.raises(SAEError, match=message):
         by_release(release, sae_id)
 
 
 def test_readers_of_pickled_files_are_not_used() -> None:
-    """Every reader of sae-lens that we let run is one whose source opens no pickle."""
+    """Every reader of sae-lens in RELEASE_READERS has source code that opens no pickle."""
     import inspect
 
     from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
@@ -239,7 +239,7 @@ def test_gemma_scope_file(tmp_path: Path) -> None:
 
 
 def test_gemma_scope_does_not_centre_its_input(tmp_path: Path) -> None:
-    """The trap: subtracting b_dec would change which latents are active."""
+    """Subtracting b_dec would change which latents are active."""
     w, z = arrays("jumprelu"), states()
     sae = loaded(write_gemma_scope(tmp_path / "x/params.npz", w))
     assert sae.layer is None
@@ -275,14 +275,14 @@ def test_gemma_scope_of_other_places_is_refused(where: str, message: str, tmp_pa
 def test_llama_scope_folder_equals_the_hub_load(tmp_path: Path, hub: Path) -> None:
     w, z = arrays("standard"), torch.from_numpy(states() / LLAMA_FACTOR)
     write_llama_scope(hub / LLAMA_FOLDER, w)
-    ours, theirs = loaded(hub / LLAMA_FOLDER), by_release(*LLAMA)
+    from_folder, from_hub = loaded(hub / LLAMA_FOLDER), by_release(*LLAMA)
     for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"):
-        torch.testing.assert_close(ours.tensors[name], theirs.tensors[name], rtol=1e-6, atol=0)
-    assert torch.equal(ours.encode(z) > 0, theirs.encode(z) > 0)
-    torch.testing.assert_close(ours.decode(ours.encode(z)), theirs.decode(theirs.encode(z)))
-    assert ours.identity["norm_factor"] == pytest.approx(LLAMA_FACTOR)
-    assert {k: ours.identity[k] for k in ("layer", "model_name", "expected_l0")} == {
-        k: theirs.identity[k] for k in ("layer", "model_name", "expected_l0")
+        torch.testing.assert_close(from_folder.tensors[name], from_hub.tensors[name], rtol=1e-6, atol=0)
+    assert torch.equal(from_folder.encode(z) > 0, from_hub.encode(z) > 0)
+    torch.testing.assert_close(from_folder.decode(from_folder.encode(z)), from_hub.decode(from_hub.encode(z)))
+    assert from_folder.identity["norm_factor"] == pytest.approx(LLAMA_FACTOR)
+    assert {k: from_folder.identity[k] for k in ("layer", "model_name", "expected_l0")} == {
+        k: from_hub.identity[k] for k in ("layer", "model_name", "expected_l0")
     }
 
 
@@ -290,7 +290,7 @@ def test_llama_scope_folder_by_a_plain_loop(tmp_path: Path) -> None:
     w, z = arrays("standard"), states() / LLAMA_FACTOR
     sae = loaded(write_llama_scope(tmp_path / "sae", w))
     same(sae, loop_encode(z, llama_folded(w), "jumprelu", centred=False), z)
-    # The same in the trained SAE's own terms: it reads factor * z, and what it writes is scaled back.
+    # The same for the SAE as it was trained: it reads factor * z, and its output is scaled back.
     trained = bfloat16(w)
     pre = (LLAMA_FACTOR * z.astype(np.float64)) @ trained["W_enc"] + trained["b_enc"]
     f = pre * (pre > 0.125 * LLAMA_FACTOR)
@@ -309,7 +309,7 @@ def test_without_its_norm_factor_llama_scope_is_another_sae(tmp_path: Path) -> N
 
 
 def test_decoder_norms_in_llama_scopes_threshold_are_said(tmp_path: Path) -> None:
-    """Its trainer gates by them; sae-lens, whose numbers are METHOD's, does not."""
+    """Its trainer gates by decoder norms; sae-lens, from which METHOD.md has its numbers, does not."""
     folder = write_llama_scope(tmp_path / "sae", arrays("standard"), sparsity_include_decoder_norm=True)
     with pytest.warns(UserWarning, match=r"decoder norms in its threshold .* compare its measured L0"):
         loaded(folder)
@@ -351,8 +351,8 @@ def test_what_lies_at_the_path(tmp_path: Path) -> None:
     (tmp_path / "note.txt").touch()
     (tmp_path / "other").mkdir()
     (tmp_path / "other/model.bin").touch()
-    for name, found in (("nowhere", "nothing"), ("empty", "an empty folder"), ("note.txt", "a file"), ("other", "model.bin")):
-        with pytest.raises(SAEError, match=rf"(?s)no SAE at .*{name}.*found: {found}"):
+    for name, content in (("nowhere", "nothing"), ("empty", "an empty folder"), ("note.txt", "a file"), ("other", "model.bin")):
+        with pytest.raises(SAEError, match=rf"(?s)no SAE at .*{name}.*found: {content}"):
             loaded(tmp_path / name)
 
 
@@ -409,7 +409,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
 
 
 def test_loading_a_folder_does_not_import_sae_lens(tmp_path: Path) -> None:
-    """Start-up is a feature: sae-lens costs seconds and half a gigabyte."""
+    """sae-lens takes seconds and half a gigabyte to import."""
     import subprocess
     import sys
 

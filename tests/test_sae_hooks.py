@@ -1,4 +1,4 @@
-"""Hook names of TransformerLens, Hugging Face and dictionary_learning: the decoder layer they mean, or a refusal by name."""
+"""Hook names of TransformerLens, Hugging Face and dictionary_learning: the layer they name, or a refusal by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The backbone's own answers, written for an SAE's corpus: whose prompts, what is kept, and going on after a kill."""
+"""Answers sampled for an SAE's corpus: prompts of the training split, what is kept, and going on after a kill."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONFIG = SampleConfig(backbone=backbone_config(), prompts=pairs_file(), max_new_
 
 
 def test_answers_are_the_model_s_own_to_training_prompts_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nearly greedy (cold); unpadded, token by token, the whole model writes the same."""
+    """At a temperature near zero, the whole model decoded token by token without padding writes the same."""
     monkeypatch.setattr("core.sae.sampling.whole_sentences", lambda text: text)
     counts = sample_answers(replace(CONFIG, temperature=0.0001), tmp_path / "answers.jsonl")
     rows = [json.loads(line)["messages"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
@@ -85,5 +85,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path / "cache"))
     words = ["sae", "sample", "--model", CONFIG.backbone.model, "--prompts", pairs_file(), "--max-new-tokens", "4", "--ratios", "0.05,0.1,0.8"]
     assert cli.main([*words, "--out", str(tmp_path / "a.jsonl"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["answers"] + found["left_out"] == found["prompts"] > 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["answers"] + counts["left_out"] == counts["prompts"] > 0

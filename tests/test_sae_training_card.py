@@ -1,4 +1,4 @@
-"""The card's figures against plain loops: hidden states from the whole model's own tuple, an SAE in numpy, cross-entropy token by token."""
+"""The card's figures against plain loops over the whole model's hidden states, with an SAE and losses in numpy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ CONTEXT = 72
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, np.ndarray]:
-    """Plus and minus 64 orthonormal directions, with a threshold and a tilted decoder, so that the reconstruction is good and not perfect."""
+    """Plus and minus 64 orthonormal directions, with a threshold and a tilted decoder: a good, imperfect
+    reconstruction."""
     rng = np.random.default_rng(0)
     basis, _ = np.linalg.qr(rng.normal(size=(64, 64)))
     encoder = np.concatenate([basis, -basis], axis=1)
@@ -112,15 +113,18 @@ def test_dead_latents_are_those_no_content_token_activates(
 
 def test_last_response_only(sae: SparseAutoencoder, weights: dict[str, np.ndarray], dialogues: list[Dialogue]) -> None:
     truncated = load_backbone(whole_backbone().config, depth=LAYER + 1)
-    found = sae_card(sae, truncated, dialogues, layer=LAYER, context=CONTEXT, last_response_only=True)
+    card = sae_card(sae, truncated, dialogues, layer=LAYER, context=CONTEXT, last_response_only=True)
     z, reconstruction, _ = collected(dialogues, weights, "last")
-    assert len(z) == len(dialogues) == found["fvu_response_end"]["n_tokens"]
-    assert found["fvu_response_end"]["value"] == pytest.approx(fvu(z, reconstruction), rel=1e-5)
-    assert "loss_recovered" not in found  # no LM head was loaded
+    assert len(z) == len(dialogues) == card["fvu_response_end"]["n_tokens"]
+    assert card["fvu_response_end"]["value"] == pytest.approx(fvu(z, reconstruction), rel=1e-5)
+    assert "loss_recovered" not in card  # no LM head was loaded
 
 
 def cross_entropy(part: Document, states: dict[int, np.ndarray]) -> list[float]:
-    """Of each token after a content position, with the layer's output replaced at the given positions: one document, unpadded, no masks."""
+    """The cross-entropy of each token after a content position, with the layer's output replaced at given positions.
+
+    One document, without padding or masks.
+    """
     backbone = whole_backbone()
 
     def hook(_module: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
@@ -151,7 +155,7 @@ def test_spliced_losses_equal_a_forward_written_by_hand(
     for name, values in losses.items():
         assert card["loss_recovered"][f"ce_{name}"] == pytest.approx(np.mean(values), abs=2e-5)
     assert card["loss_recovered"]["n_tokens"] == len(losses["clean"])
-    assert abs(np.mean(losses["mean"]) - np.mean(losses["clean"])) > 1e-3  # so the three can be told apart
+    assert abs(np.mean(losses["mean"]) - np.mean(losses["clean"])) > 1e-3  # so the three losses differ
 
 
 def test_loss_recovered_is_1_for_a_perfect_splice_0_for_ablation() -> None:

@@ -1,4 +1,4 @@
-"""Text for an SAE: what is read, what is left out and counted, and which tokens of it are content."""
+"""The corpus of an SAE: what is read, what is left out and counted, and which tokens are content."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders() -> None:
 
 
 def test_unusable_rows_and_cut_tokens_are_counted(tmp_path: Path) -> None:
-    """Of three rows one has no rejected answer; a long exchange of n tokens loses all but the context's."""
+    """One of three rows has no rejected answer; an exchange longer than the context keeps only the context's tokens."""
     rows = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(2)] + [{"prompt": "q2", "chosen": "good"}]
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

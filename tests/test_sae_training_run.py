@@ -1,4 +1,4 @@
-"""The whole of `sparserm sae train` on the toy model: the saved file, its card, resuming to the same bytes, and refusals."""
+"""`sparserm sae train` on the toy model: the saved file, its card, resuming to the same bytes, and refusals."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def reports() -> StopAt:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, reports: StopAt) -> Path:
-    """The undisturbed training."""
+    """The folder of a training that was not interrupted."""
     return train_sae(CONFIG, root=tmp_path_factory.mktemp("undisturbed"), progress=reports)
 
 
@@ -53,7 +53,7 @@ def card_of(folder: Path) -> dict[str, Any]:
 
 
 def timeless(folder: Path) -> dict[str, Any]:
-    """Every file's bytes, the card without its times."""
+    """The hash of every file, and the card without its times."""
     card = {name: value for name, value in card_of(folder).items() if not name.startswith("time_")}
     return {"card": card, **{f.name: file_sha256(f) for f in folder.iterdir() if f.name != "card.json"}}
 
@@ -61,13 +61,16 @@ def timeless(folder: Path) -> dict[str, Any]:
 def test_sae_lens_loads_what_was_saved_and_computes_in_float32(trained: Path) -> None:
     from sae_lens import SAE
 
-    theirs = SAE.load_from_disk(trained)
-    assert theirs.cfg.architecture() == "jumprelu" and theirs.W_dec.dtype == torch.float32 and theirs.cfg.normalize_activations == "none"
-    assert theirs.cfg.metadata.hook_name == f"blocks.{LAYER}.hook_resid_post" and theirs.cfg.metadata.trained_positions == ["content", "response_end"]
-    assert theirs.W_dec.norm(dim=1).sub(1).abs().max() < 1e-3
+    saved = SAE.load_from_disk(trained)
+    assert saved.cfg.architecture() == "jumprelu" and saved.W_dec.dtype == torch.float32 and saved.cfg.normalize_activations == "none"
+    assert saved.cfg.metadata.hook_name == f"blocks.{LAYER}.hook_resid_post" and saved.cfg.metadata.trained_positions == [
+        "content",
+        "response_end",
+    ]
+    assert saved.W_dec.norm(dim=1).sub(1).abs().max() < 1e-3
     z = torch.randn(50, 64)
-    ours = load_sae(SAEConfig(path=str(trained)))
-    assert ours.layer == LAYER and torch.allclose(ours.decode(ours.encode(z)), theirs(z), atol=1e-5)
+    sae = load_sae(SAEConfig(path=str(trained)))
+    assert sae.layer == LAYER and torch.allclose(sae.decode(sae.encode(z)), saved(z), atol=1e-5)
     with safe_open(trained / "sae_weights.safetensors", "pt") as file:
         stored = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
     assert {n for n, dtype in stored.items() if dtype == torch.float16} == {"W_enc", "W_dec"}
@@ -75,7 +78,7 @@ def test_sae_lens_loads_what_was_saved_and_computes_in_float32(trained: Path) ->
 
 
 def test_l0_and_fvu_of_the_reloaded_file_on_unseen_dialogues(trained: Path) -> None:
-    """Measured here from the file's tensors alone, with numpy."""
+    """Measured from the file's tensors alone, with numpy."""
     with safe_open(trained / "sae_weights.safetensors", "np") as file:
         w = {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}  # noqa: SIM118
     corpus = load_corpus(pairs_file(), root=trained, ratios=CONFIG.ratios)
@@ -91,23 +94,23 @@ def test_l0_and_fvu_of_the_reloaded_file_on_unseen_dialogues(trained: Path) -> N
 
 
 def test_folding_the_input_scale_moves_threshold_and_norms(tmp_path: Path) -> None:
-    """In training units and after folding, saving in float16 and loading, the same latents are active and z^ is the same."""
+    """The same latents are active and z^ is the same before and after folding, saving in float16 and loading."""
     trainer = make_trainer(CONFIG, 64, "cpu", mixed=False)
     torch.manual_seed(0)
     z = 40 * torch.randn(400, 64) + 100
     trainer.activation_scaler.scaling_factor = 0.02
     with torch.no_grad():
         trainer.sae.b_dec.copy_(z.mean(0) * 0.02)
-        trainer.sae.W_dec.mul_(torch.rand(64, 1) * 5 + 0.5)  # rows of unlike norms, as training leaves them
+        trainer.sae.W_dec.mul_(torch.rand(64, 1) * 5 + 0.5)  # rows of different norms, as after training
         acts, pre = trainer.sae.encode_with_hidden_pre(z * 0.02)
         trainer.sae.topk_threshold.fill_(float(acts[acts > 0].min()))
         expected = trainer.sae.decode(acts) / 0.02
     save_inference(trainer, tmp_path, {"hook_name": "blocks.0.hook_resid_post"})
     loaded = load_sae(SAEConfig(path=str(tmp_path)))
-    found = loaded.encode(z)
+    f = loaded.encode(z)
     assert (acts > 0).float().sum(1).mean() == pytest.approx(6, rel=0.01)
-    assert ((found > 0) != (acts > 0)).float().sum(1).mean() < 0.06  # only what float16 moves across the threshold
-    assert (loaded.decode(found) - expected).norm() < 0.02 * expected.norm()
+    assert ((f > 0) != (acts > 0)).float().sum(1).mean() < 0.06  # only latents that rounding to float16 moves across the threshold
+    assert (loaded.decode(f) - expected).norm() < 0.02 * expected.norm()
     assert float(pre.max()) > 0
 
 
@@ -121,8 +124,8 @@ def test_going_on_from_an_sae_begins_as_that_sae(trained: Path) -> None:
     _, pre = trainer.sae.encode_with_hidden_pre(z * 0.3)
     expected = (z - init.tensors["b_dec"]) @ init.tensors["W_enc"] + init.tensors["b_enc"]
     assert torch.allclose(pre / 0.3, expected, atol=1e-3)
-    ours = trainer.sae.decode(init.encode(z) * 0.3) / 0.3
-    assert torch.allclose(ours, init.decode(init.encode(z)), atol=1e-3)
+    decoded = trainer.sae.decode(init.encode(z) * 0.3) / 0.3
+    assert torch.allclose(decoded, init.decode(init.encode(z)), atol=1e-3)
 
 
 def test_going_on_keeps_latents_and_what_is_held_out(trained: Path, tmp_path: Path) -> None:
@@ -131,12 +134,12 @@ def test_going_on_keeps_latents_and_what_is_held_out(trained: Path, tmp_path: Pa
     assert card["held_out"] == card_of(trained)["held_out"] and f"--init {trained}" in card["command"]
     assert card["training"]["init"] == file_sha256(trained / "sae_weights.safetensors") != card["sae"]["sha256"]
     before, after = (load_sae(SAEConfig(path=str(f))).tensors["W_dec"] for f in (trained, tmp_path / "more"))
-    assert (before * after).sum(1).min() > 0.99  # another seed draws other weights: these can only be the first SAE's
+    assert (before * after).sum(1).min() > 0.99  # another seed draws other weights, so these come from the first SAE
     assert card["measured"]["fvu"]["value"] < 1.1 * card_of(trained)["measured"]["fvu"]["value"]
 
 
 def test_a_run_in_the_background_finds_the_sae_to_go_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker has another working folder than the command that launched it."""
+    """A worker's working folder differs from that of the command that launched it."""
     monkeypatch.chdir(tmp_path)
     config = SAE_TRAIN.complete(replace(CONFIG, init="first"), Store(tmp_path), lambda *_: None)
     assert config.init == str((tmp_path / "first").resolve())
@@ -167,7 +170,8 @@ def test_the_card_says_how_it_was_made(trained: Path, reports: StopAt) -> None:
 
 
 def test_only_training_pairs_are_read_and_others_measured(trained: Path) -> None:
-    """The card's FVU on the pairs' own held-out prompts, from whole hidden states and the file's tensors with numpy."""
+    """The card's FVU on the held-out prompts of the pairs equals one from whole hidden states and the file's
+    tensors."""
     pairs, _ = load_pairs(DataConfig(pairs=pairs_file()))
     split = split_pairs(pairs, DataConfig(pairs=pairs_file())).split
     corpus = load_corpus(pairs_file(), root=trained, ratios=CONFIG.ratios)
@@ -178,8 +182,8 @@ def test_only_training_pairs_are_read_and_others_measured(trained: Path) -> None
     z = np.stack([slow_states(whole_backbone(), part)[part.ends[-1]] for part in parts])
     sae = load_sae(SAEConfig(path=str(trained)))
     error = z - sae.decode(sae.encode(torch.from_numpy(z).float())).double().numpy()
-    found = card_of(trained)["measured_on"]["pairs.jsonl"]["fvu_response_end"]
-    assert found["value"] == pytest.approx((error**2).sum() / ((z - z.mean(0)) ** 2).sum(), rel=1e-3) and found["n_tokens"] == 2 * len(others)
+    figure = card_of(trained)["measured_on"]["pairs.jsonl"]["fvu_response_end"]
+    assert figure["value"] == pytest.approx((error**2).sum() / ((z - z.mean(0)) ** 2).sum(), rel=1e-3) and figure["n_tokens"] == 2 * len(others)
 
 
 def test_the_card_s_command_is_understood_and_says_the_same(trained: Path) -> None:
@@ -203,7 +207,7 @@ def test_a_second_call_finds_it(trained: Path) -> None:
 
 @pytest.mark.parametrize("stops", [(64, 1500), (1024, 2048, 3840)])
 def test_stopped_and_resumed_gives_the_same_bytes(trained: Path, tmp_path: Path, stops: tuple[int, ...]) -> None:
-    """Stopped before the first checkpoint, between two, on one, and after the last step."""
+    """The training is stopped before the first checkpoint, between two, on one, and after the last step."""
     begins = []
     for tokens in (*stops, float("inf")):
         reports = StopAt(tokens)
@@ -279,7 +283,7 @@ def test_topk_is_trained_too_and_prompts_can_be_kept_out(tmp_path: Path) -> None
     assert card["sae"]["trained_positions"] == ["content"] and card["training"]["response_ends_drawn"] == 0
     assert card["corpus"]["sources"]["pairs.jsonl"]["excluded"] >= 20 and card["measured_on"]["beside.jsonl"]["l0_response_end"]["n_tokens"] == 20
     with pytest.raises(ConfigError, match="holds something else"):
-        train_sae(replace(config, measure=""), root=tmp_path)  # trained on those ten, too, it is another SAE
+        train_sae(replace(config, measure=""), root=tmp_path)  # trained on those ten as well, it differs
 
 
 def test_a_backbone_in_bfloat16_trains_in_mixed_arithmetic(trained: Path, tmp_path: Path) -> None:

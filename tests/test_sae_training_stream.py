@@ -1,4 +1,4 @@
-"""Batches for an SAE: which positions they are drawn from, in which order, and that they are the model's own hidden states."""
+"""Batches for an SAE: the positions they are drawn from, their order, and states equal to the model's own."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def test_batches_hold_content_and_a_share_of_response_ends(dialogues: list[Dialo
     for number in range(data.n_batches(current)):
         batch = data.batch(current, number)
         assert batch.shape == (32, 64) and batch.dtype == torch.float32
-        found, distance = nearest(batch, known)
+        index, distance = nearest(batch, known)
         assert distance.max() < 1e-4
-        assert set(kind[found[:24]]) <= {"content", "end"}
-        assert set(kind[found[24:]]) == {"end"}
+        assert set(kind[index[:24]]) <= {"content", "end"}
+        assert set(kind[index[24:]]) == {"end"}
 
 
 def test_a_round_uses_each_token_once_by_seed_and_corpus(dialogues: list[Dialogue], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,8 @@ def test_the_ring_is_bounded_and_holds_the_newest(dialogues: list[Dialogue], mon
 
 
 def test_a_dialogue_gives_few_ends_of_answers_or_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long chat weighs little more than a single answer, all of its ends come in turn, and nothing else does."""
+    """A long chat counts little more than a single answer, all of its ends are drawn in turn, and no other position
+    is."""
     monkeypatch.setattr(activations, "ROUND_BATCHES", 30)
     monkeypatch.setattr(activations, "PER_DIALOGUE", 2)
     long = dialogue("a. b", "One two. Three? Four 3.5 five", "c", "six", "d! e", "Seven. Eight!", group="long")
@@ -126,10 +127,10 @@ def test_a_dialogue_gives_few_ends_of_answers_or_sentences(monkeypatch: pytest.M
     assert len(known) == 7
     data = stream(few, context=256)
     current = data.round(Cursor(), NONE)
-    found, distance = nearest(current.ring, known)
-    drawn = np.bincount(found, minlength=7)
+    index, distance = nearest(current.ring, known)
+    drawn = np.bincount(index, minlength=7)
     n = current.following.dialogue
-    assert distance.max() < 1e-4 and len(found) == current.following.ends
+    assert distance.max() < 1e-4 and len(index) == current.following.ends
     assert abs(drawn[:6].sum() - 2 * drawn[6]) <= 2 and abs(drawn[6] - n / 2) <= 1 and drawn.min() > 0
     assert data.round(Cursor(), NONE).ring.equal(current.ring)
 

@@ -1,4 +1,4 @@
-"""Model folders and GGUF files with one thing wrong, made from the tiny model."""
+"""Model folders and GGUF files made from the tiny model with one fault."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def config_for(model: Path, **changes: Any) -> BackboneConfig:
 
 
 def model_copy(folder: Path, edit: Callable[[Tensors], Tensors] | None = None, source: Path | None = None, **config: Any) -> Path:
-    """A copy of the tiny model with other tensors and other lines in config.json (None takes a line out)."""
+    """A copy of the tiny model with changed tensors and changed fields in config.json (None removes a field)."""
     shutil.copytree(source or tiny_folder(), folder)
     if edit:
         tensors = edit(load_file(folder / "model.safetensors"))

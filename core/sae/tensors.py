@@ -88,12 +88,12 @@ def _check_config_widths(config: Mapping[str, Any], d_model: int, d_sae: int, na
             )
 
 
-def _wrong_shape(key: str, expected: tuple[Any, ...], found: tuple[int, ...], name: str, file: str) -> SAEError:
-    transposed = len(expected) == 2 and found == expected[::-1]
+def _wrong_shape(key: str, expected: tuple[Any, ...], shape: tuple[int, ...], name: str, file: str) -> SAEError:
+    transposed = len(expected) == 2 and shape == expected[::-1]
     return SAEError(
         f"tensor {key} of SAE {name} has the wrong shape{': it is transposed' if transposed else ''}",
         expected=f"({', '.join(map(str, expected))})",
-        found=f"{found} in {file}",
+        found=f"{shape} in {file}",
         remedy=f"save {key} transposed" if transposed else "put the cfg.json and the weights of the same SAE side by side, or fetch them again",
     )
 
