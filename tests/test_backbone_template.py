@@ -223,8 +223,7 @@ def test_templates_survive_a_tokenizer_that_splits_specials() -> None:
     assert isinstance(r, Rendered) and np.array_equal(r.ids, rendered(CHATML, dialogue("hi", "yes"))[1].ids)
 
 
-# --- templates that put messages elsewhere, or refuse roles
-# -------------------------------------------------------------
+# --- templates that put messages elsewhere, or refuse roles -----------------------------------------------------------
 
 
 def test_a_system_text_in_the_last_user_turn_is_found() -> None:
@@ -250,8 +249,7 @@ def test_a_system_message_in_the_middle_that_is_left_out() -> None:
     assert "Be rude." in own_text(chat, r)
 
 
-# --- thinking
-# -----------------------------------------------------------------------------------------------------------
+# --- thinking ---------------------------------------------------------------------------------------------------------
 
 THOUGHT = "<think>\nThe egg is raw.\n</think>\n\nBoil it"
 
@@ -306,8 +304,7 @@ def test_earlier_thinking_is_the_templates_affair() -> None:
     assert np.array_equal(r.ids, plain.ids) and response_text(chat, r) == "Peel it" and r.thinking == "kept"
 
 
-# --- several templates
-# --------------------------------------------------------------------------------------------------
+# --- several templates ------------------------------------------------------------------------------------------------
 
 
 def test_of_several_templates_the_default_is_taken_and_named() -> None:

@@ -199,8 +199,7 @@ def test_numbers_too_large_for_float16(tmp_path: Path) -> None:
         load_backbone(config_for(folder, dtype="float16"), depth=2)
 
 
-# --- shards
-# ----------------------------------------------------------------------------------------------------------------------------
+# --- shards -----------------------------------------------------------------------------------------------------------
 
 
 @WHOLE_AND_CUT
@@ -248,8 +247,7 @@ def test_an_index_that_lies(tmp_path: Path) -> None:
     assert "distributed checkpoint" in refused(folder, 2).problem
 
 
-# --- the vocabulary
-# ----------------------------------------------------------------------------------------------------------------------
+# --- the vocabulary ---------------------------------------------------------------------------------------------------
 
 
 def test_tokens_beyond_the_embedding(tmp_path: Path) -> None:
@@ -282,8 +280,7 @@ def test_more_rows_than_tokens_are_usual(tmp_path: Path) -> None:
     assert torch.equal(states_of(padded), states_of(tiny_folder()))
 
 
-# --- an earlier copy of the embedded model
-# ---------------------------------------------------------------------------------------------
+# --- an earlier copy of the embedded model ----------------------------------------------------------------------------
 
 
 def test_the_embedded_copy_is_known_by_its_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -306,8 +303,7 @@ def test_the_embedded_copy_is_known_by_its_tensors(tmp_path: Path, monkeypatch: 
     assert cache_root() == tmp_path
 
 
-# --- no good model is refused
-# ------------------------------------------------------------------------------------------------------------
+# --- no good model is refused -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gemma4_text", "jamba", "phi3", "opt"])
