@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 from align_pages_helpers import PAIRS, add_alignment, candidates_of, decisions_of, evaluation_of, rewards_of, shift_of, some_config
-from filelock import FileLock
 from pages_helpers import HOSTILE, ROOT, add_model, open_page, words
 from scipy.stats import binomtest
 from streamlit.testing.v1 import AppTest
@@ -272,42 +271,6 @@ def test_an_interrupted_alignment_keeps_what_it_had(unfinished: Any) -> None:
     run = unfinished("cancelled", (CANDIDATES, REWARDS, FILTER, DPO))
     at = fine(open_page("align", align_open=key_of(some_config())))
     assert metrics(at)["Kept"][0] == f"{counts_of(1)['Kept']}" and "Resume" in labels(at) and align.find(run.id, align.entries()).run.id == run.id
-
-
-def test_a_command_in_the_foreground_is_followed_until_it_ends(empty: Path) -> None:
-    """It is no run: it is known by its lock, between two steps by its ledger, and over when it is finished or its process is gone."""
-    add_model(empty, seed=3)
-    folder = models.models(empty)[0].path
-
-    def stands(*steps: str, finished: bool = False) -> align.Entry:
-        key = add_alignment(empty, model=folder, rounds=1, steps=steps, finished=finished)
-        return next(one for one in align.entries() if one.id == key)
-
-    def long_ago() -> None:
-        ledger = next(empty.glob("alignments/*/ledger.json"))
-        write_json(ledger, {**json.loads(ledger.read_text()), "time_written": 1.0})
-
-    stands(CANDIDATES, REWARDS)
-    long_ago()
-    lock = FileLock(empty / "locks" / "align-filter-abc.lock")
-    with lock:
-        at = fine(open_page("align"))
-        badges = [one.value for one in at.markdown if "badge[" in one.value]
-        assert "A command works on it" in words(at) and any("progress_activity" in one and "Filter" in one for one in badges)
-        before = align.entries()[0]
-        drawn = align.signature(before)
-    assert not align.in_foreground(align.entries()[0]) and "A command works on it" not in words(fine(at.run())), "its process is gone"
-    entry = stands(CANDIDATES, REWARDS, FILTER)
-    assert align.in_foreground(entry) and align.signature(before) != drawn, "the page is drawn again"
-    assert "A command works on it" in words(fine(open_page("align")))
-    with lock:
-        assert not align.in_foreground(stands(*STEPS, finished=True))
-
-
-def test_a_run_at_work_is_not_taken_for_a_command(unfinished: Any, empty: Path) -> None:
-    run = unfinished("running")
-    entry = align.find(run.id, align.entries())
-    assert entry is not None and entry.live and not align.in_foreground(entry)
 
 
 def test_runs_and_the_sidebar_know_alignments(unfinished: Any) -> None:

@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from core.errors import ConfigError
 from workbench.frame import models, state
+from workbench.frame.pair_filter import choose_pairs, chosen_pairs
 
 
 @pytest.fixture(autouse=True)
@@ -170,12 +171,12 @@ def test_kept_by_content_and_never_by_a_path(query: Query, cache: Path) -> None:
 
 
 def test_a_set_of_pairs_holds_until_it_is_cleared(query: Query) -> None:
-    assert state.chosen_pairs() is None
-    state.choose_pairs(["b", "a", "b"], "lasso in Spaces")
-    held = state.chosen_pairs()
+    assert chosen_pairs() is None
+    choose_pairs(["b", "a", "b"], "lasso in Spaces")
+    held = chosen_pairs()
     assert held is not None and len(held) == 2 and "a" in held and "c" not in held and held.source == "lasso in Spaces"
-    state.choose_pairs([], "nothing")
-    assert "filter" not in query and state.chosen_pairs() is None
+    choose_pairs([], "nothing")
+    assert "filter" not in query and chosen_pairs() is None
 
 
 def test_a_value_from_elsewhere_makes_another_widget(query: Query) -> None:

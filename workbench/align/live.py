@@ -17,7 +17,6 @@ from workbench.align import values as align
 from workbench.align.values import Entry
 from workbench.frame import progress, run_panel
 
-FOREGROUND_POLL = 2.0  # seconds between two looks at what a command in the foreground has done
 ROUND = re.compile(r"round (\d+): (.+)")
 # The engine's name of a part of a step -> the words of the page.
 PART_WORDS = {
@@ -53,25 +52,8 @@ def show(entry: Entry) -> None:
         return
     if run and status and status.live:
         st.fragment(_live, run_every=run_panel.POLL)(entry, run, align.signature(entry))
-    elif entry.live:
-        st.fragment(_in_foreground, run_every=FOREGROUND_POLL)(entry, align.signature(entry))
     elif run and status and status.state != "succeeded":
         run_panel.show(run, head=False)
-
-
-def _in_foreground(entry: Entry, drawn: str) -> None:
-    """The alignment of a command in the foreground. The command reports no progress to pages, but each finished step is
-    on disk.
-    """
-    if align.signature(entry) != drawn or not align.in_foreground(entry):
-        st.rerun()
-    with st.container(border=True, key=f"live {entry.id}"):
-        with st.container(horizontal=True, vertical_alignment="center"):
-            run_panel.state_badge("running")
-            st.caption("A command works on it; its terminal says how far a step is. Each step is shown here as soon as it is done.")
-        rounds = entry.rounds
-        last = rounds[-1] if rounds else RoundRecord(round=0, steps={})
-        strip(entry, RoundRecord(round=last.round + 1, steps={}) if last.finished and last.round < entry.config.rounds else last)
 
 
 def _live(entry: Entry, run: Run, drawn: str) -> None:

@@ -9,7 +9,6 @@ No Streamlit here; no engine is loaded. The pairs of a round are in workbench/al
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +20,6 @@ from core.config import AlignConfig
 from core.errors import SparseRMError
 from core.files import read_json
 from core.jobs.kinds import config_of, resolved_config
-from core.runs.locks import is_held
 from core.runs.registry import Run, all_runs
 from core.runs.store import cache_root
 from workbench.frame import models
@@ -32,14 +30,13 @@ KIND = "align"
 ARM_WORDS = {SPARSERM: "SparseRM filter", NONE: "No filter", RANDOM: "Random drop"}
 MODE_WORDS = {"two_prompts": "two prompts", "contrastive": "contrastive prompt", "best_of_n": "best of n"}
 STEP_WORDS = dict(zip(STEPS, ("Candidates", "Rewards", "Filter", "DPO", "Evaluation", "Shift"), strict=True))
-BETWEEN_STEPS = 10.0  # seconds after a step in which the next one begins, or nobody works on the alignment any more
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One alignment: its record on disk, and the runs that make it, oldest first.
 
-    The record is None before the first step; there is no run if a command made it.
+    The record is None before the first step; there is no run if it was made under `accelerate launch`.
     """
 
     id: str
@@ -54,8 +51,8 @@ class Entry:
 
     @property
     def live(self) -> bool:
-        """Whether a run or a command in the foreground is working on it."""
-        return (self.run is not None and self.run.live()) or in_foreground(self)
+        """Whether a run is working on it."""
+        return self.run is not None and self.run.live()
 
     @property
     def rounds(self) -> list[RoundRecord]:
@@ -179,23 +176,6 @@ def signature(entry: Entry) -> str:
     root = entry.run.root if entry.run is not None else cache_root()
     ledger = root / FOLDER / key / LEDGER
     return f"{state} {key} {ledger.stat().st_mtime_ns if key and ledger.is_file() else 0}"
-
-
-def in_foreground(entry: Entry) -> bool:
-    """Whether a command works on it that is no run. Such a command leaves no status: it is told by the locks of
-    alignments' steps, which last as long as their holders, and between two steps by the ledger, which was just written.
-    Of several unfinished alignments it is the one written last.
-    """
-    record = entry.record
-    if record is None or record.result is not None or any(run.live() for run in _runs(_root(record))):
-        return False
-    just_now = entry.run is None and time.time() - record.written < BETWEEN_STEPS  # else its run, which has just ended, wrote it
-    at_work = just_now or any(map(is_held, (_root(record) / "locks").glob("align-*.lock")))
-    return at_work and record.key == next((other.key for other in alignments(_root(record)) if other.result is None), "")
-
-
-def _root(record: AlignmentRecord) -> Path:
-    return record.folder.parent.parent
 
 
 # --- the reward models of an alignment -------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from workbench.frame import layout, models, state
 from workbench.frame.chart_base import number
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.frame.models import FittedModel
+from workbench.frame.pair_filter import choose_pairs, chosen_pairs
 from workbench.response.response_view import LEFT, RIGHT
 from workbench.response.values import one_line
 
@@ -43,7 +44,7 @@ def draw(first: FittedModel) -> None:
         hint = f"They share {shared:,} others: look at all shared pairs." if shared else "Compare models that were fitted on the same pairs."
         layout.empty("There are no such pairs.", hint)
         return
-    only = state.chosen_pairs()
+    only = chosen_pairs()
     held = comparison if only is None else comparison.only(only)
     if len(held):
         _figures(held)
@@ -137,7 +138,7 @@ def _picked(pair_ids: list[str]) -> None:
     if len(pair_ids) == 1:
         state.choose(pair=pair_ids[0])
     elif pair_ids:
-        state.choose_pairs(pair_ids, "lasso in Compare")
+        choose_pairs(pair_ids, "lasso in Compare")
 
 
 def _pair(comparison: Comparison, pair_id: str) -> None:

@@ -22,6 +22,7 @@ from core.text_safety import visible
 from workbench.frame import left_out, models, run_panel, state
 from workbench.frame.models import OWN, FittedModel
 from workbench.frame.page_list import PageSpec, pages
+from workbench.frame.pair_filter import chosen_pairs
 
 
 def label_text(text: object, longest: int = 60) -> str:
@@ -117,7 +118,7 @@ def _pair_words(model: FittedModel | None) -> str:
 
 
 def _filter_words() -> str:
-    chosen = state.chosen_pairs()
+    chosen = chosen_pairs()
     return "Unknown filter" if chosen is None else f"{len(chosen):,} pairs, {label_text(chosen.source)}"
 
 

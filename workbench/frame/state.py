@@ -9,7 +9,7 @@ URL, so that a newer model changes nothing in a view that is open; `shows` adds 
 
     shared by all pages, shown as chips that clear them
         model     id of a reward model (workbench.frame.models)    pair      id of a preference pair
-        latent    number of a latent                               filter    id of a saved set of pairs (see `choose_pairs`)
+        latent    number of a latent                               filter    id of a saved set of pairs (workbench.frame.pair_filter)
     of one page: any other name, by convention `<page>_<what>` (latents_k, preferences_search); absent where it has its default
 
 What is too long for a URL is saved as a small file in the cache, named by its content (`keep`, `kept`), and the URL
@@ -30,8 +30,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -322,40 +321,3 @@ def kept(kind: str, name: str) -> Any | None:
 
 def _kept_path(kind: str, name: str) -> Path:
     return cache_root() / "workbench" / kind / f"{name}.json"
-
-
-# --- a set of pairs --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairFilter:
-    """A set of pairs to which every list of pairs is limited until it is cleared. `source` says in words where the set
-    comes from.
-    """
-
-    pair_ids: frozenset[str]
-    source: str
-
-    def __len__(self) -> int:
-        return len(self.pair_ids)
-
-    def __contains__(self, pair_id: object) -> bool:
-        return pair_id in self.pair_ids
-
-
-def choose_pairs(pair_ids: Iterable[str], source: str, **more: str | int | None) -> None:
-    """Limits every list of pairs to these until the filter is cleared, and chooses `more` with them. An empty set
-    clears the filter.
-
-    `source`, a few words of ours (`lasso in Spaces`), is shown on the chip.
-    """
-    ids = sorted(set(pair_ids))
-    choose(filter=keep("filter", {"pairs": ids, "said": source}) if ids else None, **more)
-
-
-def chosen_pairs() -> PairFilter | None:
-    """The set of pairs to which lists are limited; None for all pairs."""
-    saved = kept("filter", get("filter"))
-    if not isinstance(saved, dict) or not isinstance(saved.get("pairs"), list):
-        return None
-    return PairFilter(pair_ids=frozenset(map(str, saved["pairs"])), source=str(saved.get("said", "")))

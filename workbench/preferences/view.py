@@ -26,6 +26,7 @@ from workbench.frame.accuracy import accuracy_text, interval_text, method_name
 from workbench.frame.downloads import download_rows
 from workbench.frame.layout import failed, label_text
 from workbench.frame.models import FittedModel
+from workbench.frame.pair_filter import chosen_pairs
 from workbench.preferences.values import SORTS, VERDICTS, WITH_MARGINS, PairList
 
 SHOWN_REFUSED = 2000
@@ -183,7 +184,7 @@ def _select(name: str, key: str, ids: list[str]) -> None:
 
 def _filtered(pairs: PairList) -> Any:
     """The rows that the filters leave, in the chosen order."""
-    limited = state.chosen_pairs()
+    limited = chosen_pairs()
     kinds, splits = sorted(set(pairs.kinds) - {""}), [name for name in ("train", "validation", "test", "unused") if name in pairs.splits]
     with st.container(horizontal=True, vertical_alignment="bottom"):
         words = _search()

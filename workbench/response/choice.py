@@ -10,6 +10,7 @@ from core.types import sha256_of
 from workbench.frame import layout, state
 from workbench.frame.model_client import live_model
 from workbench.frame.models import OWN, FittedModel
+from workbench.frame.pair_filter import chosen_pairs
 from workbench.response.response_view import LONGEST_TEXT
 from workbench.response.values import ORDERS, Subject, kept_subject, listed, pair_rows, subject_of
 
@@ -18,7 +19,7 @@ MOST_LISTED = 200
 
 def choose_subject(model: FittedModel) -> Subject | None:
     """Draws the choice and returns what is looked at; None, with a hint what to do, where there is nothing yet."""
-    only = state.chosen_pairs()
+    only = chosen_pairs()
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="response choice"):
         has_pairs = model.has_texts
         numbers = _lists(model, None if only is None else only.pair_ids) if has_pairs else []

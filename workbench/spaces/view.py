@@ -13,6 +13,7 @@ from core.explain.spaces import DENSE, SPARSE, Spaces
 from workbench.frame import layout, run_panel, state
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.frame.models import FittedModel
+from workbench.frame.pair_filter import PairFilter, choose_pairs, chosen_pairs
 from workbench.spaces import values as spaces
 from workbench.spaces.charts import SPACES, separation_scores, space_picture, space_scale
 from workbench.spaces.values import SpacePoints
@@ -54,7 +55,7 @@ def pictures(model: FittedModel, points: SpacePoints) -> None:
         st.space("stretch")
         _other_settings(model)
     st.caption(_settings_text(points.spaces))
-    wanted = state.chosen_pairs()
+    wanted = chosen_pairs()
     marked = None if wanted is None else _marked(model, points, wanted)
     for column, (name, picture) in zip(st.columns(2, gap="small"), ((DENSE, points.spaces.dense), (SPARSE, points.spaces.sparse)), strict=True):
         with column:
@@ -70,10 +71,10 @@ def pictures(model: FittedModel, points: SpacePoints) -> None:
 
 def _select(model: FittedModel, points: SpacePoints, rows: list[str]) -> None:
     if rows:
-        state.choose_pairs(spaces.pair_ids(model, points, rows), "lasso in Spaces", spaces_lasso=state.keep("lasso", rows))
+        choose_pairs(spaces.pair_ids(model, points, rows), "lasso in Spaces", spaces_lasso=state.keep("lasso", rows))
 
 
-def _marked(model: FittedModel, points: SpacePoints, wanted: state.PairFilter) -> list[int]:
+def _marked(model: FittedModel, points: SpacePoints, wanted: PairFilter) -> list[int]:
     """The responses in the lasso if the filter comes from it, else all responses of the filter's pairs."""
     rows = state.kept("lasso", state.get("spaces_lasso"))
     if isinstance(rows, list) and set(spaces.pair_ids(model, points, [str(row) for row in rows])) == wanted.pair_ids:
@@ -104,7 +105,7 @@ def _other_settings(model: FittedModel) -> None:
 
 def selected_pairs(model: FittedModel) -> None:
     """The pairs to which lists are limited, such as those of the lasso; a row opens its pair."""
-    wanted = state.chosen_pairs()
+    wanted = chosen_pairs()
     if wanted is None:
         st.caption("Draw a lasso around points to list their pairs, here and on every page.")
         return
