@@ -82,6 +82,12 @@ def test_no_test_names_a_path_of_one_machine() -> None:
     assert texts == set()
 
 
+def test_contributing_lists_the_slow_tests() -> None:
+    marked = {path.name for path in TESTS if re.search(r"^(?:pytestmark = |@)pytest\.mark\.slow\b", path.read_text(encoding="utf-8"), re.MULTILINE)}
+    rows = re.findall(r"^\| (test_\w+\.py) \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows == sorted(marked)
+
+
 def test_missing_real_data_skips_and_is_counted() -> None:
     with pytest.raises(pytest.skip.Exception) as caught:
         real_data("no/such/file")
