@@ -1,7 +1,7 @@
-"""Doctor's checks of the preference pairs: is the test split unseen, and do the labels agree with themselves?
+"""Checks of the preference pairs: whether training has seen the test split, and whether pairs contradict each other.
 
-Counted over all pairs that the language model could read, not sampled: these figures have no interval. The other pairs are
-core.doctor.checks_left_out's.
+Every pair that the language model could read is counted, so these figures have no interval.
+core/doctor/checks_left_out.py checks the other pairs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from core.data.duplicates import Duplicates, find_duplicates, fold_prompt
 from core.doctor.report import FAIL, WARN, Check, judge
 from core.types import SPLITS, PreferencePairs
 
-# [C] Shares of pairs. A near-duplicate across splits is a leak of one pair; one in a hundred moves an accuracy by less than its interval.
+# [C] Shares of pairs. A near-duplicate across splits is a leak of one pair; one in a hundred moves an accuracy by less
+# than its interval.
 NEAR_FAIL = 0.01
 CONTRADICTORY_FAIL = 0.01
 EXACT_WARN = 0.05
@@ -21,7 +22,9 @@ EXACT_WARN = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Leak:
-    """What stands on two sides, by the two splits' names: prompts, and pairs of the later split with a duplicate in the earlier one."""
+    """What two splits share, by their names: prompts, and pairs of the later split that have a duplicate in the earlier
+    one.
+    """
 
     prompts: Mapping[str, int]
     pairs: Mapping[str, int]
@@ -29,12 +32,12 @@ class Leak:
 
     @property
     def test_share(self) -> float:
-        """Share of the test pairs with a duplicate, exact or near, among the pairs that something was learnt or chosen on."""
+        """Share of the test pairs that have an exact or near duplicate among the training or validation pairs."""
         return max(self.pairs.get("train/test", 0), self.pairs.get("validation/test", 0)) / max(self.n_test_pairs, 1)
 
 
 def split_leakage(pairs: PreferencePairs, duplicates: Duplicates | None = None) -> Check:
-    """No prompt on two sides, no near-duplicate pair across them. Pairs in no split (`unused`) don't count."""
+    """Whether two splits share a prompt or near-duplicate pairs. Pairs in no split (`unused`) don't count."""
     leak = find_leak(pairs, duplicates or find_duplicates(pairs))
     n_prompts, n_near = sum(leak.prompts.values()), sum(leak.pairs.values())
     shared = ", ".join(f"{n} in {sides}" for sides, n in leak.prompts.items()) or "no prompt"
@@ -58,7 +61,7 @@ def split_leakage(pairs: PreferencePairs, duplicates: Duplicates | None = None) 
 
 
 def find_leak(pairs: PreferencePairs, duplicates: Duplicates) -> Leak:
-    """Counts what stands in two of train, validation and test."""
+    """Counts the prompts and pairs that two of train, validation and test share."""
     split_of = {pair.pair_id: name for pair, name in zip(pairs, pairs.split, strict=True) if name in SPLITS}
     prompts: dict[str, list[str]] = {}
     for pair in pairs:
@@ -73,7 +76,7 @@ def find_leak(pairs: PreferencePairs, duplicates: Duplicates) -> Leak:
 
 
 def _on_two_sides(things: Iterable[Sequence[str]], *, count_things: bool) -> dict[str, int]:
-    """For each two splits the number of things in both, or of those things' members in the later split."""
+    """For each two splits the number of things in both, or the number of those things' members in the later split."""
     counts: dict[str, int] = {}
     for sides in things:
         for number, first in enumerate(SPLITS):
@@ -84,12 +87,12 @@ def _on_two_sides(things: Iterable[Sequence[str]], *, count_things: bool) -> dic
 
 
 def duplicate_pairs(pairs: PreferencePairs, duplicates: Duplicates | None = None) -> Check:
-    """Pairs that stand there twice, and twice with opposite labels."""
-    found = duplicates or find_duplicates(pairs)
+    """Pairs that occur twice, and pairs that occur twice with opposite labels."""
+    copies = duplicates or find_duplicates(pairs)
     n = max(len(pairs), 1)
-    against, again, near = (sum(map(len, groups)) / n for groups in (found.contradictory, found.exact, found.near))
-    extra = sum(len(group) - 1 for group in found.exact) / n
-    status = judge((bool(found.contradictory), WARN), (extra > EXACT_WARN, WARN), (against > CONTRADICTORY_FAIL, FAIL))
+    against, again, near = (sum(map(len, groups)) / n for groups in (copies.contradictory, copies.exact, copies.near))
+    extra = sum(len(group) - 1 for group in copies.exact) / n
+    status = judge((bool(copies.contradictory), WARN), (extra > EXACT_WARN, WARN), (against > CONTRADICTORY_FAIL, FAIL))
     return Check(
         name="duplicates",
         status=status,
@@ -99,5 +102,10 @@ def duplicate_pairs(pairs: PreferencePairs, duplicates: Duplicates | None = None
         remedy="" if status == "pass" else "take the pairs listed in `details` out of the file, or settle which label holds",
         value=against,
         n=len(pairs),
-        details={"contradictory": [list(group) for group in found.contradictory[:20]], "exact_share": again, "extra": extra, "near_share": near},
+        details={
+            "contradictory": [list(group) for group in copies.contradictory[:20]],
+            "exact_share": again,
+            "extra": extra,
+            "near_share": near,
+        },
     )

@@ -1,11 +1,12 @@
-"""Doctor's checks of the pairs that reached no figure: how many, and whether they are other pairs than those that did.
+"""Checks of the pairs that no figure includes: how many they are, and whether they differ from the pairs that were
+read.
 
 A pair that the language model can't read (too long, a control token in a text, a dialogue that its template refuses) is
-gone whole, from training and from every accuracy. core.reward.pair_counts counts them; shares are counted over all pairs
-and have no interval. Whether the lost pairs differ is tested with the prompt as the unit, since pairs of one prompt share
-its length and its kind: a bootstrap over prompts for lengths, a permutation of prompts for kinds of pairs, the exact sign
-test over prompts for the two sides. The four comparisons share one error of 5 % (Bonferroni), so a fit whose lost pairs
-are like the others warns once in twenty times at most.
+left out of training and of every accuracy. core.reward.pair_counts counts them; shares are counted over all pairs
+and have no interval. Whether the lost pairs differ is tested with the prompt as the unit, since pairs of one prompt
+share its length and its kind: a bootstrap over prompts for lengths, a permutation of prompts for kinds of pairs, the
+exact sign test over prompts for the two sides. The four comparisons share one error of 5 % (Bonferroni), so a fit whose
+lost pairs are like the others warns once in twenty times at most.
 """
 
 from __future__ import annotations
@@ -24,16 +25,17 @@ from core.reward.pair_counts import LostPair
 from core.statistics.bootstrap import RESAMPLES, SEED, prompt_sums, resampled_sums
 from core.types import SPLITS, JsonFields, PreferencePairs
 
-# [C] If a share q of a split is lost and the lost pairs' accuracy lies d away from the kept ones', the accuracy over all
-# pairs lies q * d away from the one that is shown. At q = 0.01 that is one point at most (d = 1), which is half the width
-# of the interval of 8,000 test pairs at an accuracy of 0.7. At q = 0.2, lost pairs that are no better than chance (d = 0.25
-# where the kept ones have 0.75) take five points: more than SparseRM's lead over most controls in the paper's tables.
+# [C] If a share q of a split is lost and the lost pairs' accuracy lies d away from the kept ones', the accuracy over
+# all pairs lies q * d away from the one that is shown. At q = 0.01 that is one point at most (d = 1), which is half the
+# width of the interval of 8,000 test pairs at an accuracy of 0.7. At q = 0.2, lost pairs that are no better than chance
+# (d = 0.25 where the kept ones have 0.75) take five points: more than SparseRM's lead over most controls in the paper's
+# tables.
 SHARE_WARN, SHARE_FAIL = 0.01, 0.20
-# [C] A prompt without its first turns still asks the same last question, so a cut costs less than a loss: it warns later
-# and never fails.
+# [C] A prompt without its first turns still asks the same last question, so a cut costs less than a loss: it warns
+# later and never fails.
 CUT_WARN = 0.05
-# [C] Where the two sides are lost unequally, being lost goes with the label. Where fewer than one pair in twenty is lost,
-# that moves no figure by more than its interval.
+# [C] Where the two sides are lost unequally, being lost goes with the label. Where fewer than one pair in twenty is
+# lost, that moves no figure by more than its interval.
 SIDES_FAIL = 0.05
 FEWEST = 10  # prompts with a lost pair under which a comparison says nothing, as in core.reward.evaluation
 COMPARISONS = 4
@@ -59,7 +61,9 @@ REASON_DIFFER = (
 
 
 def lost_share(counts: Mapping[str, Any] | None) -> float:
-    """The largest share of lost pairs of train, validation or test; 0 where nothing was counted. `counts`: `pair_counts`."""
+    """The largest share of lost pairs of train, validation or test; 0 where nothing was counted. `counts`:
+    `pair_counts`.
+    """
     return max(_shares(counts, "n_refused", "n_pairs").values()) if counts else 0.0
 
 
@@ -101,13 +105,15 @@ def pairs_left_out(counts: Mapping[str, Any] | None) -> Check:
 
 def _shares(counts: Mapping[str, Any], part: str, whole: str) -> dict[str, float]:
     splits = {name: counts["splits"][name] for name in SPLITS}
-    return {name: one[part] / one[whole] if one[whole] else 0.0 for name, one in splits.items()}
+    return {name: numbers[part] / numbers[whole] if numbers[whole] else 0.0 for name, numbers in splits.items()}
 
 
 def _by_split(counts: Mapping[str, Any], part: str, whole: str) -> str:
     """`21 of 49 test pairs (42.9%)`, for each split that has pairs."""
     shares, splits = _shares(counts, part, whole), {name: counts["splits"][name] for name in SPLITS}
-    return ", ".join(f"{one[part]:,} of {one[whole]:,} {name} pairs ({shares[name]:.1%})" for name, one in splits.items() if one[whole])
+    return ", ".join(
+        f"{numbers[part]:,} of {numbers[whole]:,} {name} pairs ({shares[name]:.1%})" for name, numbers in splits.items() if numbers[whole]
+    )
 
 
 def _lost_figure(counts: Mapping[str, Any]) -> list[str]:
@@ -160,8 +166,8 @@ def left_out_differ(kept: PreferencePairs, left_out: Sequence[LostPair] | None, 
         figure = "can't be told: this cache does not hold the fit's pairs and what was not read of them"
         remedy = "fit it again with this cache"
         return Check(name=NAME_DIFFER, status=WARN, figure=figure, bound=BOUND_DIFFER, reason=REASON_DIFFER, remedy=remedy)
-    used = [one for one in left_out if one.split in SPLITS]
-    n_prompts = len({one.pair.prompt_id for one in used})
+    used = [pair for pair in left_out if pair.split in SPLITS]
+    n_prompts = len({pair.pair.prompt_id for pair in used})
     if n_prompts >= FEWEST:
         return _compared(kept.take(np.flatnonzero(np.isin(np.array(kept.split), SPLITS))), used, share)
     few = f"{len(used):,} pairs of {n_prompts:,} prompts were not read: too few to tell (at least {FEWEST} prompts)"
@@ -178,7 +184,7 @@ def left_out_differ(kept: PreferencePairs, left_out: Sequence[LostPair] | None, 
 
 
 def _compared(kept: PreferencePairs, left_out: Sequence[LostPair], share: float) -> Check:
-    both = PreferencePairs(pairs=(*kept.pairs, *(one.pair for one in left_out)))
+    both = PreferencePairs(pairs=(*kept.pairs, *(lost_pair.pair for lost_pair in left_out)))
     lost, groups = np.arange(len(both)) >= len(kept), both.prompt_groups()
     answers = length_difference(np.array([(len(pair.chosen) + len(pair.rejected)) / 2 for pair in both]), lost, groups)
     prompts = length_difference(np.array([float(sum(len(m["content"]) for m in pair.prompt)) for pair in both]), lost, groups)
@@ -238,10 +244,11 @@ def length_difference(
 
 
 def kinds_p_value(names: Sequence[str], lost: Bool[np.ndarray, " n_pairs"], groups: Int[np.ndarray, " n_pairs"]) -> float:
-    """Permutation test over prompts that being lost does not depend on the kind of pair; 1 where there is one kind only.
+    """Permutation test over prompts that being lost does not depend on the kind of pair; 1 where there is one kind
+    only.
 
-    A prompt's kind is that of its first pair, and it is lost where any of its pairs is. The statistic is chi-square's; the
-    kinds are dealt anew to the prompts RESAMPLES times.
+    A prompt's kind is that of its first pair, and it is lost where any of its pairs is. The statistic is chi-square's;
+    the kinds are dealt anew to the prompts RESAMPLES times.
     """
     first = np.unique(groups, return_index=True)[1]
     kinds = np.unique(np.array(names)[first], return_inverse=True)[1]
@@ -260,11 +267,11 @@ def kinds_p_value(names: Sequence[str], lost: Bool[np.ndarray, " n_pairs"], grou
 
 
 def sides_sign_test(left_out: Sequence[LostPair]) -> tuple[int, int, float]:
-    """Prompts of which more pairs lost the chosen answer alone than the rejected one alone, prompts the other way round,
-    and the exact two-sided p-value."""
+    """Prompts of which more pairs lost the chosen answer alone than the rejected one alone, prompts the other way
+    round, and the exact two-sided p-value."""
     votes: dict[str, int] = {}
-    for one in left_out:
-        votes[one.pair.prompt_id] = votes.get(one.pair.prompt_id, 0) + {"chosen": 1, "rejected": -1}.get(one.side, 0)
+    for lost_pair in left_out:
+        votes[lost_pair.pair.prompt_id] = votes.get(lost_pair.pair.prompt_id, 0) + {"chosen": 1, "rejected": -1}.get(lost_pair.side, 0)
     chosen, rejected = (sum(vote * sign > 0 for vote in votes.values()) for sign in (1, -1))
     p_value = float(stats.binomtest(chosen, chosen + rejected).pvalue) if chosen + rejected else 1.0
     return chosen, rejected, p_value

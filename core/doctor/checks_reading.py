@@ -1,7 +1,8 @@
-"""Doctor's checks of how texts are read: layer and position, BOS, template, padding and batches (METHOD.md section 2).
+"""Checks of how the language model reads texts: layer and position, BOS, template, padding and batches (METHOD.md
+section 2).
 
-The reference is the plainest reading there is: each dialogue alone, without padding, with nothing shared. What the fit kept, and every other way of
-putting responses together, is held against it.
+The reference reads each dialogue alone, without padding and without a shared prefix. The states that the fit kept, and
+every way of batching, are compared with it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ ROWS = 8  # responses a padded batch
 ALONE = "alone"
 # METHOD.md section 2: in units of the reward's standard deviation.
 EXACT_MOST, ROUGH_RMS, ROUGH_MOST = 1e-4, 0.02, 0.10
-# [C] Kept states against states read again, as a share of their spread. SmolLM2 in bfloat16: 0.03, the layer before 0.72.
+# [C] The distance of kept states to states read again, as a share of their spread. SmolLM2 in bfloat16: 0.03, the layer
+# before 0.72.
 EXACT_STATES, ROUGH_STATES = 1e-3, 0.1
 TAIL = 20  # characters of a response that the token read must end on
 DATES = ("%Y-%m-%d", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y")
@@ -36,7 +38,9 @@ DATES = ("%Y-%m-%d", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%d/%m/%Y
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """A dialogue's tokens up to its last end of turn, where each position lies among them (-1: nowhere), and the text up to `response_end`."""
+    """A dialogue's tokens up to its last end of turn, the place of each position among them (-1: none), and the
+    response's text up to `response_end`.
+    """
 
     ids: Int32[np.ndarray, " t"]
     at: Mapping[str, int]
@@ -44,19 +48,19 @@ class Tokens:
 
 
 def readings_of(backbone: Backbone, items: Sequence[Item]) -> list[Tokens]:
-    """The tokens of these responses. Raises DataError where one that the fit read is refused by now."""
+    """The tokens of these responses. Raises DataError if one that the fit has read is refused now."""
     return [_reading(backbone, item) for item in items]
 
 
 def _reading(backbone: Backbone, item: Item) -> Tokens:
     messages: list[Message] = [*item[0], {"role": "assistant", "content": item[1]}]
-    found = as_read(backbone, messages, backbone.render_all([messages])[0], ["response_end"])
-    if isinstance(found, str):
-        raise DataError("a response of the fit can't be read any more", found=found, remedy="read it with the fit's own --max-length")
-    rendered, _ = found
+    read = as_read(backbone, messages, backbone.render_all([messages])[0], ["response_end"])
+    if isinstance(read, str):
+        raise DataError("a response of the fit can't be read any more", found=read, remedy="read it with the fit's own --max-length")
+    rendered, _ = read
     at = {name: read_position(rendered, name) for name in POSITIONS}
-    own = rendered.ids[rendered.response_starts[-1] : at["response_end"] + 1]
-    return Tokens(ids=rendered.ids[: max(at.values()) + 1], at=at, tail=str(backbone.tokenizer.decode(own.tolist())))
+    response_ids = rendered.ids[rendered.response_starts[-1] : at["response_end"] + 1]
+    return Tokens(ids=rendered.ids[: max(at.values()) + 1], at=at, tail=str(backbone.tokenizer.decode(response_ids.tolist())))
 
 
 # --- layer and position --------------------------------------------------------------------------------------------
@@ -64,7 +68,9 @@ def _reading(backbone: Backbone, item: Item) -> Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """How far the kept states are from those of each (layer, position), as a share of their spread; `n_cut` responses don't end on the token read."""
+    """The distance of the kept states to those of each (layer, position), as a share of their spread; `n_cut` responses
+    don't end on the token read.
+    """
 
     distance: Mapping[tuple[int, str], float]
     n: int
@@ -78,15 +84,17 @@ def find_placement(
     kept: Float[np.ndarray, "n d_model"],
     progress: Progress = no_progress,
 ) -> tuple[Placement, dict[tuple[int, str], Float[np.ndarray, "n d_model"]]]:
-    """Reads each response alone, at every loaded layer and both positions; also returns these states, NaN where a template has no such position."""
+    """Reads each response alone, at every loaded layer and both positions; also returns these states, NaN where a
+    template lacks the position.
+    """
     layers = range(len(backbone.layers))
     states = {(layer, name): np.full(kept.shape, np.nan, dtype=np.float32) for layer in layers for name in POSITIONS}
     for number, reading in enumerate(readings):
         progress("read alone", number, len(readings))
-        found = backbone.states(torch.from_numpy(reading.ids.astype(np.int64))[None], None, list(layers))
+        by_layer = backbone.states(torch.from_numpy(reading.ids.astype(np.int64))[None], None, list(layers))
         for (layer, name), rows in states.items():
             if reading.at[name] >= 0:
-                rows[number] = found[layer][0, reading.at[name]].float().cpu().numpy()
+                rows[number] = by_layer[layer][0, reading.at[name]].float().cpu().numpy()
     spread = float(np.sqrt(np.square(kept - kept.mean(axis=0)).sum())) or float(np.sqrt(np.square(kept).sum())) or 1.0
     distance = {key: float(np.sqrt(np.square(rows.astype(np.float64) - kept).sum())) / spread for key, rows in states.items()}
     cut = sum(_folded(reading.tail) != _folded(item[1]) for item, reading in zip(items, readings, strict=True))
@@ -97,19 +105,19 @@ def _folded(text: str) -> str:
     return "".join(text.split())[-TAIL:]
 
 
-def layer_and_position(found: Placement, sae: Mapping[str, Any], *, layer: int, position: str, exact: bool) -> Check:
-    """The kept states are of this layer and position, and the SAE is of this layer and position, too. `sae`: its identity."""
+def layer_and_position(placement: Placement, sae: Mapping[str, Any], *, layer: int, position: str, exact: bool) -> Check:
+    """Whether the kept states and the SAE are of this layer and position. `sae`: its identity."""
     bound = EXACT_STATES if exact else ROUGH_STATES
-    own = found.distance.get((layer, position), float("inf"))
-    rest = {key: value for key, value in found.distance.items() if key != (layer, position)}
+    distance_here = placement.distance.get((layer, position), float("inf"))
+    rest = {key: value for key, value in placement.distance.items() if key != (layer, position)}
     nearest = min(rest, key=lambda key: rest[key]) if rest else None
-    elsewhere = nearest is not None and rest[nearest] < own
+    elsewhere = nearest is not None and rest[nearest] < distance_here
     of_layer, seen = sae.get("layer"), sae.get("trained_positions") or []
     unseen = position == "turn_end" and "turn_end" not in seen
     problems = {
         "the kept states are of " + (f"layer {nearest[0]} at {nearest[1]}" if nearest else "another place"): elsewhere,
-        "the kept states are not of this place": not elsewhere and not own <= bound,
-        f"{found.n_cut} of {found.n} responses don't end on the token read": found.n_cut > 0 and position == "response_end",
+        "the kept states are not of this place": not elsewhere and not distance_here <= bound,
+        f"{placement.n_cut} of {placement.n} responses don't end on the token read": placement.n_cut > 0 and position == "response_end",
         f"the SAE is of layer {of_layer}": of_layer is not None and of_layer != layer,
         "the SAE never saw end-of-turn tokens": unseen,
         "the SAE does not say its layer": of_layer is None,
@@ -121,16 +129,16 @@ def layer_and_position(found: Placement, sae: Mapping[str, Any], *, layer: int, 
     return Check(
         name="layer and position",
         status=status,
-        figure=listed([f"kept states differ from layer {layer} at {position} by {own:.2g} of their spread{beside}", *wrong])
-        + f"; n = {found.n} responses",
+        figure=listed([f"kept states differ from layer {layer} at {position} by {distance_here:.2g} of their spread{beside}", *wrong])
+        + f"; n = {placement.n} responses",
         bound=f"nearest to their own layer and position, within {bound:g}; the SAE of the same layer, trained on such positions",
         reason="directions of one layer or position mean nothing at another, and nothing crashes when they are mixed up",
         remedy=""
         if status == PASS
         else "fit again with --layer and --position as the SAE's card says (--position response_end where it says nothing)",
-        value=own if np.isfinite(own) else None,
-        n=found.n,
-        details={"distance": {f"{at[0]}/{at[1]}": value for at, value in found.distance.items()}, "responses_cut": found.n_cut},
+        value=distance_here if np.isfinite(distance_here) else None,
+        n=placement.n,
+        details={"distance": {f"{at[0]}/{at[1]}": value for at, value in placement.distance.items()}, "responses_cut": placement.n_cut},
     )
 
 
@@ -138,7 +146,9 @@ def layer_and_position(found: Placement, sae: Mapping[str, Any], *, layer: int, 
 
 
 def bos_count(sequences: Sequence[Int32[np.ndarray, " _"]], *, real: int | None, named: int | None) -> Check:
-    """Exactly one BOS in front where the tokenizer puts one (`real`); none doubled where it only names a token so (`named`)."""
+    """Whether sequences begin with exactly one BOS, if the tokenizer adds one (`real`), and with at most one of a token
+    that it only names BOS (`named`).
+    """
     token = real if real is not None else named
     counts = [0 if token is None else _leading(ids, token) for ids in sequences]
     wrong = sum(count != 1 if real is not None else count > 1 for count in counts)
@@ -163,9 +173,9 @@ def _leading(ids: Int32[np.ndarray, " t"], token: int) -> int:
 
 
 def template_check(*, recorded: str | None, now: str, has_template: bool, today: datetime.date) -> Check:
-    """What the template puts before a first user message: the same as when the model was fitted, and without today's date.
+    """Whether the template puts the same text before a first user message as at the fit, without today's date.
 
-    `recorded` is None where the fit did not note it.
+    `recorded` is None if the fit did not record that text.
     """
     dated = [text for form in DATES if (text := today.strftime(form)) in now]
     changed = recorded is not None and recorded != now
@@ -192,8 +202,10 @@ def template_check(*, recorded: str | None, now: str, has_template: bool, today:
 def padded_states(
     backbone: Backbone, readings: Sequence[Tokens], *, layer: int, position: str, side: str, order: Sequence[int]
 ) -> Float[np.ndarray, "n d_model"]:
-    """z of each response from batches of 8 in this order, padded on the `left` or `right`: as people's own loops do it."""
-    found = np.zeros((len(readings), backbone.d_model), dtype=np.float32)
+    """z of each response from batches of 8 in this order, padded on the `left` or `right`: as a simple loop would do
+    it.
+    """
+    z = np.zeros((len(readings), backbone.d_model), dtype=np.float32)
     for rows in (list(order[at : at + ROWS]) for at in range(0, len(order), ROWS)):
         lengths = [readings[i].at[position] + 1 for i in rows]
         width = max(lengths)
@@ -205,8 +217,8 @@ def padded_states(
             mask[row, place] = 1
             last.append(width - 1 if side == "left" else length - 1)
         states = backbone.states(ids, mask, [layer])[layer]
-        found[rows] = states[torch.arange(len(rows)), torch.tensor(last)].float().cpu().numpy()
-    return found
+        z[rows] = states[torch.arange(len(rows)), torch.tensor(last)].float().cpu().numpy()
+    return z
 
 
 def ways_of_batching(
@@ -223,16 +235,21 @@ def ways_of_batching(
 
 
 def invariance(rewards: Mapping[str, Float[np.ndarray, " n"]], groups: Int[np.ndarray, " n"], *, deviation: float, exact: bool) -> Check:
-    """Rewards of the same responses read in several ways, `alone` among them; chosen and rejected responses alternate. `deviation`: the reward's."""
+    """Compares rewards of the same responses, read in several ways, with those read `alone`; chosen and rejected
+    responses alternate.
+
+    `deviation` is the standard deviation of the reward.
+    """
     alone = rewards[ALONE]
-    off = {name: np.abs(found - alone) / max(deviation, 1e-30) for name, found in rewards.items() if name != ALONE}
+    off = {name: np.abs(moved - alone) / max(deviation, 1e-30) for name, moved in rewards.items() if name != ALONE}
     rms = {name: float(np.sqrt(np.square(values).mean())) for name, values in off.items()}
     most = {name: float(values.max()) for name, values in off.items()}
-    flips = {name: float(((found[0::2] > found[1::2]) != (alone[0::2] > alone[1::2])).mean()) for name, found in rewards.items() if name != ALONE}
+    flips = {name: float(((moved[0::2] > moved[1::2]) != (alone[0::2] > alone[1::2])).mean()) for name, moved in rewards.items() if name != ALONE}
     worst = max(off, key=lambda name: most[name] if exact else rms[name])
     squares = mean_over_prompts(np.square(off[worst]), groups)
     low, high = (None, None) if squares is None else (float(np.sqrt(squares.low)), float(np.sqrt(squares.high)))
-    # `not <=`: a reward that is no number fails. A root mean square whose interval reaches below the bound is not sure to break it.
+    # `not <=`, so that a reward that is NaN fails. If the interval of the root mean square reaches below the bound, it
+    # warns only.
     beyond = not max(most.values()) <= (EXACT_MOST if exact else ROUGH_MOST)
     shaky = not exact and not rms[worst] <= ROUGH_RMS
     status = judge((shaky, WARN), (shaky and not (low is not None and low <= ROUGH_RMS), FAIL), (beyond, FAIL))
@@ -244,7 +261,7 @@ def invariance(rewards: Mapping[str, Float[np.ndarray, " n"]], groups: Int[np.nd
         bound=f"{EXACT_MOST:g} at most (float32)"
         if exact
         else f"{ROUGH_RMS:.0%} as root mean square (warns while its interval reaches below), {ROUGH_MOST:.0%} at most (half precision)",
-        reason="a reward must not depend on what else is in its batch: wrong masks or positions under padding shift it without a word",
+        reason="a reward must not depend on what else is in its batch: wrong masks or positions under padding shift it without an error",
         remedy="" if status == PASS else "--dtype float32; if it stays, another --attention; then this model's padding is not understood: report it",
         value=most[worst] if exact else rms[worst],
         low=None if exact else low,

@@ -1,6 +1,8 @@
-"""Doctor's checks of the sparse autoencoder, on our tokens and at the position that is read (METHOD.md section 2, SAE traps).
+"""Checks of the sparse autoencoder on the fit's texts and at the position that is read (METHOD.md section 2, SAE
+traps).
 
-First positions and template tokens are left out of everything. Intervals: bootstrap over documents, or over prompts at the position that is read.
+First positions and template tokens are left out. Intervals: bootstrap over documents, or over prompts at the position
+that is read.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from core.sae.corpus import pair_dialogues
 from core.statistics.bootstrap import resample_weights
 from core.types import PreferencePairs, Progress, no_progress
 
-# [C] Texts differ, so an SAE's L0 on ours is not its release's; wrong loading (ReLU for JumpReLU, a lost factor) is off by far more.
+# [C] An SAE's L0 on these texts differs from that of its release, since the texts differ; an SAE that was loaded
+# wrongly (ReLU for JumpReLU, a lost factor) has an L0 that is off by far more.
 L0_WARN, L0_FAIL = 2.0, 3.0
 L0_READ_WARN, L0_READ_FAIL = 2.0, 5.0
 FVU_WARN, FVU_FAIL = 0.6, 1.0
@@ -39,9 +42,11 @@ Figure = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class SAEFigures:
-    """What an SAE does to our texts: {value, low, high, n_tokens, n_documents} each, on content tokens and at the position that is read.
+    """An SAE measured on the fit's texts: {value, low, high, n_tokens, n_documents} each, on content tokens and at the
+    position that is read.
 
-    `card` is what was measured when it was trained, or None; `expected_l0` what its release or that card says, or None.
+    `card` has the figures that were measured after its training, or is None; `expected_l0` is the L0 that its release
+    or the card states, or None.
     """
 
     content: Mapping[str, Figure]
@@ -63,17 +68,19 @@ def measure_sae(
     card: Mapping[str, Any] | None,
     progress: Progress = no_progress,
 ) -> SAEFigures:
-    """L0, FVU and dead share: on the content tokens of these pairs' dialogues, and on the held-out states z, whose prompts `groups` are."""
+    """L0, FVU and dead share on the content tokens of these pairs' dialogues, and L0 and FVU on the held-out states z,
+    whose prompts `groups` numbers.
+    """
     content = sae_card(
         sae, backbone, list(pair_dialogues(pairs)), layer=layer, context=backbone.config.max_length, last_response_only=True, progress=progress
     )
     measured = (card or {}).get("measured")
-    said = sae.identity.get("expected_l0")
+    expected = sae.identity.get("expected_l0")
     return SAEFigures(
         content={name: content[name] for name in ("l0", "fvu", "fvu_median_dimension", "dead_share")},
         read=_at_position(sae, z, groups),
         position=position,
-        expected_l0=float(said) if said else _value(measured, "l0") or (float(sae.k) if sae.k else None),
+        expected_l0=float(expected) if expected else _value(measured, "l0") or (float(sae.k) if sae.k else None),
         card=measured,
     )
 
@@ -90,13 +97,13 @@ def _at_position(sae: SparseAutoencoder, z: Float[np.ndarray, "n d_model"], grou
     return sums.figures("", weights)
 
 
-def l0_on_our_tokens(found: SAEFigures) -> Check:
-    """Active latents a token, against what the SAE was made for."""
-    content, read, expected = found.content["l0"]["value"], found.read["l0"]["value"], found.expected_l0
+def l0_on_our_tokens(figures: SAEFigures) -> Check:
+    """Compares the active latents of a token with the number that the SAE was trained for."""
+    content, read, expected = figures.content["l0"]["value"], figures.read["l0"]["value"], figures.expected_l0
     bound = (
         f"within a factor of {L0_WARN} of the expected L0 on content tokens ({L0_FAIL} fails), {L0_READ_WARN} at the position ({L0_READ_FAIL} fails)"
     )
-    figure = f"{_text(found.content['l0'], '.1f')} on content tokens, {_text(found.read['l0'], '.1f')} at {found.position}"
+    figure = f"{_text(figures.content['l0'], '.1f')} on content tokens, {_text(figures.read['l0'], '.1f')} at {figures.position}"
     off, off_read = (1.0 if not expected else max(value / expected, expected / max(value, 1e-9)) for value in (content, read))
     status = judge(
         (expected is None, WARN),
@@ -114,39 +121,43 @@ def l0_on_our_tokens(found: SAEFigures) -> Check:
         reason="an SAE loaded wrongly (threshold, norms, input scale) or read at another layer has an L0 far off, and its activity then means little",
         remedy="" if status == PASS else "check the SAE's layer, its model and its folder's format; compare with its card or release",
         value=content,
-        low=found.content["l0"]["low"],
-        high=found.content["l0"]["high"],
-        n=found.content["l0"]["n_tokens"],
-        details={"content": dict(found.content["l0"]), "read": dict(found.read["l0"]), "expected": expected},
+        low=figures.content["l0"]["low"],
+        high=figures.content["l0"]["high"],
+        n=figures.content["l0"]["n_tokens"],
+        details={"content": dict(figures.content["l0"]), "read": dict(figures.read["l0"]), "expected": expected},
     )
 
 
-def fvu_on_our_tokens(found: SAEFigures) -> Check:
-    """What the SAE misses of z, on content tokens and where a reward model reads."""
-    worst = max((found.content["fvu"], found.read["fvu"]), key=lambda figure: figure["value"] if figure["value"] is not None else 0.0)
-    beside = [f"{name.replace('_', ' ')} {value:.2f}" for name in ("fvu", "fvu_response_end") if (value := _value(found.card, name)) is not None]
-    said = f"{_text(found.content['fvu'], '.2f')} on content tokens, {_text(found.read['fvu'], '.2f')} at {found.position}"
+def fvu_on_our_tokens(figures: SAEFigures) -> Check:
+    """The share of z's variance that the SAE does not reconstruct, on content tokens and at the position that a reward
+    model reads.
+    """
+    worst = max((figures.content["fvu"], figures.read["fvu"]), key=lambda figure: figure["value"] if figure["value"] is not None else 0.0)
+    beside = [f"{name.replace('_', ' ')} {value:.2f}" for name in ("fvu", "fvu_response_end") if (value := _value(figures.card, name)) is not None]
+    figure = f"{_text(figures.content['fvu'], '.2f')} on content tokens, {_text(figures.read['fvu'], '.2f')} at {figures.position}"
     value = worst["value"]
     status = judge((value is None, WARN), ((value or 0.0) > FVU_WARN, WARN), ((value or 0.0) >= FVU_FAIL, FAIL))
     return Check(
         name="FVU on our tokens",
         status=status,
-        figure=listed([said, f"its card: {', '.join(beside)}" if beside else ""]),
+        figure=listed([figure, f"its card: {', '.join(beside)}" if beside else ""]),
         bound=f"above {FVU_WARN} warns, from {FVU_FAIL} on it fails",
         reason="at 1 the mean of z would do as well. Measured on SmolLM2, layer 16: 0.41 at the ends of responses for an SAE that saw such tokens in "
         "training, 0.76 for one that did not, 19 on end-of-turn tokens",
-        remedy="" if status == PASS else REMEDIES[found.position],
+        remedy="" if status == PASS else REMEDIES[figures.position],
         value=value,
         low=worst["low"],
         high=worst["high"],
         n=worst["n_tokens"],
-        details={"content": dict(found.content["fvu"]), "read": dict(found.read["fvu"]), "median": dict(found.content["fvu_median_dimension"])},
+        details={"content": dict(figures.content["fvu"]), "read": dict(figures.read["fvu"]), "median": dict(figures.content["fvu_median_dimension"])},
     )
 
 
-def dead_latents(found: SAEFigures, selection: Sequence[Mapping[str, Any]]) -> Check:
-    """Latents that no token of ours activates, and selected ones too rare to tell anything. `selection`: a reward model's table of latents."""
-    dead, n = found.content["dead_share"]["value"], found.content["dead_share"]["n_tokens"]
+def dead_latents(figures: SAEFigures, selection: Sequence[Mapping[str, Any]]) -> Check:
+    """The share of latents without activity on the fit's texts, and of selected latents with too little. `selection`: a
+    reward model's table of latents.
+    """
+    dead, n = figures.content["dead_share"]["value"], figures.content["dead_share"]["n_tokens"]
     active = [row["n_active"] for row in selection if row.get("n_active") is not None]
     rare = sum(count < RARE for count in active)
     share = rare / len(active) if active else 0.0
@@ -157,7 +168,7 @@ def dead_latents(found: SAEFigures, selection: Sequence[Mapping[str, Any]]) -> C
         figure=f"{dead:.0%} of the latents are active on none of {n:,} content tokens (more tokens, fewer); of {len(active)} selected ones "
         f"{rare} are active in fewer than {RARE} training responses",
         bound=f"above {DEAD_WARN:.0%} warns, above {DEAD_FAIL:.0%} fails; of the selected ones above {RARE_WARN:.0%} and {RARE_FAIL:.0%}",
-        reason="a dictionary that hardly wakes on our texts was made for others, and a latent seen a few times separates the sides by luck",
+        reason="an SAE with few active latents on these texts was made for others, and a latent seen a few times separates the sides by luck",
         remedy="" if status == PASS else "an SAE trained on texts like these (sae train --corpus), more pairs, or a smaller --k",
         value=dead,
         n=n,
@@ -173,5 +184,5 @@ def _text(figure: Figure, form: str) -> str:
 
 
 def _value(figures: Mapping[str, Any] | None, name: str) -> float | None:
-    found = (figures or {}).get(name) or {}
-    return found.get("value")
+    figure = (figures or {}).get(name) or {}
+    return figure.get("value")

@@ -1,4 +1,4 @@
-"""Can this reward model be trusted? Every trap that METHOD.md names, measured on the very model, texts and hidden states of a fit.
+"""The doctor: measures every trap that METHOD.md names on a fit's own model, texts and hidden states.
 
     layer and position, BOS, template, padding and batches     core.doctor.checks_reading    the language model reads 64 responses again
     L0, FVU, dead latents                                      core.doctor.checks_sae        the SAE, on the tokens of 100 dialogues
@@ -6,9 +6,10 @@
     split leakage, duplicates                                  core.doctor.checks_data       counted over all pairs that were read
     wording and length shortcut, attribution residual,
     faithfulness, stability of the top K, prompt share         core.doctor.checks_reward     from what the fit kept
-    label-swap null                                            core.doctor.null_test              10 fits on swapped labels (METHOD.md's test: 100)
+    label-swap null                                            core.doctor.null_test        10 fits on swapped labels (METHOD.md's test: 100)
 
-Each check gives a figure, its bound, the bound's reason and a remedy. Bounds that METHOD.md does not give are our choice, marked [C] in the code.
+Each check gives a figure, its bound, the bound's reason and a remedy. Bounds that are not in METHOD.md are our choice,
+marked [C] in the code.
 """
 
 from __future__ import annotations
@@ -62,10 +63,11 @@ STATES = 5000  # held-out states that the SAE, and responses that the attributio
 
 
 def doctor_report(folder: ModelFolder, config: DoctorConfig, *, device: str = "auto", progress: Progress = no_progress) -> tuple[Report, Path]:
-    """The report on a fitted reward model and its artefact's folder: found by the content of the model's folder, or made.
+    """The report on a fitted reward model and its artefact's folder: found by the content of the model's folder, or
+    made.
 
-    Raises MissingError where the folder does not keep its pairs or this cache does not hold the fit's hidden states, and
-    what loading backbone and SAE raises.
+    Raises MissingError where the folder does not keep its pairs or this cache does not hold the fit's hidden states,
+    and what loading backbone and SAE raises.
     """
 
     def make(target: Path, _scratch: Path) -> dict[str, Any]:
@@ -82,10 +84,12 @@ def doctor_report(folder: ModelFolder, config: DoctorConfig, *, device: str = "a
 
 @dataclass(kw_only=True)
 class Doctor:
-    """Examines one SparseRM on the responses it knows. Row i of `z` (may be a memory map) is the hidden state of row i of `model.known`, as the fit
-    kept it; `table` is the fit's evaluation; `left_out` are the pairs that it could not read (None: not known any more).
+    """Examines one SparseRM on the responses of its fit. Row i of `z` (may be a memory map) is the hidden state of row
+    i of `model.known`, as the fit kept it; `table` is the fit's evaluation; `left_out` are the pairs that it could not
+    read (None: the cache no longer holds them).
 
-    Raises ConfigError for a control, MissingError where the model's known responses or their texts are not beside it.
+    Raises ConfigError for a control, MissingError if the responses of the fit or their texts are not kept with the
+    model.
     """
 
     model: SparseRM
@@ -107,7 +111,9 @@ class Doctor:
         self.pairs: PreferencePairs = self.model.known.pairs
 
     def examine(self) -> Report:
-        """All checks, in order. Raises what loading backbone and SAE raises (core.errors), and what `progress` raises to cancel."""
+        """All checks, in order. Raises what loading backbone and SAE raises (core.errors), and what `progress` raises
+        to cancel.
+        """
         parts = (self.reading, self.autoencoder, self.data, self.explanations, self.null)
         checks: list[Check] = []
         for number, part in enumerate(parts):
@@ -120,13 +126,13 @@ class Doctor:
     # --- the parts ---
 
     def reading(self) -> Iterator[Check]:
-        """The language model reads some held-out responses in every way there is."""
+        """The language model reads some held-out responses alone and in several kinds of batches."""
         layer, position = self.parts.layer, self.parts.position
         rows, items = self.sample
         kept, tokens = np.asarray(self.z[rows], dtype=np.float32), readings_of(self.backbone, items)
         placement, alone = find_placement(self.backbone, items, tokens, kept, self.progress)
         yield layer_and_position(placement, self.parts.sae or {}, layer=layer, position=position, exact=self.exact)
-        yield bos_count([one.ids for one in tokens], real=self.backbone.template.bos, named=self.backbone.tokenizer.bos_token_id)
+        yield bos_count([tokens_of_one.ids for tokens_of_one in tokens], real=self.backbone.template.bos, named=self.backbone.tokenizer.bos_token_id)
         yield self.template()
         rewards = {ALONE: alone[layer, position], "as the fit kept them": kept, **self._batched(items, tokens)}
         yield invariance(
@@ -151,7 +157,7 @@ class Doctor:
         """The SAE on content tokens, and on the held-out states that are read."""
         pairs = self.pairs.take(spread(self.known.held_out_pairs, max(self.config.dialogues // 2, 1)))
         rows = spread(self.known.held_out, STATES)
-        found = measure_sae(
+        figures = measure_sae(
             self.model.sae,
             self.backbone,
             pairs,
@@ -162,12 +168,12 @@ class Doctor:
             card=self._card(),
             progress=self.progress,
         )
-        yield l0_on_our_tokens(found)
-        yield fvu_on_our_tokens(found)
-        yield dead_latents(found, self.parts.selection)
+        yield l0_on_our_tokens(figures)
+        yield fvu_on_our_tokens(figures)
+        yield dead_latents(figures, self.parts.selection)
 
     def data(self) -> Iterator[Check]:
-        """The pairs themselves: which are missing, which stand twice, and what their words and lengths tell."""
+        """The pairs: which are missing, which occur twice, and how much their words and lengths predict."""
         counts = self.parts.method.get("pair_counts")
         yield pairs_left_out(counts)
         yield left_out_differ(self.pairs, self.left_out, lost_share(counts))
@@ -180,7 +186,7 @@ class Doctor:
         yield length_shortcut(self.table, length_cue(self.parts, self.known))
 
     def explanations(self) -> Iterator[Check]:
-        """Whether explanations add up, hold in the language model, and would come out the same again."""
+        """Whether explanations add up, are faithful, and are stable."""
         yield attribution_residual(self.parts, self.known, spread(self.known.held_out, STATES))
         yield faithful_explanations(faithfulness(self.parts, self.known, self.progress))
         yield top_k_stability(stability(self.parts, self.known))
@@ -189,7 +195,7 @@ class Doctor:
     def null(self) -> Iterator[Check]:
         """Fits on swapped labels."""
         method = self.parts.method["config"]
-        found = label_swap_null(
+        test = label_swap_null(
             self._hidden,
             self.pairs,
             self.model.sae,
@@ -199,7 +205,7 @@ class Doctor:
             seed=self.config.seed,
             progress=self.progress,
         )
-        yield null_check(found)
+        yield null_check(test)
 
     # --- what they share ---
 

@@ -1,11 +1,13 @@
-"""The null: labels swapped per prompt, in all splits, must teach nothing (METHOD.md section 3, statistics).
+"""The label-swap null test: nothing can be learnt from labels that are swapped by prompt (METHOD.md section 3,
+statistics).
 
-Each swap turns chosen and rejected round for a random half of the prompts and goes through selection, projection and head as a fit does, on the
-cached hidden states, with one seed. If test accuracies then differ from one half, labels of test pairs are known from training: a prompt or its twin
-stands on both sides. If latents are "discovered" more often than the false discovery rate allows, the statistics do not fit the data.
+Each swap exchanges chosen and rejected for a random half of the prompts of all splits and repeats selection, projection
+and head of a fit on the cached hidden states, with one seed. If test accuracies then differ from one half, training has
+seen labels of test pairs: two splits share a prompt or a copy of it. If latents are "discovered" more often than the
+false discovery rate allows, the statistics do not fit the data.
 
-METHOD.md's test takes 100 swaps: at most 10 with a discovery, mean accuracy within three standard errors. For fewer swaps the bounds are those of
-the same error rates: a binomial with 5 % and Student's t.
+METHOD.md's test takes 100 swaps: at most 10 with a discovery, mean accuracy within three standard errors. For fewer
+swaps the bounds are those of the same error rates: a binomial with 5 % and Student's t.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ from core.reward.selection import DISCOVERY, Encoder, latent_frequencies, select
 from core.types import HiddenStates, PreferencePairs, Progress, no_progress
 
 PAIRS = 3000  # pairs at most; more are thinned out by whole prompts
-RESAMPLES = 10  # nothing is read off the bootstrap here
+RESAMPLES = 10  # as few as possible: the test does not use the bootstrap
 FULL = 100
 SIGMAS = 3.0
-RARE = 0.012  # chance of more than 10 of 100 swaps with a discovery where each has one with 5 %
+RARE = 0.012  # chance of more than 10 of 100 swaps with a discovery if each has one with a chance of 5 %
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +47,14 @@ class NullTest:
 
     @property
     def reach(self) -> float:
-        """How far the mean may lie from one half: three standard errors, a little more where few swaps tell the error."""
+        """How far the mean may lie from one half: three standard errors, a little more if few swaps estimate the error."""
         n = len(self.accuracies)
         sigmas = SIGMAS if n >= FULL else float(stats.t.isf(stats.norm.sf(SIGMAS), n - 1))
         return sigmas * float(np.std(self.accuracies, ddof=1)) / float(np.sqrt(n))
 
     @property
     def n_discovering(self) -> int:
-        return sum(found > 0 for found in self.discoveries)
+        return sum(count > 0 for count in self.discoveries)
 
     @property
     def most_discovering(self) -> int:
@@ -71,7 +73,9 @@ def label_swap_null(
     seed: int,
     progress: Progress = no_progress,
 ) -> NullTest | None:
-    """The null on a fit's hidden states; `pairs[i]` is the pair of `hidden.chosen_rows[i]`. None without test pairs."""
+    """The null test on a fit's hidden states; `pairs[i]` is the pair of `hidden.chosen_rows[i]`. None without test
+    pairs.
+    """
     n_all = len(pairs.rows_of("test"))
     hidden, pairs = thinned(hidden, pairs, PAIRS, seed)
     test, groups = pairs.rows_of("test"), pairs.prompt_groups()
@@ -105,31 +109,31 @@ def thinned(hidden: HiddenStates, pairs: PreferencePairs, most: int, seed: int) 
     return replace(hidden, **named), pairs.take(rows)
 
 
-def null_check(found: NullTest | None) -> Check:
-    """The verdict of the null."""
+def null_check(test: NullTest | None) -> Check:
+    """The verdict of the null test."""
     name, reason = "label-swap null", "swapped labels mean nothing: whoever predicts them on test pairs has seen those pairs' labels in training"
-    if found is None:
+    if test is None:
         bound = "test accuracy within three standard errors of 0.5"
         return Check(name=name, status=WARN, figure="no test pairs", bound=bound, reason=reason, remedy="give the data a test split (--ratios)")
-    swaps, off = len(found.accuracies), abs(found.mean - 0.5)
-    status = judge((off > found.reach, FAIL), (found.n_discovering > found.most_discovering, FAIL))
+    swaps, off = len(test.accuracies), abs(test.mean - 0.5)
+    status = judge((off > test.reach, FAIL), (test.n_discovering > test.most_discovering, FAIL))
     return Check(
         name=name,
         status=status,
-        figure=f"test accuracy {found.mean:.3f} over {swaps} swaps (single ones {min(found.accuracies):.3f} to {max(found.accuracies):.3f}), "
-        f"{found.n_discovering} with a discovery; n = {found.n_pairs:,} of {found.n_all:,} test pairs",
-        bound=f"0.5 within {found.reach:.3f} (three standard errors), at most {found.most_discovering} of {swaps} swaps with a discovery",
+        figure=f"test accuracy {test.mean:.3f} over {swaps} swaps (single ones {min(test.accuracies):.3f} to {max(test.accuracies):.3f}), "
+        f"{test.n_discovering} with a discovery; n = {test.n_pairs:,} of {test.n_all:,} test pairs",
+        bound=f"0.5 within {test.reach:.3f} (three standard errors), at most {test.most_discovering} of {swaps} swaps with a discovery",
         reason=reason,
         remedy="" if status == PASS else "see split leakage and duplicates; --swaps 100 tells more surely",
-        value=found.mean,
-        low=found.mean - found.reach,
-        high=found.mean + found.reach,
-        n=found.n_pairs,
+        value=test.mean,
+        low=test.mean - test.reach,
+        high=test.mean + test.reach,
+        n=test.n_pairs,
         details={
-            "accuracies": list(found.accuracies),
-            "discoveries": list(found.discoveries),
+            "accuracies": list(test.accuracies),
+            "discoveries": list(test.discoveries),
             "swaps": swaps,
-            "n_pairs": found.n_pairs,
-            "n_all_test_pairs": found.n_all,
+            "n_pairs": test.n_pairs,
+            "n_all_test_pairs": test.n_all,
         },
     )

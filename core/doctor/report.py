@@ -1,8 +1,9 @@
-"""The doctor's report: one `Check` a question, and the `Report` of all of them. Plain values: a page or a script reads them without an engine.
+"""The doctor's report: a `Check` for each question, and the `Report` of all of them. Plain values, which a page reads
+without torch.
 
 pass   the figure keeps its bound
-warn   read the remedy before trusting what the figure is about; also where a figure can't be had
-fail   rewards, accuracies or explanations of this fit must not be believed until it is mended
+warn   read the remedy before you trust what the figure is about; also if a figure can't be measured
+fail   do not trust rewards, accuracies or explanations of this fit before the problem is mended
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ FILE = "report.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Check(JsonFields):
-    """One question, answered by a figure against a bound.
+    """The answer to one question: a figure, and the bound that it must keep.
 
-    `figure` is for a person and holds everything; `value` is the number that was held against the bound, with its 95 % interval (`low`, `high`) where
-    it comes from a sample, and the number `n` of things it was measured on. They are None where nothing can be measured. `remedy` says what to do,
-    empty where the check passes. `details` holds further figures, JSON values.
+    `figure` is a text for a person; `value` is the number that is compared with the bound, with its 95 % interval
+    (`low`, `high`) if it comes from a sample, and `n`, how many things it was measured on. They are None if nothing can
+    be measured. `remedy` is empty if the check passes. `details` holds further figures, JSON values.
     """
 
     name: str
@@ -48,7 +49,9 @@ class Check(JsonFields):
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All checks of one reward model, in the doctor's order. `about` names what was examined, `seconds` what each part took."""
+    """All checks of one reward model, in the doctor's order. `about` names what was examined; `seconds` is the time of
+    each part.
+    """
 
     checks: tuple[Check, ...]
     about: Mapping[str, Any]
@@ -77,23 +80,23 @@ def save_report(folder: Path, report: Report) -> None:
 
 
 def load_report(folder: Path) -> Report:
-    """What `save_report` wrote. Raises StoreError where it can't be read."""
+    """The report that `save_report` wrote. Raises StoreError if it can't be read."""
     path = folder / FILE
     try:
-        found = read_json(path)
-        return Report(checks=tuple(Check(**check) for check in found["checks"]), about=found["about"], seconds=found["seconds"])
+        content = read_json(path)
+        return Report(checks=tuple(Check(**check) for check in content["checks"]), about=content["about"], seconds=content["seconds"])
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} can't be read", found=f"{type(error).__name__}: {error}", remedy="sparserm cache verify") from error
 
 
 def find_report(folder: ModelFolder, config: DoctorConfig) -> Report | None:
-    """The report on a reward model that was made with this config; None without."""
+    """The report on a reward model that was made with this config; None if there is none."""
     artefact = folder.find_result(STEP, config)
     return None if artefact is None else load_report(artefact.path)
 
 
 def judge(*verdicts: tuple[bool, str]) -> str:
-    """The worst of the statuses whose condition holds; pass where none does."""
+    """The worst of the statuses whose condition holds; pass if none does."""
     return max((status for holds, status in verdicts if holds), key=STATUSES.index, default=PASS)
 
 

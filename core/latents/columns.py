@@ -1,13 +1,17 @@
-"""Which tokens each latent is active on: one forward pass over a corpus, its activations kept latent by latent on disk.
+"""The tokens on which each latent is active: one forward pass over a corpus, whose activations are stored latent by
+latent on disk.
 
-Activations are sparse: with 64 active latents a token, a million tokens have 64 million, half a gigabyte. So they are all kept, and what is said of a
-latent is counted, not estimated from a sample of it. Documents go through in shards; a shard holds, for each latent in turn, the tokens it is
-active on and its activations there. A killed pass goes on behind its last whole shard. Memory holds one batch and one shard.
+Activations are sparse: with 64 active latents of a token, a million tokens have 64 million, half a gigabyte. So all of
+them are stored, and the figures of a latent are counts, not estimates from a sample. Documents are read in shards; a
+shard holds, for each latent in turn, the tokens on which it is active and its activations there. A killed pass
+continues after its last whole shard. Memory holds one batch and one shard.
 
-Measured with one thread: keeping all of 4,608 latents takes 16 % of the time of SmolLM2's forward pass up to layer 16; the pages of 9,216 latents
-from 62 million activations (drawn at random, over a million tokens) 42 s, 0.8 GB of memory, and 0.7 GB on disk meanwhile.
+Measured with one thread: keeping all of 4,608 latents takes 16 % of the time of SmolLM2's forward pass up to layer 16;
+the pages of 9,216 latents from 62 million activations (drawn at random, over a million tokens) 42 s, 0.8 GB of memory,
+and 0.7 GB on disk meanwhile.
 
-Counted are the tokens of the messages' own texts: never a template's, never a document's first (METHOD.md section 2).
+The tokens of the messages' texts count, but not those of the template nor the first of a document (METHOD.md section
+2).
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from core.config import LatentsConfig
 from core.errors import DataError
@@ -47,9 +53,9 @@ Column = tuple[np.ndarray, np.ndarray]  # of one latent: the tokens it is active
 
 @dataclass(frozen=True, kw_only=True)
 class SourceCounts(JsonFields):
-    """What became of the `n_dialogues` of a source: `n_read` were tokenised before the tokens sufficed, of which the language
-    model can't read `n_unreadable`. `n_documents_cut` documents lost `n_tokens_cut` tokens to the context. `left_out`: how many
-    dialogues were left out before, by reason."""
+    """How the `n_dialogues` of a source were used: `n_read` were tokenised before there were enough tokens, of which
+    the language model can't read `n_unreadable`; `n_documents_cut` documents lost `n_tokens_cut` tokens to the context.
+    `left_out`: how many dialogues were left out before, by reason."""
 
     n_dialogues: int
     n_read: int = 0
@@ -61,9 +67,10 @@ class SourceCounts(JsonFields):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenisedCorpus:
-    """All documents end to end: token ids, which of them count, where each document begins (and the last ends), and the number of its source.
+    """All documents in one row: token ids, which of them count, where each document begins (and the last ends), and the
+    number of its source.
 
-    `counts` says of each source what is not among them.
+    `counts` holds for each source how much of it was read or left out.
     """
 
     ids: Int32[np.ndarray, " t"]
@@ -82,21 +89,21 @@ class TokenisedCorpus:
 
     @cached_property
     def bounds(self) -> tuple[Int[np.ndarray, " n_documents"], Int[np.ndarray, " n_documents"]]:
-        """Of each document the first counted token, and the place behind the last."""
+        """The first counted token of each document, and the place after its last one."""
         places = np.flatnonzero(self.counted)
         return places[np.searchsorted(places, self.starts[:-1])], places[np.searchsorted(places, self.starts[1:]) - 1] + 1
 
     def document_of(self, tokens: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """The number of each token's document."""
-        found: np.ndarray = np.searchsorted(self.starts, tokens, side="right") - 1
-        return found
+        numbers: np.ndarray = np.searchsorted(self.starts, tokens, side="right") - 1
+        return numbers
 
     def document(self, number: int) -> Document:
         begin, end = int(self.starts[number]), int(self.starts[number + 1])
         return Document(ids=self.ids[begin:end].astype(np.int64), content=self.counted[begin:end], ends=(), group="")
 
     def to_json(self) -> dict[str, object]:
-        """How much there is, in all and of each source, and how much there is not."""
+        """The sizes of the whole and of each source, and how much was left out."""
         sizes = np.add.reduceat(self.counted, self.starts[:-1], dtype=np.int64)
         sources = [
             {"name": name, "documents": int((self.source == i).sum()), "tokens": int(sizes[self.source == i].sum()), **self.counts[i].to_json()}
@@ -105,7 +112,7 @@ class TokenisedCorpus:
         return {
             "documents": len(self),
             "tokens": self.n_counted,
-            "unreadable_dialogues": sum(one.n_unreadable for one in self.counts),
+            "unreadable_dialogues": sum(counts.n_unreadable for counts in self.counts),
             "sources": sources,
         }
 
@@ -117,9 +124,10 @@ def tokenise(
     progress: Progress = no_progress,
     left_out: Mapping[str, Mapping[str, int]] | None = None,
 ) -> TokenisedCorpus:
-    """The sources one after the other, each in an order drawn by chance, until `config.tokens` tokens count; that limit divides no dialogue.
+    """Tokenises the sources one after the other, each in a random order, until `config.tokens` tokens count; no
+    dialogue is divided.
 
-    `left_out`: of each source how many dialogues its reader left out, by reason. Raises DataError where no token counts.
+    `left_out`: for each source how many dialogues its reader left out, by reason. Raises DataError if no token counts.
     """
     tokens, context, seed = config.tokens, config.context, config.seed
     kept: list[Document] = []
@@ -159,14 +167,14 @@ class Columns:
     """The activations of latents, read latent by latent from the shards of `read_columns`."""
 
     def __init__(self, shards: Sequence[Path]) -> None:
-        from safetensors.numpy import load_file
-
         self.shards = list(shards)
         self._ends = np.stack([load_file(path)["ends"] for path in self.shards])
         self.counts: Int[np.ndarray, " n_latents"] = np.diff(self._ends, axis=1).sum(0)
 
     def chunks(self, most: int, entries: int) -> Iterator[tuple[int, int]]:
-        """Ranges of at most `most` latents that are together active at most `entries` times (one latent alone may be more often)."""
+        """Ranges of at most `most` latents that are together active at most `entries` times (one latent alone may be
+        more often).
+        """
         begin, inside = 0, 0
         for number, count in enumerate(self.counts.tolist()):
             if number > begin and (number - begin == most or inside + count > entries):
@@ -177,8 +185,6 @@ class Columns:
 
     def read(self, begin: int, end: int) -> list[Column]:
         """The columns of the latents `begin` to `end` (numbers among those asked for)."""
-        from safetensors import safe_open
-
         parts: list[list[Column]] = [[] for _ in range(begin, end)]
         for path, ends in zip(self.shards, self._ends, strict=True):
             low, high = int(ends[begin]), int(ends[end])
@@ -202,7 +208,9 @@ def read_columns(
     scratch: Path,
     progress: Progress = no_progress,
 ) -> Columns:
-    """Activations of these latents (None: all of the SAE's) on every counted token, in shards under `scratch`; those already there are kept."""
+    """Activations of these latents (None: all of the SAE's) on every counted token, in shards under `scratch`; shards
+    that are already there are kept.
+    """
     plan = _plan(corpus)
     _open_scratch(scratch, corpus, latents)
     total, fresh, started, paths = corpus.n_counted, 0, time.monotonic(), []
@@ -212,20 +220,20 @@ def read_columns(
         done = int(corpus.counted[: corpus.starts[begin]].sum())
         if path.exists():
             continue
-        found: list[tuple[np.ndarray, ...]] = []
+        active: list[tuple[np.ndarray, ...]] = []
         group = [corpus.document(i) for i in range(begin, end)]
         for members, states in stream_states(group, backbone, layer, backbone.config.tokens_per_batch):
             mask, places = _counted(corpus, [begin + i for i in members], states.shape[1])
-            found += _active(sae, states[mask.to(states.device)], latents, places)
+            active += _active(sae, states[mask.to(states.device)], latents, places)
             done, fresh = done + len(places), fresh + len(places)
             progress("activations", done, total, tokens_per_s=fresh / max(time.monotonic() - started, 1e-9))
-        _save_shard(path, found, sae.d_sae if latents is None else len(latents))
+        _save_shard(path, active, sae.d_sae if latents is None else len(latents))
     progress("activations", total, total)
     return Columns(paths)
 
 
 def _plan(corpus: TokenisedCorpus) -> list[tuple[int, int]]:
-    """The documents of each shard, from and to."""
+    """The first document of each shard, and the one after its last."""
     edges = [0]
     for number in range(1, len(corpus) + 1):
         if corpus.starts[number] - corpus.starts[edges[-1]] >= SHARD_TOKENS or number == len(corpus):
@@ -239,8 +247,8 @@ def _counted(corpus: TokenisedCorpus, members: Sequence[int], width: int) -> tup
 
     mask = np.zeros((len(members), width), dtype=bool)
     for row, number in enumerate(members):
-        own = corpus.counted[corpus.starts[number] : corpus.starts[number + 1]]
-        mask[row, : len(own)] = own
+        counted = corpus.counted[corpus.starts[number] : corpus.starts[number + 1]]
+        mask[row, : len(counted)] = counted
     rows, columns = np.nonzero(mask)
     return torch.from_numpy(mask), corpus.starts[np.array(members)[rows]] + columns
 
@@ -258,11 +266,11 @@ def _active(
         yield latent.cpu().numpy().astype(np.int32), places[at + row.cpu().numpy()].astype(np.int32), value
 
 
-def _save_shard(path: Path, found: Sequence[tuple[np.ndarray, ...]], n_latents: int) -> None:
-    """Sorted by latent, then by token; `ends[i]` to `ends[i + 1]` is latent i's part. The file appears whole or not at all."""
-    from safetensors.numpy import save_file
-
-    latent, token, value = (np.concatenate(part) for part in zip(*found, strict=True))
+def _save_shard(path: Path, active: Sequence[tuple[np.ndarray, ...]], n_latents: int) -> None:
+    """Sorted by latent, then by token; `ends[i]` to `ends[i + 1]` is latent i's part. The file appears whole or not at
+    all.
+    """
+    latent, token, value = (np.concatenate(part) for part in zip(*active, strict=True))
     order = np.lexsort((token, latent))
     ends = np.concatenate([[0], np.cumsum(np.bincount(latent, minlength=n_latents))]).astype(np.int64)
     with whole_file(path) as temporary:
@@ -270,7 +278,7 @@ def _save_shard(path: Path, found: Sequence[tuple[np.ndarray, ...]], n_latents: 
 
 
 def _open_scratch(scratch: Path, corpus: TokenisedCorpus, latents: Int[np.ndarray, " n_latents"] | None) -> None:
-    """Keeps what an earlier, killed pass left only if it read the very same tokens for the same latents."""
+    """Keeps the shards of an earlier, killed pass only if it read the same tokens for the same latents."""
     digest = hashlib.sha256()
     for part in (corpus.ids, corpus.counted, corpus.starts):
         digest.update(part.tobytes())

@@ -1,4 +1,5 @@
-"""Finds the pages of a reward model's latents in the cache, by SAE, language model, corpus and config, without loading an engine.
+"""Finds the pages of a reward model's latents in the cache, by SAE, language model, corpus and config, without loading
+an engine.
 
 Pages are not part of a fit, which they would make several times as long, and they serve every fit with the same SAE,
 language model and text. Pages of more latents than are asked for serve too, so `--all`, once made, serves every reward
@@ -34,7 +35,8 @@ def selected_latents(folder: ModelFolder) -> list[int]:
 
 
 def find_pages(folder: ModelFolder, config: LatentsConfig, latents: Sequence[int] = (), *, every: bool = False) -> LatentPages | None:
-    """The pages of the selected latents and these (with `every`, of all live ones) that were made with this config; None without.
+    """The pages of the selected latents and these (with `every`, of all live ones) that were made with this config;
+    None without.
 
     Where the config leaves the corpus open, pages from pairs and chitchat are preferred to pages from one of them.
     """
@@ -61,7 +63,8 @@ def find_any_pages(folder: ModelFolder, latents: Sequence[int] = ()) -> LatentPa
     return None
 
 
-# --- what names them -----------------------------------------------------------------------------------------------
+# --- what identifies them
+# -----------------------------------------------------------------------------------------------
 
 
 def corpora(config: LatentsConfig) -> list[tuple[str, ...]]:
@@ -93,7 +96,9 @@ def _identities(folder: ModelFolder) -> list[str]:
 
 
 def _serves(artefact: Artefact, asked: Mapping[str, Any], inputs: list[str]) -> bool:
-    """Whether these pages hold what is asked for; a latent that is active nowhere needs none where all live ones have theirs."""
+    """Whether these pages hold what is asked for; a latent that is active nowhere needs none where all live ones have
+    theirs.
+    """
     manifest, held = artefact.manifest, artefact.manifest["config"]
     same = (manifest["version"], manifest["inputs"]) == (VERSIONS[STEP], inputs)
     same = same and {**held, "latents": 0, "every": 0} == {**asked, "latents": 0, "every": 0}

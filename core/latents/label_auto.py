@@ -1,11 +1,16 @@
-"""Labels without a model: which tokens and words mark a latent's texts, and which tokens it promotes. Marked as automatic wherever they are shown.
+"""Labels made without a language model: the tokens and words that are typical of a latent's texts, and the tokens it
+promotes.
+
+They are marked as automatic wherever they are shown.
 
 1. Tokens on which it is most active, against all tokens of texts in which it is silent.
-2. Words of its texts, against those of the silent texts (a latent read at the end of a sentence is active on a full stop: what the text is about
-   then says more). Here a word counts once a text.
-3. Distinctive is what has a high log-odds ratio for its standard error, with a Dirichlet prior from both sides together (Monroe, Colaresi and Quinn
+2. Words of its texts, against those of the silent texts (a latent read at the end of a sentence is active on a full
+stop, and the words of the
+   text are then more typical). A word counts once for each text.
+3. A token or word is distinctive if its log-odds ratio is high for its standard error, with a Dirichlet prior from both
+sides together (Monroe, Colaresi and Quinn
    2008, Fightin' Words): rare and frequent ones then compare.
-4. The tokens that its direction raises most in the language model's output, as far as they begin a word: fragments say little to a reader.
+4. The tokens that its direction raises most in the language model's output, if they begin a word.
 """
 
 from __future__ import annotations
@@ -22,13 +27,15 @@ from core.latents.labels import AUTOMATIC, Label, one_line, today
 METHOD = "sparserm-log-odds"
 MOST = 4  # tokens, words or promoted tokens that a label names
 SURE = 1.96  # standard errors that the log-odds ratio must lie above zero
-TEXTS = 3  # texts in which something must occur
-PRIOR = 50.0  # how many tokens or words the prior is worth (our choice)
+TEXTS = 3  # texts in which a token or word must occur
+PRIOR = 50.0  # tokens or words that the prior counts for (our choice)
 WORD = re.compile(r"[^\W\d_][\w'’]+")
 
 
 def automatic_label(feature: Feature, snippets: Sequence[Any]) -> Label | None:
-    """The label of a latent from its page and the silent texts (`LatentPages.snippets`); None where nothing marks it."""
+    """The label of a latent from its page and the silent texts (`LatentPages.snippets`); None if no token or word is
+    distinctive.
+    """
     windows, silent = shown_windows(feature), [snippets[number] for number in feature["inactive"]]
     tokens = distinctive(
         [Counter(map(_token, strong_tokens(window))) for window in windows], [Counter(map(_token, snippet["tokens"])) for snippet in silent]
@@ -40,12 +47,14 @@ def automatic_label(feature: Feature, snippets: Sequence[Any]) -> Label | None:
         ("in texts with", [word for word in words if word not in named]),
         ("promotes", promoted(feature, MOST, words=True)),
     ]
-    text = "; ".join(f"{what} {', '.join(map(_quoted, found[:MOST]))}" for what, found in parts if found)
+    text = "; ".join(f"{what} {', '.join(map(_quoted, words_named[:MOST]))}" for what, words_named in parts if words_named)
     return Label(text=one_line(text), source=AUTOMATIC, index=int(feature["index"]), method=METHOD, date=today()) if tokens or words else None
 
 
 def distinctive(texts: Sequence[Counter[str]], silent: Sequence[Counter[str]]) -> list[str]:
-    """What occurs in these texts, most distinctive first: at least `SURE` standard errors more often than in the silent ones, in `TEXTS` of them."""
+    """The distinctive tokens or words of these texts, the most distinctive first: at least `SURE` standard errors more
+    often than in the silent ones, in `TEXTS` of them.
+    """
     here, there = _sum(texts), _sum(silent)
     both, n_here, n_there = here + there, here.total(), there.total()
     if not n_there or len(both) < 2:
@@ -54,11 +63,11 @@ def distinctive(texts: Sequence[Counter[str]], silent: Sequence[Counter[str]]) -
     scores = {}
     for word in here:
         prior = PRIOR * both[word] / both.total()
-        ours, theirs = here[word] + prior, there[word] + prior
-        ratio = math.log(ours / (n_here + PRIOR - ours)) - math.log(theirs / (n_there + PRIOR - theirs))
-        scores[word] = ratio / math.sqrt(1 / ours + 1 / theirs)
-    found = [word for word in here if word and spread[word] >= TEXTS and scores[word] > SURE]
-    return sorted(found, key=lambda word: (-scores[word], word))[:MOST]
+        times_here, times_there = here[word] + prior, there[word] + prior
+        ratio = math.log(times_here / (n_here + PRIOR - times_here)) - math.log(times_there / (n_there + PRIOR - times_there))
+        scores[word] = ratio / math.sqrt(1 / times_here + 1 / times_there)
+    words = [word for word in here if word and spread[word] >= TEXTS and scores[word] > SURE]
+    return sorted(words, key=lambda word: (-scores[word], word))[:MOST]
 
 
 def _sum(counts: Iterable[Counter[str]]) -> Counter[str]:

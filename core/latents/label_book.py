@@ -1,15 +1,18 @@
-"""All labels of one SAE: the shipped ones, and those in the cache, a file a source, side by side. Which SAE is told by the hash of its weights.
+"""All labels of one SAE: the shipped ones and those in the cache, a file for each source. The hash of its weights
+identifies the SAE.
 
-    <cache>/labels/<first 16 digits of the SAE's sha256>/person.jsonl, written.jsonl, neuronpedia.jsonl, endpoint.jsonl, automatic.jsonl
+    <cache>/labels/<first 16 digits of the SAE's sha256>/person.jsonl, written.jsonl, neuronpedia.jsonl, endpoint.jsonl,
+    automatic.jsonl
     <cache>/labels/<the same>/scores.jsonl    what was measured of labels of any source: source, index, description, and the score
-    core/data/demo/labels.jsonl               shipped, read only; rows of another SAE (`saeSha256`) are passed over
+    core/data/demo/labels.jsonl               shipped, read only; rows of another SAE (`saeSha256`) are skipped
 
-The best label of a latent is the person's own, then by source in the order of `labels.SOURCES`; within a source the newest; labels that were made
-for another SAE come last, and say so. A score belongs to a text: another text has none. Files are rewritten whole under a lock (old or new, never
-a part). A line that can't be used is told of (`refused`) and stays in its file.
+The best label of a latent is the person's own, then the first by source in the order of `labels.SOURCES`, within a
+source the newest. Labels that were made for another SAE come last and are marked. A score belongs to a text, so a
+changed label has no score. Files are rewritten whole, under a lock. `refused` lists the lines that can't be used; they
+stay in their file.
 
-What a kept line says of its SAE is compared (core.latents.label_identity): a line without `saeSha256` that names another SAE is refused; labels that
-came from another SAE's source before imports were compared are marked as that SAE's.
+Lines are compared with the SAE (core.latents.label_identity): one without `saeSha256` that names another SAE is
+refused; labels from another SAE's source, which earlier versions imported without comparing, are marked as that SAE's.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from core.types import RefusedRow
 
 SHIPPED_FILE = Path(__file__).resolve().parents[1] / "data" / "demo" / "labels.jsonl"
 SCORES = "scores"
-NEURONPEDIA_AUTHOR = "neuronpedia.org"  # the first part of the author of labels that came from there; its model and source follow
+NEURONPEDIA_AUTHOR = "neuronpedia.org"  # first part of the author of labels from Neuronpedia; model and source follow
 Parse = Callable[[Mapping[str, Any]], Any]
 Place = tuple[str, int, str]  # what a score belongs to: source, latent, text
 
@@ -45,7 +48,7 @@ class OtherSAE(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of a file: its bytes, and what it says (`value`, from `row`), or why it says nothing."""
+    """One line of a file: its bytes, and its content (`value`, parsed from `row`) or the reason why it can't be used."""
 
     raw: bytes
     value: Any = None
@@ -55,7 +58,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Added:
-    """What adding labels did: how many are new, took the place of an older one, or stood there already."""
+    """How many added labels are new, replaced an older one, or were there already."""
 
     new: int
     replaced: int
@@ -63,18 +66,18 @@ class Added:
 
 
 class LabelBook:
-    """The labels of the SAE with this identity. Reads files when they are asked for, and again when they have changed.
+    """The labels of the SAE with this identity. A file is read at first use, and again when it has changed.
 
     Raises MissingError for an identity without `sha256`.
     """
 
     def __init__(self, sae: Mapping[str, Any], root: Path | None = None, *, shipped: Path = SHIPPED_FILE) -> None:
         if not isinstance(sae.get("sha256"), str):
-            raise MissingError("this SAE's identity holds no hash of its weights, so its labels can't be told from another's", expected="sha256")
+            raise MissingError("this SAE's identity holds no hash of its weights, so its labels can't be told from another SAE's", expected="sha256")
         self.sae, self.sha256, self.root = sae, str(sae["sha256"]), root or cache_root()
         self.folder, self.shipped = self.root / "labels" / self.sha256[:16], shipped
         self._read: dict[Path, tuple[tuple[int, ...], list[Line]]] = {}
-        self._found: tuple[Any, dict[int, list[Label]], dict[int, Label]] = (None, {}, {})
+        self._ranked: tuple[Any, dict[int, list[Label]], dict[int, Label]] = (None, {}, {})
 
     # --- reading ---
 
@@ -89,42 +92,46 @@ class LabelBook:
     def of(self, source: str) -> list[Label]:
         """All labels of one source, with their scores."""
         scores = self._scores()
-        found = [line.value for line in self._lines(source) if line.value]
-        return [with_scores(label, scores.get(_place(label), ())) for label in found]
+        labels = [line.value for line in self._lines(source) if line.value]
+        return [with_scores(label, scores.get(_place(label), ())) for label in labels]
 
     @property
     def refused(self) -> tuple[tuple[Path, RefusedRow], ...]:
-        """Lines of this SAE's files that can't be used, and why."""
+        """The lines of this SAE's files that can't be used, with the reason."""
         files = {self.path(source): self._lines(source) for source in SOURCES} | {self._scores_path: self._score_lines()}
-        return tuple((path, line.refused) for path, found in files.items() for line in found if line.refused)
+        return tuple((path, line.refused) for path, lines_of_file in files.items() for line in lines_of_file if line.refused)
 
     def path(self, source: str) -> Path:
-        """The file of a source. Raises ConfigError for one that is none."""
+        """The file of a source. Raises ConfigError for an unknown source."""
         if source not in SOURCES:
             raise ConfigError("there is no such source of labels", expected=" | ".join(SOURCES), found=source)
         return self.shipped if source == SHIPPED else self.folder / f"{source}.jsonl"
 
     def rows(self, labels: Iterable[Label]) -> list[dict[str, Any]]:
-        """Labels as rows to be kept or given away, with what says whose latents they name."""
+        """Labels as rows for a file, with the model, layer and hash of the SAE whose latents they name."""
         model_id, layer = source_names(self.sae)
         return [{"modelId": model_id, "layer": layer, **label.to_row(), "saeSha256": self.sha256} for label in labels]
 
     # --- writing ---
 
     def set(self, latent: int, text: str, author: str = "") -> Label | None:
-        """Gives a latent the person's own label, in place of their last; an empty text takes it away. Raises ConfigError for no such latent."""
+        """Replaces the person's own label of a latent; an empty text removes it. Raises ConfigError if the SAE has no
+        such latent.
+        """
         self.check(latent)
         label = Label(text=one_line(text), source=PERSON, index=latent, method="by hand", author=one_line(author), date=today())
 
-        def change(found: list[Line]) -> list[bytes]:
-            kept = [line.raw for line in found if not (line.value and line.value.index == latent)]
+        def change(lines_before: list[Line]) -> list[bytes]:
+            kept = [line.raw for line in lines_before if not (line.value and line.value.index == latent)]
             return kept + [_encoded(row) for row in self.rows([label] if label.text else [])]
 
         self._rewrite(self.path(PERSON), self._parse_label(PERSON), change)
         return label if label.text else None
 
     def add(self, source: str, labels: Sequence[Label]) -> Added:
-        """Adds labels to a source beside those it has; one with the key of another takes its place. Raises ConfigError as `path` and `set`."""
+        """Adds labels to a source; one with the key of an earlier label replaces it. Raises ConfigError as `path` and
+        `set` do.
+        """
         if source == SHIPPED:
             raise ConfigError("shipped labels are read only", expected=" | ".join(name for name in SOURCES if name != SHIPPED))
         for label in labels:
@@ -132,9 +139,9 @@ class LabelBook:
         new = {label.key: label for label in labels}
         count = {"replaced": 0, "same": 0}
 
-        def change(found: list[Line]) -> list[bytes]:
+        def change(lines_before: list[Line]) -> list[bytes]:
             kept: list[bytes] = []
-            for line in found:
+            for line in lines_before:
                 newer = new.get(line.value.key) if line.value else None
                 if newer is None or (newer.text, newer.scores) == (line.value.text, line.value.scores):
                     kept.append(line.raw)
@@ -147,18 +154,18 @@ class LabelBook:
         return Added(new=len(new) - count["replaced"], **count)
 
     def add_scores(self, scores: Sequence[tuple[Label, Score]]) -> None:
-        """Keeps what was measured of labels, in place of earlier scores by the same method and model."""
+        """Keeps scores of labels; each replaces an earlier one by the same method and model."""
         new = {(_place(label), score.method, score.model): score for label, score in scores}
 
-        def change(found: list[Line]) -> list[bytes]:
-            kept = [line.raw for line in found if not (line.value and (line.value[0], line.value[1].method, line.value[1].model) in new)]
+        def change(lines_before: list[Line]) -> list[bytes]:
+            kept = [line.raw for line in lines_before if not (line.value and (line.value[0], line.value[1].method, line.value[1].model) in new)]
             rows = ({"source": place[0], "index": str(place[1]), "description": place[2], **score.to_row()} for (place, *_), score in new.items())
             return kept + [_encoded(row) for row in rows]
 
         self._rewrite(self._scores_path, _parse_score, change)
 
     def check(self, latent: int) -> None:
-        """Raises ConfigError for a number that no latent of this SAE has."""
+        """Raises ConfigError if this SAE has no latent of this number."""
         width = self.sae.get("d_sae")
         if latent < 0 or (isinstance(width, int) and latent >= width):
             expected = f"0 to {width - 1}" if isinstance(width, int) else "0 or more"
@@ -167,24 +174,24 @@ class LabelBook:
     # --- files ---
 
     def _up_to_date(self) -> tuple[dict[int, list[Label]], dict[int, Label]]:
-        """Every latent's labels, best first, and the first of each, as the files stand."""
+        """Every latent's labels, best first, and the best label of each, from the files as they are now."""
         state = tuple(_signature(path) for path in (*map(self.path, SOURCES), self._scores_path))
-        if self._found[0] != state:
+        if self._ranked[0] != state:
             every: dict[int, list[Label]] = {}
             for source in SOURCES:
                 for label in sorted(self.of(source), key=lambda label: label.date, reverse=True):
                     every.setdefault(int(label.index or 0), []).append(label)
             for labels in every.values():
                 labels.sort(key=lambda label: label.of_another_sae)
-            self._found = (state, every, {latent: found[0] for latent, found in every.items()})
-        return self._found[1:]
+            self._ranked = (state, every, {latent: ranked[0] for latent, ranked in every.items()})
+        return self._ranked[1:]
 
     def _scores(self) -> dict[Place, list[Score]]:
-        found: dict[Place, list[Score]] = {}
+        scores: dict[Place, list[Score]] = {}
         for line in self._score_lines():
             if line.value:
-                found.setdefault(line.value[0], []).append(line.value[1])
-        return found
+                scores.setdefault(line.value[0], []).append(line.value[1])
+        return scores
 
     @property
     def _scores_path(self) -> Path:
@@ -204,9 +211,9 @@ class LabelBook:
 
     def _parse_label(self, source: str) -> Parse:
         def parse(row: Mapping[str, Any]) -> Label:
-            theirs = row.get("saeSha256", self.sha256 if source != SHIPPED else None)
-            if theirs != self.sha256:
-                raise OtherSAE if source == SHIPPED and isinstance(theirs, str) else ValueError("saeSha256: not this SAE's")
+            stated_hash = row.get("saeSha256", self.sha256 if source != SHIPPED else None)
+            if stated_hash != self.sha256:
+                raise OtherSAE if source == SHIPPED and isinstance(stated_hash, str) else ValueError("saeSha256: not this SAE's")
             label = self._compared(label_from_row(row, source), row)
             try:
                 self.check(int(label.index or 0))
@@ -217,7 +224,9 @@ class LabelBook:
         return parse
 
     def _compared(self, label: Label, row: Mapping[str, Any]) -> Label:
-        """The label, marked where it is of another SAE or of one that is not named. Raises ValueError for a row that names another SAE."""
+        """The label, marked if it is of another SAE or of one that is not named. Raises ValueError for a row that names
+        another SAE.
+        """
         if "saeSha256" not in row:
             stated = stated_sae(row)
             kind, differences = verdict(stated, self.sae)
@@ -238,12 +247,14 @@ class LabelBook:
 
 
 def book_of_sae(sae: Mapping[str, Any] | None, root: Path | None = None) -> LabelBook | None:
-    """The book of an SAE as a reward model names it; None where it names none, or not by hash."""
+    """The label book of the SAE that a reward model names; None if it names no SAE, or not by hash."""
     return LabelBook(sae, root) if sae and isinstance(sae.get("sha256"), str) else None
 
 
 def book_of(folder: ModelFolder) -> LabelBook | None:
-    """The book of a reward model's SAE, shared by everybody who reads this folder: it reads a file again only when it has changed."""
+    """The label book of a reward model's SAE, the same object for the same folder: it reads a file again only when it
+    has changed.
+    """
     return _book(folder.content, folder.root)
 
 
@@ -253,24 +264,24 @@ def _book(content: FolderContent, root: Path) -> LabelBook | None:
 
 
 def labels_of(folder: ModelFolder) -> Labels:
-    """The best label of each latent of a reward model that has one, as the label files stand now."""
+    """The best label of each latent that has one, from the label files as they are now."""
     book = book_of(folder)
     return book.labels() if book else {}
 
 
 def read_lines(path: Path, parse: Parse) -> list[Line]:
-    """The lines of a file of JSON rows, blank ones and other SAEs' left out; none where there is no file."""
+    """The lines of a file of JSON rows without blank ones and those of other SAEs; none if there is no file."""
     if not path.is_file():
         return []
-    found: list[Line] = []
+    parsed: list[Line] = []
     with path.open("rb") as handle:
         for number, raw in enumerate(lines(handle), 1):
             if isinstance(raw, Exception):
                 raise raw
             if raw.strip():
                 line = _line(number, raw if raw.endswith(b"\n") else raw + b"\n", parse)
-                found += [line] if line else []
-    return found
+                parsed += [line] if line else []
+    return parsed
 
 
 def _line(number: int, raw: bytes, parse: Parse) -> Line | None:

@@ -1,8 +1,10 @@
-"""Labels from a language model behind an OpenAI-compatible endpoint (`POST /chat/completions`), if the person configures one. Off otherwise.
+"""Labels written by a language model behind an OpenAI-compatible endpoint (`POST /chat/completions`), if one is
+configured.
 
-The model is shown the strongest texts with marks around the tokens on which the latent is active, and the tokens it promotes. Those texts leave this
-machine. What comes back is not trusted: one line, cut where it is long. Each label is kept the moment it is there, so a killed run goes on where it
-was, and tokens are counted as the endpoint counts them. The key comes from the environment alone (SPARSERM_ENDPOINT_KEY).
+The model is shown the strongest texts with marks around the tokens on which the latent is active, and the tokens it
+promotes. Those texts leave this machine. The answer is not trusted: it becomes one line, cut if it is long. Each label
+is stored at once, so a killed run continues where it stopped; tokens are counted by the endpoint's own figures. The key
+is read only from the environment (SPARSERM_ENDPOINT_KEY).
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ ASKED = (
 
 @dataclass(kw_only=True)
 class Asked:
-    """What asking did: labels written, latents whose label by this model stood already, latents whose answer held none, tokens sent and received."""
+    """Counts: labels written, latents that had a label by this model already, latents whose answer held no label,
+    tokens sent and received.
+    """
 
     labels: int = 0
     already: int = 0
@@ -48,7 +52,8 @@ class Asked:
 def ask_labels(book: LabelBook, pages: Iterable[Feature], config: EndpointConfig, *, total: int, progress: Progress = no_progress) -> Asked:
     """Asks for a label of each of these `total` latents and adds it to the book.
 
-    Raises ConfigError where no endpoint or model is configured, MissingError where the endpoint refuses or stays silent; what came before is kept.
+    Raises ConfigError if no endpoint or model is configured, MissingError if the endpoint refuses or does not answer;
+    earlier labels are kept.
     """
     check_endpoint(config)
     done = Asked()
@@ -71,7 +76,7 @@ def ask_labels(book: LabelBook, pages: Iterable[Feature], config: EndpointConfig
 
 
 def check_endpoint(config: EndpointConfig) -> None:
-    """Raises ConfigError where no endpoint is configured."""
+    """Raises ConfigError if no endpoint is configured."""
     if not config.endpoint or not config.endpoint_model:
         what = "no endpoint is configured" if not config.endpoint else "no model of the endpoint is named"
         expected = "an OpenAI-compatible endpoint and a model it serves"
@@ -80,7 +85,7 @@ def check_endpoint(config: EndpointConfig) -> None:
 
 
 def evidence(feature: Feature) -> str:
-    """What the model is shown of a latent."""
+    """The texts and tokens of a latent that the model is shown."""
     snippets = [f"{number}. {marked_text(window)}" for number, window in enumerate(shown_windows(feature), 1)]
     tokens = ", ".join(json.dumps(token, ensure_ascii=False) for token in promoted(feature, PROMOTED))
     return "\n".join(["Snippets:", *snippets, "", f"Tokens made more likely: {tokens or 'not known'}"])
@@ -103,9 +108,11 @@ def _ask(http: Http, config: EndpointConfig, shown: str, done: Asked) -> str:
 
 
 def label_text(answer: object) -> str:
-    """The label in an answer: its last line, since models that think aloud conclude there, without what surrounds it; empty where there is none."""
-    said = re.sub(r"<think>.*?(</think>|$)", "", answer, flags=re.DOTALL) if isinstance(answer, str) else ""
-    lines = [line for line in map(one_line, said.splitlines()) if line]
+    """The label in an answer: its last line, since models that think aloud conclude there, without quotes or marks;
+    empty if there is none.
+    """
+    text = re.sub(r"<think>.*?(</think>|$)", "", answer, flags=re.DOTALL) if isinstance(answer, str) else ""
+    lines = [line for line in map(one_line, text.splitlines()) if line]
     return one_line(lines[-1].strip("\"'`*“”„«» ").removeprefix("Label:").strip()) if lines else ""
 
 

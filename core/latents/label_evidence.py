@@ -1,11 +1,11 @@
-"""What labels are written from and measured on: a latent's page (core.latents.pages), as texts."""
+"""The texts of a latent's page (core.latents.pages) from which labels are written and on which they are scored."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SHOWN = 10  # strongest windows that whoever writes a label is shown; labels are measured on the others where there are enough
+SHOWN = 10  # windows of highest activation from which a label is written; it is scored on the others if there are `ENOUGH`
 ENOUGH = 10
 
 Feature = Mapping[str, Any]
@@ -18,13 +18,15 @@ def shown_windows(feature: Feature) -> list[Window]:
 
 
 def measured_windows(feature: Feature) -> tuple[list[Window], str]:
-    """The windows that a label is measured on, and their name: those it was not written from, or all where there are fewer than `ENOUGH` others."""
+    """The windows on which a label is scored, and their name: those it was not written from, or all if fewer than
+    `ENOUGH` are left.
+    """
     ranked = _ranked(feature)
     return (ranked[SHOWN:], f"beyond the top {SHOWN}") if len(ranked) >= SHOWN + ENOUGH else (ranked, "all")
 
 
 def text_of(window: Window) -> str:
-    """A window's text on one line, without what belongs to the chat template."""
+    """A window's text on one line, without the tokens of the chat template."""
     template = set(window.get("template", ()))
     return " ".join("".join("\n" if place in template else token for place, token in enumerate(window["tokens"])).split())
 
@@ -52,7 +54,9 @@ def _strong(window: Window) -> list[int]:
 
 
 def promoted(feature: Feature, most: int, *, words: bool = False) -> list[str]:
-    """The tokens that the latent's direction raises most, each once, without spaces around them; with `words` only those that begin a word."""
+    """The tokens that the latent's direction raises most, each once, without spaces around them; with `words` only
+    those that begin a word.
+    """
     tokens = (str(token) for token in feature["pos_str"])
     kept = (token.strip() for token in tokens if not words or (token[:1].isspace() and token.strip().isalpha()))
     return list({token.casefold(): token for token in kept if token}.values())[:most]
@@ -60,11 +64,11 @@ def promoted(feature: Feature, most: int, *, words: bool = False) -> list[str]:
 
 def _ranked(feature: Feature) -> list[Window]:
     """Distinct texts that the latent is active in, by falling maximum."""
-    found: dict[str, Window] = {}
+    by_text: dict[str, Window] = {}
     for window in sorted(feature["activations"], key=lambda window: -max(window["values"], default=0.0)):
         if max(window["values"], default=0.0) > 0:
-            found.setdefault(text_of(window), window)
-    return list(found.values())
+            by_text.setdefault(text_of(window), window)
+    return list(by_text.values())
 
 
 def snippet_texts(feature: Feature, snippets: Sequence[Any]) -> list[str]:

@@ -1,8 +1,9 @@
-"""Whose latents a row of labels names: what the row says of its SAE, compared with the SAE that is to have the labels.
+"""Compares the SAE that a row of labels names with the SAE that is to get the labels.
 
-Latent 12 of one SAE has nothing to do with latent 12 of another, so a label of another SAE is a wrong statement that looks right. A row may say
+Latent 12 of one SAE is unrelated to latent 12 of another, so a label of another SAE is wrong and looks right. A row may
+contain
 
-    saeSha256                                        the hash of the SAE's weights (rows that a workbench exported): decides alone
+    saeSha256                                        the hash of the SAE's weights (rows that a workbench exported); it decides alone
     modelId (model_id), layer (source, sourceId,     Neuronpedia's model and source, such as gemma-2-2b and 20-gemmascope-res-16k: layer 20 of that
     source_id, neuronpedia_id)                       model, the residual stream, 16k latents
     url                                              a page of Neuronpedia, which names both
@@ -13,8 +14,8 @@ and the SAE's identity holds its hash, release and id, model, layer, hook and nu
 
     SAME       the hashes are equal, or model and source are those by which this SAE is known (of a preset, or as exported before)
     DIFFERENT  hash, source, model, layer, kind of activations, SAE id or width contradict the SAE
-    UNPROVEN   a source is named, and nothing tells whether it is this SAE: the person is asked
-    UNSTATED   no SAE is named: the labels are taken, and that is said
+    UNPROVEN   a source is named, but nothing shows whether it is this SAE: the person is asked
+    UNSTATED   no SAE is named: the labels are taken and marked
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ Source = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class StatedSAE:
-    """What a row says of its SAE; empty strings and None where it says nothing. `source` is Neuronpedia's, such as 20-gemmascope-res-16k."""
+    """The SAE that a row names; empty strings and None for what it does not state. `source` is Neuronpedia's, such as
+    20-gemmascope-res-16k.
+    """
 
     sha256: str = ""
     model: str = ""
@@ -51,7 +54,7 @@ class StatedSAE:
 
     @property
     def name(self) -> str:
-        """How messages and labels call it."""
+        """Its name in messages and labels."""
         parts = "/".join(part for part in (self.model, self.source) if part)
         layer = f"layer {self.layer}" if self.layer is not None and not self.source else ""
         width = f"{self.width} latents" if self.width is not None else ""
@@ -61,7 +64,7 @@ class StatedSAE:
 
 
 def stated_sae(row: Mapping[str, Any]) -> StatedSAE:
-    """What a row says of its SAE."""
+    """The SAE that a row names."""
     nested = row.get("sae")
     facts = {**nested, **row} if isinstance(nested, Mapping) else row
     model, source = _text(facts, "modelId", "model_id"), ""
@@ -88,15 +91,16 @@ def stated_sae(row: Mapping[str, Any]) -> StatedSAE:
 
 
 def stated_source(source: Source) -> StatedSAE:
-    """What Neuronpedia's model and source say."""
+    """The SAE that Neuronpedia's model and source name."""
     number = SOURCE_ID.fullmatch(source[1])
     return StatedSAE(model=source[0], source=source[1], layer=int(number[1]) if number else None)
 
 
 def verdict(stated: StatedSAE, sae: Mapping[str, Any], claimed: Source | None = None) -> tuple[str, str]:
-    """SAME, DIFFERENT, UNPROVEN or UNSTATED, and in what the two differ.
+    """SAME, DIFFERENT, UNPROVEN or UNSTATED, and the properties in which the two differ.
 
-    `claimed` is Neuronpedia's source that the person says this SAE is: rows of it are SAME, where nothing contradicts it (`check_claim`).
+    `claimed` is the source of Neuronpedia that, by the person's word, is this SAE: its rows are SAME unless something
+    contradicts it (`check_claim`).
     """
     if stated.sha256:
         return (SAME, "") if stated.sha256 == sae.get("sha256") else (DIFFERENT, "the weights' hash")
@@ -115,7 +119,7 @@ def verdict(stated: StatedSAE, sae: Mapping[str, Any], claimed: Source | None = 
 
 
 def described_sae(sae: Mapping[str, Any]) -> str:
-    """The SAE in words, for messages."""
+    """A description of the SAE for messages."""
     known = neuronpedia_source(sae)
     parts = [f"SAE {sae.get('name') or sae.get('sae_id') or '?'}", f"({'/'.join(known)})" if known else ""]
     facts = [f"model {sae.get('model_name') or 'not known'}", f"layer {sae.get('layer')}", f"{sae.get('d_sae')} latents"]
@@ -123,19 +127,21 @@ def described_sae(sae: Mapping[str, Any]) -> str:
 
 
 def other_sae(stated: StatedSAE, kind: str, differences: str, sae: Mapping[str, Any], n_rows: int = 0) -> MismatchError:
-    """The error for labels that are, or may be, of another SAE: both sides, and the way to take them all the same."""
+    """The error for labels that are, or may be, of another SAE: it names both SAEs and the option that takes the labels
+    anyway.
+    """
     rows = f"{n_rows} rows " if n_rows else ""
-    expected, theirs = f"labels of {described_sae(sae)}", f"{rows}of {stated.name or 'another SAE'}"
+    expected, stated_rows = f"labels of {described_sae(sae)}", f"{rows}of {stated.name or 'another SAE'}"
     if kind == UNPROVEN:
         source = "/".join(part for part in (stated.model, stated.source) if part) or "MODEL/SOURCE"
         remedy = f"if they are of the same SAE, say so: --neuronpedia {source}; to take them as another SAE's, and marked so: --any-sae"
-        return MismatchError("nothing tells whether these labels are of this SAE", expected=expected, found=theirs, remedy=remedy)
+        return MismatchError("nothing tells whether these labels are of this SAE", expected=expected, found=stated_rows, remedy=remedy)
     remedy = "import the labels of this SAE; to take these all the same, marked as another SAE's: --any-sae"
-    return MismatchError(f"these labels are of another SAE: they differ in {differences}", expected=expected, found=theirs, remedy=remedy)
+    return MismatchError(f"these labels are of another SAE: they differ in {differences}", expected=expected, found=stated_rows, remedy=remedy)
 
 
 def check_claim(claimed: Source, sae: Mapping[str, Any]) -> None:
-    """Raises MismatchError where an SAE can't be the source that it is said to be."""
+    """Raises MismatchError if an SAE can't be the claimed source."""
     stated = stated_source(claimed)
     differences = _differences(stated, sae)
     known = neuronpedia_source(sae)
@@ -146,10 +152,12 @@ def check_claim(claimed: Source, sae: Mapping[str, Any]) -> None:
 
 
 def _differences(stated: StatedSAE, sae: Mapping[str, Any]) -> list[str]:
-    """In what a row's SAE contradicts this one; what either side does not say is no difference."""
+    """The properties in which a row's SAE contradicts this one; a property that either side does not state is no
+    difference.
+    """
     differences = []
-    ours = str(sae.get("model_name") or "")
-    if stated.model and ours and _model(stated.model) != _model(ours):
+    model = str(sae.get("model_name") or "")
+    if stated.model and model and _model(stated.model) != _model(model):
         differences.append("model")
     other_point, layers = _layers(stated, sae)
     if layers - {sae.get("layer"), None} and sae.get("layer") is not None:
@@ -169,10 +177,11 @@ def _differences(stated: StatedSAE, sae: Mapping[str, Any]) -> list[str]:
 def _layers(stated: StatedSAE, sae: Mapping[str, Any]) -> tuple[bool, set[int | None]]:
     """Whether a row's hook is another point of the model than a layer's output, and the layers that the row names.
 
-    Neuronpedia counts an SAE of a block's input by that block: 8-res-jb, of blocks.8.hook_resid_pre, is the output of layer 7.
+    Neuronpedia counts an SAE of a block's input by that block: 8-res-jb, of blocks.8.hook_resid_pre, is the output of
+    layer 7.
     """
-    ours = hook_number(sae.get("hook_name"))
-    counted = stated.layer if not stated.source or ours is None or stated.layer != ours else sae.get("layer")
+    hook_layer = hook_number(sae.get("hook_name"))
+    counted = stated.layer if not stated.source or hook_layer is None or stated.layer != hook_layer else sae.get("layer")
     if not stated.hook:
         return False, {counted}
     try:
@@ -182,12 +191,14 @@ def _layers(stated: StatedSAE, sae: Mapping[str, Any]) -> tuple[bool, set[int | 
 
 
 def _same_source(named: Source, other: Source) -> bool:
-    """Whether two names of a model and a source differ in nothing but organisation, signs and capitals."""
+    """Whether two names of a model and a source differ only in organisation, signs and capitals."""
     return _model(named[0]) == _model(other[0]) and named[1].lower() == other[1].lower()
 
 
 def _fits_width(source: str, width: int) -> bool:
-    """Whether a source's name may be of an SAE of this width: 16k stands for 16,384 or 16,000, 1m for 1,048,576. True where it says none."""
+    """Whether a source's name may be of an SAE of this width: 16k stands for 16,384 or 16,000, 1m for 1,048,576. True
+    if it states none.
+    """
     sizes = re.findall(r"(?:^|[-_])(\d+)([km])(?=$|[-_])", source.lower())
     if not sizes:
         return True

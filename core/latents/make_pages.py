@@ -1,6 +1,7 @@
-"""Makes the pages of a reward model's latents where the cache does not hold them: loads language model, SAE and unembedding.
+"""Makes the pages of a reward model's latents where the cache does not hold them: loads language model, SAE and
+unembedding.
 
-`core.latents.find_pages` says how they are found again, `core.latents.pages` what is in them.
+`core.latents.find_pages` finds them again, `core.latents.pages` describes their content.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def make_pages(
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> LatentPages:
-    """As `find_pages`, made where they do not stand.
+    """As `find_pages`, but makes the pages if the cache does not hold them.
 
     Raises ConfigError for a latent that the SAE does not have and for a model without an SAE, MissingError where the
     corpus names pairs and none are kept, DataError or BackboneError for another corpus that can't be had, and what
@@ -63,7 +64,9 @@ def make_pages(
 
 
 def _sources(folder: ModelFolder, config: LatentsConfig, progress: Progress) -> dict[str, Source]:
-    """The dialogues of each part of the corpus. A part that the config does not name and that can't be had is left out with a warning."""
+    """The dialogues of each part of the corpus. A part that the config does not name and that can't be had is left out
+    with a warning.
+    """
     names = corpora(config)[0]
     if len(corpora(config)) == 1:
         return {name: _dialogues(folder, name, progress) for name in names}

@@ -1,4 +1,6 @@
-"""Makes the page of a latent from its column of activations: core.latents.pages says what is in each field."""
+"""Makes the page of a latent from its column of activations. The docstring of core/latents/pages.py describes each
+field.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,7 @@ class PageMaker:
 
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
-        """What every token of corpus and vocabulary stands for."""
+        """The bytes of every token of the corpus and the vocabulary."""
         from core.backbone.token_text import token_bytes
 
         return token_bytes(self.tokenizer, [*range(len(self.tokenizer)), *np.unique(self.corpus.ids).tolist()])
@@ -105,7 +107,7 @@ class PageMaker:
         logit_values, logit_heights = _histogram(effect, float(effect.min()), float(effect.max()))
         peak = float(column[1].max()) if len(column[1]) else 0.0
         values, heights = _histogram(column[1], 0.0, peak) if peak else ([], [])
-        rng = np.random.default_rng([self.config.seed, 2, latent])  # a latent's page is the same whichever others are made
+        rng = np.random.default_rng([self.config.seed, 2, latent])  # a latent's page does not depend on which other pages are made
         return Feature(
             modelId=self.names[0],
             layer=self.names[1],
@@ -160,8 +162,8 @@ def _largest(values: Float[np.ndarray, " n"], n: int) -> list[int]:
     n = min(n, len(values))
     bound = np.partition(values, len(values) - n)[len(values) - n]
     places = np.flatnonzero(values >= bound)
-    found: list[int] = places[np.argsort(-values[places], kind="stable")][:n].tolist()
-    return found
+    largest: list[int] = places[np.argsort(-values[places], kind="stable")][:n].tolist()
+    return largest
 
 
 def _histogram(values: Float[np.ndarray, " n"], low: float, high: float) -> tuple[list[float], list[int]]:

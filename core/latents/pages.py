@@ -1,26 +1,30 @@
-"""What a latent is active on and what it promotes: a page for each, in Neuronpedia's own field names (METHOD.md section 4).
+"""A page for each latent, in Neuronpedia's field names: the texts on which it is active, and the tokens it promotes
+(METHOD.md section 4).
 
-`build` makes the pages over a corpus: one forward pass keeps every activation (core.latents.columns), then the pages are written latent by
-latent from complete counts. `load_pages(folder)` reads one page at a time and loads no engine.
+`build` makes the pages from a corpus: one forward pass stores every activation (core.latents.columns), then the pages
+are written latent by latent from complete counts. `load_pages(folder)` reads one page at a time, without torch.
 
 features.jsonl, one row a latent, rising
     modelId, layer, index               the language model, the source (layer and SAE), the latent: a string, as in Neuronpedia's exports
-    pos_str, pos_values                 the ten tokens whose logits the decoder row raises most (core.backbone.unembedding says how), and by how much
+    pos_str, pos_values                 the ten tokens whose logits the decoder row raises most (by core.backbone.unembedding), and by how much
     neg_str, neg_values                 the ten it lowers most, lowest first
     logits_hist_data_bar_values, _heights   histogram of its effect on all tokens of the vocabulary: centres of 40 equal bars, counts
     frac_nonzero, maxActApprox          share of counted tokens it is active on; its highest activation there
-    freq_hist_data_bar_values, _heights activation density: 40 equal bars from 0 to maxActApprox over the activations above 0
-    topkCosSimIndices, topkCosSimValues the ten latents whose decoder rows have the highest cosine with this one's, itself left out
+    freq_hist_data_bar_values, _heights activation density: 40 equal bars from 0 to maxActApprox over the activations
+    above 0 topkCosSimIndices, topkCosSimValues the ten latents whose decoder rows have the highest cosine with this
+    one's, itself left out
     activations                         texts (chosen by core.latents.windows): first the highest ones, binMin and binContains -1, binMax
-                                        the highest activation; then by interval binMin < maximum <= binMax, which holds the share binContains of all
-                                        activations above 0. `tokens`, `values` (0 where it is silent or nothing counts), `minValue`, `maxValue`,
-                                        `maxValueTokenIndex`, `dataIndex` (number of the document in the corpus), `dataSource` (its source),
-                                        and ours: `template`, the places of tokens that belong to the chat template
-    inactive                            ours: numbers of rows of snippets.jsonl in which the latent is nowhere active
+                                        the highest activation; then by interval binMin < maximum <= binMax, which holds
+                                        the share binContains of all activations above 0. `tokens`, `values` (0 where it
+                                        is not active or the token does not count), `minValue`, `maxValue`,
+                                        `maxValueTokenIndex`, `dataIndex` (number of the document in the corpus),
+                                        `dataSource` (its source), and our field `template`: the places of tokens that
+                                        belong to the chat template
+    inactive                            our field: numbers of rows of snippets.jsonl in which the latent is nowhere active
 snippets.jsonl    windows of the same length around tokens drawn at random: `tokens`, `dataIndex`, `dataSource`, `template`
 corpus.json       what was read: documents and counted tokens, in all and of each source (with its `n_dialogues` and how many of them were read, can't
-                  be read, were cut to the context, or left out before: core.latents.columns.SourceCounts); how many latents have pages, how
-                  many are active anywhere
+                  be read, were cut to the context, or left out before: core.latents.columns.SourceCounts); how many
+                  latents have pages, how many are active anywhere
 index.safetensors latent ids, and where their rows begin in features.jsonl (the last number is its end)
 """
 
@@ -35,6 +39,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Int
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from core.config import LatentsConfig
 from core.errors import MissingError, StoreError
@@ -54,12 +60,11 @@ PAGES, ENTRIES = 64, 2**23  # latents whose pages are made at a time, and their 
 
 
 class LatentPages(Mapping[int, Feature]):
-    """Pages by latent id, each read from disk when it is asked for; `snippets` and `corpus` as the module says. Raises StoreError without them."""
+    """Pages by latent id, each read from disk when it is needed; `snippets` and `corpus` as in the module's docstring.
+    Raises StoreError without them.
+    """
 
     def __init__(self, folder: Path) -> None:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
         self.folder = folder
         try:
             index = load_file(folder / INDEX)
@@ -72,8 +77,8 @@ class LatentPages(Mapping[int, Feature]):
         begin, end = self._rows[latent]
         with (self.folder / FEATURES).open("rb") as file:
             file.seek(begin)
-            found: Feature = json.loads(file.read(end - begin))
-        return found
+            feature: Feature = json.loads(file.read(end - begin))
+        return feature
 
     def __contains__(self, latent: object) -> bool:
         return latent in self._rows
@@ -85,13 +90,13 @@ class LatentPages(Mapping[int, Feature]):
         return len(self._rows)
 
     def page(self, latent: int) -> Feature:
-        """As `pages[latent]`, but raises MissingError, with what to do, where there is no such page."""
+        """As `pages[latent]`, but raises MissingError with a remedy if there is no such page."""
         if latent not in self:
-            found = f"pages of {len(self):,} latents, from {self.corpus['tokens']:,} tokens"
+            held = f"pages of {len(self):,} latents, from {self.corpus['tokens']:,} tokens"
             remedy = (
                 "it is active on none of these tokens: give more, or another --corpus" if self.corpus["every"] else f"--latent {latent}, or --all"
             )
-            raise MissingError(f"there is no page of latent {latent}", found=found, remedy=remedy)
+            raise MissingError(f"there is no page of latent {latent}", found=held, remedy=remedy)
         return self[latent]
 
     @cached_property
@@ -100,12 +105,12 @@ class LatentPages(Mapping[int, Feature]):
 
     @cached_property
     def corpus(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = read_json(self.folder / CORPUS)
-        return found
+        content: Mapping[str, Any] = read_json(self.folder / CORPUS)
+        return content
 
 
 def load_pages(folder: Path) -> LatentPages:
-    """What `build` wrote. Raises StoreError where it is not there."""
+    """The pages that `build` wrote. Raises StoreError if there are none."""
     return LatentPages(folder)
 
 
@@ -124,10 +129,10 @@ def build(
     scratch: Path,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Writes the pages of these latents, and with `every` of all others that are active anywhere in the corpus, into `folder`. Resumes from what
-    stands in `scratch`.
+    """Writes the pages of these latents, and with `every` of all others that are active anywhere in the corpus, into
+    `folder`. Resumes from the files in `scratch`.
 
-    `names` are modelId and source id. Returns what the manifest shall say.
+    `names` are modelId and source id. Returns the facts of the manifest.
     """
     chosen = np.unique(np.asarray(latents, dtype=np.int64))
     read = np.arange(sae.d_sae) if every else chosen
@@ -136,10 +141,10 @@ def build(
     shown = (columns.counts > 0) | np.isin(read, chosen)
     offsets = _write_pages(maker, columns, read, shown, folder, scratch, progress)
     write_json_lines(folder / SNIPPETS, [maker.snippet(*span) for span in maker.windows.snippets])
-    said = {**corpus.to_json(), "latents": int(shown.sum()), "live": int((columns.counts > 0).sum()), "every": every}
-    write_json(folder / CORPUS, said)
+    facts = {**corpus.to_json(), "latents": int(shown.sum()), "live": int((columns.counts > 0).sum()), "every": every}
+    write_json(folder / CORPUS, facts)
     _save_index(folder / INDEX, read[shown], offsets)
-    return said
+    return facts
 
 
 def _write_pages(
@@ -164,6 +169,4 @@ def _write_pages(
 
 
 def _save_index(path: Path, latents: Int[np.ndarray, " n"], offsets: Sequence[int]) -> None:
-    from safetensors.numpy import save
-
     write_bytes(path, save({"latent": latents.astype(np.int64), "offset": np.array(offsets, dtype=np.int64)}))

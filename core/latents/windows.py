@@ -1,10 +1,11 @@
-"""Which texts show what a latent does: those of its highest activations, texts from each part of its range, and texts in which it is silent.
+"""Chooses the texts that a latent's page shows: those of its highest activations, texts from each part of its range,
+and texts without activity.
 
-A window is a run of tokens around one token, two thirds of it before that token: a decoder's activation says nothing of what follows. It stays within
-the message texts of one document; a template's tokens stand in it only between messages.
+A window is a run of tokens around one token, two thirds of it before that token, since a decoder's activation depends
+on no later token. It stays within the message texts of one document, with tokens of the template only between messages.
 
-For one latent a document lends one window at most, and no two windows show the same tokens, or the same tokens up to their maxima: preference pairs
-repeat their prompts, and the same words in front give the same activation.
+A latent shows at most one window of a document, and no two windows with the same tokens, or the same tokens up to their
+maxima: preference pairs repeat their prompts, and equal beginnings give equal activations.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from jaxtyping import Float, Int
 from core.config import LatentsConfig
 from core.latents.columns import Column, TokenisedCorpus
 
-TRIES = 32  # tokens of an interval that are looked at for each window it shall give
+TRIES = 32  # tokens of an interval that are tried for each window to be found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Tokens `start` to `stop` of the corpus, around the token `peak`. `low` to `high` is the interval of activations it stands for, in which lies a
-    `share` of all; -1 as lower end and share marks the highest activations (Neuronpedia's convention)."""
+    """Tokens `start` to `stop` of the corpus, around the token `peak`. `low` to `high` is the interval of activations
+    that it represents, which holds a `share` of all; -1 as lower end and share marks the highest activations
+    (Neuronpedia's convention)."""
 
     start: int
     stop: int
@@ -36,7 +38,9 @@ class Window:
 
 @dataclass(kw_only=True)
 class Windows:
-    """Cuts windows out of a corpus, and draws the snippets, windows around tokens drawn at random, that all latents share."""
+    """Cuts windows out of a corpus, and draws the snippets, which are windows around random tokens, the same for all
+    latents.
+    """
 
     corpus: TokenisedCorpus
     config: LatentsConfig
@@ -47,7 +51,7 @@ class Windows:
         self._starts, self._stops = (np.array([span[i] for span in self.snippets], dtype=np.int64) for i in (0, 1))
 
     def span(self, token: int) -> tuple[int, int]:
-        """The window around a token; shorter only where the document is."""
+        """The window around a token; it is shorter only if the document is."""
         document = int(self.corpus.document_of(np.array([token]))[0])
         low, high = (int(bound[document]) for bound in self.corpus.bounds)
         length = self.config.window
@@ -55,30 +59,34 @@ class Windows:
         return start, min(high, start + length)
 
     def of_latent(self, column: Column, rng: np.random.Generator) -> list[Window]:
-        """Windows of the highest activations, falling; then of each interval from the highest to the lowest, as they were drawn."""
+        """Windows of the highest activations, falling; then of each interval from the highest to the lowest, as they
+        were drawn.
+        """
         token, value = column
         if not len(token):
             return []
         used, peak = _Used(self), float(value.max())
         ranked = _by_document(token, value, self.corpus.document_of(token)).tolist()
-        found = list(used.taken(ranked, self.config.top, -1.0, peak, -1.0))
+        windows = list(used.taken(ranked, self.config.top, -1.0, peak, -1.0))
         for number in reversed(range(self.config.intervals)):
             low, high = (peak * (number + i) / self.config.intervals for i in (0, 1))
             inside = np.flatnonzero((value > low) & ((value <= high) | (number + 1 == self.config.intervals)))
             drawn = rng.choice(inside, min(self.config.per_interval * TRIES, len(inside)), replace=False)
             peaks = (int(token[i]) for i in drawn if self._is_peak(column, int(i)))
-            found += used.taken(peaks, self.config.per_interval, low, high, len(inside) / len(token))
-        return found
+            windows += used.taken(peaks, self.config.per_interval, low, high, len(inside) / len(token))
+        return windows
 
     def values(self, column: Column, start: int, stop: int) -> Float[np.ndarray, " t"]:
-        """A latent's activations on the tokens of a window; 0 where it is silent, and on what does not count."""
-        found = np.zeros(stop - start, dtype=np.float32)
+        """A latent's activations on the tokens of a window; 0 where it is not active, and on tokens that do not count."""
+        values = np.zeros(stop - start, dtype=np.float32)
         a, b = np.searchsorted(column[0], [start, stop])
-        found[column[0][a:b] - start] = column[1][a:b]
-        return found
+        values[column[0][a:b] - start] = column[1][a:b]
+        return values
 
     def silent(self, column: Column, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-        """Numbers of snippets in which the latent is nowhere active: `config.inactive` of them, drawn at random, rising."""
+        """Numbers of snippets in which the latent is nowhere active: `config.inactive` of them, drawn at random,
+        rising.
+        """
         empty = np.flatnonzero(np.searchsorted(column[0], self._starts) == np.searchsorted(column[0], self._stops))
         return np.sort(rng.choice(empty, min(self.config.inactive, len(empty)), replace=False))
 
@@ -86,7 +94,7 @@ class Windows:
         return bool(self.values(column, *self.span(int(column[0][i]))).max() <= column[1][i])
 
     def _draw_snippets(self) -> Iterator[tuple[int, int]]:
-        """Each from a document of its own; where documents are too few, further ones that overlap no other."""
+        """One snippet of each document; if the documents are too few, further ones that do not overlap."""
         rng = np.random.default_rng([self.config.seed, 1])
         places = rng.permutation(np.flatnonzero(self.corpus.counted))
         documents, kept = self.corpus.document_of(places), dict[int, list[tuple[int, int]]]()
@@ -95,19 +103,19 @@ class Windows:
             for token, document in zip(places.tolist(), documents.tolist(), strict=True):
                 if len(texts) == self.config.snippets:
                     return
-                own = kept.setdefault(document, [])
-                if len(own) >= most:
+                spans = kept.setdefault(document, [])
+                if len(spans) >= most:
                     continue
                 start, stop = self.span(token)
                 text = self.corpus.ids[start:stop].tobytes()
-                if text not in texts and all(stop <= a or b <= start for a, b in own):
+                if text not in texts and all(stop <= a or b <= start for a, b in spans):
                     texts.add(text)
-                    own.append((start, stop))
+                    spans.append((start, stop))
                     yield start, stop
 
 
 class _Used:
-    """What one latent has shown already."""
+    """The documents and texts that the windows of one latent have used."""
 
     def __init__(self, windows: Windows) -> None:
         self.windows = windows
@@ -115,7 +123,7 @@ class _Used:
         self.texts: set[tuple[str, bytes]] = set()
 
     def taken(self, tokens: Iterable[int], most: int, low: float, high: float, share: float) -> Iterator[Window]:
-        """Windows around the first `most` of these tokens that show something new."""
+        """Windows around the first `most` of these tokens whose document and text are not used yet."""
         corpus, n = self.windows.corpus, 0
         for token in tokens:
             if n == most:
