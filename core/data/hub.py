@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 SECONDS_TO_ANSWER = 5.0
-SECONDS_BELIEVED = 60.0
+SECONDS_REMEMBERED = 60.0
 
 _lock = threading.Lock()
 last_answer: tuple[str, float, str] | None = None  # endpoint, when it was asked, why it can't be reached
@@ -46,7 +46,7 @@ def one_question() -> Iterator[str]:
 
 
 def _unreachable() -> str:
-    """Why the Hub can't be reached; what was found out is believed for a minute."""
+    """The reason why the Hub can't be reached, "" if it can; remembered for a minute."""
     global last_answer
     from huggingface_hub import HfApi, get_session, is_offline_mode
 
@@ -54,7 +54,7 @@ def _unreachable() -> str:
         return "HF_HUB_OFFLINE is set"
     endpoint = HfApi().endpoint
     with _lock:
-        if last_answer is None or last_answer[0] != endpoint or time.monotonic() - last_answer[1] > SECONDS_BELIEVED:
+        if last_answer is None or last_answer[0] != endpoint or time.monotonic() - last_answer[1] > SECONDS_REMEMBERED:
             reason = ""
             try:
                 get_session().head(endpoint, timeout=SECONDS_TO_ANSWER)  # any answer will do
