@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 SPLITS = ("train", "validation", "test")
 
@@ -311,6 +311,3 @@ class Accuracy(JsonFields):
     low: float
     high: float
     n: int
-
-
-Activity = Bool[np.ndarray, "n_responses n_latents"]

@@ -15,7 +15,7 @@ from labels_helpers import OTHER, SAE, SHA
 
 from core.errors import ConfigError, MissingError
 from core.explain.explainer import Explainer
-from core.latents.label_book import LabelBook, labels_of
+from core.latents.label_book import LabelBook, book_of_sae
 from core.latents.labels import BY_HAND, EMBEDDING, LONGEST, SOURCES, Label, Score, label_from_row, one_line, with_scores
 from core.reward.model import SparseRM
 
@@ -256,7 +256,7 @@ def test_only_latents_of_the_sae_have_labels(book: LabelBook, latent: int) -> No
 
 
 def test_an_sae_without_a_hash_has_no_labels() -> None:
-    assert labels_of(None) is None and labels_of({"name": "x"}) is None
+    assert book_of_sae(None) is None and book_of_sae({"name": "x"}) is None
     with pytest.raises(MissingError, match="no hash of its weights"):
         LabelBook({"name": "x"})
 
