@@ -17,7 +17,8 @@ from core.config import BackboneConfig
 from core.errors import BackboneError, Cancelled, DataError, StoreError
 from core.reward import extraction
 from core.reward.dialogues import Item
-from core.reward.extraction import extract, read_items, response_states, shares
+from core.reward.extraction import extract, read_items, response_states
+from core.reward.forward import shares
 from core.reward.hidden_states import load_hidden_states
 from core.reward.packing import ROW_TOKENS, Sequences, plan_batches, row_size
 from core.types import Message, PreferencePair, PreferencePairs

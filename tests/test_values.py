@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -156,3 +157,17 @@ def test_pairs_of_another_kind_are_a_store_error(tmp_path: Path) -> None:
         read_pairs(tmp_path / "pairs.jsonl")
     with pytest.raises(StoreError, match="can't be read"):
         read_pairs(tmp_path / "absent.jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renamed:
+    STORED_AS: ClassVar[str] = "Earlier"
+
+    number: int
+
+
+def test_a_class_that_was_renamed_keeps_its_name_on_disk(tmp_path: Path) -> None:
+    save_value(tmp_path, "value", Renamed(number=3))
+    assert json.loads((tmp_path / "value.json").read_text()) == {"$class": "Earlier", "number": 3}
+    assert load_value(tmp_path, "value", Renamed) == Renamed(number=3)
+    assert HeadEnsemble.STORED_AS == "Family", "heads and controls of earlier caches"

@@ -13,7 +13,8 @@ from core.explain.explanation import PairExplanation
 from core.explain.explanation_builder import ExplanationBuilder
 from core.explain.switch import Switchboard
 from core.latents.label_book import labels_of
-from core.reward.folder import KEPT, FolderContent, ModelFolder
+from core.reward.folder import KEPT, ModelFolder
+from core.reward.folder_content import FolderContent
 
 
 def builder_of(folder: ModelFolder) -> ExplanationBuilder:

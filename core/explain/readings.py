@@ -22,7 +22,8 @@ from core.backbone.template import Rendered
 from core.errors import BackboneError, DataError
 from core.explain.token_values import FIRST, PROMPT, RESPONSE, TEMPLATE
 from core.reward.dialogues import Item
-from core.reward.extraction import as_read, read_position, shares
+from core.reward.extraction import as_read, read_position
+from core.reward.forward import shares
 from core.reward.packing import MIN_PREFIX, Sequences
 from core.types import Message
 

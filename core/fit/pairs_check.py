@@ -47,9 +47,9 @@ def check_pairs(config: DataConfig, store: Store, progress: Progress = no_progre
         described = replace(described, notes=(*described.notes, *unsplit))
         write_pairs(split, folder / PAIRS)
         progress("wording", 0, 1)
-        found = {"data": report.to_json(), "split": described.to_json(), "shortcuts": shortcuts(split)}
+        checked = {"data": report.to_json(), "split": described.to_json(), "shortcuts": shortcuts(split)}
         progress("wording", 1, 1)
-        write_json(folder / REPORT, found)
+        write_json(folder / REPORT, checked)
         counts = {"n_rows": report.n_rows, "n_rows_refused": len(report.refused), "n_pairs_over_limit": report.n_over_limit}
         return {"source": split.source, **counts, "n_pairs": len(split), "n_prompts": report.n_prompts}
 
@@ -76,10 +76,10 @@ def shortcuts(pairs: PreferencePairs) -> dict[str, Mapping[str, Any]]:
         return {}
     wording = wording_only(pairs, train, validation if len(validation) else train)
     margins, note = _length_margins(pairs, train)
-    found = {"wording-only": (wording.margins, wording.note), "length-only": (margins, note)}
+    margins_of = {"wording-only": (wording.margins, wording.note), "length-only": (margins, note)}
     groups = pairs.prompt_groups()[judged]
     where = {"split": "test" if len(test) else "validation", "unit": "characters"}
-    return {name: {**accuracy_of(m[judged][None], groups).to_json(), "note": note, **where} for name, (m, note) in found.items()}
+    return {name: {**accuracy_of(m[judged][None], groups).to_json(), "note": note, **where} for name, (m, note) in margins_of.items()}
 
 
 def _length_margins(pairs: PreferencePairs, train: Int[np.ndarray, " n_train"]) -> tuple[Float[np.ndarray, " n_pairs"], str]:

@@ -32,11 +32,12 @@ from core.reward.fit_responses import collect_responses, read_responses, write_r
 from core.reward.fitting import Controls, HeadEnsemble, SparseFit, evaluate_fit, fit_controls, fit_sparserm
 from core.reward.head import Head, TrainedHead
 from core.reward.hidden_states import load_hidden_states
-from core.reward.pair_counts import brief, pair_counts, reading_details, sentences, summed_rows
+from core.reward.pair_counts import brief, pair_counts, sentences, summed_rows
 from core.reward.parts_files import write_parts
 from core.reward.parts_from_fit import PartsFromFit
 from core.reward.projection import activations, project
 from core.reward.ranking import Resamples
+from core.reward.reading_details import reading_details
 from core.reward.recorded_files import CURVE, EVALUATION, FAITHFULNESS, KNOWN, KNOWN_TEXTS
 from core.reward.selection import SelectionSummary, latent_frequencies
 from core.runs.store import Artefact, Store
@@ -182,12 +183,12 @@ class Steps:
     def _holding(self, pairs: Artefact, layer: int) -> Artefact | None:
         """An extraction that holds this layer, whatever else it holds."""
         wanted = (VERSIONS["extraction"], self._read_from(pairs), self._reading([layer]))
-        for _, found in self.store.all("extraction"):
-            if isinstance(found, Artefact):
-                held = found.manifest["config"]
-                alone = (found.manifest["version"], found.manifest["inputs"], {**held, "layers": [layer]})
+        for _, artefact in self.store.all("extraction"):
+            if isinstance(artefact, Artefact):
+                held = artefact.manifest["config"]
+                alone = (artefact.manifest["version"], artefact.manifest["inputs"], {**held, "layers": [layer]})
                 if layer in held["layers"] and alone == wanted:
-                    return found
+                    return artefact
         return None
 
     def _states(self, pairs: Artefact, layer: int) -> States:

@@ -29,7 +29,8 @@ from core.errors import ConfigError, MissingError
 from core.files import json_line, write_bytes
 from core.latents.label_identity import DIFFERENT, stated_sae, stated_source, verdict
 from core.latents.labels import NOT_STATED, PERSON, SHIPPED, SOURCES, Label, Labels, Score, label_from_row, one_line, today, with_scores
-from core.reward.folder import FolderContent, ModelFolder
+from core.reward.folder import ModelFolder
+from core.reward.folder_content import FolderContent
 from core.runs.locks import make_lock
 from core.runs.store import cache_root
 from core.text_safety import printable

@@ -147,34 +147,34 @@ def evaluate(pairs: PreferencePairs, sparserm: ScoredMethod, controls: Sequence[
     """The table on the test pairs. The margins are of all pairs, in order."""
     test, validation = pairs.rows_of("test"), pairs.rows_of("validation")
 
-    def entry(one: ScoredMethod) -> Entry:
-        return _entry(one, sparserm, test, validation, pairs)
+    def entry(method: ScoredMethod) -> Entry:
+        return _entry(method, sparserm, test, validation, pairs)
 
     return Evaluation(
         sparserm=entry(sparserm),
-        controls={one.kind: entry(one) for one in controls},
-        losses={name: entry(one) for name, one in losses.items()},
+        controls={control.kind: entry(control) for control in controls},
+        losses={name: entry(method) for name, method in losses.items()},
         n_pairs=len(test),
         n_prompts=len(np.unique(pairs.prompt_groups()[test])),
         subset_counts=subset_counts(pairs, test),
     )
 
 
-def _entry(one: ScoredMethod, sparserm: ScoredMethod, test: np.ndarray, validation: np.ndarray, pairs: PreferencePairs) -> Entry:
-    groups, margins = pairs.prompt_groups(), one.margins[:, test]
+def _entry(method: ScoredMethod, sparserm: ScoredMethod, test: np.ndarray, validation: np.ndarray, pairs: PreferencePairs) -> Entry:
+    groups, margins = pairs.prompt_groups(), method.margins[:, test]
     heads = tuple(accuracy_of(head[None], groups[test]) for head in margins)
     return Entry(
-        kind=one.kind,
-        accuracy=heads[one.shipped],
+        kind=method.kind,
+        accuracy=heads[method.shipped],
         mean=accuracy_of(margins, groups[test]),
         deviation=float(np.std([head.accuracy for head in heads], ddof=1)) if len(heads) > 1 and len(test) else None,
         heads=heads,
-        shipped=one.shipped,
-        validation=accuracy_of(one.margins[[one.shipped]][:, validation], groups[validation]),
-        lead=None if one is sparserm else accuracy_difference(sparserm.margins[:, test], margins, groups[test]),
-        subsets=accuracy_by_subset(one.margins, pairs, test),
-        n_parameters=one.n_parameters,
-        note=one.note,
+        shipped=method.shipped,
+        validation=accuracy_of(method.margins[[method.shipped]][:, validation], groups[validation]),
+        lead=None if method is sparserm else accuracy_difference(sparserm.margins[:, test], margins, groups[test]),
+        subsets=accuracy_by_subset(method.margins, pairs, test),
+        n_parameters=method.n_parameters,
+        note=method.note,
     )
 
 

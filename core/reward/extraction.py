@@ -31,8 +31,9 @@ from core.backbone.thinking import without_thinking
 from core.errors import BackboneError, DataError
 from core.files import read_json, whole_file, write_json
 from core.reward.dialogues import Item
+from core.reward.forward import BatchRunner, shares
 from core.reward.hidden_states import states_name
-from core.reward.packing import PackedBatch, Plan, Sequences, Tree, pack, plan_batches, row_size
+from core.reward.packing import Plan, Sequences, plan_batches, row_size
 from core.runs.store import HOLD
 from core.types import Message, PreferencePairs, Progress, RefusedRow, no_progress, sha256_of
 
@@ -157,15 +158,15 @@ def read_items(backbone: Backbone, items: Sequence[Item], positions: Sequence[st
     for at in range(0, len(items), RENDER_CHUNK):
         chunk, parts = items[at : at + RENDER_CHUNK], [np.zeros(0, dtype=np.int32)]
         progress("tokenise", at, len(items))
-        for offset, found in enumerate(_render_chunk(backbone, chunk, positions)):
-            if isinstance(found, str):
-                refused[at + offset] = found
+        for offset, rendered in enumerate(_render_chunk(backbone, chunk, positions)):
+            if isinstance(rendered, str):
+                refused[at + offset] = rendered
                 continue
-            ids, reads, own, changes = found
+            ids, reads, n_own, changes = rendered
             counts.update(changes)
             rows[at + offset] = len(facts) // width
             parts.append(ids[: max(reads) + 1])
-            facts.extend([len(parts[-1]), prompts.setdefault(sha256_of(list(chunk[offset][0])), len(prompts)), own, *reads])
+            facts.extend([len(parts[-1]), prompts.setdefault(sha256_of(list(chunk[offset][0])), len(prompts)), n_own, *reads])
         flat.append(np.concatenate(parts))
     table = np.array(facts, dtype=np.int64).reshape(-1, width)
     sequences = Sequences(flat=np.concatenate(flat), starts=np.concatenate([[0], np.cumsum(table[:, 0])]), prompts=table[:, 1], reads=table[:, 3:])
@@ -184,14 +185,14 @@ def _render_chunk(backbone: Backbone, chunk: Sequence[Item], positions: Sequence
     """For each item (ids, positions to read, own tokens, what was changed before it was read) or the reason for refusing it."""
     dialogues: list[list[Message]] = [[*prompt, {"role": "assistant", "content": response}] for prompt, response in chunk]
     for messages, rendered in zip(dialogues, backbone.render_all(dialogues), strict=True):
-        found = as_read(backbone, messages, rendered, positions)
-        if isinstance(found, str):
-            yield found
+        readable = as_read(backbone, messages, rendered, positions)
+        if isinstance(readable, str):
+            yield readable
             continue
-        read, shortened = found
-        own = read.response_ends[-1] - read.response_starts[-1] + 1
+        read, shortened = readable
+        n_own = read.response_ends[-1] - read.response_starts[-1] + 1
         changes = [*(["shortened"] if shortened else []), *(["closing"] if read.n_closing else []), *([read.thinking] if read.thinking else [])]
-        yield read.ids, [read_position(read, name) for name in positions], own, changes
+        yield read.ids, [read_position(read, name) for name in positions], n_own, changes
 
 
 def as_read(backbone: Backbone, messages: list[Message], rendered: Rendered | Unreadable, positions: Sequence[str]) -> tuple[Rendered, bool] | str:
@@ -230,114 +231,6 @@ def _without_first_turn(messages: list[Message]) -> list[Message]:
     return [] if following is None else [*head, *rest[following:]]
 
 
-class BatchRunner:
-    """Runs planned rows through a backbone; keeps the common prefix's keys and values; halves a batch that does not fit into memory."""
-
-    def __init__(self, backbone: Backbone, sequences: Sequences, layers: Sequence[int], *, prefix: int, share: bool) -> None:
-        self.backbone, self.sequences, self.layers, self.prefix, self.share = backbone, sequences, list(layers), prefix, share
-        self._prefix_cache: list[tuple[Any, Any]] | None = None
-
-    def run(self, rows: Sequence[Sequence[Tree]]) -> Iterable[tuple[Int[np.ndarray, " m"], dict[int, Float[np.ndarray, "m n_positions d_model"]]]]:
-        """Yields (members, {layer: states}) for a batch, in two halves if memory runs out. Raises BackboneError where a single row does not fit."""
-        import torch
-
-        try:
-            batch = pack(self.sequences, rows, self.prefix)
-            yield batch.members, self._forward(batch)
-            return
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            if len(rows) == 1:
-                raise BackboneError(
-                    f"one row of {row_size(rows[0])} tokens does not fit into memory",
-                    found=str(error).splitlines()[0] if str(error) else "out of memory",
-                    remedy="--dtype bfloat16, --quantization 8bit, or a smaller --max-length",
-                ) from error
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        middle = len(rows) // 2
-        yield from self.run(rows[:middle])
-        yield from self.run(rows[middle:])
-
-    def _forward(self, batch: PackedBatch) -> dict[int, Float[np.ndarray, "m n_positions d_model"]]:
-        import torch
-
-        tensors = [torch.from_numpy(array) for array in (batch.ids, batch.positions, batch.tree, batch.branch)]
-        ids, positions, tree, branch = (t.to(self.backbone.device) for t in tensors)
-        mask = tree_mask(tree, branch, self.prefix, self.backbone.dtype) if self.share else (tree >= 0).long()
-        past = self._expanded_prefix(len(ids))
-        found = self.backbone.states(ids, mask, self.layers, position_ids=positions, past=past)
-        row = torch.from_numpy(batch.row)[:, None].to(self.backbone.device)
-        column = torch.from_numpy(batch.column).to(self.backbone.device)
-        return {layer: states.to(row.device)[row, column].float().cpu().numpy() for layer, states in found.items()}
-
-    def _compute_prefix(self) -> list[tuple[Any, Any]]:
-        import torch
-        from transformers import DynamicCache
-
-        cache = DynamicCache()
-        ids = torch.from_numpy(self.sequences.ids(0)[: self.prefix].astype(np.int64))[None]
-        self.backbone.states(ids, torch.ones_like(ids), self.layers, past=cache)
-        layers: list[Any] = cache.layers
-        return [(layer.keys, layer.values) for layer in layers]
-
-    def _expanded_prefix(self, rows: int) -> Any:
-        """A fresh cache that holds the prefix for each row; expanding copies nothing."""
-        if not self.prefix:
-            return None
-        from transformers import DynamicCache
-
-        self._prefix_cache = self._prefix_cache or self._compute_prefix()
-        return DynamicCache([(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in self._prefix_cache])
-
-
-def tree_mask(tree: Any, branch: Any, prefix: int, dtype: Any) -> Any:
-    """Additive attention mask [b, 1, t, prefix + t]: a token sees the prefix, its trunk and its own branch, up to itself.
-
-    Padding sees itself, so that no softmax runs over nothing.
-    """
-    import torch
-
-    t = tree.shape[1]
-    same = (tree[:, :, None] == tree[:, None, :]) & ((branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :]))
-    visible = same & torch.ones(t, t, dtype=torch.bool, device=tree.device).tril()
-    visible = torch.cat([visible.new_ones(len(tree), t, prefix), visible], dim=-1)
-    mask = torch.zeros(visible.shape, dtype=dtype, device=tree.device).masked_fill_(~visible, torch.finfo(dtype).min)
-    return mask[:, None]
-
-
-def shares(backbone: Backbone, sequences: Sequences) -> bool:
-    """Whether this model takes our attention masks: tried once on a small tree against plain forwards, since no flag tells.
-
-    Models with a sliding window shorter than a sequence are run plainly, too: our mask would open the window.
-    """
-    window = getattr(backbone.model.config.get_text_config(), "sliding_window", None)
-    longest = int(np.diff(sequences.starts).max()) if len(sequences) else 0
-    if window and longest > window:
-        return False
-    if not hasattr(backbone, "takes_tree_masks"):
-        backbone.takes_tree_masks = _probe(backbone)  # type: ignore[attr-defined]
-    return bool(backbone.takes_tree_masks)  # type: ignore[attr-defined]
-
-
-def _probe(backbone: Backbone) -> bool:
-    import torch
-
-    vocabulary = backbone.model.config.get_text_config().vocab_size
-    ids = np.random.default_rng(0).integers(3, vocabulary, size=16).astype(np.int32)
-    flat = np.concatenate([ids[:12], ids[:8], ids[12:]])  # two sequences of 12 tokens with 8 in common
-    sequences = Sequences(flat=flat, starts=np.array([0, 12, 24]), prompts=np.zeros(2, dtype=np.int64), reads=np.full((2, 1), 11))
-    layer = len(backbone.layers) - 1
-    rows = ((Tree(members=(0, 1), trunk=8, size=12),),)
-    try:
-        ((_, packed),) = BatchRunner(backbone, sequences, [layer], prefix=4, share=True).run(rows)
-    except (TypeError, ValueError, RuntimeError, IndexError, BackboneError):
-        return False
-    both = torch.from_numpy(np.stack([sequences.ids(0), sequences.ids(1)]).astype(np.int64))
-    plain = backbone.states(both, torch.ones_like(both), [layer])[layer][:, 11].float().cpu().numpy()
-    error = np.abs(packed[layer][:, 0] - plain).max() / max(float(np.abs(plain).max()), 1e-30)
-    return bool(error < (1e-3 if backbone.dtype == torch.float32 else 5e-2))
-
-
 def _distinct(pairs: PreferencePairs) -> tuple[list[Item], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """Distinct (prompt, response) items, and each pair's item numbers."""
     numbers: dict[tuple[str, str], int] = {}
@@ -360,8 +253,8 @@ def _item_key(item: Item) -> str:
 def _refused_pairs(read: Read, chosen: Int[np.ndarray, " n"], rejected: Int[np.ndarray, " n"]) -> list[RefusedRow]:
     """The pairs one of whose responses can't be read; `row` is the pair's index."""
     sides = [("chosen", chosen.tolist()), ("rejected", rejected.tolist())]
-    found = {row: (side, read.refused[item]) for side, items in reversed(sides) for row, item in enumerate(items) if item in read.refused}
-    return [RefusedRow(row=row, field=side, reason=reason) for row, (side, reason) in sorted(found.items())]
+    refused = {row: (side, read.refused[item]) for side, items in reversed(sides) for row, item in enumerate(items) if item in read.refused}
+    return [RefusedRow(row=row, field=side, reason=reason) for row, (side, reason) in sorted(refused.items())]
 
 
 # ---- shards

@@ -89,8 +89,8 @@ class FitResponses:
 
     def sides(self, row: int) -> tuple[str, ...]:
         """`chosen`, `rejected` or both: how the pairs judged this response."""
-        found = (("chosen", self.chosen_rows), ("rejected", self.rejected_rows))
-        return tuple(side for side, rows in found if (rows == row).any())
+        rows_of_side = (("chosen", self.chosen_rows), ("rejected", self.rejected_rows))
+        return tuple(side for side, rows in rows_of_side if (rows == row).any())
 
     def texts(self, row: int) -> tuple[tuple[Message, ...], str] | None:
         """Prompt and response; None where texts were not kept."""
@@ -169,8 +169,8 @@ def read_responses(folder: Path, k: int) -> FitResponses | None:
     texts = folder / KNOWN_TEXTS
     pairs = read_pairs(texts) if texts.is_file() else None
     if pairs is not None and len(pairs) != len(tensors["split"]):
-        found, remedy = str(len(pairs)), remedy_for(folder)
-        raise StoreError(f"{texts} is not of {KNOWN}", expected=f"{len(tensors['split'])} pairs", found=found, remedy=remedy)
+        expected = f"{len(tensors['split'])} pairs"
+        raise StoreError(f"{texts} is not of {KNOWN}", expected=expected, found=str(len(pairs)), remedy=remedy_for(folder))
     return FitResponses(**tensors, pairs=pairs)
 
 
@@ -181,8 +181,7 @@ def _check(tensors: dict[str, np.ndarray], k: int, path: Path) -> None:
     for name, shape in shapes.items():
         dtype = np.float32 if len(shape) == 2 else np.int64
         if tensors[name].shape != shape or tensors[name].dtype != dtype:
-            found = f"{tensors[name].dtype} {list(tensors[name].shape)}"
-            raise _damaged(path, f"{name} {np.dtype(dtype)} {list(shape)}", found)
+            raise _damaged(path, f"{name} {np.dtype(dtype)} {list(shape)}", f"{tensors[name].dtype} {list(tensors[name].shape)}")
         ends = {"split": UNUSED + 1}.get(name, n if name.endswith("_rows") else None)
         if ends is not None and not _within(tensors[name], ends).all():
             raise _damaged(path, f"{name} from 0 to {ends - 1}", "others")
@@ -195,5 +194,5 @@ def _within(rows: np.ndarray, n: int) -> Bool[np.ndarray, " m"]:
     return (rows >= 0) & (rows < n)
 
 
-def _damaged(path: Path, expected: str, found: str) -> StoreError:
-    return StoreError(f"{path} is damaged", expected=expected, found=found, remedy=remedy_for(path.parent))
+def _damaged(path: Path, expected: str, actual: str) -> StoreError:
+    return StoreError(f"{path} is damaged", expected=expected, found=actual, remedy=remedy_for(path.parent))

@@ -82,7 +82,7 @@ def fit_margin_scale(margins: Float[np.ndarray, " n_pairs"]) -> float:
     bound = float(np.log(len(margins) + 1))
     from scipy.optimize import minimize_scalar
 
-    found = minimize_scalar(lambda a: float(np.logaddexp(0.0, -a * scaled).sum()), bounds=(0.0, bound), method="bounded", options={"xatol": 1e-10})
+    optimum = minimize_scalar(lambda a: float(np.logaddexp(0.0, -a * scaled).sum()), bounds=(0.0, bound), method="bounded", options={"xatol": 1e-10})
     # The bounded search never lands on an end: there the end is meant.
-    best = min((0.0, bound, float(found.x)), key=lambda a: float(np.logaddexp(0.0, -a * scaled).sum()))
+    best = min((0.0, bound, float(optimum.x)), key=lambda a: float(np.logaddexp(0.0, -a * scaled).sum()))
     return best / typical

@@ -78,9 +78,10 @@ from core.reward.dialogues import Dialogue, Item, items_of, key_of
 from core.reward.extraction import read_items, response_states
 from core.reward.fit_responses import FitResponses
 from core.reward.folder import ModelFolder
-from core.reward.pair_counts import shortened_items
 from core.reward.parts import RewardParts
 from core.reward.parts_files import read_parts, save_parts, write_parts
+from core.reward.projection import activations
+from core.reward.reading_details import shortened_items
 from core.reward.recorded_files import CONFIG, KNOWN_TEXTS, MODEL_FILES, OPTIONAL_FILES, read_config
 from core.sae.autoencoder import SparseAutoencoder, load_sae
 from core.types import PreferencePair
@@ -148,8 +149,8 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         rewards, refused = self.try_score(prompts, responses)
         if refused:
             number = min(refused)
-            found = f"item {number}, counted from 0: {refused[number]}"
-            raise DataError(f"{len(refused)} of {len(rewards)} responses can't be scored", found=found, remedy="leave them out, or use try_score")
+            first = f"item {number}, counted from 0: {refused[number]}"
+            raise DataError(f"{len(refused)} of {len(rewards)} responses can't be scored", found=first, remedy="leave them out, or use try_score")
         return rewards
 
     def try_score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> tuple[Float[np.ndarray, " n"], dict[int, str]]:
@@ -158,10 +159,10 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         Raises DataError where the two are no lists, or differ in length.
         """
         items, refused = items_of(prompts, responses)
-        found = self._rewards({key_of(item): item for item in items.values()})
+        by_key = self._rewards({key_of(item): item for item in items.values()})
         rewards = np.full(len(prompts), np.nan)
         for number, item in items.items():
-            value = found[key_of(item)]
+            value = by_key[key_of(item)]
             if isinstance(value, str):
                 refused[number] = value
             else:
@@ -201,8 +202,6 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
     def inputs_of(self, z: Float[np.ndarray, "n d_model"]) -> Float[np.ndarray, "n k"]:
         """What the head sees of hidden states, in float64: projections, the latents' activations, or z itself."""
         if self.parts.kind == "activations" and self.parts.latent_ids is not None:
-            from core.reward.projection import activations  # this kind alone needs it
-
             return activations(z, self.parts.latent_ids, self.sae).astype(np.float64)
         return z.astype(np.float64) if self.parts.directions is None else z.astype(np.float64) @ self.parts.directions.astype(np.float64).T
 
@@ -240,13 +239,13 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
 
     def _rewards(self, items: Mapping[Any, Item]) -> dict[Any, float | str]:
         """The reward of each item, or why it can't be read."""
-        found: dict[Any, float | str] = {}
+        rewards_or_reasons: dict[Any, float | str] = {}
         keys = list(items)
         for chunk in (keys[at : at + CHUNK] for at in range(0, len(keys), CHUNK)):
             z, reasons = self.reader([items[key] for key in chunk])
             rewards = iter(self.rewards_of(z).tolist())
-            found |= {key: reasons[number] if number in reasons else next(rewards) for number, key in enumerate(chunk)}
-        return found
+            rewards_or_reasons |= {key: reasons[number] if number in reasons else next(rewards) for number, key in enumerate(chunk)}
+        return rewards_or_reasons
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_parts(self.parts, save_directory, self._beside(texts=self._share_texts))
@@ -276,9 +275,9 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
             with one_question():
                 return super().from_pretrained(pretrained_model_name_or_path, **options)
         except (HfHubHTTPError, EntryNotFoundError, HFValidationError) as error:
-            said = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            cause = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             remedy = "check the name and the revision; for a private one `hf auth login`; without a network give a folder"
-            raise StoreError(f"there is no reward model {pretrained_model_name_or_path}, here or on the Hub", found=said, remedy=remedy) from error
+            raise StoreError(f"there is no reward model {pretrained_model_name_or_path}, here or on the Hub", found=cause, remedy=remedy) from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, backbone: Backbone | BackboneConfig | None = None, device: str = "auto", **hub: Any) -> SparseRM:
@@ -345,10 +344,10 @@ def check_same_sae(made_for: Mapping[str, Any], here: Mapping[str, Any]) -> None
     check_same("SAE", made_for, here, names)
 
 
-def check_same(what: str, made_for: Mapping[str, Any], found: Mapping[str, Any], names: Sequence[str]) -> None:
+def check_same(what: str, made_for: Mapping[str, Any], here: Mapping[str, Any], names: Sequence[str]) -> None:
     """Raises MismatchError, with both, unless the two identities agree in every one of these fields."""
-    if any(made_for.get(name) != found.get(name) for name in names):
+    if any(made_for.get(name) != here.get(name) for name in names):
         shown = dict.fromkeys(("name", *names))
-        said = [", ".join(f"{name} {side[name]}" for name in shown if side.get(name) not in (None, "")) for side in (made_for, found)]
+        identities = [", ".join(f"{name} {side[name]}" for name in shown if side.get(name) not in (None, "")) for side in (made_for, here)]
         problem = f"this reward model was made for another {what}"
-        raise MismatchError(problem, expected=said[0], found=said[1], remedy=f"give the {what} it was made for")
+        raise MismatchError(problem, expected=identities[0], found=identities[1], remedy=f"give the {what} it was made for")

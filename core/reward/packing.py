@@ -106,12 +106,12 @@ def _trees(sequences: Sequences, members: list[int], prefix: int) -> list[Tree]:
     trunk = max(_common_prefix(sequences, members), prefix)
     trees, current, size = [], list[int](), trunk - prefix
     for i in members:
-        own = sequences.length(i) - trunk
-        if current and size + own > ROW_TOKENS and size >= 2 * (trunk - prefix):
+        n_own = sequences.length(i) - trunk  # tokens behind the trunk
+        if current and size + n_own > ROW_TOKENS and size >= 2 * (trunk - prefix):
             trees.append(Tree(members=tuple(current), trunk=trunk, size=size))
             current, size = [], trunk - prefix
         current.append(i)
-        size += own
+        size += n_own
     return [*trees, Tree(members=tuple(current), trunk=trunk, size=size)]
 
 
@@ -178,15 +178,15 @@ def pack(sequences: Sequences, rows: Sequence[Sequence[Tree]], prefix: int) -> P
             trunk_at = at
             for branch, member in enumerate(tree.members, start=1):
                 begin = prefix if branch == 1 else tree.trunk  # the first response brings the trunk along
-                own = sequences.ids(member)[begin:]
-                place = slice(at, at + len(own))
-                ids[r, place], positions[r, place], tree_of[r, place] = own, np.arange(begin, begin + len(own)), number
+                rest = sequences.ids(member)[begin:]
+                place = slice(at, at + len(rest))
+                ids[r, place], positions[r, place], tree_of[r, place] = rest, np.arange(begin, begin + len(rest)), number
                 branch_of[r, place] = np.where(positions[r, place] < tree.trunk, 0, branch)
                 reads = sequences.reads[member]
                 columns.append(np.where(reads < tree.trunk, trunk_at + reads - prefix, at + reads - begin))
                 members.append(member)
                 row_of.append(r)
-                at += len(own)
+                at += len(rest)
     return PackedBatch(
         ids=ids, positions=positions, tree=tree_of, branch=branch_of, members=np.array(members), row=np.array(row_of), column=np.array(columns)
     )

@@ -10,7 +10,7 @@
 Duplicates are counted and kept, never dropped. A refused pair is gone whole, whichever of its answers can't be read.
 
 `pair_counts(...)` makes the object, JSON values only; core.reward.model documents it among the files of a reward model. `sentences(...)` says it in
-plain words. No language model is loaded here but by `reading_details`, which extraction calls with a loaded one.
+plain words.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from core.data.splits import NAMES, UNUSED
-from core.reward.dialogues import Item
 from core.text_safety import printable
-from core.types import PreferencePair, PreferencePairs, Progress, no_progress
+from core.types import PreferencePair, PreferencePairs
 
 if TYPE_CHECKING:
-    from core.backbone.model import Backbone
+    pass
 
 BOTH = "both"
 SIDES = ("chosen", "rejected", BOTH)
@@ -67,42 +66,6 @@ def reason_kind(reason: str) -> str:
     return printable(re.sub(r"^\d[\d,]*", "N", TOO_LONG.sub(r"more than \1 tokens", reason)), 120)
 
 
-def reading_details(
-    pairs: PreferencePairs, backbone: Backbone, positions: Sequence[str], report: Mapping[str, Any], progress: Progress = no_progress
-) -> dict[str, list[Any]]:
-    """What an extraction's report (`core.reward.extraction.extract`) leaves open, as more of its fields.
-
-    `refused_sides`: for each entry of `refused` which side of the pair can't be read; `shortened_pairs`: indices of the pairs that were read, one of
-    whose dialogues at least lost leading turns. Only refused pairs, and (where any dialogue was shortened) those with several turns, are rendered
-    again; no forward pass.
-    """
-    from core.reward.extraction import read_items
-
-    refused = [int(row["row"]) for row in report["refused"]]
-    read = [i for i in range(len(pairs)) if len(pairs[i].prompt) > 1] if report["dialogues_shortened"] else []
-    again = [*refused, *sorted(set(read) - set(refused))]
-    sides, shortened = [], []
-    for number, index in enumerate(again):
-        progress("count pairs", number, len(again))
-        pair = pairs[index]
-        found = read_items(backbone, [(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)], positions)
-        if number < len(refused):
-            sides.append(BOTH if len(found.refused) > 1 else SIDES[next(iter(found.refused))])
-        elif found.n_shortened:
-            shortened.append(index)
-    return {"refused_sides": sides, "shortened_pairs": shortened}
-
-
-def shortened_items(backbone: Backbone, items: Sequence[Item], position: str) -> list[int]:
-    """Numbers of the (prompt, response) items that this language model reads without leading turns of their prompt."""
-    from core.reward.extraction import read_items
-
-    several = [number for number, (prompt, _) in enumerate(items) if len(prompt) > 1]
-    if not several or not read_items(backbone, [items[number] for number in several], [position]).n_shortened:
-        return []
-    return [number for number in several if read_items(backbone, [items[number]], [position]).n_shortened]
-
-
 def lost_pairs(pairs: PreferencePairs, report: Mapping[str, Any]) -> tuple[LostPair, ...]:
     """The pairs that an extraction of these split `pairs` refused, by its report; without `refused_sides` (an older one) by the first side."""
     sides = report.get("refused_sides") or [row["field"] for row in report["refused"]]
@@ -131,7 +94,7 @@ def pair_counts(pairs: PreferencePairs, data: Mapping[str, Any], report: Mapping
         "by_reason": _by_reason(lost),
         "rows_by_reason": _most_frequent(data["refused_by_reason"]),
         "first_rows": _first_of_each_kind([_row_to_json(row) for row in data["refused"]]),
-        "first_pairs": _first_of_each_kind([one.to_json() for one in lost]),
+        "first_pairs": _first_of_each_kind([pair.to_json() for pair in lost]),
         "n_closing_tokens_cut": report["closing_tokens_cut"],
         "closing_tokens": report["closing_tokens"],
         "n_thinking": report["thinking"],
@@ -141,9 +104,9 @@ def pair_counts(pairs: PreferencePairs, data: Mapping[str, Any], report: Mapping
 
 def _split_counts(name: str, pairs: PreferencePairs, lost: Sequence[LostPair], shortened: set[int]) -> dict[str, Any]:
     rows = [int(i) for i in pairs.rows_of(name)]
-    gone = [one for one in lost if one.split == name]
-    kept = set(rows) - {one.index for one in gone}
-    by_side = Counter(one.side for one in gone)
+    gone = [pair for pair in lost if pair.split == name]
+    kept = set(rows) - {pair.index for pair in gone}
+    by_side = Counter(pair.side for pair in gone)
     return {
         "n_pairs": len(rows),
         "n_refused": len(gone),
@@ -157,7 +120,7 @@ def _split_counts(name: str, pairs: PreferencePairs, lost: Sequence[LostPair], s
 
 
 def _by_reason(lost: Iterable[LostPair]) -> dict[str, int]:
-    return count_reasons(one.reason for one in lost)
+    return count_reasons(pair.reason for pair in lost)
 
 
 def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
@@ -208,12 +171,12 @@ def summed_rows(counts: Mapping[str, Any]) -> dict[str, int]:
 
 def sentences(counts: Mapping[str, Any]) -> list[str]:
     """Whole sentences for a person, the most important first; one that says so where nothing was left out or cut."""
-    found = [*_refused_sentences(counts), *_shortened_sentence(counts), *_changed_sentences(counts), *_row_sentences(counts)]
+    lines = [*_refused_sentences(counts), *_shortened_sentence(counts), *_changed_sentences(counts), *_row_sentences(counts)]
     if counts["n_pairs_over_limit"]:
-        found.append(f"--limit left out {_pairs(counts['n_pairs_over_limit'])}.")
+        lines.append(f"--limit left out {_pairs(counts['n_pairs_over_limit'])}.")
     if unused := counts["splits"][UNUSED]["n_pairs"]:
-        found.append(f"{_pairs(unused)} {'is' if unused == 1 else 'are'} in no split (unused).")
-    return found or [f"All {_pairs(counts['n_pairs'])} were read; nothing was left out."]
+        lines.append(f"{_pairs(unused)} {'is' if unused == 1 else 'are'} in no split (unused).")
+    return lines or [f"All {_pairs(counts['n_pairs'])} were read; nothing was left out."]
 
 
 def _refused_sentences(counts: Mapping[str, Any]) -> list[str]:
@@ -222,7 +185,7 @@ def _refused_sentences(counts: Mapping[str, Any]) -> list[str]:
         return []
     where = _by_split(counts, "n_refused", "n_pairs")
     lines = [f"Left out: the language model can't read {n:,} of {_pairs(total)} ({where})."]
-    sides = [f"{side} {sum(one['by_side'][side] for one in counts['splits'].values()):,}" for side in SIDES]
+    sides = [f"{side} {sum(split['by_side'][side] for split in counts['splits'].values()):,}" for side in SIDES]
     lines += [f"  {reason}: {_pairs(count)}{_first_rows(counts['first_pairs'], reason)}" for reason, count in _falling(counts["by_reason"])]
     return [*lines, f"  the answer that can't be read: {', '.join(sides)}"]
 
@@ -237,7 +200,7 @@ def _shortened_sentence(counts: Mapping[str, Any]) -> list[str]:
     n = counts["n_shortened"]
     if not n:
         return []
-    total, limit = sum(one["n_kept"] for one in counts["splits"].values()), counts["reading"]["max_length"]
+    total, limit = sum(split["n_kept"] for split in counts["splits"].values()), counts["reading"]["max_length"]
     where = _by_split(counts, "n_shortened", "n_kept")
     return [f"Cut: the prompts of {n:,} of {_pairs(total)} lost their leading turns, to fit {limit:,} tokens ({where})."]
 
@@ -264,7 +227,7 @@ def _row_sentences(counts: Mapping[str, Any]) -> list[str]:
 
 def _by_split(counts: Mapping[str, Any], part: str, whole: str) -> str:
     splits = [(name, counts["splits"][name]) for name in NAMES]
-    return ", ".join(f"{one[part]:,} of {one[whole]:,} in {name}" for name, one in splits if one[whole])
+    return ", ".join(f"{split[part]:,} of {split[whole]:,} in {name}" for name, split in splits if split[whole])
 
 
 def _falling(counts: Mapping[str, int]) -> list[tuple[str, int]]:

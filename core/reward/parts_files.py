@@ -139,9 +139,9 @@ def _check_config(config: Mapping[str, Any], place: str) -> None:
     schema = config.get("schema")
     if schema != SCHEMA:
         newer = isinstance(schema, int) and schema > SCHEMA
-        said = "was saved by a newer version" if newer else "has an unknown schema"
+        fault = "was saved by a newer version" if newer else "has an unknown schema"
         remedy = "pip install --upgrade sparserm-workbench" if newer else "fit it again"
-        raise StoreError(f"the reward model {place} {said}", expected=f"schema {SCHEMA}", found=f"schema {schema!r}", remedy=remedy)
+        raise StoreError(f"the reward model {place} {fault}", expected=f"schema {SCHEMA}", found=f"schema {schema!r}", remedy=remedy)
     for name, types in _TYPES.items():
         value = config.get(name, ...)
         if not isinstance(value, types) or isinstance(value, bool):
@@ -227,8 +227,8 @@ def _float32(values: Any) -> np.ndarray:
 def _read_tensors(path: Path, spec: Spec) -> Tensors:
     try:
         with safe_open(path, framework="np") as file:
-            found = {name: (file.get_slice(name).get_dtype(), tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
-            _check_spec(found, spec, str(path))
+            held = {name: (file.get_slice(name).get_dtype(), tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
+            _check_spec(held, spec, str(path))
             tensors = {name: np.array(file.get_tensor(name)) for name in spec}
     except (OSError, SafetensorError) as error:
         raise _damaged(str(path), "a safetensors file", str(error)) from error
@@ -242,18 +242,18 @@ def _check_tensors(tensors: Tensors, spec: Spec, place: str) -> None:
     _check_values(tensors, place)
 
 
-def _check_spec(found: Spec, spec: Spec, place: str) -> None:
-    if set(found) != set(spec):
-        raise _damaged(place, "tensors " + ", ".join(sorted(spec)), _difference(found, spec))
+def _check_spec(held: Spec, spec: Spec, place: str) -> None:
+    if set(held) != set(spec):
+        raise _damaged(place, "tensors " + ", ".join(sorted(spec)), _difference(held, spec))
     for name, wanted in spec.items():
-        if found[name] != wanted:
-            raise _damaged(place, f"{name} {wanted[0]} {list(wanted[1])}", f"{found[name][0]} {list(found[name][1])}")
+        if held[name] != wanted:
+            raise _damaged(place, f"{name} {wanted[0]} {list(wanted[1])}", f"{held[name][0]} {list(held[name][1])}")
 
 
-def _difference(found: Iterable[str], wanted: Iterable[str]) -> str:
-    missing, strange = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    said = [f"no {', '.join(missing)}"] if missing else []
-    return "; ".join(said + ([f"also {', '.join(strange)}"] if strange else []))
+def _difference(held: Iterable[str], wanted: Iterable[str]) -> str:
+    missing, strange = sorted(set(wanted) - set(held)), sorted(set(held) - set(wanted))
+    lacking = [f"no {', '.join(missing)}"] if missing else []
+    return "; ".join(lacking + ([f"also {', '.join(strange)}"] if strange else []))
 
 
 def _check_values(tensors: Tensors, place: str) -> None:
@@ -290,6 +290,6 @@ def _config_from(cls: type[Any], values: Mapping[str, Any], folder: Path) -> Any
         raise _damaged(str(folder / CONFIG), f"a {cls.__name__}", str(error)) from error
 
 
-def _damaged(place: str, expected: str, found: str) -> StoreError:
+def _damaged(place: str, expected: str, actual: str) -> StoreError:
     problem = f"{place} is damaged or not a SparseRM reward model"
-    return StoreError(problem, expected=expected, found=found, remedy=remedy_for(Path(place)))
+    return StoreError(problem, expected=expected, found=actual, remedy=remedy_for(Path(place)))

@@ -34,12 +34,12 @@ def activations(
     """f_j of every response for these latents, float32; only these are encoded."""
     rows = np.arange(len(states))
     kth = kth_values(states, rows, sae)
-    found = np.empty((len(states), len(latent_ids)), dtype=np.float32)
+    values = np.empty((len(states), len(latent_ids)), dtype=np.float32)
     for start in range(0, len(states), ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
         z, own_kth = states_on_device(states, rows[part], sae), None if kth is None else kth[part].to(sae.device)
-        found[part] = sae.encode_latents(z, latent_ids, own_kth).cpu().numpy()
-    return found
+        values[part] = sae.encode_latents(z, latent_ids, own_kth).cpu().numpy()
+    return values
 
 
 def top_columns(selected: SelectedDirections, k: int) -> Int[np.ndarray, " n"]:

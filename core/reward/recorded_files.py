@@ -131,8 +131,8 @@ def _parsed(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path} can't be read", expected="JSON", found=str(error), remedy=remedy_for(folder)) from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = repr(config.get("format")) if isinstance(config, dict) else type(config).__name__
-        raise StoreError(f"{folder} is not a SparseRM reward model", expected=f"format {FORMAT!r} in {CONFIG}", found=found, remedy=remedy)
+        actual = repr(config.get("format")) if isinstance(config, dict) else type(config).__name__
+        raise StoreError(f"{folder} is not a SparseRM reward model", expected=f"format {FORMAT!r} in {CONFIG}", found=actual, remedy=remedy)
     return config
 
 
@@ -161,15 +161,15 @@ def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
     except OSError as error:
         raise _changed(folder, name, "a file that can be read", str(error)) from error
     if actual != entry["sha256"]:
-        found = f"sha256 {actual[:SHOWN]}, of the same size"
-        raise _changed(folder, name, f"sha256 {str(entry['sha256'])[:SHOWN]}, as {CONFIG} records it", found)
+        changed = f"sha256 {actual[:SHOWN]}, of the same size"
+        raise _changed(folder, name, f"sha256 {str(entry['sha256'])[:SHOWN]}, as {CONFIG} records it", changed)
 
 
-def _changed(folder: Path, name: str, expected: str, found: str) -> StoreError:
+def _changed(folder: Path, name: str, expected: str, actual: str) -> StoreError:
     remedy = remedy_for(folder)
     if name == KNOWN_TEXTS:
         remedy += "; to share a model without its texts use push_to_hub or save_pretrained, which record what they write"
-    return StoreError(f"{folder / name} is damaged: it is not as it was saved", expected=expected, found=found, remedy=remedy)
+    return StoreError(f"{folder / name} is damaged: it is not as it was saved", expected=expected, found=actual, remedy=remedy)
 
 
 def remedy_for(folder: Path) -> str:

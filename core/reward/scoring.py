@@ -28,7 +28,8 @@ from core.errors import ConfigError, DataError
 from core.files import write_lines
 from core.reward.evaluation import SubsetCounts, accuracy_by_subset, accuracy_of, subset_counts
 from core.reward.model import BackboneReader, SparseRM
-from core.reward.pair_counts import count_reasons, shortened_items
+from core.reward.pair_counts import count_reasons
+from core.reward.reading_details import shortened_items
 from core.reward.responses import Responses, read_responses
 from core.types import Accuracy, Message, PreferencePair, Progress, RefusedRow, json_value, no_progress
 
@@ -244,8 +245,8 @@ def _prompts(prompts: Sequence[tuple[Message, ...]]) -> list[Any]:
 def check_target(target: Path) -> None:
     """Raises ConfigError, before anything is computed, where a file can't be written."""
     if target.is_dir() or not target.parent.is_dir():
-        found = "a folder" if target.is_dir() else f"no folder {target.parent}"
-        raise ConfigError(f"{target} can't be written", expected="a file in a folder that stands", found=found)
+        actual = "a folder" if target.is_dir() else f"no folder {target.parent}"
+        raise ConfigError(f"{target} can't be written", expected="a file in a folder that stands", found=actual)
 
 
 def write_table(lines: Iterable[str], target: Path) -> None:

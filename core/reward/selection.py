@@ -104,13 +104,13 @@ def _active_chunks(states: np.ndarray, rows: np.ndarray, sae: Encoder, progress:
 def kth_values(states: np.ndarray, rows: np.ndarray, sae: Encoder) -> Tensor | None:
     """Each response's k-th largest pre-activation over all latents, on the CPU; None for architectures that need none."""
     n_rows = max(1, BATCH_BYTES // (4 * max(states.shape[1], sae.d_sae)))
-    found = []
+    parts = []
     for start in range(0, len(rows), n_rows):
         kth = sae.kth_value(states_on_device(states, rows[start : start + n_rows], sae))
         if kth is None:
             return None
-        found.append(kth.cpu())
-    return torch.cat(found) if found else None
+        parts.append(kth.cpu())
+    return torch.cat(parts) if parts else None
 
 
 def states_on_device(states: np.ndarray, rows: np.ndarray, sae: Encoder) -> Tensor:
