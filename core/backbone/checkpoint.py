@@ -35,8 +35,7 @@ TRIANGLE = re.compile(r"\.(attn|attention)\.bias$")
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """One tensor in a file: its name there, the file, its shape, and its kind of number as safetensors names it
-    (BF16)."""
+    """One tensor in a file: its name there, the file, its shape, and its kind of number by safetensors' name (BF16)."""
 
     name: str
     file: Path
@@ -190,8 +189,7 @@ def _header(file: Path, wanted: Sequence[str] | None) -> list[StoredTensor]:
 
 
 def _check_adapter(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raises BackboneError where PEFT's parts are among the weights: the adapter is not merged, so the weights alone
-    differ."""
+    """Raises BackboneError where PEFT's parts are among the weights: the adapter is not merged into them."""
     parts = [name for name in tensors if re.search(r"(^|\.)(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer|modules_to_save)\.", name)]
     if parts:
         raise BackboneError(

@@ -51,19 +51,16 @@ class ControlTokens:
         return match[0] if match else sequence_mark(text)
 
     def is_token(self, text: str) -> bool:
-        """Whether this tokenizer encodes the text as one control token; otherwise it is a marker of another
-        template."""
+        """Whether this tokenizer encodes the text as one control token; else it is a marker of another template."""
         return text in self._texts.values()
 
     def closing_tokens(self, closing_piece: str) -> tuple[str, ...]:
-        """What ends an assistant message: the control tokens in the piece that the template writes after it, and end of
-        text."""
+        """What ends an assistant message: control tokens in the template's piece after it, and end of text."""
         tokens = [match[0] for match in self._pattern.finditer(closing_piece) if self.is_token(match[0])]
         return tuple(dict.fromkeys([*tokens, *([str(self.tokenizer.eos_token)] if self.tokenizer.eos_token else [])]))
 
     def as_plain_text(self, token: str) -> tuple[list[int], list[tuple[int, int]]] | None:
-        """Ids of a control token's characters and where each lies among them; None where they can't be written
-        otherwise.
+        """Ids of a control token's characters and where each lies among them; None where there is no other encoding.
 
         The characters are encoded after a line break, whose tokens are then removed: some tokenizers put a space before
         the first token.
@@ -77,8 +74,7 @@ class ControlTokens:
 
 
 def without_closing(text: str, closing: Iterable[str]) -> str:
-    """A text without the closing tokens at its very end and the white space before them; unchanged if it ends with
-    none."""
+    """A text without closing tokens at its very end and the white space before them; unchanged if it ends with none."""
     closing = [token for token in closing if token]
     rest = text.rstrip()
     while token := next((token for token in closing if rest.endswith(token)), ""):

@@ -50,8 +50,7 @@ def estimate_extraction(
 
 
 def estimate_training(config: SAETrainConfig, source: ModelSource, identity: dict[str, Any]) -> Estimate:
-    """An SAE training: reads its tokens, then forward, backward and Adam over two float32 matrices; the card is left
-    out."""
+    """An SAE training: reading tokens; forward, backward and Adam over two float32 matrices. The card is left out."""
     parameters, in_layers = count_parameters(source.folder, config.backbone.layer + 1)
     weights = 2 * config.width * int(identity["d_model"])
     per_weight = QUANTIZED_BYTES.get(config.backbone.quantization, BYTES[str(identity["dtype"])])
@@ -65,7 +64,7 @@ def estimate_training(config: SAETrainConfig, source: ModelSource, identity: dic
 def estimate_latents(
     config: BackboneConfig, source: ModelSource, identity: dict[str, Any], *, depth: int, d_sae: int, l0: float, n_latents: int, n_tokens: int
 ) -> Estimate:
-    """The pages of `n_latents` latents over `n_tokens` tokens, template included; all activations are on disk for a
+    """The pages of `n_latents` latents over `n_tokens` tokens, template included; activations are on disk for a
     while."""
     parameters, in_layers = count_parameters(source.folder, depth)
     weights = int(identity["d_model"]) * d_sae
@@ -110,8 +109,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def matmul_speed(config: BackboneConfig) -> float:
-    """Floating-point operations a second of a matrix product on the run's device in its dtype, measured within a
-    moment."""
+    """Floating-point operations a second of a matrix product on the run's device in its dtype, measured briefly."""
     import torch
 
     device, dtype = resolve_device(config), getattr(torch, resolve_dtype(config))

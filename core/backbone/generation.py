@@ -48,8 +48,7 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """Answers written, their tokens (end-of-turn included) and seconds; answers that a journal had already do not
-    count."""
+    """Answers written, their tokens (end-of-turn included) and seconds; answers from a journal do not count."""
 
     answers: int = 0
     tokens: int = 0
@@ -103,8 +102,7 @@ def _unanswered(prefix: list[int] | Unreadable, room: int) -> Generated:
 
 
 def answer_prefix(backbone: Backbone, prompt: Sequence[Message]) -> list[int] | Unreadable:
-    """The prompt's tokens up to where the answer begins (the rest of a placeholder answer is cut off), or why there are
-    none."""
+    """The prompt's tokens up to where the answer begins (a placeholder answer is cut off), or why there are none."""
     rendered = backbone.render_all([[*prompt, Message(role="assistant", content="a")]])[0]
     if isinstance(rendered, Unreadable):
         return rendered
@@ -118,8 +116,7 @@ def longest_prefix(backbone: Backbone, max_new_tokens: int) -> int:
 
 
 def stop_tokens(backbone: Backbone) -> list[int]:
-    """The tokens that end an answer: end of text of model and tokenizer, and what the chat template closes an answer
-    with."""
+    """The tokens that end an answer: end of text of model and tokenizer, and the chat template's closing token."""
     model_ends = backbone.model.generation_config.eos_token_id
     rendered = backbone.render([Message(role="user", content="a"), Message(role="assistant", content="a")])
     closing = int(rendered.ids[rendered.turn_ends[-1]]) if rendered.turn_ends[-1] >= 0 else None
@@ -130,8 +127,7 @@ def stop_tokens(backbone: Backbone) -> list[int]:
 
 
 def plan_rows(lengths: Sequence[int], n: int, size: int) -> list[list[Row]]:
-    """Batches of at most `size` answers, `n` to each prompt; samples of a prompt and prompts of similar length
-    together.
+    """Batches of at most `size` answers, `n` to each prompt; samples of a prompt and similar lengths together.
 
     `lengths` are the prompts' tokens. Where n is above `size`, each batch holds samples of one prompt.
     """
@@ -143,8 +139,7 @@ def plan_rows(lengths: Sequence[int], n: int, size: int) -> list[list[Row]]:
 
 
 def write_answers(backbone: Backbone, prompts: Sequence[Sequence[int]], rows: Sequence[Row], sampling: Sampling) -> list[Generated]:
-    """An answer for each of `rows`, which are one batch. `prompts`: the tokens of all prompts, as `answer_prefix`
-    returns."""
+    """An answer for each of `rows`, one batch. `prompts`: the tokens of all prompts, as `answer_prefix` returns."""
     used = list(dict.fromkeys(prompt for prompt, _ in rows))
     ids, mask = left_padded(backbone, [prompts[i] for i in used])
     places = torch.tensor([used.index(prompt) for prompt, _ in rows], device=ids.device)
@@ -173,8 +168,7 @@ def left_padded(backbone: Backbone, prompts: Sequence[Sequence[int]]) -> tuple[t
 
 
 def shared_cache(backbone: Backbone, ids: torch.Tensor, mask: torch.Tensor, places: torch.Tensor) -> Any:
-    """The cache of each prompt without its last token, computed once and repeated by `places` [rows], each row's
-    prompt.
+    """The cache of each prompt without its last token, computed once and repeated by `places` [rows] (row's prompt).
 
     None for models with a cache of another kind.
     """
@@ -210,8 +204,7 @@ def uniform_numbers(prompt: Sequence[int], sample: int, sampling: Sampling) -> n
 
 
 class _Draw:
-    """A logits processor that draws each row's next token and rules out all others, so that greedy `generate` takes
-    it."""
+    """A logits processor that draws each row's next token and rules out all others, so greedy `generate` takes it."""
 
     def __init__(self, uniform: torch.Tensor, sampling: Sampling) -> None:
         self.uniform, self.sampling, self.step = uniform, sampling, 0
@@ -258,7 +251,6 @@ def answer_of(backbone: Backbone, ids: list[int], closing: Sequence[int], ends: 
 
 
 def whole_sentences(text: str) -> str:
-    """The text up to its last sentence end, empty where it has none: an answer that was cut for its length does not end
-    where answers end."""
+    """The text up to its last sentence end, empty where it has none: a cut answer does not end where answers end."""
     ends = list(SENTENCE_END.finditer(text))
     return text[: ends[-1].end()] if ends else ""

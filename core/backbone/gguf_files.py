@@ -77,8 +77,7 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def _check_use(path: Path, fields: Mapping[str, Any]) -> None:
-    """Raises BackboneError for a part of a model, an adapter, a vision tower, and rotary scaling (transformers ignores
-    it)."""
+    """Raises BackboneError for a part of a model, an adapter, a vision tower, or rotary scaling, which is ignored."""
     architecture = fields.get("general.architecture")
     if int(fields.get("split.count") or 0) > 1:
         n = int(fields["split.count"])
@@ -146,8 +145,8 @@ def save_dequantised(file: Path, folder: Path) -> None:
 
 
 def check_copy(gguf: GgufFile, folder: Path) -> None:
-    """Raises BackboneError where a layer of the copy in `folder`, or what is outside the layers, has more or fewer
-    numbers."""
+    """Raises BackboneError where a layer of the copy in `folder`, or the rest, has more or fewer numbers than the
+    file."""
     config = read_json_object(folder / "config.json")
     stored, copied = Counter[int](), Counter[int]()
     for name, size in gguf.sizes.items():

@@ -14,8 +14,7 @@ FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
 def fetch_model(name: str, revision: str = "") -> Path:
-    """The folder of the repository `name` (org/name), called after its commit; an empty `revision` is the default
-    branch.
+    """The folder of the repository `name` (org/name), called after its commit; an empty `revision` is the default.
 
     Raises BackboneError for an unknown, private or gated repository, an unknown revision, a name that is no Hub id, and
     no network.

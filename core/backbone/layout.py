@@ -13,8 +13,7 @@ SEPARATOR = "\n"  # between messages of a model without a template
 
 
 class Unreadable(Exception):
-    """A dialogue that can't be read. `reason` continues a sentence: `the response holds the control token
-    <|im_end|>`."""
+    """A dialogue that can't be read. `reason` continues a sentence: `the response holds the control token </s>`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -73,8 +72,7 @@ def default_template(given: Any) -> tuple[str, str]:
 
 
 def find_spans(text: str, messages: Sequence[Message], pieces: TemplatePieces) -> tuple[Span, ...] | None:
-    """Where each message's text lies in a rendered dialogue; None unless it is the fixed pieces with the texts
-    between."""
+    """Where each message's text lies in a rendered dialogue; None unless it is fixed pieces with the texts between."""
     if not text.startswith(pieces.around[0]):
         return None
     spans, at = list[Span](), len(pieces.around[0])

@@ -78,8 +78,7 @@ def _unwrapped(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 
 def check_report(model: Any, report: Mapping[str, Any], checkpoint: Checkpoint, *, name: str, n_layers: int) -> None:
-    """Raises BackboneError with the names of tensors that transformers' `report` lists as missing, mis-shaped or left
-    over."""
+    """Raises BackboneError with the tensors that transformers' `report` lists as missing, mis-shaped or left over."""
     depth = int(model.config.get_text_config().num_hidden_layers)
     unused = list(_unused(model, report, checkpoint, depth, n_layers))
     wrong = {
@@ -133,8 +132,7 @@ def _head_names(model: Any) -> set[str]:
 
 
 def _doubled(model: Any, checkpoint: Checkpoint) -> list[str]:
-    """Tensors stored with and without the inner model's name in front: transformers takes one, and does not report
-    which."""
+    """Tensors stored with and without the inner model's name in front: transformers takes one without a report."""
     prefix = f"{model.base_model_prefix}."
     return sorted(name for name in checkpoint.tensors if name.startswith(prefix) and name.removeprefix(prefix) in checkpoint.tensors)
 
@@ -231,8 +229,7 @@ def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
 
 
 def check_ids(model: Any, tokenizer: Any, input_ids: torch.Tensor) -> None:
-    """Raises BackboneError that names a token without a row in the embedding; the device's own error would not name
-    it."""
+    """Raises BackboneError that names a token without a row in the embedding; a device's own error would not."""
     rows, largest = int(model.get_input_embeddings().weight.shape[0]), int(input_ids.max()) if input_ids.numel() else 0
     if largest >= rows:
         raise BackboneError(

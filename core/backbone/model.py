@@ -35,8 +35,7 @@ QUOTES = b"\"')]*_"  # what may stand between a sentence's mark and the next sen
 
 
 class Backbone:
-    """A loaded language model with its chat template. `identity` (JSON): everything that could change a hidden
-    state."""
+    """A loaded language model with its chat template. `identity` (JSON): all that could change a hidden state."""
 
     def __init__(self, model: Any, tokenizer: Any, config: BackboneConfig, identity: dict[str, Any]) -> None:
         self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
@@ -58,8 +57,7 @@ class Backbone:
         return rendered
 
     def render_all(self, dialogues: Sequence[Sequence[Message]]) -> list[Rendered | Unreadable]:
-        """Several dialogues as tokens, in one call of the tokenizer; an `Unreadable` stands for one that can't be
-        read."""
+        """Several dialogues as tokens, in one call of the tokenizer; `Unreadable` for each that can't be read."""
         return self.template.render(dialogues)
 
     @cached_property
@@ -145,8 +143,7 @@ class Backbone:
 
     @contextlib.contextmanager
     def _captured(self, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
-        """While open, each forward pass puts the outputs of `layers` into the dict that is yielded, and stops after the
-        last of them."""
+        """While open, each forward pass puts the outputs of `layers` into the yielded dict and stops after the last."""
         captured: dict[int, torch.Tensor] = {}
         last = max(layers)
 

@@ -107,8 +107,7 @@ def single_file(path: Path) -> BackboneError:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raises BackboneError for a folder without a tokenizer (transformers would make one of a few tokens) or a damaged
-    one."""
+    """Raises BackboneError for a folder with a damaged tokenizer or none (transformers would make a small one)."""
     names = {path.name for path in folder.iterdir()}
     for name in sorted({name for files in TOKENIZERS for name in files} & names):
         check_file(folder / name)

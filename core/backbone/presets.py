@@ -65,8 +65,7 @@ NEURONPEDIA: tuple[tuple[str, str, str], ...] = (
 
 
 def neuronpedia_source(sae: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Neuronpedia's model and source of the SAE with this identity; None where `NEURONPEDIA` has no rule for its
-    release."""
+    """Neuronpedia's model and source of the SAE with this identity; None where `NEURONPEDIA` has no rule for it."""
     name = f"{sae.get('release', '')} {sae.get('sae_id', '')}"
     for pattern, model, source in NEURONPEDIA:
         if match := re.fullmatch(pattern, name):
@@ -75,16 +74,14 @@ def neuronpedia_source(sae: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def source_names(sae: Mapping[str, Any]) -> tuple[str, str]:
-    """`modelId` and `layer` of rows in Neuronpedia's formats: Neuronpedia's own where known, else ours built the same
-    way."""
+    """`modelId` and `layer` of rows in Neuronpedia's formats: its own where known, else ours built the same way."""
     made_for = str(sae.get("model_name") or "").rstrip("/").rpartition("/")[2].lower()
     name = re.sub(r"[^a-z0-9]+", "-", str(sae.get("name") or "sae").lower()).strip("-")
     return neuronpedia_source(sae) or (made_for or "unknown", f"{sae.get('layer')}-{name}")
 
 
 def preset(name: str, *, root: Path | None = None) -> FitConfig:
-    """The preset of this name. `tiny` makes its model, SAE and pairs under `root` (the cache's `models`) if they are
-    missing.
+    """The preset of this name. `tiny` makes missing parts (model, SAE, pairs) under `root` (the cache's `models`).
 
     Raises ConfigError on an unknown name.
     """

@@ -234,8 +234,7 @@ def _from_gguf(path: Path, progress: Progress) -> ModelSource:
 
 
 def _drop_unchecked(folder: Path, check: Callable[[Path], None]) -> None:
-    """Checks a copy that an older version made unchecked; removes one that differs from its file, so it is made
-    again."""
+    """Checks a copy that an older version made unchecked; removes one that differs, so that it is made again."""
     if not folder.exists() or _note(folder).get("checked") == CHECKED:
         return
     with FileLock(folder.with_name(f".{folder.name}.lock")):
@@ -274,8 +273,7 @@ def tensors_sha256(folder: Path) -> str:
 
 
 def dequantise(fetch: Callable[[], Path], folder: Path, note: dict[str, str], progress: Progress) -> None:
-    """Turns the GGUF file that `fetch` returns into the safetensors folder `folder`, once; a lock excludes other
-    processes."""
+    """Turns the GGUF file that `fetch` returns into the safetensors folder `folder`, once, under a lock."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if folder.exists():
@@ -299,8 +297,7 @@ def _source_of_copy(folder: Path) -> ModelSource:
 
 
 def _note(folder: Path) -> dict[str, Any]:
-    """The note of a copy: what it was made from. Empty where it can't be read: the copy is then checked or made
-    again."""
+    """The note of a copy: what it was made from. Empty where it can't be read: then the copy is checked or remade."""
     try:
         note = read_json(folder / SOURCE_NOTE)
     except StoreError:

@@ -144,8 +144,7 @@ class ChatTemplate:
         return cut, sum(before["content"] != after["content"] for before, after in zip(messages, cut, strict=True))
 
     def _rule_on_thinking(self, messages: Sequence[Message]) -> str:
-        """How thinking blocks are treated (`KEPT`, `STRIPPED`); empty where there are none. Raises Unreadable to refuse
-        them."""
+        """How thinking blocks are treated (`KEPT`, `STRIPPED`), empty without any. Raises Unreadable to refuse them."""
         if not any(m["role"] == "assistant" and thinks(m["content"]) for m in messages):
             return ""
         if self._think == "refuse":
@@ -192,8 +191,7 @@ class ChatTemplate:
         return Layout(messages=(*history, last), text=before + answer + text[placeholder.end :], spans=placed, n_closing=0, thinking=KEPT)
 
     def fixed_pieces(self, roles: tuple[str, ...]) -> TemplatePieces:
-        """What the template writes before, between and after messages of these roles. Raises Unreadable where it
-        refuses them."""
+        """What the template writes around messages of these roles. Raises Unreadable where it refuses them."""
         if roles not in self._pieces:
             try:
                 self._pieces[roles] = self._find_pieces(roles)
@@ -226,8 +224,7 @@ class ChatTemplate:
             raise Unreadable(f"the chat template refuses this dialogue: {str(error)[:200]} (roles: {roles})") from error
 
     def fold_system(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages as the template accepts them: if it refuses a system role (Gemma-2), the first user message gets
-        its text."""
+        """The messages as the template accepts them: a refused system text (Gemma-2) opens the first user message."""
         messages = list(messages)
         if not (messages and messages[0]["role"] == "system") or self._takes_system():
             return messages
@@ -296,8 +293,7 @@ class ChatTemplate:
     def _as_plain_text(
         self, layout: Layout, ids: Int32[np.ndarray, " t"], places: Int32[np.ndarray, "t 2"], control: list[int]
     ) -> tuple[Int32[np.ndarray, " m"], Int32[np.ndarray, "m 2"]]:
-        """The tokens, each control token in a text replaced by tokens of its characters. Raises Unreadable if that is
-        refused."""
+        """The tokens; a control token in a text becomes the tokens of its characters. Raises Unreadable if refused."""
         new_ids, new_places = ids.tolist(), places.tolist()
         for at in reversed(control):
             start, stop = new_places[at]
@@ -321,8 +317,7 @@ class ChatTemplate:
 
 
 def _without_second_block(layout: Layout) -> Layout:
-    """The layout without the empty block that some templates (SmolLM3's) open even before an answer that has its
-    own."""
+    """The layout without the empty block that some templates (SmolLM3's) open even if the answer has its own."""
     last = len(layout.messages) - 1
     if layout.messages[last]["role"] != "assistant" or not thinks(layout.messages[last]["content"]):
         return layout

@@ -83,8 +83,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def model_config(folder: Path) -> Any:
-    """transformers' configuration of a model folder. Raises BackboneError for an unknown kind, custom code, or
-    damage."""
+    """transformers' configuration of a model folder. Raises BackboneError for an unknown kind, custom code, damage."""
     with library_errors(f"config.json in {folder} can't be used"):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 

@@ -53,8 +53,7 @@ class Unembedding:
 
 
 def load_unembedding(config: BackboneConfig, *, progress: Progress = no_progress) -> Unembedding:
-    """Reads final norm and unembedding of the config's model. Raises BackboneError where it has none or can't be
-    loaded."""
+    """Reads final norm and unembedding of the config's model. Raises BackboneError where they can't be had."""
     with torch.inference_mode():
         model = _head(config, progress)
         norm = _final_norm(model)

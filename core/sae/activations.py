@@ -106,15 +106,14 @@ class Stream:
         return torch.cat([current.content[torch.as_tensor(rows)], current.ring[torch.as_tensor(chosen)]]).float()
 
     def draw_ends(self, n: int, round_number: int, batch: int) -> np.ndarray:
-        """Indices of a batch's response ends among `n`, without repetition if there are enough; fixed by seed, round and batch."""
+        """Indices of a batch's response ends among `n`, drawn without repetition if there are enough."""
         if not self.ends_per_batch:
             return np.zeros(0, dtype=np.int64)
         draw = np.random.default_rng([self.seed, 3, round_number, batch])
         return draw.choice(n, self.ends_per_batch, replace=n < self.ends_per_batch)
 
     def _take(self, cursor: Cursor) -> tuple[list[Document], Cursor]:
-        """Documents from the cursor on that fill a round, and the cursor after them. A dialogue is never divided
-        between rounds."""
+        """Documents from the cursor on that fill a round, and the cursor after them. No dialogue is divided."""
         read: list[Document] = []
         needed, started = cursor.tokens + ROUND_BATCHES * self.content_per_batch, cursor.dialogue
         while cursor.tokens < needed:
@@ -157,8 +156,7 @@ class Stream:
         )
 
     def _states(self, read: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:
-        """States [n, d_model] of all content tokens, in the documents' order whatever the batches, and of the
-        response-final ones."""
+        """States [n, d_model] of all content tokens, in the documents' order, and of the response-final ones."""
         content: list[torch.Tensor] = [torch.empty(0)] * len(read)
         ends: list[torch.Tensor] = [torch.empty(0)] * len(read)
         for numbers, states in stream_states(read, self.backbone, self.layer, self.backbone.config.tokens_per_batch):

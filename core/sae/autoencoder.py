@@ -62,8 +62,7 @@ class SparseAutoencoder:
         return f"SparseAutoencoder({self.identity['name']}: {self.architecture}, d_model {self.d_model}, d_sae {self.d_sae}, layer {self.layer})"
 
     def encode(self, z: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_sae"]:
-        """f(z) of all latents, float32. For wide SAEs use `encode_chunk`. Raises MismatchError for another d_model, as
-        all below."""
+        """f(z) of all latents, float32; for wide SAEs use `encode_chunk`. Raises MismatchError for another d_model."""
         return self.encode_chunk(z, slice(0, self.d_sae))
 
     def encode_chunk(self, z: Float[Tensor, "n d_model"], latents: slice, kth: Float[Tensor, " n"] | None = None) -> Float[Tensor, "n c"]:
@@ -86,14 +85,12 @@ class SparseAutoencoder:
     def encode_latents(
         self, z: Float[Tensor, "n d_model"], latent_ids: Sequence[int] | Int[np.ndarray, " k"], kth: Float[Tensor, " n"] | None = None
     ) -> Float[Tensor, "n k"]:
-        """f(z) for these latents alone, in this order: the columns of `encode(z)` up to rounding, without computing the
-        others."""
+        """f(z) for these latents alone, in this order: columns of `encode(z)` up to rounding, at their cost alone."""
         index = torch.as_tensor(np.asarray(latent_ids, dtype=np.int64), device=self.device)
         return self._activate(self._products(self._input(z), index), index, self.kth_value(z) if kth is None else kth)
 
     def kth_value(self, z: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"] | None:
-        """The value at which a TopK SAE cuts each row: halfway between its k-th and its next pre-activation. None for
-        others.
+        """The cut of a TopK SAE in each row, between its k-th and next pre-activation; None for other architectures.
 
         Halfway, because the same pre-activation can differ in its last bit when it is computed again in another batch
         of rows.
@@ -142,8 +139,7 @@ class SparseAutoencoder:
         return best[:, -1] + (best[:, -2] - best[:, -1]) / 2
 
     def _fold_decoder_norms(self) -> None:
-        """Rescales a TopK SAE trained with activations in units of decoder norms: unit rows, so that decoding is
-        plain."""
+        """Rescales a TopK SAE trained in units of decoder norms to unit rows, so that decoding is plain."""
         norms = self.tensors["W_dec"].norm(dim=1).clamp(min=1e-8)
         self.tensors["W_enc"] = self.tensors["W_enc"] * norms
         self.tensors["b_enc"] = self.tensors["b_enc"] * norms
@@ -184,8 +180,7 @@ def check_sae_fits(sae: SparseAutoencoder, backbone_identity: Mapping[str, Any],
 
 
 def measured_l0(sae: SparseAutoencoder, z: Float[Tensor, "n d_model"]) -> float:
-    """Mean number of active latents over the rows of z. Far from `identity["expected_l0"]` the SAE is loaded or used
-    wrongly."""
+    """Mean number of active latents over the rows of z. If it is far from `expected_l0`, the SAE is loaded wrongly."""
     return sum(int((sae.encode(rows) > 0).sum()) for rows in row_chunks(sae, z)) / max(len(z), 1)
 
 

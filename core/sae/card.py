@@ -48,8 +48,7 @@ def sae_card(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """FVU, L0 and dead share of an SAE on these dialogues, and loss recovered if the whole model was loaded. JSON
-    values.
+    """FVU, L0 and dead share of an SAE on these dialogues; loss recovered if the whole model was loaded. JSON values.
 
     `last_response_only`: only the last token of each dialogue's last answer counts as response-final (preference
     pairs), else that of every answer. Keys: `fvu`, `fvu_median_dimension`, `l0`, the same with `_response_end`, and
@@ -129,7 +128,7 @@ class Sums:
         return np.maximum(draws @ self.squares - np.square(draws @ self.z) / n, 0)
 
     def fvu_of_draws(self, draws: Array) -> Array:
-        """The fraction of variance unexplained of each draw; `draws` [n_draws, n_units] count how often each unit was drawn."""
+        """FVU of each draw; `draws` [n_draws, n_units] count how often each unit was drawn."""
         return _ratio((draws @ self.errors).sum(1), self._spread(draws).sum(1))
 
     def _median(self, draws: Array) -> Array:
@@ -179,8 +178,7 @@ def _loss_recovered(
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Loss recovered on the first documents (see the first lines of this file), with the three cross-entropies. `mean`
-    is the mean of z."""
+    """Loss recovered on the first documents, with the three cross-entropies. `mean` [d_model] is the mean of z."""
     budget = np.cumsum([part.content.sum() for part in parts])
     chosen = [part for part, before in zip(parts, budget, strict=True) if before - part.content.sum() < LOSS_TOKENS]
     units = units[: len(chosen)]
@@ -204,8 +202,7 @@ def _loss_recovered(
 
 
 def loss_recovered(sums: Mapping[str, Array], counts: Array, seed: int) -> dict[str, Any]:
-    """Loss recovered with its interval, from each document's summed `clean`, `spliced`, `mean` losses and token
-    counts."""
+    """Loss recovered with its interval, from each document's summed `clean`, `spliced`, `mean` losses and tokens."""
     once, draws = np.ones((1, len(counts))), bootstrap_draws(len(counts), seed)
 
     def recovered(weights: Array) -> Array:
@@ -263,8 +260,7 @@ def _ratio(above: Array, below: Array) -> Array:
 
 
 def _interval(value: Array, resampled: Array) -> dict[str, float | None]:
-    """The value with its percentile interval; all three null where it is undefined (nothing varies, ablation is
-    free)."""
+    """The value with its percentile interval; all null where undefined (nothing varies, ablation is free)."""
     usable = resampled[np.isfinite(resampled)]
     if not np.isfinite(value[0]) or not len(usable):
         return {"value": None, "low": None, "high": None}

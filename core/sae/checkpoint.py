@@ -31,8 +31,7 @@ RUNNING = ("act_freq_scores", "n_forward_passes_since_fired")
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """What changes in a training: sae-lens' trainer, the data cursor, and the ring [n, d_model] before the cursor's
-    round."""
+    """What changes in a training: sae-lens' trainer, the data cursor, and the ring [n, d_model] before its round."""
 
     trainer: Any
     cursor: Cursor
@@ -58,8 +57,7 @@ def save_checkpoint(folder: Path, state: TrainingState) -> None:
 
 
 def load_checkpoint(folder: Path, state: TrainingState) -> bool:
-    """Reads the newest checkpoint into `state`; False where there is none. Raises SAEError if it is damaged or
-    another's."""
+    """Reads the newest checkpoint into `state`; False where there is none. Raises SAEError if it can't be used."""
     newest = max(folder.glob("step-*"), default=None)
     if newest is None:
         return False

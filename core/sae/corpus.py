@@ -81,8 +81,7 @@ def load_corpus(
     exclude_prompts: Set[str] = frozenset(),
     progress: Progress = no_progress,
 ) -> Corpus:
-    """Reads `corpus`: names and files, comma-separated (`chitchat,hh.jsonl.gz`). The default corpus is stored in
-    `root/corpora`.
+    """Reads `corpus`: names and files, comma-separated (`chitchat,hh.jsonl.gz`); downloads are kept in `root/corpora`.
 
     Preference pairs are split as `fit` splits them (`ratios`, `split_seed`); what is not their training split is left
     out, and so are dialogues that hold a prompt of `exclude_prompts` (ids as `PreferencePair.prompt_id`), wherever in
@@ -134,8 +133,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def load_split(config: DataConfig, progress: Progress = no_progress) -> PreferencePairs:
-    """The pairs of a file, split as a fit with the same options splits them. Raises as `load_pairs` and
-    `split_pairs`."""
+    """The pairs of a file, split as a fit with the same options does. Raises as `load_pairs` and `split_pairs`."""
     return load_split_and_refused(config, progress)[0]
 
 
@@ -146,8 +144,7 @@ def load_split_and_refused(config: DataConfig, progress: Progress = no_progress)
 
 
 def split_corpus(dialogues: Sequence[Dialogue], held_out: float, seed: int) -> tuple[list[Dialogue], list[Dialogue]]:
-    """Training and held-out dialogues: about a share `held_out` of the groups (at least two), drawn by seed and groups
-    alone.
+    """Training and held-out dialogues: a share `held_out` of the groups (two or more), drawn by seed and groups.
 
     Raises DataError where too few groups are there to hold any out.
     """
@@ -184,8 +181,7 @@ def _read(name: str, root: Path, count: Counter[str], progress: Progress) -> Ite
 
 
 def _chitchat(path: Path) -> Iterator[Dialogue]:
-    """The chitchat dialogues: the first speaker is the user, others the assistant; successive lines of a speaker are
-    one message."""
+    """The chitchat dialogues: the first speaker is the user; successive lines of a speaker are one message."""
     for key, conversation in json.loads(path.read_text(encoding="utf-8")).items():
         lines = [line for turn in conversation["messages"] for line in turn]
         roles = {lines[0]["sender"]: "user"} if lines else {}
@@ -218,8 +214,7 @@ def _is_pairs(name: str) -> bool:
 
 
 def _holds_dialogues(path: Path) -> bool:
-    """Whether a file is JSONL whose first rows have `messages`; other files are left to the readers of preference
-    pairs."""
+    """Whether a file is JSONL whose first rows have `messages`; others are left to the readers of pairs."""
     if not path.name.removesuffix(".gz").endswith(".jsonl"):
         return False
     first = [_row(line) for line, _ in zip(_lines(path), range(20), strict=False)]

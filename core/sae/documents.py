@@ -77,8 +77,7 @@ def _sentence_ends(rendered: Rendered, backbone: Backbone) -> Iterator[int]:
 
 
 def _parts(messages: Sequence[Message], ends: Sequence[int], head: int, context: int) -> Iterator[Sequence[Message]]:
-    """Runs of exchanges that fit into `context`. An exchange costs its tokens in the whole dialogue; the template's
-    head is added."""
+    """Runs of exchanges that fit into `context`: each costs its tokens in the whole dialogue; the head is added."""
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if len(answers) != len(ends):
         yield messages
@@ -95,8 +94,7 @@ def _parts(messages: Sequence[Message], ends: Sequence[int], head: int, context:
 
 
 def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """The documents' numbers, batch by batch: similar lengths, at most `budget` tokens with padding (one document may
-    have more)."""
+    """The documents' numbers in batches of similar lengths: at most `budget` tokens, padded (one may have more)."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda n: (lengths[n], n)):
         if batches and lengths[i] * (len(batches[-1]) + 1) <= budget:

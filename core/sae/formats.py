@@ -63,8 +63,7 @@ class StoredSAE:
 
 
 def read_sae(config: SAEConfig) -> StoredSAE:
-    """Reads and checks the SAE that `config` names. Raises MissingError if it names none, SAEError if it can't be
-    used."""
+    """Reads and checks the SAE that `config` names. Raises MissingError if none is named, SAEError if unusable."""
     if config.release:
         return checked(_from_release(config.release, config.sae_id))
     if not config.path:
@@ -141,8 +140,7 @@ def _from_sae_lens_folder(path: Path) -> StoredSAE:
 
 
 def _take_scaling(tensors: dict[str, Tensor], raw: Mapping[str, Any], name: str, file: str) -> None:
-    """Removes factors of one from the tensors. Raises SAEError for other factors, and where promised ones are
-    missing."""
+    """Removes factors of one from the tensors. Raises SAEError for others, and where promised ones are missing."""
     factors = [tensors.pop(key) for key in ("scaling_factor", "finetuning_scaling_factor") if key in tensors]
     if any(not bool(torch.all(factor == 1)) for factor in factors) or (scaling_promised(raw) and not factors):
         raise SAEError(
@@ -208,8 +206,7 @@ def _from_llama_scope(path: Path) -> StoredSAE:
 
 
 def fold_norm(tensors: dict[str, Tensor], norm: float, threshold: float, d_model: int) -> float:
-    """Folds the input scale of an SAE (average norm sqrt(d_model)) into its tensors, in place. Returns s =
-    sqrt(d_model) / norm.
+    """Folds an SAE's input scale into its tensors, in place. Returns the scale s = sqrt(d_model) / norm.
 
     W_enc is multiplied by s, W_dec and b_dec are divided by it; the threshold is the published one times s, as sae-lens
     loads it from the Hub. Decoder rows are no unit vectors afterwards.

@@ -10,7 +10,7 @@ is the hook: `layers.10` is the output of layer 10.
     ----------------------------------------   -------------------------------------------------------------------------
     d_in, num_latents, expansion_factor        compared with the tensors (num_latents 0: expansion_factor * d_in)
     k                                          computed; missing: refused
-    activation                                 topk (also if missing, as in the first versions); groupmax, others: refused
+    activation                                 topk (or missing, as in the first versions); groupmax, others: refused
     signed, transcode, skip_connection,        false; true (another activation, or an output that is not the input):
     embed_skip, gram_lookup                    refused
     normalize_decoder, multi_topk, others of   of training: change neither f nor z^

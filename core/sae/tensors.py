@@ -32,8 +32,7 @@ EVEN = 0.01  # spread of norms, relative to their mean, below which vectors coun
 
 
 def check_tensors(tensors: Mapping[str, Tensor], architecture: str, config: Mapping[str, Any], name: str, file: str) -> None:
-    """Raises SAEError that names `file` and the tensor: missing, unknown, mis-shaped, transposed, not finite, all
-    zeros."""
+    """Raises SAEError with `file` and the tensor: missing, unknown, mis-shaped, transposed, not finite, all zeros."""
     wanted = TENSORS[architecture]
     if set(tensors) != wanted:
         raise _other_tensors(tensors, wanted, architecture, name, file)

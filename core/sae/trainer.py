@@ -23,8 +23,7 @@ CHUNK = 1024  # of them, encoded at a time
 
 
 def make_trainer(config: SAETrainConfig, d_model: int, device: str, *, mixed: bool) -> Any:
-    """sae-lens' trainer around a new SAE whose weights depend on the seed alone; the caller's random state stays
-    unchanged.
+    """sae-lens' trainer around a new SAE, whose weights depend on the seed alone; random states stay unchanged.
 
     `mixed`: matrix products in bfloat16 (weights, gradients and moments stay float32).
     """
@@ -55,8 +54,7 @@ def make_trainer(config: SAETrainConfig, d_model: int, device: str, *, mixed: bo
 
 
 def set_up_inputs(trainer: Any, first: Round) -> None:
-    """Scales inputs to a mean centred norm of sqrt(d_model) and sets the decoder bias to their mean, by the first
-    round."""
+    """Sets the input scale (mean centred norm sqrt(d_model)) and b_dec (the inputs' mean) by the first round."""
     states = first.content.float()
     mean = states.mean(0)
     spread = float((states - mean).norm(dim=1).mean())
@@ -92,8 +90,7 @@ def start_from(trainer: Any, init: SparseAutoencoder) -> None:
 
 
 def measure_threshold(trainer: Any, stream: Stream, current: Round) -> None:
-    """Sets BatchTopK's threshold so that `k` latents a token are active on average over content tokens of the last
-    round.
+    """Sets BatchTopK's threshold so that `k` latents a token are active on average over the last round's content.
 
     Only content tokens count, as for L0 (METHOD.md, SAE traps). Response-final states have fewer active latents, so a
     threshold that is measured on training batches is one of a mixture: with three eighths of such states L0 on running
@@ -114,8 +111,7 @@ def measure_threshold(trainer: Any, stream: Stream, current: Round) -> None:
 
 
 def save_inference(trainer: Any, folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Folds the input scale into the weights and saves the inference form. Raises SAEError for weights beyond
-    float16."""
+    """Folds the input scale in and saves the inference form. Raises SAEError for weights that float16 can't hold."""
     sae = trainer.sae
     if trainer.activation_scaler.scaling_factor is not None:
         sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)

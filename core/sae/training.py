@@ -155,8 +155,7 @@ def _trained(job: _Job, training: Sequence[Dialogue], progress: Progress) -> tup
 
 
 def train(config: SAETrainConfig, stream: Stream, scratch: Path, progress: Progress) -> TrainingState:
-    """The trained state, from the last checkpoint in `scratch` on if there is one. Only whole batches of tokens are
-    used."""
+    """The trained state, from the last checkpoint in `scratch` on, if any. Only whole batches are used."""
     steps = config.tokens // config.batch_size
     mixed = stream.backbone.dtype == torch.bfloat16
     trainer = make_trainer(config, stream.backbone.d_model, str(stream.backbone.device), mixed=mixed)
@@ -212,8 +211,7 @@ class _Report:
     began: float = 0.0
 
     def step(self, trainer: Any, output: Any) -> None:
-        """Reports figures of the last batch, response-final states included; FVU and L0 are those of the training
-        form."""
+        """Reports figures of the last batch, response-final states included; FVU and L0 are the training form's."""
         self.began = self.began or time.monotonic()
         done, x = trainer.n_training_samples, output.sae_in
         fvu = float((output.sae_out.detach() - x).square().sum() / (x - x.mean(0)).square().sum())
@@ -289,8 +287,7 @@ def _is_trained(target: Path, fingerprint: str) -> bool:
 
 
 def _seen(state: TrainingState, stream: Stream) -> dict[str, Any]:
-    """How much the training read; `response_ends_times_used`: draws of a distinct response-final position on
-    average."""
+    """How much the training read; `response_ends_times_used`: mean draws of a distinct response-final position."""
     steps, cursor = state.trainer.n_training_steps, state.cursor
     drawn = steps * stream.ends_per_batch
     return {
