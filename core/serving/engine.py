@@ -159,19 +159,15 @@ class Engine:
         enter("Loading libraries")
         import transformers  # noqa: F401
 
-        from core.explain.explainer import Explainer
-        from core.reward.model import BackboneReader, SparseRM
-        from core.serving import text_answers  # noqa: F401
+        from core.serving import text_answers
 
         enter("Reading the reward model")
-        self.model = SparseRM.load(self.folder, device=self.device)
+        self.model = text_answers.load_model(self.folder, self.device)
         enter("Loading the language model")
-        reader = self.model.reader
-        assert isinstance(reader, BackboneReader)  # a model that was loaded has one
-        backbone = reader.backbone
+        backbone = text_answers.backbone_of(self.model)
         enter("Loading the SAE")
         with contextlib.suppress(SparseRMError):  # a control without latents can only score; Answers raises the error when one is asked for more
-            self.explainer = Explainer(self.model)
+            self.explainer = self.model.explainer
             _ = self.explainer.sae
         enter("Trying it once")
         self.model.score(["Hello."], ["Hello."])

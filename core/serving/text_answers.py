@@ -5,8 +5,10 @@ imported there, while /health answers already.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from core.backbone.model import Backbone
 from core.errors import DataError
 from core.explain.explainer import Explainer
 from core.explain.explanation import Explanation
@@ -90,7 +92,17 @@ ANSWERS: Mapping[str, Callable[[Body, Explainer], Answer]] = {
 }
 
 
+def load_model(folder: Path, device: str) -> SparseRM:
+    """The reward model, without its language model and SAE. Raises as `SparseRM.load`."""
+    return SparseRM.load(folder, device=device)
+
+
+def backbone_of(model: SparseRM) -> Backbone:
+    """The language model, loaded when it is first asked for."""
+    assert isinstance(model.reader, BackboneReader)  # a model that was loaded has one
+    return model.reader.backbone
+
+
 def divide_queries(model: SparseRM, queries: list[Any], prompts: list[Any] | None) -> list[Item | str]:
     """OpenRLHF's texts as prompt and response, or why one can't be divided (core.serving.queries)."""
-    assert isinstance(model.reader, BackboneReader)  # a model that was loaded has one
-    return Queries(model.reader.backbone).divide(queries, prompts)
+    return Queries(backbone_of(model)).divide(queries, prompts)

@@ -21,19 +21,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import uvicorn
 from filelock import Timeout
 
 from core.errors import ConfigError, SparseRMError, error_to_dict
 from core.reward.recorded_files import read_config
 from core.runs.locks import LOOKING, make_lock
+from core.serving.answers import Answers
+from core.serving.app import make_app
+from core.serving.engine import Engine
 from core.serving.server_folder import HOST, Address, ServerFolder, server_folder_of
-
-if TYPE_CHECKING:
-    import uvicorn
-
-    from core.serving.engine import Engine
 
 LOOK = 0.5  # seconds between two checks
 
@@ -71,12 +69,6 @@ def _listening(port: int) -> socket.socket:
 
 
 def _answer(server_folder: ServerFolder, address: Address, listening: socket.socket, device: str, idle: float, ready: Ready) -> None:
-    import uvicorn
-
-    from core.serving.answers import Answers
-    from core.serving.app import make_app
-    from core.serving.engine import Engine
-
     engine = Engine(server_folder.model, device, server_folder.seconds())
 
     def stop() -> None:
