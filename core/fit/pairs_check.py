@@ -1,5 +1,5 @@
-"""What preference pairs are, before anything is fitted on them: how they were read, what was refused and why, duplicates, what stands in two splits,
-and how far wording or length alone get. No language model is needed.
+"""What preference pairs are, before anything is fitted on them: how they were read, what was refused and why,
+duplicates, what stands in two splits, and how far wording or length alone get. No language model is needed.
 
 A check is an artefact: `pairs.jsonl` (the pairs with their splits) and `report.json`:
 

@@ -7,7 +7,7 @@
     controls       random directions, activations, dense, probes, wording, length                     core.reward.fitting
     curve          validation accuracy against K                                                      core.reward.curve
     evaluation     the test split, read once                                                          core.reward.evaluation
-    (pair counts)  how many pairs never came so far, where and why: stands beside every figure        core.reward.pair_counts
+    (pair counts)  how many pairs were left out, where and why: shown beside every figure        core.reward.pair_counts
     known          what explaining needs of every response                                            core.reward.fit_responses
     reward_model   the folder that scores, each control beside it, faithfulness of its explanations   core.reward.parts_files
 
@@ -35,8 +35,8 @@ from core.types import Progress, no_progress
 
 @dataclass(frozen=True, kw_only=True)
 class FitOutcome:
-    """A finished fit: the reward model's folder, the table (`Evaluation.to_json`, NaN as None, with `pair_counts` of core.reward.pair_counts), the
-    curve, and the seconds each step took now."""
+    """A finished fit: the reward model's folder, the table (`Evaluation.to_json`, NaN as None, with `pair_counts` of
+    core.reward.pair_counts), the curve, and the seconds each step took now."""
 
     artefact: Path
     evaluation: Mapping[str, Any]
@@ -52,9 +52,10 @@ class FitOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOutcome:
-    """Validation accuracy of every layer, K and kind of direction (`CurvePoint.to_json` and `layer`), and the best SparseRM among them.
+    """Validation accuracy of every layer, K and kind of direction (`CurvePoint.to_json` and `layer`), and the best
+    SparseRM among them.
 
-    `pair_counts`: how many pairs never came so far (core.reward.pair_counts), the same for every layer.
+    `pair_counts`: how many pairs were left out (core.reward.pair_counts), the same for every layer.
     """
 
     points: tuple[Mapping[str, Any], ...]
@@ -94,7 +95,8 @@ def fit(config: FitConfig, store: Store, progress: Progress = no_progress) -> Fi
 
 
 def sweep(configs: Sequence[FitConfig], store: Store, progress: Progress = no_progress) -> SweepOutcome:
-    """Layers x K (`curve`) from one extraction, judged on validation with all seeds and draws; the test split is not read.
+    """Layers x K (`curve`) from one extraction, judged on validation with all seeds and draws; the test split is not
+    read.
 
     `configs`: one a layer, otherwise alike but for the SAE.
     """

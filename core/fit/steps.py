@@ -1,7 +1,9 @@
-"""Each step of the pipeline wrapped by the store: what stands is found, what does not is computed (core.fit.pipeline has them in order).
+"""Each step of the pipeline wrapped by the store: a result in the store is found, another is computed (core.fit.pipeline
+has them in order).
 
-A step's fingerprint is made of its name, VERSIONS, the config fields that change its result, and the fingerprints of its inputs. None of these needs
-a loaded language model, so a run that finds everything loads none. Between steps values go over the disk.
+A step's fingerprint is made of its name, VERSIONS, the config fields that change its result, and the fingerprints of
+its inputs. None of these needs a loaded language model, so a run that finds everything loads none. Between steps values
+go over the disk.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class States:
-    """Where the hidden states of one layer lie. `fingerprint` is that of an extraction of this layer alone, whichever pass computed it.
+    """Where the hidden states of one layer lie. `fingerprint` is that of an extraction of this layer alone, whichever
+    pass computed it.
 
     `backbone` is the language model's identity, `report` what the extraction says of the pairs that it could not read.
     """
@@ -109,8 +112,8 @@ class Steps:
         self.seconds[step] = self.seconds.get(step, 0.0) + time.monotonic() - started
 
     def pairs(self) -> Artefact:
-        """`pairs.jsonl` with each pair's split, `report.json`. A file is named by its content, a Hub data set or a folder by the pairs that it
-        gave and the report on them: what was refused may change where the pairs do not."""
+        """`pairs.jsonl` with each pair's split, `report.json`. A file is named by its content, a Hub data set or a
+        folder by the pairs that it gave and the report on them: what was refused may change where the pairs do not."""
         data, path = self.config.data, Path(self.config.data.pairs).expanduser()
         loaded = None if path.is_file() else load_pairs(data, self.progress)
         source = file_sha256(path) if loaded is None else sha256_of([loaded[0].content_hash, loaded[1].to_json()])
@@ -274,7 +277,10 @@ class Steps:
         return self.step("curve", asked, [a.fingerprint for a in (frequencies, *(fitted or ()))], make)
 
     def evaluation(self, pairs: Artefact, states: States, heads: Artefact, controls: Artefact) -> Artefact:
-        """`evaluation.json`: the table on the test pairs, and how many pairs never came so far. Two files of the same good rows differ in that."""
+        """`evaluation.json`: the table on the test pairs, and how many pairs were left out before it.
+
+        Two files of the same good rows differ in that.
+        """
 
         def make(folder: Path, _scratch: Path) -> dict[str, Any]:
             _, aligned = states.load(pairs_of(pairs.path))

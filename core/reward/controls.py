@@ -1,6 +1,8 @@
-"""The controls that need no head of ours: simple probes of z, and detectors of shortcuts in the text (METHOD.md section 3, controls).
+"""The controls that need no head of ours: simple probes of z, and detectors of shortcuts in the text (METHOD.md section
+3, controls).
 
-Each learns on training pairs, chooses what there is to choose on validation pairs, and answers with the margin of every pair.
+Each learns on training pairs, chooses what there is to choose on validation pairs, and answers with the margin of every
+pair.
 """
 
 from __future__ import annotations
@@ -65,9 +67,11 @@ def length_only(hidden: HiddenStates, train: Rows) -> Probe:
 
 
 def fit_logistic(differences: Any, strength: float, start: Float[np.ndarray, " k"] | None = None) -> Float[np.ndarray, " k"]:
-    """Weights w that minimise |w|^2 / 2 + C sum log(1 + exp(-<w, x_w - x_l>)): logistic regression on pair differences, no intercept.
+    """Weights w that minimise |w|^2 / 2 + C sum log(1 + exp(-<w, x_w - x_l>)): logistic regression on pair differences,
+    no intercept.
 
-    `differences` is an array or sparse. The label of every row is "the first wins"; without an intercept, turning rows round would change nothing.
+    `differences` is an array or sparse. The label of every row is "the first wins"; without an intercept, turning rows
+    round would change nothing.
     """
 
     def objective(w: np.ndarray) -> tuple[float, np.ndarray]:

@@ -1,6 +1,8 @@
-"""Accuracy against K, on validation: top-K directions beside random ones and activations on the same axes (METHOD.md section 3).
+"""Accuracy against K, on validation: top-K directions beside random ones and activations on the same axes (METHOD.md
+section 3).
 
-On a backbone of 576 dimensions, 256 directions of any kind span nearly half the space, so small K says more about the selection.
+On a backbone of 576 dimensions, 256 directions of any kind span nearly half the space, so small K says more about the
+selection.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ CURVE_KINDS = ("sparserm", "random-isotropic", "random-rows", "activations")
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """Validation accuracy at one K: the mean over `n_heads` heads, with their deviation where there are several. `n_directions` is k_w + k_l."""
+    """Validation accuracy at one K: the mean over `n_heads` heads, with their deviation where there are several.
+
+    `n_directions` is k_w + k_l.
+    """
 
     kind: str
     k: int
@@ -52,10 +57,12 @@ def accuracy_curve(
     known: Mapping[str, Float[np.ndarray, "_ n_pairs"]] | None = None,
     progress: Progress = no_progress,
 ) -> tuple[CurvePoint, ...]:
-    """Validation accuracy at each K of `config.curve`, for each of CURVE_KINDS. In a fit one seed and one draw, in a sweep all of them.
+    """Validation accuracy at each K of `config.curve`, for each of CURVE_KINDS. In a fit one seed and one draw, in a
+    sweep all of them.
 
-    `known`: margins per kind [heads, pairs] of what was fitted at K = `config.selection.k`; its first heads are these very heads, so they are not
-    trained again. Values of K at which the selection is the same (too few latents separate the sides) share one training.
+    `known`: margins per kind [heads, pairs] of what was fitted at K = `config.selection.k`; its first heads are these
+    very heads, so they are not trained again. Values of K at which the selection is the same (too few latents separate
+    the sides) share one training.
     """
     selected = selected_directions(frequencies, resamples, sae, max(config.curve))
     tasks = [*sparse_task(hidden, selected).seeds(seeds), *activation_task(hidden, selected, sae).seeds(seeds)]
@@ -75,7 +82,10 @@ def accuracy_curve(
 
 
 def _narrow(tasks: list[HeadTask], columns: np.ndarray) -> list[HeadTask]:
-    """The tasks at a smaller K: the selection's own columns, and as many of the random ones. Seeds of one kind keep sharing their inputs."""
+    """The tasks at a smaller K: the selection's own columns, and as many of the random ones.
+
+    Seeds of one kind keep sharing their inputs.
+    """
     narrowed: dict[int, HeadTask] = {}
     for task in tasks:
         which = np.arange(min(len(columns), task.inputs.values.shape[1])) if task.kind.startswith("random") else columns

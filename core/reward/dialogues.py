@@ -1,6 +1,8 @@
-"""Prompts and responses as people, the server and TRL give them, read as `core.data` reads pairs: outer white space is cut, nothing is mended.
+"""Prompts and responses as people, the server and TRL give them, read as `core.data` reads pairs: outer white space is
+cut, nothing is mended.
 
-A prompt or a response is a text, a message, or a list of messages `{role, content}`; a message list that was written as a text is read as the list.
+A prompt or a response is a text, a message, or a list of messages `{role, content}`; a message list that was written as
+a text is read as the list.
 """
 
 from __future__ import annotations
@@ -61,7 +63,10 @@ def _prompt(prompt: Any) -> tuple[Message, ...]:
 
 
 def _item(prompt: tuple[Message, ...], response: Any) -> Item:
-    """What stands before the response's own text, and that text. Of several response messages the last one is scored. Raises Refused."""
+    """What stands before the response's own text, and that text. Of several response messages the last one is scored.
+
+    Raises Refused.
+    """
     given = _listed(unpack_messages(response, "response"))
     if not isinstance(given, list):
         return prompt, text_of(given, "response")

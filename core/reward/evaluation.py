@@ -1,8 +1,10 @@
-"""How good the rewards are: accuracies that never travel without their interval, and differences over the same prompts (METHOD.md section 3).
+"""How good the rewards are: accuracies with their intervals, and differences over the same prompts
+(METHOD.md section 3).
 
-Accuracy is the share of pairs with strict s_w > s_l; ties are wrong. Interval: Wilson where each prompt has one pair, else a bootstrap over prompts.
-A bootstrap says little of fewer than ten prompts and nothing where all of them agree (all pairs right): there Wilson with one trial a prompt stands
-in (our choice). Differences: paired bootstrap over prompts. Choices are made on validation; the test split is read here, once.
+Accuracy is the share of pairs with strict s_w > s_l; ties are wrong. Interval: Wilson where each prompt has one pair,
+else a bootstrap over prompts. A bootstrap is unreliable for fewer than ten prompts, and impossible where all of them agree
+(all pairs right): there Wilson with one trial a prompt stands in (our choice). Differences: paired bootstrap over
+prompts. Choices are made on validation; the test split is read here, once.
 """
 
 from __future__ import annotations
@@ -49,9 +51,11 @@ class Difference(JsonFields):
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A line of the table. `accuracy` is that of the shipped head, `mean` and `deviation` are over all heads (seeds or draws), all on test pairs.
+    """A line of the table. `accuracy` is that of the shipped head, `mean` and `deviation` are over all heads (seeds or
+    draws), all on test pairs.
 
-    `validation` is what the shipped head was chosen by. `lead` is SparseRM's mean less this one's. `subsets`: means over all heads by kind of pair.
+    `validation` is what the shipped head was chosen by. `lead` is SparseRM's mean less this one's. `subsets`: means
+    over all heads by kind of pair.
     """
 
     kind: str
@@ -84,8 +88,9 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetCounts(JsonFields):
-    """The kinds of pairs behind a table by kind: `n_named` pairs name one in the meta's `field` (empty: no field is there), `n_unnamed` do not and
-    stand in no line. `shown` is False where no kind is named, or more than MOST_SUBSETS are: then there is no table."""
+    """The kinds of pairs behind a table by kind: `n_named` pairs name one in the meta's `field` (empty: no field is
+    there), `n_unnamed` do not and stand in no line. `shown` is False where no kind is named, or more than MOST_SUBSETS
+    are: then there is no table."""
 
     field: str
     n_kinds: int
@@ -98,8 +103,8 @@ class SubsetCounts(JsonFields):
 class Evaluation:
     """The table: SparseRM, its controls and the three losses, each by kind of pair too where the data names kinds.
 
-    Every line is measured on the same pairs, `measured_on`: the test pairs that the language model could read, `n_pairs` of `n_prompts`.
-    `subset_counts` says how many of them name a kind (`SubsetCounts`).
+    Every line is measured on the same pairs, `measured_on`: the test pairs that the language model could read,
+    `n_pairs` of `n_prompts`. `subset_counts` says how many of them name a kind (`SubsetCounts`).
     """
 
     sparserm: Entry

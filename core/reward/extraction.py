@@ -1,4 +1,5 @@
-"""Hidden states of responses: the only slow step, so each distinct (prompt, response) and each shared prefix is computed once.
+"""Hidden states of responses: the only slow step, so each distinct (prompt, response) and each shared prefix is
+computed once.
 
 1. Render every distinct (prompt, response) and note the position to read (METHOD.md section 2).
 2. Plan trees, rows, batches and shards (`core/reward/packing.py`).
@@ -45,8 +46,8 @@ VERSION = 1
 class Read:
     """Rendered responses that can be read: their tokens, and for each item its row among them or why it has none.
 
-    Counts of items: `n_shortened` lost leading turns of their prompt, `n_closing_cut` a closing control token, `n_thinking` by what became of a
-    thinking block (`kept`, `stripped`).
+    Counts of items: `n_shortened` lost leading turns of their prompt, `n_closing_cut` a closing control token,
+    `n_thinking` by what became of a thinking block (`kept`, `stripped`).
     """
 
     sequences: Sequences
@@ -68,7 +69,8 @@ def extract(
     scratch: Path,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Hidden states of all pairs' responses into `folder`, resuming from the whole shards in `scratch`. Returns a report for the manifest.
+    """Hidden states of all pairs' responses into `folder`, resuming from the whole shards in `scratch`. Returns a
+    report for the manifest.
 
     `core.reward.hidden_states` reads them. Raises DataError if no pair fits, BackboneError if the model can't run.
     """
@@ -107,9 +109,11 @@ def extract(
 
 
 def texts_as_read(pairs: PreferencePairs, report: Mapping[str, Any]) -> PreferencePairs:
-    """The pairs with their answers as the model read them, by the extraction's report: without closing tokens, and without stripped thinking.
+    """The pairs with their answers as the model read them, by the extraction's report: without closing tokens, and
+    without stripped thinking.
 
-    Controls that look at the wording must see no more than the model did: a closing token in chosen answers alone would tell the sides apart.
+    Controls that look at the wording must see no more than the model did: a closing token in chosen answers alone would
+    tell the sides apart.
     """
     closing, strips = report["closing_tokens"], STRIPPED in report["thinking"]
     if not closing and not strips:
@@ -146,7 +150,8 @@ def response_states(backbone: Backbone, items: Sequence[Item], *, layer: int, po
 
 
 def read_items(backbone: Backbone, items: Sequence[Item], positions: Sequence[str], progress: Progress = no_progress) -> Read:
-    """Renders items and finds the tokens to read. An item that can't be read has its reason in `refused`, and the others go on.
+    """Renders items and finds the tokens to read. An item that can't be read has its reason in `refused`, and the
+    others go on.
 
     Over-long prompts lose their leading turns or are refused (config `over_length`); responses are never cut.
     """

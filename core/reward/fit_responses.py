@@ -1,8 +1,10 @@
-"""The responses that a reward model was fitted and measured on, kept beside it as explaining needs them (METHOD.md section 4).
+"""The responses that a reward model was fitted and measured on, kept beside it as explaining needs them (METHOD.md
+section 4).
 
-A score says little by itself: a within-pair loss leaves a prompt-dependent offset free. So an explanation compares with the known responses to the
-same prompt, with held-out responses and with the most similar training responses. With projections v and activations f of all of them that takes
-neither the language model nor the SAE: removing latent j from the residual stream moves the projections by -f_j D d_j, and D is in the reward model.
+A reward by itself means little: a within-pair loss leaves a prompt-dependent offset free. So an explanation compares with
+the known responses to the same prompt, with held-out responses and with the most similar training responses. With
+projections v and activations f of all of them that takes neither the language model nor the SAE: removing latent j from
+the residual stream moves the projections by -f_j D d_j, and D is in the reward model.
 
 known.safetensors
     projections [n, k], activations [n, k]   float32: v, and f of the selected latents, of each distinct (prompt, response)
@@ -151,9 +153,11 @@ def write_responses(known: FitResponses, folder: Path, *, texts: bool) -> None:
 
 
 def read_responses(folder: Path, k: int) -> FitResponses | None:
-    """What a reward model's folder holds of them; None if it holds nothing. Raises StoreError on damaged or contradictory files.
+    """What a reward model's folder holds of them; None if it holds nothing. Raises StoreError on damaged or
+    contradictory files.
 
-    The caller has checked the folder's recorded files (core.reward.recorded_files): only so a file that was deleted is noticed.
+    The caller has checked the folder's recorded files (core.reward.recorded_files): only so a file that was deleted is
+    noticed.
     """
     path = folder / KNOWN
     if not path.is_file():

@@ -1,4 +1,5 @@
-"""From hidden states to a fitted SparseRM beside its controls (METHOD.md section 3): the steps between extraction and evaluation.
+"""From hidden states to a fitted SparseRM beside its controls (METHOD.md section 3): the steps between extraction and
+evaluation.
 
     frequencies, resamples = latent_frequencies(hidden, pairs, sae, config.selection, largest_k(config))      # core.reward.selection
     sparse = fit_sparserm(hidden, pairs, sae, frequencies, resamples, config)                                 # five seeds of each loss
@@ -36,9 +37,10 @@ HEAD_CONTROLS = ("random-isotropic", "random-rows", "activations", "dense")
 class HeadEnsemble:
     """Heads of one kind, one a seed (or one a draw of random directions), and what shipping one of them takes.
 
-    `margins` are of every pair. `projection_mean`, `projection_std` (floored): the shipped head's inputs over training responses.
-    `reward_quantiles`: 0th to 100th percentile of its rewards over held-out responses (test; validation where there is no test split).
-    `margin_scale`: a, fitted on validation. `directions` and `latent_ids` are the shipped head's; None where its kind has none.
+    `margins` are of every pair. `projection_mean`, `projection_std` (floored): the shipped head's inputs over training
+    responses. `reward_quantiles`: 0th to 100th percentile of its rewards over held-out responses (test; validation
+    where there is no test split). `margin_scale`: a, fitted on validation. `directions` and `latent_ids` are the
+    shipped head's; None where its kind has none.
     """
 
     STORED_AS: ClassVar[str] = "Family"  # its name in the files of core.runs.values, of this version and of earlier ones
@@ -65,7 +67,8 @@ class HeadEnsemble:
 class SparseFit:
     """SparseRM: its directions, and an ensemble of heads for each loss; `loss` is the one that SparseRM itself uses.
 
-    `detection` is, per selected latent, how well its projection tells active from inactive over training responses (AUROC; NaN: too rare to say).
+    `detection` is, per selected latent, how well its projection tells active from inactive over training responses
+    (AUROC; NaN: too rare to say).
     """
 
     selected: SelectedDirections
@@ -125,7 +128,10 @@ def fit_controls(
     config: FitConfig,
     progress: Progress = no_progress,
 ) -> Controls:
-    """Every control of METHOD.md's table, on the same split with the same rule of choice. Random directions are as many as were selected."""
+    """Every control of METHOD.md's table, on the same split with the same rule of choice.
+
+    Random directions are as many as were selected.
+    """
     tasks = random_tasks(hidden, sae, frequencies, len(selected.latent_ids), config.random_draws)
     tasks += [*activation_task(hidden, selected, sae).seeds(config.head.seeds), *dense_task(hidden).seeds(config.head.seeds)]
     heads = train_tasks(tasks, pairs, config.head, [config.head.loss] * len(tasks), progress, "controls")

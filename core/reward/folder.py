@@ -63,7 +63,8 @@ Make = Callable[[Path, Path], Mapping[str, Any]]
 
 
 class ModelFolder:
-    """One reward model's folder, and the store (by default the cache, `SPARSERM_CACHE`) that holds the other results of its fit.
+    """One reward model's folder, and the store (by default the cache, `SPARSERM_CACHE`) that holds the other results of
+    its fit.
 
     Opening it reads nothing. Every property raises StoreError, naming the file, where the folder is damaged or holds no
     reward model, and MissingError where the folder or the cache does not hold what is asked for.
@@ -209,8 +210,8 @@ class ModelFolder:
         return self.content
 
     def ranked(self, by: str = "", *, held_out: bool = True) -> Int[np.ndarray, " m"]:
-        """Numbers of the held-out pairs (or of all) in the order of the file, or `worst` (lowest reward) or `misranked` (lowest
-        margin) first.
+        """Numbers of the held-out pairs (or of all) in the order of the file, or `worst` (lowest reward) or `misranked`
+        (lowest margin) first.
 
         Raises ConfigError for another order.
         """
@@ -257,8 +258,8 @@ class ModelFolder:
         return hidden.states if np.array_equal(rows, np.arange(len(hidden.states))) else hidden.states[rows]
 
     def lost_pairs(self) -> tuple[LostPair, ...] | None:
-        """The pairs that the language model could not read; None where this cache does not hold them any more, or where an
-        earlier version did not record enough of them."""
+        """The pairs that the language model could not read; None where this cache does not hold them any more, or where
+        an earlier version did not record enough of them."""
         pairs, report = self.store.find("pairs", self._fingerprint("pairs")), self._extraction().facts
         if pairs is None or "refused_sides" not in report:
             return None

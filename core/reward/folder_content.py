@@ -28,7 +28,10 @@ class FolderContent:
         self._json: dict[str, Any] = {}
 
     def json(self, name: str) -> Any:
-        """The value of a JSON file. Raises MissingError where the folder has none, StoreError where it can't be read."""
+        """The value of a JSON file.
+
+        Raises MissingError where the folder has none, StoreError where it can't be read.
+        """
         if name not in self._json:
             if not (self.path / name).is_file():
                 raise MissingError(f"{self.path} holds no {name}", remedy=FIT_AGAIN)

@@ -1,7 +1,7 @@
 """Runs planned rows of trees (core.reward.packing) through a backbone and reads the hidden states of their members.
 
-A row holds the responses to a prompt as branches of one trunk, so what they have in common is computed once. Attention masks
-keep the branches apart, for models that take them; the others are run plainly, one response a row.
+A row holds the responses to a prompt as branches of one trunk, so what they have in common is computed once. Attention
+masks keep the branches apart, for models that take them; the others are run plainly, one response a row.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ class BatchRunner:
         self._prefix_cache: list[tuple[Any, Any]] | None = None
 
     def run(self, rows: Sequence[Sequence[Tree]]) -> Iterable[tuple[Int[np.ndarray, " m"], dict[int, Float[np.ndarray, "m n_positions d_model"]]]]:
-        """Yields (members, {layer: states}) for a batch, in two halves if memory runs out. Raises BackboneError where a single row does not fit."""
+        """Yields (members, {layer: states}) for a batch, in two halves if memory runs out.
+
+        Raises BackboneError where a single row does not fit.
+        """
         try:
             batch = pack(self.sequences, rows, self.prefix)
             yield batch.members, self._forward(batch)
@@ -71,7 +74,8 @@ class BatchRunner:
 
 
 def tree_mask(tree: Any, branch: Any, prefix: int, dtype: Any) -> Any:
-    """Additive attention mask [b, 1, t, prefix + t]: a token sees the prefix, its trunk and its own branch, up to itself.
+    """Additive attention mask [b, 1, t, prefix + t]: a token sees the prefix, its trunk and its own branch, up to
+    itself.
 
     Padding sees itself, so that no softmax runs over nothing.
     """
@@ -84,7 +88,8 @@ def tree_mask(tree: Any, branch: Any, prefix: int, dtype: Any) -> Any:
 
 
 def shares(backbone: Backbone, sequences: Sequences) -> bool:
-    """Whether this model takes the attention masks of trees: tried once on a small tree against plain forwards, since no flag states it.
+    """Whether this model takes the attention masks of trees: tried once on a small tree against plain forwards, since
+    no flag states it.
 
     Models with a sliding window shorter than a sequence are run plainly, too: a tree's mask would open the window.
     """

@@ -1,7 +1,7 @@
 """The head: a plain MLP from raw projections v to a reward s (METHOD.md section 3, step 3).
 
-s = W2 relu(W1 v + b1) + b2. It is trained on standardised projections (core.reward.training); `fold` moves the standardisation into W1 and b1 in
-float64, so what is saved needs neither mean nor deviation. Only numpy is imported.
+s = W2 relu(W1 v + b1) + b2. It is trained on standardised projections (core.reward.training); `fold` moves the
+standardisation into W1 and b1 in float64, so what is saved needs neither mean nor deviation. Only numpy is imported.
 """
 
 from __future__ import annotations
@@ -64,16 +64,21 @@ def shipped_index(heads: Sequence[TrainedHead]) -> int:
 def fold(
     weight: Float[np.ndarray, "hidden k"], bias: Float[np.ndarray, " hidden"], mean: Float[np.ndarray, " k"], std: Float[np.ndarray, " k"]
 ) -> tuple[Float[np.ndarray, "hidden k"], Float[np.ndarray, " hidden"]]:
-    """First layer on raw inputs that equals the given one on (v - mean) / std. Computed in float64, returned as float32."""
+    """First layer on raw inputs that equals the given one on (v - mean) / std.
+
+    Computed in float64, returned as float32.
+    """
     raw = weight.astype(np.float64) / std
     return raw.astype(np.float32), (bias - raw @ mean.astype(np.float64)).astype(np.float32)
 
 
 def fit_margin_scale(margins: Float[np.ndarray, " n_pairs"]) -> float:
-    """a >= 0 of P(chosen wins) = sigmoid(a * margin): maximum likelihood over these (validation) pairs, no intercept (METHOD.md section 4).
+    """a >= 0 of P(chosen wins) = sigmoid(a * margin): maximum likelihood over these (validation) pairs, no intercept
+    (METHOD.md section 4).
 
-    Where every margin is positive the likelihood grows for ever, so a is bounded (our choice): at the median |margin|, n pairs never make us surer
-    than (n + 1) / (n + 2), the rule of succession. A model worse than chance, or without margins, gets 0: P = 1/2.
+    Where every margin is positive the likelihood grows for ever, so a is bounded (our choice): at the median |margin|,
+    n pairs never make us surer than (n + 1) / (n + 2), the rule of succession. A model worse than chance, or without
+    margins, gets 0: P = 1/2.
     """
     typical = float(np.median(np.abs(margins))) if len(margins) else 0.0
     if typical == 0.0:

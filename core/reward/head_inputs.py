@@ -18,7 +18,8 @@ from core.types import HeadInputs, HiddenStates, LatentFrequencies, PreferencePa
 
 @dataclass(frozen=True, kw_only=True)
 class HeadTask:
-    """Specification of a head to train: its kind, its inputs, and the seed of its weights, its order of pairs and its random directions.
+    """Specification of a head to train: its kind, its inputs, and the seed of its weights, its order of pairs and its
+    random directions.
 
     Column i of `inputs.values` belongs to `directions[i]` and `latent_ids[i]`, where the kind has them.
     """
@@ -59,7 +60,10 @@ def dense_task(hidden: HiddenStates) -> HeadTask:
 
 
 def random_tasks(hidden: HiddenStates, sae: Encoder, frequencies: LatentFrequencies, n: int, draws: int) -> list[HeadTask]:
-    """Draws of n random directions of both kinds, draw i with seed i. Where fewer than n latents live, their rows are all of them."""
+    """Draws of n random directions of both kinds, draw i with seed i.
+
+    Where fewer than n latents live, their rows are all of them.
+    """
     tasks = []
     for seed in range(draws):
         isotropic = isotropic_directions(n, hidden.d_model, seed)

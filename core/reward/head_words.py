@@ -1,7 +1,7 @@
 """How an accuracy is named: of which heads it is, and of which pairs.
 
-A fit trains a head a seed and ships the one that is best on validation, so one reward model has two accuracies that are easily confused: the mean
-over its heads, and the shipped head's. No number of either stands without these words.
+A fit trains a head a seed and ships the one that is best on validation, so one reward model has two accuracies that are
+easily confused: the mean over its heads, and the shipped head's. No number of either stands without these words.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads the hidden states that an extraction saved (core.reward.extraction), without loading torch.
 
-An extraction's folder holds `L<layer>-<position>.safetensors`, one tensor `states` [n_responses, d_model] in float32 for each
-layer and position that was read, and `index.safetensors` with the rows of each pair's two responses.
+An extraction's folder holds `L<layer>-<position>.safetensors`, one tensor `states` [n_responses, d_model] in float32
+for each layer and position that was read, and `index.safetensors` with the rows of each pair's two responses.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ def states_name(layer: int, position: str) -> str:
 
 
 def map_tensor(path: Path) -> Float[np.ndarray, "n d"]:
-    """The tensor `states` of such a file as a read-only memory map. Raises StoreError where the file is shorter than its header states."""
+    """The tensor `states` of such a file as a read-only memory map.
+
+    Raises StoreError where the file is shorter than its header states.
+    """
     with path.open("rb") as handle:
         size = int.from_bytes(handle.read(8), "little")
         entry = json.loads(handle.read(size))["states"]

@@ -1,13 +1,16 @@
-"""The reward model as an artefact: one folder, one object that scores, and the same object as a TRL reward function and a Hub model.
+"""The reward model as an artefact: one folder, one object that scores, and the same object as a TRL reward function and
+a Hub model.
 
     from core.reward.model import SparseRM
     reward_model = SparseRM.load("path/of/a/folder")
     rewards = reward_model.score(["Is the Earth flat?"], ["No, it is round."])
 
-A prompt is a string (one user message) or a list of messages; a response is a string or the list of messages that answers. `score_pairs(pairs)` gives
-the rewards of chosen and rejected responses; `GRPOTrainer(reward_funcs=reward_model, ...)` takes the object as it is. The language model named in the
-folder is loaded at the first score, up to its layer L only; `SparseRM.load(path, backbone=...)` gives it a loaded one, or another place to read.
-A backbone, layer, position or template other than those the model was made for is a MismatchError that names both.
+A prompt is a string (one user message) or a list of messages; a response is a string or the list of messages that
+answers. `score_pairs(pairs)` gives the rewards of chosen and rejected responses;
+`GRPOTrainer(reward_funcs=reward_model, ...)` takes the object as it is. The language model named in the folder is
+loaded at the first score, up to its layer L only; `SparseRM.load(path, backbone=...)` gives it a loaded one, or another
+place to read. A backbone, layer, position or template other than those the model was made for is a MismatchError that
+names both.
 
 The folder (format `sparserm-reward-model`, schema 1; public: anyone may write and read it)
 
@@ -44,14 +47,15 @@ known.safetensors, known.jsonl, faithfulness.json, evaluation.json, curve.json, 
     are (core.explain.faithfulness), and the fit's tables of controls. The texts go to the Hub only if asked for:
     `push_to_hub(..., texts=True)`
 
-Every load checks the recorded files: one that is missing, empty, cut or changed is a StoreError that names it. `cp -r`, git, zip and the Hub keep the
-record valid; who adds a file or writes the format with other tools calls `recorded_files.record_files`. README.md, notes and whatever else people
-put beside the model are not recorded and not read; labels of latents lie in the cache. A folder without the two fields (of an older version) is read
-with a warning.
+Every load checks the recorded files: one that is missing, empty, cut or changed is a StoreError that names it. `cp -r`,
+git, zip and the Hub keep the record valid; who adds a file or writes the format with other tools calls
+`recorded_files.record_files`. README.md, notes and whatever else people put beside the model are not recorded and not
+read; labels of latents lie in the cache. A folder without the two fields (of an older version) is read with a warning.
 
-With z [d_model] the hidden state at the position after layer L, reward = head(directions @ z), head(v) = W2 relu(W1 v + b1) + b2: no SAE is needed.
-Kinds: `sparserm`; the controls `random-rows` and `random-isotropic` (the latter without latent_ids, its table empty); `dense` (without directions
-and latent_ids: reward = head(z)); `activations` (without directions: reward = head(f(z)[latent_ids]), so the SAE is read from `sae_config`).
+With z [d_model] the hidden state at the position after layer L, reward = head(directions @ z), head(v) = W2 relu(W1 v +
+b1) + b2: no SAE is needed. Kinds: `sparserm`; the controls `random-rows` and `random-isotropic` (the latter without
+latent_ids, its table empty); `dense` (without directions and latent_ids: reward = head(z)); `activations` (without
+directions: reward = head(f(z)[latent_ids]), so the SAE is read from `sae_config`).
 """
 
 from __future__ import annotations
@@ -97,10 +101,12 @@ log = logging.getLogger(__name__)
 
 
 class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
-    """A reward model: z of a (prompt, response), projected on directions, through a small head. Also each of its controls (`parts.kind`).
+    """A reward model: z of a (prompt, response), projected on directions, through a small head. Also each of its
+    controls (`parts.kind`).
 
-    `parts` is what the folder holds; `reader` takes (messages, response) items to the hidden states, float32 [n, d_model], of those it can read, and
-    a reason under the number of each other one. Rewards are float64, from the saved float32 tensors. No `nn.Module`: TRL would look for `.logits`.
+    `parts` is what the folder holds; `reader` takes (messages, response) items to the hidden states, float32 [n,
+    d_model], of those it can read, and a reason under the number of each other one. Rewards are float64, from the saved
+    float32 tensors. No `nn.Module`: TRL would look for `.logits`.
     """
 
     # Not None: otherwise the mixin would copy every tensor into a config of its own making.
@@ -114,7 +120,8 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
 
     @classmethod
     def from_parts(cls, parts: RewardParts, *, backbone: Backbone | BackboneConfig | None = None, device: str = "auto") -> SparseRM:
-        """A reward model on its backbone: a loaded one, one to be read as a config says, or (None) as `parts` say. It is loaded at the first score.
+        """A reward model on its backbone: a loaded one, one to be read as a config says, or (None) as `parts` say. It
+        is loaded at the first score.
 
         Raises MismatchError if a given backbone is not the one the model was made for.
         """
@@ -122,7 +129,10 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
 
     @classmethod
     def load(cls, path: str | Path, *, backbone: Backbone | BackboneConfig | None = None, device: str = "auto") -> SparseRM:
-        """A reward model or control from its folder. Raises StoreError for a missing, damaged or newer one, MismatchError as `from_parts`."""
+        """A reward model or control from its folder.
+
+        Raises StoreError for a missing, damaged or newer one, MismatchError as `from_parts`.
+        """
         model = cls.from_parts(read_parts(Path(path)), backbone=backbone, device=device)
         model.folder = Path(path)
         return model
@@ -144,7 +154,8 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
     def score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> Float[np.ndarray, " n"]:
         """The reward s of each response to the prompt at its place. Each distinct (prompt, response) is computed once.
 
-        Raises DataError where the lists differ in length, or a prompt or response can't be read: empty, or longer than the model reads.
+        Raises DataError where the lists differ in length, or a prompt or response can't be read: empty, or longer than
+        the model reads.
         """
         rewards, refused = self.try_score(prompts, responses)
         if refused:
@@ -170,7 +181,8 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         return rewards, refused
 
     def shortened(self, prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> list[int]:
-        """Numbers of the responses that are read without leading turns of their prompt, because all of it is longer than the model reads.
+        """Numbers of the responses that are read without leading turns of their prompt, because all of it is longer
+        than the model reads.
 
         Empty, and nothing is computed, where no prompt has several messages.
         """
@@ -207,7 +219,10 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
 
     @cached_property
     def sae(self) -> SparseAutoencoder:
-        """The SAE named in the folder. Raises MismatchError if what is found there is another one, SAEError if nothing is."""
+        """The SAE named in the folder.
+
+        Raises MismatchError if what is found there is another one, SAEError if nothing is.
+        """
         if self.parts.sae_config is None:
             raise StoreError(f"this reward model ({self.parts.kind}) names no SAE")
         sae = load_sae(self.parts.sae_config)
@@ -216,21 +231,30 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
 
     @cached_property
     def known(self) -> FitResponses | None:
-        """The responses it was fitted and measured on, as they lie in its folder; None without. Raises StoreError where they are damaged."""
+        """The responses it was fitted and measured on, as they lie in its folder; None without.
+
+        Raises StoreError where they are damaged.
+        """
         if self.folder is None:
             return None
         return ModelFolder(self.folder).find_responses()  # checked again: it may be long since the model was loaded
 
     @cached_property
     def explainer(self) -> Explainer:
-        """What explains this model (core.explain.explainer). Raises ConfigError for controls without latents or directions."""
+        """What explains this model (core.explain.explainer).
+
+        Raises ConfigError for controls without latents or directions.
+        """
         # The one arrow that points up: explaining is offered here, where people look for it, and loaded when it is asked for.
         from core.explain.explainer import Explainer
 
         return Explainer(self)
 
     def explain(self, prompt: Dialogue, response: Dialogue) -> Explanation:
-        """Why this response to this prompt gets its reward (METHOD.md section 4). Raises DataError where one can't be read."""
+        """Why this response to this prompt gets its reward (METHOD.md section 4).
+
+        Raises DataError where one can't be read.
+        """
         return self.explainer.explain(prompt, response)
 
     def explain_pair(self, pair: PreferencePair) -> PairExplanation:
@@ -251,7 +275,10 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         write_parts(self.parts, save_directory, self._beside(texts=self._share_texts))
 
     def push_to_hub(self, repo_id: str, *, texts: bool = False, **options: Any) -> str:
-        """Pushes the folder to the Hub, by the mixin. The texts of the preference pairs stay here unless `texts` asks for them."""
+        """Pushes the folder to the Hub, by the mixin.
+
+        The texts of the preference pairs stay here unless `texts` asks for them.
+        """
         self._share_texts = texts
         try:
             return super().push_to_hub(repo_id, **options)
@@ -264,7 +291,8 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> SparseRM:
-        """From a folder, or from the Hub (`revision`, `token`, `cache_dir`, ... as the mixin's), with `backbone` and `device` as `load`.
+        """From a folder, or from the Hub (`revision`, `token`, `cache_dir`, ... as the mixin's), with `backbone` and
+        `device` as `load`.
 
         Raises StoreError where there is none, or the Hub can't be reached.
         """
@@ -315,16 +343,21 @@ class BackboneReader:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The language model up to layer L. Raises BackboneError if it can't be had, MismatchError if it is another one by now."""
+        """The language model up to layer L.
+
+        Raises BackboneError if it can't be had, MismatchError if it is another one by now.
+        """
         backbone = load_backbone(self._config, depth=self.parts.layer + 1)
         check_backbone(self.parts, backbone.identity, layer=self._config.layer, position=self._config.position)
         return backbone
 
 
 def check_backbone(parts: RewardParts, identity: Mapping[str, Any], *, layer: int, position: str) -> None:
-    """Raises MismatchError, naming both, if a backbone, layer, position or template is not what the reward model was made for.
+    """Raises MismatchError, naming both, if a backbone, layer, position or template is not what the reward model was
+    made for.
 
-    Other arithmetic (dtype, quantisation) is logged only: rewards then agree to METHOD.md section 2's tolerance, not exactly.
+    Other arithmetic (dtype, quantisation) is logged only: rewards then agree to METHOD.md section 2's tolerance, not
+    exactly.
     """
     hashed = bool(parts.backbone.get("sha256") or identity.get("sha256"))
     check_same("backbone", parts.backbone, identity, ("sha256", "d_model", "n_layers") if hashed else ("name", "revision", "d_model", "n_layers"))

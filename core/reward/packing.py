@@ -5,8 +5,8 @@
 3. Trees are packed into rows. A tree-shaped attention mask lets a token see its own branch, its trunk and the common prefix, nothing else.
 4. Rows of similar length form batches under a token budget; some batches in a row form a shard, which is what a kill can cost.
 
-The plan depends on the token ids alone, so a resumed run repeats the same batches. Token ids, not texts, decide what is shared: exact for every
-tokenizer.
+The plan depends on the token ids alone, so a resumed run repeats the same batches. Token ids, not texts, decide what is
+shared: exact for every tokenizer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ BATCHES_PER_SHARD = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """Token ids of many sequences in one flat array, and the prompt each belongs to. `reads[i]` are the token positions to read, [n_positions]."""
+    """Token ids of many sequences in one flat array, and the prompt each belongs to.
+
+    `reads[i]` are the token positions to read, [n_positions].
+    """
 
     flat: Int32[np.ndarray, " total"]
     starts: Int[np.ndarray, " n_plus_1"]
@@ -52,7 +55,8 @@ class Tree:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Batches of rows of trees. `prefix` tokens are common to all sequences. `n_tokens` are computed, padding not counted.
+    """Batches of rows of trees. `prefix` tokens are common to all sequences. `n_tokens` are computed, padding not
+    counted.
 
     `share` is False where the model takes no attention mask of ours: then each row is one whole sequence.
     """
@@ -116,7 +120,10 @@ def _trees(sequences: Sequences, members: list[int], prefix: int) -> list[Tree]:
 
 
 def _fill_rows(trees: list[Tree], capacity: int) -> list[tuple[Tree, ...]]:
-    """Best-fit decreasing: each tree goes where it leaves least room. A tree above the capacity has a row of its own."""
+    """Best-fit decreasing: each tree goes where it leaves least room.
+
+    A tree above the capacity has a row of its own.
+    """
     rows: list[list[Tree]] = []
     room: list[list[int]] = [[] for _ in range(capacity + 1)]  # room[r]: rows with r tokens left
     for tree in sorted(trees, key=lambda t: (-t.size, t.members)):
@@ -151,7 +158,8 @@ def _batches(rows: list[tuple[Tree, ...]], tokens_per_batch: int) -> list[tuple[
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
-    """A batch ready for the model, the common prefix left out: ids, positions, tree (-1: padding) and branch (0: trunk) of each token, [b, t].
+    """A batch ready for the model, the common prefix left out: ids, positions, tree (-1: padding) and branch (0: trunk)
+    of each token, [b, t].
 
     `members` are the sequences read, `row` and `column[:, p]` where their p-th position stands in the batch.
     """

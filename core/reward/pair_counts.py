@@ -1,4 +1,5 @@
-"""How many pairs left the computation between the file and the figures, where and why: one object that stands beside every figure of a fit.
+"""How many pairs left the computation between the file and the figures, where and why: one object that stands beside
+every figure of a fit.
 
     rows of the source      the data reader refuses some (core.data.pairs)            n_rows, n_rows_refused
     pairs of these rows     --limit leaves some out                                   n_pairs_over_limit
@@ -9,8 +10,8 @@
 
 Duplicates are counted and kept, never dropped. A refused pair is gone whole, whichever of its answers can't be read.
 
-`pair_counts(...)` makes the object, JSON values only; core.reward.model documents it among the files of a reward model. `sentences(...)` says it in
-plain words.
+`pair_counts(...)` makes the object, JSON values only; core.reward.model documents it among the files of a reward model.
+`sentences(...)` says it in plain words.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ TOO_LONG = re.compile(r"[\d,]+ tokens, at most ([\d,]+) are read")
 
 @dataclass(frozen=True, kw_only=True)
 class LostPair:
-    """A pair that the language model can't read. `index` is its place among the split pairs; `side` is `chosen`, `rejected` or `both`.
+    """A pair that the language model can't read. `index` is its place among the split pairs; `side` is `chosen`,
+    `rejected` or `both`.
 
     `reason` is that of its first unreadable side.
     """
@@ -76,8 +78,9 @@ def lost_pairs(pairs: PreferencePairs, report: Mapping[str, Any]) -> tuple[LostP
 
 
 def pair_counts(pairs: PreferencePairs, data: Mapping[str, Any], report: Mapping[str, Any], reading: Mapping[str, Any]) -> dict[str, Any]:
-    """The object of the module. `pairs`: all that were split; `data`: `DataReport.to_json`; `report`: the extraction's, with `reading_details`;
-    `reading`: the extraction's config (`max_length`, `over_length`, `control_tokens`, `think`)."""
+    """The object of the module. `pairs`: all that were split; `data`: `DataReport.to_json`; `report`: the extraction's,
+    with `reading_details`; `reading`: the extraction's config (`max_length`, `over_length`, `control_tokens`,
+    `think`)."""
     lost = lost_pairs(pairs, report)
     shortened = set(report["shortened_pairs"])
     n_rows_refused = len(data["refused"])

@@ -1,4 +1,7 @@
-"""What a reward model is made of, as values: `RewardParts`, and the table of its latents. `core.reward.parts_files` writes and reads them."""
+"""What a reward model is made of, as values: `RewardParts`, and the table of its latents.
+
+`core.reward.parts_files` writes and reads them.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,11 @@ WITH_LATENTS = ("sparserm", "random-rows", "activations")
 class RewardParts:
     """All that a reward model is: reward = head(directions @ z), with whatever names what z must be.
 
-    `backbone` is the identity of the language model, `backbone_config` how it was read (layer and position among it). `sae` and `sae_config` name the
-    SAE (None where none was used). `method` says how the model was fitted, `evaluation` how well it did (split name -> accuracy, low, high, n): JSON.
-    `directions` is None for the kinds that project on nothing (`dense`: the head sees z; `activations`: f of `latent_ids`). `head` is the shipped
-    one, `heads[i]` the head of `seeds[i]`. `projection_mean` and `projection_std` are of the head's inputs over training responses,
+    `backbone` is the identity of the language model, `backbone_config` how it was read (layer and position among it).
+    `sae` and `sae_config` name the SAE (None where none was used). `method` says how the model was fitted, `evaluation`
+    how well it did (split name -> accuracy, low, high, n): JSON. `directions` is None for the kinds that project on
+    nothing (`dense`: the head sees z; `activations`: f of `latent_ids`). `head` is the shipped one, `heads[i]` the head
+    of `seeds[i]`. `projection_mean` and `projection_std` are of the head's inputs over training responses,
     `reward_quantiles` the 0th to 100th percentile of the reward over held-out responses, `margin_scale` the a of
     P(chosen wins) = sigmoid(a * margin). `selection` is one row a latent, see `selection_table`.
     """
@@ -67,7 +71,10 @@ class RewardParts:
 
 
 def selection_table(selected: SelectedDirections, frequencies: LatentFrequencies, **columns: Shaped[np.ndarray, " k"]) -> tuple[dict[str, Any], ...]:
-    """One row a selected latent, in the order of the directions; NaN becomes None. `columns` are further figures (detection), k values each."""
+    """One row a selected latent, in the order of the directions; NaN becomes None.
+
+    `columns` are further figures (detection), k values each.
+    """
     ids = selected.latent_ids
     table: dict[str, np.ndarray] = {
         "latent_id": ids,

@@ -1,6 +1,7 @@
 """A reward model's folder on disk: what is in it, written whole or not at all, and read with every claim checked.
 
-The format is public; `core.reward.model` documents it. Only numpy and safetensors are needed here: no backbone, no SAE, no torch.
+The format is public; `core.reward.model` documents it. Only numpy and safetensors are needed here: no backbone, no SAE,
+no torch.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def save_parts(parts: RewardParts, target: Path, beside: Sequence[Path] = ()) ->
 
 
 def write_parts(parts: RewardParts, folder: Path, beside: Sequence[Path] = ()) -> None:
-    """Writes the files into an existing folder, with copies of those `beside` it, and `config.json` with the hashes of all of them last.
+    """Writes the files into an existing folder, with copies of those `beside` it, and `config.json` with the hashes of
+    all of them last.
 
     Raises StoreError where the parts contradict one another.
     """

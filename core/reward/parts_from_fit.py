@@ -33,7 +33,7 @@ class PartsFromFit:
         return self._parts(sparse.sparserm, entry, selection_table(sparse.selected, self.frequencies, detection_auroc=sparse.detection))
 
     def control(self, ensemble: HeadEnsemble, entry: Mapping[str, Any]) -> RewardParts:
-        """A control's folder. Where it has latents their figures stand in its table; nothing is known of their stability."""
+        """A control's folder. Where it has latents their figures stand in its table; their stability was not measured."""
         if ensemble.latent_ids is None:
             return self._parts(ensemble, entry, ())
         separation = self.frequencies.separation[ensemble.latent_ids]

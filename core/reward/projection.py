@@ -1,7 +1,8 @@
 """Step 2 of SparseRM: what a head sees of each response (METHOD.md section 3, steps 2 and controls).
 
-v = [<z, d_j> for j in I_w | <z, d_j> for j in I_l], and for the controls the same on random directions, or the activations f_j. Each distinct
-response once, states read in slices, so a memory map stays on disk; the result is float32 [n_responses, k] (100,000 pairs at K = 128: 205 MB).
+v = [<z, d_j> for j in I_w | <z, d_j> for j in I_l], and for the controls the same on random directions, or the
+activations f_j. Each distinct response once, states read in slices, so a memory map stays on disk; the result is
+float32 [n_responses, k] (100,000 pairs at K = 128: 205 MB).
 """
 
 from __future__ import annotations
@@ -48,13 +49,17 @@ def top_columns(selected: SelectedDirections, k: int) -> Int[np.ndarray, " n"]:
 
 
 def isotropic_directions(n: int, d_model: int, seed: int) -> Float[np.ndarray, "n d_model"]:
-    """Random directions without preference, of unit norm (the head standardises, so the norm changes nothing). Fewer are a prefix of more."""
+    """Random directions without preference, of unit norm (the head standardises, so the norm changes nothing).
+
+    Fewer are a prefix of more.
+    """
     drawn = np.random.default_rng(seed).standard_normal((n, d_model))
     return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
 
 def random_live_latents(frequencies: LatentFrequencies, n: int, seed: int) -> Int[np.ndarray, " m"]:
-    """Live latents drawn at random without repetition, selected ones among them; all of them where fewer than n live. Fewer are a prefix of more.
+    """Live latents drawn at random without repetition, selected ones among them; all of them where fewer than n live.
+    Fewer are a prefix of more.
 
     On data so small that no latent is live (active in `min_active` responses), those that are active at all stand in.
     """
@@ -64,7 +69,8 @@ def random_live_latents(frequencies: LatentFrequencies, n: int, seed: int) -> In
 
 
 def detection_auroc(projections: Float[np.ndarray, "n k"], active: Bool[np.ndarray, "n k"]) -> Float[np.ndarray, " k"]:
-    """How well each projection tells "latent active" from "inactive" over these (training) responses: area under the ROC curve.
+    """How well each projection tells "latent active" from "inactive" over these (training) responses: area under the
+    ROC curve.
 
     NaN where fewer than 10 responses are active ("too rare to say") or none is inactive.
     """

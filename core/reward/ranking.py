@@ -1,4 +1,7 @@
-"""The top K latents of each side, from separations at hand (METHOD.md section 3, step 1). Only numpy is needed, so a page can look at any K."""
+"""The top K latents of each side, from separations at hand (METHOD.md section 3, step 1).
+
+Only numpy is needed, so a page can look at any K.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ class Resamples:
 def select(separation: Shaped[np.ndarray, " d_sae"], k: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """Latents and sides (+1, -1) of the top K: I_w by falling nabla, then I_l by falling Delta = -nabla.
 
-    `separation` is nabla, or any positive multiple. A latent needs a strictly positive separation on its side, so n can be below 2K; ties go to the
-    lower index.
+    `separation` is nabla, or any positive multiple. A latent needs a strictly positive separation on its side, so n can
+    be below 2K; ties go to the lower index.
     """
     ids, sides = [], []
     for side in (1, -1):
@@ -35,7 +38,10 @@ def select(separation: Shaped[np.ndarray, " d_sae"], k: int) -> tuple[Int[np.nda
 
 
 def stability(resamples: Resamples, latent_ids: Int[np.ndarray, " n"], side: Int[np.ndarray, " n"], k: int) -> Float[np.ndarray, " n"]:
-    """Share of resamples of the prompts in whose top K of its side each latent is again. Raises ValueError where they were not kept up to K."""
+    """Share of resamples of the prompts in whose top K of its side each latent is again.
+
+    Raises ValueError where they were not kept up to K.
+    """
     if k > resamples.chosen.shape[1]:
         raise ValueError(f"resamples were kept up to K = {resamples.chosen.shape[1]}, and K = {k} is asked for")
     shares = np.zeros(len(latent_ids))

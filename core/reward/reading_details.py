@@ -1,7 +1,8 @@
-"""Which side of a pair can't be read, and which prompts are cut: what an extraction's report leaves open (core.reward.extraction).
+"""Which side of a pair can't be read, and which prompts are cut: what an extraction's report leaves open
+(core.reward.extraction).
 
-The dialogues in question are rendered again with the loaded language model's template; no forward pass is made. The counts that
-are made of it stand in core.reward.pair_counts.
+The dialogues in question are rendered again with the loaded language model's template; no forward pass is made. The
+counts that are made of it stand in core.reward.pair_counts.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ def reading_details(
 ) -> dict[str, list[Any]]:
     """What an extraction's report (`core.reward.extraction.extract`) leaves open, as more of its fields.
 
-    `refused_sides`: for each entry of `refused` which side of the pair can't be read; `shortened_pairs`: indices of the pairs that were read, one of
-    whose dialogues at least lost leading turns. Only refused pairs, and (where any dialogue was shortened) those with several turns, are rendered
-    again; no forward pass.
+    `refused_sides`: for each entry of `refused` which side of the pair can't be read; `shortened_pairs`: indices of the
+    pairs that were read, one of whose dialogues at least lost leading turns. Only refused pairs, and (where any
+    dialogue was shortened) those with several turns, are rendered again; no forward pass.
     """
     refused = [int(row["row"]) for row in report["refused"]]
     read = [i for i in range(len(pairs)) if len(pairs[i].prompt) > 1] if report["dialogues_shortened"] else []

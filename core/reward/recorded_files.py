@@ -1,4 +1,5 @@
-"""The files of a reward model's folder, whose sizes and hashes `config.json` records, so that a changed file is an error and never another number.
+"""The files of a reward model's folder, whose sizes and hashes `config.json` records, so that a changed file is an
+error and never another number.
 
 Two fields of `config.json`, public as the whole format is:
 
@@ -6,12 +7,13 @@ Two fields of `config.json`, public as the whole format is:
     config_sha256   sha256 of config.json itself without this field: of the UTF-8 bytes of its canonical JSON (core.types.canonical_json: sorted keys,
                     separators "," and ":", no escapes but those that JSON demands). White space and line ends of the file don't count
 
-A control's folder below (`controls/<kind>/`) is a reward model's folder with a record of its own. What people write beside the model, such as
-`README.md` and notes, is neither recorded nor read; labels of latents lie in the cache and not here. A folder without both fields was made by an
-older version: it is read, with a warning, since nobody can tell whether it is whole.
+A control's folder below (`controls/<kind>/`) is a reward model's folder with a record of its own. What people write
+beside the model, such as `README.md` and notes, is neither recorded nor read; labels of latents lie in the cache and
+not here. A folder without both fields was made by an older version: it is read, with a warning, since nobody can tell
+whether it is whole.
 
-`read_config` checks all recorded files. A file is hashed once a process; later its size and times are looked at, so a check then costs microseconds.
-Only JSON and hashes are needed here, neither numpy nor torch.
+`read_config` checks all recorded files. A file is hashed once a process; later its size and times are looked at, so a
+check then costs microseconds. Only JSON and hashes are needed here, neither numpy nor torch.
 """
 
 from __future__ import annotations
@@ -64,8 +66,9 @@ def record_files(folder: Path) -> None:
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json`, once every recorded file of the folder was found to be whole.
 
-    Raises StoreError, naming the file, where one is missing, empty, cut or changed; where one lies there that the record does not name; and
-    where the folder holds no reward model. Of a folder without a record that is said in the log, once a process.
+    Raises StoreError, naming the file, where one is missing, empty, cut or changed; where one lies there that the
+    record does not name; and where the folder holds no reward model. Of a folder without a record that is said in the
+    log, once a process.
     """
     config = _parsed(folder)
     if FILES not in config and CONFIG_HASH not in config:
@@ -107,7 +110,10 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hex sha256 of a file, computed again only where its size or its times have changed. Raises OSError where there is none."""
+    """Hex sha256 of a file, computed again only where its size or its times have changed.
+
+    Raises OSError where there is none.
+    """
     status = path.stat()
     stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < JUST_WRITTEN:

@@ -1,7 +1,9 @@
-"""Single responses of a file: a row's prompt (its columns as for pairs, core.data.prompt_columns) with one response, or a list `responses`.
+"""Single responses of a file: a row's prompt (its columns as for pairs, core.data.prompt_columns) with one response, or
+a list `responses`.
 
-Each row is told by its own columns: one that holds a pair in any format is no single response, whatever other rows hold. A row
-of one answer with a label or a rating (KTO, HelpSteer 2) is a single response here, since each answer can be scored.
+Each row is told by its own columns: one that holds a pair in any format is no single response, whatever other rows
+hold. A row of one answer with a label or a rating (KTO, HelpSteer 2) is a single response here, since each answer can
+be scored.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ class Single:
 class Responses:
     """The single responses of a file in order, and why others can't be used.
 
-    `n_rows` rows were met, those of `pair_rows` (numbers) hold pairs and those of `other_rows` neither; `refused` says why the
-    latter, and single responses, can't be used. `notes` say what was detected, and which texts were not read.
+    `n_rows` rows were met, those of `pair_rows` (numbers) hold pairs and those of `other_rows` neither; `refused` says
+    why the latter, and single responses, can't be used. `notes` say what was detected, and which texts were not read.
     """
 
     source: str

@@ -1,10 +1,11 @@
 """`sparserm score`: rows of a file in, rows with rewards out, in the shape of RewardBench's output files.
 
-Pairs (every format that `core.data` reads): `prompt`, `text_chosen`, `text_rejected`, `scores_chosen`, `scores_rejected`, `results` (1 if s_w > s_l,
-else 0: a tie is wrong), then the columns of the data: `id`, `subset` where there is one, other short ones, and `row`, the row's number in the source.
-Single responses (`prompt` with `response`, or with a list `responses`; core.reward.responses has the other columns): a row each with
-`prompt`, `text`, `results` (there, as in RewardBench, the reward), the same as `score`, `id` and `row`. Unlike RewardBench's, texts are the
-responses' own, not rendered by a chat template. A file may hold both: each row is told by its own columns.
+Pairs (every format that `core.data` reads): `prompt`, `text_chosen`, `text_rejected`, `scores_chosen`,
+`scores_rejected`, `results` (1 if s_w > s_l, else 0: a tie is wrong), then the columns of the data: `id`, `subset`
+where there is one, other short ones, and `row`, the row's number in the source. Single responses (`prompt` with
+`response`, or with a list `responses`; core.reward.responses has the other columns): a row each with `prompt`, `text`,
+`results` (there, as in RewardBench, the reward), the same as `score`, `id` and `row`. Unlike RewardBench's, texts are
+the responses' own, not rendered by a chat template. A file may hold both: each row is told by its own columns.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ CHUNK = 1024  # responses scored between two words to `progress`
 class ScoreReport:
     """What came of scoring a file of `kind` pairs or responses (or both).
 
-    `n_rows` rows were met. The reader refused `n_rows_refused` of them (of a row of several responses, each that can't be used). The others gave
-    `n_items` pairs or responses, of which `n_scored` were scored and written: the others the language model can't read. `refused` names all refused
-    ones, a pair whose two sides can't be read twice. `n_shortened` of the scored ones were read without leading turns of their prompt, to fit
-    `max_length` tokens. Accuracy for pairs only, over the scored ones; `subset_counts` as in core.reward.evaluation.
-    `notes` say what was detected in the file, and which of its texts were not read.
+    `n_rows` rows were met. The reader refused `n_rows_refused` of them (of a row of several responses, each that can't
+    be used). The others gave `n_items` pairs or responses, of which `n_scored` were scored and written: the others the
+    language model can't read. `refused` names all refused ones, a pair whose two sides can't be read twice.
+    `n_shortened` of the scored ones were read without leading turns of their prompt, to fit `max_length` tokens.
+    Accuracy for pairs only, over the scored ones; `subset_counts` as in core.reward.evaluation. `notes` say what was
+    detected in the file, and which of its texts were not read.
     """
 
     source: str
@@ -67,7 +69,10 @@ class ScoreReport:
         return self.n_items - self.n_scored
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON values; an object with `accuracy` carries low, high and n. `n_refused` is the sum of refused rows and items."""
+        """The report as JSON values; an object with `accuracy` carries low, high and n.
+
+        `n_refused` is the sum of refused rows and items.
+        """
         figures = {} if self.accuracy is None else {"pairs": self.accuracy.to_json()}
         names = ("source", "kind", "n_rows", "n_rows_refused", "n_items", "n_items_refused", "n_scored", "n_shortened", "max_length")
         return {
@@ -83,9 +88,11 @@ class ScoreReport:
 
 
 def score_file(model: str | Path, source: Path, target: Path | None, *, device: str = "auto", progress: Progress = no_progress) -> dict[str, Any]:
-    """Scores a file with the reward model in a folder and returns the report. Rows go to `target`, whole or not at all, or (None) to standard output.
+    """Scores a file with the reward model in a folder and returns the report. Rows go to `target`, whole or not at all,
+    or (None) to standard output.
 
-    Raises DataError where no row can be scored, ConfigError where `target` can't be written, and what loading the model raises.
+    Raises DataError where no row can be scored, ConfigError where `target` can't be written, and what loading the model
+    raises.
     """
     if target is not None:
         check_target(target)

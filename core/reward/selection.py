@@ -1,16 +1,19 @@
-"""Step 1 of SparseRM: which latents tell chosen from rejected responses (METHOD.md section 3, step 1 and "Statistics of the frequency view").
+"""Step 1 of SparseRM: which latents tell chosen from rejected responses (METHOD.md section 3, step 1 and "Statistics of
+the frequency view").
 
-Everything is read from the training split; validation pairs only say how much of a separation was luck (the winner's curse).
+Everything is read from the training split; validation pairs only say how much of a separation was luck (the winner's
+curse).
 
 1. Encode each distinct response once per chunk of latents and keep only "active or not".
 2. Count: mu_w, mu_l, each prompt's summed activity difference, the prompts' votes, and the same sums under bootstrap resamples of the prompts.
 3. Test: exact sign test over prompts, Benjamini-Hochberg over live latents.
 4. Select: I_w by falling nabla, I_l by falling Delta; strictly positive, ties to the lower index.
 
-Memory, for n pairs, G prompts and R resamples: 4 R (G + d_sae) bytes all along (100,000 prompts, 131,072 latents, 200 resamples: 185 MB); a byte per
-distinct response and latent of a chunk, whose width keeps that under CHUNK_BYTES (512 MB) but is at least 1,024 latents (200,000 responses: 205 MB);
-16 n bytes per latent counted at once, as many as fit in COUNT_BYTES (256 MB). Hidden states are read in batches of BATCH_BYTES, so a memory map stays
-on disk. Measured with 100,000 pairs, d_model 4,096 and 8,192 latents: 1.14 GB beside the SAE; 131,072 latents add 0.1 GB.
+Memory, for n pairs, G prompts and R resamples: 4 R (G + d_sae) bytes all along (100,000 prompts, 131,072 latents, 200
+resamples: 185 MB); a byte per distinct response and latent of a chunk, whose width keeps that under CHUNK_BYTES (512
+MB) but is at least 1,024 latents (200,000 responses: 205 MB); 16 n bytes per latent counted at once, as many as fit in
+COUNT_BYTES (256 MB). Hidden states are read in batches of BATCH_BYTES, so a memory map stays on disk. Measured with
+100,000 pairs, d_model 4,096 and 8,192 latents: 1.14 GB beside the SAE; 131,072 latents add 0.1 GB.
 """
 
 from __future__ import annotations
@@ -86,7 +89,10 @@ def latent_frequencies(
 
 
 def _active_chunks(states: np.ndarray, rows: np.ndarray, sae: Encoder, progress: Progress) -> Iterator[tuple[slice, Bool[np.ndarray, "n_rows c"]]]:
-    """For each chunk of latents, which are active (f_j > 0) in each of these responses. TopK's k-th values are found first, over all latents."""
+    """For each chunk of latents, which are active (f_j > 0) in each of these responses.
+
+    TopK's k-th values are found first, over all latents.
+    """
     kth = kth_values(states, rows, sae)
     width = max(BLOCK, CHUNK_BYTES // len(rows) // BLOCK * BLOCK)
     n_rows = max(1, BATCH_BYTES // (4 * max(states.shape[1], min(width, sae.d_sae))))
@@ -169,7 +175,10 @@ class _Tally:
         )
 
     def _intervals(self, ids: Int[np.ndarray, " n"]) -> Float[np.ndarray, "2 d_sae"]:
-        """Percentile intervals of nabla for these latents. A resample of prompts with several pairs changes the number of pairs too."""
+        """Percentile intervals of nabla for these latents.
+
+        A resample of prompts with several pairs changes the number of pairs too.
+        """
         ends = np.full((2, self.resampled.shape[1]), np.nan)
         ends[:, ids] = percentile_interval(self.resampled[:, ids] / self.drawn_pairs[:, None].astype(np.float64))
         return ends
@@ -184,7 +193,10 @@ class _Tally:
 
 
 def selected_directions(frequencies: LatentFrequencies, resamples: Resamples, sae: Encoder, k: int) -> SelectedDirections:
-    """The top K of each side with their decoder rows and their stability. Raises DataError where no latent separates the sides at all."""
+    """The top K of each side with their decoder rows and their stability.
+
+    Raises DataError where no latent separates the sides at all.
+    """
     ids, side = select(frequencies.separation, k)
     if not len(ids):
         raise DataError(
@@ -206,9 +218,10 @@ def selected_directions(frequencies: LatentFrequencies, resamples: Resamples, sa
 class SelectionSummary(JsonFields):
     """The selection in a few figures.
 
-    `overlap`: mean share of the selected latents that a bootstrap resample of the prompts selects again (top-K overlap). `separation` against
-    `separation_held_out`: mean over the selected latents, each on its own side, on training and on validation pairs; the fall is the winner's curse.
-    `n_live` latents were tested, `n_discoveries` of them have q < 0.05.
+    `overlap`: mean share of the selected latents that a bootstrap resample of the prompts selects again (top-K
+    overlap). `separation` against `separation_held_out`: mean over the selected latents, each on its own side, on
+    training and on validation pairs; the fall is the winner's curse. `n_live` latents were tested, `n_discoveries` of
+    them have q < 0.05.
     """
 
     k: int

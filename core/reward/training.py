@@ -1,9 +1,11 @@
-"""Training many heads at once (METHOD.md section 3, step 3): the same result per head as training it alone, in a fraction of the time.
+"""Training many heads at once (METHOD.md section 3, step 3): the same result per head as training it alone, in a
+fraction of the time.
 
-Heads of equal input width are one ensemble with weights [heads, k, hidden], so a step is a few batched matrix products instead of hundreds of
-small ones. Nothing is shared between heads: each has its own stream of random numbers for weights and order of pairs (torch's, from its seed, drawn
-as `nn.Linear` and `randperm` draw), its own loss, its own early stopping and its own best epoch. AdamW works element by element, so stacking
-changes none of its sums. A head that has stopped leaves the ensemble.
+Heads of equal input width are one ensemble with weights [heads, k, hidden], so a step is a few batched matrix products
+instead of hundreds of small ones. Nothing is shared between heads: each has its own stream of random numbers for
+weights and order of pairs (torch's, from its seed, drawn as `nn.Linear` and `randperm` draw), its own loss, its own
+early stopping and its own best epoch. AdamW works element by element, so stacking changes none of its sums. A head that
+has stopped leaves the ensemble.
 
 1. Standardise with mean and deviation over the training responses, once per pair and side.
 2. Per epoch: pairs in random order, batches of 64, AdamW; then accuracy and loss on validation.
@@ -58,7 +60,10 @@ class Standardisation:
 
 
 def standardisation(inputs: HeadInputs, train: Int[np.ndarray, " n"]) -> Standardisation:
-    """Mean and deviation over both sides of the training pairs, in two streaming passes. Deviations are floored at 0.001 of their median."""
+    """Mean and deviation over both sides of the training pairs, in two streaming passes.
+
+    Deviations are floored at 0.001 of their median.
+    """
     rows = np.concatenate([inputs.chosen_rows[train], inputs.rejected_rows[train]])
     mean = _mean_over(inputs.values, rows, lambda part: part)
     std = np.sqrt(_mean_over(inputs.values, rows, lambda part: (part - mean) ** 2))
@@ -89,9 +94,11 @@ def train_heads(
     progress: Progress = no_progress,
     step: str = "heads",
 ) -> list[TrainedHead]:
-    """Trains every job's head on the pairs `train`, chooses its epoch on the pairs `validation`; answers in the order of the jobs.
+    """Trains every job's head on the pairs `train`, chooses its epoch on the pairs `validation`; answers in the order
+    of the jobs.
 
-    All jobs share the pairs, not the inputs. Raises DataError where either split is empty: seed and epoch are chosen on validation.
+    All jobs share the pairs, not the inputs. Raises DataError where either split is empty: seed and epoch are chosen on
+    validation.
     """
     for name, rows in (("training", train), ("validation", validation)):
         if not len(rows):
@@ -145,7 +152,10 @@ class _Ensemble:
             self.optimizer.step()
 
     def _zero_last_bias_gradient(self) -> None:
-        """The last bias cancels in s_w - s_l. For losses of the margin its gradient is rounding noise, which AdamW would blow up to whole steps."""
+        """The last bias cancels in s_w - s_l.
+
+        For losses of the margin its gradient is rounding noise, which AdamW would blow up to whole steps.
+        """
         absolute = torch.tensor([self.jobs[i].loss == "bce" for i in self.alive.tolist()])
         gradient = self.weights[3].grad
         if gradient is not None:
