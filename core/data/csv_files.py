@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from core.data.encodings import as_utf8, encoding_of
-from core.data.rows import STREAM_ERRORS, Row, Rows, begins, check_names, cr_lines, cut, line_end, lines
+from core.data.rows import Row, Rows, begins, check_names, cr_lines, cut, line_end, lines
 from core.errors import DataError
 from core.text_safety import printable
 from core.types import RefusedRow
@@ -38,11 +38,8 @@ def csv_rows(path: Path, handle: io.BufferedIOBase, notes: list[str], known: Col
     if the header can't be read or has a name twice, or if the separator is not clear.
     """
     csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))
-    try:
-        encoding = encoding_of(handle)
-        head = begins(as_utf8(handle, encoding), HEAD)
-    except STREAM_ERRORS as error:
-        raise DataError(f"{path} breaks off or is damaged", found=printable(error), remedy="fetch it again") from error
+    encoding = encoding_of(handle)
+    head = begins(as_utf8(handle, encoding), HEAD)
     handle = as_utf8(handle, encoding)
     end = line_end(head)
     layout = layout_of(path, head, known)

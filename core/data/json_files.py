@@ -92,13 +92,11 @@ def _json_row(number: int, value: Any) -> Row | RefusedRow:
 
 def json_rows(path: Path, handle: io.BufferedIOBase, notes: list[str]) -> Rows:
     """The rows of one JSON document, or of a file with one object a line. Raises DataError for anything else."""
+    data = handle.read()
     try:
-        data = handle.read()
         # Bytes that are not UTF-8 become lone surrogates, so that only rows with such texts are refused
         # (texts.text_of).
         document = parse_json(data.decode("utf-8", "surrogateescape"))
-    except STREAM_ERRORS as error:
-        raise DataError(f"{path} breaks off or is damaged", found=printable(error), remedy="fetch it again") from error
     except (ValueError, RecursionError) as error:
         if data.lstrip().startswith(b"{"):  # many .json files hold one object a line
             yield from jsonl_rows(path, io.BytesIO(data), notes)
