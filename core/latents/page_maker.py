@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 from jaxtyping import Float, Int
 
+from core.backbone.token_text import pieces, token_bytes
 from core.config import LatentsConfig
 from core.latents.columns import Column, TokenisedCorpus
 from core.latents.windows import Window, Windows
@@ -84,8 +85,6 @@ class PageMaker:
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
         """The bytes of every token of the corpus and the vocabulary."""
-        from core.backbone.token_text import token_bytes
-
         return token_bytes(self.tokenizer, [*range(len(self.tokenizer)), *np.unique(self.corpus.ids).tolist()])
 
     @cached_property
@@ -143,8 +142,6 @@ class PageMaker:
 
     def snippet(self, start: int, stop: int) -> Snippet:
         """The text of a window."""
-        from core.backbone.token_text import pieces
-
         number = int(self.corpus.document_of(np.array([start]))[0])
         return Snippet(
             tokens=pieces([self._bytes[i] for i in self.corpus.ids[start:stop].tolist()]),
