@@ -73,8 +73,7 @@ class Http:
         self._tried(lambda: self._file(path, target, largest))
 
     def _tried(self, ask: Callable[[], Any]) -> Any:
-        import httpx2
-
+        httpx2 = _httpx()
         for left in reversed(range(TRIES)):
             wait = 2.0 ** (TRIES - 1 - left)
             try:
@@ -123,8 +122,7 @@ class LocalHttp:
         Raises HttpTimeout where the answer takes too long, HttpError where the process can't be reached or its answer
         exceeds `largest` bytes.
         """
-        import httpx2
-
+        httpx2 = _httpx()
         try:
             with self._opened().stream(method, url, headers=_bearer(secret), **({} if value is None else {"json": value})) as answer:
                 status, content = int(answer.status_code), b"".join(_limited(answer.iter_bytes(), largest))
@@ -139,18 +137,20 @@ class LocalHttp:
     def _opened(self) -> Any:
         with self._making:
             if self._client is None:
-                import httpx2
-
-                limits = httpx2.Limits(max_connections=100, max_keepalive_connections=20 if self._keep_open else 0)
-                self._client = _new_client(timeout=httpx2.Timeout(self._timeout, connect=CONNECT_WITHIN), limits=limits, trust_env=False)
+                limits = _httpx().Limits(max_connections=100, max_keepalive_connections=20 if self._keep_open else 0)
+                self._client = _new_client(timeout=_httpx().Timeout(self._timeout, connect=CONNECT_WITHIN), limits=limits, trust_env=False)
             return self._client
 
 
 def _new_client(**settings: Any) -> Any:
-    """A client of httpx2, which is imported where a first request is made: most commands make none."""
+    return _httpx().Client(follow_redirects=False, **settings)
+
+
+def _httpx() -> Any:
+    """The library, imported with the first request: most commands send none."""
     import httpx2
 
-    return httpx2.Client(follow_redirects=False, **settings)
+    return httpx2
 
 
 def _bearer(key: str) -> dict[str, str]:

@@ -22,8 +22,12 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from transformers import AutoModel
 
+from core.backbone.loading import check_finite, load_tokenizer
+from core.backbone.transformers_calls import library_errors, quiet_transformers
 from core.errors import BackboneError, MissingError
 from core.latents.label_evidence import Feature, measured_windows, snippet_texts, text_of
 from core.latents.labels import EMBEDDING, Label, Score, today
@@ -58,11 +62,6 @@ class SentenceModel:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        from transformers import AutoModel
-
-        from core.backbone.loading import check_finite, load_tokenizer
-        from core.backbone.transformers_calls import library_errors, quiet_transformers
-
         try:
             with quiet_transformers(), library_errors("it can't be loaded"):
                 model, report = AutoModel.from_pretrained(self.folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
@@ -78,8 +77,6 @@ class SentenceModel:
 
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
         """A row for each text, in their order; texts of similar length share a batch."""
-        import torch
-
         tokenizer, model = self._loaded
         vectors = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
