@@ -273,6 +273,23 @@ def test_an_interrupted_alignment_keeps_what_it_had(unfinished: Any) -> None:
     assert metrics(at)["Kept"][0] == f"{counts_of(1)['Kept']}" and "Resume" in labels(at) and align.find(run.id, align.entries()).run.id == run.id
 
 
+def test_an_alignment_is_live_while_a_run_works_on_it(unfinished: Any, empty: Path) -> None:
+    """Processes of `accelerate launch` are no run: what they finished is shown, and nothing is guessed about them."""
+    run = unfinished("running")
+    entry = align.find(run.id, align.entries())
+    assert entry is not None and entry.live
+    key = add_alignment(
+        empty, model=models.models(empty)[0].path, config=replace(some_config(), seed=9), rounds=1, steps=(CANDIDATES,), finished=False
+    )
+    other = next(entry for entry in align.entries() if entry.id == key)
+    assert not other.live and other.rounds
+    drawn = align.signature(other)
+    add_alignment(
+        empty, model=models.models(empty)[0].path, config=replace(some_config(), seed=9), rounds=1, steps=(CANDIDATES, REWARDS), finished=False
+    )
+    assert align.signature(other) != drawn, "the page is drawn again when a step is done"
+
+
 def test_runs_and_the_sidebar_know_alignments(unfinished: Any) -> None:
     run = unfinished("running")
     at = fine(open_page("runs", runs_open=run.id))
