@@ -278,15 +278,12 @@ def test_an_alignment_is_live_while_a_run_works_on_it(unfinished: Any, empty: Pa
     run = unfinished("running")
     entry = align.find(run.id, align.entries())
     assert entry is not None and entry.live
-    key = add_alignment(
-        empty, model=models.models(empty)[0].path, config=replace(some_config(), seed=9), rounds=1, steps=(CANDIDATES,), finished=False
-    )
+    shared: dict[str, Any] = {"model": models.models(empty)[0].path, "config": replace(some_config(), seed=9), "rounds": 1, "finished": False}
+    key = add_alignment(empty, steps=(CANDIDATES,), **shared)
     other = next(entry for entry in align.entries() if entry.id == key)
     assert not other.live and other.rounds
     drawn = align.signature(other)
-    add_alignment(
-        empty, model=models.models(empty)[0].path, config=replace(some_config(), seed=9), rounds=1, steps=(CANDIDATES, REWARDS), finished=False
-    )
+    add_alignment(empty, steps=(CANDIDATES, REWARDS), **shared)
     assert align.signature(other) != drawn, "the page is drawn again when a step is done"
 
 

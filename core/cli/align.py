@@ -31,7 +31,7 @@ def add_align(commands: Any) -> None:
     """Adds `align`."""
     parser = add_run_command(commands, "align", HELP, EXAMPLES, align_command)
     parser.add_argument("--out", metavar="DIR", type=Path, help="also copy the chosen round's adapter to this new folder")
-    parser.add_argument("--merge", action="store_true", help="with --out: the whole model with the adapter merged into its weights, not the adapter")
+    parser.add_argument("--merge", action="store_true", help="with --out: the whole model, the adapter merged into it")
     parser.set_defaults(save=_save_adapter)
 
 

@@ -44,8 +44,7 @@ def add_run_command(
     if entry.first_fields:
         parser.add_argument("--help-all", action=HelpAll, help="show every option and exit")
     if entry.presets:
-        default = f"options override it (default: {entry.default_preset})"
-        parser.add_argument("--preset", choices=sorted(entry.presets), default="", help=f"start from this; {default}")
+        parser.add_argument("--preset", choices=sorted(entry.presets), default="", help=f"start from this (default: {entry.default_preset})")
     parser.add_argument("--config", metavar="FILE", type=Path, help="set what this .toml or .json file sets")
     parser.add_argument("--save-config", metavar="FILE", type=Path, help="write all fields to this .toml or .json file, and end")
     parser.add_argument("--detach", action="store_true", help=DETACH_HELP)

@@ -181,6 +181,7 @@ def launcher(*, first: bool, shows: str = "align_open", asked: tuple[str, ...] =
             st.text(visible(problem, 300))
         elif not filled.errors:
             _estimate(filled)
+            forms.download_config(align.KIND, filled.config)
         if not first:
             st.space("stretch")
             st.button("Close", type="tertiary", key="close form", on_click=state.clear, args=(*asked, forms.DRAFT, forms.ALL))

@@ -18,6 +18,7 @@ from typing import Any
 
 import streamlit as st
 
+from core.cli.config_file import as_toml
 from core.cli.equal_command import equal_command
 from core.cli.options import as_text, reader
 from core.config import Config, from_dict
@@ -108,6 +109,13 @@ class Filled:
     def command(self) -> str:
         """The `sparserm` command that does the same."""
         return equal_command(self.draft.kind, self.config, "" if self.draft.base is not None else self.draft.preset or first_preset(self.draft.kind))
+
+
+def download_config(kind: str, config: Config) -> None:
+    """Offers the form's configuration as the file that the command's `--config` reads."""
+    help_ = f"sparserm {' '.join(kind_of(kind).command)} --config FILE"
+    content = as_toml(config.to_dict())
+    st.download_button("As a file", content, f"{kind}.toml", "application/toml", key=f"form file {kind}", help=help_, on_click="ignore")
 
 
 def first_preset(kind: str) -> str:

@@ -77,6 +77,7 @@ def _form() -> None:
         )  # fmt: skip
         if not filled.errors:
             _estimate(kind, filled)
+            forms.download_config(kind, filled.config)
         if all_runs():
             st.space("stretch")
             st.button("Close", type="tertiary", on_click=state.clear, args=(NEW, KIND, forms.DRAFT, forms.ALL))
