@@ -19,12 +19,12 @@ from browser_helpers import ROOT, Server, Tab, browser, chromium, query
 from pages_helpers import HOSTILE, add_model, hostile_pairs
 from playwright.sync_api import Browser, BrowserContext
 
+from core.explain.from_folder import explain_pair
 from core.runs.launch import cancel
 from core.runs.registry import all_runs
 from workbench.frame import models, state
 from workbench.frame.forms import Draft
 from workbench.frame.model_client import Live
-from workbench.response.values import kept
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine (apt-get install chromium)")
 LONG_FIT = {"head.epochs": "50000", "head.patience": "50000"}  # goes on until somebody cancels it
@@ -88,8 +88,7 @@ def journey(chrome: Browser, server: Server, cache: Path, button: str) -> None:
         assert int(latent) in model.latents
 
         tab.menu("Response")
-        of = kept(model)
-        worst = of.explain(int(of.held_out("worst")[0]))
+        worst = explain_pair(model, int(model.ranked("worst")[0]))
         tab.says(worst.why.text)
         tab.choose("Edit")
         box = tab.page.locator("textarea").filter(visible=True).first
@@ -224,7 +223,7 @@ def test_hostile_texts_read_by_a_model_show_as_plain_text(context: BrowserContex
     found = models.find(toy, cache)
     assert found is not None
     texts = "\n".join(text for name, text in HOSTILE.items() if name not in ("long", "null", "rtl"))
-    own = "own-" + Live(found.folder, cache).keep_pair(HOSTILE["script"] + HOSTILE["image"], texts, HOSTILE["rtl"] + HOSTILE["long"][:200])
+    own = "own-" + Live(found.path, cache).keep_pair(HOSTILE["script"] + HOSTILE["image"], texts, HOSTILE["rtl"] + HOSTILE["long"][:200])
     tab = Tab(context, server)
     for section in ("words", "delete", "similar"):
         tab.open("response", model=toy, pair=own, response_tab=section)
@@ -236,7 +235,7 @@ def test_hostile_texts_read_by_a_model_show_as_plain_text(context: BrowserContex
     dialog.get_by_role("button", name="Explain").click()
     tab.page.wait_for_function("old => !location.search.includes(old)", arg=own)
     pasted = query(tab.draws().page.url)["pair"][0].removeprefix("own-")
-    assert Live(found.folder, cache).kept_pair(pasted) == {
+    assert Live(found.path, cache).kept_pair(pasted) == {
         "prompt": HOSTILE["script"] + HOSTILE["image"],
         "chosen": texts,
         "rejected": "Nothing of the kind.",

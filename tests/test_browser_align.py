@@ -164,7 +164,7 @@ def test_hostile_texts_show_as_plain_text(context: BrowserContext, server: Serve
     model = add_model(cache, seed=5)
     found = models.find(model, cache)
     assert found is not None
-    key = add_alignment(cache, model=found.folder, config=some_config(seed=7))
+    key = add_alignment(cache, model=found.path, config=some_config(seed=7))
     tab = Tab(context, server)
     visits = {"rounds": (), "drops": (), "audit": (), "evaluation": (), "samples": (HOSTILE["script"],), "compare": ()}
     for name, texts in visits.items():
