@@ -147,7 +147,7 @@ def shift_of(round: int, pairs: int = PAIRS, matched: bool = True) -> Shift:
     points = np.random.default_rng(round).normal(size=(2, len(kind), 2)).astype(np.float32)
     settings = {"method": "t-SNE", "perplexity": 30.0, "seed": 0, "initialisation": "first two principal components"}
     counts = {"n_generated": len(ids), "n_chosen": 20, "n_rejected": 20, "n_shown": 4}
-    return Shift(rows=tuple(rows), ids=ids, kind=kind, row=row, dense=points[0], sparse=points[1], settings={**settings, **counts})
+    return Shift(rows=tuple(rows), ids=ids, kind=kind, row=row, dense=points[0], sparse=points[1], made={**settings, **counts})
 
 
 def some_config(**changes: Any) -> AlignConfig:
