@@ -1,4 +1,6 @@
-"""What `sparserm explain` does: explains a response, a pair or a whole file, and prints the result for a person or as JSON."""
+"""What `sparserm explain` does: explains a response, a pair or a whole file, and prints the result for a person or as
+JSON.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Explains the pairs of a fit from the reward model's folder alone: no language model, no SAE, an answer takes milliseconds.
+"""Explains the pairs of a fit from the reward model's folder alone: no language model, no SAE, an answer takes
+milliseconds.
 
-Projections and activations of the fit's responses are in the folder (core.reward.fit_responses). A page does this in its own
-process, since torch is not imported; a text that is not in the fit needs the model's process (core.serving). What is made of
-a folder here is kept for the last few folders, and shared.
+Projections and activations of the fit's responses are in the folder (core.reward.fit_responses). A page does this in
+its own process, since torch is not imported; a text that is not in the fit needs the model's process (core.serving).
+What is made of a folder here is kept for the last few folders, and shared.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def _builder(content: FolderContent) -> ExplanationBuilder:
 
 
 def explain_pair(folder: ModelFolder, number: int) -> PairExplanation:
-    """A pair of the fit, by its number there, with the labels as their files stand now. Raises as `ExplanationBuilder.known_pair`."""
+    """A pair of the fit, by its number there, with the labels as their files stand now. Raises as
+    `ExplanationBuilder.known_pair`.
+    """
     return builder_of(folder).known_pair(number, labels_of(folder))
 
 

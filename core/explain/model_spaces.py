@@ -1,5 +1,6 @@
-"""Compares the dense and the sparse space of a fitted reward model (core.explain.spaces): from its folder, the hidden states that
-its fit kept in the cache, and its SAE. The language model is not loaded. The result is an artefact, found by the folder's content.
+"""Compares the dense and the sparse space of a fitted reward model (core.explain.spaces): from its folder, the hidden
+states that its fit kept in the cache, and its SAE. The language model is not loaded. The result is an artefact, found
+by the folder's content.
 
 It is not part of a fit: t-SNE of 5,000 responses takes half a minute on one core, and no reward depends on it.
 """
@@ -23,8 +24,8 @@ from core.types import LatentFrequencies, Progress, no_progress
 def model_spaces(folder: ModelFolder, config: SpacesConfig, *, progress: Progress = no_progress) -> tuple[Spaces, Path]:
     """Pictures and figures and their artefact's folder, found or made.
 
-    Raises MissingError where the folder does not keep its pairs or this cache does not hold the fit's hidden states, and
-    what loading the SAE raises.
+    Raises MissingError where the folder does not keep its pairs or this cache does not hold the fit's hidden states,
+    and what loading the SAE raises.
     """
 
     def make(target: Path, _scratch: Path) -> dict[str, Any]:
@@ -39,7 +40,9 @@ def model_spaces(folder: ModelFolder, config: SpacesConfig, *, progress: Progres
 
 
 def random_directions(model: SparseRM, frequencies: LatentFrequencies | None, draws: int) -> dict[str, list[Float[np.ndarray, "k d_model"]]]:
-    """Directions of each draw of the random controls: as many as were selected, draw i with seed i, as a fit's own controls."""
+    """Directions of each draw of the random controls: as many as were selected, draw i with seed i, as a fit's own
+    controls.
+    """
     k, width = model.parts.k, model.parts.d_model
     directions = {"random-isotropic": [isotropic_directions(k, width, seed) for seed in range(draws)]}
     if frequencies is None:

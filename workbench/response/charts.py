@@ -20,11 +20,7 @@ def waterfall(steps: Sequence[Bar], *, unit: str = "reward") -> Chart:
     start, end = (next((step.value for step in steps if step.kind == kind), 0.0) for kind in TOTALS)
     n_parts, residual = sum(step.kind not in TOTALS for step in steps), residual_of(steps)
     figure = new_figure(x=f"{unit.capitalize()}, residual {residual:+.1e}<br>whiskers: deviation over heads", y="", height=106 + 30 * len(steps))
-    before, drawn = start, []
-    for step in steps:
-        base, length = (0.0, step.value) if step.kind in TOTALS else (before, step.value)
-        before = before if step.kind in TOTALS else before + step.value
-        drawn.append((base, length))
+    drawn = _bases_and_lengths(steps, start)
     ends = [base + length for base, length in drawn]
     deviations = [step.deviation for step in steps]
     figure.add_bar(
@@ -35,8 +31,8 @@ def waterfall(steps: Sequence[Bar], *, unit: str = "reward") -> Chart:
         marker={"color": [NEUTRAL if step.kind in TOTALS else side_colour(step.value) for step in steps]},
         error_x=whiskers(
             ends,
-            [_less(end, deviation) for end, deviation in zip(ends, deviations, strict=True)],
-            [_more(end, deviation) for end, deviation in zip(ends, deviations, strict=True)],
+            [_less(at, deviation) for at, deviation in zip(ends, deviations, strict=True)],
+            [_more(at, deviation) for at, deviation in zip(ends, deviations, strict=True)],
         ),
         customdata=[[clicked_latent(step)] for step in steps],
         hovertext=[_step_hover(step) for step in steps],
@@ -55,7 +51,22 @@ def waterfall(steps: Sequence[Bar], *, unit: str = "reward") -> Chart:
     pad = 0.12 * (max(reach) - min(reach) or 1.0)
     figure.update_xaxes(range=[min(reach) - pad, max(reach) + pad])
     straight(figure, x=0)
-    rows = [
+    alt = f"Waterfall from {start:.3g} to {end:.3g} in {n_parts} parts, residual {residual:.1e}."
+    return Chart(name="waterfall", figure=figure, alt=alt, rows=_waterfall_rows(steps))
+
+
+def _bases_and_lengths(steps: Sequence[Bar], start: float) -> list[tuple[float, float]]:
+    """Where each bar begins and how long it is: start and end from 0, every other one from where the one before ends."""
+    before, drawn = start, []
+    for step in steps:
+        drawn.append((0.0 if step.kind in TOTALS else before, step.value))
+        before += 0.0 if step.kind in TOTALS else step.value
+    return drawn
+
+
+def _waterfall_rows(steps: Sequence[Bar]) -> list[dict[str, Any]]:
+    """The table behind the waterfall, a row a bar, and the residual."""
+    rows: list[dict[str, Any]] = [
         {
             "bar": step.label,
             "kind": step.kind if step.kind in TOTALS else "part",
@@ -65,13 +76,7 @@ def waterfall(steps: Sequence[Bar], *, unit: str = "reward") -> Chart:
         }
         for step in steps
     ]
-    alt = f"Waterfall from {start:.3g} to {end:.3g} in {n_parts} parts, residual {residual:.1e}."
-    return Chart(
-        name="waterfall",
-        figure=figure,
-        alt=alt,
-        rows=[*rows, {"bar": "residual", "kind": "residual", "value": residual, "deviation": None, "key": ""}],
-    )
+    return [*rows, {"bar": "residual", "kind": "residual", "value": residual_of(steps), "deviation": None, "key": ""}]
 
 
 def clicked_latent(bar: Bar) -> str:
