@@ -92,8 +92,8 @@ class SparseAutoencoder:
     def kth_value(self, z: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"] | None:
         """The cut of a TopK SAE in each row, between its k-th and next pre-activation; None for other architectures.
 
-        Halfway, because the same pre-activation can differ in its last bit when it is computed again in another batch
-        of rows.
+        The cut lies halfway, because the same pre-activation can differ in its last bit when it is computed again in
+        another batch of rows.
         """
         if self.k is None:
             return None
