@@ -7,7 +7,7 @@
     controls       random directions, activations, dense, probes, wording, length                     core.reward.fitting
     curve          validation accuracy against K                                                      core.reward.curve
     evaluation     the test split, read once                                                          core.reward.evaluation
-    (pair counts)  how many pairs were left out, where and why: shown beside every figure        core.reward.pair_counts
+    (pair counts)  how many pairs were left out, where and why: shown beside every figure             core.reward.pair_counts
     known          what explaining needs of every response                                            core.reward.fit_responses
     reward_model   the folder that scores, each control beside it, faithfulness of its explanations   core.reward.parts_files
 

@@ -76,8 +76,6 @@ def detection_auroc(projections: Float[np.ndarray, "n k"], active: Bool[np.ndarr
     """
     n_on = active.sum(axis=0)
     n_off = len(active) - n_on
-    from scipy.stats import rankdata
-
     ranks = rankdata(projections, axis=0)
     area = ((ranks * active).sum(axis=0) - n_on * (n_on + 1) / 2) / np.maximum(n_on * n_off, 1)
     return np.where((n_on >= TOO_RARE) & (n_off > 0), area, np.nan)
