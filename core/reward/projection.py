@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.stats import rankdata
 
 from core.reward.selection import Encoder, kth_values, states_on_device
 from core.statistics.significance import TOO_RARE
