@@ -11,6 +11,7 @@ from rich.console import Console
 
 from core.cli import tables
 from core.latents.labels import one_line
+from core.runs.progress import Display
 from core.text_safety import REPLACED, for_terminal, printable, visible, without_hidden
 from workbench.frame.chart_base import new_figure, plain, wrapped
 from workbench.frame.layout import label_text
@@ -85,7 +86,7 @@ def test_no_hidden_character_reaches_a_page() -> None:
 
 def test_no_hidden_character_reaches_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     text = "".join(map(chr, FEW))
-    with tables.Display() as display:
+    with Display() as display:
         display.say(text)
         display.warn(text)
     tables.table(text, (text,), [(text,)])
