@@ -50,7 +50,7 @@ def tar() -> bytes:
         ("x.xlsx", archive("xl/workbook.xml"), "a spreadsheet's own file", "csv"),
         ("x.pt", archive("m/data.pkl"), "a PyTorch file, which is pickled", "trust"),
         ("x.tar", tar(), "a tar archive", "unpack"),
-        ("x.tar.gz", gzip.compress(tar()), "a tar archive", "unpack"),
+        ("x.tar.gz", gzip.compress(tar(), mtime=0), "a tar archive", "unpack"),
         ("x.pkl", pickle.dumps([1]), "a pickled file", "trust"),
         ("x.jsonl", pickle.dumps([1]), "a pickled file", "trust"),
         ("x.gguf", b"GGUF\3\0\0\0", "a language model", "--model"),
@@ -60,7 +60,7 @@ def tar() -> bytes:
         ("x.csv", jsonl_bytes(trl_rows(2)), "holds JSON, not a table", ".jsonl"),
         ("x.parquet", parquet_bytes(trl_rows(50))[:-20], "cut off or damaged", "fetch it again"),
         ("x.xlsx", b"hm", r"of no known kind\n.*\n.*a spreadsheet's own file", "csv"),
-        ("x.jsonl.gz", gzip.compress(jsonl_bytes(trl_rows(9)))[:12], "breaks off or is damaged|no usable row", ""),
+        ("x.jsonl.gz", gzip.compress(jsonl_bytes(trl_rows(9)), mtime=0)[:12], "breaks off or is damaged|no usable row", ""),
         ("x.jsonl.zst", b"(\xb5/\xfd1234", "a zstandard archive", "zstd -d"),
     ],
 )
