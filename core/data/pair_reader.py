@@ -1,9 +1,7 @@
-"""`PairReader` reads the rows of a source into pairs, one row at a time, and counts refused rows, formats, and columns
-with texts that are not read.
+"""`PairReader` reads the rows of a source into pairs, and counts refused rows, formats and unread columns.
 
-Each row is read by its own columns. Two kinds of rows are decided at the end of the file (`finish`): labels whose
-meaning depends on the other labels (`label_meaning.py`), and answers that are paired with answers of other rows
-(`unpaired_answers.py`).
+Each row is read by its own columns. Two kinds of rows wait for the end of the file (`finish`): labels whose meaning
+depends on the other labels (`label_meaning.py`), and answers paired across rows (`unpaired_answers.py`).
 """
 
 from __future__ import annotations
@@ -52,7 +50,6 @@ class ColumnTexts:
     distinct: set[int] = field(default_factory=set)
 
     def add(self, value: Any) -> None:
-        """Counts one value."""
         self.n += 1
         self.n_sentences += holds_sentence(value) or not isinstance(value, str)
         if len(self.distinct) < MAX_DISTINCT:
@@ -118,11 +115,8 @@ class PairReader:
             self.n_unpacked += unpacked
         except Refused as refused:
             self.refuse(row.number, refused)
-            if (
-                refused.field in PROMPTS
-                and refused.reason.startswith(("missing", "empty"))
-                and all(is_blank(row.values.get(name)) for name in PROMPTS)
-            ):
+            no_prompt = refused.field in PROMPTS and refused.reason.startswith(("missing", "empty"))
+            if no_prompt and all(is_blank(row.values.get(name)) for name in PROMPTS):
                 self.promptless[row.number] = None
                 columns = answer_columns(frozenset(row.values))
                 self._count(row.values, frozenset(columns[:2] if columns else ()), self.promptless_texts)
@@ -137,7 +131,7 @@ class PairReader:
         self.n_fitting += bool(fitting)
         if not fitting and self.config.format == "auto":
             raise Refused("row", f"no format has these columns: {printable(', '.join(values) or 'none', 200)}")
-        format_ = fitting[0] if fitting else formats[0]
+        format_ = (fitting or formats)[0]
         readings = format_.read(values, self.config)
         self._compare(readings, format_, values, fitting)
         read = columns_read(format_, values, self.config)
@@ -169,17 +163,12 @@ class PairReader:
         """Counts texts and message lists of unread columns, unless they are about answers or repeat a known text."""
         columns = ((name, name, value) for name, value in values.items() if name not in read and name != "id")
         for name, key, value in (*columns, *_nested(values)):
-            if ABOUT_ANSWERS.search(key):
-                continue
             new_text = isinstance(value, str) and value.strip() and value.strip() not in known
-            if new_text or holds_turns(value, key):
+            if not ABOUT_ANSWERS.search(key) and (new_text or holds_turns(value, key)):
                 texts[name].add(value)
 
     def _compare(self, readings: Sequence[Reading], format_: Format, values: Mapping[str, Any], fitting: Sequence[Format]) -> None:
-        """Compares the formats that a row fits:
-
-        Raises Refused if they contradict each other, and counts rows where they differ.
-        """
+        """Compares all formats that a row fits. Refused if they contradict each other; counts where they differ."""
         pairs = {pair for reading in readings for pair in _decided(reading, self.config)}
         if format_.title in CHOSEN_REJECTED:
             self._compare_sides(format_, values)
@@ -199,10 +188,7 @@ class PairReader:
                 return
 
     def _compare_sides(self, format_: Format, values: Mapping[str, Any]) -> None:
-        """Compares several pairs of chosen and rejected columns:
-
-        Raises Refused if two are swapped, and counts rows where they differ.
-        """
+        """Compares several chosen and rejected columns. Refused if two are swapped; counts where they differ."""
         sides = sides_of(values)
         if sides is None:
             return
@@ -221,11 +207,9 @@ class PairReader:
         values = label_sets(item for _, _, item, _, _ in self.judged)
         for number, source_id, item, meta, format_ in self.judged:
             try:
-                draft = _by_label(item, values[item.column, item.ending], self.config)
+                self._use(number, source_id, [_by_label(item, values[item.column, item.ending], self.config)], meta, format_)
             except Refused as refused:
                 self.refuse(number, refused)
-            else:
-                self._use(number, source_id, [draft], meta, format_)
         matched = match([(number, item) for number, (_, item, _, _) in self.rated.items()], self.config)
         for chosen, rejected, draft in matched.pairs:
             source_id, _, meta, format_ = self.rated[chosen]
@@ -239,12 +223,8 @@ class PairReader:
         for number, reason in matched.alone.items():
             self.refuse(number, reason)
         self.drafts.sort(key=lambda item: item.row)
-        self._name_prompts()
-
-    def _name_prompts(self) -> None:
-        """Adds to the refusals of rows without a prompt the column that may hold it."""
         names = self.prompt_candidates()
-        if names:
+        if names:  # the refusals of rows without a prompt name the column that may hold it
             hint = f"; the column {printable(names[0])} may hold it: --columns prompt={printable(names[0])}"
             self.refused = [RefusedRow(row=r.row, field=r.field, reason=r.reason + hint) if r.row in self.promptless else r for r in self.refused]
 
@@ -260,9 +240,8 @@ class PairReader:
         if self.n_unpacked:
             notes.append(f"{_rows(self.n_unpacked)} with lists that are written as text (a message list in a csv, say), read as the lists")
         if self.n_lists_kept_as_text:
-            notes.append(
-                f"{_rows(self.n_lists_kept_as_text)} where the prompt or both answers are lists of texts written as text, each read as one text"
-            )
+            rows = _rows(self.n_lists_kept_as_text)
+            notes.append(f"{rows} where the prompt or both answers are lists of texts written as text, each read as one text")
         if self.n_repeating_prompt:
             notes.append(f"{_rows(self.n_repeating_prompt)} where both answers begin with the whole prompt, which is read as a part of them")
         notes += [
@@ -272,21 +251,16 @@ class PairReader:
         unread = {printable(name): c.n for name, c in self.unread.items() if c.holds_sentences or sounds_like_prompt(name)}
         if unread:
             names = ", ".join(f"{name} ({_rows(n)})" for name, n in unread.items())
-            first = next(iter(unread))
-            notes.append(
-                f"columns with texts that are not read: {names}. If one belongs to the prompt, map it: --columns system={first} (prompt, history)"
-            )
+            mapping = f"map it: --columns system={next(iter(unread))} (prompt, history)"
+            notes.append(f"columns with texts that are not read: {names}. If one belongs to the prompt, {mapping}")
         if self.promptless and not self.prompt_candidates():
-            how = "--implicit-prompt text takes the words with which both answers begin as the prompt"
-            notes.append(f"{_rows(len(self.promptless))} without a prompt; {how}")
+            remedy = "--implicit-prompt text takes the words with which both answers begin as the prompt"
+            notes.append(f"{_rows(len(self.promptless))} without a prompt; {remedy}")
         return notes
 
 
 def columns_read(format_: Format, row: Mapping[str, Any], config: DataConfig) -> frozenset[str]:
-    """The columns that a format reads of this row.
-
-    If the mapping names the prompt, other columns that could be it are not read.
-    """
+    """The columns that a format reads of this row. If the mapping names the prompt, no other column can be it."""
     names = set(format_.uses)
     if any(name in config.columns for name in PROMPTS):
         names -= set(PROMPTS) - set(config.columns)
@@ -332,10 +306,7 @@ def _nested(values: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 def _texts(readings: Sequence[Reading]) -> set[str]:
-    """The texts that were read.
-
-    A column that repeats one of them, such as a group by prompt, is not counted as unread.
-    """
+    """The texts that were read; a column that repeats one, such as a group by prompt, does not count as unread."""
     texts: set[str] = set()
     for reading in readings:
         draft = reading.first if isinstance(reading, Judged) else reading
@@ -372,5 +343,5 @@ def _rows(n: int) -> str:
 
 def _id_of(value: Any) -> str:
     """A row's id as text; empty if the value can't be used as one."""
-    usable = keeps(value) and not isinstance(value, (bool, float))
-    return str(value).strip() if usable and str(value).isprintable() else ""
+    usable = keeps(value) and not isinstance(value, (bool, float)) and str(value).isprintable()
+    return str(value).strip() if usable else ""

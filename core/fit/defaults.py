@@ -1,7 +1,5 @@
-"""What a person may leave out: the pairs (the embedded ones), and the SAE (the embedded one, else the one trained last for the same model and layer).
-
-Nothing is guessed silently: whatever is filled in is said, and what can't be filled in is a MissingError with the command that supplies it.
-"""
+"""Fills in what a person may leave out: the pairs (the embedded ones), and the SAE (the embedded one, else the one
+trained last for the model and layer). What is filled in is logged; MissingError names the command for what can't be."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ SAME = ("name", "revision", "sha256", "d_model")  # of two backbones' identities
 
 
 def complete(config: FitConfig, store: Store, say: Callable[[str], None]) -> FitConfig:
-    """`config` with pairs and SAE filled in where it names none, and paths made absolute. Raises MissingError where there is nothing to fill in."""
+    """`config` with pairs and SAE filled in, and absolute paths. MissingError: nothing to fill in."""
     config = _with_tiny_parts(config, store) if config.backbone.model == TINY else config
     pairs = config.data.pairs or str(DEMO_PAIRS)
     sae = config.sae if _named(config.sae) else known_sae(config.backbone, store)
@@ -43,10 +41,7 @@ def complete(config: FitConfig, store: Store, say: Callable[[str], None]) -> Fit
 
 
 def check(config: FitConfig, store: Store) -> None:
-    """Refuses in no time what would be refused after much has been loaded: pairs, a model or an SAE that is not there.
-
-    Raises DataError, BackboneError or MissingError.
-    """
+    """Checks pairs, model and SAE before anything slow is loaded. Raises DataError, BackboneError or MissingError."""
     if config.data.pairs:
         from core.data.sources import check_source  # loads huggingface_hub
 
@@ -67,7 +62,7 @@ def check_sweep(config: SweepConfig, store: Store) -> None:
 
 
 def _with_tiny_parts(config: FitConfig, store: Store) -> FitConfig:
-    """The preset `tiny` is complete without its parts, so that whoever starts it in the background need not make them."""
+    """The preset `tiny` is complete without its parts, so that starting it in the background need not make them."""
     parts = make_tiny(store.root / "models")
     pairs, sae = config.data.pairs or str(parts.pairs), config.sae if _named(config.sae) else SAEConfig(path=str(parts.sae))
     return replace(config, data=replace(config.data, pairs=pairs), backbone=replace(config.backbone, model=str(parts.model)), sae=sae)
@@ -79,7 +74,7 @@ def complete_sweep(config: SweepConfig, store: Store, say: Callable[[str], None]
 
 
 def fits_of(config: SweepConfig) -> tuple[FitConfig, ...]:
-    """One fit config a layer, `curve` being the values of K. Raises ConfigError where the numbers of layers and SAEs differ."""
+    """One fit config a layer; `curve`: the values of K. ConfigError: the numbers of layers and SAEs differ."""
     layers = config.layers or (config.fit.backbone.layer,)
     given = [sae_config(text) for text in config.saes] or [config.fit.sae] * len(layers)
     if len(given) != len(layers):
@@ -89,10 +84,8 @@ def fits_of(config: SweepConfig) -> tuple[FitConfig, ...]:
 
 
 def known_sae(backbone: BackboneConfig, store: Store) -> SAEConfig | None:
-    """The embedded SAE if it is of this model and layer, else the one that `sparserm sae train` made last for them, by the cards in the cache.
-
-    None if there is neither. The embedded one goes first, so that the demo is the same demo in every cache.
-    """
+    """The embedded SAE if it fits model and layer (so the demo is the same in every cache), else the one that `sparserm
+    sae train` made last for them, by the cards in the cache; None if there is neither."""
     trained = sorted(_cards(store.root / "saes", backbone.layer), key=lambda found: found[1].get("time_created", 0.0), reverse=True)
     cards = [*_cards(DEMO, backbone.layer), *trained]
     if not cards:
@@ -115,7 +108,7 @@ def _named(sae: SAEConfig) -> bool:
 
 
 def absolute(text: str) -> str:
-    """A path that exists, from the root on, so that what is saved can be found from anywhere; any other name as it is."""
+    """An existing path made absolute, so that a saved config works from anywhere; any other name as it is."""
     path = Path(text).expanduser()
     return str(path.resolve()) if text and path.exists() else text
 

@@ -1,12 +1,10 @@
-"""What preference pairs are, before anything is fitted on them: how they were read, what was refused and why,
-duplicates, what stands in two splits, and how far wording or length alone get. No language model is needed.
+"""Checks preference pairs before a fit: how they were read, refused rows, duplicates, overlap of splits, shortcuts.
 
 A check is an artefact: `pairs.jsonl` (the pairs with their splits) and `report.json`:
 
     data         DataReport.to_json        split    SplitReport.to_json
-    shortcuts    wording-only, length-only: accuracy, low, high, n, note, split, unit. On all test pairs (validation pairs where there is no test
-                 split), also those that a language model will refuse as too long; a fit's controls of the same names see the others only, and count
-                 tokens where this counts characters, so the two can differ
+    shortcuts    wording-only, length-only: accuracy, low, high, n, note, split, unit, on all test pairs (else validation
+                 pairs). A fit's controls of these names leave out unreadable pairs and count tokens, not characters
 """
 
 from __future__ import annotations
@@ -57,7 +55,7 @@ def check_pairs(config: DataConfig, store: Store, progress: Progress = no_progre
 
 
 def _split(pairs: PreferencePairs, config: DataConfig) -> tuple[PreferencePairs, tuple[str, ...]]:
-    """The pairs with their splits. Where there are too few to split, a check shows them all the same: none is used, and a note says why."""
+    """The pairs with their splits. Too few to split are checked as well: all `unused`, and a note gives the reason."""
     try:
         return split_pairs(pairs, config), ()
     except DataError as error:
@@ -66,7 +64,7 @@ def _split(pairs: PreferencePairs, config: DataConfig) -> tuple[PreferencePairs,
 
 
 def shortcuts(pairs: PreferencePairs) -> dict[str, Mapping[str, Any]]:
-    """How often wording alone, and length alone (in characters), tell chosen from rejected on pairs they did not learn from."""
+    """How well wording alone, and length alone (in characters), separate chosen from rejected on held-out pairs."""
     from core.reward.controls import wording_only
     from core.reward.evaluation import accuracy_of
 

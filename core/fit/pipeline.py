@@ -1,18 +1,18 @@
 """From preference pairs to an evaluated reward model: the steps in order. A newcomer reads this file first.
 
-    pairs          the rows are read, checked and split by prompt                                     core.data
-    extraction     z of every distinct response after layer L: the only slow step                     core.reward.extraction
-    frequencies    how often each latent is active on either side; sign tests; bootstrap              core.reward.selection
-    heads          the K + K latents, their projections, five heads with each of three losses         core.reward.fitting
-    controls       random directions, activations, dense, probes, wording, length                     core.reward.fitting
-    curve          validation accuracy against K                                                      core.reward.curve
-    evaluation     the test split, read once                                                          core.reward.evaluation
-    (pair counts)  how many pairs were left out, where and why: shown beside every figure             core.reward.pair_counts
-    known          what explaining needs of every response                                            core.reward.fit_responses
-    reward_model   the folder that scores, each control beside it, faithfulness of its explanations   core.reward.parts_files
+    pairs          the rows are read, checked and split by prompt                           core.data
+    extraction     z of every distinct response after layer L: the only slow step           core.reward.extraction
+    frequencies    how often each latent is active on either side; sign tests; bootstrap    core.reward.selection
+    heads          the K + K latents, their projections, five heads a loss                  core.reward.fitting
+    controls       random directions, activations, dense, probes, wording, length           core.reward.fitting
+    curve          validation accuracy against K                                            core.reward.curve
+    evaluation     the test split, read once                                                core.reward.evaluation
+    (pair counts)  how many pairs were left out, where and why: shown beside every figure   core.reward.pair_counts
+    known          what explaining needs of every response                                  core.reward.fit_responses
+    reward_model   the folder that scores, each control beside it, faithfulness            core.reward.parts_files
 
-The steps are pure functions of inputs, config and progress. `core.fit.steps` wraps each with the store: what stands is
-found, what does not is computed, and a killed run goes on where it was.
+The steps are pure functions of inputs, config and progress. `core.fit.steps` wraps each with the store, so results are
+computed once, and a killed run continues where it was.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from core.types import Progress, no_progress
 
 @dataclass(frozen=True, kw_only=True)
 class FitOutcome:
-    """A finished fit: the reward model's folder, the table (`Evaluation.to_json`, NaN as None, with `pair_counts` of
-    core.reward.pair_counts), the curve, and the seconds each step took now."""
+    """A finished fit: the model's folder, the table (`Evaluation.to_json`, NaN as None, with `pair_counts`), the curve,
+    and the seconds that each step took now."""
 
     artefact: Path
     evaluation: Mapping[str, Any]
@@ -69,10 +69,8 @@ class SweepOutcome:
 
 
 def fit(config: FitConfig, store: Store, progress: Progress = no_progress) -> FitOutcome:
-    """Everything from pairs to reward model. Raises the errors of core.errors, and what `progress` raises to cancel.
-
-    `config` names its pairs, backbone and SAE (core.fit.defaults fills in what may be left out).
-    """
+    """Everything from pairs to reward model; `config` names pairs, backbone and SAE (core.fit.defaults). Raises the
+    errors of core.errors, and what `progress` raises to cancel."""
     work = Steps(config=config, store=store, progress=progress)
     pairs = work.pairs()
     work.check_sae()
@@ -118,10 +116,7 @@ def sweep(configs: Sequence[FitConfig], store: Store, progress: Progress = no_pr
 
 
 def copy_out(artefact: Path, target: Path) -> Path:
-    """A copy of a reward model's folder for keeps, outside the cache; it appears whole or not at all.
-
-    Raises ConfigError if `target` exists, StoreError if the folder in the cache is damaged.
-    """
+    """A copy of a model's folder, whole or not at all. ConfigError: `target` exists; StoreError: damaged source."""
     if target.exists():
         raise ConfigError(f"{target} exists already", remedy="give a new folder, or remove this one")
     for folder in (artefact, *sorted((artefact / "controls").glob("*"))):

@@ -1,9 +1,8 @@
-"""Each step of the pipeline wrapped by the store: a result in the store is found, another is computed (core.fit.pipeline
-has them in order).
+"""The steps of the pipeline (core.fit.pipeline has their order), each found in the store or computed.
 
-A step's fingerprint is made of its name, VERSIONS, the config fields that change its result, and the fingerprints of
-its inputs. None of these needs a loaded language model, so a run that finds everything loads none. Between steps values
-go over the disk.
+A fingerprint is made of the step's name, VERSIONS, the config fields that change the result, and the inputs'
+fingerprints: none needs a loaded language model, so a run that finds everything loads none. Values pass between steps
+over the disk.
 """
 
 from __future__ import annotations
@@ -56,10 +55,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class States:
     """Where the hidden states of one layer lie. `fingerprint` is that of an extraction of this layer alone, whichever
-    pass computed it.
-
-    `backbone` is the language model's identity, `report` what the extraction says of the pairs that it could not read.
-    """
+    pass computed it; `backbone` the language model's identity; `report` the extraction's, with the unreadable pairs."""
 
     folder: Path
     layer: int
@@ -69,7 +65,7 @@ class States:
     report: Mapping[str, Any]
 
     def load(self, pairs: PreferencePairs) -> tuple[HiddenStates, PreferencePairs]:
-        """The states (a memory map) and the pairs in the same order, with the texts that were read; pairs that can't be read are left out of both."""
+        """The states (a memory map), and the pairs as they were read, in the same order; without unreadable pairs."""
         hidden = load_hidden_states(self.folder, self.layer, self.position)
         return hidden, texts_as_read(pairs.take(hidden.pair_rows), self.report)
 
@@ -98,8 +94,6 @@ class Steps:
         if self.config.backbone.position == "turn_end" and "turn_end" not in self.sae.identity["trained_positions"]:
             log.warning("The SAE's card does not say that it was trained on end-of-turn tokens; position response_end is safer.")
 
-    # --- the steps ---
-
     def step(self, step: str, config: Mapping[str, Any], inputs: Sequence[str], make: Callable[[Path, Path], Mapping[str, Any]]) -> Artefact:
         """The step's artefact, found or made."""
         with self._timed(step):
@@ -112,8 +106,8 @@ class Steps:
         self.seconds[step] = self.seconds.get(step, 0.0) + time.monotonic() - started
 
     def pairs(self) -> Artefact:
-        """`pairs.jsonl` with each pair's split, `report.json`. A file is named by its content, a Hub data set or a
-        folder by the pairs that it gave and the report on them: what was refused may change where the pairs do not."""
+        """`pairs.jsonl` with splits, and `report.json`. A file counts by its content; a Hub data set or folder by its
+        pairs and the report, since the refused rows may change where the pairs do not."""
         data, path = self.config.data, Path(self.config.data.pairs).expanduser()
         loaded = None if path.is_file() else load_pairs(data, self.progress)
         source = file_sha256(path) if loaded is None else sha256_of([loaded[0].content_hash, loaded[1].to_json()])
@@ -123,9 +117,9 @@ class Steps:
             pairs, report = loaded or load_pairs(data, self.progress)
             split = split_pairs(pairs, data)
             write_pairs(split, folder / "pairs.jsonl")
-            described = split_report(split, data, report.duplicates)
-            write_json(folder / "report.json", {"data": report.to_json(), "split": described.to_json()})
-            counts = {"n_pairs": len(split), "splits": dict(described.n_pairs), "n_prompts": report.n_prompts}
+            splits = split_report(split, data, report.duplicates)
+            write_json(folder / "report.json", {"data": report.to_json(), "split": splits.to_json()})
+            counts = {"n_pairs": len(split), "splits": dict(splits.n_pairs), "n_prompts": report.n_prompts}
             counts |= {"n_rows": report.n_rows, "n_rows_refused": len(report.refused)}
             return {"source": split.source, "format": report.format, **counts, "texts": pairs.content_hash, "content": split.content_hash}
 
@@ -146,7 +140,9 @@ class Steps:
     def _extract(self, pairs: Artefact, layers: Sequence[int]) -> Callable[[Path, Path], Mapping[str, Any]]:
         def make(folder: Path, scratch: Path) -> dict[str, Any]:
             texts, position = pairs_of(pairs.path), self.config.backbone.position
-            self._say_estimate(texts, layers)
+            estimate = self._estimated(texts, layers)
+            log.info("extraction of %d pairs: %s", len(texts), estimate)
+            check_disk(estimate, self.store.root)  # refuses to start on a full disk
             backbone = load_backbone(self.config.backbone, depth=max(layers) + 1, progress=self.progress)
             report = extract(texts, backbone, layers=layers, positions=[position], folder=folder, scratch=scratch, progress=self.progress)
             return {"backbone": backbone.identity, **report, **reading_details(texts, backbone, [position], report, self.progress)}
@@ -168,12 +164,6 @@ class Steps:
             n_tokens=characters / CHARACTERS_PER_TOKEN,
             n_states=2 * len(texts) * len(layers),
         )
-
-    def _say_estimate(self, texts: PreferencePairs, layers: Sequence[int]) -> None:
-        """Says what the extraction will take, and refuses to start on a full disk."""
-        estimate = self._estimated(texts, layers)
-        log.info("extraction of %d pairs: %s", len(texts), estimate)
-        check_disk(estimate, self.store.root)
 
     def _reading(self, layers: Sequence[int]) -> dict[str, Any]:
         reading = self.config.backbone
@@ -207,10 +197,8 @@ class Steps:
         return pair_counts(pairs_of(pairs.path), data, states.report, self._reading([states.layer]))
 
     def say_pair_counts(self, pairs: Artefact, states: States) -> dict[str, Any]:
-        """The counts, and a word in the log (and so in a run's events) where pairs were refused or prompts cut.
-
-        Raises DataError where nothing is left to train on, or to choose by.
-        """
+        """The counts, logged (and so in a run's events) where pairs were refused or prompts cut. DataError: nothing
+        left to train on, or to choose by."""
         counts = self.pair_counts(pairs, states)
         if counts["n_refused"] or counts["n_shortened"]:
             log.warning("%s", "\n".join(sentences(counts)))
@@ -235,7 +223,7 @@ class Steps:
         return self.step("frequencies", asked, [states.fingerprint, pairs.facts["content"], sha256_of(dict(self.sae.identity))], make)
 
     def heads(self, pairs: Artefact, states: States, frequencies: Artefact) -> Artefact:
-        """`heads.*` (SparseFit): the selected directions, and a ensemble of heads for each loss."""
+        """`heads.*` (SparseFit): the selected directions, and an ensemble of heads for each loss."""
 
         def make(folder: Path, _scratch: Path) -> dict[str, Any]:
             hidden, aligned = states.load(pairs_of(pairs.path))
@@ -259,7 +247,7 @@ class Steps:
         return self.step("controls", {"random_draws": self.config.random_draws}, [heads.fingerprint], make)
 
     def curve(self, pairs: Artefact, states: States, frequencies: Artefact, fitted: tuple[Artefact, Artefact] | None = None) -> Artefact:
-        """`curve.json`: validation accuracy against K. In a fit (`fitted`: its heads and controls) one seed and one draw, in a sweep all of them."""
+        """`curve.json`: validation accuracy against K; one seed and draw in a fit (`fitted`), all in a sweep."""
         config = self.config
         seeds, draws = (1, 1) if fitted else (config.head.seeds, config.random_draws)
 
@@ -277,10 +265,7 @@ class Steps:
         return self.step("curve", asked, [a.fingerprint for a in (frequencies, *(fitted or ()))], make)
 
     def evaluation(self, pairs: Artefact, states: States, heads: Artefact, controls: Artefact) -> Artefact:
-        """`evaluation.json`: the table on the test pairs, and how many pairs were left out before it.
-
-        Two files of the same good rows differ in that.
-        """
+        """`evaluation.json`: the table on the test pairs, with `pair_counts`."""
 
         def make(folder: Path, _scratch: Path) -> dict[str, Any]:
             _, aligned = states.load(pairs_of(pairs.path))
@@ -291,9 +276,7 @@ class Steps:
         return self.step("evaluation", {}, [heads.fingerprint, controls.fingerprint, pairs.fingerprint], make)
 
     def known(self, pairs: Artefact, states: States, heads: Artefact) -> Artefact:
-        """`known.*` (core.reward.fit_responses): projections, activations and texts of all responses, so that
-        explaining needs no language model for them.
-        """
+        """`known.*` (core.reward.fit_responses): features and texts of all responses, to explain without a model."""
 
         def make(folder: Path, _scratch: Path) -> dict[str, Any]:
             hidden, aligned = states.load(pairs_of(pairs.path))
@@ -315,7 +298,7 @@ class Steps:
         evaluation: Artefact,
         known: Artefact,
     ) -> Artefact:
-        """The folder of core.reward.model, each control in `controls/<kind>`, what explaining needs, and the tables as JSON."""
+        """The folder of core.reward.model, each control in `controls/<kind>`, files for explaining, tables as JSON."""
         config, before = self.config, (pairs, frequencies, heads, controls, curve, evaluation, known)
         asked = {"backbone": config.backbone.result_fields(), "sae": config.sae.result_fields()}
 
@@ -341,15 +324,14 @@ class Steps:
             for kind, ensemble in value_of(controls.path, "controls").families.items():
                 (folder / "controls" / kind).mkdir(parents=True)
                 write_parts(maker.control(ensemble, table["controls"][kind]), folder / "controls" / kind)
-            about = {"data": pairs.facts["source"], "backbone": states.backbone["name"], "sae": self.sae.identity["name"]}
-            place = {"layer": states.layer, "position": states.position}
-            rest = {"selection": sparse.summary.to_json(), "n_prompts": table["n_prompts"], "pair_counts": brief(counts)}
-            return {**about, **place, **rest}
+            names = {"data": pairs.facts["source"], "backbone": states.backbone["name"], "sae": self.sae.identity["name"]}
+            counted = {"selection": sparse.summary.to_json(), "n_prompts": table["n_prompts"], "pair_counts": brief(counts)}
+            return {**names, "layer": states.layer, "position": states.position, **counted}
 
         return self.step("reward_model", asked, [artefact.fingerprint for artefact in before], make)
 
 
-# Values are read back from disk even in the run that made them: so a resumed run and an undisturbed one go the same way.
+# Values are read back even in the run that made them, so that a resumed run takes the same path as an undisturbed one.
 @lru_cache(maxsize=8)
 def value_of(folder: Path, name: str) -> Any:
     return load_value(folder, name, *CLASSES)

@@ -1,4 +1,4 @@
-"""The model card of a reward model on the Hub: what it reads, how it was fitted, how well it did, how to use it, and what it can't do."""
+"""The model card of a reward model on the Hub: what it reads, how it was fitted, how well, and how to use it."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from core.reward.training import standardisation
 from core.types import HeadInputs, HiddenStates, PreferencePairs
 
 Rows = Int[np.ndarray, " _"]
-# Inverse strengths of L2, strongest first: among equal validation accuracies the strongest penalty is taken (our choice).
+# Inverse strengths of L2, strongest first: of equal validation accuracies the strongest is taken (our choice).
 PROBE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 WORDING_STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 ROWS_AT_ONCE = 4096
@@ -44,7 +44,7 @@ def difference_of_means(hidden: HiddenStates, train: Rows) -> Probe:
 
 
 def linear_probe(hidden: HiddenStates, train: Rows, validation: Rows) -> Probe:
-    """Logistic regression on z_w - z_l without intercept, z in units of its training deviation, L2 chosen on validation."""
+    """Logistic regression on z_w - z_l without intercept, z standardised on training, L2 chosen on validation."""
     inputs = HeadInputs(values=hidden.states, chosen_rows=hidden.chosen_rows, rejected_rows=hidden.rejected_rows)
     scale = standardisation(inputs, train).std
     known = {name: _state_differences(hidden, rows) / scale.astype(np.float32) for name, rows in (("train", train), ("validation", validation))}
@@ -53,7 +53,7 @@ def linear_probe(hidden: HiddenStates, train: Rows, validation: Rows) -> Probe:
 
 
 def wording_only(pairs: PreferencePairs, train: Rows, validation: Rows) -> Probe:
-    """Logistic regression on the difference of the responses' bags of words (which 1- and 2-grams occur), L2 chosen on validation."""
+    """Logistic regression on the difference of the responses' bags of 1- and 2-grams, L2 chosen on validation."""
     counts = _bags([pair.chosen for pair in pairs], [pair.rejected for pair in pairs], train)
     weights, strength = _chosen_on_validation(counts[train], counts[validation], WORDING_STRENGTHS)
     return Probe(kind="wording-only", margins=counts @ weights, n_parameters=len(weights), note=f"C = {strength:g}")
@@ -95,7 +95,7 @@ def _chosen_on_validation(train: Any, validation: Any, strengths: Sequence[float
 
 
 def _bags(chosen: Sequence[str], rejected: Sequence[str], train: Rows) -> sparse.csr_matrix:
-    """Which 1- and 2-grams occur in the chosen response less those in the rejected one, per pair; vocabulary of the training responses."""
+    """Per pair, the 1- and 2-grams of the chosen less those of the rejected response; vocabulary of training."""
     from sklearn.feature_extraction.text import CountVectorizer
 
     vectorizer = CountVectorizer(ngram_range=(1, 2), binary=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]", dtype=np.float64)

@@ -27,10 +27,7 @@ CURVE_KINDS = ("sparserm", "random-isotropic", "random-rows", "activations")
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """Validation accuracy at one K: the mean over `n_heads` heads, with their deviation where there are several.
-
-    `n_directions` is k_w + k_l.
-    """
+    """Mean validation accuracy of `n_heads` heads at one K, and their deviation; `n_directions` is k_w + k_l."""
 
     kind: str
     k: int
@@ -82,10 +79,7 @@ def accuracy_curve(
 
 
 def _narrow(tasks: list[HeadTask], columns: np.ndarray) -> list[HeadTask]:
-    """The tasks at a smaller K: the selection's own columns, and as many of the random ones.
-
-    Seeds of one kind keep sharing their inputs.
-    """
+    """The tasks at a smaller K: the selection's own columns, as many of the random ones; seeds share their inputs."""
     narrowed: dict[int, HeadTask] = {}
     for task in tasks:
         which = np.arange(min(len(columns), task.inputs.values.shape[1])) if task.kind.startswith("random") else columns

@@ -20,10 +20,7 @@ Item = tuple[tuple[Message, ...], str]  # what stands before a response's own te
 
 
 def items_of(prompts: Sequence[Any], responses: Sequence[Any]) -> tuple[dict[int, Item], dict[int, str]]:
-    """Items by number; and why, under the number of each item whose prompt or response is no Dialogue that can be used.
-
-    Raises DataError where the two are no lists, or differ in length.
-    """
+    """Usable items by number, and the reason for each other one. DataError: no lists, or of unequal length."""
     if not (_is_list(prompts) and _is_list(responses)) or len(prompts) != len(responses):
         lengths = (str(len(given)) if _is_list(given) else _name(given) for given in (prompts, responses))
         raise DataError(
@@ -63,10 +60,7 @@ def _prompt(prompt: Any) -> tuple[Message, ...]:
 
 
 def _item(prompt: tuple[Message, ...], response: Any) -> Item:
-    """What stands before the response's own text, and that text. Of several response messages the last one is scored.
-
-    Raises Refused.
-    """
+    """The messages before the response's own text, and that text: the last response message. Raises Refused."""
     given = _listed(unpack_messages(response, "response"))
     if not isinstance(given, list):
         return prompt, text_of(given, "response")

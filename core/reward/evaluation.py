@@ -1,10 +1,9 @@
-"""How good the rewards are: accuracies with their intervals, and differences over the same prompts
-(METHOD.md section 3).
+"""How good the rewards are: accuracies with intervals, and differences over the same prompts (METHOD.md section 3).
 
 Accuracy is the share of pairs with strict s_w > s_l; ties are wrong. Interval: Wilson where each prompt has one pair,
-else a bootstrap over prompts. A bootstrap is unreliable for fewer than ten prompts, and impossible where all of them agree
-(all pairs right): there Wilson with one trial a prompt stands in (our choice). Differences: paired bootstrap over
-prompts. Choices are made on validation; the test split is read here, once.
+else a bootstrap over prompts, which is unreliable for fewer than ten prompts and impossible where all agree: there
+Wilson with one trial a prompt stands in (our choice). Differences: paired bootstrap over prompts. Choices are made on
+validation; the test split is read here, once.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ MEASURED_ON = "test pairs that the language model can read"
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredMethod:
-    """One way to score pairs: the margins s_w - s_l of each of its heads (one a seed or a draw) on every pair, and which head is shipped."""
+    """One way to score pairs: the margins s_w - s_l of each head (a seed or a draw), and which head is shipped."""
 
     kind: str
     margins: Float[np.ndarray, "n_heads n_pairs"]
@@ -41,7 +40,7 @@ class ScoredMethod:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(JsonFields):
-    """Mean accuracy of SparseRM less that of another, over the same `n` pairs, with the 95 % interval of a paired bootstrap over prompts."""
+    """Mean accuracy of SparseRM less another's on the same `n` pairs; 95 % paired bootstrap interval over prompts."""
 
     difference: float
     low: float
@@ -88,9 +87,8 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetCounts(JsonFields):
-    """The kinds of pairs behind a table by kind: `n_named` pairs name one in the meta's `field` (empty: no field is
-    there), `n_unnamed` do not and stand in no line. `shown` is False where no kind is named, or more than MOST_SUBSETS
-    are: then there is no table."""
+    """The kinds of pairs behind a table by kind: `n_named` pairs name one in the meta's `field` (empty: no such field),
+    `n_unnamed` do not. `shown` is False, and there is no table, for no kind or more than MOST_SUBSETS."""
 
     field: str
     n_kinds: int
@@ -184,10 +182,7 @@ def _entry(method: ScoredMethod, sparserm: ScoredMethod, test: np.ndarray, valid
 
 
 def accuracy_by_subset(margins: Float[np.ndarray, "n_heads n_pairs"], pairs: PreferencePairs, rows: Int[np.ndarray, " n"]) -> dict[str, Accuracy]:
-    """Mean accuracy of the heads for each kind of pair that the data's meta names (`subset`, else `category`).
-
-    Empty where it names none, or too many to be kinds: `subset_counts` says which.
-    """
+    """Mean accuracy of the heads by kind of pair; empty unless `subset_counts` finds kinds to show."""
     if not subset_counts(pairs, rows).shown:
         return {}
     names, groups = np.array(subset_names(pairs, rows)[1]), pairs.prompt_groups()
@@ -196,7 +191,7 @@ def accuracy_by_subset(margins: Float[np.ndarray, "n_heads n_pairs"], pairs: Pre
 
 
 def subset_names(pairs: PreferencePairs, rows: Int[np.ndarray, " n"]) -> tuple[str, list[str]]:
-    """The field of the meta that names these pairs' kinds (empty where none does), and each pair's kind (empty where it names none)."""
+    """The meta field that names the kinds of these pairs, and each pair's kind; empty where none is named."""
     field = next((name for name in SUBSET_FIELDS if any(name in pairs[int(i)].meta for i in rows)), "")
     return field, [str(pairs[int(i)].meta.get(field, "")) if field else "" for i in rows]
 

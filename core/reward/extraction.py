@@ -1,10 +1,9 @@
-"""Hidden states of responses: the only slow step, so each distinct (prompt, response) and each shared prefix is
-computed once.
+"""Hidden states of responses, the only slow step: each distinct item and each shared prefix is computed once.
 
 1. Render every distinct (prompt, response) and note the position to read (METHOD.md section 2).
 2. Plan trees, rows, batches and shards (`core/reward/packing.py`).
 3. Forward through the deepest layer asked for, no further; read all layers and positions in that one pass.
-4. Save shard after shard; a killed extraction goes on behind its last whole shard. Memory does not grow with the number of pairs.
+4. Save shard after shard; a killed extraction goes on behind its last whole one. Memory does not grow with the pairs.
 """
 
 from __future__ import annotations
@@ -128,10 +127,7 @@ def texts_as_read(pairs: PreferencePairs, report: Mapping[str, Any]) -> Preferen
 
 
 def response_states(backbone: Backbone, items: Sequence[Item], *, layer: int, position: str) -> Float[np.ndarray, "n d_model"]:
-    """z of each (prompt, response), float32, in the order given; equal items are computed once.
-
-    Raises DataError naming the first item that can't be read (empty, or longer than the model's limit).
-    """
+    """z of each item, float32, in order; equal items are computed once. DataError names the first unreadable one."""
     numbers: dict[str, int] = {}
     where = [numbers.setdefault(_item_key(item), len(numbers)) for item in items]
     first = {number: i for i, number in reversed(list(enumerate(where)))}
@@ -187,7 +183,7 @@ def read_items(backbone: Backbone, items: Sequence[Item], positions: Sequence[st
 
 
 def _render_chunk(backbone: Backbone, chunk: Sequence[Item], positions: Sequence[str]) -> Iterable[Any]:
-    """For each item (ids, positions to read, own tokens, what was changed before it was read) or the reason for refusing it."""
+    """For each item (ids, positions to read, own tokens, changes made before reading), or why it is refused."""
     dialogues: list[list[Message]] = [[*prompt, {"role": "assistant", "content": response}] for prompt, response in chunk]
     for messages, rendered in zip(dialogues, backbone.render_all(dialogues), strict=True):
         readable = as_read(backbone, messages, rendered, positions)
@@ -201,7 +197,7 @@ def _render_chunk(backbone: Backbone, chunk: Sequence[Item], positions: Sequence
 
 
 def as_read(backbone: Backbone, messages: list[Message], rendered: Rendered | Unreadable, positions: Sequence[str]) -> tuple[Rendered, bool] | str:
-    """A dialogue as the model reads it and whether `over_length` dropped leading turns of it; or the reason for refusing it."""
+    """A dialogue as the model reads it, and whether `over_length` dropped leading turns; or why it is refused."""
     limit, kept = backbone.config.max_length, messages
     while (
         isinstance(rendered, Rendered)
@@ -314,7 +310,7 @@ def _hold_here(scratch: Path, number: int) -> None:
 
 
 def _merge(scratch: Path, folder: Path, plan: Plan, layers: Sequence[int], positions: Sequence[str], n: int, d_model: int) -> None:
-    """Writes the shards' rows at their places in one file a layer and position, shard by shard, so that memory stays flat."""
+    """Writes the shards' rows to one file a layer and position, shard by shard, so that memory stays flat."""
     from safetensors.numpy import load_file
 
     files = {(i, j): (folder / states_name(layer, position)).open("wb") for i, layer in enumerate(layers) for j, position in enumerate(positions)}

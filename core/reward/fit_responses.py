@@ -1,17 +1,16 @@
-"""The responses that a reward model was fitted and measured on, kept beside it as explaining needs them (METHOD.md
-section 4).
+"""The responses that a reward model was fitted and measured on, kept for explaining (METHOD.md section 4).
 
-A reward by itself means little: a within-pair loss leaves a prompt-dependent offset free. So an explanation compares with
+A within-pair loss leaves a prompt-dependent offset free, so a single reward means little. An explanation compares with
 the known responses to the same prompt, with held-out responses and with the most similar training responses. With
 projections v and activations f of all of them that takes neither the language model nor the SAE: removing latent j from
 the residual stream moves the projections by -f_j D d_j, and D is in the reward model.
 
 known.safetensors
-    projections [n, k], activations [n, k]   float32: v, and f of the selected latents, of each distinct (prompt, response)
+    projections [n, k], activations [n, k]   float32: v, and f of the selected latents, of each response
     n_tokens [n]                             int64: tokens of the response's own text
-    prompt_ids [n], response_ids [n]         int64: the first 64 bits of a sha256 of the prompt, and of prompt and response
-    chosen_rows, rejected_rows, split [n_pairs]   int64: rows of each pair's responses; 0 train, 1 validation, 2 test, 3 unused
-known.jsonl                                  the pairs in the same order, with their texts (core.data.pairs_file); may be absent: texts can be private
+    prompt_ids [n], response_ids [n]         int64: first 64 bits of a sha256 of prompt; prompt + response
+    chosen_rows, rejected_rows, split [n_pairs]   int64: rows of responses; 0 train, 1 validation, 2 test, 3 unused
+known.jsonl                                  the pairs in the same order, with texts; absent where texts are private
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ UNUSED = len(SPLITS)
 
 @dataclass(frozen=True, kw_only=True)
 class FitResponses:
-    """Projections, activations and identity of known responses, and the pairs they stand in; `pairs` holds the texts where they were kept."""
+    """Projections, activations and ids of known responses, and their pairs; `pairs`: the texts if they were kept."""
 
     projections: Float[np.ndarray, "n k"]
     activations: Float[np.ndarray, "n k"]
@@ -124,7 +123,7 @@ def _signed(digest: str) -> int:
 def collect_responses(
     hidden: HiddenStates, pairs: PreferencePairs, projections: Float[np.ndarray, "n_responses k"], activations: Float[np.ndarray, "n_responses k"]
 ) -> FitResponses:
-    """The responses that stand in a pair. Row i of `hidden.chosen_rows` belongs to `pairs[i]`; projections and activations go by `hidden.states`."""
+    """The responses of all pairs. `hidden.chosen_rows[i]` belongs to `pairs[i]`; features go by `hidden.states`."""
     used, places = np.unique(np.concatenate([hidden.chosen_rows, hidden.rejected_rows]), return_inverse=True)
     chosen, rejected = places[: len(pairs)], places[len(pairs) :]
     prompt_ids, response_ids = np.zeros(len(used), dtype=np.int64), np.zeros(len(used), dtype=np.int64)

@@ -1,11 +1,10 @@
-"""From hidden states to a fitted SparseRM beside its controls (METHOD.md section 3): the steps between extraction and
-evaluation.
+"""From hidden states to a fitted SparseRM beside its controls (METHOD.md section 3).
 
-    frequencies, resamples = latent_frequencies(hidden, pairs, sae, config.selection, largest_k(config))      # core.reward.selection
-    sparse = fit_sparserm(hidden, pairs, sae, frequencies, resamples, config)                                 # five seeds of each loss
-    controls = fit_controls(hidden, pairs, sae, sparse.selected, frequencies, config)                         # the same rule of choice
-    curve = accuracy_curve(hidden, pairs, sae, frequencies, resamples, config, known=...)                     # core.reward.curve, on validation
-    evaluation = evaluate_fit(pairs, sparse, controls)                                                        # the test split, read once
+    frequencies, resamples = latent_frequencies(hidden, pairs, sae, config.selection, largest_k(config))  # selection.py
+    sparse = fit_sparserm(hidden, pairs, sae, frequencies, resamples, config)       # five seeds of each loss
+    controls = fit_controls(hidden, pairs, sae, sparse.selected, frequencies, config)  # same rule of choice
+    curve = accuracy_curve(hidden, pairs, sae, frequencies, resamples, config, known=...)  # curve.py, validation
+    evaluation = evaluate_fit(pairs, sparse, controls)                              # the test split, read once
 
 Everywhere row i of `hidden.chosen_rows` belongs to `pairs[i]`, whose split is `pairs.split[i]`. No disk, no globals.
 """
@@ -128,10 +127,7 @@ def fit_controls(
     config: FitConfig,
     progress: Progress = no_progress,
 ) -> Controls:
-    """Every control of METHOD.md's table, on the same split with the same rule of choice.
-
-    Random directions are as many as were selected.
-    """
+    """Every control of METHOD.md's table, on the same split by the same rule; as many random directions as selected."""
     tasks = random_tasks(hidden, sae, frequencies, len(selected.latent_ids), config.random_draws)
     tasks += [*activation_task(hidden, selected, sae).seeds(config.head.seeds), *dense_task(hidden).seeds(config.head.seeds)]
     heads = train_tasks(tasks, pairs, config.head, [config.head.loss] * len(tasks), progress, "controls")

@@ -55,7 +55,7 @@ from core.runs.values import load_value
 from core.runs.versions import VERSIONS
 from core.types import SPLITS, LatentFrequencies, PreferencePair, PreferencePairs
 
-# The files whose content names what is computed of a reward model afterwards: a copy of the folder has the same results.
+# The files whose content identifies what is computed from a model later: a copy of the folder has the same results.
 CONTENT = (CONFIG, TENSORS, HEADS, SELECTION, KNOWN, KNOWN_TEXTS, EVALUATION)
 KEPT = 6  # models whose values stay in memory
 log = logging.getLogger(__name__)
@@ -91,12 +91,12 @@ class ModelFolder:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """config.json (core.reward.model documents it), read after every recorded file of the folder was found whole."""
+        """config.json (core.reward.model documents it), read after every recorded file was checked."""
         return read_config(self.path)
 
     @cached_property
     def content(self) -> FolderContent:
-        """The shared values of the folder as it is recorded; functions of higher rooms keep what they make of it by this object."""
+        """The shared values of the folder as recorded now; functions of higher rooms cache by this object."""
         return _content(self.path.absolute(), record_of(self.path, self.config), int(self.config["k"]))
 
     @property
@@ -139,7 +139,7 @@ class ModelFolder:
 
     @property
     def responses(self) -> FitResponses:
-        """Projections, activations and identity of the responses it was fitted and measured on; with texts where they were kept."""
+        """Features and ids of the responses that the model was fitted and measured on; with texts if they were kept."""
         responses = self.find_responses()
         if responses is None:
             raise MissingError(f"{self.path} does not keep the responses it was fitted on", expected=KNOWN, remedy=FIT_AGAIN)
@@ -258,8 +258,7 @@ class ModelFolder:
         return hidden.states if np.array_equal(rows, np.arange(len(hidden.states))) else hidden.states[rows]
 
     def lost_pairs(self) -> tuple[LostPair, ...] | None:
-        """The pairs that the language model could not read; None where this cache does not hold them any more, or where
-        an earlier version did not record enough of them."""
+        """The pairs that the model could not read; None if this cache lacks them or an older version left them out."""
         pairs, report = self.store.find("pairs", self._fingerprint("pairs")), self._extraction().facts
         if pairs is None or "refused_sides" not in report:
             return None
@@ -299,7 +298,7 @@ class ModelFolder:
         return sorted(results, key=lambda artefact: float(artefact.manifest["time_created"]), reverse=True)
 
     def result(self, step: str, config: Config, make: Make) -> Artefact:
-        """The result of a step with this config, computed by `make(folder, scratch)` where it does not stand (Store.get_or_make)."""
+        """The result of a step with this config, computed by `make(folder, scratch)` if the store lacks it."""
         return self.store.get_or_make(step, VERSIONS[step], config.result_fields(), self._inputs(), make)
 
     def _inputs(self) -> list[str]:

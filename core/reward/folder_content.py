@@ -1,4 +1,4 @@
-"""The values in a reward model's folder, each read by one reader when it is first asked for, and kept: `core.reward.folder` shares them."""
+"""The values of a reward model's folder, each read once, when first asked for; `core.reward.folder` shares them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,7 @@ class FolderContent:
         self._json: dict[str, Any] = {}
 
     def json(self, name: str) -> Any:
-        """The value of a JSON file.
-
-        Raises MissingError where the folder has none, StoreError where it can't be read.
-        """
+        """The value of a JSON file. MissingError: the folder has none; StoreError: it can't be read."""
         if name not in self._json:
             if not (self.path / name).is_file():
                 raise MissingError(f"{self.path} holds no {name}", remedy=FIT_AGAIN)

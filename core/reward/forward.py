@@ -20,17 +20,15 @@ from core.reward.packing import PackedBatch, Sequences, Tree, pack, row_size
 
 
 class BatchRunner:
-    """Runs planned rows through a backbone; keeps the common prefix's keys and values; halves a batch that does not fit into memory."""
+    """Runs planned rows through a backbone, caches the common prefix, and halves a batch that exceeds the memory."""
 
     def __init__(self, backbone: Backbone, sequences: Sequences, layers: Sequence[int], *, prefix: int, share: bool) -> None:
         self.backbone, self.sequences, self.layers, self.prefix, self.share = backbone, sequences, list(layers), prefix, share
         self._prefix_cache: list[tuple[Any, Any]] | None = None
 
     def run(self, rows: Sequence[Sequence[Tree]]) -> Iterable[tuple[Int[np.ndarray, " m"], dict[int, Float[np.ndarray, "m n_positions d_model"]]]]:
-        """Yields (members, {layer: states}) for a batch, in two halves if memory runs out.
-
-        Raises BackboneError where a single row does not fit.
-        """
+        """Yields (members, {layer: states}) of a batch, halved if memory runs out. BackboneError: a row does not
+        fit."""
         try:
             batch = pack(self.sequences, rows, self.prefix)
             yield batch.members, self._forward(batch)

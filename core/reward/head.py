@@ -45,7 +45,7 @@ class Head:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedHead:
-    """A head with how it came about: its seed and loss, the epoch it was taken from (1-based) of the epochs that ran, and its validation figures."""
+    """A head with seed, loss, the epoch taken (1-based) of the epochs that ran, and its validation figures."""
 
     head: Head
     seed: int
@@ -57,17 +57,14 @@ class TrainedHead:
 
 
 def shipped_index(heads: Sequence[TrainedHead]) -> int:
-    """The head that is shipped: best validation accuracy; among equals lower validation loss, then the earlier one (our choice)."""
+    """The shipped head: best validation accuracy, then lower validation loss, then the earlier one (our choice)."""
     return min(range(len(heads)), key=lambda i: (-heads[i].validation_accuracy, heads[i].validation_loss, i))
 
 
 def fold(
     weight: Float[np.ndarray, "hidden k"], bias: Float[np.ndarray, " hidden"], mean: Float[np.ndarray, " k"], std: Float[np.ndarray, " k"]
 ) -> tuple[Float[np.ndarray, "hidden k"], Float[np.ndarray, " hidden"]]:
-    """First layer on raw inputs that equals the given one on (v - mean) / std.
-
-    Computed in float64, returned as float32.
-    """
+    """First layer on raw inputs that equals the given one on (v - mean) / std; float64, returned as float32."""
     raw = weight.astype(np.float64) / std
     return raw.astype(np.float32), (bias - raw @ mean.astype(np.float64)).astype(np.float32)
 

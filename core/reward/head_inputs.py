@@ -60,10 +60,7 @@ def dense_task(hidden: HiddenStates) -> HeadTask:
 
 
 def random_tasks(hidden: HiddenStates, sae: Encoder, frequencies: LatentFrequencies, n: int, draws: int) -> list[HeadTask]:
-    """Draws of n random directions of both kinds, draw i with seed i.
-
-    Where fewer than n latents live, their rows are all of them.
-    """
+    """Draws of n random directions of both kinds, draw i with seed i; all rows where fewer than n latents live."""
     tasks = []
     for seed in range(draws):
         isotropic = isotropic_directions(n, hidden.d_model, seed)
@@ -81,7 +78,7 @@ def _inputs(hidden: HiddenStates, values: np.ndarray) -> HeadInputs:
 def train_tasks(
     tasks: Sequence[HeadTask], pairs: PreferencePairs, config: HeadConfig, losses: Sequence[str], progress: Progress, step: str
 ) -> list[TrainedHead]:
-    """A head for each task with the loss beside it, trained on the pairs of `train`, judged on those of `validation`."""
+    """A head for each task with the loss beside it, trained on `train` pairs, judged on `validation` pairs."""
     jobs = [HeadJob(inputs=task.inputs, seed=task.seed, loss=loss) for task, loss in zip(tasks, losses, strict=True)]
     train, validation = pairs.rows_of("train"), pairs.rows_of("validation")
     return train_heads(jobs, train=train, validation=validation, config=config, progress=progress, step=step)

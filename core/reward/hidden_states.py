@@ -18,10 +18,7 @@ from core.types import HiddenStates
 
 
 def load_hidden_states(folder: Path, layer: int, position: str) -> HiddenStates:
-    """The states of one layer and position; `states` is a read-only memory map.
-
-    Raises StoreError where the folder does not hold them, or where their file is cut off.
-    """
+    """The states of one layer and position, a read-only memory map. StoreError: not in the folder, or cut off."""
     path = folder / states_name(layer, position)
     if not path.is_file():
         held = ", ".join(sorted(file.name for file in folder.glob("*.safetensors")))
@@ -44,10 +41,7 @@ def states_name(layer: int, position: str) -> str:
 
 
 def map_tensor(path: Path) -> Float[np.ndarray, "n d"]:
-    """The tensor `states` of such a file as a read-only memory map.
-
-    Raises StoreError where the file is shorter than its header states.
-    """
+    """The file's tensor `states` as a read-only memory map. StoreError: the file is shorter than its header states."""
     with path.open("rb") as handle:
         size = int.from_bytes(handle.read(8), "little")
         entry = json.loads(handle.read(size))["states"]

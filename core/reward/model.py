@@ -1,5 +1,4 @@
-"""The reward model as an artefact: one folder, one object that scores, and the same object as a TRL reward function and
-a Hub model.
+"""The reward model: one folder, and one object that scores, also as a TRL reward function and a Hub model.
 
     from core.reward.model import SparseRM
     reward_model = SparseRM.load("path/of/a/folder")
@@ -15,34 +14,35 @@ names both.
 The folder (format `sparserm-reward-model`, schema 1; public: anyone may write and read it)
 
 config.json, written last
-    files                           name -> {bytes, sha256} of every other file of the model in the folder (core.reward.recorded_files)
-    config_sha256                   sha256 of this file's canonical JSON without this field, so that a changed digit in it is noticed too
+    files                           name -> {bytes, sha256} of every other file of the model (core.reward.recorded_files)
+    config_sha256                   sha256 of this file's canonical JSON without this field
     format, schema, kind            see below for the kinds
     k, hidden                       inputs and hidden units of the head
-    backbone                        identity of the language model: name, revision, sha256, d_model, n_layers, dtype, ...
+    backbone                        of the language model: name, revision, sha256, d_model, n_layers, dtype, ...
     template_sha256                 of its chat template
-    layer, position                 0-based: the output of decoder layer L = hidden_states[L+1]; response_end or turn_end (METHOD.md section 2)
+    layer, position                 0-based, the output of decoder layer L; response_end or turn_end (METHOD.md section 2)
     reading                         the other fields of BackboneConfig: where and how the language model was read
     sae, sae_config                 identity of the SAE and where it is read; null without one
     seeds                           one a head in heads.safetensors
-    method, evaluation              how it was fitted; split -> accuracy, low, high, n (pairs measured), n_refused (pairs of the split that the
-                                    language model can't read: n + n_refused are all), n_shortened (of the n, read with a cut prompt). For people
-    method.pair_counts              how many rows and pairs left the computation, by split, reason and side, the first of them by row
-                                    (core.reward.pair_counts); the same object stands in evaluation.json. Older folders lack it
+    method, evaluation              for people: how it was fitted; split -> accuracy, low, high, n (pairs measured),
+                                    n_refused (pairs that the language model can't read: n + n_refused are all),
+                                    n_shortened (of the n, read with a cut prompt)
+    method.pair_counts              rows and pairs that left the computation (core.reward.pair_counts), as in evaluation.json;
+                                    older folders lack it
 model.safetensors, float32, row-major
-    directions [k, d_model]         rows d_j: first the latents that mark chosen responses, then those that mark rejected ones
+    directions [k, d_model]         rows d_j: first the latents that mark chosen responses, then the others
     head.0.weight [hidden, k], head.0.bias [hidden], head.2.weight [1, hidden], head.2.bias [1]
-    projection_mean, projection_std [k]   of the head's inputs over training responses, for explaining: the head takes them raw
+    projection_mean, projection_std [k]   of the head's inputs over training responses, for explaining only
     reward_quantiles [101]          0th to 100th percentile of the reward over held-out responses
     margin_scale [1]                a of P(chosen wins) = sigmoid(a * (s_w - s_l))
     latent_ids [k], int64           the SAE's latents that the inputs belong to
 heads.safetensors
-    seed.<seed>.head.0.weight, ...  the heads of all seeds, the shipped one among them; of the `random-` kinds, whose seeds are draws of other
-                                    directions, the shipped one alone
+    seed.<seed>.head.0.weight, ...  the heads of all seeds; of the `random-` kinds (a draw of directions each), the shipped
+                                    one alone
 selection.jsonl
-    one row a latent, in the order of the directions: latent_id, side (chosen, rejected), separation with its interval low and high, held_out,
-    q_value, stability, detection figures ...; null where a figure does not exist
-known.safetensors, known.jsonl, faithfulness.json, evaluation.json, curve.json, all optional, for explaining and for the pages
+    one row a latent, in the order of the directions: latent_id, side (chosen, rejected), separation with its interval
+    low and high, held_out, q_value, stability, detection figures ...; null where a figure does not exist
+known.safetensors, known.jsonl, faithfulness.json, evaluation.json, curve.json, optional, for explaining and pages
     the responses it was fitted and measured on (core.reward.fit_responses), their texts, how faithful its explanations
     are (core.explain.faithfulness), and the fit's tables of controls. The texts go to the Hub only if asked for:
     `push_to_hub(..., texts=True)`
@@ -101,8 +101,7 @@ log = logging.getLogger(__name__)
 
 
 class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
-    """A reward model: z of a (prompt, response), projected on directions, through a small head. Also each of its
-    controls (`parts.kind`).
+    """A reward model or a control (`parts.kind`): z of a (prompt, response), projected, through a small head.
 
     `parts` is what the folder holds; `reader` takes (messages, response) items to the hidden states, float32 [n,
     d_model], of those it can read, and a reason under the number of each other one. Rewards are float64, from the saved
@@ -120,32 +119,24 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
 
     @classmethod
     def from_parts(cls, parts: RewardParts, *, backbone: Backbone | BackboneConfig | None = None, device: str = "auto") -> SparseRM:
-        """A reward model on its backbone: a loaded one, one to be read as a config says, or (None) as `parts` say. It
-        is loaded at the first score.
-
-        Raises MismatchError if a given backbone is not the one the model was made for.
-        """
+        """A reward model on a backbone: loaded, or (at the first score) by a config, or (None) by `parts`. MismatchError:
+        a given backbone is not the one the model was made for."""
         return cls(parts, BackboneReader(parts, backbone, device))
 
     @classmethod
     def load(cls, path: str | Path, *, backbone: Backbone | BackboneConfig | None = None, device: str = "auto") -> SparseRM:
-        """A reward model or control from its folder.
-
-        Raises StoreError for a missing, damaged or newer one, MismatchError as `from_parts`.
-        """
+        """A reward model or control from its folder. StoreError: missing, damaged, newer; MismatchError: as
+        `from_parts`."""
         model = cls.from_parts(read_parts(Path(path)), backbone=backbone, device=device)
         model.folder = Path(path)
         return model
 
     def save(self, path: str | Path) -> Path:
-        """Saves the folder, whole or not at all, with what is kept for explaining.
-
-        Raises StoreError if `path` exists, or what was loaded has been damaged since.
-        """
+        """Saves the folder, whole or not at all. StoreError: `path` exists, or the loaded folder was damaged since."""
         return save_parts(self.parts, Path(path), self._beside(texts=True))
 
     def _beside(self, *, texts: bool) -> list[Path]:
-        """The optional files of the folder this model was loaded from, found whole: a copy would record a damaged one as it is."""
+        """The optional files of the folder that was loaded, checked: a copy would record a damaged one as it is."""
         if self.folder is None:
             return []
         read_config(self.folder)
@@ -153,10 +144,7 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
 
     def score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> Float[np.ndarray, " n"]:
         """The reward s of each response to the prompt at its place. Each distinct (prompt, response) is computed once.
-
-        Raises DataError where the lists differ in length, or a prompt or response can't be read: empty, or longer than
-        the model reads.
-        """
+        DataError: lists of unequal length, or a prompt or response is empty or longer than the model reads."""
         rewards, refused = self.try_score(prompts, responses)
         if refused:
             number = min(refused)
@@ -165,10 +153,8 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         return rewards
 
     def try_score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> tuple[Float[np.ndarray, " n"], dict[int, str]]:
-        """As `score`, but where a prompt or a response can't be read, NaN, and the reason under its number.
-
-        Raises DataError where the two are no lists, or differ in length.
-        """
+        """As `score`, but NaN and a reason (under its number) for an unreadable item. DataError: no lists of one
+        length."""
         items, refused = items_of(prompts, responses)
         by_key = self._rewards({key_of(item): item for item in items.values()})
         rewards = np.full(len(prompts), np.nan)
@@ -181,11 +167,8 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         return rewards, refused
 
     def shortened(self, prompts: Sequence[Dialogue], responses: Sequence[Dialogue]) -> list[int]:
-        """Numbers of the responses that are read without leading turns of their prompt, because all of it is longer
-        than the model reads.
-
-        Empty, and nothing is computed, where no prompt has several messages.
-        """
+        """Numbers of the responses that are read without leading turns of their prompt, which is longer than the model
+        reads. Nothing is computed where no prompt has several messages."""
         items, _ = items_of(prompts, responses)
         if not isinstance(self.reader, BackboneReader) or all(len(prompt) < 2 for prompt, _ in items.values()):
             return []
@@ -201,7 +184,7 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         return rewards[0::2], rewards[1::2]
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_columns: Any) -> list[float]:
-        """TRL's reward function: one reward a completion. One that can't be read gets NaN, which TRL leaves out: a policy may well answer nothing."""
+        """TRL's reward function: one reward a completion, NaN (which TRL leaves out) for one that can't be read."""
         rewards, refused = self.try_score(prompts, completions)
         if refused:
             log.warning("%d of %d completions get no reward; the first: %s", len(refused), len(rewards), refused[min(refused)])
@@ -219,10 +202,7 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
 
     @cached_property
     def sae(self) -> SparseAutoencoder:
-        """The SAE named in the folder.
-
-        Raises MismatchError if what is found there is another one, SAEError if nothing is.
-        """
+        """The SAE named in the folder. MismatchError: another one stands there; SAEError: none does."""
         if self.parts.sae_config is None:
             raise StoreError(f"this reward model ({self.parts.kind}) names no SAE")
         sae = load_sae(self.parts.sae_config)
@@ -231,30 +211,20 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
 
     @cached_property
     def known(self) -> FitResponses | None:
-        """The responses it was fitted and measured on, as they lie in its folder; None without.
-
-        Raises StoreError where they are damaged.
-        """
-        if self.folder is None:
-            return None
-        return ModelFolder(self.folder).find_responses()  # checked again: it may be long since the model was loaded
+        """The responses it was fitted and measured on, from its folder, or None. StoreError: they are damaged."""
+        # The folder is checked again: it may have been loaded long ago.
+        return None if self.folder is None else ModelFolder(self.folder).find_responses()
 
     @cached_property
     def explainer(self) -> Explainer:
-        """What explains this model (core.explain.explainer).
-
-        Raises ConfigError for controls without latents or directions.
-        """
-        # The one arrow that points up: explaining is offered here, where people look for it, and loaded when it is asked for.
+        """What explains this model. ConfigError for controls without latents or directions."""
+        # The one import that points up: people look for explaining here; it is loaded when it is asked for.
         from core.explain.explainer import Explainer
 
         return Explainer(self)
 
     def explain(self, prompt: Dialogue, response: Dialogue) -> Explanation:
-        """Why this response to this prompt gets its reward (METHOD.md section 4).
-
-        Raises DataError where one can't be read.
-        """
+        """Why the response gets its reward (METHOD.md section 4). DataError: it can't be read."""
         return self.explainer.explain(prompt, response)
 
     def explain_pair(self, pair: PreferencePair) -> PairExplanation:
@@ -275,10 +245,7 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         write_parts(self.parts, save_directory, self._beside(texts=self._share_texts))
 
     def push_to_hub(self, repo_id: str, *, texts: bool = False, **options: Any) -> str:
-        """Pushes the folder to the Hub, by the mixin.
-
-        The texts of the preference pairs stay here unless `texts` asks for them.
-        """
+        """Pushes the folder to the Hub, by the mixin; the pairs' texts only if `texts` asks for them."""
         self._share_texts = texts
         try:
             return super().push_to_hub(repo_id, **options)
@@ -292,10 +259,7 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> SparseRM:
         """From a folder, or from the Hub (`revision`, `token`, `cache_dir`, ... as the mixin's), with `backbone` and
-        `device` as `load`.
-
-        Raises StoreError where there is none, or the Hub can't be reached.
-        """
+        `device` as `load`. StoreError: there is none, or the Hub can't be reached."""
         if Path(pretrained_model_name_or_path).is_dir():
             local = {name: value for name, value in options.items() if name in ("backbone", "device")}
             return cls.load(pretrained_model_name_or_path, **local)
@@ -319,7 +283,7 @@ def load_reward_model(path: str | Path, *, backbone: Backbone | BackboneConfig |
 
 
 class BackboneReader:
-    """Hidden states from the backbone that a reward model was made for: checked before it is used, loaded when it is."""
+    """Hidden states from the backbone that a reward model was made for, which is loaded at the first call."""
 
     def __init__(self, parts: RewardParts, backbone: Backbone | BackboneConfig | None, device: str) -> None:
         self.parts = parts
@@ -343,22 +307,15 @@ class BackboneReader:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The language model up to layer L.
-
-        Raises BackboneError if it can't be had, MismatchError if it is another one by now.
-        """
+        """The language model up to layer L. BackboneError: it can't be loaded; MismatchError: it has changed."""
         backbone = load_backbone(self._config, depth=self.parts.layer + 1)
         check_backbone(self.parts, backbone.identity, layer=self._config.layer, position=self._config.position)
         return backbone
 
 
 def check_backbone(parts: RewardParts, identity: Mapping[str, Any], *, layer: int, position: str) -> None:
-    """Raises MismatchError, naming both, if a backbone, layer, position or template is not what the reward model was
-    made for.
-
-    Other arithmetic (dtype, quantisation) is logged only: rewards then agree to METHOD.md section 2's tolerance, not
-    exactly.
-    """
+    """Raises MismatchError, naming both, if backbone, layer, position or template is not the reward model's. Other
+    arithmetic (dtype, quantisation) is logged only: rewards then agree to METHOD.md section 2's tolerance."""
     hashed = bool(parts.backbone.get("sha256") or identity.get("sha256"))
     check_same("backbone", parts.backbone, identity, ("sha256", "d_model", "n_layers") if hashed else ("name", "revision", "d_model", "n_layers"))
     check_same("chat template", parts.backbone, identity, ("template_sha256",))
@@ -371,7 +328,7 @@ def check_backbone(parts: RewardParts, identity: Mapping[str, Any], *, layer: in
 
 
 def check_same_sae(made_for: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """As `check_same` for two SAEs: their weights, and what their configurations say of computing with them (as far as `made_for` holds it)."""
+    """As `check_same` for two SAEs: their weights, and the later config fields as far as `made_for` holds them."""
     later_fields = ("k", "apply_b_dec_to_input", "rescale_acts_by_decoder_norm", "layer")
     names = ("sha256", "architecture", "d_model", "d_sae", *(name for name in later_fields if name in made_for))
     check_same("SAE", made_for, here, names)

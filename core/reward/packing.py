@@ -1,9 +1,9 @@
 """Planning the forward passes: no token of a shared prefix is computed twice, and no row is mostly padding.
 
 1. What all sequences begin with (the template's system block) is computed once; its keys and values are reused.
-2. Responses to one prompt form a tree: the trunk is their longest common run of tokens, each branch what is left of one response.
-3. Trees are packed into rows. A tree-shaped attention mask lets a token see its own branch, its trunk and the common prefix, nothing else.
-4. Rows of similar length form batches under a token budget; some batches in a row form a shard, which is what a kill can cost.
+2. Responses to one prompt form a tree: the trunk is their longest common prefix, each branch the rest of one.
+3. Trees are packed into rows; by the attention mask a token sees its branch, its trunk and the common prefix alone.
+4. Rows of similar length form batches under a token budget; consecutive batches form a shard, the most a kill can cost.
 
 The plan depends on the token ids alone, so a resumed run repeats the same batches. Token ids, not texts, decide what is
 shared: exact for every tokenizer.
@@ -24,10 +24,7 @@ BATCHES_PER_SHARD = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """Token ids of many sequences in one flat array, and the prompt each belongs to.
-
-    `reads[i]` are the token positions to read, [n_positions].
-    """
+    """Token ids of many sequences in one flat array, the prompt of each, and the positions to read [n_positions]."""
 
     flat: Int32[np.ndarray, " total"]
     starts: Int[np.ndarray, " n_plus_1"]
@@ -46,7 +43,7 @@ class Sequences:
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """Sequences that share their tokens up to `trunk` (counted from the sequence's start); `size` tokens are computed for it."""
+    """Sequences that share their tokens up to `trunk` (from the start); `size` tokens are computed for them."""
 
     members: tuple[int, ...]
     trunk: int
@@ -73,7 +70,7 @@ class Plan:
 
 
 def plan_batches(sequences: Sequences, *, tokens_per_batch: int, share: bool = True) -> Plan:
-    """The plan for these sequences. `share=False` (for models whose attention takes no mask of ours): one sequence a row, nothing shared."""
+    """The plan for these sequences. `share=False` (attention that takes no mask of ours): one sequence a row."""
     prefix = _common_prefix(sequences, range(len(sequences))) if share else 0
     prefix = prefix if prefix >= MIN_PREFIX else 0
     trees = [tree for members in _by_prompt(sequences, share) for tree in _trees(sequences, members, prefix)]
@@ -120,10 +117,7 @@ def _trees(sequences: Sequences, members: list[int], prefix: int) -> list[Tree]:
 
 
 def _fill_rows(trees: list[Tree], capacity: int) -> list[tuple[Tree, ...]]:
-    """Best-fit decreasing: each tree goes where it leaves least room.
-
-    A tree above the capacity has a row of its own.
-    """
+    """Best-fit decreasing: each tree goes where it leaves least room; one above the capacity has its own row."""
     rows: list[list[Tree]] = []
     room: list[list[int]] = [[] for _ in range(capacity + 1)]  # room[r]: rows with r tokens left
     for tree in sorted(trees, key=lambda t: (-t.size, t.members)):

@@ -1,17 +1,17 @@
-"""How many pairs left the computation between the file and the figures, where and why: one object that stands beside
-every figure of a fit.
+"""How many pairs left the computation between file and figures, where and why; stands beside every figure of a fit.
 
     rows of the source      the data reader refuses some (core.data.pairs)            n_rows, n_rows_refused
     pairs of these rows     --limit leaves some out                                   n_pairs_over_limit
     pairs that are split    train, validation, test, unused                           n_pairs, splits
-    pairs that are read     the language model can't read some (core.reward.extraction): an answer that is longer than the model reads, a control
-                            token in a text, a dialogue that the chat template refuses      n_pairs_refused; splits' n_refused, n_kept
+    pairs that are read     the language model can't read some: an answer that is too long, a control
+                            token in a text, a dialogue refused by the chat template
+                                                                              n_pairs_refused; splits' n_refused, n_kept
     prompts that are read   some without their leading turns, to fit the length       n_shortened
 
 Duplicates are counted and kept, never dropped. A refused pair is gone whole, whichever of its answers can't be read.
 
 `pair_counts(...)` makes the object, JSON values only; core.reward.model documents it among the files of a reward model.
-`sentences(...)` says it in plain words.
+`sentences(...)` puts it in words.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ class LostPair:
 
 
 def reason_kind(reason: str) -> str:
-    """The reason without what differs from pair to pair: `140 tokens, at most 128 are read` becomes `more than 128 tokens`."""
+    """The reason without its figures: `140 tokens, at most 128 are read` becomes `more than 128 tokens`."""
     return printable(re.sub(r"^\d[\d,]*", "N", TOO_LONG.sub(r"more than \1 tokens", reason)), 120)
 
 
 def lost_pairs(pairs: PreferencePairs, report: Mapping[str, Any]) -> tuple[LostPair, ...]:
-    """The pairs that an extraction of these split `pairs` refused, by its report; without `refused_sides` (an older one) by the first side."""
+    """The split `pairs` that an extraction refused; by the first side where an older report lacks `refused_sides`."""
     sides = report.get("refused_sides") or [row["field"] for row in report["refused"]]
     return tuple(
         LostPair(index=row["row"], pair=pairs[row["row"]], split=pairs.split[row["row"]], side=side, reason=row["reason"])
@@ -78,9 +78,8 @@ def lost_pairs(pairs: PreferencePairs, report: Mapping[str, Any]) -> tuple[LostP
 
 
 def pair_counts(pairs: PreferencePairs, data: Mapping[str, Any], report: Mapping[str, Any], reading: Mapping[str, Any]) -> dict[str, Any]:
-    """The object of the module. `pairs`: all that were split; `data`: `DataReport.to_json`; `report`: the extraction's,
-    with `reading_details`; `reading`: the extraction's config (`max_length`, `over_length`, `control_tokens`,
-    `think`)."""
+    """The object of the module, from all split `pairs`, `data` (`DataReport.to_json`), the extraction's `report` (with
+    `reading_details`) and its config `reading` (`max_length`, `over_length`, `control_tokens`, `think`)."""
     lost = lost_pairs(pairs, report)
     shortened = set(report["shortened_pairs"])
     n_rows_refused = len(data["refused"])
@@ -160,7 +159,7 @@ def brief(counts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split_figures(counts: Mapping[str, Any], split: str) -> dict[str, int]:
-    """What stands beside an accuracy of this split: how many of its pairs were refused, and how many were read with a cut prompt."""
+    """The text beside an accuracy of this split: how many of its pairs were refused, and how many read shortened."""
     return {name: counts["splits"][split][name] for name in ("n_refused", "n_shortened")}
 
 

@@ -1,7 +1,4 @@
-"""What a reward model is made of, as values: `RewardParts`, and the table of its latents.
-
-`core.reward.parts_files` writes and reads them.
-"""
+"""`RewardParts`, the values of a reward model, and the table of its latents (files: `core.reward.parts_files`)."""
 
 from __future__ import annotations
 
@@ -71,10 +68,7 @@ class RewardParts:
 
 
 def selection_table(selected: SelectedDirections, frequencies: LatentFrequencies, **columns: Shaped[np.ndarray, " k"]) -> tuple[dict[str, Any], ...]:
-    """One row a selected latent, in the order of the directions; NaN becomes None.
-
-    `columns` are further figures (detection), k values each.
-    """
+    """One row a selected latent, in the directions' order, NaN as None; `columns`: further figures, k values each."""
     ids = selected.latent_ids
     table: dict[str, np.ndarray] = {
         "latent_id": ids,

@@ -36,10 +36,7 @@ Spec = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def save_parts(parts: RewardParts, target: Path, beside: Sequence[Path] = ()) -> Path:
-    """Saves a reward model as a new folder, whole or not at all, with copies of the files `beside` it.
-
-    Raises StoreError if `target` is taken or the parts contradict one another.
-    """
+    """Saves a new folder with copies of `beside`, whole or not at all. StoreError: `target` is taken, or bad parts."""
     if target.exists():
         raise StoreError(f"{target} exists already", remedy="give another path, or remove it first")
 
@@ -68,10 +65,7 @@ def write_parts(parts: RewardParts, folder: Path, beside: Sequence[Path] = ()) -
 
 
 def read_parts(folder: Path) -> RewardParts:
-    """A reward model from its folder, all of whose recorded files are checked first (core.reward.recorded_files).
-
-    Raises StoreError, naming the file, where anything is missing, of a newer schema, damaged or contradictory.
-    """
+    """A reward model from its folder; StoreError names a file that is missing, newer, damaged or contradictory."""
     config = recorded_files.read_config(folder)
     _check_config(config, str(folder))
     tensors = _read_tensors(folder / TENSORS, _expected_tensors(config))

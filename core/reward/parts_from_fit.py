@@ -20,7 +20,7 @@ FOUR = ("accuracy", "low", "high", "n")
 
 @dataclass(frozen=True, kw_only=True)
 class PartsFromFit:
-    """What all folders of one fit share: config, identities, frequencies, and how the fit was made (`method`, JSON, with `pair_counts`)."""
+    """What all folders of one fit share: config, identities, frequencies, and how the fit was made (`method`, JSON)."""
 
     config: FitConfig
     backbone: Mapping[str, Any]
@@ -33,7 +33,7 @@ class PartsFromFit:
         return self._parts(sparse.sparserm, entry, selection_table(sparse.selected, self.frequencies, detection_auroc=sparse.detection))
 
     def control(self, ensemble: HeadEnsemble, entry: Mapping[str, Any]) -> RewardParts:
-        """A control's folder. Where it has latents their figures stand in its table; their stability was not measured."""
+        """A control's folder. Its table holds its latents' figures, if any; their stability was not measured."""
         if ensemble.latent_ids is None:
             return self._parts(ensemble, entry, ())
         separation = self.frequencies.separation[ensemble.latent_ids]
@@ -49,7 +49,8 @@ class PartsFromFit:
 
     def _parts(self, ensemble: HeadEnsemble, entry: Mapping[str, Any], table: tuple[Mapping[str, Any], ...]) -> RewardParts:
         shipped, has_sae = ensemble.heads[ensemble.shipped], ensemble.kind in WITH_LATENTS
-        # Each draw of random directions has a head of its own; the other draws' directions are not kept, so their heads would mean nothing.
+        # Each draw of random directions has its own head. Only the shipped draw's directions are kept, so only its head
+        # is.
         kept = (shipped,) if ensemble.kind.startswith("random") else ensemble.heads
         figures = {"validation": entry["validation"], "test": {name: entry[name] for name in FOUR}}
         counts = self.method["pair_counts"]

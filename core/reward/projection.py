@@ -50,10 +50,7 @@ def top_columns(selected: SelectedDirections, k: int) -> Int[np.ndarray, " n"]:
 
 
 def isotropic_directions(n: int, d_model: int, seed: int) -> Float[np.ndarray, "n d_model"]:
-    """Random directions without preference, of unit norm (the head standardises, so the norm changes nothing).
-
-    Fewer are a prefix of more.
-    """
+    """Random unit directions (the head standardises, so the norm changes nothing); fewer are a prefix of more."""
     drawn = np.random.default_rng(seed).standard_normal((n, d_model))
     return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 

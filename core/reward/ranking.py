@@ -1,7 +1,4 @@
-"""The top K latents of each side, from separations at hand (METHOD.md section 3, step 1).
-
-Only numpy is needed, so a page can look at any K.
-"""
+"""The top K latents of each side, from given separations (METHOD.md section 3, step 1); needs numpy alone."""
 
 from __future__ import annotations
 
@@ -13,10 +10,7 @@ from jaxtyping import Float, Int, Shaped
 
 @dataclass(frozen=True, kw_only=True)
 class Resamples:
-    """The latents that each bootstrap resample of the prompts would select, best first, -1 where a side runs out.
-
-    The first K columns are the resample's top K, for every K up to the number kept.
-    """
+    """Latents that each bootstrap resample of the prompts selects, best first (-1: none left), for every K kept."""
 
     chosen: Int[np.ndarray, "resamples keep"]
     rejected: Int[np.ndarray, "resamples keep"]
@@ -38,10 +32,7 @@ def select(separation: Shaped[np.ndarray, " d_sae"], k: int) -> tuple[Int[np.nda
 
 
 def stability(resamples: Resamples, latent_ids: Int[np.ndarray, " n"], side: Int[np.ndarray, " n"], k: int) -> Float[np.ndarray, " n"]:
-    """Share of resamples of the prompts in whose top K of its side each latent is again.
-
-    Raises ValueError where they were not kept up to K.
-    """
+    """Share of resamples whose top K of its side hold each latent. ValueError: they were not kept up to K."""
     if k > resamples.chosen.shape[1]:
         raise ValueError(f"resamples were kept up to K = {resamples.chosen.shape[1]}, and K = {k} is asked for")
     shares = np.zeros(len(latent_ids))

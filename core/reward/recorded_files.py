@@ -1,16 +1,14 @@
-"""The files of a reward model's folder, whose sizes and hashes `config.json` records, so that a changed file is an
-error and never another number.
+"""The files of a reward model's folder: `config.json` records their sizes and hashes, so a changed file is an error.
 
 Two fields of `config.json`, public as the whole format is:
 
-    files           name -> {"bytes": size, "sha256": hash of the bytes}: every other file of the model that lies in this folder
-    config_sha256   sha256 of config.json itself without this field: of the UTF-8 bytes of its canonical JSON (core.types.canonical_json: sorted keys,
-                    separators "," and ":", no escapes but those that JSON demands). White space and line ends of the file don't count
+    files           name -> {"bytes": size, "sha256": hash of the bytes}: every other file of the model
+    config_sha256   sha256 of the UTF-8 bytes of config.json's canonical JSON without this field (core.types.canonical_json: sorted
+                    keys, separators "," and ":", only the escapes that JSON demands). The file's white space doesn't count
 
 A control's folder below (`controls/<kind>/`) is a reward model's folder with a record of its own. What people write
 beside the model, such as `README.md` and notes, is neither recorded nor read; labels of latents lie in the cache and
-not here. A folder without both fields was made by an older version: it is read, with a warning, since nobody can tell
-whether it is whole.
+not here. A folder without both fields was made by an older version: it is read, with a warning.
 
 `read_config` checks all recorded files. A file is hashed once a process; later its size and times are looked at, so a
 check then costs microseconds. Only JSON and hashes are needed here, neither numpy nor torch.
@@ -56,7 +54,7 @@ def write_config(folder: Path, config: Mapping[str, Any], names: Iterable[str]) 
 
 
 def record_files(folder: Path) -> None:
-    """Records the files of a model that lie in the folder now: for who adds a file to one, or writes the format with other tools."""
+    """Records the model files in the folder now: for those who add one, or write the format with other tools."""
     write_config(folder, _parsed(folder), [name for name in MODEL_FILES if (folder / name).is_file()])
 
 
@@ -95,7 +93,7 @@ def has_record(config: Mapping[str, Any]) -> bool:
 
 
 def record_of(folder: Path, config: Mapping[str, Any]) -> str:
-    """Names the files of a folder as they are recorded; of a folder without a record, as they are now, by size and times."""
+    """Identifies the files of a folder as recorded; without a record, as they are now, by size and times."""
     if CONFIG_HASH in config:
         return str(config[CONFIG_HASH])
     stamps = [(name, status.st_size, status.st_mtime_ns) for name in MODEL_FILES if (status := _status(folder / name)) is not None]
@@ -110,10 +108,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hex sha256 of a file, computed again only where its size or its times have changed.
-
-    Raises OSError where there is none.
-    """
+    """Hex sha256 of a file, computed again only if its size or times changed. OSError: there is none."""
     status = path.stat()
     stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < JUST_WRITTEN:

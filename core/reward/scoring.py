@@ -69,10 +69,7 @@ class ScoreReport:
         return self.n_items - self.n_scored
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON values; an object with `accuracy` carries low, high and n.
-
-        `n_refused` is the sum of refused rows and items.
-        """
+        """The report as JSON; an object with `accuracy` has low, high and n. `n_refused`: refused rows and items."""
         figures = {} if self.accuracy is None else {"pairs": self.accuracy.to_json()}
         names = ("source", "kind", "n_rows", "n_rows_refused", "n_items", "n_items_refused", "n_scored", "n_shortened", "max_length")
         return {
@@ -244,7 +241,7 @@ def _rewards(model: SparseRM, items: Sequence[tuple[tuple[Message, ...], str]], 
 
 
 def _prompts(prompts: Sequence[tuple[Message, ...]]) -> list[Any]:
-    """Texts where every prompt is one user message, else message lists: a column has one type, or table readers refuse the file."""
+    """Texts if every prompt is one user message, else message lists: table readers refuse a column of two types."""
     plain = all(len(prompt) == 1 and prompt[0]["role"] == "user" for prompt in prompts)
     return [prompt[0]["content"] if plain else list(prompt) for prompt in prompts]
 

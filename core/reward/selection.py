@@ -1,11 +1,9 @@
-"""Step 1 of SparseRM: which latents tell chosen from rejected responses (METHOD.md section 3, step 1 and "Statistics of
-the frequency view").
+"""Step 1 of SparseRM: the latents that separate chosen from rejected (METHOD.md 3, "Statistics of the frequency view").
 
-Everything is read from the training split; validation pairs only say how much of a separation was luck (the winner's
-curse).
+Everything is read from the training split; validation pairs only show how much of a separation was luck.
 
 1. Encode each distinct response once per chunk of latents and keep only "active or not".
-2. Count: mu_w, mu_l, each prompt's summed activity difference, the prompts' votes, and the same sums under bootstrap resamples of the prompts.
+2. Count: mu_w, mu_l, each prompt's summed activity difference and vote, and the sums in bootstrap resamples of prompts.
 3. Test: exact sign test over prompts, Benjamini-Hochberg over live latents.
 4. Select: I_w by falling nabla, I_l by falling Delta; strictly positive, ties to the lower index.
 
@@ -39,7 +37,7 @@ COUNT_BYTES = 2**28
 BATCH_BYTES = 2**26
 # SAEs compute whole blocks of so many latents: a narrower chunk would cost the same.
 BLOCK = 1024
-# While a latent is counted, a pair costs: both activities (2), difference (1) and its sorted copy (1), the prompt's sum as int32 and float32 (8).
+# While a latent is counted, a pair costs both activities (2), difference (1), sorted copy (1), sums int32, float32 (8).
 BYTES_PER_PAIR = 16
 DISCOVERY = 0.05
 
@@ -89,10 +87,7 @@ def latent_frequencies(
 
 
 def _active_chunks(states: np.ndarray, rows: np.ndarray, sae: Encoder, progress: Progress) -> Iterator[tuple[slice, Bool[np.ndarray, "n_rows c"]]]:
-    """For each chunk of latents, which are active (f_j > 0) in each of these responses.
-
-    TopK's k-th values are found first, over all latents.
-    """
+    """For each chunk of latents, which are active (f_j > 0) in each response; TopK's k-th values come first."""
     kth = kth_values(states, rows, sae)
     width = max(BLOCK, CHUNK_BYTES // len(rows) // BLOCK * BLOCK)
     n_rows = max(1, BATCH_BYTES // (4 * max(states.shape[1], min(width, sae.d_sae))))
@@ -108,7 +103,7 @@ def _active_chunks(states: np.ndarray, rows: np.ndarray, sae: Encoder, progress:
 
 
 def kth_values(states: np.ndarray, rows: np.ndarray, sae: Encoder) -> Tensor | None:
-    """Each response's k-th largest pre-activation over all latents, on the CPU; None for architectures that need none."""
+    """Each response's k-th largest pre-activation over all latents, on the CPU; None where the SAE needs none."""
     n_rows = max(1, BATCH_BYTES // (4 * max(states.shape[1], sae.d_sae)))
     parts = []
     for start in range(0, len(rows), n_rows):
@@ -137,7 +132,7 @@ class _Tally:
         self.resampled = np.zeros((config.resamples, d_sae), dtype=np.float32)
 
     def count(self, latents: slice, active: Bool[np.ndarray, "n_rows c"], train: Sides, held_out: Sides) -> None:
-        """Adds a chunk, a few latents at a time. `train` and `held_out`: the rows of `active` of each pair's chosen and rejected response."""
+        """Adds a chunk. `train` and `held_out`: rows of `active` of each pair's chosen and rejected response."""
         step = max(1, COUNT_BYTES // (BYTES_PER_PAIR * len(self.groups)))
         seen = np.unique(np.concatenate(train))
         for start in range(0, active.shape[1], step):
@@ -175,10 +170,7 @@ class _Tally:
         )
 
     def _intervals(self, ids: Int[np.ndarray, " n"]) -> Float[np.ndarray, "2 d_sae"]:
-        """Percentile intervals of nabla for these latents.
-
-        A resample of prompts with several pairs changes the number of pairs too.
-        """
+        """Percentile intervals of nabla for these latents; a resample's number of pairs depends on its prompts."""
         ends = np.full((2, self.resampled.shape[1]), np.nan)
         ends[:, ids] = percentile_interval(self.resampled[:, ids] / self.drawn_pairs[:, None].astype(np.float64))
         return ends
@@ -193,10 +185,7 @@ class _Tally:
 
 
 def selected_directions(frequencies: LatentFrequencies, resamples: Resamples, sae: Encoder, k: int) -> SelectedDirections:
-    """The top K of each side with their decoder rows and their stability.
-
-    Raises DataError where no latent separates the sides at all.
-    """
+    """The top K of each side, with decoder rows and stability. DataError: no latent separates the sides."""
     ids, side = select(frequencies.separation, k)
     if not len(ids):
         raise DataError(

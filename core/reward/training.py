@@ -1,5 +1,4 @@
-"""Training many heads at once (METHOD.md section 3, step 3): the same result per head as training it alone, in a
-fraction of the time.
+"""Trains many heads at once (METHOD.md section 3, step 3), each with the same result as alone, in a fraction of the time.
 
 Heads of equal input width are one ensemble with weights [heads, k, hidden], so a step is a few batched matrix products
 instead of hundreds of small ones. Nothing is shared between heads: each has its own stream of random numbers for
@@ -9,8 +8,8 @@ has stopped leaves the ensemble.
 
 1. Standardise with mean and deviation over the training responses, once per pair and side.
 2. Per epoch: pairs in random order, batches of 64, AdamW; then accuracy and loss on validation.
-3. Keep the epoch of best validation accuracy; among equals the one of lower validation loss (our choice). Stop after `patience` epochs
-   without a better accuracy.
+3. Keep the epoch of best validation accuracy, among equals of lower validation loss (our choice). Stop after
+   `patience` epochs without a better accuracy.
 4. Fold the standardisation into the first layer.
 """
 
@@ -32,7 +31,7 @@ from core.reward.head import Head, TrainedHead, fold
 from core.types import HeadInputs, Progress, no_progress
 
 LOSSES = ("margin", "bradley-terry", "bce")
-# A deviation below this share of the median deviation is raised to it: an input that hardly moves on train must not explode elsewhere.
+# Deviations are raised to this share of the median: an input that hardly moves on train must not explode elsewhere.
 FLOOR = 1e-3
 # Hidden activations held at once while validating, in numbers (64 MB).
 HIDDEN_AT_ONCE = 2**24
@@ -50,7 +49,7 @@ class HeadJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Standardisation:
-    """Mean and (floored) deviation of every input over the training responses, each counted once per pair and side; float64."""
+    """Mean and floored deviation of every input over the training responses, each once per pair and side; float64."""
 
     mean: Float[np.ndarray, " k"]
     std: Float[np.ndarray, " k"]
@@ -60,10 +59,7 @@ class Standardisation:
 
 
 def standardisation(inputs: HeadInputs, train: Int[np.ndarray, " n"]) -> Standardisation:
-    """Mean and deviation over both sides of the training pairs, in two streaming passes.
-
-    Deviations are floored at 0.001 of their median.
-    """
+    """Mean and deviation over both sides of training, in two streaming passes; floor: 0.001 of the median deviation."""
     rows = np.concatenate([inputs.chosen_rows[train], inputs.rejected_rows[train]])
     mean = _mean_over(inputs.values, rows, lambda part: part)
     std = np.sqrt(_mean_over(inputs.values, rows, lambda part: (part - mean) ** 2))
@@ -72,7 +68,7 @@ def standardisation(inputs: HeadInputs, train: Int[np.ndarray, " n"]) -> Standar
 
 
 def identical_inputs(inputs: HeadInputs, pairs: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Pairs whose two responses are the same to a head, such as two in which no selected latent is active: a tie, whatever rounding says."""
+    """Pairs whose responses are equal to a head, such as two without active latents: a tie, whatever rounding gives."""
     parts = [pairs[start : start + ROWS_AT_ONCE] for start in range(0, len(pairs), ROWS_AT_ONCE)]
     same = [(inputs.values[inputs.chosen_rows[part]] == inputs.values[inputs.rejected_rows[part]]).all(axis=1) for part in parts]
     return np.concatenate([np.zeros(0, dtype=np.bool_), *same])
@@ -115,7 +111,7 @@ def train_heads(
 
 
 class _Ensemble:
-    """Heads of one input width in training. `alive` names those still in the batch; results are kept by their first number."""
+    """Heads of one input width in training. `alive` numbers those still in the batch; results go by these numbers."""
 
     def __init__(self, jobs: Sequence[HeadJob], train: np.ndarray, validation: np.ndarray, config: HeadConfig) -> None:
         self.jobs, self.train, self.validation, self.config = jobs, train, validation, config
@@ -133,7 +129,7 @@ class _Ensemble:
         self.best_epoch, self.last_gain, self.epochs = (np.zeros(len(jobs), dtype=np.int64) for _ in range(3))
 
     def run(self) -> Iterator[tuple[int, float]]:
-        """Trains to the end; after each epoch yields the number of finished heads and the running heads' progress, in heads."""
+        """Trains to the end; yields, after each epoch, the finished heads and the running heads' progress, in heads."""
         for epoch in range(1, self.config.epochs + 1):
             self._epoch()
             self._judge(epoch)
@@ -152,10 +148,7 @@ class _Ensemble:
             self.optimizer.step()
 
     def _zero_last_bias_gradient(self) -> None:
-        """The last bias cancels in s_w - s_l.
-
-        For losses of the margin its gradient is rounding noise, which AdamW would blow up to whole steps.
-        """
+        """The last bias cancels in s_w - s_l: AdamW would blow up the rounding noise of its gradient to whole steps."""
         absolute = torch.tensor([self.jobs[i].loss == "bce" for i in self.alive.tolist()])
         gradient = self.weights[3].grad
         if gradient is not None:
