@@ -25,10 +25,8 @@ ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.j
 
 
 def read_adapter(folder: Path) -> list[tuple[str, Any]]:
-    """Names of the adapter's tensors, each with its dtype, shape and bytes.
-
-    Raises StoreError if the folder holds no readable adapter.
-    """
+    """Names of the adapter's tensors, each with its dtype, shape and bytes. Raises StoreError if the folder holds no
+    readable adapter."""
     expected = f"{ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, as PEFT saves them"
     if not (folder / ADAPTER_WEIGHTS).is_file() and (folder / "adapter_model.bin").is_file():
         remedy = "save it again with PEFT's save_pretrained, which writes safetensors"
@@ -48,10 +46,8 @@ def read_adapter(folder: Path) -> list[tuple[str, Any]]:
 
 
 def check_tensors(adapter: Path, stored: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -> None:
-    """Compares the file's tensors with those that PEFT loaded by its configuration (`expected`).
-
-    Raises StoreError, naming the tensors, where the two sets or their shapes differ, or a value is not finite.
-    """
+    """Compares the file's tensors with those that PEFT loaded by its configuration (`expected`). Raises StoreError,
+    naming the tensors, where the two sets or their shapes differ, or a value is not finite."""
     shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
     given = {name: tuple(entry["shape"]) for name, entry in stored.items()}
     wrong = {

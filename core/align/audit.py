@@ -44,10 +44,8 @@ class Case:
     latents: Sequence[Mapping[str, Any]]
 
     def verdict(self, better: str) -> str:
-        """The verdict on the intended winner if `better` is `first`, `second`, `neither` or `unsure`.
-
-        Raises ConfigError for anything else.
-        """
+        """The verdict on the intended winner if `better` is `first`, `second`, `neither` or `unsure`. Raises
+        ConfigError for anything else."""
         if better in (NEITHER, UNSURE):
             return better
         if better not in ("first", "second"):
@@ -86,10 +84,8 @@ class Agreement:
 
 
 def cases(round: int, candidates: Iterable[Candidate], decisions: Iterable[Decision], *, n: int, seed: int) -> list[Case]:
-    """At most n of a round's pairs that were dropped by their margin, in an order drawn by seed.
-
-    A larger sample begins with the smaller one.
-    """
+    """At most n of a round's pairs that were dropped by their margin, in an order drawn by seed. A larger sample begins
+    with the smaller one."""
     by_id = {candidate.candidate_id: candidate for candidate in candidates}
     dropped = sorted((decision for decision in decisions if decision.reason == MARGIN), key=lambda decision: decision.candidate_id)
     rng = np.random.default_rng([seed, round])
@@ -112,10 +108,8 @@ def _case(round: int, candidate: Candidate, decision: Decision, intended_first: 
 
 
 def judge(folder: Path, case: Case, better: str, *, by: str = "") -> Judgement:
-    """Keeps a judgement of a case in the alignment's folder, replacing an earlier one.
-
-    Raises ConfigError as `Case.verdict`.
-    """
+    """Keeps a judgement of a case in the alignment's folder, replacing an earlier one. Raises ConfigError as
+    `Case.verdict`."""
     new = Judgement(candidate_id=case.candidate_id, round=case.round, verdict=case.verdict(better), judge=by.strip(), time_judged=time.time())
     folder.mkdir(parents=True, exist_ok=True)
     with make_lock(folder / ".audit.lock"):

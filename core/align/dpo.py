@@ -204,10 +204,8 @@ def _train(job: _TrainingJob, adapter_before: str, out: Path | None, progress: P
 
 
 def _validation(trainer: Any, pairs: Sequence[EncodedPair], config: DPOConfig) -> Callable[[Any], Mapping[str, Any]]:
-    """A function that measures a trainer's policy on these pairs: accuracy, loss and mean margin.
-
-    The reference's log-probabilities are computed now, before the first step.
-    """
+    """A function that measures a trainer's policy on these pairs: accuracy, loss and mean margin. The reference's
+    log-probabilities are computed now, before the first step."""
     if not pairs:
         return lambda _: {**accuracy_of(np.zeros((1, 0)), np.zeros(0, dtype=np.int64)).to_json(), "loss": None, "margin": None}
     reference = sequence_logprobs(trainer, pairs, bare=config.reference == "base").numpy()

@@ -76,9 +76,7 @@ class EndpointGenerator:
 
     def _check_draws(self, answers: Sequence[Sequence[Generated]]) -> None:
         """Raises MissingError where the samples of every prompt are equal, which means that the server does not sample.
-
-        `transformers serve` ignores the temperature unless the model's generation_config.json sets `do_sample`.
-        """
+        `transformers serve` ignores the temperature unless the model's generation_config.json sets `do_sample`."""
         draws = [{answer.text for answer in row} for row in answers if sum(bool(answer.text) for answer in row) > 1]
         if self.config.temperature >= WARM and len(draws) >= SEVERAL and all(len(texts) == 1 for texts in draws):
             self._journal.forget()  # so that the next call asks for all answers again
@@ -96,10 +94,8 @@ class EndpointGenerator:
         return _Request(key=sha256_of([config.endpoint, body])[:32], place=(number, sample), body=body)
 
     def _ask_all(self, missing: Sequence[_Request], total: int, progress: Progress) -> dict[str, Generated]:
-        """Requests the missing answers and adds them to the journal; returns the refused ones by key.
-
-        Raises MissingError where all requests are refused, or the server fails.
-        """
+        """Requests the missing answers and adds them to the journal; returns the refused ones by key. Raises
+        MissingError where all requests are refused, or the server fails."""
         refused: dict[str, Generated] = {}
         failed: list[HttpError] = []
         done, errors_in_a_row, began = total - len(missing), 0, time.perf_counter()
@@ -129,10 +125,8 @@ class EndpointGenerator:
         return refused
 
     def _answers(self, missing: Sequence[_Request], report: Callable[[], None]) -> Generator[tuple[_Request, Generated | HttpError], None, None]:
-        """Answers and errors as they arrive, from daemon threads.
-
-        A thread gets its next request when the consumer takes its answer.
-        """
+        """Answers and errors as they arrive, from daemon threads. A thread gets its next request when the consumer
+        takes its answer."""
         left, results, waiting = SimpleQueue[_Request | None](), SimpleQueue[_Result](), iter(missing)
         config, workers = self.config, min(self.config.concurrency, len(missing))
         with Http(config.endpoint, key=os.environ.get(KEY, ""), plain=True, timeout=config.endpoint_timeout) as http:

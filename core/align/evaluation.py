@@ -149,10 +149,8 @@ def sample_pairs(pairs: PreferencePairs, split: str, config: PolicyEvaluationCon
 def preference_measures(
     backbone: Backbone, pairs: PreferencePairs, config: PolicyEvaluationConfig, step: str, progress: Progress = no_progress
 ) -> tuple[dict[str, Measure], dict[str, Any]]:
-    """accuracy, accuracy_per_token and logprob_margin of pairs, and the counts of measured and refused pairs.
-
-    Pairs that DPO would refuse (over the backbone's `max_length`, equal answers) can't be compared either.
-    """
+    """accuracy, accuracy_per_token and logprob_margin of pairs, and the counts of measured and refused pairs. Pairs
+    that DPO would refuse (over the backbone's `max_length`, equal answers) can't be compared either."""
     encoded, refused = encode_pairs(tuple(pairs), backbone, backbone.config.max_length)
     answers = [AnswerTokens(tuple(pair.prompt), tuple(answer)) for pair in encoded for answer in (pair.chosen, pair.rejected)]
     logprobs = answer_logprobs(backbone, answers, tokens_per_batch=config.tokens_per_batch, step=step, progress=progress)

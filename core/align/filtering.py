@@ -36,10 +36,8 @@ CHUNK = 128  # pairs between two calls of `progress`
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredCandidates:
-    """Rewards and hidden states of each pair's two texts, the intended winner first.
-
-    An unreadable text has z = 0 and reward NaN.
-    """
+    """Rewards and hidden states of each pair's two texts, the intended winner first. An unreadable text has z = 0 and
+    reward NaN."""
 
     rewards: Float[np.ndarray, "n 2"]
     z: Float[np.ndarray, "n 2 d_model"]
@@ -52,9 +50,7 @@ class ScoredCandidates:
 
 def judge_folder(arm: str, model: Path) -> Path:
     """The folder of the reward model that scores an arm's pairs: `model`, one of its controls, or another folder.
-
-    Raises ConfigError where the arm is none of these.
-    """
+    Raises ConfigError where the arm is none of these."""
     if arm in (SPARSERM, NONE, RANDOM):
         return model
     for folder in (model / "controls" / arm, Path(arm).expanduser()):

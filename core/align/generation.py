@@ -1,7 +1,5 @@
-"""The interface by which answers are generated, and its implementation by a policy in this process.
-
-The other implementation is core.align.endpoint, for a server.
-"""
+"""The interface by which answers are generated, and its implementation by a policy in this process. The other
+implementation is core.align.endpoint, for a server."""
 
 from __future__ import annotations
 
@@ -20,10 +18,8 @@ STEP = "generate"
 
 @runtime_checkable
 class AnswerGenerator(Protocol):
-    """Generates `n` answers to each prompt, in the prompts' order.
-
-    A failed answer is a `Generated` with `failed` set; none is left out.
-    """
+    """Generates `n` answers to each prompt, in the prompts' order. A failed answer is a `Generated` with `failed` set;
+    none is left out."""
 
     @property
     def spent(self) -> Spent:
@@ -33,10 +29,8 @@ class AnswerGenerator(Protocol):
 
 
 class LocalGenerator:
-    """A policy in this process, in batches of `config.batch_size` answers.
-
-    Answers are kept in the file `partial`, if given.
-    """
+    """A policy in this process, in batches of `config.batch_size` answers. Answers are kept in the file `partial`, if
+    given."""
 
     def __init__(self, backbone: Backbone, config: CandidatesConfig, *, partial: Path | None = None) -> None:
         sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed)

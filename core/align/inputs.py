@@ -45,10 +45,8 @@ class PolicyRef:
 
 @dataclass(kw_only=True)
 class AlignInputs:
-    """What the rounds share: configuration, reward models, what their fit left, store, and the loaded policy.
-
-    `model` is the reward model that measures, `judge` the one that filters (often the same).
-    """
+    """What the rounds share: configuration, reward models, what their fit left, store, and the loaded policy. `model`
+    is the reward model that measures, `judge` the one that filters (often the same)."""
 
     config: AlignConfig
     model: SparseRM
@@ -60,10 +58,8 @@ class AlignInputs:
 
     @cached_property
     def fit_responses(self) -> FitResponses:
-        """The responses that the reward model was fitted on.
-
-        Raises MissingError where its folder lacks them or their texts.
-        """
+        """The responses that the reward model was fitted on. Raises MissingError where its folder lacks them or their
+        texts."""
         responses = self.model.known
         if responses is None or responses.pairs is None:
             problem = f"{self.model.folder} does not keep the pairs it was fitted on"
@@ -85,10 +81,8 @@ class AlignInputs:
 
     @cached_property
     def shift_prompts(self) -> tuple[Prompt, ...]:
-        """Training prompts that are answered for the shift alone; empty where `prompts` has training prompts.
-
-        METHOD.md compares answers to the same prompts.
-        """
+        """Training prompts that are answered for the shift alone; empty where `prompts` has training prompts. METHOD.md
+        compares answers to the same prompts."""
         training = {pair.prompt_id for pair, split in zip(self.pairs, self.pairs.split, strict=True) if split == "train"}
         if any(prompt.prompt_id in training for prompt in self.prompts.prompts):
             return ()
@@ -134,10 +128,8 @@ class AlignInputs:
         self._policy = None
 
     def generator(self, policy: PolicyRef, config: CandidatesConfig, partial: Path, progress: Progress) -> AnswerGenerator:
-        """The policy, or the configured server in its place, as a generator.
-
-        Answers are kept in `partial` until the step is done.
-        """
+        """The policy, or the configured server in its place, as a generator. Answers are kept in `partial` until the
+        step is done."""
         if config.endpoint:
             return EndpointGenerator(config, partial=partial)
         return LocalGenerator(self.policy(policy, progress).backbone, config, partial=partial)

@@ -1,7 +1,5 @@
-"""Sentences about what an alignment left out, from its prompts to its multiple-choice questions.
-
-They are made from `AlignOutcome.to_json` or `alignment.json`. Counts that an older version did not write are skipped.
-"""
+"""Sentences about what an alignment left out, from its prompts to its multiple-choice questions. They are made from
+`AlignOutcome.to_json` or `alignment.json`. Counts that an older version did not write are skipped."""
 
 from __future__ import annotations
 

@@ -34,9 +34,8 @@ class AnswerTokens(NamedTuple):
 
 def encode_answers(backbone: Backbone, items: Sequence[Item], *, closed: Sequence[bool]) -> list[AnswerTokens | None]:
     """Items as tokens by the chat template: the prompt, and the answer's text, with its end of turn where `closed`.
-
-    None where a dialogue can't be read, an answer has no token, or the two are longer than the backbone's `max_length`.
-    """
+    None where a dialogue can't be read, an answer has no token, or the two are longer than the backbone's
+    `max_length`."""
     dialogues = backbone.render_all([[*prompt, Message(role="assistant", content=text)] for prompt, text in items])
     encoded = list[AnswerTokens | None]()
     for (_, text), dialogue, with_end in zip(items, dialogues, closed, strict=True):
@@ -81,10 +80,8 @@ def kl_from_base(
 
 
 def plan(answers: Sequence[AnswerTokens], tokens_per_batch: int) -> list[list[int]]:
-    """Batches of rows: answers to one prompt together, and prompts whose answers have similar lengths.
-
-    A batch has at most `tokens_per_batch` tokens, padding included; a row that has more is a batch of its own.
-    """
+    """Batches of rows: answers to one prompt together, and prompts whose answers have similar lengths. A batch has at
+    most `tokens_per_batch` tokens, padding included; a row that has more is a batch of its own."""
     order = sorted(range(len(answers)), key=lambda i: (answers[i].prompt, i))
     by_prompt = [list(rows) for _, rows in groupby(order, key=lambda i: answers[i].prompt)]
     by_prompt.sort(key=lambda rows: (max(len(answers[i].answer) for i in rows), len(answers[rows[0]].prompt), rows[0]))

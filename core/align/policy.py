@@ -42,10 +42,8 @@ NAME = "default"  # PEFT's name of the adapter
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """A loaded policy: `backbone` computes with the adapter.
-
-    `changed` holds each parameter that the adapter changes, its values without and its values with the adapter.
-    """
+    """A loaded policy: `backbone` computes with the adapter. `changed` holds each parameter that the adapter changes,
+    its values without and its values with the adapter."""
 
     backbone: Backbone
     adapter_hash: str
@@ -129,10 +127,8 @@ def quiet() -> Iterator[None]:
 
 
 def new_lora(config: DPOConfig) -> Any:
-    """LoRA on all linear layers but the head (METHOD.md section 5).
-
-    B starts at zero, so a new adapter changes nothing.
-    """
+    """LoRA on all linear layers but the head (METHOD.md section 5). B starts at zero, so a new adapter changes
+    nothing."""
     from peft import LoraConfig
 
     options: dict[str, Any] = {"r": config.lora_r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
@@ -165,10 +161,8 @@ def set_adapter_tensors(peft: Any, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def load_adapter(folder: Path, config: DPOConfig) -> dict[str, torch.Tensor]:
-    """The tensors of an adapter whose training is to go on.
-
-    Raises MismatchError if its rank or alpha is not the configuration's, StoreError if it can't be read.
-    """
+    """The tensors of an adapter whose training is to go on. Raises MismatchError if its rank or alpha is not the
+    configuration's, StoreError if it can't be read."""
     from peft import LoraConfig
 
     read_adapter(folder)
@@ -223,9 +217,7 @@ def _hash(entries: Iterable[tuple[str, Any]]) -> str:
 
 def merge_and_save(base: BackboneConfig, adapter: Path, folder: Path, *, progress: Progress = no_progress) -> None:
     """Writes the base model with the adapter in its weights as a plain model folder, in the dtype of its own files.
-
-    Raises BackboneError if the folder exists, and the errors of `load_policy`.
-    """
+    Raises BackboneError if the folder exists, and the errors of `load_policy`."""
     if folder.exists():
         raise BackboneError(f"{folder} exists already", remedy="name a new folder, or remove this one")
     stored = model_config(find_model(base, progress=progress).folder).get_text_config().dtype

@@ -54,10 +54,8 @@ class PromptSet:
 
 
 def choose_prompts(path: str, pairs: PreferencePairs, *, limit: int, seed: int, progress: Progress = no_progress) -> PromptSet:
-    """The prompts of the file `path`, or for an empty path those of `pairs` that are meant for DPO.
-
-    At most `limit` of them (0: all) are drawn by seed; they keep their order. Raises DataError where none is left.
-    """
+    """The prompts of the file `path`, or for an empty path those of `pairs` that are meant for DPO. At most `limit` of
+    them (0: all) are drawn by seed; they keep their order. Raises DataError where none is left."""
     every, source, refused = _of_file(path, progress) if path else _of_pairs(pairs)
     distinct = _distinct(every)
     held_out = {pair.prompt_id for pair, split in zip(pairs, pairs.split, strict=True) if split in HELD_OUT}

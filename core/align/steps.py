@@ -198,10 +198,8 @@ class AlignSteps(AlignInputs):
         return self.step(round, SHIFT, config.result_fields(), [candidates.fingerprint, rewards.fingerprint, self.model_hashes["model"]], make)
 
     def _compared(self, candidates: Artefact, rewards: Artefact, progress: Progress) -> tuple[list[Candidate], ScoredCandidates]:
-        """The pairs that the shift compares, and z as the reward model that measures reads it.
-
-        The filter's z is used where both reward models read the same hidden states.
-        """
+        """The pairs that the shift compares, and z as the reward model that measures reads it. The filter's z is used
+        where both reward models read the same hidden states."""
         of_shift = [candidate for candidate in candidates_of(candidates, "beside.jsonl") if candidate.parsed]
         if of_shift:
             return of_shift, score_pairs(self.model, of_shift, progress)
@@ -222,10 +220,8 @@ class AlignSteps(AlignInputs):
 
 
 def split_kept(pairs: Sequence[PreferencePair], *, share: float, seed: int) -> PreferencePairs:
-    """The kept pairs, `share` of their prompts as `validation`, which chooses the epoch, the rest as `train`.
-
-    A single prompt is `train`.
-    """
+    """The kept pairs, `share` of their prompts as `validation`, which chooses the epoch, the rest as `train`. A single
+    prompt is `train`."""
     n_prompts = len({pair.prompt_id for pair in pairs})
     if n_prompts < 2 or not share:
         return PreferencePairs(pairs=tuple(pairs), split=("train",) * len(pairs))

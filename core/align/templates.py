@@ -21,10 +21,8 @@ MARKS = {"truthfulness": ("Correct answer:", "Incorrect answer:"), "safety": ("S
 
 @dataclass(frozen=True, kw_only=True)
 class Templates:
-    """Instructions of one task.
-
-    `contrastive` asks for both answers, each on its own line after one of `marks` (better, worse).
-    """
+    """Instructions of one task. `contrastive` asks for both answers, each on its own line after one of `marks` (better,
+    worse)."""
 
     positive: str
     negative: str
@@ -61,10 +59,8 @@ TEMPLATES = {
 
 
 def templates_of(config: CandidatesConfig) -> Templates:
-    """The task's instructions, replaced by the config's where it has any.
-
-    Raises ConfigError for a `contrastive` without the marks.
-    """
+    """The task's instructions, replaced by the config's where it has any. Raises ConfigError for a `contrastive`
+    without the marks."""
     task = TEMPLATES[config.task]
     templates = replace(
         task,
@@ -93,10 +89,8 @@ def instructed(messages: Sequence[Message], instruction: str) -> tuple[Message, 
 
 
 def parse_both(text: str, marks: tuple[str, str]) -> tuple[str, str] | str:
-    """The better and the worse answer in one text, or the reason why it can't be parsed.
-
-    Each mark must occur once, at the beginning of a line, in either order.
-    """
+    """The better and the worse answer in one text, or the reason why it can't be parsed. Each mark must occur once, at
+    the beginning of a line, in either order."""
     matches = list(_mark_pattern(marks).finditer(text))
     names = [_plain(match["mark"]) for match in matches]
     for mark in marks:

@@ -128,9 +128,7 @@ def stop_tokens(backbone: Backbone) -> list[int]:
 
 def plan_rows(lengths: Sequence[int], n: int, size: int) -> list[list[Row]]:
     """Batches of at most `size` answers, `n` to each prompt; samples of a prompt and similar lengths together.
-
-    `lengths` are the prompts' tokens. Where n is above `size`, each batch holds samples of one prompt.
-    """
+    `lengths` are the prompts' tokens. Where n is above `size`, each batch holds samples of one prompt."""
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     if n > size:
         return [[(i, sample) for sample in range(at, min(at + size, n))] for i in order for at in range(0, n, size)]
@@ -169,9 +167,7 @@ def left_padded(backbone: Backbone, prompts: Sequence[Sequence[int]]) -> tuple[t
 
 def shared_cache(backbone: Backbone, ids: torch.Tensor, mask: torch.Tensor, places: torch.Tensor) -> Any:
     """The cache of each prompt without its last token, computed once and repeated by `places` [rows] (row's prompt).
-
-    None for models with a cache of another kind.
-    """
+    None for models with a cache of another kind."""
     if not backbone.model._supports_default_dynamic_cache():
         return None
     cache, positions = DynamicCache(config=backbone.model.config.get_text_config()), (mask.cumsum(-1) - 1).clamp(min=0)

@@ -119,9 +119,7 @@ def _check_blocks(gguf: GgufFile) -> None:
 
 def save_dequantised(file: Path, folder: Path) -> None:
     """De-quantises a GGUF file with transformers and saves it in `folder` as float32 safetensors with its tokenizer.
-
-    Raises BackboneError if transformers can't read it, or makes another model of it than the file holds.
-    """
+    Raises BackboneError if transformers can't read it, or makes another model of it than the file holds."""
     gguf = read_gguf(file)
     # transformers writes a progress bar for this straight to stderr; redirecting is the only way to keep it off the
     # terminal.

@@ -13,10 +13,8 @@ from core.files import write_bytes
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
-    """One generated answer without its end-of-turn token and white space around it.
-
-    `finished`: the model ended it itself. `failed`: why there is no answer, else empty.
-    """
+    """One generated answer without its end-of-turn token and white space around it. `finished`: the model ended it
+    itself. `failed`: why there is no answer, else empty."""
 
     text: str
     n_tokens: int

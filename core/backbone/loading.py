@@ -34,10 +34,8 @@ OLD_HEADS = ("lm_head.", "embed_out.")  # names of LM heads in files, whatever t
 
 
 def load_weights(kind: Any, folder: Path, config: Any, checkpoint: Checkpoint, *, name: str, n_layers: int, **options: Any) -> Any:
-    """The model of class `kind` with `config`, which may have fewer layers than the whole model (`n_layers`).
-
-    `options` go to `from_pretrained`. Raises BackboneError as this module's first lines say.
-    """
+    """The model of class `kind` with `config`, which may have fewer layers than the whole model (`n_layers`). `options`
+    go to `from_pretrained`. Raises BackboneError as this module's first lines say."""
     with quiet_transformers(), library_errors(f"{name} can't be loaded from {folder}"):
         given: dict[str, Any] = {"pretrained_model_name_or_path": folder}
         if checkpoint.wrappers:
@@ -149,10 +147,8 @@ def _remedy(missing: Sequence[str], unused: Sequence[str], n_layers: int) -> str
 
 
 def check_finite(model: Any, name: str) -> None:
-    """Raises BackboneError where a number in the model's tensors is NaN or infinite, or a layer holds zeros only.
-
-    Costs one sum a tensor, on the tensor's device.
-    """
+    """Raises BackboneError where a number in the model's tensors is NaN or infinite, or a layer holds zeros only. Costs
+    one sum a tensor, on the tensor's device."""
     zeros = []
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta or not tensor.is_floating_point() or tensor.element_size() == 1:
@@ -177,9 +173,7 @@ def check_finite(model: Any, name: str) -> None:
 
 def _check_zeros(model: Any, zeros: Sequence[str], name: str) -> None:
     """Raises BackboneError where the embedding or a whole layer holds zeros only, as after an interrupted download.
-
-    Some models are grown by blocks that change nothing yet, so single matrices of zeros are only logged.
-    """
+    Some models are grown by blocks that change nothing yet, so single matrices of zeros are only logged."""
     matrices = {key: parameter for key, parameter in model.named_parameters() if parameter.ndim > 1}
     wrong = [key for key in zeros if matrices.get(key) is model.get_input_embeddings().weight]
     layers: dict[str, list[str]] = {}

@@ -177,10 +177,8 @@ class _StopForward(Exception):
 
 
 def load_backbone(config: BackboneConfig, *, depth: int | None = None, progress: Progress = no_progress) -> Backbone:
-    """The backbone of a config: its first `depth` decoder layers, or (None) the whole model with its LM head.
-
-    Raises BackboneError where the model can't be found, fetched or loaded, or has fewer layers.
-    """
+    """The backbone of a config: its first `depth` decoder layers, or (None) the whole model with its LM head. Raises
+    BackboneError where the model can't be found, fetched or loaded, or has fewer layers."""
     source = find_model(config, progress=progress)
     identity = backbone_identity(config, source)
     if depth is not None and depth > int(identity["n_layers"]):

@@ -56,10 +56,8 @@ class ModelSource:
 
 
 def find_model(config: BackboneConfig, *, progress: Progress = no_progress) -> ModelSource:
-    """The folder of `config.model`, fetched or de-quantised first if need be.
-
-    Raises BackboneError for a wrong path, an unknown or gated repository, a missing token, or no network.
-    """
+    """The folder of `config.model`, fetched or de-quantised first if need be. Raises BackboneError for a wrong path, an
+    unknown or gated repository, a missing token, or no network."""
     if config.model == EMBEDDED:
         return _embedded(progress)
     path = Path(config.model).expanduser()

@@ -43,9 +43,7 @@ REMEDIES = (
 @contextlib.contextmanager
 def library_errors(problem: str, remedy: str = "") -> Iterator[None]:
     """Turns what a library raises while a model is loaded into a BackboneError: the model or the machine is the cause.
-
-    `remedy` is given where the library's message suggests none of `REMEDIES`.
-    """
+    `remedy` is given where the library's message suggests none of `REMEDIES`."""
     try:
         yield
     except (SparseRMError, Cancelled):

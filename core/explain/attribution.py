@@ -78,10 +78,7 @@ class Attribution:
 
 
 def contributions(head: Head, start: Float[np.ndarray, "n k"], end: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
-    """Integrated gradients of the head along the straight path from each row of `start` to its row of `end`; float64.
-
-    Each row sums to s(end) - s(start).
-    """
+    """Integrated gradients of the head from each row of `start` straight to that of `end`; rows sum to changes of s."""
     first, bias = head.weight_1.astype(np.float64), head.bias_1.astype(np.float64)
     second = head.weight_2.astype(np.float64)[0]
     credit = np.empty(end.shape, dtype=np.float64)
@@ -94,9 +91,7 @@ def contributions(head: Head, start: Float[np.ndarray, "n k"], end: Float[np.nda
 
 
 def active_fraction(before: Float[np.ndarray, "*rows hidden"], after: Float[np.ndarray, "*rows hidden"]) -> Float[np.ndarray, "*rows hidden"]:
-    """alpha_h: the share of a straight path on which a unit is active, from its pre-activations at the path's ends.
-    Exact where it never switches.
-    """
+    """alpha_h: the share of a straight path on which a unit is active, from its pre-activations at both ends; exact."""
     moved = after != before
     rise = np.maximum(after, 0.0) - np.maximum(before, 0.0)
     return np.where(moved, rise / np.where(moved, after - before, 1.0), before > 0)
@@ -108,9 +103,7 @@ def contributions_by_head(heads: Sequence[Head], start: Float[np.ndarray, "n k"]
 
 
 def rank_correlations(by_head: Float[np.ndarray, "heads n k"]) -> Float[np.ndarray, " n"]:
-    """For each response the mean Spearman correlation of its contributions over all pairs of heads; NaN with one head,
-    or where a head gives none.
-    """
+    """Of each response the mean Spearman correlation of contributions over pairs of heads; NaN where none exists."""
     from scipy.stats import rankdata  # takes 0.7 s to import, which pages that only read contributions save
 
     heads = len(by_head)
@@ -130,9 +123,7 @@ def same_sign(values: Float[np.ndarray, "heads *k"]) -> Bool[np.ndarray, "*k"]:
 
 
 def at_mean(head: Head, v: Float[np.ndarray, " k"], mean: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-    """How the reward changes where one projection is set to its training mean, for each in turn: exact on the head
-    (intervention one).
-    """
+    """How the reward changes where each projection alone is set to its training mean (intervention one)."""
     changed = np.tile(v.astype(np.float64), (len(v), 1))
     np.fill_diagonal(changed, mean)
     return head.reward(changed) - head.reward(v[None])[0]

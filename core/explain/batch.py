@@ -82,9 +82,7 @@ def states_of(explainer: Explainer, items: Sequence[Item], progress: Progress = 
 
 
 def pick(explainer: Explainer, rows: Rows, which: str, progress: Progress = no_progress) -> PreferencePair | Item:
-    """`worst`: the response of lowest reward. `misranked`: the pair of lowest margin. Raises DataError where responses
-    are asked for a pair.
-    """
+    """`worst`: the response of lowest reward; `misranked`: the pair of lowest margin. DataError: there are no pairs."""
     items = rows.items()
     z, _ = states_of(explainer, items, progress)
     rewards = explainer.model.rewards_of(np.nan_to_num(z))

@@ -31,9 +31,7 @@ class Correlation(JsonFields):
 
 @dataclass(frozen=True, kw_only=True)
 class LengthCue:
-    """Correlations with response length over `n` held-out responses: of the reward, overall and within prompts, and of
-    each projection, overall.
-    """
+    """Correlations with length over `n` held-out responses: of the reward (overall, within prompts) and projections."""
 
     reward: Correlation
     reward_within: Correlation
@@ -69,9 +67,7 @@ def length_cue(parts: RewardParts, known: FitResponses) -> LengthCue | None:
 
 
 def correlations(values: Float[np.ndarray, "n m"], length: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> tuple[Correlation, ...]:
-    """Spearman correlation of each column with length. Ranks are taken once, over all responses; the bootstrap draws
-    prompts.
-    """
+    """Spearman correlation of each column with length. Ranks are taken once; the bootstrap draws prompts."""
     from scipy.stats import rankdata  # takes half a second to import, which pages that switch nothing off save
 
     ranks = rankdata(np.column_stack([length, values]), axis=0)

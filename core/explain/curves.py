@@ -28,8 +28,7 @@ Value = Callable[[Bool[np.ndarray, "m k"]], Float[np.ndarray, " m"]]
 @dataclass(frozen=True, kw_only=True)
 class Curves:
     """How far, in units of the reward, one reward or margin has moved after each share of its `n_latents` active
-    latents: in the explanation's order first, then the mean of random orders.
-    """
+    latents: in the explanation's order first, then the mean of random orders."""
 
     deletion: Float[np.ndarray, "2 points"]
     insertion: Float[np.ndarray, "2 points"]
@@ -41,9 +40,7 @@ class Curves:
 
 
 def own_curves(value: Value, active: Bool[np.ndarray, " k"], contribution: Float[np.ndarray, " k"]) -> Curves | None:
-    """The curves of one explanation, or None where fewer than three latents are active. `value` gives the reward or
-    margin after sets are removed.
-    """
+    """The curves of one explanation; None below three active latents. `value`: reward or margin after removals."""
     if active.sum() < FEWEST:
         return None
     deletion, insertion = removal_curves(value, np.flatnonzero(active), contribution, draws=DRAWS, seed=0)
@@ -63,9 +60,7 @@ def value_without(head: Head, v: Float[np.ndarray, " k"], f: Float[np.ndarray, "
 def removal_curves(
     value: Value, latents: Int[np.ndarray, " m"], contribution: Float[np.ndarray, " k"], *, draws: int, seed: int
 ) -> Float[np.ndarray, "2 2 points"]:
-    """[deletion or insertion, ordered or mean random, share of the latents]: how far the value has moved from where the
-    curve starts.
-    """
+    """[deletion or insertion, ordered or mean random, share of the latents]: how far the value moved from the start."""
     rng = np.random.default_rng([0, seed])
     orders = [latents[np.argsort(-np.abs(contribution[latents]), kind="stable")], *(rng.permutation(latents) for _ in range(draws))]
     removed = np.stack([_nested(order, len(contribution)) for order in orders])  # [orders, latents + 1, k]

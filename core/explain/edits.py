@@ -66,7 +66,5 @@ class Edit:
 
 
 def edit_name(parent_id: str, prompt: Sequence[Message], response: str) -> str:
-    """The id of an edit, given its parent's (empty at the root): so a text can be kept and linked to before it is
-    scored.
-    """
+    """The id of an edit by its parent's (empty at the root): a text can be kept and linked to before it is scored."""
     return sha256_of([parent_id, list(prompt), response])[:16]

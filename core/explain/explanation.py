@@ -1,6 +1,4 @@
-"""What an explanation says, as values: of one response, of a pair, and of the reward model they belong to. Made in
-core.explain.explainer.
-"""
+"""Explanations as values: of one response, of a pair, and of their reward model. Made in core.explain.explainer."""
 
 from __future__ import annotations
 
@@ -25,8 +23,7 @@ NO_SAE = "the SAE is not at hand"
 @dataclass(frozen=True, kw_only=True)
 class ModelFigures:
     """What is shown beside every explanation of a reward model: can it be believed. `faithfulness` is what the fit
-    measured (JSON), None if it is not kept; `groups` are the columns of collinear latents.
-    """
+    measured (JSON), None if it is not kept; `groups` are the columns of collinear latents."""
 
     stability: Stability
     prompt_share: PromptShare | None

@@ -112,9 +112,7 @@ class ExplanationBuilder:
         )
 
     def known_pair(self, number: int, labels: Labels) -> PairExplanation:
-        """A pair of the fit, by its number there: from its saved figures. Raises StoreError where no texts were saved,
-        ConfigError where there is no such pair.
-        """
+        """A pair of the fit by its number, from saved figures. StoreError: no texts; ConfigError: no such pair."""
         known = self.known
         if known is None or known.pairs is None:
             raise StoreError("no texts of known pairs are kept beside this reward model", remedy="give prompt and responses, or fit it again")
@@ -168,9 +166,7 @@ class ExplanationBuilder:
         return attribution, shipped, by_head
 
     def _rivals(self, responses: Sequence[ResponseFeatures]) -> Float[np.ndarray, "m k"]:
-        """v of the other known responses to their prompt: `responses` themselves are left out, since they count
-        already.
-        """
+        """v of the other known responses to their prompt, without `responses` themselves, which count already."""
         if self.known is None:
             return np.zeros((0, self.parts.k))
         rows = self.known.rows_of_prompt(responses[0].item[0])

@@ -46,9 +46,7 @@ class Interval(JsonFields):
 
 @dataclass(frozen=True, kw_only=True)
 class Curve(JsonFields):
-    """Share of the whole way that the margin has moved after each tenth of the latents, by order; `area`: mean height
-    of `ordered` over `random`.
-    """
+    """Share of the margin's way after each tenth of the latents, by order; `area`: mean of `ordered` over `random`."""
 
     ordered: tuple[Interval, ...]
     random: tuple[Interval, ...]
@@ -138,9 +136,7 @@ class _HeldOutPairs:
         return removal_curves(partial(self.margins, pair), latents, self.contributions(alone)[0], draws=DRAWS, seed=pair)
 
     def agreement(self, pair: int) -> float:
-        """Spearman correlation of contributions with what each removal alone takes from the margin; 0 where one of them
-        is constant.
-        """
+        """Spearman correlation of contributions with each removal's effect on the margin; 0 where one is constant."""
         latents = np.flatnonzero(self.removable(np.array([pair]))[0])
         alone = np.eye(self.overlaps.shape[0], dtype=bool)[latents]
         whole = self.margins(pair, np.zeros((1, alone.shape[1]), dtype=bool))[0]

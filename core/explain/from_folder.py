@@ -29,9 +29,7 @@ def _builder(content: FolderContent) -> ExplanationBuilder:
 
 
 def explain_pair(folder: ModelFolder, number: int) -> PairExplanation:
-    """A pair of the fit, by its number there, with the labels as their files stand now. Raises as
-    `ExplanationBuilder.known_pair`.
-    """
+    """A pair of the fit by number, with the labels in their files now. Raises as `ExplanationBuilder.known_pair`."""
     return builder_of(folder).known_pair(number, labels_of(folder))
 
 

@@ -31,9 +31,7 @@ class ResponseDetail:
 
 @dataclass(frozen=True, kw_only=True)
 class FullExplanation:
-    """An explanation, its texts token by token (`response`, or `chosen` and `rejected`), the edits that were tried, and
-    the latents switched off.
-    """
+    """An explanation, its texts by token (`response`, or `chosen` and `rejected`), edits, latents switched off."""
 
     explanation: Explanation | PairExplanation
     sides: tuple[ResponseDetail, ...]

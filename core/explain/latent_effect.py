@@ -25,9 +25,7 @@ ENDS = (1, 99)  # percentiles of the training responses between which a projecti
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseCurve:
-    """The reward as one projection moves: of the shipped head, and of every head. `mean` is the projection's training
-    mean; `n` training responses say how far it moves.
-    """
+    """Rewards (of the shipped head, of every head) as one projection moves over its range in `n` training responses."""
 
     projection: Float[np.ndarray, " m"]
     shipped: Float[np.ndarray, " m"]
@@ -37,9 +35,7 @@ class ResponseCurve:
 
 
 def response_curve(parts: RewardParts, known: FitResponses, column: int) -> ResponseCurve:
-    """The curve of the direction in this column, from the 1st to the 99th percentile of its projection over training
-    responses.
-    """
+    """The curve of this column's direction, between the 1st and 99th percentile of its projection over training."""
     low, high = np.percentile(known.projections[known.train, column], ENDS)
     grid = np.linspace(low, high, POINTS)
     inputs = np.tile(parts.projection_mean.astype(np.float64), (POINTS, 1))

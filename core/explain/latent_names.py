@@ -1,6 +1,4 @@
-"""What a latent is called, inside a sentence and as a bar, a row or a choice. Both mark a label that was made for
-another SAE.
-"""
+"""What a latent is called in a sentence, and as a bar, row or choice; both mark a label made for another SAE."""
 
 from __future__ import annotations
 

@@ -40,9 +40,7 @@ def model_spaces(folder: ModelFolder, config: SpacesConfig, *, progress: Progres
 
 
 def random_directions(model: SparseRM, frequencies: LatentFrequencies | None, draws: int) -> dict[str, list[Float[np.ndarray, "k d_model"]]]:
-    """Directions of each draw of the random controls: as many as were selected, draw i with seed i, as a fit's own
-    controls.
-    """
+    """Directions of each draw of the random controls: as many as selected, draw i with seed i, as in a fit."""
     k, width = model.parts.k, model.parts.d_model
     directions = {"random-isotropic": [isotropic_directions(k, width, seed) for seed in range(draws)]}
     if frequencies is None:

@@ -16,9 +16,7 @@ NEIGHBOURS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbour(JsonFields):
-    """A training response, its distance in standardised projections, its reward, and the sides it stands on in its
-    pairs. Texts are None where none were saved.
-    """
+    """A training response (texts None if not saved), its distance in standardised projections, reward, and sides."""
 
     row: int
     distance: float
@@ -31,9 +29,7 @@ class Neighbour(JsonFields):
 def neighbours(
     known: FitResponses, parts: RewardParts, v: Float[np.ndarray, " k"], *, response_id: int | None = None, n: int = NEIGHBOURS
 ) -> tuple[Neighbour, ...]:
-    """The training responses nearest to v, nearest first, by Euclidean distance of (v - mean) / std (our choice); the
-    response with this id left out.
-    """
+    """The training responses nearest to v by Euclidean distance of (v - mean) / std (our choice), without this id."""
     rows = known.train if response_id is None else known.train[known.response_ids[known.train] != response_id]
     if not len(rows):
         return ()
@@ -50,9 +46,7 @@ def _neighbour(known: FitResponses, row: int, distance: float, reward: float) ->
 
 
 def percentile(quantiles: Float[np.ndarray, " 101"], reward: float) -> float:
-    """Percentile (0 to 100) of a reward among held-out responses, given the 0th to 100th percentile of theirs; in the
-    middle of a tie.
-    """
+    """Percentile (0 to 100) of a reward among held-out responses, by their 101 percentiles; in the middle of a tie."""
     below, above = np.searchsorted(quantiles, reward, side="left"), np.searchsorted(quantiles, reward, side="right")
     if above > below:
         return float(below + above - 1) / 2

@@ -1,6 +1,4 @@
-"""A person's own text, read token by token, and the activations of any latents of the SAE on it, not only of those that
-a reward model selected.
-"""
+"""A person's own text, token by token, and the activations of any of the SAE's latents on it."""
 
 from __future__ import annotations
 

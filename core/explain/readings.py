@@ -52,10 +52,8 @@ class Reading:
 
 
 def read_tokens(backbone: Backbone, item: Item, *, layer: int, position: str, parent: Reading | None = None) -> Reading:
-    """Reads a response to a prompt; with `parent`, only from the first token on in which it differs.
-
-    Raises DataError where it can't be read (empty, or over-long), BackboneError where it does not fit into memory.
-    """
+    """Reads a response to a prompt; with `parent`, only from the first token on in which it differs. Raises DataError
+    where it can't be read (empty, or over-long), BackboneError where it does not fit into memory."""
     messages: list[Message] = [*item[0], {"role": "assistant", "content": item[1]}]
     as_tokens = as_read(backbone, messages, backbone.render_all([messages])[0], [position])
     if isinstance(as_tokens, str):
@@ -77,9 +75,7 @@ def read_tokens(backbone: Backbone, item: Item, *, layer: int, position: str, pa
 
 
 def common_tokens(parent: Reading | None, ids: Int32[np.ndarray, " t"]) -> int:
-    """How many leading tokens a parent lends: those in common, always leaving one to compute; 0 where there are too few
-    to be worth it.
-    """
+    """How many leading tokens a parent lends: the common ones, but one to compute; 0 where too few to be worth it."""
     if parent is None or parent.cache is None:
         return 0
     length = min(len(parent.ids), len(ids) - 1)
@@ -123,9 +119,7 @@ def token_kinds(rendered: Rendered) -> tuple[str, ...]:
 
 
 def token_texts(rendered: Rendered) -> tuple[str, ...]:
-    """The characters of each token. Of several tokens that make up one character the last one carries it, a BOS put in
-    front has none.
-    """
+    """The characters of each token. The last token of a split character carries it; a BOS put in front has none."""
     starts, text = rendered.starts.tolist(), rendered.text
     following = [*starts[1:], len(text)]
     return tuple(text[start:stop] if start >= 0 else "" for start, stop in zip(starts, following, strict=True))

@@ -22,9 +22,7 @@ def removed_projections(
 def removal_effects(
     head: Head, v: Float[np.ndarray, "n k"], f: Float[np.ndarray, "n k"], overlaps: Float[np.ndarray, "k k"]
 ) -> Float[np.ndarray, "n k"]:
-    """How each reward changes where one latent is removed, for each in turn; NaN where it is inactive: there is nothing
-    to remove.
-    """
+    """How each reward changes where each latent alone is removed; NaN where it is inactive: nothing to remove."""
     n, k = v.shape
     effects = np.full((n, k), np.nan)
     rows, latents = np.nonzero(f > 0)

@@ -47,9 +47,7 @@ class ResponseReader:
 
     @cached_property
     def sae(self) -> SparseAutoencoder | None:
-        """The SAE; None, with a warning in the log, where it can't be loaded: activations and removals are then not
-        shown.
-        """
+        """The SAE; None, with a warning, where it can't be loaded: activations and removals are then not shown."""
         try:
             return self.model.sae
         except SparseRMError as error:
@@ -58,9 +56,7 @@ class ResponseReader:
 
     @property
     def backbone(self) -> Backbone:
-        """The language model, loaded when it is first needed. Raises ConfigError where the model has hidden states from
-        elsewhere.
-        """
+        """The language model, loaded when first needed. ConfigError: hidden states come from elsewhere."""
         if not isinstance(self.model.reader, BackboneReader):
             reader = type(self.model.reader).__name__
             raise ConfigError("explaining a text needs the language model itself", expected="a SparseRM on its backbone", found=reader)
@@ -68,9 +64,7 @@ class ResponseReader:
 
     def features(self, prompt: Dialogue, response: Dialogue, *, parent: Item | None = None) -> ResponseFeatures:
         """v and f of a response. `parent` is the text it was made from: what the two begin with is not computed again.
-
-        Raises DataError where prompt or response can't be read.
-        """
+        Raises DataError where prompt or response can't be read."""
         item = item_of(prompt, response)
         reading = self.read(item, None if parent is None else self.readings.get(key_of(parent)))
         return self.state_features(item, reading.z, n_tokens=len(reading.ids), n_computed=reading.n_computed)
@@ -105,9 +99,7 @@ class ResponseReader:
     # --- readings ---
 
     def read(self, item: Item, lender: Reading | None = None) -> Reading:
-        """The reading of a response: a recent one, or a new one that takes over what `lender` (by default the latest)
-        begins with.
-        """
+        """A recent reading of a response, or a new one that reuses the beginning of `lender` (else of the latest)."""
         key = key_of(item)
         if key not in self.readings:
             parent = lender or next(reversed(self.readings.values()), None)

@@ -52,9 +52,7 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    """A latent in the sentence: what it is called, whether its projection is `high` or `low`, what it and those
-    collinear with it add up to.
-    """
+    """A latent in the sentence: its name, whether its projection is `high` or `low`, its collinear group's sum."""
 
     latent_id: int
     name: str
@@ -81,9 +79,7 @@ class Why(JsonFields):
 
 
 def why_response(evidence: Evidence, *, reward: float, percentile: float, n_known: int) -> Why:
-    """Why one response got its reward. `n_known` counts the known responses to its prompt, itself included; 0: none
-    are kept at all.
-    """
+    """Why a response got its reward. `n_known`: known responses to its prompt with itself; 0: none are kept at all."""
     named = choose(evidence)
     others = n_known - 1
     against = f"{others} other known {'response' if others == 1 else 'responses'} to this prompt" if others > 0 else "the average training response"
@@ -108,9 +104,7 @@ def why_pair(evidence: Evidence, *, margin: float, probability: float) -> Why:
 
 
 def choose(evidence: Evidence) -> tuple[Named, ...]:
-    """The latents to name, strongest first: of each collinear group the strongest member on whose sign, and on the
-    group's, all heads agree.
-    """
+    """Latents to name, strongest first, one a collinear group; all heads agree on the signs of it and its group."""
     sure = same_sign(evidence.contribution_by_head) & same_sign(np.concatenate([evidence.value[None], evidence.by_head]))
     candidates = [_of_group(evidence, sure, group) for group in evidence.groups]
     return tuple(sorted((named for named in candidates if named), key=lambda named: -abs(named.value))[:MOST_NAMED])
@@ -143,9 +137,7 @@ def rank_in_words(percentile: float) -> str:
 
 
 def _because(who: str, named: Sequence[Named], more: str) -> str:
-    """`it lost by being low on A (-0.41) and high on B (-0.20), and gained by being high on C (+0.11)`; empty without
-    latents.
-    """
+    """`it lost by being low on A (-0.41), and gained by being high on C (+0.11)`; empty without latents."""
     lost, gained = ([latent.clause(more) for latent in named if (latent.value > 0) is up] for up in (False, True))
     verbs = [f"{verb} by being {_and(clauses)}" for verb, clauses in (("lost", lost), ("gained", gained)) if clauses]
     if named and named[0].value > 0:
@@ -158,9 +150,7 @@ def _and(parts: Sequence[str]) -> str:
 
 
 def weaknesses(evidence: Evidence, named: Sequence[Named]) -> tuple[str, ...]:
-    """The reasons to doubt the sentence: the verdict on stability, then for each named latent its projection,
-    its activity and its label.
-    """
+    """Reasons to doubt the sentence: its stability, then each named latent's projection, activity and label."""
     return (*_unstable(evidence.stability), *(weakness for latent in named for weakness in _of_latent(evidence, latent)))
 
 

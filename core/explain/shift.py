@@ -70,9 +70,7 @@ class GeneratedPairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(JsonFields):
-    """One mean cosine similarity over generated answers; `lead`: the sparse space's less this one, paired. None where
-    fewer than two prompts tell.
-    """
+    """A mean cosine similarity over generated answers. `lead`: the sparse space's less it, None below two prompts."""
 
     measure: str
     space: str
@@ -122,9 +120,7 @@ def compare_shift(
     config: SpacesConfig,
     progress: Progress = no_progress,
 ) -> Shift:
-    """Figures and pictures of one round. Row i of `z` (may be a memory map) belongs to row i of `known`; `spaces`: as
-    `shift_spaces` gives them.
-    """
+    """Figures and pictures of one round. Row i of `z` (or a memory map) is row i of `known`."""
     roles = training_rows(known)
     rows = list(_cosines(generated, known, z, roles, {DENSE: [None], **spaces}, progress))
     kind, row, training = _points(known, roles, generated, config)
@@ -253,10 +249,8 @@ def _of_draw(
 def similarities(
     answers: Points, training: Float[np.ndarray, "r d"], asked: Int[np.ndarray, " n"], answered: Int[np.ndarray, " r"]
 ) -> Float[np.ndarray, "4 n"]:
-    """matched, centroid, pairwise and nearest of each answer; `asked` and `answered` are the prompts of both.
-
-    NaN where there is nothing to compare with, or a vector is zero; training responses that are zero are left out.
-    """
+    """matched, centroid, pairwise and nearest of each answer; `asked` and `answered` are the prompts of both. NaN where
+    there is nothing to compare with, or a vector is zero; training responses that are zero are left out."""
     units, answer_units = _units(training), _units(answers)
     usable = np.isfinite(units).all(axis=1)
     units, answered = units[usable], answered[usable]
@@ -286,9 +280,7 @@ def _units(vectors: Points) -> Points:
 def _points(
     known: FitResponses, roles: tuple[np.ndarray, np.ndarray], generated: GeneratedPairs, config: SpacesConfig
 ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"], Int[np.ndarray, " t"]]:
-    """Kind and row of every point, and the rows of the training responses among them: at most `config.points`, by whole
-    prompts.
-    """
+    """Kind and row of every point, and the training rows among them: at most `config.points`, by whole prompts."""
     training, role = np.concatenate(roles), np.repeat(np.arange(ROLES), [len(rows) for rows in roles])
     drawn = sampled(np.unique(known.prompt_ids[training], return_inverse=True)[1], config.points, config.seed)
     answers = np.arange(len(generated.ids) * ROLES)

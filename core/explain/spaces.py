@@ -111,9 +111,7 @@ def compare_spaces(
     config: SpacesConfig,
     progress: Progress = no_progress,
 ) -> Spaces:
-    """Pictures and figures. Row i of `z` (may be a memory map) belongs to row i of `known`; `random`: the directions of
-    each draw of each control.
-    """
+    """Pictures and figures. Row i of `z` (or a memory map) is row i of `known`; `random`: directions of each draw."""
     rows = sampled(known.groups, config.points, config.seed)
     label, groups = labels_of(known)[rows], known.groups[rows]
     train, held_out = (np.flatnonzero(np.isin(rows, some)) for some in (known.train, known.held_out))
@@ -173,9 +171,7 @@ def sampled(groups: Int[np.ndarray, " n"], most: int, seed: int) -> Int[np.ndarr
 
 
 def standardised(values: Float[np.ndarray, "n d"], train: Int[np.ndarray, " m"]) -> Float[np.ndarray, "n d"]:
-    """Values less their mean and over their deviation in the rows `train` (all rows, where there are none); constant
-    columns become 0.
-    """
+    """Values standardised by the rows `train` (all rows if there are none); constant columns become 0."""
     reference = values[train].astype(np.float64) if len(train) else values.astype(np.float64)
     mean, std = reference.mean(axis=0), reference.std(axis=0)
     return np.divide(values - mean, std, out=np.zeros(values.shape), where=std > 0)
@@ -185,9 +181,7 @@ def standardised(values: Float[np.ndarray, "n d"], train: Int[np.ndarray, " m"])
 
 
 def picture(values: Float[np.ndarray, "n d"], config: SpacesConfig) -> Float[np.ndarray, "n 2"]:
-    """Two coordinates of each point, float32: t-SNE, or the principal components where there are too few points for
-    one.
-    """
+    """Two coordinates of each point, float32: t-SNE, or principal components where points are too few for it."""
     from sklearn.manifold import TSNE
 
     if len(values) < FEWEST:
@@ -226,9 +220,7 @@ def figures_of(
     k: int,
     progress: Progress = no_progress,
 ) -> dict[str, SpaceFigures]:
-    """The figures of each space over the same points, labels 1 and -1, `groups` their prompts; of several draws of a
-    space the mean over draws.
-    """
+    """Figures of each space over the same points (labels 1, -1; prompts `groups`), averaged over a space's draws."""
     scores = {}
     for number, (name, draws) in enumerate(spaces.items()):
         progress("neighbours", number, len(spaces), space=name)

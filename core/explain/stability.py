@@ -77,9 +77,7 @@ def spread(rows: Int[np.ndarray, " n"], most: int) -> Int[np.ndarray, " m"]:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptShare(JsonFields):
-    """Share of the reward's variance that lies between prompts, with its 95 % interval over prompts; of `n` responses
-    to `n_prompts` prompts.
-    """
+    """Share of the reward's variance between prompts, with its 95 % interval, from `n` responses, `n_prompts`."""
 
     share: float
     low: float
@@ -107,9 +105,7 @@ def prompt_share(rewards: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]
 
 
 def _intraclass(sums: Float[np.ndarray, "prompts 3"], weights: Float[np.ndarray, "m prompts"]) -> Float[np.ndarray, " m"]:
-    """Of each weighting of the prompts: variance between / (between + within), from counts, sums and sums of squares by
-    prompt.
-    """
+    """Variance between / (between + within) for each weighting of prompts, from counts, sums and squares by prompt."""
     count, total, square = sums.T
     n, prompts = weights @ count, weights.sum(axis=1)
     between_sum = weights @ (total**2 / count) - (weights @ total) ** 2 / n

@@ -66,9 +66,7 @@ class Switchboard:
         self.prompts = np.unique(self.groups[self.chosen], return_inverse=True)[1]
 
     def off(self, latent_ids: Sequence[int], v: Float[np.ndarray, " k"] | None = None) -> SwitchedOff:
-        """With these latents off; `v` is a response whose reward is asked for. Raises ConfigError for a latent that the
-        model does not read.
-        """
+        """With these latents off; `v`: a response whose reward is asked for. ConfigError: a latent is not read."""
         strange = sorted(set(map(int, latent_ids)) - set(self.columns))
         if strange:
             unknown = ", ".join(map(str, strange))

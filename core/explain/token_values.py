@@ -1,6 +1,4 @@
-"""A response token by token, as values that a terminal, a page and a file show. This module is light;
-core.explain.tokens computes the values.
-"""
+"""A response token by token, as values for terminal, pages and files; core.explain.tokens computes them."""
 
 from __future__ import annotations
 
@@ -23,8 +21,7 @@ Span = tuple[int, int]
 @dataclass(frozen=True, kw_only=True)
 class TokenView:
     """The tokens up to the one that is scored. `activation` is f of the selected latents, None where no SAE is at hand;
-    `running` is the head's reward at each token, exploratory, since the head was trained on the last position only.
-    """
+    `running` is the head's reward at each token, exploratory, since the head was trained on the last position only."""
 
     texts: tuple[str, ...]
     kinds: tuple[str, ...]

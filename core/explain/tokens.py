@@ -62,9 +62,7 @@ def deletions(model: SparseRM, backbone: Backbone, item: Item, spans: Sequence[S
 
 
 def spans_of(text: str) -> Iterator[Span]:
-    """Its sentences with the white space behind them; of a single sentence its words, or nothing could be left out. At
-    most 64: neighbours merge.
-    """
+    """Its sentences with the white space behind them; of a single one its words. At most 64: neighbours merge."""
     for pattern in (SENTENCE, WORD):
         spans = [match.span() for match in pattern.finditer(text) if match.group().strip()]
         if len(spans) > 1:
@@ -74,9 +72,7 @@ def spans_of(text: str) -> Iterator[Span]:
 
 
 class Gradients:
-    """Gradients through a backbone. One that does not compute in float32 is copied to it once: bfloat16 gradients of a
-    reward are mostly rounding.
-    """
+    """Gradients through a backbone in float32, copied if need be: in bfloat16 they are mostly rounding."""
 
     def __init__(self, backbone: Backbone, parts: RewardParts) -> None:
         self.backbone, self.parts = backbone, parts

@@ -49,18 +49,14 @@ class Bar:
 
 
 def waterfall_steps(explanation: Explanation | PairExplanation, labels: Labels, *, most: int = MOST_BARS) -> list[Bar]:
-    """The bars from start to end: of a response from the average training response to it, of a pair from the rejected
-    to the chosen response.
-    """
+    """The bars from start to end: from the average training response to this one, or from rejected to chosen."""
     if isinstance(explanation, PairExplanation):
         return _margin_steps(explanation, labels, most)
     return _response_steps(explanation, labels, most)
 
 
 def change_steps(change: Attribution, groups: Sequence[tuple[int, ...]], labels: Labels, *, most: int = MOST_BARS) -> list[Bar]:
-    """What each latent did to the reward on the way from one text to another: the bars sum to the change. `groups`:
-    columns of collinear latents.
-    """
+    """What each latent did to the reward between two texts: the bars sum to the change. `groups`: collinear columns."""
     return _latent_bars(change, change.contribution, change.by_head, groups, labels, most)
 
 
@@ -79,8 +75,7 @@ def _margin_steps(pair: PairExplanation, labels: Labels, most: int) -> list[Bar]
 
 def _response_steps(explanation: Explanation, labels: Labels, most: int) -> list[Bar]:
     """The prompt part is one bar, then come the response parts. Where no other response to the prompt is known the two
-    can't be told apart, and the bars are whole contributions (METHOD.md section 4).
-    """
+    can't be told apart, and the bars are whole contributions (METHOD.md section 4)."""
     attribution, groups, n_known = explanation.attribution, explanation.figures.groups, explanation.n_known
     start = Bar(label="Average training response", value=attribution.baseline_reward, kind="start")
     end = Bar(label="This response", value=attribution.reward, kind="end")

@@ -1,6 +1,4 @@
-"""Words with a figure each, the strongest of them, and bars of deletions: made here once, drawn by a terminal and by a
-page.
-"""
+"""Words with a figure each, the strongest of them, and bars of deletions, drawn by a terminal and by a page."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ TEXT = (PROMPT, RESPONSE)
 
 @dataclass(frozen=True, kw_only=True)
 class Word:
-    """A token and its figure. `place` counts the tokens of the whole dialogue; `running` is the reward that the head
-    reads there.
-    """
+    """A token and its figure. `place` counts the whole dialogue's tokens; `running`: the head's reward there."""
 
     place: int
     text: str
@@ -39,9 +35,7 @@ def word_rows(tokens: TokenView, values: Float[np.ndarray, " t"] | None, kinds: 
 
 
 def latent_words(tokens: TokenView, latent_id: int, kinds: Collection[str] = (RESPONSE,)) -> list[Word]:
-    """With the activation of one latent; 0 where no SAE is at hand. Raises ConfigError for a latent that is not among
-    the selected ones.
-    """
+    """With the activation of a latent, 0 without an SAE. ConfigError: the latent is not among the selected ones."""
     return word_rows(tokens, None if tokens.activation is None else tokens.of_latent(latent_id), kinds)
 
 

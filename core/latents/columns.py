@@ -172,9 +172,7 @@ class Columns:
         self.counts: Int[np.ndarray, " n_latents"] = np.diff(self._ends, axis=1).sum(0)
 
     def chunks(self, most: int, entries: int) -> Iterator[tuple[int, int]]:
-        """Ranges of at most `most` latents that are together active at most `entries` times (one latent alone may be
-        more often).
-        """
+        """Ranges of at most `most` latents with at most `entries` activations together (a single one may exceed it)."""
         begin, inside = 0, 0
         for number, count in enumerate(self.counts.tolist()):
             if number > begin and (number - begin == most or inside + count > entries):
@@ -208,9 +206,7 @@ def read_columns(
     scratch: Path,
     progress: Progress = no_progress,
 ) -> Columns:
-    """Activations of these latents (None: all of the SAE's) on every counted token, in shards under `scratch`; shards
-    that are already there are kept.
-    """
+    """Activations of these latents (None: all) on every counted token, in shards; existing shards are kept."""
     plan = _plan(corpus)
     _open_scratch(scratch, corpus, latents)
     total, fresh, started, paths = corpus.n_counted, 0, time.monotonic(), []
@@ -267,9 +263,7 @@ def _active(
 
 
 def _save_shard(path: Path, active: Sequence[tuple[np.ndarray, ...]], n_latents: int) -> None:
-    """Sorted by latent, then by token; `ends[i]` to `ends[i + 1]` is latent i's part. The file appears whole or not at
-    all.
-    """
+    """Sorted by latent, then token; `ends[i]` to `ends[i + 1]` is latent i's part. Written whole or not at all."""
     latent, token, value = (np.concatenate(part) for part in zip(*active, strict=True))
     order = np.lexsort((token, latent))
     ends = np.concatenate([[0], np.cumsum(np.bincount(latent, minlength=n_latents))]).astype(np.int64)

@@ -96,9 +96,7 @@ def _identities(folder: ModelFolder) -> list[str]:
 
 
 def _serves(artefact: Artefact, asked: Mapping[str, Any], inputs: list[str]) -> bool:
-    """Whether these pages hold what is asked for; a latent that is active nowhere needs none where all live ones have
-    theirs.
-    """
+    """Whether these pages hold what is asked for; a dead latent needs none where all live ones have theirs."""
     manifest, held = artefact.manifest, artefact.manifest["config"]
     same = (manifest["version"], manifest["inputs"]) == (VERSIONS[STEP], inputs)
     same = same and {**held, "latents": 0, "every": 0} == {**asked, "latents": 0, "every": 0}

@@ -33,9 +33,7 @@ WORD = re.compile(r"[^\W\d_][\w'’]+")
 
 
 def automatic_label(feature: Feature, snippets: Sequence[Any]) -> Label | None:
-    """The label of a latent from its page and the silent texts (`LatentPages.snippets`); None if no token or word is
-    distinctive.
-    """
+    """A latent's label from its page and the silent texts (`LatentPages.snippets`); None if nothing is distinctive."""
     windows, silent = shown_windows(feature), [snippets[number] for number in feature["inactive"]]
     tokens = distinctive(
         [Counter(map(_token, strong_tokens(window))) for window in windows], [Counter(map(_token, snippet["tokens"])) for snippet in silent]
@@ -53,8 +51,7 @@ def automatic_label(feature: Feature, snippets: Sequence[Any]) -> Label | None:
 
 def distinctive(texts: Sequence[Counter[str]], silent: Sequence[Counter[str]]) -> list[str]:
     """The distinctive tokens or words of these texts, the most distinctive first: at least `SURE` standard errors more
-    often than in the silent ones, in `TEXTS` of them.
-    """
+    often than in the silent ones, in `TEXTS` of them."""
     here, there = _sum(texts), _sum(silent)
     both, n_here, n_there = here + there, here.total(), there.total()
     if not n_there or len(both) < 2:

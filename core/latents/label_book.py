@@ -67,10 +67,8 @@ class Added:
 
 
 class LabelBook:
-    """The labels of the SAE with this identity. A file is read at first use, and again when it has changed.
-
-    Raises MissingError for an identity without `sha256`.
-    """
+    """The labels of the SAE with this identity. A file is read at first use, and again when it has changed. Raises
+    MissingError for an identity without `sha256`."""
 
     def __init__(self, sae: Mapping[str, Any], root: Path | None = None, *, shipped: Path = SHIPPED_FILE) -> None:
         if not isinstance(sae.get("sha256"), str):
@@ -116,9 +114,7 @@ class LabelBook:
     # --- writing ---
 
     def set(self, latent: int, text: str, author: str = "") -> Label | None:
-        """Replaces the person's own label of a latent; an empty text removes it. Raises ConfigError if the SAE has no
-        such latent.
-        """
+        """Replaces the person's own label of a latent; an empty text removes it. ConfigError: no such latent."""
         self.check(latent)
         label = Label(text=one_line(text), source=PERSON, index=latent, method="by hand", author=one_line(author), date=today())
 
@@ -130,9 +126,7 @@ class LabelBook:
         return label if label.text else None
 
     def add(self, source: str, labels: Sequence[Label]) -> Added:
-        """Adds labels to a source; one with the key of an earlier label replaces it. Raises ConfigError as `path` and
-        `set` do.
-        """
+        """Adds labels to a source, replacing those of the same key. Raises ConfigError as `path` and `set` do."""
         if source == SHIPPED:
             raise ConfigError("shipped labels are read only", expected=" | ".join(name for name in SOURCES if name != SHIPPED))
         for label in labels:
@@ -225,9 +219,7 @@ class LabelBook:
         return parse
 
     def _compared(self, label: Label, row: Mapping[str, Any]) -> Label:
-        """The label, marked if it is of another SAE or of one that is not named. Raises ValueError for a row that names
-        another SAE.
-        """
+        """The label, marked if its SAE is another one or not named. ValueError: the row itself names another SAE."""
         if "saeSha256" not in row:
             stated = stated_sae(row)
             kind, differences = verdict(stated, self.sae)
@@ -253,9 +245,7 @@ def book_of_sae(sae: Mapping[str, Any] | None, root: Path | None = None) -> Labe
 
 
 def book_of(folder: ModelFolder) -> LabelBook | None:
-    """The label book of a reward model's SAE, the same object for the same folder: it reads a file again only when it
-    has changed.
-    """
+    """The label book of a reward model's SAE, the same object for the same folder; changed files are read again."""
     return _book(folder.content, folder.root)
 
 

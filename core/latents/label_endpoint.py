@@ -38,9 +38,7 @@ ASKED = (
 
 @dataclass(kw_only=True)
 class Asked:
-    """Counts: labels written, latents that had a label by this model already, latents whose answer held no label,
-    tokens sent and received.
-    """
+    """Counts: labels written, latents labelled by this model before, answers without a label, tokens both ways."""
 
     labels: int = 0
     already: int = 0
@@ -108,9 +106,7 @@ def _ask(http: Http, config: EndpointConfig, shown: str, done: Asked) -> str:
 
 
 def label_text(answer: object) -> str:
-    """The label in an answer: its last line, since models that think aloud conclude there, without quotes or marks;
-    empty if there is none.
-    """
+    """The label in an answer: its last line (models that think aloud conclude there) without quotes or marks, or ""."""
     text = re.sub(r"<think>.*?(</think>|$)", "", answer, flags=re.DOTALL) if isinstance(answer, str) else ""
     lines = [line for line in map(one_line, text.splitlines()) if line]
     return one_line(lines[-1].strip("\"'`*“”„«» ").removeprefix("Label:").strip()) if lines else ""

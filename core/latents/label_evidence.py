@@ -18,9 +18,8 @@ def shown_windows(feature: Feature) -> list[Window]:
 
 
 def measured_windows(feature: Feature) -> tuple[list[Window], str]:
-    """The windows on which a label is scored, and their name: those it was not written from, or all if fewer than
-    `ENOUGH` are left.
-    """
+    """The windows that score a label, and their name: those it was not written from; all if these are under
+    `ENOUGH`."""
     ranked = _ranked(feature)
     return (ranked[SHOWN:], f"beyond the top {SHOWN}") if len(ranked) >= SHOWN + ENOUGH else (ranked, "all")
 
@@ -54,9 +53,7 @@ def _strong(window: Window) -> list[int]:
 
 
 def promoted(feature: Feature, most: int, *, words: bool = False) -> list[str]:
-    """The tokens that the latent's direction raises most, each once, without spaces around them; with `words` only
-    those that begin a word.
-    """
+    """Tokens that the latent's direction raises most, stripped, each once; with `words` only those that begin words."""
     tokens = (str(token) for token in feature["pos_str"])
     kept = (token.strip() for token in tokens if not words or (token[:1].isspace() and token.strip().isalpha()))
     return list({token.casefold(): token for token in kept if token}.values())[:most]

@@ -39,9 +39,7 @@ Source = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class StatedSAE:
-    """The SAE that a row names; empty strings and None for what it does not state. `source` is Neuronpedia's, such as
-    20-gemmascope-res-16k.
-    """
+    """The SAE that a row names; empty or None: not stated. `source` is Neuronpedia's, such as 20-gemmascope-res-16k."""
 
     sha256: str = ""
     model: str = ""
@@ -127,9 +125,7 @@ def described_sae(sae: Mapping[str, Any]) -> str:
 
 
 def other_sae(stated: StatedSAE, kind: str, differences: str, sae: Mapping[str, Any], n_rows: int = 0) -> MismatchError:
-    """The error for labels that are, or may be, of another SAE: it names both SAEs and the option that takes the labels
-    anyway.
-    """
+    """The error for labels that may be of another SAE: names both SAEs, and the option that takes the labels anyway."""
     rows = f"{n_rows} rows " if n_rows else ""
     expected, stated_rows = f"labels of {described_sae(sae)}", f"{rows}of {stated.name or 'another SAE'}"
     if kind == UNPROVEN:
@@ -152,9 +148,7 @@ def check_claim(claimed: Source, sae: Mapping[str, Any]) -> None:
 
 
 def _differences(stated: StatedSAE, sae: Mapping[str, Any]) -> list[str]:
-    """The properties in which a row's SAE contradicts this one; a property that either side does not state is no
-    difference.
-    """
+    """Properties in which a row's SAE contradicts this one; what either side does not state is no difference."""
     differences = []
     model = str(sae.get("model_name") or "")
     if stated.model and model and _model(stated.model) != _model(model):
@@ -196,9 +190,7 @@ def _same_source(named: Source, other: Source) -> bool:
 
 
 def _fits_width(source: str, width: int) -> bool:
-    """Whether a source's name may be of an SAE of this width: 16k stands for 16,384 or 16,000, 1m for 1,048,576. True
-    if it states none.
-    """
+    """Whether a source's name fits this width: 16k is 16,384 or 16,000, 1m 1,048,576. True if it states none."""
     sizes = re.findall(r"(?:^|[-_])(\d+)([km])(?=$|[-_])", source.lower())
     if not sizes:
         return True

@@ -51,9 +51,7 @@ class Embedder(Protocol):
 
 
 class SentenceModel:
-    """all-MiniLM-L6-v2. Raises MissingError if the package is not installed, and at first use if its files are damaged
-    or incomplete.
-    """
+    """all-MiniLM-L6-v2. MissingError: no package installed, or (at first use) its files are damaged or incomplete."""
 
     name = SENTENCE_MODEL
 
@@ -93,9 +91,7 @@ class SentenceModel:
 def score_labels(
     labels: Iterable[tuple[Label, Feature]], snippets: Sequence[Any], embed: Embedder, *, total: int, progress: Progress = no_progress
 ) -> list[tuple[Label, Score]]:
-    """The scores of these `total` labels; a label whose latent has fewer than `FEWEST` texts on either side is left
-    out.
-    """
+    """The scores of `total` labels, without those whose latent has under `FEWEST` texts on either side."""
     known: dict[str, np.ndarray] = {}
     scored: list[tuple[Label, Score]] = []
     for number, (label, feature) in enumerate(labels):
@@ -121,9 +117,7 @@ def score_label(label: Label, feature: Feature, snippets: Sequence[Any], embed: 
 
 
 def auroc(active: Float[np.ndarray, " a"], silent: Float[np.ndarray, " s"]) -> tuple[float, float, float]:
-    """The chance that a value of the first lies above one of the second, ties a half, and its 95 % interval by a
-    bootstrap of either side.
-    """
+    """The chance that a value of the first exceeds one of the second (ties a half), with a 95 % bootstrap interval."""
     wins = (active[:, None] > silent[None]) + 0.5 * (active[:, None] == silent[None])
     rng = np.random.default_rng(SEED)
     left, right = (rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) for n in wins.shape)

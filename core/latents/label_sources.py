@@ -138,9 +138,7 @@ class _RowReader:
             )
 
     def label(self, row: Mapping[str, Any]) -> Label:
-        """The label of a row, as of the source it is filed under. Raises ValueError, whose text starts with the field,
-        if it is not taken.
-        """
+        """The label of a row, under the source it is filed in. ValueError, which starts with the field: not taken."""
         stated = stated_sae(row)
         kind, differences = verdict(stated, self.book.sae, self.claimed)
         if kind in (DIFFERENT, UNPROVEN) and not self.any_sae:
@@ -175,9 +173,7 @@ class _RowReader:
 
 
 def export_files(path: Path) -> list[Path]:
-    """The file itself; or a folder's batches in the order of their numbers, its `explanations` folder looked into.
-    Raises DataError without any.
-    """
+    """The file itself, or a folder's batches (or of its `explanations`) by their numbers. DataError: there are none."""
     if path.is_file():
         return [path]
     folder = path / "explanations" if (path / "explanations").is_dir() else path

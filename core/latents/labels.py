@@ -40,9 +40,7 @@ LONGEST_NAME = 80  # of a method's, model's or author's name
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """The result of one scorer: `value` from 0 to 1, its 95 % interval if it has one, from `n` texts, which `windows`
-    names.
-    """
+    """A scorer's result: `value` from 0 to 1, its 95 % interval if it has one, from `n` texts, named by `windows`."""
 
     value: float
     method: str
@@ -121,9 +119,7 @@ class Label:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Of two labels of one source with the same key the newer is kept: a model has one label for a latent, two
-        people have two.
-        """
+        """Of a source's labels of one key the newer is kept: a model has one a latent, two people have two."""
         return (self.index, self.author, *((self.method, self.model) if self.method or self.model else (self.text,)))
 
     def to_row(self) -> dict[str, Any]:
@@ -145,9 +141,7 @@ Labels = Mapping[int, Label]
 
 
 def label_from_row(row: Mapping[str, Any], source: str = "") -> Label:
-    """The label of a row, of `source` if that is given, else of its own source. Raises ValueError, whose text starts
-    with the field, for anything else.
-    """
+    """The label of a row, of `source` (else of its own). ValueError, whose text starts with the field: not a label."""
     text = row.get("description")
     if not isinstance(text, str) or not one_line(text):
         raise ValueError(f"description: no text but {_shown(text)}")
@@ -170,9 +164,7 @@ def label_from_row(row: Mapping[str, Any], source: str = "") -> Label:
 
 
 def with_scores(label: Label, scores: Sequence[Score]) -> Label:
-    """The label with these scores, which replace its own of the same method and model; its `score` is the newest one by
-    embedding.
-    """
+    """The label with these scores, replacing those of the same method and model; `score`: the newest by embedding."""
     kept = {(score.method, score.model): score for score in (*label.scores, *scores)}
     by_embedding = [score for score in kept.values() if score.method == EMBEDDING]
     newest = max(by_embedding, key=lambda score: score.date, default=None)
@@ -193,9 +185,7 @@ def today() -> str:
 
 
 def _index(value: Any) -> int:
-    """A latent's number. Neuronpedia writes it as a string and sorts rows by that string, so a row's place does not
-    give it.
-    """
+    """A latent's number. Neuronpedia writes it as a string and sorts rows by it, so a row's place does not give it."""
     if type(value) is int and value >= 0:
         return value
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:

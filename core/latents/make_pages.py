@@ -64,9 +64,7 @@ def make_pages(
 
 
 def _sources(folder: ModelFolder, config: LatentsConfig, progress: Progress) -> dict[str, Source]:
-    """The dialogues of each part of the corpus. A part that the config does not name and that can't be had is left out
-    with a warning.
-    """
+    """The dialogues of each part of the corpus; a warning for each default part that can't be had and is left out."""
     names = corpora(config)[0]
     if len(corpora(config)) == 1:
         return {name: _dialogues(folder, name, progress) for name in names}

@@ -1,6 +1,4 @@
-"""Makes the page of a latent from its column of activations. The docstring of core/latents/pages.py describes each
-field.
-"""
+"""Makes the page of a latent from its column of activations; core/latents/pages.py describes each field."""
 
 from __future__ import annotations
 

@@ -60,9 +60,7 @@ PAGES, ENTRIES = 64, 2**23  # latents whose pages are made at a time, and their 
 
 
 class LatentPages(Mapping[int, Feature]):
-    """Pages by latent id, each read from disk when it is needed; `snippets` and `corpus` as in the module's docstring.
-    Raises StoreError without them.
-    """
+    """Pages by latent id, read when needed; `snippets` and `corpus` as documented above. StoreError without them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

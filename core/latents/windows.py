@@ -38,9 +38,7 @@ class Window:
 
 @dataclass(kw_only=True)
 class Windows:
-    """Cuts windows out of a corpus, and draws the snippets, which are windows around random tokens, the same for all
-    latents.
-    """
+    """Cuts windows out of a corpus, and draws the snippets: windows around random tokens, the same for all latents."""
 
     corpus: TokenisedCorpus
     config: LatentsConfig
@@ -59,9 +57,7 @@ class Windows:
         return start, min(high, start + length)
 
     def of_latent(self, column: Column, rng: np.random.Generator) -> list[Window]:
-        """Windows of the highest activations, falling; then of each interval from the highest to the lowest, as they
-        were drawn.
-        """
+        """Windows of the highest activations, falling; then of each interval, highest first, as they were drawn."""
         token, value = column
         if not len(token):
             return []
@@ -84,9 +80,7 @@ class Windows:
         return values
 
     def silent(self, column: Column, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-        """Numbers of snippets in which the latent is nowhere active: `config.inactive` of them, drawn at random,
-        rising.
-        """
+        """Numbers of snippets where the latent is nowhere active: `config.inactive` drawn at random, rising."""
         empty = np.flatnonzero(np.searchsorted(column[0], self._starts) == np.searchsorted(column[0], self._stops))
         return np.sort(rng.choice(empty, min(self.config.inactive, len(empty)), replace=False))
 

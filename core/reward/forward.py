@@ -27,8 +27,7 @@ class BatchRunner:
         self._prefix_cache: list[tuple[Any, Any]] | None = None
 
     def run(self, rows: Sequence[Sequence[Tree]]) -> Iterable[tuple[Int[np.ndarray, " m"], dict[int, Float[np.ndarray, "m n_positions d_model"]]]]:
-        """Yields (members, {layer: states}) of a batch, halved if memory runs out. BackboneError: a row does not
-        fit."""
+        """Yields (members, {layer: states}) of a batch, halved if memory runs out. BackboneError: a row is too big."""
         try:
             batch = pack(self.sequences, rows, self.prefix)
             yield batch.members, self._forward(batch)

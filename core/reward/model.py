@@ -125,8 +125,7 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
 
     @classmethod
     def load(cls, path: str | Path, *, backbone: Backbone | BackboneConfig | None = None, device: str = "auto") -> SparseRM:
-        """A reward model or control from its folder. StoreError: missing, damaged, newer; MismatchError: as
-        `from_parts`."""
+        """A reward model or control from its folder. StoreError: missing, damaged, newer. Else as `from_parts`."""
         model = cls.from_parts(read_parts(Path(path)), backbone=backbone, device=device)
         model.folder = Path(path)
         return model
@@ -153,8 +152,7 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         return rewards
 
     def try_score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> tuple[Float[np.ndarray, " n"], dict[int, str]]:
-        """As `score`, but NaN and a reason (under its number) for an unreadable item. DataError: no lists of one
-        length."""
+        """As `score`, but NaN and a reason (by number) for an unreadable item. DataError: lists of unequal length."""
         items, refused = items_of(prompts, responses)
         by_key = self._rewards({key_of(item): item for item in items.values()})
         rewards = np.full(len(prompts), np.nan)

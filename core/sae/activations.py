@@ -81,9 +81,8 @@ class Stream:
 
     def round(self, cursor: Cursor, ring: torch.Tensor) -> Round:
         """The round that begins at `cursor`; `ring` [n, d_model] holds the response-final states of earlier rounds.
-
-        Raises DataError if the corpus has no content tokens, or no response-final position where some are to be drawn.
-        """
+        Raises DataError if the corpus has no content tokens, or no response-final position where some are to be
+        drawn."""
         read, following = self._take(replace(cursor, batch=0))
         content, ends = self._states(read)
         ring = _joined(ring, ends)
@@ -97,10 +96,8 @@ class Stream:
         return len(current.order) // self.content_per_batch
 
     def batch(self, current: Round, number: int) -> torch.Tensor:
-        """Batch `number` of a round, float32 [batch_size, d_model]: content states, then response-final ones.
-
-        These are drawn anew for every batch, without replacement while there are enough.
-        """
+        """Batch `number` of a round, float32 [batch_size, d_model]: content states, then response-final ones. These are
+        drawn anew for every batch, without replacement while there are enough."""
         rows = current.order[number * self.content_per_batch : (number + 1) * self.content_per_batch]
         chosen = self.draw_ends(len(current.ring), current.following.round, number)
         return torch.cat([current.content[torch.as_tensor(rows)], current.ring[torch.as_tensor(chosen)]]).float()

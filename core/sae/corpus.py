@@ -144,10 +144,8 @@ def load_split_and_refused(config: DataConfig, progress: Progress = no_progress)
 
 
 def split_corpus(dialogues: Sequence[Dialogue], held_out: float, seed: int) -> tuple[list[Dialogue], list[Dialogue]]:
-    """Training and held-out dialogues: a share `held_out` of the groups (two or more), drawn by seed and groups.
-
-    Raises DataError where too few groups are there to hold any out.
-    """
+    """Training and held-out dialogues: a share `held_out` of the groups (two or more), drawn by seed and groups. Raises
+    DataError where too few groups are there to hold any out."""
     groups = sorted({d.group for d in dialogues})
     n = max(2, round(held_out * len(groups)))
     if len(groups) < n + 2:

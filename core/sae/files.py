@@ -1,7 +1,5 @@
 """Reads the files of an SAE (JSON, safetensors, numpy archives, never a pickle); damaged and foreign files are named.
-
-Every reader raises SAEError that names the file, the tensor if one is at fault, and a remedy.
-"""
+Every reader raises SAEError that names the file, the tensor if one is at fault, and a remedy."""
 
 from __future__ import annotations
 

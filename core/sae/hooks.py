@@ -35,10 +35,8 @@ _OTHER_POINTS = (
 
 
 def layer_of_hook(hook: object, name: str) -> int | None:
-    """The decoder layer whose output `hook` names; None if it is empty. `name` is the SAE's name in messages.
-
-    Raises SAEError naming the hook for any other point of the model.
-    """
+    """The decoder layer whose output `hook` names; None if it is empty. `name` is the SAE's name in messages. Raises
+    SAEError naming the hook for any other point of the model."""
     if hook is None or hook == "":
         return None
     layer = _layer(hook) if isinstance(hook, str) else -1

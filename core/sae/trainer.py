@@ -24,9 +24,7 @@ CHUNK = 1024  # of them, encoded at a time
 
 def make_trainer(config: SAETrainConfig, d_model: int, device: str, *, mixed: bool) -> Any:
     """sae-lens' trainer around a new SAE, whose weights depend on the seed alone; random states stay unchanged.
-
-    `mixed`: matrix products in bfloat16 (weights, gradients and moments stay float32).
-    """
+    `mixed`: matrix products in bfloat16 (weights, gradients and moments stay float32)."""
     from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.config import SAETrainerConfig
 
