@@ -26,7 +26,8 @@ from core.config import AlignConfig, DPOConfig, FitConfig, HeadConfig, PolicyEva
 from core.data.pairs_file import read_pairs
 from core.errors import Cancelled, ConfigError, MissingError
 from core.explain.shift import load_shift
-from core.jobs.align import completed, run_alignment
+from core.jobs.align import completed
+from core.jobs.align_work import run_alignment
 from core.reward.model import SparseRM
 from core.runs.store import MANIFEST, Artefact, Store
 from core.types import PreferencePair

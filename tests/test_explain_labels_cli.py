@@ -14,7 +14,7 @@ import pytest
 from explain_helpers import tiny_explainer
 from labels_helpers import serving
 
-from core.cli import labels as labels_cli
+from core.cli import label_work
 from core.cli.main import main
 from core.latents import label_scores
 from core.latents.label_book import LabelBook
@@ -161,7 +161,7 @@ def test_a_median_of_scores_has_its_interval_over_labels() -> None:
     scores = [(Label(index=i, text="x", source="automatic"), Score(value=value, method="embedding")) for i, value in enumerate(values)]
     rng = random.Random(1)
     drawn = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(4000))
-    found = labels_cli.scores_by_source(scores)["automatic"]
+    found = label_work.scores_by_source(scores)["automatic"]
     assert (found["n"], found["median"], found["poor"]) == (6, pytest.approx(0.61), 4)
     assert found["low"] == pytest.approx(drawn[100], abs=0.03) and found["high"] == pytest.approx(drawn[3900], abs=0.03)
-    assert set(labels_cli.scores_by_source(scores)) == {"automatic"}
+    assert set(label_work.scores_by_source(scores)) == {"automatic"}

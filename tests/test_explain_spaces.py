@@ -13,7 +13,7 @@ from sklearn.metrics import silhouette_samples, silhouette_score
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
-from core.cli.outcomes import print_spaces
+from core.cli.model_outcomes import print_spaces
 from core.config import SpacesConfig
 from core.explain.spaces import (
     compare_spaces,

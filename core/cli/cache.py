@@ -30,7 +30,7 @@ def add_cache(commands: Any) -> None:
 
 
 def list_command(arguments: argparse.Namespace, display: Display) -> None:
-    rows = sorted((_listed(path, found) for path, found in Store().all()), key=lambda row: row["created"] or 0.0)
+    rows = sorted((_listed(path, content) for path, content in Store().all()), key=lambda row: row["created"] or 0.0)
     total = sum(row["bytes"] for row in rows)
     if arguments.json:
         print_json({"artefacts": rows, "bytes": total})
@@ -39,23 +39,23 @@ def list_command(arguments: argparse.Namespace, display: Display) -> None:
     tables.table(f"{len(rows)} artefacts, {size(total)}", ("step", "made", "size", "folder"), shown)
 
 
-def _listed(path: Path, found: Artefact | StoreError) -> dict[str, Any]:
-    created = found.manifest["time_created"] if isinstance(found, Artefact) else None
+def _listed(path: Path, content: Artefact | StoreError) -> dict[str, Any]:
+    created = content.manifest["time_created"] if isinstance(content, Artefact) else None
     n_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return {"step": path.parent.parent.name, "path": str(path), "bytes": n_bytes, "created": created}
 
 
 def verify_command(arguments: argparse.Namespace, display: Display) -> None:
-    found = list(Store().verify())
-    damaged = {str(path): error for path, error in found if error}
+    checked = list(Store().verify())
+    damaged = {str(path): error for path, error in checked if error}
     for error in damaged.values():
         display.say(str(error))
     if arguments.json:
-        print_json({"artefacts": len(found), "damaged": sorted(damaged)})
+        print_json({"artefacts": len(checked), "damaged": sorted(damaged)})
     else:
-        print(f"{len(found)} artefacts read, {len(damaged)} damaged")
+        print(f"{len(checked)} artefacts read, {len(damaged)} damaged")
     if damaged:
-        raise StoreError(f"{len(damaged)} of {len(found)} artefacts were damaged and moved aside", remedy="the next run computes them again")
+        raise StoreError(f"{len(damaged)} of {len(checked)} artefacts were damaged and moved aside", remedy="the next run computes them again")
 
 
 def clean_command(arguments: argparse.Namespace, display: Display) -> None:

@@ -6,10 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from core.by_name import by_name
 from core.cli.options import add_command, reader
 from core.errors import ConfigError
 from core.runs.progress import Display
 
+EXPLAIN = by_name("core.cli.explain_run:explain")  # its module loads torch, which takes seconds: the options are checked before
 EXAMPLES = {
     "explain": "examples:\n"
     '  sparserm explain my_reward_model --prompt "Is the Earth flat?" --response "No, it is round."\n'
@@ -48,9 +50,7 @@ def add_explain(commands: Any) -> None:
 
 def explain_command(arguments: argparse.Namespace, display: Display) -> None:
     _check(arguments)
-    from core.cli.explain_run import explain  # loads torch
-
-    explain(arguments, [_span(text) for text in arguments.span], display)
+    EXPLAIN(arguments, [_span(text) for text in arguments.span], display)
 
 
 def _check(arguments: argparse.Namespace) -> None:

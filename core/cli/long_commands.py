@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from core.by_name import load
 from core.cli.run_command import add_run_command, check_new_folder, run_command
 from core.runs.progress import Display
 from core.runs.registry import Run
@@ -51,6 +52,4 @@ def _copy_model(run: Run, arguments: argparse.Namespace, display: Display) -> di
     """The outcome's changes: where the copy lies, if one was asked for."""
     if arguments.out is None:
         return {}
-    from core.fit.pipeline import copy_out
-
-    return {"artefact": str(copy_out(Path((run.result() or {})["artefact"]), arguments.out))}
+    return {"artefact": str(load("core.fit.pipeline:copy_out")(Path((run.result() or {})["artefact"]), arguments.out))}

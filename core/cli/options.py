@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+from core.by_name import by_name
 from core.config import Config, SAEConfig, sae_config
 from core.errors import ConfigError
 from core.jobs.kinds import SECTIONS, Kind
@@ -75,11 +76,15 @@ class HelpAll(argparse._HelpAction):
         parser.exit()
 
 
-def add_command(parent: Any, name: str, run: Callable[..., int | None] | None, help: str, examples: Mapping[str, str]) -> Parser:
-    """A parser for the command `name` (`cache list`: the last word counts) among `parent`'s; `run(arguments, display)` may return an exit code."""
+def add_command(parent: Any, name: str, run: Callable[..., int | None] | str | None, help: str, examples: Mapping[str, str]) -> Parser:
+    """A parser for the command `name` (`cache list`: the last word counts) among `parent`'s.
+
+    `run(arguments, display)` does the work and may return an exit code. A text `module:function` names it, and its module
+    is imported when the command is chosen. Without `run` the command has commands of its own.
+    """
     parser: Parser = parent.add_parser(name.split()[-1], help=help, description=help + ".", epilog=examples[name])
     if run:
-        parser.set_defaults(run=run)
+        parser.set_defaults(run=by_name(run) if isinstance(run, str) else run)
         parser.add_argument("--json", action="store_true", help="one JSON line on standard output, for machines")
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

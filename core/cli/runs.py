@@ -15,13 +15,12 @@ from core.cli.options import Parser, add_command, add_options, override, parts_o
 from core.cli.outcomes import print_outcome
 from core.cli.run_command import detach, print_started
 from core.config import Config
-from core.errors import ConfigError, StoreError, error_from_dict
-from core.jobs.kinds import SECTIONS, asked_config, config_of, kind_of, load_job, resolved_config
+from core.errors import error_from_dict
+from core.jobs.kinds import SECTIONS, asked_config, config_of, resolved_config
 from core.jobs.start import resume
 from core.runs.launch import cancel, remove, run_size
 from core.runs.progress import Display, date, duration, size
 from core.runs.registry import Run, find_run, summaries
-from core.runs.store import Store
 from core.text_safety import for_terminal
 
 STOPPED_LOOKING = 130
@@ -50,10 +49,10 @@ def add_runs(commands: Any) -> None:
     }
     for name, (run, help_) in newest.items():
         add_command(runs, name, run, help_, EXAMPLES).add_argument("id", metavar="ID", nargs="?", default="", help="run (default: the newest)")
-    named = {
+    named: dict[str, tuple[Any, str]] = {
         "runs cancel": (cancel_command, "end a run within two seconds; finished steps are kept"),
         "runs resume": (resume_command, "continue a run that failed, was cancelled or interrupted: the same run, one attempt more"),
-        "runs verify": (verify_command, "do a run again in a fresh temporary cache and compare every artefact"),
+        "runs verify": ("core.cli.runs_verify:verify_command", "do a run again in a fresh temporary cache and compare every artefact"),
     }
     for name, (run, help_) in named.items():
         add_command(runs, name, run, help_, EXAMPLES).add_argument("id", metavar="ID", help="run")
@@ -105,9 +104,9 @@ def _head(run: Run, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     expected = [(f"estimated {name}", size(estimate[name])) for name in ("memory", "disk") if estimate.get(name)]
     seconds = [("estimated time", duration(estimate["seconds"]))] if estimate.get("seconds") else []
     at, took, _ = _cells(summary)
-    said = [("state", f"{summary['state']}, attempt {summary['attempt']}"), ("progress", at), ("time", took), ("made from", summary["parent"] or "")]
+    state = [("state", f"{summary['state']}, attempt {summary['attempt']}"), ("progress", at), ("time", took), ("made from", summary["parent"] or "")]
     places = [("devices", ", ".join(summary["devices"] or ())), ("result", summary["artefact"] or ""), ("folder", str(run.path))]
-    return [(name, value) for name, value in (*said, *moments, *seconds, *expected, *memory, *places) if value]
+    return [(name, value) for name, value in (*state, *moments, *seconds, *expected, *memory, *places) if value]
 
 
 def log_command(arguments: argparse.Namespace, display: Display) -> None:
@@ -197,45 +196,3 @@ def _read_from(config: Any) -> tuple[Any, ...]:
     if not hasattr(fit, "backbone"):  # what is made of a reward model reads what that names
         return ()
     return fit.backbone.model, fit.backbone.revision, fit.backbone.layer, getattr(config, "layers", ())
-
-
-def verify_command(arguments: argparse.Namespace, display: Display) -> None:
-    from core.jobs.job import devices_of, foreground_turn, input_hashes
-    from core.jobs.verify import verify
-
-    run = find_run(arguments.id)
-    if not kind_of(run.kind).alone:
-        problem = f"a run of kind {run.kind} reads what its fit left in the cache, and can't be done again in a fresh one"
-        raise ConfigError(problem, remedy="verify the run of the fit")
-    job, config = load_job(run.kind), config_of(run)
-    with foreground_turn(job.backbone(config), Store(), display.say):
-        report = verify(run, devices_of(job.backbone(config)), input_hashes(job, config), display, display.say)
-    if arguments.json:
-        print_json(report)
-    else:
-        _print_verified(report)
-    if report["verdict"] == "different":
-        raise StoreError(f"{run.id} came out differently", expected="the same artefacts", found=_differing(report), remedy=_remedy(report))
-
-
-def _print_verified(report: Mapping[str, Any]) -> None:
-    columns = ("artefact", "verdict", "files", "where")
-    rows = [(entry["step"], entry["verdict"], str(len(entry["files"])), _where(entry)) for entry in report["artefacts"]]
-    tables.table(f"{report['run']}: {report['verdict']}", columns, rows)
-    if report["environment"]:
-        changes = [(change["what"], str(change["then"]), str(change["now"])) for change in report["environment"]]
-        tables.table("changed since", ("what", "then", "now"), changes)
-
-
-def _where(entry: Mapping[str, Any]) -> str:
-    differing = [file for file in entry["files"] if file["verdict"] not in ("identical", "not kept")]
-    return "; ".join(f"{file['name']} {file['detail']}" + (f" by {file['largest']:.1e}" if file["largest"] else "") for file in differing)
-
-
-def _differing(report: Mapping[str, Any]) -> str:
-    return ", ".join(entry["step"] for entry in report["artefacts"] if entry["verdict"] in ("different", "close")) or "nothing to compare"
-
-
-def _remedy(report: Mapping[str, Any]) -> str:
-    changed_ = ", ".join(change["what"] for change in report["environment"])
-    return f"changed since then: {changed_}" if changed_ else "nothing around it changed: please report it"

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from core.by_name import by_name
 from core.cli.options import add_command, print_json
 from core.cli.tables import score_lines
 from core.runs.progress import Display
 
+SCORE_FILE = by_name("core.reward.scoring:score_file")  # its module loads torch, which takes seconds
 EXAMPLES = {"score": "example:\n  sparserm score my_reward_model answers.jsonl --out scores.jsonl"}
 
 
@@ -27,9 +29,7 @@ def add_score(commands: Any) -> None:
 
 
 def score_command(arguments: argparse.Namespace, display: Display) -> None:
-    from core.reward.scoring import score_file
-
-    report = score_file(arguments.model, arguments.input, arguments.out, device=arguments.device, progress=display)
+    report = SCORE_FILE(arguments.model, arguments.input, arguments.out, device=arguments.device, progress=display)
     if arguments.json and arguments.out:
         print_json(report)
         return

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from core.align import left_out
+from core.by_name import load
 from core.reward.head_words import mean_of
 from core.runs.progress import duration
 from core.runs.versions import VERSIONS
@@ -36,9 +38,11 @@ def print_sweep(outcome: Mapping[str, Any]) -> None:
 
 def print_pair_counts(counts: Mapping[str, Any] | None) -> None:
     """The foot of a table of figures: the pairs that are not in it (core.reward.pair_counts). `counts` is None where an older version made it."""
-    from core.reward.pair_counts import sentences
-
-    lines = ["Pairs that were left out have not been counted: fit again with this version."] if counts is None else sentences(counts)
+    lines = (
+        ["Pairs that were left out have not been counted: fit again with this version."]
+        if counts is None
+        else load("core.reward.pair_counts:sentences")(counts)
+    )
     print("\n".join(lines))
 
 
@@ -93,8 +97,8 @@ def _spread_cells(entry: Mapping[str, Any]) -> tuple[str, str, str]:
     if not entry.get("mean") or entry["mean"]["accuracy"] is None:
         return "", "", ""
     lead, deviation = entry["sparserm_minus_this"], entry["deviation"]
-    said = "" if lead is None else f"{lead['difference']:+.3f} ({lead['low']:+.3f} to {lead['high']:+.3f})"
-    return f"{entry['mean']['accuracy']:.3f} ({len(entry['heads'])})", "" if deviation is None else f"{deviation:.3f}", said
+    lead_cell = "" if lead is None else f"{lead['difference']:+.3f} ({lead['low']:+.3f} to {lead['high']:+.3f})"
+    return f"{entry['mean']['accuracy']:.3f} ({len(entry['heads'])})", "" if deviation is None else f"{deviation:.3f}", lead_cell
 
 
 def print_curve(title: str, points: Sequence[Mapping[str, Any]]) -> None:
@@ -116,39 +120,37 @@ ALIGN_FIGURES = ("validation_accuracy", "accuracy", "reward", "length", "kl_per_
 
 def print_align(outcome: Mapping[str, Any]) -> None:
     """`AlignOutcome.to_json`: the pairs of each round and why some were dropped, the policy after it, what is in no figure, what was chosen."""
-    from core.align.left_out import sentences
-
     counts = ("generated", "parsed", "kept", "dropped")
     rows = [
         (
-            str(one["round"]),
-            *(str(one[name]) for name in counts),
-            ", ".join(f"{n} {why}" for why, n in one["reasons"].items()),
-            duration(one["seconds"]),
+            str(round_["round"]),
+            *(str(round_[name]) for name in counts),
+            ", ".join(f"{n} {why}" for why, n in round_["reasons"].items()),
+            duration(round_["seconds"]),
         )
-        for one in outcome["rounds"]
+        for round_ in outcome["rounds"]
     ]
     table(f"Pairs, arm {outcome['arm']}", ("round", *counts, "dropped for", "time"), rows)
     every = [outcome["base"], *outcome["rounds"]]
     shown = [name for name in ALIGN_FIGURES if name in outcome["base"]["evaluation"]["figures"]]
     columns = ("round", *(name.replace("_", " ") for name in shown))
-    table("Policy after each round (0: the base model), 95 % intervals, number measured", columns, [_policy_cells(one, shown) for one in every])
-    for line in sentences(outcome):
+    table("Policy after each round (0: the base model), 95 % intervals, number measured", columns, [_policy_cells(round_, shown) for round_ in every])
+    for line in left_out.sentences(outcome):
         print(line)
     if "pair_counts" in outcome:
         print("Of the reward model's own pairs:")
         print_pair_counts(outcome["pair_counts"])
     for warning in outcome["warnings"]:
         print(f"round {warning['round']}: {warning['text']}")
-    for said in filter(None, (outcome["stopped"], f"chosen: round {outcome['chosen_round']} ({outcome['choice']})")):
-        print(said)
+    for line in filter(None, (outcome["stopped"], f"chosen: round {outcome['chosen_round']} ({outcome['choice']})")):
+        print(line)
     print(f"alignment: {outcome['artefact']}" + (f"\nadapter: {outcome['adapter']}" if outcome["adapter"] else ""))
 
 
-def _policy_cells(one: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
+def _policy_cells(round_: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
     """Each figure with its interval and the number of pairs, answers or questions it is of."""
-    figures = [one["evaluation"]["figures"].get(name) for name in names]
-    return (str(one["round"]), *("" if figure is None else "{value:.3f} ({low:.3f} to {high:.3f}), {n}".format(**figure) for figure in figures))
+    figures = [round_["evaluation"]["figures"].get(name) for name in names]
+    return (str(round_["round"]), *("" if figure is None else "{value:.3f} ({low:.3f} to {high:.3f}), {n}".format(**figure) for figure in figures))
 
 
 def figures_of(card: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:

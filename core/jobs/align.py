@@ -1,29 +1,27 @@
 """`align` as a kind of run: the reward model is found or fitted, then the rounds run (core.align.loop).
 
 Its config names everything that a fit needs as well, so one command goes from preference pairs to an aligned policy.
+core.jobs.align_work does the work, so that pages can read this file without loading torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from core.backbone.estimate import Estimate
+from core.align.filtering import check_arm
+from core.backbone.estimate import Estimate, count_parameters
+from core.backbone.source import find_model
+from core.by_name import by_name
 from core.config import AlignConfig, BackboneConfig
 from core.errors import ConfigError
-from core.files import read_json
 from core.fit.defaults import absolute, check, complete
 from core.jobs.fit import FIT
 from core.jobs.job import Job, Say
 from core.runs.store import Store
 from core.types import Progress
 
-if TYPE_CHECKING:
-    from core.align.loop import AlignOutcome
-
-# Rough figures from two cores and SmolLM2 (METHOD.md section 5), scaled by the model's size; only what is said before the start hangs on them.
+# Rough figures from two cores and SmolLM2 (METHOD.md section 5), scaled by the model's size; only the estimate depends on them.
 SMOLLM2_PARAMETERS, GENERATED_A_SECOND, TRAINED_A_SECOND, READ_A_SECOND = 134e6, 120.0, 75.0, 900.0
 PROMPT_TOKENS, UNKNOWN_PROMPTS = 60, 200
 ADAPTER_BYTES, ROW_BYTES = 20e6, 6e3
@@ -31,8 +29,6 @@ ADAPTER_BYTES, ROW_BYTES = 20e6, 6e3
 
 def checked(config: AlignConfig) -> AlignConfig:
     """The config itself. Raises ConfigError for settings that exclude one another, before anything is computed."""
-    from core.align.filtering import check_arm
-
     check_arm(config.arm, config.candidates.mode)
     if not config.dpo.evaluation_share < 1:
         raise ConfigError(
@@ -49,44 +45,6 @@ def completed(config: AlignConfig, store: Store, say: Say) -> AlignConfig:
     evaluation = replace(config.evaluation, mc=absolute(config.evaluation.mc))
     arm = absolute(config.arm) if "/" in config.arm else config.arm
     return checked(replace(config, fit=fit, evaluation=evaluation, model=absolute(config.model), prompts=absolute(config.prompts), arm=arm))
-
-
-def run_alignment(config: AlignConfig, store: Store, progress: Progress) -> AlignOutcome:
-    """The whole of it, from a completed config. Raises the errors of core.errors, and what `progress` raises to cancel."""
-    from core.align.filtering import judge_folder
-    from core.align.inputs import same_reading
-    from core.align.loop import align
-    from core.align.records import Ledger
-    from core.align.steps import AlignSteps
-    from core.fit.pipeline import fit
-    from core.reward.folder import ModelFolder
-    from core.reward.model import SparseRM
-
-    folder = Path(config.model) if config.model else fit(config.fit, store, progress).artefact
-    device, judging = config.fit.backbone.device, judge_folder(config.arm, folder)
-    model = SparseRM.load(folder, device=device)
-    judge = model if judging == folder else SparseRM.load(judging, device=device)
-    if same_reading(model.parts, judge.parts):
-        judge.reader = model.reader  # one language model for both
-    fitted, ledger = ModelFolder(folder, store), Ledger(store.root, config)
-    return align(AlignSteps(config=config, model=model, judge=judge, fitted=fitted, store=store, ledger=ledger, progress=progress))
-
-
-def _run(config: AlignConfig, store: Store, progress: Progress) -> Mapping[str, Any]:
-    outcome = run_alignment(config, store, progress).to_json()
-    return {"artefact": outcome["artefact"], "outcome": outcome}
-
-
-def outcome_of(artefact: Path, config: AlignConfig, store: Store) -> AlignOutcome:
-    """The outcome of a finished run, read again from its artefact; `config` as it was completed."""
-    from core.align.loop import AlignOutcome
-    from core.align.records import alignments, key_of
-    from core.reward.folder import ModelFolder
-
-    model = next(record.model for record in alignments(store.root) if record.key == key_of(config))
-    device = {name: getattr(config.fit.backbone, name) for name in ("device", "device_map", "tokens_per_batch")}
-    base = replace(ModelFolder(str(model), store).parts.backbone_config, **device)
-    return AlignOutcome(artefact=artefact, summary=read_json(artefact / "alignment.json"), base=base, store=store)
 
 
 def _check(config: AlignConfig, store: Store) -> None:
@@ -111,9 +69,6 @@ def _pairs_a_round(config: AlignConfig) -> int:
 
 def _plan(config: AlignConfig, store: Store, progress: Progress) -> Estimate:
     """The fit's estimate and that of the rounds: generating, training and evaluating, from token counts."""
-    from core.backbone.estimate import count_parameters
-    from core.backbone.source import find_model
-
     fit = Estimate(memory=0.0, disk=0.0, seconds=0.0) if config.model else FIT.plan(config.fit, store, progress)
     parameters = count_parameters(find_model(_backbone(config), progress=progress).folder, 10_000)[0]
     seconds = config.rounds * _round_seconds(config) * parameters / SMOLLM2_PARAMETERS
@@ -137,6 +92,6 @@ ALIGN = Job(
     disk=_disk,
     inputs=lambda config: [name for name in (config.fit.data.pairs, config.prompts, config.evaluation.mc) if name],
     plan=_plan,
-    run=_run,
+    run=by_name("core.jobs.align_work:run"),
     check=_check,
 )

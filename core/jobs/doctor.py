@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from core.by_name import load
 from core.config import DoctorRunConfig
 from core.jobs.job import job_of_model
 from core.reward.folder import ModelFolder
@@ -14,9 +15,7 @@ REPORT_BYTES, SECONDS_FOR_TEN_SWAPS = 5e6, 60.0  # measured on two cores with Sm
 
 
 def _run(config: DoctorRunConfig, store: Store, progress: Progress) -> dict[str, Any]:
-    from core.doctor.doctor import doctor_report
-
-    report, path = doctor_report(ModelFolder(config.model, store), config.doctor, device=config.device, progress=progress)
+    report, path = load("core.doctor.doctor:doctor_report")(ModelFolder(config.model, store), config.doctor, device=config.device, progress=progress)
     return {"artefact": str(path), "outcome": {"artefact": str(path), "status": report.status, "counts": report.counts}}
 
 

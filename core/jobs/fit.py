@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from core.backbone.estimate import Estimate
+from core.by_name import load
 from core.config import FitConfig
 from core.fit.defaults import check, complete
 from core.jobs.job import Job, count_rows, width_of
@@ -19,16 +20,13 @@ def _disk(config: FitConfig, root: Path) -> float:
 
 
 def _plan(config: FitConfig, store: Store, progress: Progress) -> Estimate:
-    from core.fit.steps import Steps
-
-    work = Steps(config=config, store=store, progress=progress)
-    return work.estimate(work.pairs(), [config.backbone.layer])
+    work = load("core.fit.steps:Steps")(config=config, store=store, progress=progress)
+    estimate: Estimate = work.estimate(work.pairs(), [config.backbone.layer])
+    return estimate
 
 
 def _run(config: FitConfig, store: Store, progress: Progress) -> dict[str, Any]:
-    from core.fit.pipeline import fit
-
-    outcome = fit(config, store, progress)
+    outcome = load("core.fit.pipeline:fit")(config, store, progress)
     return {"artefact": str(outcome.artefact), "outcome": outcome.to_json()}
 
 

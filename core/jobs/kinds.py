@@ -5,7 +5,6 @@ A new kind is a config class in core/config.py, a `Job` in a file of core/jobs, 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from core.align.presets import ALIGN_PRESETS
 from core.backbone.presets import PRESETS, TINY
+from core.by_name import load
 from core.config import (
     AlignConfig,
     Config,
@@ -208,8 +208,7 @@ def kind_of(name: str) -> Kind:
 
 def load_job(name: str) -> Any:
     """The `core.jobs.job.Job` of a kind."""
-    module, attribute = kind_of(name).job.split(":")
-    return getattr(importlib.import_module(module), attribute)
+    return load(kind_of(name).job)
 
 
 def asked_config(run: Run) -> Config:

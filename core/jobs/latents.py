@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from core.backbone.estimate import PAGE_BYTES
+from core.by_name import load
 from core.config import LatentsRunConfig
 from core.jobs.job import job_of_model
 from core.reward.folder import ModelFolder
@@ -16,10 +17,9 @@ ALL_PAGES, SELECTED_PAGES, BYTES_A_TOKEN = 16_384, 512, 4.0
 
 
 def _run(config: LatentsRunConfig, store: Store, progress: Progress) -> dict[str, Any]:
-    from core.latents.make_pages import make_pages
-
     folder = ModelFolder(config.model, store)
-    pages = make_pages(folder, config.pages, config.latent, every=config.which == "all", device=config.device, progress=progress)
+    make_pages, every = load("core.latents.make_pages:make_pages"), config.which == "all"
+    pages = make_pages(folder, config.pages, config.latent, every=every, device=config.device, progress=progress)
     return {"artefact": str(pages.folder), "outcome": {"artefact": str(pages.folder), "pages": len(pages)}}
 
 

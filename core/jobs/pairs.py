@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.backbone.estimate import Estimate
+from core.by_name import load
 from core.config import BackboneConfig, PairsRunConfig
 from core.fit.defaults import DEMO_PAIRS, absolute
 from core.jobs.job import Job
@@ -31,16 +32,12 @@ def _size(config: PairsRunConfig) -> float:
 
 def _check(config: PairsRunConfig, store: Store) -> None:
     if config.data.pairs:
-        from core.data.sources import check_source  # loads huggingface_hub
-
-        check_source(config.data.pairs)
+        load("core.data.sources:check_source")(config.data.pairs)  # its module loads huggingface_hub
 
 
 def _run(config: PairsRunConfig, store: Store, progress: Progress) -> Mapping[str, Any]:
-    from core.fit.pairs_check import check_pairs
-
-    found = check_pairs(config.data, store, progress)
-    return {"artefact": str(found.path), "outcome": {"artefact": str(found.path), **found.facts}}
+    checked = load("core.fit.pairs_check:check_pairs")(config.data, store, progress)
+    return {"artefact": str(checked.path), "outcome": {"artefact": str(checked.path), **checked.facts}}
 
 
 PAIRS = Job(

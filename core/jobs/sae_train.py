@@ -8,6 +8,7 @@ from typing import Any
 
 from core.backbone.estimate import Estimate, estimate_training
 from core.backbone.source import backbone_identity, find_model
+from core.by_name import load
 from core.config import SAETrainConfig
 from core.files import read_json
 from core.fit.defaults import absolute
@@ -40,10 +41,8 @@ def _plan(config: SAETrainConfig, store: Store, progress: Progress) -> Estimate:
 
 
 def _run(config: SAETrainConfig, store: Store, progress: Progress) -> dict[str, Any]:
-    from core.sae.training import CARD, train_sae
-
-    folder = train_sae(config, root=store.root, progress=progress)
-    card = read_json(folder / CARD)
+    folder = load("core.sae.training:train_sae")(config, root=store.root, progress=progress)
+    card = read_json(folder / load("core.sae.training:CARD"))
     return {"artefact": str(folder), "outcome": {"artefact": str(folder), "card": card}}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from core.by_name import load
 from core.config import SpacesRunConfig
 from core.jobs.job import job_of_model
 from core.reward.folder import ModelFolder
@@ -14,9 +15,7 @@ PICTURE_BYTES, SECONDS_A_POINT = 5e6, 0.006  # measured on two cores; used for t
 
 
 def _run(config: SpacesRunConfig, store: Store, progress: Progress) -> dict[str, Any]:
-    from core.explain.model_spaces import model_spaces
-
-    spaces, path = model_spaces(ModelFolder(config.model, store), config.spaces, progress=progress)
+    spaces, path = load("core.explain.model_spaces:model_spaces")(ModelFolder(config.model, store), config.spaces, progress=progress)
     return {"artefact": str(path), "outcome": {"artefact": str(path), "points": len(spaces.rows)}}
 
 

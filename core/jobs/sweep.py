@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from core.backbone.estimate import Estimate
+from core.by_name import load
 from core.config import FitConfig, SweepConfig
 from core.fit.defaults import check_sweep, complete_sweep
 from core.jobs.fit import FIT
@@ -29,17 +30,14 @@ def _configs(config: SweepConfig, store: Store) -> tuple[FitConfig, ...]:
 
 
 def _plan(config: SweepConfig, store: Store, progress: Progress) -> Estimate:
-    from core.fit.steps import Steps
-
     configs = _configs(config, store)
-    work = Steps(config=configs[0], store=store, progress=progress)
-    return work.estimate(work.pairs(), [fit.backbone.layer for fit in configs])
+    work = load("core.fit.steps:Steps")(config=configs[0], store=store, progress=progress)
+    estimate: Estimate = work.estimate(work.pairs(), [fit.backbone.layer for fit in configs])
+    return estimate
 
 
 def _run(config: SweepConfig, store: Store, progress: Progress) -> dict[str, Any]:
-    from core.fit.pipeline import sweep
-
-    return {"artefact": None, "outcome": sweep(_configs(config, store), store, progress).to_json()}
+    return {"artefact": None, "outcome": load("core.fit.pipeline:sweep")(_configs(config, store), store, progress).to_json()}
 
 
 SWEEP = Job(
