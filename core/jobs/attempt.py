@@ -1,8 +1,8 @@
 """One attempt at a run, inside the worker's process (core.jobs.worker), which is the only writer of the run's status as long as it lives.
 
-1. Say "queued", and by which process.
+1. Write the state "queued" and the process's id.
 2. Fill in what was left out (`resolved.json`, once), find the device, wait in the queue for it: the oldest live queued run goes first.
-3. Note provenance and estimate, refuse a full disk, say "running", do the job, write `result.json`, say how it ended.
+3. Note provenance and estimate, refuse a full disk, write "running", do the job, write `result.json`, write how it ended.
 
 A thread watches for the cancel mark. The job's next progress report raises `Cancelled`; if none comes in time (a long matrix product, a download,
 foreign code), the thread writes the status and kills this process with its children. Artefacts are whole or absent, so that hurts nothing.
@@ -55,9 +55,9 @@ class Attempt:
         self._write(state="queued")
         log_to(self.say, self.warn)
         threading.Thread(target=self._watch, name="cancel", daemon=True).start()
-        with contextlib.ExitStack() as turn:  # the device is let go when all is said
+        with contextlib.ExitStack() as turn:  # the device is released after the status is written
             try:
-                with self.display:  # closed before the status says how it ended: who sees that reads the whole log
+                with self.display:  # closed before the status is written, so that a reader of the status finds the whole log
                     self._do(turn)
             except Cancelled:
                 self._end("cancelled")
@@ -98,10 +98,10 @@ class Attempt:
         self.say(f"estimate: {estimate}")
         check_disk(estimate, store.root)
 
-    # --- telling ---
+    # --- reporting ---
 
     def progress(self, step: str, done: float, total: float, **figures: Any) -> None:
-        """core.types.Progress. Raises Cancelled once somebody asked for it."""
+        """core.types.Progress. Raises Cancelled once the run's cancellation was asked for."""
         self.events.progress(step, done, total, **figures)
         self.display(step, done, total, **figures)
         self._hold_for_tests(step, done, total)
@@ -113,7 +113,7 @@ class Attempt:
         self.display.say(text)
 
     def warn(self, text: str) -> None:
-        """A line that a person must see who asked for JSON alone, too."""
+        """A line that is also shown to a person who asked for JSON."""
         self.events.say(text, warning=True)
         self.display.say(text)
 
@@ -125,12 +125,12 @@ class Attempt:
 
     def _replace(self, changes: Mapping[str, Any]) -> None:
         self.status = dataclasses.replace(self.status, **changes)
-        if "state" in changes:  # the event first: who sees the last status has every event
+        if "state" in changes:  # the event first: a reader who sees the last status then finds every event
             self.events.state(self.status.state, attempt=self.status.attempt, error=self.status.error)
         self.run.write(self.status)
 
     def _end(self, state: str, error: Mapping[str, Any] | None = None) -> None:
-        """Says how it ended: the first to come has said it."""
+        """Writes how the attempt ended; of the job and the watcher, the first to call this decides."""
         with self._ending:
             if not self.over.is_set():
                 self.over.set()
@@ -153,7 +153,7 @@ class Attempt:
                 return
 
     def _leave(self) -> None:
-        """Ends this process and its children now: to take down torch can last seconds."""
+        """Ends this process and its children now: torch can take seconds to shut down."""
         sys.stderr.flush()
         kill_tree(os.getpid())
 
@@ -167,7 +167,7 @@ class Attempt:
 
 
 class Queue:
-    """Who is before a run in the queue: the live runs that were queued earlier, wait still, and may want one of its devices."""
+    """The runs ahead of a run in the queue: live ones that were queued earlier, still wait, and may need one of its devices."""
 
     def __init__(self, run: Run, status: Status) -> None:
         self.devices = set(status.devices or ())
@@ -198,5 +198,5 @@ def _earlier(other: Run, run: Run, status: Status) -> bool:
 def _files(result: Mapping[str, Any], store: RecordingStore) -> dict[str, Any]:
     """The artefacts behind a result, and the sha256 of every file in the folder that it names."""
     folder = Path(result["artefact"]) if result["artefact"] else None
-    found = sorted(file for file in folder.rglob("*") if file.is_file()) if folder else []
-    return {"artefacts": store.record(), "files": {file.relative_to(folder).as_posix(): file_sha256(file) for file in found if folder}}
+    files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder else []
+    return {"artefacts": store.record(), "files": {file.relative_to(folder).as_posix(): file_sha256(file) for file in files if folder}}

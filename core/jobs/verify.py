@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from core.config import Config
 from core.errors import ConfigError, StoreError
@@ -43,7 +44,9 @@ class FileVerdict:
 
 
 def verify(run: Run, devices: tuple[str, ...], data: Mapping[str, str], progress: Progress, say: Callable[[str], None]) -> dict[str, Any]:
-    """Runs it again and says what is equal; also written to `verified.json` of the run. `devices` and `data` are today's, for the comparison.
+    """Runs it again and returns what is equal; the report is also written to `verified.json` of the run.
+
+    `devices` and `data` are today's, for the comparison.
 
     Returns `verdict` (`identical`; `close`, if something around it changed; else `different`), `environment` (what changed) and `artefacts`.
     Raises ConfigError for a run that has not succeeded.
@@ -55,7 +58,7 @@ def verify(run: Run, devices: tuple[str, ...], data: Mapping[str, str], progress
     with _fresh_cache(run.root) as fresh:
         store = RecordingStore(fresh, say)
         again = load_job(run.kind).run(_inside(config), store, progress)
-        artefacts = [_compared(made, run, result) for made in store.record()]
+        artefacts = [_compared(record, run, result) for record in store.record()]
         if not artefacts:
             artefacts = [_compared_folder(again, result)]
     worst = max((entry["verdict"] for entry in artefacts), key=VERDICTS.index, default="different")
@@ -103,17 +106,17 @@ def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
 # --- comparing -----------------------------------------------------------------------------------------------------
 
 
-def _compared(made: Mapping[str, Any], run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
+def _compared(record: Mapping[str, Any], run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     """An artefact of the second time against that of the first: its files, or what its record says of them."""
-    before = next((entry for entry in result["artefacts"] if entry["fingerprint"] == made["fingerprint"]), None)
-    path = Store(run.root).folder(made["step"], made["fingerprint"])
+    before = next((entry for entry in result["artefacts"] if entry["fingerprint"] == record["fingerprint"]), None)
+    path = Store(run.root).folder(record["step"], record["fingerprint"])
     if path.is_dir():
-        files = _compare_artefacts(path, Path(made["path"]))
+        files = _compare_artefacts(path, Path(record["path"]))
     elif before:
-        files = list(_compare_hashes(before["files"], made["files"]))
+        files = list(_compare_hashes(before["files"], record["files"]))
     else:
-        files = [_unmatched(made, result)]
-    return _entry(made["step"], made["fingerprint"], files)
+        files = [_unmatched(record, result)]
+    return _entry(record["step"], record["fingerprint"], files)
 
 
 def _compare_artefacts(first: Path, second: Path) -> list[FileVerdict]:
@@ -124,12 +127,12 @@ def _compare_artefacts(first: Path, second: Path) -> list[FileVerdict]:
     return [*_compare_folders(first, second, without=("manifest.json",)), _compare_values("manifest.json", *facts)]
 
 
-def _unmatched(made: Mapping[str, Any], result: Mapping[str, Any]) -> FileVerdict:
+def _unmatched(record: Mapping[str, Any], result: Mapping[str, Any]) -> FileVerdict:
     """No artefact of this fingerprint: the step had other inputs then, or a result that was found (in a wider extraction) and is not kept alone."""
-    same_step = [entry for entry in result["artefacts"] if entry["step"] == made["step"]]
+    same_step = [entry for entry in result["artefacts"] if entry["step"] == record["step"]]
     if not same_step:
         return FileVerdict(name="*", verdict="not kept")
-    changed = ", ".join(name for name in ("version", "config", "inputs") if same_step[0][name] != made[name])
+    changed = ", ".join(name for name in ("version", "config", "inputs") if same_step[0][name] != record[name])
     return FileVerdict(name="*", verdict="different", detail=f"another fingerprint: {changed} changed")
 
 
@@ -177,13 +180,11 @@ def _values(path: Path) -> Any:
 
 
 def _compare_tensors(first: Path, second: Path, name: str) -> FileVerdict:
-    from safetensors.numpy import load_file
-
-    ours, theirs = load_file(first), load_file(second)
-    shapes = [{key: (tensor.shape, tensor.dtype) for key, tensor in tensors.items()} for tensors in (ours, theirs)]
+    before, after = load_file(first), load_file(second)
+    shapes = [{key: (tensor.shape, tensor.dtype) for key, tensor in tensors.items()} for tensors in (before, after)]
     if shapes[0] != shapes[1]:
         return FileVerdict(name=name, verdict="different", detail="other tensors, shapes or types")
-    worst = max(((_distance(ours[key], theirs[key]), key) for key in ours), default=(0.0, ""))
+    worst = max(((_distance(before[key], after[key]), key) for key in before), default=(0.0, ""))
     return _verdict(name, worst[0], f"tensor {worst[1]}")
 
 
@@ -213,7 +214,7 @@ def _compare_values(name: str, first: Any, second: Any) -> FileVerdict:
 
 
 def _differences(a: Any, b: Any, path: str) -> Iterator[tuple[float, str]]:
-    """Where two JSON values differ, and by how much; times are nobody's business."""
+    """Where two JSON values differ, and by how much; times are ignored."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for key in sorted(a.keys() | b.keys()):
             if not key.startswith("time"):

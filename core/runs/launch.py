@@ -76,7 +76,7 @@ def cancel(run: Run) -> Status:
     while time.monotonic() < deadline:
         status = run.status()
         if not status.live:
-            _until_free(run.lock, deadline - time.monotonic())  # it has said so, and is about to go
+            _until_free(run.lock, deadline - time.monotonic())  # its status is written, and the process is about to end
             return status
         time.sleep(0.03)
     if is_held(run.lock) and status.pid is not None:  # the pid is that of the lock's holder, who lives
@@ -104,7 +104,7 @@ def remove(run: Run) -> int:
         size = run_size(run)
         gone = run.path.with_name(f".removed-{run.id}")
         if os.name == "posix":
-            os.rename(run.path, gone)  # at once, so that nobody reads half a run
+            os.rename(run.path, gone)  # at once, so that no reader sees half a run
         else:
             gone = run.path
     shutil.rmtree(gone, ignore_errors=True)
@@ -168,8 +168,8 @@ def _note_never_started(run: Run, code: int) -> None:
         written = run.written()
         if written.state == "queued" and written.pid is None:
             last = run.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-            found = "".join(last) or f"exit code {code}"
-            error = {"problem": "the worker could not start", "expected": "", "found": found, "remedy": f"see {run.log}", "exit_code": 1}
+            last_line = "".join(last) or f"exit code {code}"
+            error = {"problem": "the worker could not start", "expected": "", "found": last_line, "remedy": f"see {run.log}", "exit_code": 1}
             run.write(dataclasses.replace(written, state="failed", ended=time.time(), error=error))
 
 

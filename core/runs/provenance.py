@@ -29,7 +29,7 @@ def provenance(config: Config, devices: Sequence[str], data: Mapping[str, str]) 
     return {
         "code": {"version": _version(DISTRIBUTION), "sha256": source_sha256(), "git": git_state()},
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: installed for name in PACKAGES if (installed := _version(name))},
         "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
         "devices": list(devices),
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
@@ -89,7 +89,10 @@ def _seeds(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any
 
 
 class RecordingStore(Store):
-    """A store that remembers which artefacts a run asked for, in order, and which of them it made. `say` hears what was found."""
+    """A store that records which artefacts a run asked for, in order, and which of them it made.
+
+    `say` receives a line for each artefact that was found.
+    """
 
     def __init__(self, root: Path, say: Callable[[str], None]) -> None:
         super().__init__(root)
@@ -100,24 +103,24 @@ class RecordingStore(Store):
     def get_or_make(
         self, step: str, version: int, config: Mapping[str, Any], inputs: Sequence[str], make: Callable[[Path, Path], Mapping[str, Any]]
     ) -> Artefact:
-        found = super().get_or_make(step, version, config, inputs, make)
-        if found.fingerprint not in self._used and found.fingerprint not in self._made:
+        artefact = super().get_or_make(step, version, config, inputs, make)
+        if artefact.fingerprint not in self._used and artefact.fingerprint not in self._made:
             self._say(f"{step}: found in the store")
-        self._used[found.fingerprint] = found
-        return found
+        self._used[artefact.fingerprint] = artefact
+        return artefact
 
     def _make(self, step: str, fingerprint: str, head: Mapping[str, Any], make: Callable[[Path, Path], Mapping[str, Any]]) -> Artefact:
-        made = super()._make(step, fingerprint, head, make)
+        artefact = super()._make(step, fingerprint, head, make)
         self._made.add(fingerprint)
-        return made
+        return artefact
 
     def record(self) -> list[dict[str, Any]]:
         """Each artefact's step, fingerprint, inputs, what its manifest says of itself, and its files' sha256. `made`: by this run, not found."""
         return [_recorded(artefact, artefact.fingerprint in self._made) for artefact in self._used.values()]
 
 
-def _recorded(artefact: Artefact, made: bool) -> dict[str, Any]:
+def _recorded(artefact: Artefact, by_this_run: bool) -> dict[str, Any]:
     manifest = artefact.manifest
     files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
-    head = {"step": artefact.step, "fingerprint": artefact.fingerprint, "path": str(artefact.path), "made": made}
+    head = {"step": artefact.step, "fingerprint": artefact.fingerprint, "path": str(artefact.path), "made": by_this_run}
     return {**head, **{name: manifest[name] for name in ("version", "config", "inputs")}, "facts": artefact.facts, "files": files}

@@ -208,21 +208,21 @@ def _summary(run: Run) -> dict[str, Any]:
         problem = error.problem if isinstance(error, SparseRMError) else str(error)
         known = dict.fromkeys(("parent", "seconds", "progress", "artefact", "queued", "started", "ended", "attempt"))
         remedy = f"sparserm runs remove {run.id}"
-        said = {"problem": problem, "expected": "", "found": "", "remedy": remedy, "exit_code": StoreError.exit_code}
-        return {**known, "run": run.id, "kind": run.id.split("_")[1], "state": "damaged", "error": said}
+        error_values = {"problem": problem, "expected": "", "found": "", "remedy": remedy, "exit_code": StoreError.exit_code}
+        return {**known, "run": run.id, "kind": run.id.split("_")[1], "state": "damaged", "error": error_values}
 
 
 def find_run(name: str = "", root: Path | None = None) -> Run:
     """The run whose id is `name` or, if it is the only one, contains it; the newest if `name` is empty. Raises MissingError."""
     runs = all_runs(root)
-    found = [run for run in runs if run.id == name] or [run for run in runs if name in run.id]
+    matching = [run for run in runs if run.id == name] or [run for run in runs if name in run.id]
     if not name:
-        found = found[-1:]
-    if len(found) != 1:
-        which = f"more than one run has {name} in its id" if found else f"there is no run {name}".rstrip()
+        matching = matching[-1:]
+    if len(matching) != 1:
+        which = f"more than one run has {name} in its id" if matching else f"there is no run {name}".rstrip()
         remedy = "sparserm runs list" if runs else "sparserm fit --detach starts one"
-        raise MissingError(which, found=", ".join(run.id for run in found), remedy=remedy)
-    return found[0]
+        raise MissingError(which, found=", ".join(run.id for run in matching), remedy=remedy)
+    return matching[0]
 
 
 def _read(path: Path) -> dict[str, Any] | None:

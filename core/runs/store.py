@@ -123,13 +123,13 @@ class Store:
         and names as JSON values.
         """
         fingerprint = self.fingerprint(step, version, config, inputs)
-        found = self.find(step, fingerprint)
-        if found:
-            return found
+        artefact = self.find(step, fingerprint)
+        if artefact:
+            return artefact
         with self.lock(step, fingerprint):
-            found = self.find(step, fingerprint)
-            if found:
-                return found
+            artefact = self.find(step, fingerprint)
+            if artefact:
+                return artefact
             return self._make(step, fingerprint, {"version": version, "config": dict(config), "inputs": list(inputs)}, make)
 
     def _make(self, step: str, fingerprint: str, head: Mapping[str, Any], make: Callable[[Path, Path], Mapping[str, Any]]) -> Artefact:
@@ -171,8 +171,8 @@ class Store:
 
     def verify(self) -> Iterator[tuple[Path, StoreError | None]]:
         """Each artefact with None, or with the error that reading every byte of it gave; such a one is moved aside."""
-        for path, found in list(self.all()):
-            error = found if isinstance(found, StoreError) else _hash_error(path, found)
+        for path, content in list(self.all()):
+            error = content if isinstance(content, StoreError) else _hash_error(path, content)
             if error:
                 self._set_aside(path)
             yield path, error
@@ -202,8 +202,8 @@ def read_artefact(path: Path) -> Artefact:
     for name, entry in manifest["files"].items():
         size = (path / name).stat().st_size if (path / name).is_file() else -1
         if size != entry["bytes"]:
-            found = f"{size} bytes" if size >= 0 else "no such file"
-            raise StoreError(f"{path / name} is damaged", expected=f"{entry['bytes']} bytes", found=found)
+            present = f"{size} bytes" if size >= 0 else "no such file"
+            raise StoreError(f"{path / name} is damaged", expected=f"{entry['bytes']} bytes", found=present)
     return Artefact(path=path, manifest=manifest)
 
 
@@ -258,8 +258,8 @@ def _remove(path: Path) -> int:
     return size
 
 
-def _hash_error(path: Path, found: Artefact) -> StoreError | None:
-    for name, entry in found.manifest["files"].items():
+def _hash_error(path: Path, artefact: Artefact) -> StoreError | None:
+    for name, entry in artefact.manifest["files"].items():
         if file_sha256(path / name) != entry["sha256"]:
             return StoreError(f"{path / name} is damaged", expected=f"sha256 {entry['sha256'][:12]}")
     return None

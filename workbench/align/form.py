@@ -89,7 +89,7 @@ def form() -> Filled:
     assert isinstance(config, AlignConfig)
     _first(draft, config, errors)
     wrong = sum(path not in MAIN for path in errors)
-    if forms._all_settings(f"All settings{f', {wrong} to mend' if wrong else ''}") or wrong:
+    if forms.all_settings_switch(f"All settings{f', {wrong} to mend' if wrong else ''}") or wrong:
         for title, path in (GROUPS | ({} if config.model else FIT_GROUPS)).items():
             _group(title, path, draft, errors)
     return Filled(draft=draft, config=config, errors=errors)
@@ -117,8 +117,8 @@ def _first(draft: Draft, config: AlignConfig, errors: Mapping[str, str]) -> None
         _arm(draft, config, errors.get("arm", ""))
     rows = [(path, *forms.field_at(draft.start(), path)) for path in MAIN if path != "arm"]
     with columns[2]:
-        forms._field(rows[0], draft, errors.get(rows[0][0], ""))
-    forms._grid(rows[1:], draft, errors)
+        forms.field_widget(rows[0], draft, errors.get(rows[0][0], ""))
+    forms.field_grid(rows[1:], draft, errors)
 
 
 def _model(draft: Draft, config: AlignConfig) -> None:
@@ -144,7 +144,7 @@ def _arm(draft: Draft, config: AlignConfig, error: str) -> None:
 
 
 def _take(draft: Draft, path: str, value: str) -> None:
-    forms._take(draft, path, str(getattr(draft.start(), path)), value)
+    forms.take_value(draft, path, str(getattr(draft.start(), path)), value)
 
 
 def _group(title: str, path: str, draft: Draft, errors: Mapping[str, str]) -> None:
@@ -159,7 +159,7 @@ def _group(title: str, path: str, draft: Draft, errors: Mapping[str, str]) -> No
     ]
     if rows:
         st.markdown(f"###### {title}")
-        forms._grid(rows, draft, errors)
+        forms.field_grid(rows, draft, errors)
 
 
 # --- starting --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What a run would take, before it is started: the equal command with `--estimate`, in a process of its own, since it needs the engine.
 
-One at a time, and only while somebody looks. Estimates are kept in the cache under the command's name. No Streamlit here.
+One at a time, and only while a page shows it. Estimates are kept in the cache under the command's name. No Streamlit here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from core.runs.store import cache_root
 from core.types import sha256_of
 
 PATIENCE = 180.0  # seconds that an estimate may take
-WANTED = 4.0  # seconds after which nobody looks any more
+WANTED = 4.0  # seconds without another call after which an estimate is not needed any more
 ROOT = Path(__file__).resolve().parents[2]
 
 one_at_a_time = threading.Semaphore(1)
@@ -34,8 +34,8 @@ def estimate(words: Sequence[str]) -> Mapping[str, Any] | None:
     with _lock:
         _asked[path] = time.monotonic()
         if path.is_file():
-            found: Mapping[str, Any] = read_json(path)
-            return found
+            earlier: Mapping[str, Any] = read_json(path)
+            return earlier
         if path not in begun:
             begun.add(path)
             threading.Thread(target=_make, args=(path, list(words)), daemon=True, name="estimate").start()
@@ -61,5 +61,5 @@ def measured_estimate(words: list[str]) -> dict[str, Any]:
         return {"problem": "the estimate took too long"}
     if done.returncode:
         return {"problem": "\n".join(done.stderr.strip().splitlines()[-4:]) or "no estimate could be made"}
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured

@@ -144,9 +144,9 @@ def changed(config: Config, path: list[str], text: str) -> Config:
 
 def draft_of(kind: str) -> Draft:
     """The draft that the URL names, if it is of this kind; else a fresh one."""
-    found = state.kept("draft", state.get(DRAFT))
+    values = state.kept("draft", state.get(DRAFT))
     try:
-        draft = Draft(**found) if isinstance(found, dict) else None
+        draft = Draft(**values) if isinstance(values, dict) else None
         if draft is not None and draft.kind == kind:
             draft.start()
             return draft
@@ -164,10 +164,10 @@ def fill(kind: str, config: Config, parent: str | None = None, **ids: str | None
     _choose(Draft(kind=kind, base=config.to_dict(), parent=parent), **ids)
 
 
-def _take(draft: Draft, path: str, before: str, value: Any) -> None:
+def take_value(draft: Draft, path: str, before: str, value: Any) -> None:
     """A widget's new value, for its callback."""
     text = "" if value is None else str(value)
-    changes = {name: said for name, said in draft.changes.items() if name != path}
+    changes = {name: change for name, change in draft.changes.items() if name != path}
     _choose(replace(draft, changes=changes if text == before else {**changes, path: text}))
 
 
@@ -181,15 +181,15 @@ def form(kind: str) -> Filled:
         _preset(draft)
     config, errors = draft.built()
     main = _main(kind, draft.start())
-    _grid([(path, *field_at(draft.start(), path)) for path in main], draft, errors)
+    field_grid([(path, *field_at(draft.start(), path)) for path in main], draft, errors)
     groups = {name: [row for row in rows if row[0] not in main] for name, rows in field_groups(draft.start()).items()}
     wrong = sum(path not in main for path in errors)
-    # Not an expander: what it hides is in the page and would go on telling old values.
-    if _all_settings(f"All settings{f', {wrong} to mend' if wrong else ''}") or wrong:
+    # Not an expander: what it hides is in the page and would keep showing old values.
+    if all_settings_switch(f"All settings{f', {wrong} to mend' if wrong else ''}") or wrong:
         for name, rows in groups.items():
             if rows:
                 st.markdown(f"###### {name}")
-                _grid(rows, draft, errors)
+                field_grid(rows, draft, errors)
     return Filled(draft=draft, config=config, errors=errors)
 
 
@@ -200,7 +200,7 @@ def _main(kind: str, config: Any) -> tuple[str, ...]:
     return tuple(part for path in kind_of(kind).first_fields for part in (named if path == "sae.path" else (path,)))
 
 
-def _all_settings(label: str) -> bool:
+def all_settings_switch(label: str) -> bool:
     shown = bool(state.get(ALL))
     st.toggle(label, **state.url_widget("form all", shown, lambda on: state.choose(**{ALL: "1" if on else None})))
     return shown
@@ -228,31 +228,31 @@ def field_at(config: Config, path: str) -> tuple[Config, Any]:
 
 def field_groups(config: Config, path: str = "") -> dict[str, list[Row]]:
     """The fields under the titles of the configs they stand in."""
-    found: dict[str, list[Row]] = {}
+    groups: dict[str, list[Row]] = {}
     for spec in fields(config):  # type: ignore[arg-type]
         here = f"{path}.{spec.name}" if path else spec.name
         value = getattr(config, spec.name)
         if is_dataclass(value):
-            found |= field_groups(value, here)  # type: ignore[arg-type]
+            groups |= field_groups(value, here)  # type: ignore[arg-type]
         else:
-            found.setdefault(GROUPS.get(path.rpartition(".")[2], "Settings"), []).append((here, config, spec))
-    return found
+            groups.setdefault(GROUPS.get(path.rpartition(".")[2], "Settings"), []).append((here, config, spec))
+    return groups
 
 
-def _grid(rows: list[Row], draft: Draft, errors: Mapping[str, str]) -> None:
+def field_grid(rows: list[Row], draft: Draft, errors: Mapping[str, str]) -> None:
     width = 3
     for start in range(0, len(rows), width):
         for column, row in zip(st.columns(width), rows[start : start + width], strict=False):
             with column:
-                _field(row, draft, errors.get(row[0], ""))
+                field_widget(row, draft, errors.get(row[0], ""))
 
 
-def _field(row: Row, draft: Draft, error: str) -> None:
+def field_widget(row: Row, draft: Draft, error: str) -> None:
     path, config, spec = row
     before, name = as_text(getattr(config, spec.name)), f"form {draft.kind} {path}"
     text = draft.changes.get(path, before)
     label = LABELS.get(f"{draft.kind} {path}") or LABELS.get(spec.name) or spec.name.replace("_", " ").capitalize()
-    take = partial(_take, draft, path, before)
+    take = partial(take_value, draft, path, before)
     hint, choices, help_ = typing.get_type_hints(type(config))[spec.name], spec.metadata["choices"], spec.metadata["help"]
     if choices and text in map(str, choices):
         st.selectbox(label, list(map(str, choices)), format_func=lambda choice: choice or "none", help=help_, **state.url_widget(name, text, take))
