@@ -24,7 +24,7 @@ from core.fit.defaults import complete
 from core.jobs import start as launching
 from core.runs.space import disk_used, made_only_by, remove_artefacts
 from core.runs.store import Store
-from workbench.frame import estimates, forms, progress, run_panel, state
+from workbench.frame import estimates, forms, progress, run_panel, run_words, state
 from workbench.frame.forms import Draft
 
 
@@ -178,7 +178,7 @@ def test_a_run_is_found_by_what_was_asked(cache: Path) -> None:
     (cache / "runs" / second.id / "config.json").write_text("{}")
     damaged = run_panel.find("nap", NapConfig(looks=1))
     assert damaged is not None and damaged.id == first.id
-    assert run_panel.find_id("../runs") is None and run_panel.title(second) == "unreadable"
+    assert run_panel.find_id("../runs") is None and run_words.title(second) == "unreadable"
 
 
 def test_artefacts_that_only_one_run_made(cache: Path) -> None:

@@ -5,30 +5,29 @@ Its draft is one of workbench.frame.forms, whose start is always a config: a pre
 
 from __future__ import annotations
 
-import shlex
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from core.align.filtering import NONE, RANDOM, SPARSERM
 from core.align.presets import ALIGN_PRESETS, DEMO, TINY
+from core.by_name import load
 from core.cli.equal_command import equal_command
 from core.config import AlignConfig, Config
-from core.jobs.kinds import KINDS, load_job
+from core.errors import ConfigError
+from core.jobs.kinds import KINDS
 from core.runs.progress import duration, size
-from core.runs.store import cache_root
 from core.text_safety import visible
 from workbench.align import values as align
-from workbench.frame import estimates, forms, models, run_panel, state
+from workbench.frame import forms, models, run_panel, state
+from workbench.frame.estimate_view import show_estimate
 from workbench.frame.forms import Draft
 from workbench.frame.layout import label_text
 
 ORDER = (DEMO, TINY, *(name for name in ALIGN_PRESETS if name not in (DEMO, TINY)))
-SAID = {
+PRESET_SENTENCES = {
     DEMO: "SmolLM2-135M in minutes on two cores: enough to see every part work, too little to judge the method by.",
     TINY: "A random toy model, made here: under a minute, no download, no sense.",
     "smollm2-135m": "SmolLM2-135M over all prompts that the split left free: hours on two cores.",
@@ -103,7 +102,7 @@ def _preset(draft: Draft) -> None:
     if name:
         preset = ALIGN_PRESETS[name]
         prompts = f"{preset.prompts_limit:,} prompts" if preset.prompts_limit else "All free prompts"
-        st.caption(f"{prompts}, {preset.rounds} rounds. {SAID.get(name, PAPER)}")
+        st.caption(f"{prompts}, {preset.rounds} rounds. {PRESET_SENTENCES.get(name, PAPER)}")
     elif draft.parent:
         st.caption(f"Made from {label_text(align.short(draft.parent))}. Choose a preset to start anew.")
 
@@ -128,7 +127,7 @@ def _model(draft: Draft, config: AlignConfig) -> None:
     st.selectbox(
         "Reward model",
         options,
-        format_func=lambda one: visible(known.get(one, one), 80) or "The preset's: found, else fitted first",
+        format_func=lambda path: visible(known.get(path, path), 80) or "The preset's: found, else fitted first",
         help="Measures every round and, in the arm sparserm, filters. Policy and reward model share the language model.",
         **widget,
     )
@@ -180,7 +179,7 @@ def launcher(*, first: bool, shows: str = "align_open", asked: tuple[str, ...] =
         if problem:
             st.text(visible(problem, 300))
         elif not filled.errors:
-            _estimate(filled)
+            show_estimate(align.KIND, filled.config, filled.command, _estimate)
             forms.download_config(align.KIND, filled.config)
         if not first:
             st.space("stretch")
@@ -188,12 +187,9 @@ def launcher(*, first: bool, shows: str = "align_open", asked: tuple[str, ...] =
 
 
 def _impossible(config: AlignConfig) -> str:
-    """What can't go together, as the run would say it."""
-    from core.errors import ConfigError
-    from core.jobs.align import checked
-
+    """Which settings exclude one another, in the words of the run's own check; empty where none do."""
     try:
-        checked(config)
+        load("core.jobs.align:checked")(config)
     except ConfigError as error:
         return "; ".join(part for part in (error.problem, error.remedy) if part)
     return ""
@@ -205,25 +201,6 @@ def _start(config: Config, parent: str | None, shows: str, asked: tuple[str, ...
         state.choose(**dict.fromkeys((*asked, forms.DRAFT, forms.ALL)), **{shows: run_id})
 
 
-def _estimate(filled: Filled) -> None:
-    words = [word for word in shlex.split(filled.command)[1:] if word != "--detach"]
-    known = estimates.estimate(words)
-    free = size(shutil.disk_usage(_existing(cache_root())).free)
-    if known is None:
-        disk = load_job(align.KIND).disk(filled.config, cache_root())
-        st.fragment(_until_known, run_every=1.0)(words, f"Estimating the time; at most about {size(disk)} on disk, {free} free.")
-    elif "problem" in known:
-        st.text(visible(known["problem"], 400))
-    else:
-        took, disk, memory = duration(known["seconds"]), size(known["disk"]), size(known["memory"])
-        st.caption(f"Takes about {took}, {disk} on disk and {memory} of memory; {free} free.")
-
-
-def _until_known(words: list[str], said: str) -> None:
-    if estimates.estimate(words) is not None:
-        st.rerun()
-    st.caption(said)
-
-
-def _existing(folder: Path) -> Path:
-    return folder if folder.exists() else _existing(folder.parent)
+def _estimate(known: Mapping[str, Any], free: str) -> str:
+    took, disk, memory = duration(known["seconds"]), size(known["disk"]), size(known["memory"])
+    return f"Takes about {took}, {disk} on disk and {memory} of memory; {free} free."

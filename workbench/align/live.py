@@ -15,7 +15,7 @@ from core.runs.progress import duration
 from core.runs.registry import Run
 from workbench.align import values as align
 from workbench.align.values import Entry
-from workbench.frame import progress, run_panel
+from workbench.frame import progress, run_panel, run_words
 
 ROUND = re.compile(r"round (\d+): (.+)")
 # The engine's name of a part of a step -> the words of the page.
@@ -68,7 +68,7 @@ def _live(entry: Entry, run: Run, drawn: str) -> None:
             st.progress(0.0, text="Starting")
         else:
             now = steps[-1]
-            st.progress(now.fraction or 0.0, text=f"{step_words(now.name, entry.config.rounds)}{run_panel.time_left(now.left)}")
+            st.progress(now.fraction or 0.0, text=f"{step_words(now.name, entry.config.rounds)}{run_words.time_left(now.left)}")
             _speed(now)
         strip(entry, _round_now(entry, steps))
 
@@ -77,9 +77,9 @@ def step_words(name: str, rounds: int) -> str:
     """A step's name for people. A name that we did not write is shown as Downloading, since a label is Markdown."""
     in_round = ROUND.fullmatch(name)
     if in_round is None:
-        return "Rounds" if name == "rounds" else f"Reward model: {run_panel.step_title(name).lower()}"
+        return "Rounds" if name == "rounds" else f"Reward model: {run_words.step_title(name).lower()}"
     number, part = in_round.groups()
-    words = PART_WORDS.get(part) or run_panel.step_title(part).lower()
+    words = PART_WORDS.get(part) or run_words.step_title(part).lower()
     return f"Base model: {words}" if number == "0" else f"Round {number} of {rounds}: {words}"
 
 

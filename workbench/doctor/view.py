@@ -32,7 +32,7 @@ def need_report(model: FittedModel) -> Report:
         run_panel.show(run)
     if not artefacts:
         layout.empty("This reward model has not been examined yet.")
-        run_panel.offer("doctor", DoctorRunConfig(model=str(model.path)), "Examine this reward model", said=OFFER)
+        run_panel.start_button_or_progress("doctor", DoctorRunConfig(model=str(model.path)), "Examine this reward model", sentence=OFFER)
         st.stop()
     chosen = state.get("doctor_made") if state.get("doctor_made") in artefacts else next(iter(artefacts))
     state.shows(doctor_made=chosen)

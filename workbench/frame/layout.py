@@ -19,7 +19,8 @@ from streamlit.delta_generator import DeltaGenerator
 
 from core.errors import SparseRMError
 from core.text_safety import visible
-from workbench.frame import left_out, models, run_panel, state
+from workbench.frame import left_out, models, state
+from workbench.frame.first_open import first_open
 from workbench.frame.models import OWN, FittedModel
 from workbench.frame.page_list import PageSpec, pages
 from workbench.frame.pair_filter import chosen_pairs
@@ -133,7 +134,7 @@ def need_model() -> FittedModel:
         st.button("Show the newest instead", type="primary", on_click=state.clear, args=("model",))
         st.stop()
     if not known:
-        run_panel.demo()
+        first_open()
         st.markdown("##### What the pages answer, once there is a reward model")
         cards("overview")
         st.stop()

@@ -1,4 +1,4 @@
-"""How far a run is, read from its files: the steps of its last attempt, what it said, and its figures over time. No Streamlit here.
+"""How far a run is, read from its files: the steps of its last attempt, its messages, and its figures over time. No Streamlit here.
 
 A run's events are read once and then only what was added, so that looking every second costs nothing.
 """
@@ -21,7 +21,10 @@ LOG_TAIL = 60_000  # bytes of a log that are shown
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step of a run: `fraction` from 0 to 1, `seconds` so far, `left` seconds at this rate, both None where unknown; `figures` as last told."""
+    """One step of a run: `fraction` from 0 to 1, `seconds` so far, `left` seconds at this rate, and the figures last reported.
+
+    `fraction` and `left` are None where they are not known.
+    """
 
     name: str
     fraction: float | None
@@ -38,11 +41,11 @@ class Follower:
         self._run, self._lock = run, threading.Lock()
         self._offset = 0
         self._steps: dict[str, Step] = {}
-        self._said: list[str] = []
+        self._messages: list[str] = []
         self._series: dict[str, list[tuple[float, float]]] = {}
 
     def look(self) -> None:
-        """Reads what is new."""
+        """Reads the events that were added."""
         with self._lock:
             events, self._offset = read_events(self._run.events, self._offset)
             for event in events:
@@ -54,9 +57,9 @@ class Follower:
         return list(self._steps.values())
 
     @property
-    def said(self) -> list[str]:
-        """What the run said in its last attempt. Texts of the engine, which may name files."""
-        return list(self._said)
+    def messages(self) -> list[str]:
+        """The run's messages of its last attempt. Texts of the engine, which may name files."""
+        return list(self._messages)
 
     @property
     def series(self) -> dict[str, list[tuple[float, float]]]:
@@ -65,10 +68,10 @@ class Follower:
 
     def _take(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "say":
-            self._said.append(str(event.get("text", "")))
+            self._messages.append(str(event.get("text", "")))
         elif event["event"] == "state" and event.get("state") == "queued":
             self._steps.clear()
-            self._said.clear()
+            self._messages.clear()
         elif event["event"] == "progress":
             self._take_progress(event)
 
@@ -99,7 +102,7 @@ def _follower(path: Path) -> Follower:
 
 
 def follow(run: Run) -> Follower:
-    """The one follower of this run, having read what is new."""
+    """The one follower of this run, having read the events that were added."""
     follower = _follower(run.path)
     follower.look()
     return follower

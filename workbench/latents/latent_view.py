@@ -274,7 +274,9 @@ def missing(model: FittedModel, latent: int, pages: LatentPages | None) -> None:
     selected = latent in model.latents
     offer = "Reads texts through the language model, and keeps where each selected latent is active. Takes some minutes; you can go on meanwhile."
     config = LatentsRunConfig(model=str(model.path), latent=() if selected else (latent,))
-    run_panel.offer("latents", config, "Make the pages of all selected latents" if selected else "Make this latent's page, too", said=offer)
+    run_panel.start_button_or_progress(
+        "latents", config, "Make the pages of all selected latents" if selected else "Make this latent's page, too", sentence=offer
+    )
 
 
 # --- your own text -------------------------------------------------------------------------------------------------

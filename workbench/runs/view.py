@@ -1,10 +1,8 @@
-"""The Runs page: the form that starts a run, the table of all runs, one run in full, two runs overlaid, and where the disk went."""
+"""The Runs page: the table of all runs, one run in full, two runs overlaid, and where the disk went."""
 
 from __future__ import annotations
 
 import json
-import shlex
-import shutil
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +15,7 @@ from core.cli.equal_command import equal_command
 from core.cli.options import options_of
 from core.config import Config
 from core.errors import SparseRMError
-from core.jobs.kinds import config_of, kind_of, load_job
+from core.jobs.kinds import config_of, kind_of
 from core.reward.head_words import counted_pairs, mean_of
 from core.runs import launch as launching
 from core.runs.progress import date, duration, size
@@ -25,99 +23,22 @@ from core.runs.registry import Run, all_runs, summaries
 from core.runs.space import disk_used, made_only_by, remove_artefacts
 from core.runs.store import Store, cache_root
 from core.text_safety import visible
-from workbench.align import form as align_form
 from workbench.align import values as align
-from workbench.frame import estimates, forms, progress, run_panel, state
+from workbench.frame import forms, progress, run_panel, run_words, state
 from workbench.frame.accuracy import accuracy_curve
 from workbench.frame.chart_base import plain
 from workbench.frame.downloads import download_rows, show_chart
-from workbench.frame.layout import empty, label_text
+from workbench.frame.estimate_view import free_disk
+from workbench.frame.layout import empty
 from workbench.frame.models import ID_LENGTH
 from workbench.runs.charts import run_curves
+from workbench.runs.launcher import KIND, NEW, OPEN, OTHER, STARTED_HERE
 
-OPEN, OTHER, KIND, NEW = "runs_open", "runs_other", "runs_kind", "runs_new"
-STARTED_HERE = ("fit", "sweep", "sae-train", align.KIND)  # what has a form; the others are started on the pages that need them
 SECTIONS = {"figures": "Figures", "settings": "Settings", "said": "What it said", "log": "Log"}
 FIGURES_POLL = 2.0  # seconds between two looks at the figures and the log of a live run
 DULL = ("width", "rows", "layer", "seed", "k", "K")  # figures that say where a step is, not how it goes
 ACCURACY, WITHIN = "Test accuracy, %, mean of heads", "95 %, n, heads"
 MORE = {"pairs": "preferences", "doctor": "doctor", "spaces": "spaces", "latents": "latents"}
-
-
-# --- starting --------------------------------------------------------------------------------------------------------
-
-
-def launcher() -> None:
-    """The button that opens the form; then the form, the equal command, the estimate, and the button that starts."""
-    run_panel.say_complaint()
-    if not state.get(NEW) and all_runs():
-        st.button("Start a run", type="primary", icon=":material/add:", on_click=lambda: state.choose(**{NEW: "1"}))
-        return
-    with st.container(border=True, key="launcher"):
-        _form()
-
-
-def _form() -> None:
-    kind = state.get(KIND) if state.get(KIND) in STARTED_HERE else STARTED_HERE[0]
-    widget = state.url_widget("runs kind", kind, lambda chosen: state.choose(**{KIND: chosen, forms.DRAFT: None}))
-    st.segmented_control("Kind of run", STARTED_HERE, required=True, format_func=run_panel.kind_words, label_visibility="collapsed", **widget)
-    if kind == align.KIND:  # the Align page's own form
-        align_form.launcher(first=not all_runs(), shows=OPEN, asked=(OTHER, NEW, KIND))
-        return
-    filled = forms.form(kind)
-    if filled.draft.parent:
-        with st.container(horizontal=True, vertical_alignment="center"):
-            st.caption(f"Made from run {label_text(filled.draft.parent.rpartition('_')[2])}.")
-            st.button("Start from a preset instead", type="tertiary", on_click=state.clear, args=(forms.DRAFT,))
-    st.code(filled.command, language="bash", wrap_lines=True)
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.button(
-            "Start", type="primary", icon=":material/play_arrow:", key="start run", disabled=bool(filled.errors),
-            on_click=_start, args=(kind, filled.config, filled.draft.parent), help="Mend what is marked first." if filled.errors else None,
-        )  # fmt: skip
-        if not filled.errors:
-            _estimate(kind, filled)
-            forms.download_config(kind, filled.config)
-        if all_runs():
-            st.space("stretch")
-            st.button("Close", type="tertiary", on_click=state.clear, args=(NEW, KIND, forms.DRAFT, forms.ALL))
-
-
-def _start(kind: str, config: Config, parent: str | None) -> None:
-    run_id = run_panel.start(kind, config, parent)
-    if run_id:
-        state.choose(**{OPEN: run_id, OTHER: None, NEW: None, forms.DRAFT: None, KIND: None})
-
-
-def _estimate(kind: str, filled: forms.Filled) -> None:
-    words = [word for word in shlex.split(filled.command)[1:] if word != "--detach"]
-    known = estimates.estimate(words)
-    free = size(shutil.disk_usage(_existing(cache_root())).free)
-    if known is None:
-        disk = load_job(kind).disk(filled.config, cache_root())
-        said = f"at most about {size(disk)} on disk, " if disk else ""
-        st.fragment(_until_known, run_every=1.0)(words, f"Estimating the time; {said}{free} free.")
-    elif "problem" in known:
-        st.text(visible(known["problem"], 400))
-    else:
-        st.caption(_estimated(known, free))
-
-
-def _until_known(words: list[str], said: str) -> None:
-    if estimates.estimate(words) is not None:
-        st.rerun()
-    st.caption(said)
-
-
-def _estimated(known: Mapping[str, Any], free: str) -> str:
-    if not known["seconds"] and not known["disk"]:
-        return f"The hidden states are in the cache: only heads are trained. {free} free."
-    took, disk, memory = duration(known["seconds"]), size(known["disk"]), size(known["memory"])
-    return f"Reading takes about {took}, {disk} on disk and {memory} of memory; {free} free. Training heads comes on top."
-
-
-def _existing(folder: Any) -> Any:
-    return folder if folder.exists() else _existing(folder.parent)
 
 
 # --- all runs ----------------------------------------------------------------------------------------------------------
@@ -134,13 +55,13 @@ def table() -> None:
 
 
 def _table() -> None:
-    state.redraw_if_chosen()  # what is marked is drawn below, outside of this fragment
+    state.redraw_if_chosen()  # marked runs are drawn below, outside of this fragment
     rows = summaries()[::-1]
     if not rows:  # the last one has just been deleted elsewhere
         st.rerun()
     shown = [_row(row) for row in rows]
     ids = [row["run"] for row in rows]
-    wanted = sorted(ids.index(one) for one in (state.get(OPEN), state.get(OTHER)) if one in ids)
+    wanted = sorted(ids.index(run_id) for run_id in (state.get(OPEN), state.get(OTHER)) if run_id in ids)
     marked = " ".join(ids[row] for row in wanted)
     name = f"runs table {len(ids)} {ids[0]}"
     key = state.table_key(name, marked)
@@ -167,13 +88,13 @@ def _table() -> None:
 
 
 def _select(name: str, key: str, ids: list[str]) -> None:
-    """What a person marked; of more than two the last two. That nothing is marked is also what a fresh table tells, so only `Close` closes a run."""
+    """Opens the rows that were marked; of more than two the last two. A new table reports no marks too, so only `Close` closes a run."""
     rows = st.session_state[key]["selection"]["rows"]
     marked = [ids[row] for row in rows if row < len(ids)]
     if not marked:
         return
-    before = [one for one in (state.get(OPEN), state.get(OTHER)) if one in marked]
-    both = (before + [one for one in marked if one not in before])[-2:]
+    before = [run_id for run_id in (state.get(OPEN), state.get(OTHER)) if run_id in marked]
+    both = (before + [run_id for run_id in marked if run_id not in before])[-2:]
     if not state.table_shows(name, key, " ".join(sorted(both, key=ids.index))):
         return
     state.choose(**{OPEN: both[0], OTHER: both[1] if len(both) > 1 else None})
@@ -182,13 +103,13 @@ def _select(name: str, key: str, ids: list[str]) -> None:
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     run = Run(cache_root().resolve() / "runs" / row["run"])
     at = row["progress"] or {}
-    done = "" if row["state"] not in ("running", "queued") else f"{run_panel.step_words(str(at.get('step') or ''))} {at.get('fraction') or 0:.0%}"
+    done = "" if row["state"] not in ("running", "queued") else f"{run_words.step_words(str(at.get('step') or ''))} {at.get('fraction') or 0:.0%}"
     mean = _accuracy(run.path) if row["kind"] == "fit" and row["state"] == "succeeded" else None
     return {
         "Run": row["run"].rpartition("_")[2],
-        "Kind": run_panel.kind_words(row["kind"]),
+        "Kind": run_words.kind_words(row["kind"]),
         "State": row["state"],
-        "Of": visible(run_panel.title(run), 120) if row["state"] != "damaged" else "",
+        "Of": visible(run_words.title(run), 120) if row["state"] != "damaged" else "",
         "Now": done,
         ACCURACY: None if mean is None else 100 * mean["accuracy"],
         WITHIN: "" if mean is None else f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f}, {counted_pairs(mean['n'])}, {mean['of']}",
@@ -214,8 +135,8 @@ def _accuracy(path: Path) -> Mapping[str, Any] | None:
 
 def chosen() -> list[Run]:
     """The one or two runs that are marked."""
-    found = (run_panel.find_id(state.get(name)) for name in (OPEN, OTHER))
-    return [run for run in found if run is not None]
+    runs = (run_panel.find_id(state.get(name)) for name in (OPEN, OTHER))
+    return [run for run in runs if run is not None]
 
 
 def detail(run: Run) -> None:
@@ -235,7 +156,7 @@ def _growing(run: Run, section: str) -> None:
     if section == "figures":
         overlay([run])
     elif section == "said":
-        st.code(visible("\n".join(progress.follow(run).said)) or "Nothing yet.", language=None, wrap_lines=True)
+        st.code(visible("\n".join(progress.follow(run).messages)) or "Nothing yet.", language=None, wrap_lines=True)
     else:
         st.code(visible(progress.log_tail(run)) or "Nothing was printed.", language=None, height=360, wrap_lines=True)
         if run.log.is_file():
@@ -342,7 +263,7 @@ def overlay(runs: list[Run]) -> None:
 
 
 def _called(run: Run) -> str:
-    return f"{run_panel.kind_words(run.kind)} {run.id.rpartition('_')[2]}"
+    return f"{run_words.kind_words(run.kind)} {run.id.rpartition('_')[2]}"
 
 
 def _since_start(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -374,9 +295,8 @@ def disk() -> None:
     """Where the disk went, and freeing what was left half-done; behind a button that says how much."""
     root = cache_root()
     used = disk_used(root)
-    free = shutil.disk_usage(_existing(root)).free
     with st.popover(f"Disk: {size(sum(used.values()))} used", icon=":material/hard_drive:"):
-        st.caption(f"{size(free)} free. The cache lies in")
+        st.caption(f"{free_disk(root)} free. The cache lies in")
         st.text(visible(root.resolve(), 200))
         st.dataframe([{"What": words, "Size": size(n_bytes)} for words, n_bytes in used.items()], hide_index=True)
         st.button("Remove what was left half-done", on_click=_clean, help="Also what was damaged and set aside. What a run works on stays.")

@@ -27,7 +27,7 @@ def need_pictures(model: FittedModel) -> SpacePoints:
     _show_unfinished_run()
     if not artefacts:
         layout.empty("No pictures of this model's spaces yet.")
-        run_panel.offer("spaces", SpacesRunConfig(model=str(model.path)), "Make the pictures", said=OFFER)
+        run_panel.start_button_or_progress("spaces", SpacesRunConfig(model=str(model.path)), "Make the pictures", sentence=OFFER)
         st.stop()
     chosen = state.get("spaces_made") if state.get("spaces_made") in artefacts else next(iter(artefacts))
     state.shows(spaces_made=chosen)
