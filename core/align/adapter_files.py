@@ -25,8 +25,7 @@ ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.j
 
 
 def read_adapter(folder: Path) -> list[tuple[str, Any]]:
-    """Names of the adapter's tensors, each with its dtype, shape and bytes. Raises StoreError if the folder holds no
-    readable adapter."""
+    """The adapter's tensors by name: dtype, shape and bytes. Raises StoreError if no adapter can be read."""
     expected = f"{ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, as PEFT saves them"
     if not (folder / ADAPTER_WEIGHTS).is_file() and (folder / "adapter_model.bin").is_file():
         remedy = "save it again with PEFT's save_pretrained, which writes safetensors"

@@ -1,6 +1,6 @@
 """The audit of the filter: a person judges a seeded sample of dropped pairs, blind to the intended winner.
 
-    <cache>/alignments/<key>/audit.jsonl   a line a judgement: candidate_id, verdict, judge, time_judged; the newest counts
+    <cache>/alignments/<key>/audit.jsonl   candidate_id, verdict, judge, time_judged a line; the newest counts
 
 Each pair's two answers are shown in an order drawn by seed. The person judges which is better, that neither is, or is
 unsure. The filter was right where the intended winner is not the better answer. The agreement is the share of such
@@ -44,8 +44,7 @@ class Case:
     latents: Sequence[Mapping[str, Any]]
 
     def verdict(self, better: str) -> str:
-        """The verdict on the intended winner if `better` is `first`, `second`, `neither` or `unsure`. Raises
-        ConfigError for anything else."""
+        """The verdict on the intended winner. ConfigError: not `first`, `second`, `neither` or `unsure`."""
         if better in (NEITHER, UNSURE):
             return better
         if better not in ("first", "second"):
@@ -84,8 +83,7 @@ class Agreement:
 
 
 def cases(round: int, candidates: Iterable[Candidate], decisions: Iterable[Decision], *, n: int, seed: int) -> list[Case]:
-    """At most n of a round's pairs that were dropped by their margin, in an order drawn by seed. A larger sample begins
-    with the smaller one."""
+    """At most n of a round's pairs dropped by margin, in a drawn order: a larger sample begins with the smaller."""
     by_id = {candidate.candidate_id: candidate for candidate in candidates}
     dropped = sorted((decision for decision in decisions if decision.reason == MARGIN), key=lambda decision: decision.candidate_id)
     rng = np.random.default_rng([seed, round])
@@ -108,8 +106,7 @@ def _case(round: int, candidate: Candidate, decision: Decision, intended_first: 
 
 
 def judge(folder: Path, case: Case, better: str, *, by: str = "") -> Judgement:
-    """Keeps a judgement of a case in the alignment's folder, replacing an earlier one. Raises ConfigError as
-    `Case.verdict`."""
+    """Keeps a judgement of a case, replacing an earlier one of it. Raises ConfigError as `Case.verdict`."""
     new = Judgement(candidate_id=case.candidate_id, round=case.round, verdict=case.verdict(better), judge=by.strip(), time_judged=time.time())
     folder.mkdir(parents=True, exist_ok=True)
     with make_lock(folder / ".audit.lock"):

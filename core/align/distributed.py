@@ -42,8 +42,7 @@ def trains_on_cpu() -> bool:
 
 
 def join_processes() -> None:
-    """Connects this process with the others. To be called at once: the others' time-out would pass long before the
-    first training."""
+    """Connects this process with the others at once: by the first training they would have timed out."""
     if n_processes() > 1:
         _group()
 
@@ -63,8 +62,7 @@ def receive() -> tuple[Any, bytes]:
 
 
 def shutdown() -> None:
-    """Ends the followers. Not to be called after an error: they may be in the middle of a step, and then the launcher
-    ends them."""
+    """Ends the followers. After an error the launcher does it, since they may be in the middle of a step."""
     if n_processes() > 1:
         broadcast(None)
 

@@ -25,8 +25,7 @@ PER_TOKEN = ("log_probs", "entropy", "mean_logits", "is_top1")  # fields by answ
 
 
 def can_share_prompts(model: Any) -> bool:
-    """Whether a language model's output depends on positions and mask alone. That means rotary attention, no recurrent
-    state and no loss over experts."""
+    """Whether a model depends on positions and mask alone: rotary, no recurrent state, no loss over experts."""
     config = model.config.get_text_config()
     return bool(
         getattr(config, "rope_parameters", None)

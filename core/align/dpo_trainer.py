@@ -107,7 +107,7 @@ def _trainer_class() -> Any:
 
 
 def forward_of(model: Any) -> Any:
-    """The forward pass that the trainer calls: each prompt is computed once for both answers, if the model allows it."""
+    """The forward pass that the trainer calls; each prompt is computed once for both answers if the model allows it."""
     return share_prompts(model) if can_share_prompts(getattr(model, "module", model).get_base_model()) else model
 
 

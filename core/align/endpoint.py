@@ -125,8 +125,7 @@ class EndpointGenerator:
         return refused
 
     def _answers(self, missing: Sequence[_Request], report: Callable[[], None]) -> Generator[tuple[_Request, Generated | HttpError], None, None]:
-        """Answers and errors as they arrive, from daemon threads. A thread gets its next request when the consumer
-        takes its answer."""
+        """Answers and errors as they arrive from threads, which request again when the consumer takes an answer."""
         left, results, waiting = SimpleQueue[_Request | None](), SimpleQueue[_Result](), iter(missing)
         config, workers = self.config, min(self.config.concurrency, len(missing))
         with Http(config.endpoint, key=os.environ.get(KEY, ""), plain=True, timeout=config.endpoint_timeout) as http:

@@ -53,8 +53,8 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyFigure(JsonFields):
-    """The mean of a measure over `n` items of `n_prompts` prompts with its 95 % interval. `difference` is the paired
-    difference to round 0, None in round 0."""
+    """The mean of a measure over `n` items of `n_prompts` prompts, 95 % interval, paired `difference` to round 0 (or
+    None)."""
 
     value: float
     low: float
@@ -91,8 +91,7 @@ def _share(values: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> Es
 
 
 def difference_of(name: str, measure: Measure, other: Measure) -> Estimate | None:
-    """The mean difference of a measure to another policy's, item by item. Raises MismatchError if the two measured
-    different items."""
+    """The mean difference of a measure to another policy's by item. MismatchError: the items differ."""
     if not np.array_equal(measure.groups, other.groups):
         raise MismatchError(
             f"{name} was measured on different items, so they can't be paired",
@@ -104,8 +103,7 @@ def difference_of(name: str, measure: Measure, other: Measure) -> Estimate | Non
 
 
 def read_measures(folder: Path) -> dict[str, Measure]:
-    """The measures in a folder that `core.align.evaluation.save_evaluation` wrote. Raises StoreError where they are
-    damaged."""
+    """The measures in a folder of `core.align.evaluation.save_evaluation`. Raises StoreError where they are damaged."""
     parts = ("values", "groups")
     try:
         arrays = load_file(folder / ARRAYS)

@@ -36,8 +36,7 @@ CHUNK = 128  # pairs between two calls of `progress`
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredCandidates:
-    """Rewards and hidden states of each pair's two texts, the intended winner first. An unreadable text has z = 0 and
-    reward NaN."""
+    """Rewards and hidden states of each pair's texts, the intended winner first; unreadable: z = 0, reward NaN."""
 
     rewards: Float[np.ndarray, "n 2"]
     z: Float[np.ndarray, "n 2 d_model"]
@@ -82,7 +81,7 @@ def score_pairs(model: SparseRM, candidates: Sequence[Candidate], progress: Prog
 
 
 def score_texts(model: SparseRM, items: Sequence[Item]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n d_model"]]:
-    """Rewards and hidden states of (prompt, response) items in one batch. An unreadable item has the reward NaN and z = 0."""
+    """Rewards and hidden states of items in one batch; an unreadable item has the reward NaN and z = 0."""
     readable, _ = items_of([prompt for prompt, _ in items], [text for _, text in items])
     states, unread = model.reader(list(readable.values()))
     rows = [number for place, number in enumerate(readable) if place not in unread]

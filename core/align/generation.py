@@ -1,5 +1,4 @@
-"""The interface by which answers are generated, and its implementation by a policy in this process. The other
-implementation is core.align.endpoint, for a server."""
+"""The interface that generates answers, by a policy in this process (core.align.endpoint: by a server)."""
 
 from __future__ import annotations
 
@@ -18,8 +17,7 @@ STEP = "generate"
 
 @runtime_checkable
 class AnswerGenerator(Protocol):
-    """Generates `n` answers to each prompt, in the prompts' order. A failed answer is a `Generated` with `failed` set;
-    none is left out."""
+    """Generates `n` answers to each prompt, in order; a failed answer is a `Generated` with `failed` set."""
 
     @property
     def spent(self) -> Spent:
@@ -29,8 +27,7 @@ class AnswerGenerator(Protocol):
 
 
 class LocalGenerator:
-    """A policy in this process, in batches of `config.batch_size` answers. Answers are kept in the file `partial`, if
-    given."""
+    """A policy in this process, in batches of `config.batch_size`; answers are kept in the file `partial`, if given."""
 
     def __init__(self, backbone: Backbone, config: CandidatesConfig, *, partial: Path | None = None) -> None:
         sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed)

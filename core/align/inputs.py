@@ -58,8 +58,7 @@ class AlignInputs:
 
     @cached_property
     def fit_responses(self) -> FitResponses:
-        """The responses that the reward model was fitted on. Raises MissingError where its folder lacks them or their
-        texts."""
+        """The responses that the reward model was fitted on. MissingError: its folder lacks them or their texts."""
         responses = self.model.known
         if responses is None or responses.pairs is None:
             problem = f"{self.model.folder} does not keep the pairs it was fitted on"
@@ -128,8 +127,7 @@ class AlignInputs:
         self._policy = None
 
     def generator(self, policy: PolicyRef, config: CandidatesConfig, partial: Path, progress: Progress) -> AnswerGenerator:
-        """The policy, or the configured server in its place, as a generator. Answers are kept in `partial` until the
-        step is done."""
+        """The policy, or the configured server, as a generator. `partial` keeps answers until the step is done."""
         if config.endpoint:
             return EndpointGenerator(config, partial=partial)
         return LocalGenerator(self.policy(policy, progress).backbone, config, partial=partial)

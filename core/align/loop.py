@@ -1,6 +1,4 @@
-"""Online iterative alignment: the rounds and their steps in order (METHOD.md section 5).
-
-This is the file of core.align to read first.
+"""Online iterative alignment: the rounds and their steps in order (METHOD.md section 5). Read this file first.
 
     round 0: the base model is evaluated
     round t: candidates   policy_t answers every prompt twice                  core.align.candidates, generation, endpoint

@@ -49,7 +49,7 @@ class OveroptimisationWarning(JsonFields):
 
 @dataclass(frozen=True, kw_only=True)
 class Drift(JsonFields):
-    """How far a latent's mean projection moved in the answers to the same prompts, with its 95 % interval over prompts."""
+    """How far a latent's mean projection moved in answers to the same prompts, with its 95 % interval over prompts."""
 
     latent_id: int
     value: float

@@ -127,8 +127,7 @@ def quiet() -> Iterator[None]:
 
 
 def new_lora(config: DPOConfig) -> Any:
-    """LoRA on all linear layers but the head (METHOD.md section 5). B starts at zero, so a new adapter changes
-    nothing."""
+    """LoRA on all linear layers but the head (METHOD.md section 5); B starts at zero, so it changes nothing yet."""
     from peft import LoraConfig
 
     options: dict[str, Any] = {"r": config.lora_r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}

@@ -66,8 +66,7 @@ class Ledger:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRecord:
-    """A round's artefacts so far: `steps` holds the folder of each existing one. Round 0 is the evaluation of the base
-    model."""
+    """A round's artefacts so far, their folders by step in `steps`. Round 0 is the evaluation of the base model."""
 
     round: int
     steps: Mapping[str, Path]
@@ -159,8 +158,7 @@ class AlignmentRecord:
 
     @property
     def result(self) -> Path | None:
-        """The finished alignment's artefact with `alignment.json` and the chosen round's `adapter/`. None while it
-        runs."""
+        """The finished alignment (`alignment.json`, the chosen round's `adapter/`); None while it runs."""
         fingerprint = self._ledger.get("alignment")
         folder = self._store.folder(ALIGNMENT, fingerprint) if fingerprint else None
         return folder if folder and folder.is_dir() else None

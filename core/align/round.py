@@ -1,6 +1,4 @@
-"""The manifest of a round, `round.json`: its inputs, its results, and how to repeat it.
-
-Only `time_*` differs between runs.
+"""The manifest of a round, `round.json`: inputs, results, how to repeat it. Only `time_*` differs between runs.
 
 round, arm, mode, reference     number, what filtered, how candidates were made, DPO's reference
 generated, parsed, kept, dropped, reasons     in pairs: kept + dropped = parsed <= generated; `reasons` of the dropped

@@ -21,8 +21,7 @@ MARKS = {"truthfulness": ("Correct answer:", "Incorrect answer:"), "safety": ("S
 
 @dataclass(frozen=True, kw_only=True)
 class Templates:
-    """Instructions of one task. `contrastive` asks for both answers, each on its own line after one of `marks` (better,
-    worse)."""
+    """Instructions of one task. `contrastive` asks for both answers, each on a line after a mark (better, worse)."""
 
     positive: str
     negative: str
@@ -59,8 +58,7 @@ TEMPLATES = {
 
 
 def templates_of(config: CandidatesConfig) -> Templates:
-    """The task's instructions, replaced by the config's where it has any. Raises ConfigError for a `contrastive`
-    without the marks."""
+    """The task's instructions, or the config's. Raises ConfigError for a `contrastive` without the marks."""
     task = TEMPLATES[config.task]
     templates = replace(
         task,

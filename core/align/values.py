@@ -16,8 +16,7 @@ from core.types import JsonFields, Message, PreferencePair, sha256_of
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A prompt for the policy, without the project's instructions. `meta` holds other fields of its source, as JSON
-    values."""
+    """A prompt for the policy, without the project's instructions; `meta`: its source's other fields, as JSON."""
 
     messages: tuple[Message, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -61,8 +60,7 @@ class Candidate(JsonFields):
 
 @dataclass(frozen=True, kw_only=True)
 class Decision(JsonFields):
-    """The filter's decision on a parsed candidate. `reason` is empty for a kept one; `latents` are those that lowered
-    its margin most."""
+    """The filter's decision on a candidate; `reason` is empty if kept; `latents` lowered its margin most."""
 
     candidate_id: str
     kept: bool

@@ -64,8 +64,7 @@ def estimate_training(config: SAETrainConfig, source: ModelSource, identity: dic
 def estimate_latents(
     config: BackboneConfig, source: ModelSource, identity: dict[str, Any], *, depth: int, d_sae: int, l0: float, n_latents: int, n_tokens: int
 ) -> Estimate:
-    """The pages of `n_latents` latents over `n_tokens` tokens, template included; activations are on disk for a
-    while."""
+    """The pages of `n_latents` latents over `n_tokens` tokens with template; activations are on disk for a while."""
     parameters, in_layers = count_parameters(source.folder, depth)
     weights = int(identity["d_model"]) * d_sae
     per_weight = QUANTIZED_BYTES.get(config.quantization, BYTES[str(identity["dtype"])])

@@ -143,8 +143,7 @@ def save_dequantised(file: Path, folder: Path) -> None:
 
 
 def check_copy(gguf: GgufFile, folder: Path) -> None:
-    """Raises BackboneError where a layer of the copy in `folder`, or the rest, has more or fewer numbers than the
-    file."""
+    """Raises BackboneError where a part of the copy in `folder` has more or fewer numbers than in the file."""
     config = read_json_object(folder / "config.json")
     stored, copied = Counter[int](), Counter[int]()
     for name, size in gguf.sizes.items():

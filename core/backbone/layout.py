@@ -22,8 +22,7 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class TemplatePieces:
-    """What a template writes around messages of given roles. `around[i]` stands before the message numbered `order[i]`,
-    the last entry after all of them."""
+    """What a template writes: `around[i]` before the message numbered `order[i]`, the last entry after all of them."""
 
     around: tuple[str, ...]
     order: tuple[int, ...]

@@ -147,8 +147,7 @@ def _remedy(missing: Sequence[str], unused: Sequence[str], n_layers: int) -> str
 
 
 def check_finite(model: Any, name: str) -> None:
-    """Raises BackboneError where a number in the model's tensors is NaN or infinite, or a layer holds zeros only. Costs
-    one sum a tensor, on the tensor's device."""
+    """Raises BackboneError for a NaN, an infinity or a layer of zeros in the model; costs one sum a tensor."""
     zeros = []
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta or not tensor.is_floating_point() or tensor.element_size() == 1:

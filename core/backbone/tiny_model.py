@@ -75,8 +75,7 @@ def _model(vocab_size: int) -> Any:
 
 
 def _response_states(model: Any, tokenizer: Any, answers: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
-    """Outputs of layer 1, float64: at each answer's last token [n, d_model], and at all tokens but the first [m,
-    d_model]."""
+    """Outputs of layer 1, float64: at each answer's last token [n, d_model], and at all but the first [m, d_model]."""
     ends, others, caught = [], [], []
     hook = model.model.layers[LAYER].register_forward_hook(lambda module, args, output: caught.append(output))
     for prompt, answer in answers:

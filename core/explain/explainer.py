@@ -1,9 +1,9 @@
 """Explains what a reward model scores, at whatever depth is asked for (METHOD.md section 4).
 
-    explainer = Explainer(reward_model)                      # or reward_model.explain(prompt, response), reward_model.explain_pair(pair)
-    explainer.explain(prompt, response)                      # contributions, parts, interventions, neighbours, the sentence
-    explainer.explain_pair(pair)                             # both responses and their margin
-    explainer.explain_known(number)                          # a pair of the fit: from saved figures, without the language model
+    explainer = Explainer(reward_model)       # or reward_model.explain(prompt, response), .explain_pair(pair)
+    explainer.explain(prompt, response)       # contributions, parts, interventions, neighbours, the sentence
+    explainer.explain_pair(pair)              # both responses and their margin
+    explainer.explain_known(number)           # a pair of the fit: from saved figures, without the language model
     explainer.edit(prompt, response, parent=...)             # a changed text, computed from its first changed token on
     explainer.tokens / deletions / gradient(prompt, response)
 
@@ -75,5 +75,5 @@ class Explainer(ResponseReader):
         return self.builder.pair(self.state_features(chosen, z[0]), self.state_features(rejected, z[1]), self.labels)
 
     def edit(self, prompt: Dialogue, response: Dialogue, parent: Edit | None = None) -> Edit:
-        """A changed prompt or response with the change per latent against its parent; without one, the root of a chain."""
+        """A changed prompt or response with the change per latent against its parent; without one, a chain's root."""
         return self.builder.edit(self.features(prompt, response, parent=None if parent is None else parent.item), self.labels, parent)

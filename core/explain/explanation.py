@@ -68,7 +68,7 @@ class Explanation:
 
     @property
     def latents(self) -> list[dict[str, Any]]:
-        """A row of JSON values a latent, in the order of the directions: what a terminal, a page and a file show of it."""
+        """A row of JSON values a latent, in the order of the directions, as terminal, page and file show it."""
         columns = {"prompt_part": self.prompt_part, "response_part": self.response_part, "at_mean": self.at_mean}
         return latent_rows(self.attribution, columns, self.removed)
 

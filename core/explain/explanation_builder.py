@@ -39,7 +39,7 @@ def check_explainable(parts: RewardParts) -> None:
 
 
 class ExplanationBuilder:
-    """Explains the responses of one reward model. Raises ConfigError for a control that has no latents with directions."""
+    """Explains the responses of one reward model. Raises ConfigError for a control without latent directions."""
 
     def __init__(self, parts: RewardParts, known: FitResponses | None, faithfulness: Mapping[str, Any] | None = None) -> None:
         check_explainable(parts)

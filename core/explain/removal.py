@@ -15,7 +15,7 @@ from core.reward.head import Head
 def removed_projections(
     v: Float[np.ndarray, "*rows k"], f: Float[np.ndarray, "*rows k"], overlaps: Float[np.ndarray, "k k"], removed: Bool[np.ndarray, "*rows k"]
 ) -> Float[np.ndarray, "*rows k"]:
-    """v' of each row after the latents marked in `removed` are taken out of its residual stream; `overlaps` is D D^T."""
+    """v' of each row after the latents marked in `removed` leave its residual stream; `overlaps` is D D^T."""
     return v - np.where(removed, f, 0.0) @ overlaps
 
 

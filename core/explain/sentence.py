@@ -1,5 +1,4 @@
-"""The sentence that explains a reward or a margin, made here once, so that a command, a page and a file show the same one
-(METHOD.md section 4).
+"""The sentence that explains a reward or a margin, the same one for command, page and file (METHOD.md section 4).
 
 1. Latents whose directions are nearly collinear count as one. They are ranked by their response part, or by whole
    contributions where only one response to the prompt is known.

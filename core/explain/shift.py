@@ -1,9 +1,8 @@
-"""How far generated answers lie from the training data: cosine similarities in dense z and in sparse v (METHOD.md
-section 5, Figure 5).
+"""How far generated answers lie from the training data: cosines in dense z and sparse v (METHOD.md 5, Figure 5).
 
 For each generated answer, intended winner or other, against the training responses of its role (chosen, rejected):
 
-    matched    mean cosine to the training responses to its own prompt; only of answers to training prompts (our reading of the figure)
+    matched    mean cosine to the training responses to its own prompt, a training prompt (our reading of the figure)
     centroid   cosine to the mean of the training responses
     pairwise   mean cosine to them
     nearest    the largest cosine to one of them
@@ -16,8 +15,6 @@ standardised by their deviation as well. Of several draws of a control the mean 
 Intervals: bootstrap over the prompts of the generated answers, the training responses held fixed. `lead` is the sparse
 space's cosine less another's for the same answer: a cosine says little by itself where spaces differ in dimension and
 common component, so it is read against the controls.
-
-Only numpy is needed to read what was computed.
 """
 
 from __future__ import annotations

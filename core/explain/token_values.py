@@ -30,7 +30,7 @@ class TokenView:
     running: Float[np.ndarray, " t"]
 
     def of_latent(self, latent_id: int) -> Float[np.ndarray, " t"]:
-        """Activation of one latent. Raises ConfigError where it is not among the selected ones, or no SAE is at hand."""
+        """Activation of one latent. Raises ConfigError where it is not selected, or no SAE is at hand."""
         columns = np.flatnonzero(self.latent_ids == latent_id)
         if not len(columns):
             latents = ", ".join(map(str, self.latent_ids[:8])) + (", ..." if len(self.latent_ids) > 8 else "")

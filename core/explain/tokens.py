@@ -82,7 +82,7 @@ class Gradients:
         self.model.requires_grad_(False)  # the weights are frozen anyway, and their gradients would cost memory
 
     def of(self, reading: Reading) -> TokenGradient:
-        """Of the reward to each embedding of a reading. Raises BackboneError where the pass does not fit into memory."""
+        """Of the reward to each embedding of a reading. Raises BackboneError where memory runs out."""
         ids = torch.from_numpy(reading.ids.astype(np.int64))[None].to(self.backbone.device)
         try:
             with torch.enable_grad():

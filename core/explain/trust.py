@@ -1,4 +1,4 @@
-"""Whether an explanation can be believed, as rows of a table: made here once, shown by a terminal and by a page (METHOD.md section 4)."""
+"""Whether an explanation can be believed, as rows of a table for terminal and page (METHOD.md section 4)."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def corpora(config: LatentsConfig) -> list[tuple[str, ...]]:
 
 
 def request(folder: ModelFolder, config: LatentsConfig, names: Sequence[str], latents: Sequence[int], *, every: bool) -> dict[str, Any]:
-    """The config fields of the artefact that is asked for. Raises ConfigError for a latent that the SAE does not have."""
+    """The config fields of the artefact that is asked for. Raises ConfigError for a latent beyond the SAE."""
     wanted = sorted({*selected_latents(folder), *latents})
     width = int((folder.parts.sae or {})["d_sae"])
     unknown = [latent for latent in wanted if not 0 <= latent < width]
@@ -84,7 +84,7 @@ def request(folder: ModelFolder, config: LatentsConfig, names: Sequence[str], la
 
 
 def corpus_inputs(folder: ModelFolder, names: Sequence[str]) -> list[str] | None:
-    """The inputs of the artefact: SAE, language model, and each part of the corpus. None where a part is not at hand."""
+    """The artefact's inputs: SAE, language model, each part of the corpus. None where a part is missing."""
     files = {name: folder.path / KNOWN_TEXTS if name == PAIRS else Path(name).expanduser() for name in names if name != CHITCHAT}
     if not all(file.is_file() for file in files.values()):
         return None

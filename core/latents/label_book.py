@@ -1,10 +1,9 @@
-"""All labels of one SAE: the shipped ones and those in the cache, a file for each source. The hash of its weights
-identifies the SAE.
+"""All labels of one SAE, which the hash of its weights identifies: the shipped ones and those in the cache.
 
-    <cache>/labels/<first 16 digits of the SAE's sha256>/person.jsonl, written.jsonl, neuronpedia.jsonl, endpoint.jsonl,
-    automatic.jsonl
-    <cache>/labels/<the same>/scores.jsonl    what was measured of labels of any source: source, index, description, and the score
-    core/data/demo/labels.jsonl               shipped, read only; rows of another SAE (`saeSha256`) are skipped
+    <cache>/labels/<first 16 digits of the SAE's sha256>/    a file for each source, and scores.jsonl
+        person.jsonl, written.jsonl, neuronpedia.jsonl, endpoint.jsonl, automatic.jsonl
+        scores.jsonl               scores of labels of any source: source, index, description, and the score
+    core/data/demo/labels.jsonl    shipped, read only; rows of another SAE (`saeSha256`) are skipped
 
 The best label of a latent is the person's own, then the first by source in the order of `labels.SOURCES`, within a
 source the newest. Labels that were made for another SAE come last and are marked. A score belongs to a text, so a
@@ -49,7 +48,7 @@ class OtherSAE(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of a file: its bytes, and its content (`value`, parsed from `row`) or the reason why it can't be used."""
+    """One line of a file: its bytes, and its content (`value`, parsed from `row`) or why it can't be used."""
 
     raw: bytes
     value: Any = None

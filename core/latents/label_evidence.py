@@ -18,8 +18,7 @@ def shown_windows(feature: Feature) -> list[Window]:
 
 
 def measured_windows(feature: Feature) -> tuple[list[Window], str]:
-    """The windows that score a label, and their name: those it was not written from; all if these are under
-    `ENOUGH`."""
+    """The windows that score a label, and their name: those it was not written from, or all if too few are left."""
     ranked = _ranked(feature)
     return (ranked[SHOWN:], f"beyond the top {SHOWN}") if len(ranked) >= SHOWN + ENOUGH else (ranked, "all")
 

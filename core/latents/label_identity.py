@@ -3,16 +3,16 @@
 Latent 12 of one SAE is unrelated to latent 12 of another, so a label of another SAE is wrong and looks right. A row may
 contain
 
-    saeSha256                                        the hash of the SAE's weights (rows that a workbench exported); it decides alone
-    modelId (model_id), layer (source, sourceId,     Neuronpedia's model and source, such as gemma-2-2b and 20-gemmascope-res-16k: layer 20 of that
-    source_id, neuronpedia_id)                       model, the residual stream, 16k latents
+    saeSha256                                        hash of the SAE's weights (exported by a workbench); decides alone
+    modelId (model_id), layer (source, sourceId,     Neuronpedia's model and source: gemma-2-2b, 20-gemmascope-res-16k
+    source_id, neuronpedia_id)                       (layer 20 of that model, the residual stream, 16k latents)
     url                                              a page of Neuronpedia, which names both
     layer (a number or a hook), hook_name, width     parts of the same; a width may be a number or say 16k
     (d_sae), release, sae, sae_id
 
 and the SAE's identity holds its hash, release and id, model, layer, hook and number of latents. The verdicts:
 
-    SAME       the hashes are equal, or model and source are those by which this SAE is known (of a preset, or as exported before)
+    SAME       the hashes are equal, or model and source are this SAE's (of a preset, or as exported before)
     DIFFERENT  hash, source, model, layer, kind of activations, SAE id or width contradict the SAE
     UNPROVEN   a source is named, but nothing shows whether it is this SAE: the person is asked
     UNSTATED   no SAE is named: the labels are taken and marked

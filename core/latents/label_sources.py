@@ -110,7 +110,7 @@ class _RowReader:
     result: Imported
 
     def check_files(self, files: Sequence[Path]) -> None:
-        """Raises MismatchError if no row is of this SAE, or if rows that name no SAE have an index that this SAE lacks."""
+        """Raises MismatchError if no row is of this SAE, or rows without an SAE have an index that this one lacks."""
         others: dict[StatedSAE, tuple[str, str]] = {}
         counts: Counter[StatedSAE] = Counter()
         largest, n_fitting = -1, 0

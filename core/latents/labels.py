@@ -6,10 +6,11 @@ On disk a label is a row in Neuronpedia's explanation format, with further field
     description                 the label's text
     typeName                    by what method it was made
     explanationModelName        the language model that wrote it; empty or null if none did
-    scores                      a list of explanationScoreTypeName, explanationScoreModelName, value, and our low, high, n, windows, createdAt
+    scores                      a list of explanationScoreTypeName, explanationScoreModelName, value; ours: low, high, n,
+                                windows, createdAt
     source, author, createdAt   our fields: one of SOURCES, who wrote it, and when
     saeSha256                   our field: the SAE whose latent it is (`identity["sha256"]`)
-    madeFor                     our field: the SAE that the label was made for, if that is another one or not known (NOT_STATED)
+    madeFor                     our field: the SAE that the label was made for, if another one or not known (NOT_STATED)
 
 Texts come from files, people and models and are not trusted: each becomes one line without hidden characters
 (core/text_safety.py) when it is read.

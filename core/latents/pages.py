@@ -1,30 +1,27 @@
-"""A page for each latent, in Neuronpedia's field names: the texts on which it is active, and the tokens it promotes
-(METHOD.md section 4).
+"""A page a latent, in Neuronpedia's field names: texts on which it is active, tokens it promotes (METHOD.md section 4).
 
 `build` makes the pages from a corpus: one forward pass stores every activation (core.latents.columns), then the pages
 are written latent by latent from complete counts. `load_pages(folder)` reads one page at a time, without torch.
 
 features.jsonl, one row a latent, rising
-    modelId, layer, index               the language model, the source (layer and SAE), the latent: a string, as in Neuronpedia's exports
-    pos_str, pos_values                 the ten tokens whose logits the decoder row raises most (by core.backbone.unembedding), and by how much
+    modelId, layer, index               language model, source (layer and SAE), latent: a string, as in Neuronpedia's exports
+    pos_str, pos_values                 the ten tokens whose logits the decoder row raises most, and by how much
     neg_str, neg_values                 the ten it lowers most, lowest first
-    logits_hist_data_bar_values, _heights   histogram of its effect on all tokens of the vocabulary: centres of 40 equal bars, counts
+    logits_hist_data_bar_values, _heights   histogram of its effect on all tokens: centres of 40 equal bars, counts
     frac_nonzero, maxActApprox          share of counted tokens it is active on; its highest activation there
-    freq_hist_data_bar_values, _heights activation density: 40 equal bars from 0 to maxActApprox over the activations
-    above 0 topkCosSimIndices, topkCosSimValues the ten latents whose decoder rows have the highest cosine with this
-    one's, itself left out
-    activations                         texts (chosen by core.latents.windows): first the highest ones, binMin and binContains -1, binMax
+    freq_hist_data_bar_values, _heights activations above 0: 40 equal bars from 0 to maxActApprox
+    topkCosSimIndices, topkCosSimValues the ten other latents whose decoder rows have the highest cosine with this one's
+    activations                         texts (core.latents.windows): first the highest, binMin and binContains -1, binMax
                                         the highest activation; then by interval binMin < maximum <= binMax, which holds
                                         the share binContains of all activations above 0. `tokens`, `values` (0 where it
                                         is not active or the token does not count), `minValue`, `maxValue`,
                                         `maxValueTokenIndex`, `dataIndex` (number of the document in the corpus),
                                         `dataSource` (its source), and our field `template`: the places of tokens that
                                         belong to the chat template
-    inactive                            our field: numbers of rows of snippets.jsonl in which the latent is nowhere active
-snippets.jsonl    windows of the same length around tokens drawn at random: `tokens`, `dataIndex`, `dataSource`, `template`
-corpus.json       what was read: documents and counted tokens, in all and of each source (with its `n_dialogues` and how many of them were read, can't
-                  be read, were cut to the context, or left out before: core.latents.columns.SourceCounts); how many
-                  latents have pages, how many are active anywhere
+    inactive                            our field: rows of snippets.jsonl in which the latent is nowhere active
+snippets.jsonl    windows of the same length around random tokens: `tokens`, `dataIndex`, `dataSource`, `template`
+corpus.json       documents and counted tokens that were read, in all and of each source (with its counts of dialogues:
+                  core.latents.columns.SourceCounts); how many latents have pages, how many are active anywhere
 index.safetensors latent ids, and where their rows begin in features.jsonl (the last number is its end)
 """
 

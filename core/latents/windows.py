@@ -73,7 +73,7 @@ class Windows:
         return windows
 
     def values(self, column: Column, start: int, stop: int) -> Float[np.ndarray, " t"]:
-        """A latent's activations on the tokens of a window; 0 where it is not active, and on tokens that do not count."""
+        """A latent's activations on a window's tokens; 0 where inactive, and on tokens that do not count."""
         values = np.zeros(stop - start, dtype=np.float32)
         a, b = np.searchsorted(column[0], [start, stop])
         values[column[0][a:b] - start] = column[1][a:b]

@@ -54,8 +54,7 @@ class Cursor:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """The states of one round: `content` [n, d_model], the `ring` [m, d_model], the shuffled `order` [n] of content,
-    and the next round's cursor."""
+    """One round: `content` [n, d_model], its shuffled `order` [n], the `ring` [m, d_model], the next round's cursor."""
 
     content: torch.Tensor
     ring: torch.Tensor

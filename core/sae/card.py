@@ -105,8 +105,7 @@ class Sums:
         return self.z.sum(0) / self.counts.sum()
 
     def add(self, units: Int[np.ndarray, " n"], z: torch.Tensor, reconstruction: torch.Tensor, active: torch.Tensor) -> None:
-        """Adds tokens: z and z^ [n, d_model], numbers of active latents [n], and the number of each token's document,
-        `units` [n]."""
+        """Adds tokens: z and z^ [n, d_model], numbers of active latents [n], and each token's document, `units` [n]."""
         exact = z.double().cpu().numpy()
         error = np.square(exact - reconstruction.double().cpu().numpy())
         for total, values in ((self.counts, np.ones(len(units))), (self.active, active.cpu().numpy()), (self.z, exact)):
@@ -115,8 +114,7 @@ class Sums:
         np.add.at(self.errors, units, error)
 
     def figures(self, suffix: str, draws: Array) -> dict[str, dict[str, Any]]:
-        """FVU, its median over dimensions, and L0, with intervals over `draws` (how often each resample holds each
-        document [resamples, n])."""
+        """FVU, its median over dimensions, and L0, with intervals over `draws` [resamples, n] of the documents."""
         once = np.ones((1, len(self.counts)))
         statistics: dict[str, Callable[[Array], Array]] = {"fvu": self.fvu_of_draws, "fvu_median_dimension": self._median, "l0": self._l0}
         size = {"n_tokens": int(self.counts.sum()), "n_documents": int((self.counts > 0).sum())}

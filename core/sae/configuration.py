@@ -319,8 +319,7 @@ def is_switched_off(value: object) -> bool:
 
 
 def refusal(name: str, field: str, value: object, fault: str, expected: str, remedy: str = "") -> SAEError:
-    """The error for a field that can't be computed. `fault` follows the name of the SAE in a sentence; a `value` of
-    None is a missing field."""
+    """The error for a field that can't be computed. `fault` follows the SAE's name; `value` None: a missing field."""
     text = repr(value) if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
     shown = re.sub(r"\s+", " ", text)[:120]
     return SAEError(

@@ -117,8 +117,7 @@ def padded(batch: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def stream_states(documents: Sequence[Document], backbone: Backbone, layer: int, budget: int) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Hidden states after decoder layer `layer`, batch by batch: (numbers of the documents, [b, t, d_model] in the
-    backbone's dtype)."""
+    """Batches of (document numbers, states [b, t, d_model] after decoder layer `layer` in the backbone's dtype)."""
     for numbers in plan_batches([len(d.ids) for d in documents], budget):
         ids, mask = padded([documents[i] for i in numbers])
         yield numbers, backbone.states(ids, mask, [layer])[layer]

@@ -255,8 +255,7 @@ def _check(config: SAETrainConfig) -> None:
 
 
 def _settings(config: SAETrainConfig) -> dict[str, Any]:
-    """The config's part of the fingerprint. Backbone and corpus enter it by their content, so only the layer is taken
-    from their options."""
+    """The config's part of the fingerprint; of backbone and corpus, which enter by content, only the layer."""
     fields = {name: value for name, value in config.result_fields().items() if name not in ("backbone", "corpus", "init")}
     return {**fields, "layer": config.backbone.layer, **({"init": _weights_of(config.init)} if config.init else {})}
 
