@@ -30,7 +30,7 @@ from core.doctor.report import Check, Report, find_report, load_report, save_rep
 from core.errors import ConfigError, MissingError, StoreError
 from core.explain.cues import Correlation, LengthCue
 from core.explain.faithfulness import faithfulness
-from core.explain.spaces import find_spaces
+from core.explain.spaces import NAME, load_spaces
 from core.explain.stability import Stability, prompt_share
 from core.reward.evaluation import ScoredMethod, evaluate
 from core.reward.fit_responses import FitResponses
@@ -683,11 +683,14 @@ def test_spaces_of_a_fit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     from core.config import SpacesConfig
 
     monkeypatch.setenv("SPARSERM_CACHE", str(fitted().store.root))
-    assert find_spaces(fitted(), SpacesConfig(points=80, random_draws=2)) is None
+    config = SpacesConfig(points=80, random_draws=2)
+    assert fitted().find_result(NAME, config) is None
     words = ["spaces", str(fitted().path), "--points", "80", "--random-draws", "2"]
     assert main(words) == 0
     assert "random-rows" in capsys.readouterr().out
-    found = find_spaces(fitted(), SpacesConfig(points=80, random_draws=2))
-    assert found is not None and 60 < len(found.rows) <= 80 and found.made["n_left_out"] == len(doctor().known) - len(found.rows)
+    artefact = fitted().find_result(NAME, config)
+    assert artefact is not None
+    spaces = load_spaces(artefact.path)
+    assert 60 < len(spaces.rows) <= 80 and spaces.made["n_left_out"] == len(doctor().known) - len(spaces.rows)
     assert main([*words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["figures"]["sparse"]["neighbours"]["n"] == found.n_held_out
+    assert json.loads(capsys.readouterr().out)["figures"]["sparse"]["neighbours"]["n"] == spaces.n_held_out

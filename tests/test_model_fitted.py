@@ -15,7 +15,7 @@ from core.data.pairs import load_pairs
 from core.data.splits import split_pairs
 from core.fit.pipeline import FitOutcome, fit
 from core.reward.evaluation import accuracy_of
-from core.reward.model import load_reward_model
+from core.reward.model import SparseRM
 from core.runs.store import Store
 from core.types import PreferencePairs
 
@@ -36,7 +36,7 @@ def test_it_scores_as_the_table_says(fitted: Any, kind: str) -> None:
     outcome, test, backbone = fitted
     folder = outcome.artefact if kind == "sparserm" else outcome.artefact / "controls" / kind
     entry: Mapping[str, Any] = outcome.evaluation["sparserm"] if kind == "sparserm" else outcome.evaluation["controls"][kind]
-    reward_model = load_reward_model(folder, backbone=backbone)
+    reward_model = SparseRM.load(folder, backbone=backbone)
     shipped = reward_model.parts.method["shipped_seed"]
     assert reward_model.parts.kind == kind
     seeds = (shipped,) if kind.startswith("random") else tuple(range(len(entry["heads"])))
@@ -53,7 +53,7 @@ def test_it_scores_as_the_table_says(fitted: Any, kind: str) -> None:
 
 
 def test_the_table_of_latents_names_both_sides(fitted: Any) -> None:
-    parts = load_reward_model(fitted[0].artefact, backbone=fitted[2]).parts
+    parts = SparseRM.load(fitted[0].artefact, backbone=fitted[2]).parts
     sides = [row["side"] for row in parts.selection]
     assert sides == sorted(sides) and set(sides) == {"chosen", "rejected"}
     for row, latent in zip(parts.selection, parts.latent_ids, strict=True):

@@ -18,7 +18,7 @@ from core.config import BackboneConfig
 from core.data.pairs import load_pairs
 from core.errors import BackboneError, DataError, MismatchError, StoreError
 from core.reward import model as model_module
-from core.reward.model import SparseRM, check_backbone, load_reward_model
+from core.reward.model import SparseRM, check_backbone
 from core.reward.parts import RewardParts
 from core.types import PreferencePair
 
@@ -323,7 +323,7 @@ def test_the_activation_control_reads_the_sae(tiny: Any, tmp_path: Path) -> None
 
     parts = tiny_parts(tiny, "activations", sae=load_sae(tiny[1]).identity)
     SparseRM.from_parts(parts).save(tmp_path / "activations")
-    reward_model = load_reward_model(tmp_path / "activations", backbone=tiny[2])
+    reward_model = SparseRM.load(tmp_path / "activations", backbone=tiny[2])
     w = {name: tensor.astype(np.float64) for name, tensor in load_file(Path(tiny[1].path) / "sae_weights.safetensors").items()}
     z = reward_model.reader([(({"role": "user", "content": q},), a) for q, a in zip(QUESTIONS, ANSWERS, strict=True)])[0]
     pre = (z - w["b_dec"]) @ w["W_enc"] + w["b_enc"]

@@ -112,16 +112,13 @@ def _selected(
     if len(readable) < 2:
         return _candidate(prompt, number, "", "", TOO_FEW, samples)
     pairs = [(w, x) for w in readable for x in readable if w != x]
-    alike = [(w, x) for w, x in pairs if _length_ratio(texts[w], texts[x]) <= config.length_ratio]
+    lengths = [len(text) for text in texts]
+    alike = [(w, x) for w, x in pairs if max(lengths[w], lengths[x]) / min(lengths[w], lengths[x]) <= config.length_ratio]
     best, worst = max(alike or pairs, key=lambda pair: rewards[pair[0]] - rewards[pair[1]])
     margin = float(rewards[best] - rewards[worst])
     unfit = LENGTHS if not alike else MARGIN if margin < config.min_margin else ""
     selection = {"samples": [best, worst], "rewards": [float(rewards[best]), float(rewards[worst])]}
     return _candidate(prompt, number, texts[best], texts[worst], "", samples, **selection, **({"unfit": unfit} if unfit else {}))
-
-
-def _length_ratio(a: str, b: str) -> float:
-    return max(len(a), len(b)) / min(len(a), len(b))
 
 
 def _usable(answer: Generated) -> tuple[str, str]:

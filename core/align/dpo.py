@@ -54,7 +54,6 @@ class DPOOutcome(JsonFields):
     """The result of a training.
 
     `adapter_before` and `adapter_after` are hashes over tensors, `base` where the round began without an adapter.
-
     `curve` has a row for each step: loss, accuracy, margin ... of the step's `n` pairs before the step (margin: beta
     times the difference of log-ratios). `epochs` has a row for each epoch: accuracy of the validation pairs with its
     interval (null without pairs), their loss and mean margin. `refused` holds by pair id why a pair was not used,

@@ -39,9 +39,8 @@ def can_share_prompts(model: Any) -> bool:
 def share_prompts(model: Any) -> Callable[..., Any]:
     """Wraps `model` so that it computes each prompt once.
 
-    TRL calls it with chosen above rejected sequences [2b, t] and a fused head.
-
-    The wrapper returns the fields of `PER_TOKEN`, each [2b, t - 1], zero where there is no label.
+    TRL calls it with chosen above rejected sequences [2b, t] and a fused head. The wrapper returns the fields of
+    `PER_TOKEN`, each [2b, t - 1], zero where there is no label.
     """
     config = getattr(model, "module", model).config.get_text_config()
     window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
@@ -53,7 +52,9 @@ def share_prompts(model: Any) -> Callable[..., Any]:
         if length > (window or length) or bool((labels[:, 0] != -100).any()):
             return model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **options)
         rows = _one_row_a_pair(input_ids, labels)
-        mask = rows.mask if config._attn_implementation == "sdpa" else _additive(rows.mask)
+        mask = rows.mask
+        if config._attn_implementation != "sdpa":  # eager attention adds the mask to its scores
+            mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
         output = model(input_ids=rows.ids, attention_mask=mask, position_ids=rows.positions, shift_labels=rows.labels, **options)
         labelled = labels[:, 1:] != -100
         by_token = {name: getattr(output, name).repeat(2, 1).gather(1, rows.source).masked_fill(~labelled, 0) for name in PER_TOKEN}
@@ -91,8 +92,3 @@ def _one_row_a_pair(ids: torch.Tensor, labels: torch.Tensor) -> _Rows:
     token = torch.arange(length - 1, device=ids.device)[None]
     source = torch.cat([token.expand(n_pairs, -1), token + second - prompt + 1]).clamp(max=row.shape[1] - 1)
     return _Rows(of_both(ids, positions), positions, of_both(next_labels, positions + 1), mask[:, None], source)
-
-
-def _additive(mask: torch.Tensor) -> torch.Tensor:
-    """The mask in the form that eager attention adds to its scores."""
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)

@@ -57,10 +57,8 @@ LOGGED = {
 def new_trainer(backbone: Backbone, start: Mapping[str, torch.Tensor] | None, pairs: Sequence[EncodedPair], config: DPOConfig, scratch: str) -> Any:
     """A DPOTrainer over the base model with a new adapter, or with `start`'s tensors in it.
 
-    Its rows hold the reference's log-probabilities.
-
-    Raises ConfigError for an impossible batch size, MismatchError if `start` has another rank or other layers,
-    BackboneError if no parameter would be trained.
+    Its rows hold the reference's log-probabilities. Raises ConfigError for an impossible batch size, MismatchError if
+    `start` has another rank or other layers, BackboneError if no parameter would be trained.
     """
     rows: list[dict[str, Any]] = [dict(pair.trl_row()) for pair in pairs]
     with quiet():

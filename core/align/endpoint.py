@@ -46,12 +46,7 @@ _Result = tuple[_Request, Generated | Exception]
 
 
 class EndpointGenerator:
-    """The model behind `config.endpoint`; raises ConfigError where none is named.
-
-    Answers are kept in the file `partial`, if given.
-
-    Answers are kept in the file `partial`, if given. Raises ConfigError where no model is named.
-    """
+    """The model behind `config.endpoint`; answers are kept in `partial`, if given. ConfigError: no model is named."""
 
     def __init__(self, config: CandidatesConfig, partial: Path | None = None) -> None:
         if not config.endpoint or not config.endpoint_model:

@@ -84,12 +84,10 @@ def evaluate_policy(
     """Measures a policy on held-out pairs, held-out prompts and multiple-choice questions.
 
     `pairs` are those of the reward model's fit with their splits, `generator` generates by this policy, `model` gives
-    rewards.
-
-    Log-probabilities are computed in the dtype of `policy`, which may differ from the generator's: in bfloat16 those of
-    SmolLM2 are off by 0.07 nats a token and 0.5 an answer, and their KL divergence from float32 is 0.0016 nats a token,
-    like a small training step (12 answers of the demo pairs). `aligned_on` are the prompts of the rounds; an MC
-    question among them does not count as unseen. `first` is round 0's evaluation, None in round 0. Raises DataError
+    rewards. Log-probabilities are computed in the dtype of `policy`, which may differ from the generator's: in bfloat16
+    those of SmolLM2 are off by 0.07 nats a token and 0.5 an answer, and their KL divergence from float32 is 0.0016 nats
+    a token, like a small training step (12 answers of the demo pairs). `aligned_on` are the prompts of the rounds; an
+    MC question among them does not count as unseen. `first` is round 0's evaluation, None in round 0. Raises DataError
     where the MC file can't be read, MismatchError if `first` measured other items, and what `progress` raises to
     cancel.
     """

@@ -71,9 +71,7 @@ class PolicyFigure(JsonFields):
 def figure_of(name: str, measure: Measure, first: Measure | None) -> PolicyFigure | None:
     """The figure of a measure, with the difference to `first`, round 0's measure, if given.
 
-    None with too few items for an interval.
-
-    Raises MismatchError if round 0 measured other items.
+    None with too few items for an interval. Raises MismatchError if round 0 measured other items.
     """
     finite = np.isfinite(measure.values)
     mean = _share(measure.values[finite], measure.groups[finite]) if name in SHARES else mean_over_prompts(measure.values, measure.groups)

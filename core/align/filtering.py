@@ -102,10 +102,8 @@ def decide(
 ) -> list[Decision]:
     """The decision on each parsed candidate, in order.
 
-    `scored` has a row for each; `refused`: candidate id -> why DPO can't use it.
-
-    `parts` are those of the reward model that gave the rewards. Where it has latents, a pair that it drops gets those
-    that lowered its margin most.
+    `scored` has a row for each; `refused`: candidate id -> why DPO can't use it. `parts` are those of the reward model
+    that gave the rewards. Where it has latents, a pair that it drops gets those that lowered its margin most.
     """
     ids = [candidate.candidate_id for candidate in candidates]
     margins = dict(zip(ids, map(float, scored.margins), strict=True))
@@ -138,11 +136,10 @@ def _dropped(names: Sequence[str], margins: Mapping[str, float], *, arm: str, mi
 def latents_against(parts: RewardParts, z: Float[np.ndarray, "n 2 d_model"], top: int = TOP) -> list[list[dict[str, Any]]]:
     """For each pair the latents that lowered its margin most.
 
-    Contributions are integrated gradients from the other text to the intended winner.
-
-    A row holds a latent's contribution to the margin (below 0), its standard deviation over the heads of all seeds and
-    whether they agree in sign, its side, and its detection AUROC (labels describe the activation, and a projection need
-    not show it). Empty lists for a reward model without latents.
+    Contributions are integrated gradients from the other text to the intended winner. A row holds a latent's
+    contribution to the margin (below 0), its standard deviation over the heads of all seeds and whether they agree in
+    sign, its side, and its detection AUROC (labels describe the activation, and a projection need not show it). Empty
+    lists for a reward model without latents.
     """
     if parts.kind not in KINDS or parts.directions is None or parts.latent_ids is None:
         return [[] for _ in z]

@@ -105,11 +105,10 @@ def drift_of(
 ) -> list[Drift]:
     """The latents whose mean projection moved most, the largest move first.
 
-    Moves are in units of `deviation`, the standard deviation over the training responses.
-
-    Row i of both arrays belongs to the answer to prompt i. Rows with NaN are left out; with fewer than two rows the
-    list is empty. The intervals are not corrected for the number of latents: one latent in twenty is clear of zero by
-    chance, and the largest of many moves is overestimated.
+    Moves are in units of `deviation`, the standard deviation over the training responses. Row i of both arrays belongs
+    to the answer to prompt i. Rows with NaN are left out; with fewer than two rows the list is empty. The intervals are
+    not corrected for the number of latents: one latent in twenty is clear of zero by chance, and the largest of many
+    moves is overestimated.
     """
     moved = (after - before) / np.where(deviation > 0, deviation, np.inf)
     moved = moved[np.isfinite(moved).all(axis=1)].astype(np.float64)

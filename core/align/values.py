@@ -31,10 +31,8 @@ class Prompt:
 class Candidate(JsonFields):
     """One generated pair: `chosen` is the intended winner, `rejected` the other text.
 
-    In best_of_n the winner is the sample with the higher reward.
-
-    `refused` is the reason why there is no pair (unparsed output, too few usable samples), empty for a pair; `raw`
-    holds the texts as generated.
+    In best_of_n the winner is the sample with the higher reward. `refused` is the reason why there is no pair (unparsed
+    output, too few usable samples), empty for a pair; `raw` holds the texts as generated.
     """
 
     candidate_id: str

@@ -91,7 +91,6 @@ class Backbone:
         """Outputs of decoder layers for token ids [b, t]: {layer: [b, t, d_model]}, float32.
 
         A half-precision model multiplies in its dtype and adds up the residual stream in float32 (`_exact_residual`).
-
         `attention_mask` is [b, t] (1 for tokens, 0 for padding), or a ready additive mask [b, 1, t, past + t]. The
         model runs no further than the last of `layers`. Positions count real tokens only, so padding may stand on
         either side.

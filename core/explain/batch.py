@@ -98,10 +98,8 @@ def pick(explainer: Explainer, rows: Rows, which: str, progress: Progress = no_p
 
 def pick_known(parts: RewardParts, known: FitResponses | None, which: str) -> tuple[int, int]:
     """The number of the held-out pair that holds the worst-scored response, or is most mis-ranked, and the side in
-    question (0 chosen, 1 rejected).
-
-    From the responses that the fit saved, without the language model. Raises ConfigError where none were saved.
-    """
+    question (0 chosen, 1 rejected). From the responses that the fit saved, without the language model. Raises
+    ConfigError where none were saved."""
     if known is None or known.pairs is None or not len(known.held_out_pairs):
         raise ConfigError("no held-out pairs with texts are kept beside this reward model", remedy="give a file with --pairs")
     pairs = known.held_out_pairs
@@ -114,11 +112,8 @@ def pick_known(parts: RewardParts, known: FitResponses | None, which: str) -> tu
 
 def explain_file(explainer: Explainer, source: Path, target: Path, progress: Progress = no_progress) -> dict[str, Any]:
     """Writes a table of a whole file, whole or not at all. Returns its path, its number of rows, and the rows that were
-    left out.
-
-    Raises ConfigError where `target` is neither .jsonl nor .csv or can't be written, DataError where no row can be
-    used.
-    """
+    left out. Raises ConfigError where `target` is neither .jsonl nor .csv or can't be written, DataError where no row
+    can be used."""
     if target.suffix.lower() not in SUFFIXES:
         raise ConfigError("the ending of the table's name must give its format", expected=" or ".join(SUFFIXES), found=target.name)
     check_target(target)
@@ -128,7 +123,8 @@ def explain_file(explainer: Explainer, source: Path, target: Path, progress: Pro
     late = [_refused(rows, number, reason) for number, reason in sorted(reasons.items())]
     if not table:
         raise DataError(f"no row of {source} can be explained", found=late[0]["reason"] if late else "nothing")
-    write_table(iter(_csv(table) if target.suffix.lower() == ".csv" else _jsonl(table)), target)
+    json_lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in table)
+    write_table(_csv(table) if target.suffix.lower() == ".csv" else json_lines, target)
     refused = [*(vars(row) for row in rows.refused), *late]
     return {"table": str(target), "n_explained": len(table), "refused": sorted(refused, key=lambda row: row["row"])}
 
@@ -202,10 +198,6 @@ def _refused(rows: Rows, number: int, reason: str) -> dict[str, Any]:
     if rows.pairs:
         return {"row": rows.pairs[number // 2].meta["row"], "field": ("chosen", "rejected")[number % 2], "reason": reason}
     return {"row": rows.responses[number][1], "field": "response", "reason": reason}
-
-
-def _jsonl(table: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in table)
 
 
 def _csv(table: Sequence[Mapping[str, Any]]) -> Iterator[str]:

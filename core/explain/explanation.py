@@ -94,10 +94,8 @@ class Explanation:
 @dataclass(frozen=True, kw_only=True)
 class PairExplanation:
     """Two responses to one prompt. `margin` runs from v_l to v_w, so its contributions sum to s_w - s_l; the prompt's
-    offset cancels in it.
-
-    `at_mean` and `removed` are changes of the margin, where a latent is held or removed in both responses.
-    """
+    offset cancels in it. `at_mean` and `removed` are changes of the margin, where a latent is held or removed in both
+    responses."""
 
     chosen: Explanation
     rejected: Explanation

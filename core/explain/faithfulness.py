@@ -57,10 +57,7 @@ class Curve(JsonFields):
 class Faithfulness:
     """What was measured, on `n_pairs` held-out pairs of `n_prompts` prompts that have three active latents or more;
     `n_left_out` have fewer. Both are among at most PAIRS that were looked at, evenly spread over all `n_held_out`
-    held-out pairs.
-
-    Curves and agreement are None where no pair has enough.
-    """
+    held-out pairs. Curves and agreement are None where no pair has enough."""
 
     deletion: Curve | None
     insertion: Curve | None
@@ -91,10 +88,11 @@ def faithfulness(parts: RewardParts, known: FitResponses, progress: Progress = n
         agreed.append(measured.agreement(int(pair)))
     progress("faithfulness", len(enough), len(enough))
     way = np.stack(moved) if moved else None  # [pairs, deletion or insertion, ordered or random, points]
+    shares = np.array(agreed)
     return Faithfulness(
         deletion=None if way is None else _curve(way[:, 0], groups),
         insertion=None if way is None else _curve(way[:, 1], groups),
-        agreement=_mean(np.array(agreed), groups) if agreed else None,
+        agreement=_interval(shares.mean(), *percentile_interval(resampled_means(shares, groups))) if agreed else None,
         residual=measured.residual(asked),
         cues=length_cue(parts, known),
         n_pairs=len(enough),
@@ -170,10 +168,6 @@ def _curve(way: Float[np.ndarray, "pairs 2 points"], groups: Int[np.ndarray, " p
 def _shares(total: Float[np.ndarray, "m points2"], n_points: int) -> Float[np.ndarray, "m 2 points"]:
     lines = total.reshape(len(total), 2, n_points)
     return lines / np.maximum(lines[:, :1, -1:], 1e-300)
-
-
-def _mean(values: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> Interval:
-    return _interval(values.mean(), *percentile_interval(resampled_means(values, groups)))
 
 
 def _interval(mean: float, low: float, high: float) -> Interval:

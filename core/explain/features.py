@@ -24,11 +24,8 @@ from core.reward.fit_responses import response_id
 @dataclass(frozen=True, kw_only=True)
 class ResponseFeatures:
     """A response as the head and the SAE read it: `v` = D z, float64, and `f`, the activations of the selected latents
-    (None without an SAE).
-
-    Of its `n_tokens` tokens `n_computed` went through the language model; the others were taken over from an earlier
-    text. Both are 0 for a response of the fit, whose figures were saved.
-    """
+    (None without an SAE). Of its `n_tokens` tokens `n_computed` went through the language model; the others were taken
+    over from an earlier text. Both are 0 for a response of the fit, whose figures were saved."""
 
     item: Item
     v: Float[np.ndarray, " k"]

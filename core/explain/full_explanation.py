@@ -60,10 +60,8 @@ def explain_fully(
     off: Sequence[int] = (),
 ) -> FullExplanation:
     """Explains a response or a pair. `spans` (of the response, instead of its sentences) are deleted, `edits` are tried
-    one after the other in its place, `off` are latents to hold at their training means.
-
-    Raises ConfigError where spans or edits are given for a pair, and as Explainer and Switchboard do.
-    """
+    one after the other in its place, `off` are latents to hold at their training means. Raises ConfigError where spans
+    or edits are given for a pair, and as Explainer and Switchboard do."""
     if isinstance(subject, PreferencePair):
         if spans or edits:
             raise ConfigError("spans and edits belong to one response", found="a pair", remedy="give --prompt and --response without --rejected")

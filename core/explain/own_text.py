@@ -56,10 +56,7 @@ def read_text(backbone: Backbone, text: str, *, layer: int) -> OwnText:
 
 def latents_of(text: OwnText, sae: SparseAutoencoder, latents: Sequence[int], *, top: int) -> dict[str, Any]:
     """JSON values: tokens, the activation of these latents at each token, and the `top` latents of highest activation
-    on the text's own tokens.
-
-    Raises ConfigError for a latent that the SAE does not have.
-    """
+    on the text's own tokens. Raises ConfigError for a latent that the SAE does not have."""
     strange = sorted({int(latent) for latent in latents if not 0 <= int(latent) < sae.d_sae})
     if strange or len(latents) > MOST_LATENTS:
         asked = ", ".join(map(str, strange[:5])) if strange else f"{len(latents)} latents"

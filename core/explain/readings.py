@@ -31,12 +31,9 @@ from core.types import Message
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """The tokens of a dialogue up to the one that is scored (the last here), each with its text, its kind and its
-    hidden state.
-
-    Kinds: `first` (whose state is out of all proportion), `template`, `prompt`, `response`. Texts join to the rendered
-    dialogue. `n_computed` tokens went through the model; `cache` holds keys and values by layer, None where the model
-    can't reuse them.
-    """
+    hidden state. Kinds: `first` (whose state is out of all proportion), `template`, `prompt`, `response`. Texts join to
+    the rendered dialogue. `n_computed` tokens went through the model; `cache` holds keys and values by layer, None
+    where the model can't reuse them."""
 
     ids: Int32[np.ndarray, " t"]
     kinds: tuple[str, ...]

@@ -34,8 +34,7 @@ class Evidence:
     """What a sentence is made from, a column a latent: `value` is what ranks (response parts, contributions, or shares
     of a margin), `by_head` the same of each seed's head, `moved` how far the projection lies from what it is compared
     with. `activation` is f of whichever has the higher projection, NaN where that one is not at hand. `table` holds the
-    selection's rows.
-    """
+    selection's rows."""
 
     latent_ids: Int[np.ndarray, " k"]
     value: Float[np.ndarray, " k"]

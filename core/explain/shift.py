@@ -54,10 +54,7 @@ Points = Float[np.ndarray, "n d"]
 @dataclass(frozen=True, kw_only=True)
 class GeneratedPairs:
     """A round's generated pairs that can be read: z of intended winner and other, `prompt_ids` as
-    `core.reward.fit_responses.prompt_id`, and their names.
-
-    `n_unread` more can't be read.
-    """
+    `core.reward.fit_responses.prompt_id`, and their names. `n_unread` more can't be read."""
 
     z: Float[np.ndarray, "n 2 d_model"]
     prompt_ids: Int[np.ndarray, " n"]
@@ -152,11 +149,8 @@ def compare_shift(
 
 def shift_spaces(model: SparseRM, frequencies: LatentFrequencies | None, draws: int) -> dict[str, list[Float[np.ndarray, "k d_model"]]]:
     """The directions of every space but the dense one: a SparseRM's own, and `draws` of each control, draw i with seed
-    i.
-
-    Without frequencies (a cache that does not hold the fit's any more) there are no random decoder rows. Raises what
-    loading the SAE raises.
-    """
+    i. Without frequencies (a cache that does not hold the fit's any more) there are no random decoder rows. Raises what
+    loading the SAE raises."""
     from core.reward.projection import isotropic_directions
 
     directions, ids = model.parts.directions, model.parts.latent_ids
@@ -170,10 +164,8 @@ def shift_spaces(model: SparseRM, frequencies: LatentFrequencies | None, draws: 
 
 def frequency_matched(frequencies: LatentFrequencies, selected: Int[np.ndarray, " k"], seed: int) -> Int[np.ndarray, " k"]:
     """For each selected latent another live one that is about as often active, each at most once: drawn among the
-    nearest by log frequency.
-
-    Where fewer than k others live, those that are active at all stand in, and then the selected ones themselves.
-    """
+    nearest by log frequency. Where fewer than k others live, those that are active at all stand in, and then the
+    selected ones themselves."""
     rng, used = np.random.default_rng(seed), np.zeros(len(frequencies.n_active), dtype=bool)
     used[selected] = True
     live, active = np.isfinite(frequencies.q_value), frequencies.n_active > 0

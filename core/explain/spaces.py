@@ -32,7 +32,6 @@ from core.types import JsonFields, Progress, no_progress
 
 if TYPE_CHECKING:
     from core.reward.fit_responses import FitResponses
-    from core.reward.folder import ModelFolder
 
 NAME = "spaces"
 DENSE, SPARSE = "dense", "sparse"
@@ -96,12 +95,6 @@ def load_spaces(folder: Path) -> Spaces:
     """What `save_spaces` wrote. Raises StoreError where it is damaged. Loads neither torch nor scikit-learn."""
     spaces: Spaces = load_value(folder, NAME, Spaces, SpaceFigures, Estimate)
     return spaces
-
-
-def find_spaces(folder: ModelFolder, config: SpacesConfig) -> Spaces | None:
-    """Pictures and figures of a reward model that were made with this config; None without."""
-    artefact = folder.find_result(NAME, config)
-    return None if artefact is None else load_spaces(artefact.path)
 
 
 def compare_spaces(
@@ -241,11 +234,9 @@ def _figures(values: Float[np.ndarray, "2 n"], sparse: Float[np.ndarray, "2 n"] 
 
 def separation_scores(points: Points, label: Int[np.ndarray, " n"], groups: Int[np.ndarray, " n"], k: int) -> Float[np.ndarray, "2 n"]:
     """For each point whether most of its k nearest neighbours in other prompts share its label (1 or 0; ties are
-    wrong), and its silhouette.
-
-    Silhouette: (b - a) / max(a, b), with a the mean distance to the points of other prompts with its label, b to those
-    with the other label. NaN for both where other prompts hold no point of either label. Euclidean distances, float64.
-    """
+    wrong), and its silhouette. Silhouette: (b - a) / max(a, b), with a the mean distance to the points of other prompts
+    with its label, b to those with the other label. NaN for both where other prompts hold no point of either label.
+    Euclidean distances, float64."""
     exact = points.astype(np.float64) - (points.mean(axis=0, dtype=np.float64) if len(points) else 0.0)
     square = np.square(exact).sum(axis=1)
     scores = np.full((2, len(points)), np.nan)

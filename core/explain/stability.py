@@ -29,12 +29,9 @@ MOST = 500  # held-out responses that the heads are compared on
 @dataclass(frozen=True, kw_only=True)
 class Stability(JsonFields):
     """The verdict on a reward model's explanations. A figure that is not known (no selection table, one head) is None;
-    the verdict is then never `stable`.
-
-    `overlap`: mean share of the selected latents that a resample selects again. `rank_correlation`: mean over `n` of
-    the `n_held_out` held-out responses, from `low` to `high` at 95 % over prompts; both None with responses to fewer
-    than two.
-    """
+    the verdict is then never `stable`. `overlap`: mean share of the selected latents that a resample selects again.
+    `rank_correlation`: mean over `n` of the `n_held_out` held-out responses, from `low` to `high` at 95 % over prompts;
+    both None with responses to fewer than two."""
 
     overlap: float | None
     rank_correlation: float | None
@@ -88,11 +85,8 @@ class PromptShare(JsonFields):
 
 def prompt_share(rewards: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> PromptShare | None:
     """The intraclass correlation of rewards by prompt (one-way, unbiased variance components, from 0 to 1); None
-    without two prompts or repeats.
-
-    Not the plain ratio of sums of squares: with two responses a prompt that is near 1/2 where prompts do not matter at
-    all.
-    """
+    without two prompts or repeats. Not the plain ratio of sums of squares: with two responses a prompt that is near 1/2
+    where prompts do not matter at all."""
     _, numbers = np.unique(groups, return_inverse=True)
     centred = rewards - rewards.mean() if len(rewards) else rewards
     sums = prompt_sums(np.column_stack([np.ones(len(rewards)), centred, centred**2]), numbers)

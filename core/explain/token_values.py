@@ -58,10 +58,7 @@ class TokenView:
 @dataclass(frozen=True, kw_only=True)
 class Deletion(JsonFields):
     """A span of the response (characters `start` to `stop`) and what it adds: the reward of the whole less the reward
-    without it.
-
-    None where nothing would be left to score.
-    """
+    without it. None where nothing would be left to score."""
 
     start: int
     stop: int
@@ -72,12 +69,9 @@ class Deletion(JsonFields):
 @dataclass(frozen=True, kw_only=True)
 class TokenGradient(JsonFields):
     """How sensitive the reward is to each token's embedding e: `norm` = |ds/de|. It has no sign: what a token adds is
-    measured by a deletion.
-
-    The norm, not gradient times embedding (our choice): on 53 held-out answers of TruthfulQA its mean rank correlation
-    with the size of each word's deletion was 0.32, that of |ds/de . e| 0.22, and the sign of ds/de . e did not predict
-    the sign of the deletion (-0.04).
-    """
+    measured by a deletion. The norm, not gradient times embedding (our choice): on 53 held-out answers of TruthfulQA
+    its mean rank correlation with the size of each word's deletion was 0.32, that of |ds/de . e| 0.22, and the sign of
+    ds/de . e did not predict the sign of the deletion (-0.04)."""
 
     norm: Float[np.ndarray, " t"]
     reward: float

@@ -86,14 +86,13 @@ def fits_of(config: SweepConfig) -> tuple[FitConfig, ...]:
 def known_sae(backbone: BackboneConfig, store: Store) -> SAEConfig | None:
     """The embedded SAE if it fits model and layer (so the demo is the same in every cache), else the one that `sparserm
     sae train` made last for them, by the cards in the cache; None if there is neither."""
-    trained = sorted(_cards(store.root / "saes", backbone.layer), key=lambda found: found[1].get("time_created", 0.0), reverse=True)
+    trained = sorted(_cards(store.root / "saes", backbone.layer), key=lambda dated: dated[1].get("time_created", 0.0), reverse=True)
     cards = [*_cards(DEMO, backbone.layer), *trained]
     if not cards:
         return None
-    ours = backbone_identity(backbone, find_model(backbone))
-    fits = (folder for folder, card in cards if all(card["backbone"].get(name) == ours.get(name) for name in SAME))
-    found = next(fits, None)
-    return None if found is None else SAEConfig(path=str(found))
+    identity = backbone_identity(backbone, find_model(backbone))
+    fitting = (SAEConfig(path=str(folder)) for folder, card in cards if all(card["backbone"].get(name) == identity.get(name) for name in SAME))
+    return next(fitting, None)
 
 
 def _cards(folder: Path, layer: int) -> Iterator[tuple[Path, Mapping[str, Any]]]:

@@ -53,10 +53,8 @@ class FitOutcome:
 @dataclass(frozen=True, kw_only=True)
 class SweepOutcome:
     """Validation accuracy of every layer, K and kind of direction (`CurvePoint.to_json` and `layer`), and the best
-    SparseRM among them.
-
-    `pair_counts`: how many pairs were left out (core.reward.pair_counts), the same for every layer.
-    """
+    SparseRM among them. `pair_counts`: how many pairs were left out (core.reward.pair_counts), the same for every
+    layer."""
 
     points: tuple[Mapping[str, Any], ...]
     best: Mapping[str, Any]
@@ -94,10 +92,7 @@ def fit(config: FitConfig, store: Store, progress: Progress = no_progress) -> Fi
 
 def sweep(configs: Sequence[FitConfig], store: Store, progress: Progress = no_progress) -> SweepOutcome:
     """Layers x K (`curve`) from one extraction, judged on validation with all seeds and draws; the test split is not
-    read.
-
-    `configs`: one a layer, otherwise alike but for the SAE.
-    """
+    read. `configs`: one a layer, otherwise alike but for the SAE."""
     works = [Steps(config=config, store=store, progress=progress) for config in configs]
     pairs = works[0].pairs()
     for work in works:

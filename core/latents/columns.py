@@ -68,10 +68,7 @@ class SourceCounts(JsonFields):
 @dataclass(frozen=True, kw_only=True)
 class TokenisedCorpus:
     """All documents in one row: token ids, which of them count, where each document begins (and the last ends), and the
-    number of its source.
-
-    `counts` holds for each source how much of it was read or left out.
-    """
+    number of its source. `counts` holds for each source how much of it was read or left out."""
 
     ids: Int32[np.ndarray, " t"]
     counted: Bool[np.ndarray, " t"]
@@ -125,10 +122,8 @@ def tokenise(
     left_out: Mapping[str, Mapping[str, int]] | None = None,
 ) -> TokenisedCorpus:
     """Tokenises the sources one after the other, each in a random order, until `config.tokens` tokens count; no
-    dialogue is divided.
-
-    `left_out`: for each source how many dialogues its reader left out, by reason. Raises DataError if no token counts.
-    """
+    dialogue is divided. `left_out`: for each source how many dialogues its reader left out, by reason. Raises DataError
+    if no token counts."""
     tokens, context, seed = config.tokens, config.context, config.seed
     kept: list[Document] = []
     source: list[int] = []

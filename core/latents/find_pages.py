@@ -36,10 +36,8 @@ def selected_latents(folder: ModelFolder) -> list[int]:
 
 def find_pages(folder: ModelFolder, config: LatentsConfig, latents: Sequence[int] = (), *, every: bool = False) -> LatentPages | None:
     """The pages of the selected latents and these (with `every`, of all live ones) that were made with this config;
-    None without.
-
-    Where the config leaves the corpus open, pages from pairs and chitchat are preferred to pages from one of them.
-    """
+    None without. Where the config leaves the corpus open, pages from pairs and chitchat are preferred to pages from one
+    of them."""
     selected = selected_latents(folder)
     for names in corpora(config):
         inputs, asked = corpus_inputs(folder, names), request(folder, config, names, latents, every=every)

@@ -43,11 +43,8 @@ REFUSED_SHOWN = 1000  # refused rows that are kept one by one; all are counted
 @dataclass(kw_only=True)
 class Imported:
     """The result of an import: `added`, `replaced` and `same` labels by source, and the refused rows, the first
-    `REFUSED_SHOWN` with file and reason.
-
-    `other_saes` counts the labels that were taken though they are of another SAE, by its name; `n_not_stated` those of
-    files that name no SAE.
-    """
+    `REFUSED_SHOWN` with file and reason. `other_saes` counts the labels that were taken though they are of another SAE,
+    by its name; `n_not_stated` those of files that name no SAE."""
 
     added: Counter[str] = field(default_factory=Counter)
     replaced: Counter[str] = field(default_factory=Counter)
@@ -186,10 +183,8 @@ def export_files(path: Path) -> list[Path]:
 
 def download_export(source: Source, folder: Path, *, bucket: str = BUCKET, progress: Progress = no_progress) -> Path:
     """Fetches an export of Neuronpedia into `folder`, batch by batch, and returns the folder. Batches that are there
-    with the right size are kept.
-
-    Raises MissingError if it can't be fetched: no network, no such export, or a larger one than the limits allow.
-    """
+    with the right size are kept. Raises MissingError if it can't be fetched: no network, no such export, or a larger
+    one than the limits allow."""
     target = folder / source[0] / source[1] / "explanations"
     prefix = f"v1/{source[0]}/{source[1]}/explanations/"
     try:

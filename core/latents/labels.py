@@ -79,8 +79,7 @@ class Label:
     """`text` names what latent `index` is active on; `source` is its origin (one of SOURCES, or a machine's name),
     `method`, `model`, `author` and `date` state how, by whom and when it was made. `score` is how well it detects
     activity (0 to 1), `scores` holds all its scores. `made_for` is empty if it was made for the SAE whose latent it
-    names, else it names the other SAE or is NOT_STATED.
-    """
+    names, else it names the other SAE or is NOT_STATED."""
 
     text: str
     source: str

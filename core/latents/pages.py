@@ -125,10 +125,8 @@ def build(
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Writes the pages of these latents, and with `every` of all others that are active anywhere in the corpus, into
-    `folder`. Resumes from the files in `scratch`.
-
-    `names` are modelId and source id. Returns the facts of the manifest.
-    """
+    `folder`. Resumes from the files in `scratch`. `names` are modelId and source id. Returns the facts of the
+    manifest."""
     chosen = np.unique(np.asarray(latents, dtype=np.int64))
     read = np.arange(sae.d_sae) if every else chosen
     columns = read_columns(corpus, backbone, sae, layer=layer, latents=None if every else chosen, scratch=scratch, progress=progress)
@@ -138,7 +136,8 @@ def build(
     write_json_lines(folder / SNIPPETS, [maker.snippet(*span) for span in maker.windows.snippets])
     facts = {**corpus.to_json(), "latents": int(shown.sum()), "live": int((columns.counts > 0).sum()), "every": every}
     write_json(folder / CORPUS, facts)
-    _save_index(folder / INDEX, read[shown], offsets)
+    index = {"latent": read[shown].astype(np.int64), "offset": np.array(offsets, dtype=np.int64)}
+    write_bytes(folder / INDEX, save(index))
     return facts
 
 
@@ -161,7 +160,3 @@ def _write_pages(
             for line in part.read_bytes().splitlines(keepends=True):
                 offsets.append(offsets[-1] + file.write(line))
     return offsets
-
-
-def _save_index(path: Path, latents: Int[np.ndarray, " n"], offsets: Sequence[int]) -> None:
-    write_bytes(path, save({"latent": latents.astype(np.int64), "offset": np.array(offsets, dtype=np.int64)}))

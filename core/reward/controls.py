@@ -47,8 +47,8 @@ def linear_probe(hidden: HiddenStates, train: Rows, validation: Rows) -> Probe:
     """Logistic regression on z_w - z_l without intercept, z standardised on training, L2 chosen on validation."""
     inputs = HeadInputs(values=hidden.states, chosen_rows=hidden.chosen_rows, rejected_rows=hidden.rejected_rows)
     scale = standardisation(inputs, train).std
-    known = {name: _state_differences(hidden, rows) / scale.astype(np.float32) for name, rows in (("train", train), ("validation", validation))}
-    weights, strength = _chosen_on_validation(known["train"], known["validation"], PROBE_STRENGTHS)
+    differences = [_state_differences(hidden, rows) / scale.astype(np.float32) for rows in (train, validation)]
+    weights, strength = _chosen_on_validation(*differences, PROBE_STRENGTHS)
     return Probe(kind="linear-probe", margins=_state_margins(hidden, weights / scale), n_parameters=hidden.d_model, note=f"C = {strength:g}")
 
 
@@ -68,11 +68,8 @@ def length_only(hidden: HiddenStates, train: Rows) -> Probe:
 
 def fit_logistic(differences: Any, strength: float, start: Float[np.ndarray, " k"] | None = None) -> Float[np.ndarray, " k"]:
     """Weights w that minimise |w|^2 / 2 + C sum log(1 + exp(-<w, x_w - x_l>)): logistic regression on pair differences,
-    no intercept.
-
-    `differences` is an array or sparse. The label of every row is "the first wins"; without an intercept, turning rows
-    round would change nothing.
-    """
+    no intercept. `differences` is an array or sparse. The label of every row is "the first wins"; without an intercept,
+    turning rows round would change nothing."""
 
     def objective(w: np.ndarray) -> tuple[float, np.ndarray]:
         margins = np.asarray(differences @ w.astype(differences.dtype), dtype=np.float64)

@@ -55,12 +55,9 @@ def accuracy_curve(
     progress: Progress = no_progress,
 ) -> tuple[CurvePoint, ...]:
     """Validation accuracy at each K of `config.curve`, for each of CURVE_KINDS. In a fit one seed and one draw, in a
-    sweep all of them.
-
-    `known`: margins per kind [heads, pairs] of what was fitted at K = `config.selection.k`; its first heads are these
-    very heads, so they are not trained again. Values of K at which the selection is the same (too few latents separate
-    the sides) share one training.
-    """
+    sweep all of them. `known`: margins per kind [heads, pairs] of what was fitted at K = `config.selection.k`; its
+    first heads are these very heads, so they are not trained again. Values of K at which the selection is the same (too
+    few latents separate the sides) share one training."""
     selected = selected_directions(frequencies, resamples, sae, max(config.curve))
     tasks = [*sparse_task(hidden, selected).seeds(seeds), *activation_task(hidden, selected, sae).seeds(seeds)]
     tasks += random_tasks(hidden, sae, frequencies, len(selected.latent_ids), draws)

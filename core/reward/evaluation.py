@@ -51,11 +51,8 @@ class Difference(JsonFields):
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """A line of the table. `accuracy` is that of the shipped head, `mean` and `deviation` are over all heads (seeds or
-    draws), all on test pairs.
-
-    `validation` is what the shipped head was chosen by. `lead` is SparseRM's mean less this one's. `subsets`: means
-    over all heads by kind of pair.
-    """
+    draws), all on test pairs. `validation` is what the shipped head was chosen by. `lead` is SparseRM's mean less this
+    one's. `subsets`: means over all heads by kind of pair."""
 
     kind: str
     accuracy: Accuracy

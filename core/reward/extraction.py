@@ -69,10 +69,8 @@ def extract(
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Hidden states of all pairs' responses into `folder`, resuming from the whole shards in `scratch`. Returns a
-    report for the manifest.
-
-    `core.reward.hidden_states` reads them. Raises DataError if no pair fits, BackboneError if the model can't run.
-    """
+    report for the manifest. `core.reward.hidden_states` reads them. Raises DataError if no pair fits, BackboneError if
+    the model can't run."""
     items, chosen, rejected = _distinct(pairs)
     read = read_items(backbone, items, positions, progress)
     keep = [i for i in range(len(pairs)) if read.row_of_item[chosen[i]] >= 0 and read.row_of_item[rejected[i]] >= 0]
@@ -109,11 +107,8 @@ def extract(
 
 def texts_as_read(pairs: PreferencePairs, report: Mapping[str, Any]) -> PreferencePairs:
     """The pairs with their answers as the model read them, by the extraction's report: without closing tokens, and
-    without stripped thinking.
-
-    Controls that look at the wording must see no more than the model did: a closing token in chosen answers alone would
-    tell the sides apart.
-    """
+    without stripped thinking. Controls that look at the wording must see no more than the model did: a closing token in
+    chosen answers alone would tell the sides apart."""
     closing, strips = report["closing_tokens"], STRIPPED in report["thinking"]
     if not closing and not strips:
         return pairs
@@ -129,7 +124,7 @@ def texts_as_read(pairs: PreferencePairs, report: Mapping[str, Any]) -> Preferen
 def response_states(backbone: Backbone, items: Sequence[Item], *, layer: int, position: str) -> Float[np.ndarray, "n d_model"]:
     """z of each item, float32, in order; equal items are computed once. DataError names the first unreadable one."""
     numbers: dict[str, int] = {}
-    where = [numbers.setdefault(_item_key(item), len(numbers)) for item in items]
+    where = [numbers.setdefault(sha256_of([list(prompt), text]), len(numbers)) for prompt, text in items]
     first = {number: i for i, number in reversed(list(enumerate(where)))}
     read = read_items(backbone, [items[first[n]] for n in range(len(numbers))], [position], no_progress)
     if read.refused:
@@ -147,10 +142,8 @@ def response_states(backbone: Backbone, items: Sequence[Item], *, layer: int, po
 
 def read_items(backbone: Backbone, items: Sequence[Item], positions: Sequence[str], progress: Progress = no_progress) -> Read:
     """Renders items and finds the tokens to read. An item that can't be read has its reason in `refused`, and the
-    others go on.
-
-    Over-long prompts lose their leading turns or are refused (config `over_length`); responses are never cut.
-    """
+    others go on. Over-long prompts lose their leading turns or are refused (config `over_length`); responses are never
+    cut."""
     prompts: dict[str, int] = {}
     flat, facts, refused = [np.zeros(0, dtype=np.int32)], array("q"), dict[int, str]()
     counts: Counter[str] = Counter()
@@ -245,10 +238,6 @@ def _distinct(pairs: PreferencePairs) -> tuple[list[Item], Int[np.ndarray, " n"]
                 items.append((pair.prompt, response))
             side.append(numbers[key])
     return items, np.array(sides[0], dtype=np.int64), np.array(sides[1], dtype=np.int64)
-
-
-def _item_key(item: Item) -> str:
-    return sha256_of([list(item[0]), item[1]])
 
 
 def _refused_pairs(read: Read, chosen: Int[np.ndarray, " n"], rejected: Int[np.ndarray, " n"]) -> list[RefusedRow]:

@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -153,11 +153,8 @@ def write_responses(known: FitResponses, folder: Path, *, texts: bool) -> None:
 
 def read_responses(folder: Path, k: int) -> FitResponses | None:
     """What a reward model's folder holds of them; None if it holds nothing. Raises StoreError on damaged or
-    contradictory files.
-
-    The caller has checked the folder's recorded files (core.reward.recorded_files): only so a file that was deleted is
-    noticed.
-    """
+    contradictory files. The caller has checked the folder's recorded files (core.reward.recorded_files): only so a file
+    that was deleted is noticed."""
     path = folder / KNOWN
     if not path.is_file():
         return None
@@ -186,15 +183,11 @@ def _check(tensors: dict[str, np.ndarray], k: int, path: Path) -> None:
         if tensors[name].shape != shape or tensors[name].dtype != dtype:
             raise _damaged(path, f"{name} {np.dtype(dtype)} {list(shape)}", f"{tensors[name].dtype} {list(tensors[name].shape)}")
         ends = {"split": UNUSED + 1}.get(name, n if name.endswith("_rows") else None)
-        if ends is not None and not _within(tensors[name], ends).all():
+        if ends is not None and ((tensors[name] < 0) | (tensors[name] >= ends)).any():
             raise _damaged(path, f"{name} from 0 to {ends - 1}", "others")
         not_finite = 0 if dtype is np.int64 else int((~np.isfinite(tensors[name])).sum())
         if not_finite:
             raise _damaged(path, f"{name} with finite values", f"{not_finite} that are not")
-
-
-def _within(rows: np.ndarray, n: int) -> Bool[np.ndarray, " m"]:
-    return (rows >= 0) & (rows < n)
 
 
 def _damaged(path: Path, expected: str, actual: str) -> StoreError:

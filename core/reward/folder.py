@@ -64,11 +64,8 @@ Make = Callable[[Path, Path], Mapping[str, Any]]
 
 class ModelFolder:
     """One reward model's folder, and the store (by default the cache, `SPARSERM_CACHE`) that holds the other results of
-    its fit.
-
-    Opening it reads nothing. Every property raises StoreError, naming the file, where the folder is damaged or holds no
-    reward model, and MissingError where the folder or the cache does not hold what is asked for.
-    """
+    its fit. Opening it reads nothing. Every property raises StoreError, naming the file, where the folder is damaged or
+    holds no reward model, and MissingError where the folder or the cache does not hold what is asked for."""
 
     def __init__(self, path: str | Path, store: Store | None = None) -> None:
         self.path, self.store = Path(path), store or Store()
@@ -211,10 +208,7 @@ class ModelFolder:
 
     def ranked(self, by: str = "", *, held_out: bool = True) -> Int[np.ndarray, " m"]:
         """Numbers of the held-out pairs (or of all) in the order of the file, or `worst` (lowest reward) or `misranked`
-        (lowest margin) first.
-
-        Raises ConfigError for another order.
-        """
+        (lowest margin) first. Raises ConfigError for another order."""
         numbers = self.responses.held_out_pairs if held_out else np.arange(len(self.responses.split))
         keys = {"": np.arange(len(numbers)), "worst": self.pair_rewards[numbers].min(axis=1), "misranked": self.margins[numbers]}
         if by not in keys:

@@ -72,10 +72,7 @@ class BatchRunner:
 
 def tree_mask(tree: Any, branch: Any, prefix: int, dtype: Any) -> Any:
     """Additive attention mask [b, 1, t, prefix + t]: a token sees the prefix, its trunk and its own branch, up to
-    itself.
-
-    Padding sees itself, so that no softmax runs over nothing.
-    """
+    itself. Padding sees itself, so that no softmax runs over nothing."""
     t = tree.shape[1]
     same = (tree[:, :, None] == tree[:, None, :]) & ((branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :]))
     visible = same & torch.ones(t, t, dtype=torch.bool, device=tree.device).tril()
@@ -86,10 +83,8 @@ def tree_mask(tree: Any, branch: Any, prefix: int, dtype: Any) -> Any:
 
 def shares(backbone: Backbone, sequences: Sequences) -> bool:
     """Whether this model takes the attention masks of trees: tried once on a small tree against plain forwards, since
-    no flag states it.
-
-    Models with a sliding window shorter than a sequence are run plainly, too: a tree's mask would open the window.
-    """
+    no flag states it. Models with a sliding window shorter than a sequence are run plainly, too: a tree's mask would
+    open the window."""
     window = getattr(backbone.model.config.get_text_config(), "sliding_window", None)
     longest = int(np.diff(sequences.starts).max()) if len(sequences) else 0
     if window and longest > window:

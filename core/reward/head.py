@@ -71,12 +71,9 @@ def fold(
 
 def fit_margin_scale(margins: Float[np.ndarray, " n_pairs"]) -> float:
     """a >= 0 of P(chosen wins) = sigmoid(a * margin): maximum likelihood over these (validation) pairs, no intercept
-    (METHOD.md section 4).
-
-    Where every margin is positive the likelihood grows for ever, so a is bounded (our choice): at the median |margin|,
-    n pairs never make us surer than (n + 1) / (n + 2), the rule of succession. A model worse than chance, or without
-    margins, gets 0: P = 1/2.
-    """
+    (METHOD.md section 4). Where every margin is positive the likelihood grows for ever, so a is bounded (our choice):
+    at the median |margin|, n pairs never make us surer than (n + 1) / (n + 2), the rule of succession. A model worse
+    than chance, or without margins, gets 0: P = 1/2."""
     typical = float(np.median(np.abs(margins))) if len(margins) else 0.0
     if typical == 0.0:
         return 0.0

@@ -275,11 +275,6 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         return cls.load(folder, backbone=backbone, device=device)
 
 
-def load_reward_model(path: str | Path, *, backbone: Backbone | BackboneConfig | None = None, device: str = "auto") -> SparseRM:
-    """The one loader of every kind: a SparseRM, or a control behind the same methods. As `SparseRM.load`."""
-    return SparseRM.load(path, backbone=backbone, device=device)
-
-
 class BackboneReader:
     """Hidden states from the backbone that a reward model was made for, which is loaded at the first call."""
 

@@ -53,10 +53,7 @@ class Tree:
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Batches of rows of trees. `prefix` tokens are common to all sequences. `n_tokens` are computed, padding not
-    counted.
-
-    `share` is False where the model takes no attention mask of ours: then each row is one whole sequence.
-    """
+    counted. `share` is False where the model takes no attention mask of ours: then each row is one whole sequence."""
 
     share: bool
     prefix: int
@@ -153,10 +150,8 @@ def _batches(rows: list[tuple[Tree, ...]], tokens_per_batch: int) -> list[tuple[
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
     """A batch ready for the model, the common prefix left out: ids, positions, tree (-1: padding) and branch (0: trunk)
-    of each token, [b, t].
-
-    `members` are the sequences read, `row` and `column[:, p]` where their p-th position stands in the batch.
-    """
+    of each token, [b, t]. `members` are the sequences read, `row` and `column[:, p]` where their p-th position stands
+    in the batch."""
 
     ids: Int[np.ndarray, "b t"]
     positions: Int[np.ndarray, "b t"]

@@ -41,10 +41,7 @@ TOO_LONG = re.compile(r"[\d,]+ tokens, at most ([\d,]+) are read")
 @dataclass(frozen=True, kw_only=True)
 class LostPair:
     """A pair that the language model can't read. `index` is its place among the split pairs; `side` is `chosen`,
-    `rejected` or `both`.
-
-    `reason` is that of its first unreadable side.
-    """
+    `rejected` or `both`. `reason` is that of its first unreadable side."""
 
     index: int
     pair: PreferencePair

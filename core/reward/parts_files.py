@@ -45,10 +45,7 @@ def save_parts(parts: RewardParts, target: Path, beside: Sequence[Path] = ()) ->
 
 def write_parts(parts: RewardParts, folder: Path, beside: Sequence[Path] = ()) -> None:
     """Writes the files into an existing folder, with copies of those `beside` it, and `config.json` with the hashes of
-    all of them last.
-
-    Raises StoreError where the parts contradict one another.
-    """
+    all of them last. Raises StoreError where the parts contradict one another."""
     config, tensors, heads = _config_of(parts), _tensors_of(parts), _heads_of(parts)
     _check_config(config, str(folder))
     _check_tensors(tensors, _expected_tensors(config), str(folder / TENSORS))

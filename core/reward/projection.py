@@ -57,10 +57,8 @@ def isotropic_directions(n: int, d_model: int, seed: int) -> Float[np.ndarray, "
 
 def random_live_latents(frequencies: LatentFrequencies, n: int, seed: int) -> Int[np.ndarray, " m"]:
     """Live latents drawn at random without repetition, selected ones among them; all of them where fewer than n live.
-    Fewer are a prefix of more.
-
-    On data so small that no latent is live (active in `min_active` responses), those that are active at all stand in.
-    """
+    Fewer are a prefix of more. On data so small that no latent is live (active in `min_active` responses), those that
+    are active at all stand in."""
     live = np.flatnonzero(np.isfinite(frequencies.q_value))
     pool = live if len(live) else np.flatnonzero(frequencies.n_active)
     return np.random.default_rng(seed).permutation(pool)[:n]
@@ -68,10 +66,7 @@ def random_live_latents(frequencies: LatentFrequencies, n: int, seed: int) -> In
 
 def detection_auroc(projections: Float[np.ndarray, "n k"], active: Bool[np.ndarray, "n k"]) -> Float[np.ndarray, " k"]:
     """How well each projection tells "latent active" from "inactive" over these (training) responses: area under the
-    ROC curve.
-
-    NaN where fewer than 10 responses are active ("too rare to say") or none is inactive.
-    """
+    ROC curve. NaN where fewer than 10 responses are active ("too rare to say") or none is inactive."""
     n_on = active.sum(axis=0)
     n_off = len(active) - n_on
     ranks = rankdata(projections, axis=0)

@@ -86,11 +86,8 @@ class ScoreReport:
 
 def score_file(model: str | Path, source: Path, target: Path | None, *, device: str = "auto", progress: Progress = no_progress) -> dict[str, Any]:
     """Scores a file with the reward model in a folder and returns the report. Rows go to `target`, whole or not at all,
-    or (None) to standard output.
-
-    Raises DataError where no row can be scored, ConfigError where `target` can't be written, and what loading the model
-    raises.
-    """
+    or (None) to standard output. Raises DataError where no row can be scored, ConfigError where `target` can't be
+    written, and what loading the model raises."""
     if target is not None:
         check_target(target)
     rows, report = score_rows(SparseRM.load(model, device=device), source, progress)

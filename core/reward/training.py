@@ -91,11 +91,8 @@ def train_heads(
     step: str = "heads",
 ) -> list[TrainedHead]:
     """Trains every job's head on the pairs `train`, chooses its epoch on the pairs `validation`; answers in the order
-    of the jobs.
-
-    All jobs share the pairs, not the inputs. Raises DataError where either split is empty: seed and epoch are chosen on
-    validation.
-    """
+    of the jobs. All jobs share the pairs, not the inputs. Raises DataError where either split is empty: seed and epoch
+    are chosen on validation."""
     for name, rows in (("training", train), ("validation", validation)):
         if not len(rows):
             raise DataError(f"there are no {name} pairs to fit a head on", expected="at least one pair in each", remedy="change the split ratios")

@@ -133,10 +133,7 @@ class Stream:
     def dialogue_at(self, number: int) -> Dialogue:
         """The dialogue at a place in the endless order: every epoch has an order of its own, fixed by the seed."""
         epoch, place = divmod(number, len(self.dialogues))
-        return self.dialogues[int(self._order(epoch)[place])]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.dialogues))
+        return self.dialogues[int(np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.dialogues))[place])]
 
     def _past(self, cursor: Cursor, parts: Sequence[Document]) -> Cursor:
         tokens, ends = sum(int(d.content.sum()) for d in parts), sum(len(d.ends) for d in parts)

@@ -116,7 +116,11 @@ class Sums:
     def figures(self, suffix: str, draws: Array) -> dict[str, dict[str, Any]]:
         """FVU, its median over dimensions, and L0, with intervals over `draws` [resamples, n] of the documents."""
         once = np.ones((1, len(self.counts)))
-        statistics: dict[str, Callable[[Array], Array]] = {"fvu": self.fvu_of_draws, "fvu_median_dimension": self._median, "l0": self._l0}
+        statistics: dict[str, Callable[[Array], Array]] = {
+            "fvu": self.fvu_of_draws,
+            "fvu_median_dimension": lambda draws: np.median(_ratio(draws @ self.errors, self._spread(draws)), axis=1),
+            "l0": lambda draws: _ratio(draws @ self.active, draws @ self.counts),
+        }
         size = {"n_tokens": int(self.counts.sum()), "n_documents": int((self.counts > 0).sum())}
         return {f"{name}{suffix}": {**_interval(statistic(once), statistic(draws)), **size} for name, statistic in statistics.items()}
 
@@ -128,12 +132,6 @@ class Sums:
     def fvu_of_draws(self, draws: Array) -> Array:
         """FVU of each draw; `draws` [n_draws, n_units] count how often each unit was drawn."""
         return _ratio((draws @ self.errors).sum(1), self._spread(draws).sum(1))
-
-    def _median(self, draws: Array) -> Array:
-        return np.median(_ratio(draws @ self.errors, self._spread(draws)), axis=1)
-
-    def _l0(self, draws: Array) -> Array:
-        return _ratio(draws @ self.active, draws @ self.counts)
 
 
 def _measure_states(

@@ -41,8 +41,9 @@ def layer_of_hook(hook: object, name: str) -> int | None:
         return None
     layer = _layer(hook) if isinstance(hook, str) else -1
     if layer < 0:
+        point = next((point for pattern, point in _OTHER_POINTS if re.search(pattern, str(hook))), "another point of the model")
         raise SAEError(
-            f"SAE {name} was not trained on a decoder layer's output, but on {_other_point(str(hook))}",
+            f"SAE {name} was not trained on a decoder layer's output, but on {point}",
             expected=EXPECTED,
             found=f"hook {hook}",
             remedy="take an SAE of the residual stream after a layer (resid_post), or train one: sparserm sae train",
@@ -63,7 +64,3 @@ def _layer(hook: str) -> int:
     if match := _RESIDUAL.fullmatch(hook):
         return int(match[2]) - (match[1] == "pre")
     return -1
-
-
-def _other_point(hook: str) -> str:
-    return next((point for pattern, point in _OTHER_POINTS if re.search(pattern, hook)), "another point of the model")

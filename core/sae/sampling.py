@@ -21,10 +21,9 @@ from core.types import Message, Progress, no_progress, sha256_of
 def sample_answers(config: SampleConfig, out: Path, *, progress: Progress = no_progress) -> dict[str, int]:
     """Writes `out`, JSON Lines of `messages` as `sae train --corpus` reads them, and returns what was counted.
 
-    Counts: prompts, answers, answers left out, and rows of the prompts' files that could not be used.
-
-    Raises ConfigError if `out` exists, DataError and BackboneError as loading does, and what `progress` raises;
-    finished batches are then kept beside `out`, and the same call goes on from there.
+    Counts: prompts, answers, answers left out, and rows of the prompts' files that could not be used. Raises
+    ConfigError if `out` exists, DataError and BackboneError as loading does, and what `progress` raises; finished
+    batches are then kept beside `out`, and the same call goes on from there.
     """
     if out.exists():
         raise ConfigError(f"{out} exists already", remedy="give --out a new file, or remove this one")
