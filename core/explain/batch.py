@@ -1,5 +1,4 @@
-"""Explains a whole file into a table (JSONL or CSV, a row a pair or a response), and finds the worst-scored response
-and the most mis-ranked pair.
+"""Explains a file into a table (a row a pair or response); finds the worst response and the most mis-ranked pair.
 
 Each row names the latents of its sentence. Files are read as `sparserm score` reads them.
 """

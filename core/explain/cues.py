@@ -1,5 +1,4 @@
-"""Spurious cues: is the reward, or a projection, correlated with the length of the response? (METHOD.md section 4,
-audit)
+"""Spurious cues: does the reward, or a projection, correlate with response length? (METHOD.md section 4, audit)
 
 Spearman correlation with the number of the response's own tokens, over held-out responses: overall, and within prompts
 (both centred by the means of their prompt, since the prompt's offset of a reward is free). Intervals: bootstrap over

@@ -1,5 +1,4 @@
-"""Deletion and insertion: latents taken out of the residual stream one after the other, in order of their
-|contribution| and in random orders.
+"""Deletion and insertion: latents leave the residual stream in order of |contribution| and in random orders.
 
 Deletion: how far has the reward (or margin) moved once a share of the active latents is removed? Insertion: all of them
 are removed; how far does it move back as they return, in the same order? A faithful order moves it earlier than a

@@ -1,5 +1,4 @@
-"""Why a reward model dropped a generated pair (core.align.filtering): the latents of the filter's decision, as a
-sentence and as bars.
+"""Why a reward model dropped a generated pair: the latents of the filter's decision, as a sentence and as bars.
 
 Each latent is a mapping with `latent_id`, `contribution` to the margin, `deviation` over the heads, `agreed` (all heads
 give its sign) and `detection_auroc`; the one that lowered the margin most comes first.

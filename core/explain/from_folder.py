@@ -1,5 +1,4 @@
-"""Explains the pairs of a fit from the reward model's folder alone: no language model, no SAE, an answer takes
-milliseconds.
+"""Explains the pairs of a fit from the folder alone, in milliseconds: without language model and SAE.
 
 Projections and activations of the fit's responses are in the folder (core.reward.fit_responses). A page does this in
 its own process, since torch is not imported; a text that is not in the fit needs the model's process (core.serving).

@@ -1,5 +1,4 @@
-"""Reads responses with the language model and the SAE: the figures of a text that nothing else can give (METHOD.md
-section 4).
+"""Reads responses with the language model and the SAE, for figures that need them (METHOD.md section 4).
 
     reader = ResponseReader(reward_model)
     reader.features(prompt, response)                        # v and f: all that an explanation is made of

@@ -1,5 +1,4 @@
-"""Dense against sparse: do chosen and rejected responses lie apart, in z and in v? A picture of each space by t-SNE,
-and figures that do not mislead.
+"""Dense against sparse: do chosen and rejected responses lie apart in z and in v? A t-SNE picture, and figures.
 
 1. Points: the responses of a fit (core.reward.fit_responses), at most `points`, drawn by whole prompts.
 2. Pictures: t-SNE of z as it is and of v standardised (training mean and deviation), from the first two principal

@@ -1,5 +1,4 @@
-"""Whether an explanation would come out the same again (METHOD.md section 4), and how much of the reward the prompt
-decides.
+"""Whether an explanation is stable (METHOD.md section 4), and how much of the reward the prompt decides.
 
 Projections are collinear, so credit can move between latents with the seed, and another draw of the training prompts
 can select other latents. The verdict is "unstable" where either the top-K overlap over bootstrap resamples of the

@@ -1,5 +1,4 @@
-"""Latents switched off: the reward, its held-out accuracy and its correlation with response length, with any set of
-projections at their means.
+"""Latents switched off: reward, held-out accuracy and length correlation with projections at their means.
 
 Held-out responses are kept as pre-activations of the head's hidden units, so a set costs its own columns, a ReLU and a
 few sums: milliseconds, and no language model.

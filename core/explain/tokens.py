@@ -1,5 +1,4 @@
-"""Token by token: where latents are active, the running reward, what a span adds, and how sensitive the reward
-is to each embedding (METHOD.md section 4).
+"""By token: active latents, running reward, what a span adds, sensitivity to embeddings (METHOD.md section 4).
 
 (a) Activation of each latent at each token, by the SAE's own encode. On first and template tokens no SAE was trained:
     they are marked by their kind.

@@ -1,5 +1,4 @@
-"""The bars of an explanation as values, made here once: a terminal (core.cli.explanation_view) and a page
-(workbench.response) only draw them.
+"""The bars of an explanation as values, which a terminal and a page draw.
 
 Latents whose directions are nearly collinear share one bar. The bars stand in order of size; the latents that get no
 bar of their own are summed in the last one, so that start, bars and end always add up (METHOD.md section 4).

@@ -1,5 +1,4 @@
-"""The tokens on which each latent is active: one forward pass over a corpus, whose activations are stored latent by
-latent on disk.
+"""The tokens on which each latent is active: one forward pass over a corpus, stored latent by latent on disk.
 
 Activations are sparse: with 64 active latents of a token, a million tokens have 64 million, half a gigabyte. So all of
 them are stored, and the figures of a latent are counts, not estimates from a sample. Documents are read in shards; a

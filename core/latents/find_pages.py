@@ -1,5 +1,4 @@
-"""Finds the pages of a reward model's latents in the cache, by SAE, language model, corpus and config, without loading
-an engine.
+"""Finds the pages of a model's latents in the cache, by SAE, language model, corpus and config; loads no engine.
 
 Pages are not part of a fit, which they would make several times as long, and they serve every fit with the same SAE,
 language model and text. Pages of more latents than are asked for serve too, so `--all`, once made, serves every reward

@@ -1,5 +1,4 @@
-"""Labels made without a language model: the tokens and words that are typical of a latent's texts, and the tokens it
-promotes.
+"""Labels made without a language model: tokens and words typical of a latent's texts, and tokens it promotes.
 
 They are marked as automatic wherever they are shown.
 

@@ -1,5 +1,4 @@
-"""Labels written by a language model behind an OpenAI-compatible endpoint (`POST /chat/completions`), if one is
-configured.
+"""Labels written by a language model behind an OpenAI-compatible endpoint (`POST /chat/completions`).
 
 The model is shown the strongest texts with marks around the tokens on which the latent is active, and the tokens it
 promotes. Those texts leave this machine. The answer is not trusted: it becomes one line, cut if it is long. Each label

@@ -1,5 +1,4 @@
-"""Scores how well a label separates its latent's texts from others by meaning: the embedding scorer of automated
-interpretability.
+"""Scores how well a label separates its latent's texts from others by meaning (embeddings).
 
 A sentence model turns label and texts into vectors. The score is the AUROC of their cosines, texts in which the latent
 is active against texts in which it is nowhere active: the chance that an active text lies nearer to the label than a

@@ -1,5 +1,4 @@
-"""Imports labels: Neuronpedia's exports of explanations, downloaded or from files, and labels that another workbench
-exported.
+"""Imports labels: Neuronpedia's exports, downloaded or from files, and labels of another workbench.
 
 An export of Neuronpedia is `v1/{model}/{source}/explanations/batch-N.jsonl.gz` in its public bucket: 1,024 rows a file,
 sorted by `index` as a string (0, 1, 10, 100, ...), without latents that have no explanation. So a row's latent is its

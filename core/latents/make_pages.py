@@ -1,5 +1,4 @@
-"""Makes the pages of a reward model's latents where the cache does not hold them: loads language model, SAE and
-unembedding.
+"""Makes the pages of a model's latents that the cache lacks: loads language model, SAE and unembedding.
 
 `core.latents.find_pages` finds them again, `core.latents.pages` describes their content.
 """

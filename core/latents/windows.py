@@ -1,5 +1,4 @@
-"""Chooses the texts that a latent's page shows: those of its highest activations, texts from each part of its range,
-and texts without activity.
+"""Chooses the texts of a latent's page: highest activations, each part of its range, and without activity.
 
 A window is a run of tokens around one token, two thirds of it before that token, since a decoder's activation depends
 on no later token. It stays within the message texts of one document, with tokens of the template only between messages.

@@ -1,5 +1,4 @@
-"""The controls that need no head of ours: simple probes of z, and detectors of shortcuts in the text (METHOD.md section
-3, controls).
+"""The controls without a head of ours: probes of z, and detectors of shortcuts in the text (METHOD.md section 3).
 
 Each learns on training pairs, chooses what there is to choose on validation pairs, and answers with the margin of every
 pair.

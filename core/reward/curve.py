@@ -1,5 +1,4 @@
-"""Accuracy against K, on validation: top-K directions beside random ones and activations on the same axes (METHOD.md
-section 3).
+"""Validation accuracy against K: top-K directions beside random ones and activations (METHOD.md section 3).
 
 On a backbone of 576 dimensions, 256 directions of any kind span nearly half the space, so small K says more about the
 selection.

@@ -1,5 +1,4 @@
-"""Prompts and responses as people, the server and TRL give them, read as `core.data` reads pairs: outer white space is
-cut, nothing is mended.
+"""Reads prompts and responses of people, the server and TRL as `core.data` reads pairs: stripped, nothing mended.
 
 A prompt or a response is a text, a message, or a list of messages `{role, content}`; a message list that was written as
 a text is read as the list.

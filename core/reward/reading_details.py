@@ -1,5 +1,4 @@
-"""Which side of a pair can't be read, and which prompts are cut: what an extraction's report leaves open
-(core.reward.extraction).
+"""Which sides of pairs can't be read, and which prompts are cut: what an extraction's report leaves open.
 
 The dialogues in question are rendered again with the loaded language model's template; no forward pass is made. The
 counts that are made of it stand in core.reward.pair_counts.
