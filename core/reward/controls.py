@@ -47,7 +47,7 @@ def linear_probe(hidden: HiddenStates, train: Rows, validation: Rows) -> Probe:
     inputs = HeadInputs(values=hidden.states, chosen_rows=hidden.chosen_rows, rejected_rows=hidden.rejected_rows)
     scale = standardisation(inputs, train).std
     differences = [_state_differences(hidden, rows) / scale.astype(np.float32) for rows in (train, validation)]
-    weights, strength = _chosen_on_validation(*differences, PROBE_STRENGTHS)
+    weights, strength = _chosen_on_validation(differences[0], differences[1], PROBE_STRENGTHS)
     return Probe(kind="linear-probe", margins=_state_margins(hidden, weights / scale), n_parameters=hidden.d_model, note=f"C = {strength:g}")
 
 

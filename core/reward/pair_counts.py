@@ -169,7 +169,7 @@ def summed_rows(counts: Mapping[str, Any]) -> dict[str, int]:
 
 
 def sentences(counts: Mapping[str, Any]) -> list[str]:
-    """Whole sentences for a person, the most important first; one that says so where nothing was left out or cut."""
+    """Sentences for a person, the most important first; a single one where nothing was left out or cut."""
     lines = [*_refused_sentences(counts), *_shortened_sentence(counts), *_changed_sentences(counts), *_row_sentences(counts)]
     if counts["n_pairs_over_limit"]:
         lines.append(f"--limit left out {_pairs(counts['n_pairs_over_limit'])}.")

@@ -79,12 +79,12 @@ def _trainer(path: Path, names: list[str]) -> tuple[str, str]:
         return "a folder of dictionary_learning, whose ae.pt is a pickle, which is not opened: a pickle can run code", CONVERT
     if "adapter_config.json" in there:
         return "an adapter of a language model, not an SAE", "give it as --model, and an SAE as --sae"
-    if "config.json" in there and ("tokenizer.json" in there or _says(path / "config.json", "model_type")):
+    if "config.json" in there and ("tokenizer.json" in there or _states(path / "config.json", "model_type")):
         return "a language model, not an SAE", "give it as --model, and an SAE as --sae"
     if "config.json" in there and "params.safetensors" in there:
         release = "gemma-scope-2-1b-it-res"
         return "a folder of Gemma Scope 2, which is read by release and id", f"give its release and id as sae-lens names them, such as {release}"
-    if "config.json" in there and any(name.endswith(".safetensors") for name in names) and _says(path / "config.json", "sae_type", "d_sae"):
+    if "config.json" in there and any(name.endswith(".safetensors") for name in names) and _states(path / "config.json", "sae_type", "d_sae"):
         return "a folder of OpenMOSS' Language-Model-SAEs in its newer form, which is not read", CONVERT
     if pickled:
         many = f"{', '.join(pickled[:3])}{' ...' if len(pickled) > 3 else ''}"
@@ -100,7 +100,7 @@ def _trainer(path: Path, names: list[str]) -> tuple[str, str]:
     return "", ""
 
 
-def _says(file: Path, *fields: str) -> bool:
+def _states(file: Path, *fields: str) -> bool:
     try:
         return any(field in read_json(file) for field in fields)
     except SAEError:
