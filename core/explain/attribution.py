@@ -132,7 +132,7 @@ def at_mean(head: Head, v: Float[np.ndarray, " k"], mean: Float[np.ndarray, " k"
 def collinear_groups(directions: Float[np.ndarray, "k d_model"]) -> tuple[tuple[int, ...], ...]:
     """Columns whose directions have |cosine| > 0.7, as connected components (our choice): each sorted, singles
     included, in order of first column. Components, since METHOD.md groups *any* two such latents: under complete
-    linkage two of them could land in different groups, and nobody would see that they share credit. The price is that
+    linkage two of them could land in different groups, and their shared credit would not be seen. The price is that
     the ends of a chain may be less alike."""
     unit = directions.astype(np.float64) / np.maximum(np.linalg.norm(directions.astype(np.float64), axis=1, keepdims=True), 1e-30)
     near = np.abs(unit @ unit.T) > COLLINEAR

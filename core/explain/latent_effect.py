@@ -1,8 +1,7 @@
 """What one projection does to the reward by the head alone: a curve, and a figure for tables (METHOD.md section 4).
 
-Along the curve all other projections stay at their training mean: it says what the head does with this direction by
-itself, while in a response collinear projections move together. The number is taken over real responses. No torch is
-needed.
+Along the curve all other projections stay at their training mean, so it shows the head's use of this direction by
+itself, while in a response collinear projections move together. The number is taken over real responses.
 """
 
 from __future__ import annotations

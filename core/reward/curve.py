@@ -1,6 +1,6 @@
 """Validation accuracy against K: top-K directions beside random ones and activations (METHOD.md section 3).
 
-On a backbone of 576 dimensions, 256 directions of any kind span nearly half the space, so small K says more about the
+On a backbone of 576 dimensions, 256 directions of any kind span nearly half the space, so a small K shows more of the
 selection.
 """
 

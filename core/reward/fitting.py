@@ -66,8 +66,8 @@ class HeadEnsemble:
 class SparseFit:
     """SparseRM: its directions, and an ensemble of heads for each loss; `loss` is the one that SparseRM itself uses.
 
-    `detection` is, per selected latent, how well its projection tells active from inactive over training responses
-    (AUROC; NaN: too rare to say).
+    `detection` is, per selected latent, how well its projection separates active from inactive training responses
+    (AUROC; NaN: too rare).
     """
 
     selected: SelectedDirections
