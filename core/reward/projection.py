@@ -65,7 +65,8 @@ def random_live_latents(frequencies: LatentFrequencies, n: int, seed: int) -> In
 
 
 def detection_auroc(projections: Float[np.ndarray, "n k"], active: Bool[np.ndarray, "n k"]) -> Float[np.ndarray, " k"]:
-    """How well each projection separates active from inactive (training) responses: area under the ROC curve. NaN where fewer than 10 responses are active ("too rare to say") or none is inactive."""
+    """AUROC of each projection for active against inactive responses; NaN below 10 active ones, or without inactive
+    ones."""
     n_on = active.sum(axis=0)
     n_off = len(active) - n_on
     ranks = rankdata(projections, axis=0)
