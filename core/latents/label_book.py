@@ -1,7 +1,8 @@
 """All labels of one SAE, which the hash of its weights identifies: the shipped ones and those in the cache.
 
-    <cache>/labels/<16 digits>/person.jsonl    or another source's; the first digits of the SAE's sha256
-    <cache>/labels/<16 digits>/scores.jsonl    scores of labels of any source: source, index, description, and the score
+    <cache>/labels/<first 16 digits of the SAE's sha256>/person.jsonl, and written.jsonl, neuronpedia.jsonl,
+                                               endpoint.jsonl, automatic.jsonl: a file for each source
+    <cache>/labels/<the same>/scores.jsonl     scores of labels of any source: source, index, description, and the score
     core/data/demo/labels.jsonl                shipped, read only; rows of another SAE (`saeSha256`) are skipped
 
 The best label of a latent is the person's own, then the first by source in the order of `labels.SOURCES`, within a

@@ -65,8 +65,7 @@ def random_live_latents(frequencies: LatentFrequencies, n: int, seed: int) -> In
 
 
 def detection_auroc(projections: Float[np.ndarray, "n k"], active: Bool[np.ndarray, "n k"]) -> Float[np.ndarray, " k"]:
-    """AUROC of each projection for active against inactive responses; NaN below 10 active ones, or without inactive
-    ones."""
+    """AUROC of each projection for active against inactive responses; NaN below 10 active ones, or without others."""
     n_on = active.sum(axis=0)
     n_off = len(active) - n_on
     ranks = rankdata(projections, axis=0)
