@@ -8,9 +8,7 @@ Field names are kept in caches, so they never change.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -43,13 +41,6 @@ class Config:
     def result_fields(self) -> dict[str, Any]:
         """The fields that change the result, as JSON values: the part of a config that enters a fingerprint."""
         return {s.name: _plain(getattr(self, s.name)) for s in fields(self) if s.metadata.get("result", True)}  # type: ignore[arg-type]
-
-    def with_values(self, values: Mapping[str, Any], source: str = "") -> Any:
-        """This config with (nested) plain values of `source`, such as a file, in place of its own.
-
-        Raises ConfigError for an unknown field, which names the nearest known one, and for a value of another type.
-        """
-        return _with_values(self, values, (), source, tuple(_paths(self)))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""
@@ -457,59 +448,3 @@ def _restore(spec: dataclasses.Field[Any], value: Any) -> Any:
     if isinstance(default, tuple) and isinstance(value, list):
         return tuple(value)
     return value
-
-
-# --- values from a file ------------------------------------------------------------------------------------------------
-
-
-def _paths(config: Config, outer: str = "") -> Iterator[str]:
-    """The dotted path of every field."""
-    for spec in fields(config):  # type: ignore[arg-type]
-        value = getattr(config, spec.name)
-        yield f"{outer}{spec.name}"
-        if isinstance(value, Config):
-            yield from _paths(value, f"{outer}{spec.name}.")
-
-
-def _with_values(config: Any, values: Mapping[str, Any], outer: tuple[str, ...], source: str, known: tuple[str, ...]) -> Any:
-    hints, changes = typing.get_type_hints(type(config)), dict[str, Any]()
-    for name, value in values.items():
-        path = ".".join((*outer, name))
-        if name not in hints:
-            near = _nearest(path, known)
-            raise ConfigError(f"{source}: there is no field {path}", expected=f"{near}?" if near else "one of " + ", ".join(hints), found=path)
-        before = getattr(config, name)
-        if isinstance(before, Config):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{source}: {path} has another type", expected="a table of fields", found=repr(value))
-            changes[name] = _with_values(before, value, (*outer, name), source, known)
-        else:
-            changes[name] = _typed(hints[name], value, path, source)
-    if isinstance(config, SAEConfig) and any(changes.get(name) for name in ("release", "sae_id", "path")):
-        config = SAEConfig(format=config.format)  # an SAE that is named here takes the place of another one, however that was named
-    return dataclasses.replace(config, **changes)
-
-
-def _nearest(path: str, known: tuple[str, ...]) -> str:
-    """The known path that was probably meant: the same name elsewhere, a similar path, or a similar name."""
-    names = {other: other.rpartition(".")[2] for other in known}
-    name = path.rpartition(".")[2]
-    same_name = [other for other in known if names[other] == name]
-    similar_path = difflib.get_close_matches(path, known, n=1)
-    similar_name = [other for near in difflib.get_close_matches(name, names.values(), n=1) for other in known if names[other] == near]
-    return next(iter((*same_name, *similar_path, *similar_name)), "")
-
-
-def _typed(kind: Any, value: Any, path: str, source: str) -> Any:
-    """A plain value as one of a field's type."""
-    origin, words = typing.get_origin(kind), {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    if origin is tuple and isinstance(value, list):
-        return tuple(_typed(typing.get_args(kind)[0], item, path, source) for item in value)
-    if origin is not None and origin is not tuple and isinstance(value, Mapping):
-        return {str(name): _typed(str, item, path, source) for name, item in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if origin is None and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
-        return value
-    expected = words.get(kind) or ("a list" if origin is tuple else "a table of texts")
-    raise ConfigError(f"{source}: {path} has another type", expected=expected, found=repr(value))

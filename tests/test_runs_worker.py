@@ -20,7 +20,7 @@ from runs_helpers import CPU, WORKER, NapConfig, nap, session, start, wait_state
 from core.config import BackboneConfig
 from core.errors import ConfigError, StoreError
 from core.jobs import start as launching
-from core.jobs.job import foreground_turn
+from core.jobs.job import hold_device
 from core.jobs.kinds import asked_config, resolved_config
 from core.jobs.start import launch, resume
 from core.runs import launch as run_launch
@@ -336,7 +336,7 @@ def test_the_foreground_waits_its_turn(tmp_path: Path) -> None:
     said: list[str] = []
     run = start(tmp_path, looks=50)
     wait_state(run, "running")
-    with foreground_turn(CPU, Store(tmp_path), said.append):
+    with hold_device(CPU, Store(tmp_path), said.append):
         assert run.status().state == "succeeded"
         other = start(tmp_path)
         wait_for(lambda: other.status().devices)

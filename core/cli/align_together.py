@@ -12,7 +12,7 @@ from core.cli.tables import print_align
 from core.config import AlignConfig
 from core.jobs.align import ALIGN, checked, completed
 from core.jobs.align_work import run_alignment
-from core.jobs.job import foreground_turn
+from core.jobs.job import hold_device
 from core.runs.progress import Display
 from core.runs.store import Store
 
@@ -26,7 +26,7 @@ def align_together(arguments: argparse.Namespace, display: Display) -> None:
     store, config = Store(), config_from(arguments)
     assert isinstance(config, AlignConfig)
     config = completed(checked(config), store, display.say)
-    with foreground_turn(ALIGN.backbone(config), store, display.say):
+    with hold_device(ALIGN.backbone(config), store, display.say):
         outcome = run_alignment(config, store, display)
         if arguments.out:
             outcome.save(arguments.out, merge=arguments.merge, progress=display)

@@ -13,7 +13,7 @@ from core.cli.label_commands import opened, print_figures
 from core.cli.options import override, print_json
 from core.config import EndpointConfig, LatentsConfig
 from core.errors import MissingError
-from core.jobs.job import foreground_turn
+from core.jobs.job import hold_device
 from core.latents import label_scores
 from core.latents.find_pages import find_pages, selected_latents
 from core.latents.label_auto import automatic_label
@@ -87,6 +87,6 @@ def _pages(arguments: argparse.Namespace, display: Display) -> tuple[LatentPages
     config: LatentsConfig = override(LatentsConfig(), vars(arguments))
     pages = find_pages(folder, config, arguments.latent, every=arguments.all)
     if pages is None:
-        with foreground_turn(folder.parts.backbone_config, folder.store, display.say):
+        with hold_device(folder.parts.backbone_config, folder.store, display.say):
             pages = make_pages(folder, config, arguments.latent, every=arguments.all, device=arguments.device, progress=display)
     return pages, list(pages) if arguments.all else arguments.latent or selected_latents(folder)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from core.cli.config_file import read_config_file, write_config_file
+from core.cli.config_file import read_config_file, with_values, write_config_file
 from core.cli.follow import Follower, error_of, short
 from core.cli.options import HelpAll, add_command, add_config_options, override, print_json
 from core.cli.outcomes import outcome_json, print_outcome
@@ -65,7 +65,7 @@ def config_from(arguments: argparse.Namespace) -> Config:
     of_file = values.get("fit", values).get("backbone", {}) if entry.presets else {}
     model = model or (of_file.get("model", "") if isinstance(of_file, Mapping) else "")
     base = entry.base(getattr(arguments, "preset", ""), model or EMBEDDED)
-    config: Config = override(base.with_values(values, str(path)), given)
+    config: Config = override(with_values(base, values, str(path)), given)
     return config
 
 

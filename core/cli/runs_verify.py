@@ -9,7 +9,7 @@ from typing import Any
 from core.cli import tables
 from core.cli.options import print_json
 from core.errors import ConfigError, StoreError
-from core.jobs.job import devices_of, foreground_turn, input_hashes
+from core.jobs.job import devices_of, hold_device, input_hashes
 from core.jobs.kinds import config_of, kind_of, load_job
 from core.jobs.verify import verify
 from core.runs.progress import Display
@@ -23,7 +23,7 @@ def verify_command(arguments: argparse.Namespace, display: Display) -> None:
         problem = f"a run of kind {run.kind} reads what its fit left in the cache, and can't be done again in a fresh one"
         raise ConfigError(problem, remedy="verify the run of the fit")
     job, config = load_job(run.kind), config_of(run)
-    with foreground_turn(job.backbone(config), Store(), display.say):
+    with hold_device(job.backbone(config), Store(), display.say):
         report = verify(run, devices_of(job.backbone(config)), input_hashes(job, config), display, display.say)
     if arguments.json:
         print_json(report)

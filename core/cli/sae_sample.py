@@ -8,7 +8,7 @@ from dataclasses import replace
 from core.cli.options import override, print_json
 from core.config import SampleConfig
 from core.fit.defaults import DEMO_PAIRS
-from core.jobs.job import foreground_turn
+from core.jobs.job import hold_device
 from core.runs.progress import Display
 from core.runs.store import Store
 from core.sae.sampling import sample_answers
@@ -17,7 +17,7 @@ from core.sae.sampling import sample_answers
 def sample_command(arguments: argparse.Namespace, display: Display) -> None:
     config: SampleConfig = override(SampleConfig(), vars(arguments))
     config = config if config.prompts else replace(config, prompts=str(DEMO_PAIRS))
-    with foreground_turn(config.backbone, Store(), display.say):
+    with hold_device(config.backbone, Store(), display.say):
         counts = sample_answers(config, arguments.out, progress=display)
     display.close()
     if arguments.json:

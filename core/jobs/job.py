@@ -62,8 +62,8 @@ def devices_of(config: BackboneConfig) -> tuple[str, ...]:
 
 
 @contextmanager
-def foreground_turn(config: BackboneConfig, store: Store, say: Say) -> Iterator[None]:
-    """Holds the device for a command that computes in its own process; says so if it has to wait."""
+def hold_device(config: BackboneConfig, store: Store, say: Say) -> Iterator[None]:
+    """Holds the device while a command computes in its own process, not as a run. `say` receives a line if it has to wait."""
     devices, waited = devices_of(config), False
 
     def wait() -> None:
