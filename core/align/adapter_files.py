@@ -1,7 +1,6 @@
 """Reads and checks a LoRA adapter's folder as PEFT writes it: its tensors, and the model it was trained on.
 
-PEFT itself only warns of tensors that a file lacks and then uses those of a new adapter, and it ignores tensors that it
-can't place.
+PEFT only warns of tensors that a file lacks, takes those of a new adapter instead, and ignores those it can't place.
 """
 
 from __future__ import annotations
@@ -67,8 +66,7 @@ def check_tensors(adapter: Path, stored: Mapping[str, Any], expected: Mapping[st
 def check_base(adapter: Path, base: BackboneConfig, source: ModelSource) -> None:
     """Raises MismatchError where the adapter names another base model; logs a warning where names can't be compared.
 
-    A name is a Hub id or a folder. An existing folder is compared by its content, a folder that is gone by the last
-    part of its path.
+    A name is a Hub id or a folder. An existing folder is compared by its content, one that is gone by its last part.
     """
     written = read_json_object(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not isinstance(written, str) or not written:

@@ -67,8 +67,7 @@ class Judgement:
 class Agreement:
     """The person's agreement with the filter, with its 95 % interval.
 
-    It is the share of the n judged pairs whose intended winner is not the better answer. The n does not include
-    `unsure` judgements.
+    It is the share of the n judged pairs (without `unsure` ones) whose intended winner is not the better answer.
     """
 
     accuracy: float | None

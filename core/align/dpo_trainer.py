@@ -170,8 +170,7 @@ def sequence_logprobs(trainer: Any, pairs: Sequence[EncodedPair], *, bare: bool)
 class TrainingMonitor:
     """Collects a training's curve (a row for each step), each epoch's figures, and the best epoch's adapter.
 
-    `n` in a step's row is the number of pairs behind its figures: `batch_size`, or what is left of the epoch's
-    `n_pairs`.
+    `n` in a step's row is the number of pairs behind its figures: `batch_size`, or the rest of the epoch's.
     """
 
     validate: Callable[[Any], Mapping[str, Any]]
@@ -215,8 +214,7 @@ class TrainingMonitor:
     def end_epoch(self, trainer: Any, epoch: int) -> None:
         """Validates an epoch and keeps the adapter of the best one so far.
 
-        The best has the highest validation accuracy, then the lowest validation loss; without validation pairs it is
-        the last.
+        The best has the highest validation accuracy, then the lowest validation loss; else it is the last.
         """
         figures = {"epoch": epoch, **self.validate(trainer)}
         self.epochs.append(figures)

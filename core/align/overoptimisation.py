@@ -1,7 +1,6 @@
 """Warnings of over-optimisation by a stated rule, the drift of latents, and the choice of a round.
 
-Over-optimisation means that reward rises while another figure gets worse. Pages read the rules from here; only numpy is
-needed.
+Over-optimisation means that reward rises while another figure gets worse. Pages read the rules from here.
 """
 
 from __future__ import annotations

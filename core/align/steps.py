@@ -159,8 +159,7 @@ class AlignSteps(AlignInputs):
     def evaluation(self, round: int, policy: PolicyRef, first: Artefact | None) -> Artefact:
         """The policy's evaluation on held-out data, compared with `first`, that of round 0.
 
-        Its draws are the same in every round, so differences are paired. A policy that still is the base model has
-        round 0's evaluation.
+        Draws are the same in every round, so differences are paired. A base model has round 0's evaluation.
         """
         if first and policy.adapter is None:
             self.ledger.add_step(round, EVALUATION, first.fingerprint)
@@ -209,8 +208,7 @@ class AlignSteps(AlignInputs):
     def _refused(self, parsed: Sequence[Candidate]) -> dict[str, str]:
         """Candidate id -> the reason why the pair can't be used: `unfit` of best_of_n, or a reason of DPO.
 
-        Pairs are encoded with the backbone of the reward model that measures, which has the policy's tokenizer and
-        template.
+        Pairs are encoded with the backbone of the reward model that measures, with the policy's tokenizer and template.
         """
         reader = self.model.reader
         assert isinstance(reader, BackboneReader)  # since the model was loaded from a folder

@@ -62,8 +62,7 @@ class ControlTokens:
     def as_plain_text(self, token: str) -> tuple[list[int], list[tuple[int, int]]] | None:
         """Ids of a control token's characters and where each lies among them; None where there is no other encoding.
 
-        The characters are encoded after a line break, whose tokens are then removed: some tokenizers put a space before
-        the first token.
+        They are encoded after a line break, whose tokens are removed: some tokenizers put a space first.
         """
         encoded = self.tokenizer("\n" + token, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
         spans = [(start - 1, stop - 1) for start, stop in encoded["offset_mapping"]]

@@ -214,8 +214,7 @@ class _Draw:
 def draw(logits: torch.Tensor, uniform: torch.Tensor, top_p: float) -> torch.Tensor:
     """One token a row [b] from logits [b, v] and numbers [b] in [0, 1), by inverting the cumulated probabilities.
 
-    Tokens come from the nucleus: the likeliest ones up to the one with which they reach `top_p` (1 and above: all
-    tokens).
+    Tokens come from the nucleus: the likeliest, up to the one with which they reach `top_p` (1 and above: all).
     """
     probabilities = logits.softmax(-1)
     if top_p >= 1:

@@ -52,8 +52,7 @@ class Layout:
 def default_template(given: Any) -> tuple[str, str]:
     """The template to use (empty where there is none), and its name among several (empty where it is the only one).
 
-    A tokenizer can have several named templates (`default`, `tool_use`, `rag` ...). Raises BackboneError where none of
-    them is the default.
+    A tokenizer can have several named templates (`default`, `tool_use`, `rag` ...). BackboneError: none is the default.
     """
     if not isinstance(given, dict):
         return str(given or ""), ""

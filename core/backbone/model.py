@@ -92,8 +92,7 @@ class Backbone:
 
         A half-precision model multiplies in its dtype and adds up the residual stream in float32 (`_exact_residual`).
         `attention_mask` is [b, t] (1 for tokens, 0 for padding), or a ready additive mask [b, 1, t, past + t]. The
-        model runs no further than the last of `layers`. Positions count real tokens only, so padding may stand on
-        either side.
+        model runs no further than the last of `layers`. Positions count real tokens, so padding may be on either side.
         """
         check_ids(self.model, self.tokenizer, input_ids)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
@@ -212,8 +211,7 @@ def _load(config: BackboneConfig, source: ModelSource, identity: dict[str, Any],
 def truncate(text_config: Any, depth: int) -> None:
     """Changes a configuration to `depth` layers, so that later ones are neither read from disk nor held in memory.
 
-    A model whose embedding holds a part for each layer (Gemma 3n, Gemma 4) is left whole, since the embedding would not
-    fit fewer layers.
+    A model whose embedding holds a part for each layer (Gemma 3n, 4) is left whole: it would not fit fewer layers.
     """
     if getattr(text_config, "hidden_size_per_layer_input", None):
         return

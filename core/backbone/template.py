@@ -168,8 +168,7 @@ class ChatTemplate:
         """The layout of a dialogue with a thinking block in a message that the template would rewrite.
 
         Earlier turns are read without their blocks, as the template writes them. The response replaces a placeholder
-        that the template renders, and the empty block that some templates open before an answer is removed, since the
-        answer has its own.
+        that the template renders, and the empty block that some templates open before an answer is removed.
         """
         *earlier, last = messages
         if last["role"] != "assistant":

@@ -9,8 +9,7 @@ instead:
 - `strip`: all blocks are removed before the template gets the text.
 - `refuse`: a dialogue with a block is refused.
 
-A block is what stands between the tags, and also what stands before a lone closing tag (R1's template opens the block
-itself).
+A block is what stands between the tags, or before a lone closing tag (R1's template opens the block itself).
 """
 
 from __future__ import annotations

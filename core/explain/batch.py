@@ -110,9 +110,8 @@ def pick_known(parts: RewardParts, known: FitResponses | None, which: str) -> tu
 
 
 def explain_file(explainer: Explainer, source: Path, target: Path, progress: Progress = no_progress) -> dict[str, Any]:
-    """Writes a table of a whole file, whole or not at all. Returns its path, its number of rows, and the rows that were
-    left out. Raises ConfigError where `target` is neither .jsonl nor .csv or can't be written, DataError where no row
-    can be used."""
+    """Writes a table of a whole file, whole or not at all. Returns path, number of rows, and rows left out. Raises
+    ConfigError where `target` is neither .jsonl nor .csv or can't be written, DataError where no row can be used."""
     if target.suffix.lower() not in SUFFIXES:
         raise ConfigError("the ending of the table's name must give its format", expected=" or ".join(SUFFIXES), found=target.name)
     check_target(target)

@@ -43,8 +43,7 @@ class Explanation:
     are kept beside the model), `response_part` what is left; `prompt_by_head` is the prompt part of each seed's head.
     `at_mean` is how the reward changes where a projection is set to its training mean, `removed` how it changes where
     the latent is taken out of the residual stream (NaN: inactive, nothing to remove; None: no SAE at hand).
-    `percentile` is among held-out ones. `curves` is this explanation's own faithfulness, None where too few latents are
-    active.
+    `percentile` is among held-out ones. `curves` is this explanation's own faithfulness, None for too few latents.
     """
 
     prompt: tuple[Message, ...]
@@ -94,8 +93,7 @@ class Explanation:
 @dataclass(frozen=True, kw_only=True)
 class PairExplanation:
     """Two responses to one prompt. `margin` runs from v_l to v_w, so its contributions sum to s_w - s_l; the prompt's
-    offset cancels in it. `at_mean` and `removed` are changes of the margin, where a latent is held or removed in both
-    responses."""
+    offset cancels in it. `at_mean`, `removed`: changes of the margin, a latent held or removed in both."""
 
     chosen: Explanation
     rejected: Explanation

@@ -2,8 +2,7 @@
 
 For the responses of a fit they lie in the reward model's folder (core.reward.fit_responses). For any other text only
 the language model and the SAE can give them (core.explain.response_reader), which pages ask by HTTP (core.serving).
-Everything else that an explanation holds follows from them (core.explain.explanation_builder). This module is light:
-pages import it.
+Everything else that an explanation holds follows from them (core.explain.explanation_builder). Pages import it.
 """
 
 from __future__ import annotations

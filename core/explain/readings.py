@@ -4,8 +4,7 @@ Every token's hidden state after layer L comes out of the same pass as the one t
 token and running reward cost nothing extra. A later reading that begins with the same tokens takes over their keys and
 values and computes only what follows the first changed token: a decoder attends to earlier tokens only, so nothing
 before it can change. In bfloat16 the result differs from a full reading by what another batch would change, too
-(measured on SmolLM2, 235 tokens: 1.9 % of the reward's standard deviation as root mean square; METHOD.md section 2
-allows 2 %).
+(measured on SmolLM2, 235 tokens: 1.9 % of the reward's deviation as root mean square; METHOD.md 2 allows 2 %).
 """
 
 from __future__ import annotations

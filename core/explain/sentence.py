@@ -33,8 +33,7 @@ ONE_KNOWN = "Only this response to the prompt is known, so what the prompt does 
 class Evidence:
     """What a sentence is made from, a column a latent: `value` is what ranks (response parts, contributions, or shares
     of a margin), `by_head` the same of each seed's head, `moved` how far the projection lies from what it is compared
-    with. `activation` is f of whichever has the higher projection, NaN where that one is not at hand. `table` holds the
-    selection's rows."""
+    with. `activation` is f of whichever has the higher projection, NaN where it is missing. `table`: selection rows."""
 
     latent_ids: Int[np.ndarray, " k"]
     value: Float[np.ndarray, " k"]

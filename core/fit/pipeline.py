@@ -53,8 +53,7 @@ class FitOutcome:
 @dataclass(frozen=True, kw_only=True)
 class SweepOutcome:
     """Validation accuracy of every layer, K and kind of direction (`CurvePoint.to_json` and `layer`), and the best
-    SparseRM among them. `pair_counts`: how many pairs were left out (core.reward.pair_counts), the same for every
-    layer."""
+    SparseRM. `pair_counts`: how many pairs were left out (core.reward.pair_counts), the same for every layer."""
 
     points: tuple[Mapping[str, Any], ...]
     best: Mapping[str, Any]

@@ -1,8 +1,7 @@
 """The steps of the pipeline (core.fit.pipeline has their order), each found in the store or computed.
 
 A fingerprint is made of the step's name, VERSIONS, the config fields that change the result, and the inputs'
-fingerprints: none needs a loaded language model, so a run that finds everything loads none. Values pass between steps
-over the disk.
+fingerprints: a run that finds everything loads no language model. Values pass between steps over the disk.
 """
 
 from __future__ import annotations

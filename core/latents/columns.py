@@ -9,8 +9,7 @@ Measured with one thread: keeping all of 4,608 latents takes 16 % of the time of
 the pages of 9,216 latents from 62 million activations (drawn at random, over a million tokens) 42 s, 0.8 GB of memory,
 and 0.7 GB on disk meanwhile.
 
-The tokens of the messages' texts count, but not those of the template nor the first of a document (METHOD.md section
-2).
+Tokens of the messages' texts count, not the template's nor the first of a document (METHOD.md section 2).
 """
 
 from __future__ import annotations

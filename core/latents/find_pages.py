@@ -60,8 +60,7 @@ def find_any_pages(folder: ModelFolder, latents: Sequence[int] = ()) -> LatentPa
     return None
 
 
-# --- what identifies them
-# -----------------------------------------------------------------------------------------------
+# --- what identifies them ---
 
 
 def corpora(config: LatentsConfig) -> list[tuple[str, ...]]:

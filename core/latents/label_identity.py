@@ -171,8 +171,7 @@ def _differences(stated: StatedSAE, sae: Mapping[str, Any]) -> list[str]:
 def _layers(stated: StatedSAE, sae: Mapping[str, Any]) -> tuple[bool, set[int | None]]:
     """Whether a row's hook is another point of the model than a layer's output, and the layers that the row names.
 
-    Neuronpedia counts an SAE of a block's input by that block: 8-res-jb, of blocks.8.hook_resid_pre, is the output of
-    layer 7.
+    Neuronpedia counts an SAE of a block's input by that block: 8-res-jb, blocks.8.hook_resid_pre, is layer 7's output.
     """
     hook_layer = hook_number(sae.get("hook_name"))
     counted = stated.layer if not stated.source or hook_layer is None or stated.layer != hook_layer else sae.get("layer")

@@ -4,14 +4,14 @@
 are written latent by latent from complete counts. `load_pages(folder)` reads one page at a time, without torch.
 
 features.jsonl, one row a latent, rising
-    modelId, layer, index               language model, source (layer and SAE), latent: a string, as in Neuronpedia's exports
+    modelId, layer, index               language model, source (layer and SAE), latent (a string, as at Neuronpedia)
     pos_str, pos_values                 the ten tokens whose logits the decoder row raises most, and by how much
     neg_str, neg_values                 the ten it lowers most, lowest first
     logits_hist_data_bar_values, _heights   histogram of its effect on all tokens: centres of 40 equal bars, counts
     frac_nonzero, maxActApprox          share of counted tokens it is active on; its highest activation there
     freq_hist_data_bar_values, _heights activations above 0: 40 equal bars from 0 to maxActApprox
     topkCosSimIndices, topkCosSimValues the ten other latents whose decoder rows have the highest cosine with this one's
-    activations                         texts (core.latents.windows): first the highest, binMin and binContains -1, binMax
+    activations                         texts (core.latents.windows): first the highest (binMin, binContains -1), binMax
                                         the highest activation; then by interval binMin < maximum <= binMax, which holds
                                         the share binContains of all activations above 0. `tokens`, `values` (0 where it
                                         is not active or the token does not count), `minValue`, `maxValue`,
@@ -125,8 +125,7 @@ def build(
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Writes the pages of these latents, and with `every` of all others that are active anywhere in the corpus, into
-    `folder`. Resumes from the files in `scratch`. `names` are modelId and source id. Returns the facts of the
-    manifest."""
+    `folder`. Resumes from `scratch`. `names`: modelId, source id. Returns the manifest's facts."""
     chosen = np.unique(np.asarray(latents, dtype=np.int64))
     read = np.arange(sae.d_sae) if every else chosen
     columns = read_columns(corpus, backbone, sae, layer=layer, latents=None if every else chosen, scratch=scratch, progress=progress)

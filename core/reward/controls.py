@@ -1,7 +1,6 @@
 """The controls without a head of ours: probes of z, and detectors of shortcuts in the text (METHOD.md section 3).
 
-Each learns on training pairs, chooses what there is to choose on validation pairs, and answers with the margin of every
-pair.
+Each learns on training pairs, makes its choices on validation pairs, and gives the margin of every pair.
 """
 
 from __future__ import annotations

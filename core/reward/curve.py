@@ -1,7 +1,6 @@
 """Validation accuracy against K: top-K directions beside random ones and activations (METHOD.md section 3).
 
-On a backbone of 576 dimensions, 256 directions of any kind span nearly half the space, so a small K shows more of the
-selection.
+On a backbone of 576 dimensions, 256 directions of any kind span nearly half the space: a small K shows more.
 """
 
 from __future__ import annotations

@@ -141,9 +141,8 @@ def response_states(backbone: Backbone, items: Sequence[Item], *, layer: int, po
 
 
 def read_items(backbone: Backbone, items: Sequence[Item], positions: Sequence[str], progress: Progress = no_progress) -> Read:
-    """Renders items and finds the tokens to read. An item that can't be read has its reason in `refused`, and the
-    others go on. Over-long prompts lose their leading turns or are refused (config `over_length`); responses are never
-    cut."""
+    """Renders items and finds the tokens to read. Unreadable items have a reason in `refused`. Over-long prompts lose
+    their leading turns or are refused (config `over_length`); responses are never cut."""
     prompts: dict[str, int] = {}
     flat, facts, refused = [np.zeros(0, dtype=np.int32)], array("q"), dict[int, str]()
     counts: Counter[str] = Counter()

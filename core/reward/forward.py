@@ -82,9 +82,8 @@ def tree_mask(tree: Any, branch: Any, prefix: int, dtype: Any) -> Any:
 
 
 def shares(backbone: Backbone, sequences: Sequences) -> bool:
-    """Whether this model takes the attention masks of trees: tried once on a small tree against plain forwards, since
-    no flag states it. Models with a sliding window shorter than a sequence are run plainly, too: a tree's mask would
-    open the window."""
+    """Whether this model takes the attention masks of trees: tried once on a small tree against plain forwards. Not
+    those with a sliding window shorter than a sequence: a tree's mask would open the window."""
     window = getattr(backbone.model.config.get_text_config(), "sliding_window", None)
     longest = int(np.diff(sequences.starts).max()) if len(sequences) else 0
     if window and longest > window:

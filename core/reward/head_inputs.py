@@ -18,9 +18,8 @@ from core.types import HeadInputs, HiddenStates, LatentFrequencies, PreferencePa
 
 @dataclass(frozen=True, kw_only=True)
 class HeadTask:
-    """Specification of a head to train: its kind, its inputs, and the seed of its weights, its order of pairs and its
-    random directions. Column i of `inputs.values` belongs to `directions[i]` and `latent_ids[i]`, where the kind has
-    them."""
+    """A head to train: kind, inputs, and seed of weights, order of pairs and random directions. Column i of
+    `inputs.values` belongs to `directions[i]` and `latent_ids[i]`, where the kind has them."""
 
     kind: str
     seed: int

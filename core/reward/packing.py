@@ -149,9 +149,8 @@ def _batches(rows: list[tuple[Tree, ...]], tokens_per_batch: int) -> list[tuple[
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
-    """A batch ready for the model, the common prefix left out: ids, positions, tree (-1: padding) and branch (0: trunk)
-    of each token, [b, t]. `members` are the sequences read, `row` and `column[:, p]` where their p-th position stands
-    in the batch."""
+    """A batch ready for the model, the common prefix left out: ids, positions, tree (-1: padding), branch (0: trunk) of
+    each token, [b, t]. `members` are the sequences read, `row` and `column[:, p]` the place of their p-th position."""
 
     ids: Int[np.ndarray, "b t"]
     positions: Int[np.ndarray, "b t"]

@@ -1,7 +1,6 @@
 """A reward model's folder on disk: what is in it, written whole or not at all, and read with every claim checked.
 
-The format is public; `core.reward.model` documents it. Only numpy and safetensors are needed here: no backbone, no SAE,
-no torch.
+The format is public; `core.reward.model` documents it. Only numpy and safetensors are needed here.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Two fields of `config.json`, public as the whole format is:
 
     files           name -> {"bytes": size, "sha256": hash of the bytes}: every other file of the model
-    config_sha256   sha256 of the UTF-8 bytes of config.json's canonical JSON without this field (core.types.canonical_json: sorted
-                    keys, separators "," and ":", only the escapes that JSON demands). The file's white space doesn't count
+    config_sha256   sha256 of the UTF-8 bytes of config.json's canonical JSON without this field (core.types.canonical_json:
+                    sorted keys, separators "," and ":", only the escapes that JSON demands), whatever its white space
 
 A control's folder below (`controls/<kind>/`) is a reward model's folder with a record of its own. What people write
 beside the model, such as `README.md` and notes, is neither recorded nor read; labels of latents lie in the cache and
@@ -65,8 +65,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """`config.json`, once every recorded file of the folder was found to be whole.
 
     Raises StoreError, naming the file, where one is missing, empty, cut or changed; where one lies there that the
-    record does not name; and where the folder holds no reward model. Of a folder without a record that is said in the
-    log, once a process.
+    record does not name; and where the folder holds no reward model. A folder without a record gives one warning.
     """
     config = _parsed(folder)
     if FILES not in config and CONFIG_HASH not in config:

@@ -1,8 +1,7 @@
 """Single responses of a file: a row's prompt with one response, or with a list `responses`.
 
 Each row is read by its own columns: one that holds a pair in any format is no single response, whatever other rows
-hold. A row of one answer with a label or a rating (KTO, HelpSteer 2) is a single response here, since each answer can
-be scored.
+hold. A row of one answer with a label or a rating (KTO, HelpSteer 2) is a single response here: it can be scored.
 """
 
 from __future__ import annotations

@@ -187,8 +187,7 @@ def measured_l0(sae: SparseAutoencoder, z: Float[Tensor, "n d_model"]) -> float:
 def fvu(sae: SparseAutoencoder, z: Float[Tensor, "n d_model"]) -> float:
     """Fraction of variance unexplained over the rows of z: sum ||z - z^||^2 / sum ||z - mean z||^2 in float64.
 
-    NaN for a single row. The caller chooses the rows: never the first position, no template tokens (METHOD.md section
-    2).
+    NaN for a single row. The caller chooses the rows: no first position, no template tokens (METHOD.md section 2).
     """
     mean = z.cpu().double().mean(0)  # on the CPU: Apple's device has no float64
     missed = total = 0.0

@@ -46,8 +46,7 @@ PERSONAL = re.compile(
 class Dialogue:
     """A conversation that begins with a user (or system) message.
 
-    Dialogues of one `group` share a prompt: they stay on one side of a split, and the group is the unit of every
-    interval.
+    Dialogues of one `group` share a prompt: they stay on one side of a split; intervals are over groups.
     """
 
     messages: tuple[Message, ...]

@@ -25,8 +25,7 @@ class Document:
 
     `content` marks the tokens an SAE is trained on: message text, never the template's tokens, never the first
     position. `ends` are the last content tokens of the assistant's messages, `sentences` the last tokens of the
-    sentences inside them. `group` is the dialogue's. `n_cut` tokens of an exchange longer than the context were cut
-    off.
+    sentences inside them. `group` is the dialogue's. `n_cut` tokens beyond the context were cut.
     """
 
     ids: Int[np.ndarray, " t"]

@@ -134,8 +134,7 @@ def check_companions(path: Path, config: Mapping[str, Any], tensors: Mapping[str
     """Raises SAEError where a file beside an SAE's weights belongs to another SAE.
 
     The weights are compared with the card that `sparserm sae train` writes (hash of the weights' file, and
-    configuration), with sae-lens' file of the latents' sparsity (their number), and with a folder's name that is itself
-    a hook.
+    configuration), with sae-lens' file of the latents' sparsity (their number), and with a folder named by a hook.
     """
     remedy = f"put {CONFIG}, {WEIGHTS} and what lies beside them of the same SAE into one folder, or fetch them again"
     for fault, expected, actual in _contradictions(path, config, tensors):

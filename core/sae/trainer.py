@@ -66,8 +66,7 @@ def start_from(trainer: Any, init: SparseAutoencoder) -> None:
     """Copies the weights of `init` into the trainer's SAE in units of the scaled inputs; call it after `set_up_inputs`.
 
     Decoder rows become unit vectors and their norms are multiplied into the encoder. With inputs s x, activations are s
-    times as large: the matrices stay, both biases are multiplied by s. Raises SAEError for an SAE of another form or
-    width.
+    times as large: the matrices stay, both biases are multiplied by s. Raises SAEError for another form or width.
     """
     sae, tensors = trainer.sae, init.tensors
     shape, init_shape = tuple(sae.W_dec.shape), tuple(tensors["W_dec"].shape)
