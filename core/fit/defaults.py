@@ -12,6 +12,7 @@ from core.backbone.presets import TINY
 from core.backbone.source import backbone_identity, find_model
 from core.backbone.tiny import make_tiny
 from core.config import BackboneConfig, FitConfig, SAEConfig, SweepConfig, sae_config
+from core.data.sources import check_source
 from core.errors import ConfigError, MissingError
 from core.files import read_json
 from core.runs.store import Store
@@ -43,8 +44,6 @@ def complete(config: FitConfig, store: Store, say: Callable[[str], None]) -> Fit
 def check(config: FitConfig, store: Store) -> None:
     """Checks pairs, model and SAE before anything slow is loaded. Raises DataError, BackboneError or MissingError."""
     if config.data.pairs:
-        from core.data.sources import check_source  # loads huggingface_hub
-
         check_source(config.data.pairs)
     model = Path(config.backbone.model).expanduser()
     if (model.is_absolute() or config.backbone.model.startswith(".")) and not model.exists():

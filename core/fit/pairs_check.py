@@ -23,6 +23,8 @@ from core.data.pairs_file import write_pairs
 from core.data.splits import split_pairs, split_report
 from core.errors import DataError
 from core.files import file_sha256, write_json
+from core.reward.controls import wording_only
+from core.reward.evaluation import accuracy_of
 from core.runs.store import Artefact, Store
 from core.runs.versions import VERSIONS
 from core.types import PreferencePairs, Progress, no_progress, sha256_of
@@ -65,9 +67,6 @@ def _split(pairs: PreferencePairs, config: DataConfig) -> tuple[PreferencePairs,
 
 def shortcuts(pairs: PreferencePairs) -> dict[str, Mapping[str, Any]]:
     """How well wording alone, and length alone (in characters), separate chosen from rejected on held-out pairs."""
-    from core.reward.controls import wording_only
-    from core.reward.evaluation import accuracy_of
-
     train, validation, test = (pairs.rows_of(name) for name in ("train", "validation", "test"))
     judged = test if len(test) else validation
     if not len(train) or not len(judged):

@@ -10,6 +10,7 @@ from typing import Any
 from core.backbone.estimate import Estimate
 from core.by_name import load
 from core.config import BackboneConfig, PairsRunConfig
+from core.data.sources import check_source
 from core.fit.defaults import DEMO_PAIRS, absolute
 from core.jobs.job import Job
 from core.runs.store import Store
@@ -32,7 +33,7 @@ def _size(config: PairsRunConfig) -> float:
 
 def _check(config: PairsRunConfig, store: Store) -> None:
     if config.data.pairs:
-        load("core.data.sources:check_source")(config.data.pairs)  # its module loads huggingface_hub
+        check_source(config.data.pairs)
 
 
 def _run(config: PairsRunConfig, store: Store, progress: Progress) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from safetensors.numpy import load_file, save_file
 
 from core.backbone.control_tokens import without_closing
 from core.backbone.layout import Unreadable
@@ -299,8 +300,6 @@ def _hold_here(scratch: Path, number: int) -> None:
 
 def _merge(scratch: Path, folder: Path, plan: Plan, layers: Sequence[int], positions: Sequence[str], n: int, d_model: int) -> None:
     """Writes the shards' rows to one file a layer and position, shard by shard, so that memory stays flat."""
-    from safetensors.numpy import load_file
-
     files = {(i, j): (folder / states_name(layer, position)).open("wb") for i, layer in enumerate(layers) for j, position in enumerate(positions)}
     try:
         begin = {key: _write_header(handle, n, d_model) for key, handle in files.items()}
@@ -326,7 +325,5 @@ def _write_header(handle: Any, n: int, d_model: int) -> int:
 
 def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Saves arrays under their final name only when they are whole."""
-    from safetensors.numpy import save_file
-
     with whole_file(path) as temporary:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
