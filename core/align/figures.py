@@ -53,8 +53,7 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyFigure(JsonFields):
-    """The mean of a measure over `n` items of `n_prompts` prompts, 95 % interval, paired `difference` to round 0 (or
-    None)."""
+    """The mean of a measure over items of prompts, 95 % interval, and paired `difference` to round 0 (or None)."""
 
     value: float
     low: float

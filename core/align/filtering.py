@@ -48,8 +48,7 @@ class ScoredCandidates:
 
 
 def judge_folder(arm: str, model: Path) -> Path:
-    """The folder of the reward model that scores an arm's pairs: `model`, one of its controls, or another folder.
-    Raises ConfigError where the arm is none of these."""
+    """The folder that scores an arm's pairs: `model`, one of its controls, or another. ConfigError: none of these."""
     if arm in (SPARSERM, NONE, RANDOM):
         return model
     for folder in (model / "controls" / arm, Path(arm).expanduser()):

@@ -68,8 +68,7 @@ class AlignOutcome:
         return str(self.store.folder(DPO, fingerprint) / "adapter") if fingerprint else None
 
     def save(self, target: Path, *, merge: bool = False, progress: Progress = no_progress) -> None:
-        """Copies the adapter to a new folder, or with `merge` writes the model with the adapter in its weights. Raises
-        MissingError where there is no adapter."""
+        """Copies the adapter, or with `merge` writes the model with it in its weights. MissingError: no adapter."""
         adapter = self.adapter
         if adapter is None:
             of_rounds = ", ".join(filter(None, map(self._adapter_of, self.summary["rounds"])))
@@ -103,8 +102,7 @@ def align(work: AlignSteps) -> AlignOutcome:
 
 
 def _round(work: AlignSteps, round: int, policy: PolicyRef, first: Artefact) -> tuple[dict[str, Artefact], PolicyRef]:
-    """The artefacts of a round by step, and the policy after it. Where no pair was kept, `align-dpo` is missing and the
-    policy is the same."""
+    """A round's artefacts by step, and the policy after it: the same, without `align-dpo`, where no pair was kept."""
     candidates = work.candidates(round, policy)
     rewards = work.rewards(round, candidates)
     kept = work.filter(round, candidates, rewards)

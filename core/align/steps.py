@@ -218,8 +218,7 @@ class AlignSteps(AlignInputs):
 
 
 def split_kept(pairs: Sequence[PreferencePair], *, share: float, seed: int) -> PreferencePairs:
-    """The kept pairs: `share` of the prompts `validation`, which chooses the epoch; the rest (or a single one)
-    `train`."""
+    """The kept pairs: `share` of the prompts `validation`, which chooses the epoch; the rest (or one alone) `train`."""
     n_prompts = len({pair.prompt_id for pair in pairs})
     if n_prompts < 2 or not share:
         return PreferencePairs(pairs=tuple(pairs), split=("train",) * len(pairs))

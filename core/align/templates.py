@@ -87,8 +87,7 @@ def instructed(messages: Sequence[Message], instruction: str) -> tuple[Message, 
 
 
 def parse_both(text: str, marks: tuple[str, str]) -> tuple[str, str] | str:
-    """The better and the worse answer in one text, or the reason why it can't be parsed. Each mark must occur once, at
-    the beginning of a line, in either order."""
+    """The better and the worse answer, or why they can't be parsed: each mark begins one line, in either order."""
     matches = list(_mark_pattern(marks).finditer(text))
     names = [_plain(match["mark"]) for match in matches]
     for mark in marks:

@@ -81,8 +81,7 @@ def source_names(sae: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def preset(name: str, *, root: Path | None = None) -> FitConfig:
-    """The preset of this name. `tiny` makes missing parts (model, SAE, pairs) under `root` (the cache's `models`).
-    Raises ConfigError on an unknown name."""
+    """The preset of this name; `tiny` makes missing parts under `root`. Raises ConfigError on an unknown name."""
     if name not in PRESETS:
         raise ConfigError("there is no such preset", expected=" | ".join(PRESETS), found=repr(name))
     return _with_tiny_parts(PRESETS[name], root or cache_root() / "models") if name == TINY else PRESETS[name]

@@ -73,8 +73,7 @@ def _make(folder: Path) -> None:
 
 
 def tiny_pairs() -> Iterator[dict[str, Any]]:
-    """100 rows (`prompt`, `chosen`, `rejected`, `subset`, `id`) over 60 prompts: 40 have two pairs. No response is used
-    twice on a prompt."""
+    """100 rows over 60 prompts, 40 of which have two pairs; no response is used twice on a prompt."""
     rng = random.Random(SEED)
     prompts = [(subset, frame.format(task)) for task in TASKS for subset, frame in FRAMES.items()]
     twice = set(rng.sample(range(len(prompts)), 40))

@@ -55,8 +55,7 @@ def deletion_bars(deletions: Sequence[Deletion]) -> list[Bar]:
 
 
 def span_of(words: Sequence[Word], response: str, first: int, last: int) -> Span | None:
-    """The characters of the response that its words `first` to `last` cover; None where the tokens' texts are not the
-    response's (a tokenizer's normaliser changed them)."""
+    """The characters that the words `first` to `last` cover; None where tokens' texts differ from the response's."""
     texts = [word.text for word in words]
     whole = "".join(texts)
     begin, lead = response.find(whole.strip()), len(whole) - len(whole.lstrip())

@@ -66,8 +66,7 @@ class Added:
 
 
 class LabelBook:
-    """The labels of the SAE with this identity. A file is read at first use, and again when it has changed. Raises
-    MissingError for an identity without `sha256`."""
+    """The labels of the SAE with this identity, read again when changed. MissingError: an identity without `sha256`."""
 
     def __init__(self, sae: Mapping[str, Any], root: Path | None = None, *, shipped: Path = SHIPPED_FILE) -> None:
         if not isinstance(sae.get("sha256"), str):
