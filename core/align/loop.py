@@ -1,12 +1,12 @@
 """Online iterative alignment: the rounds and their steps in order (METHOD.md section 5). Read this file first.
 
     round 0: the base model is evaluated
-    round t: candidates   policy_t answers every prompt twice                  core.align.candidates, generation, endpoint
-             rewards      the reward model scores both answers                 core.align.filtering
+    round t: candidates   policy_t answers every prompt twice             core.align.candidates, generation, endpoint
+             rewards      the reward model scores both answers            core.align.filtering
              filter       pairs whose intended winner scores lower are dropped
-             dpo          the kept pairs train policy_{t+1}                    core.align.dpo
-             evaluation   policy_{t+1} on held-out pairs, prompts, questions   core.align.evaluation, mc
-             shift        generated against training representations           core.explain.shift
+             dpo          the kept pairs train policy_{t+1}               core.align.dpo
+             evaluation   policy_{t+1} on held-out pairs, prompts, questions  core.align.evaluation, mc
+             shift        generated against training representations      core.explain.shift
 
 Each step is an artefact (core.align.steps), so a killed run goes on inside its round. A round that keeps no pair is the
 last one. The round is chosen on validation pairs and reported on test pairs. A rule stated beforehand warns where

@@ -62,8 +62,7 @@ class Backbone:
 
     @cached_property
     def sentence_marks(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each token (two arrays of bool): whether it ends with a sentence's mark, whether it begins with a
-        space."""
+        """For each token (two arrays of bool): whether it ends with a sentence's mark, whether it begins with space."""
         texts = token_bytes(self.tokenizer, range(len(self.tokenizer)))
         closes = [texts[i].rstrip(QUOTES).endswith((b".", b"!", b"?")) for i in range(len(texts))]
         opens = [texts[i][:1].isspace() for i in range(len(texts))]
