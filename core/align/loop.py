@@ -5,7 +5,7 @@
              rewards      the reward model scores both answers            core.align.filtering
              filter       pairs whose intended winner scores lower are dropped
              dpo          the kept pairs train policy_{t+1}               core.align.dpo
-             evaluation   policy_{t+1} on held-out data                core.align.evaluation, mc
+             evaluation   policy_{t+1} on held-out data                    core.align.evaluation, mc
              shift        generated against training representations      core.explain.shift
 
 Each step is an artefact (core.align.steps), so a killed run goes on inside its round. A round that keeps no pair is the
