@@ -110,7 +110,9 @@ def file_sha256(path: Path) -> str:
 
 
 def _unreadable(path: Path, error: Exception) -> StoreError:
-    return StoreError(f"{path} can't be read", found=str(error), remedy="sparserm cache verify")
+    if isinstance(error, OSError):
+        return StoreError(f"{path} can't be read", found=str(error), remedy="sparserm cache verify")
+    return StoreError(f"{path} is damaged", expected="JSON", found=str(error), remedy="sparserm cache verify")
 
 
 def _patiently(action: Callable[[], Result]) -> Result:

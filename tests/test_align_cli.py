@@ -26,7 +26,7 @@ from core.errors import ConfigError
 from core.jobs import start as launching
 from core.jobs.align import ALIGN, completed
 from core.jobs.kinds import asked_config
-from core.runs.registry import all_runs, find_run
+from core.runs.registry import find_run
 from core.runs.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -193,8 +193,7 @@ def test_detach(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run = find_run(out.strip())
     assert code == 0 and run.kind == "align" and "sparserm runs follow" in err
     assert asked_config(run) == asked("--preset", "tiny", "--arm", "none", "--rounds", "3")
-    for one in all_runs():
-        wait_state(one, "failed")
+    wait_state(run, "failed")
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------

@@ -176,10 +176,10 @@ def test_what_a_fit_keeps_is_what_the_model_sees_live() -> None:
     for number in pairs:
         pair = known.pairs[number]
         for row, text in ((known.chosen_rows[number], pair.chosen), (known.rejected_rows[number], pair.rejected)):
-            live = explainer.see((pair.prompt, text), explainer.read((pair.prompt, text)).z)
+            live = explainer.features(pair.prompt, text)
             np.testing.assert_allclose(known.projections[row], live.v, atol=2e-4)
             np.testing.assert_allclose(known.activations[row], live.f, atol=2e-4)
-            assert known.response_ids[row] == live.own
+            assert known.response_ids[row] == live.response_id
     assert known.projections.shape == (len(known), parts.k)
     rewards = parts.head.reward(known.projections[known.held_out])
     np.testing.assert_allclose(np.quantile(rewards, np.linspace(0, 1, 101)), parts.reward_quantiles, atol=1e-5)

@@ -81,10 +81,10 @@ def test_only_the_owner_reads_a_private_file(tmp_path: Path) -> None:
 def test_a_file_without_json_is_an_error(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "value.json"
     path.write_bytes(content)
-    with pytest.raises(StoreError, match=r"value\.json can't be read\n(.|\n)*sparserm cache verify"):
+    with pytest.raises(StoreError, match=r"value\.json is damaged\n  expected: JSON\n(.|\n)*sparserm cache verify"):
         read_json(path)
     if content:
-        with pytest.raises(StoreError, match=r"value\.json can't be read"):
+        with pytest.raises(StoreError, match=r"value\.json is damaged"):
             read_json_lines(path)
 
 

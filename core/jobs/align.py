@@ -17,7 +17,8 @@ from core.config import AlignConfig, BackboneConfig
 from core.errors import ConfigError
 from core.fit.defaults import absolute, check, complete
 from core.jobs.fit import FIT
-from core.jobs.job import Job, Say
+from core.jobs.job import Job, Say, backbone_of_model, check_model
+from core.reward.recorded_files import read_config
 from core.runs.store import Store
 from core.types import Progress
 
@@ -49,13 +50,18 @@ def completed(config: AlignConfig, store: Store, say: Say) -> AlignConfig:
 
 def _check(config: AlignConfig, store: Store) -> None:
     checked(config)
-    if not config.model:
+    if config.model:
+        check_model(config, store)
+    else:
         check(config.fit, store)
+    arm = Path(config.arm).expanduser()
+    if arm.is_dir():
+        read_config(arm)
 
 
 def _backbone(config: AlignConfig) -> BackboneConfig:
     """Where it computes: the reward model's own language model, on the device that is asked for."""
-    return config.fit.backbone
+    return replace(backbone_of_model(config), device=config.fit.backbone.device) if config.model else config.fit.backbone
 
 
 def _disk(config: AlignConfig, root: Path) -> float:

@@ -117,11 +117,11 @@ def job_of_model(disk: Callable[[Any], float], seconds: Callable[[Any], float], 
         inputs=lambda config: [str(Path(config.model) / name) for name in ("config.json", "model.safetensors")],
         plan=lambda config, store, progress: Estimate(memory=0.0, disk=disk(config), seconds=seconds(config)),
         run=run,
-        check=_check_model,
+        check=check_model,
     )
 
 
-def _check_model(config: Any, store: Store) -> None:
+def check_model(config: Any, store: Store) -> None:
     """Raises StoreError where the folder holds no reward model, or one that is not whole."""
     read_config(Path(config.model).expanduser())
 
