@@ -84,7 +84,8 @@ def finish(words: list[str], root: Path) -> dict[str, Any]:
 
 
 def kill_when(words: list[str], root: Path, ready: Callable[[], bool], hold: str = "") -> None:
-    """Runs a command until `ready`, then kills the worker of its run."""
+    """Runs a command until `ready`, then kills the worker of its run. The mark that an earlier killed run left at `hold` is removed."""
+    (root / f"held-{hold}").unlink(missing_ok=True)
     running = start_apart(words, root, hold)
 
     def is_ready() -> bool:

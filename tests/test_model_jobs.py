@@ -13,7 +13,7 @@ from core.cli.main import main
 from core.config import Config, DoctorConfig, DoctorRunConfig, LatentsConfig, LatentsRunConfig, SpacesConfig, SpacesRunConfig
 from core.doctor.report import find_report
 from core.errors import MissingError
-from core.explain.spaces import find_spaces
+from core.explain.spaces import NAME, load_spaces
 from core.fit.defaults import complete
 from core.fit.pipeline import fit
 from core.jobs import start as launching
@@ -58,8 +58,8 @@ def test_what_a_run_makes_is_found(model: tuple[Path, Store], kind: str) -> None
         report = find_report(fitted, DOCTOR)
         assert report is not None and result["outcome"]["status"] == report.status and result["outcome"]["counts"] == report.counts
     elif kind == "spaces":
-        spaces = find_spaces(fitted, SPACES)
-        assert spaces is not None and result["outcome"]["points"] == len(spaces.rows)
+        artefact = fitted.find_result(NAME, SPACES)
+        assert artefact is not None and result["outcome"]["points"] == len(load_spaces(artefact.path).rows)
     else:
         pages = find_pages(fitted, LATENTS, (3,))
         assert pages is not None and str(pages.folder) == result["artefact"]

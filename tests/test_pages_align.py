@@ -590,7 +590,7 @@ def test_a_damaged_artefact_is_said_with_the_way_out(unfinished: Any, empty: Pat
     entry = align.entries(empty)[0]
     (entry.rounds[1].steps[EVALUATION] / "evaluation.json").write_text("{")
     at = open_page("align")
-    assert not at.exception and "can't be read" in words(at) and "cache verify" in words(at)
+    assert not at.exception and "is damaged" in words(at) and "cache verify" in words(at)
 
 
 def test_a_reward_model_that_is_gone_leaves_the_drops_readable(empty: Path) -> None:
