@@ -111,7 +111,11 @@ class BackboneConfig(Config):
     model: str = option("smollm2-135m", "Hub id, local folder, .gguf file, or `smollm2-135m` (the embedded default)")
     revision: str = option("", "Hub revision (commit)")
     layer: int = option(19, "0-based decoder layer L whose output is read (hidden_states[L+1])", minimum=0)
-    position: str = option("response_end", "token that is read", choices=("response_end", "turn_end"))
+    position: str = option(
+        "response_end",
+        "what is read: the last token of the response (the paper), the mean over its own tokens, or the end-of-turn token",
+        choices=("response_end", "response_mean", "turn_end"),
+    )
     dtype: str = option(
         "auto", "arithmetic; auto: bfloat16 where the device is fast at it, else float32", choices=("auto", "bfloat16", "float16", "float32")
     )

@@ -50,6 +50,7 @@ from core.reward.recorded_files import (
     record_of,
     sha256_of_file,
 )
+from core.reward.response_tokens import KeptTokens
 from core.runs.store import Artefact, Store
 from core.runs.values import load_value
 from core.runs.versions import VERSIONS
@@ -133,6 +134,11 @@ class ModelFolder:
     def find_responses(self) -> FitResponses | None:
         """As `responses`; None where the folder keeps none."""
         return self.content.responses
+
+    @property
+    def tokens(self) -> KeptTokens | None:
+        """Projections and activations at each token of held-out responses; None where the end of a response is read."""
+        return self.content.tokens
 
     @property
     def responses(self) -> FitResponses:

@@ -16,6 +16,7 @@ from core.reward.fit_responses import FitResponses, read_responses
 from core.reward.parts import RewardParts
 from core.reward.parts_files import read_parts, read_selection
 from core.reward.recorded_files import FAITHFULNESS, SELECTION, remedy_for
+from core.reward.response_tokens import KeptTokens, read_tokens
 
 FIT_AGAIN = "fit it again with this cache (SPARSERM_CACHE); finished steps are found"
 
@@ -55,6 +56,10 @@ class FolderContent:
     @cached_property
     def responses(self) -> FitResponses | None:
         return read_responses(self.path, self._k)
+
+    @cached_property
+    def tokens(self) -> KeptTokens | None:
+        return None if self.responses is None else read_tokens(self.path, self._k, len(self.responses))
 
     @cached_property
     def rewards(self) -> Float[np.ndarray, " n"]:

@@ -32,8 +32,9 @@ from core.types import canonical_json, sha256_of, strict_json
 FORMAT = "sparserm-reward-model"
 CONFIG, TENSORS, HEADS, SELECTION = "config.json", "model.safetensors", "heads.safetensors", "selection.jsonl"
 KNOWN, KNOWN_TEXTS, FAITHFULNESS = "known.safetensors", "known.jsonl", "faithfulness.json"
+TOKENS = "tokens.safetensors"
 EVALUATION, CURVE = "evaluation.json", "curve.json"
-OPTIONAL_FILES = (KNOWN, KNOWN_TEXTS, FAITHFULNESS, EVALUATION, CURVE)
+OPTIONAL_FILES = (KNOWN, KNOWN_TEXTS, TOKENS, FAITHFULNESS, EVALUATION, CURVE)
 MODEL_FILES = (TENSORS, HEADS, SELECTION, *OPTIONAL_FILES)
 
 FILES, CONFIG_HASH = "files", "config_sha256"
