@@ -1,7 +1,7 @@
 """What a reward model sees at each token of a response, where the whole response is read (METHOD.md section 4).
 
 At `response_mean`, v is the mean over the response's own tokens of p_t = <z_t, d_j>, so a reward splits exactly over
-words and latents (core.explain.words). For the held-out responses of a fit the tokens' projections and activations are
+words and latents (core.explain.word_table). For the held-out responses of a fit the tokens' projections and activations are
 kept beside the reward model, up to MOST_BYTES, so that a page shows the words without the language model:
 
 tokens.safetensors
