@@ -6,7 +6,7 @@ from core.text_safety import visible
 from workbench.frame import layout
 from workbench.frame.downloads import show_chart
 from workbench.latents import view as latents_view
-from workbench.overview import charts
+from workbench.overview import charts, preparation
 from workbench.overview import values as overview
 
 model = layout.need_model()
@@ -17,6 +17,7 @@ for column, headline in zip(columns, overview.headline(model), strict=False):
         st.metric(headline.name, headline.value, help=headline.help)
         st.caption(headline.beside)
 st.markdown(overview.verdict(model))
+preparation.being_prepared(model)
 
 left, right = st.columns(2, gap="medium")
 with left, st.container(border=True, height="stretch"):

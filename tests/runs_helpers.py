@@ -20,6 +20,7 @@ from typing import Any
 from core.backbone.estimate import Estimate
 from core.config import BackboneConfig, Config, option
 from core.errors import DataError
+from core.jobs import follow_up
 from core.jobs import start as launching
 from core.jobs.job import Job
 from core.jobs.kinds import KINDS, Kind
@@ -124,6 +125,24 @@ NAP = Job(
     plan=lambda config, store, progress: Estimate(memory=1.0, disk=2.0, seconds=3.0),
     run=nap,
 )
+FOLLOWING = "SPARSERM_TEST_FOLLOW_UPS"  # in a worker's environment: the configs of the naps that follow a nap, as JSON
+
+
+def set_follow_ups() -> None:
+    """Puts the naps that the environment names in the place of what follows a fit."""
+    follow_up.FOLLOW_UPS = tuple(napping(NapConfig(**fields)) for fields in json.loads(os.environ.get(FOLLOWING, "[]")))
+
+
+def napping(config: NapConfig) -> follow_up.FollowUp:
+    return follow_up.FollowUp(kind="nap", config=lambda model: config, present=dreamt)
+
+
+def dreamt(folder: Any, config: NapConfig) -> bool:
+    """Whether a nap of this config has left its artefact."""
+    store = Store(folder.root)
+    return store.folder("nap", store.fingerprint("nap", 1, config.result_fields(), [])).is_dir()
+
+
 KINDS["nap"] = Kind(config=NapConfig, job="runs_helpers:NAP", name="Nap", title=lambda config: "sheep", command=("nap",))
 
 

@@ -49,7 +49,7 @@ def naps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setattr(job_start, "WORKER", WORKER)
 
     def launch_naps(**fields: Any) -> None:
-        monkeypatch.setattr(run_command, "launch", lambda kind, config: job_start.launch("nap", NapConfig(**fields)))
+        monkeypatch.setattr(run_command, "launch", lambda kind, config, **_: job_start.launch("nap", NapConfig(**fields)))
 
     return launch_naps
 
@@ -402,7 +402,7 @@ def test_a_terminated_command_cancels_and_a_killed_one_does_not(tmp_path: Path, 
     code = (
         "import sys\nsys.path.insert(0, 'tests')\nimport runs_helpers\nfrom core.cli import main, run_command\n"
         "from core.jobs import start\nstart.WORKER = runs_helpers.WORKER\n"
-        "run_command.launch = lambda kind, config: start.launch('nap', runs_helpers.NapConfig(looks=60, pause=0.05))\n"
+        "run_command.launch = lambda kind, config, **_: start.launch('nap', runs_helpers.NapConfig(looks=60, pause=0.05))\n"
         "sys.exit(main.main(['fit', '--preset', 'tiny']))"
     )
     env = {**os.environ, "SPARSERM_CACHE": str(tmp_path)}
@@ -419,7 +419,7 @@ def test_a_closed_pipe_does_not_end_the_run(tmp_path: Path) -> None:
     code = (
         "import sys\nsys.path.insert(0, 'tests')\nimport runs_helpers\nfrom core.cli import main, run_command\n"
         "from core.jobs import start\nstart.WORKER = runs_helpers.WORKER\n"
-        "run_command.launch = lambda kind, config: start.launch('nap', runs_helpers.NapConfig(looks=20))\n"
+        "run_command.launch = lambda kind, config, **_: start.launch('nap', runs_helpers.NapConfig(looks=20))\n"
         "sys.exit(main.main(['fit', '--preset', 'tiny']))"
     )
     reading, writing = os.pipe()

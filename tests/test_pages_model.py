@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from core.latents.labels import Label, Score
 from core.latents.make_pages import make_pages
 from core.reward.folder import ModelFolder
 from core.runs import launch
+from core.runs.events import EventLog
 from core.runs.registry import Run, Status
 from core.runs.store import Store
 from core.statistics.bootstrap import resample_weights
@@ -136,6 +139,35 @@ def test_a_run_that_makes_it_is_shown(bare: models.FittedModel, run_of: Any, pag
     run_of(KINDS[page], MADE[page](model=str(bare.path)), failed=False)
     at = no_error(open_page(page))
     assert any(one.label == "Cancel" for one in at.button) and not any("Make" in one.label or "Examine" in one.label for one in at.button)
+    assert "being prepared" in words(at)
+
+
+def under_way(run: Run) -> None:
+    """As a worker writes it, 12 s after it began."""
+    run.write(Status(state="running", attempt=1, queued=1.0, started=time.time() - 12, pid=1, estimate={"seconds": 60.0, "memory": 1.0, "disk": 1.0}))
+    EventLog(run.events).progress("label swaps", 3, 10)
+
+
+@pytest.mark.parametrize("page", [*sorted(MADE), "latents"])
+def test_what_is_being_prepared_shows_how_far_it_is(bare: models.FittedModel, run_of: Any, page: str) -> None:
+    name = "latent" if page == "latents" else page
+    under_way(run_of(KINDS[name], MADE[name](model=str(bare.path)), failed=False))
+    text = words(no_error(open_page(page)))
+    assert "being prepared" in text and re.search(r"\d\d s of about 1 min", text), text
+
+
+def test_overview_shows_how_far_its_pages_are(bare: models.FittedModel, run_of: Any) -> None:
+    assert "being prepared" not in words(no_error(open_page("overview")))
+    under_way(run_of("doctor", DoctorRunConfig(model=str(bare.path)), failed=False))
+    run_of("spaces", SpacesRunConfig(model=str(bare.path)), failed=False)
+    run_of("latents", LatentsRunConfig(model=str(bare.path)), failed=True)
+    text = words(no_error(open_page("overview")))
+    assert "Pages that are being prepared" in text and "Starting; the engine" in text and "The page says why" in text
+
+
+def test_overview_says_where_a_page_could_not_be_prepared(bare: models.FittedModel, run_of: Any) -> None:
+    run_of("latents", LatentsRunConfig(model=str(bare.path)), failed=True)
+    assert "Not all pages could be prepared" in words(no_error(open_page("overview")))
 
 
 @pytest.mark.parametrize("page", sorted(MADE))

@@ -16,8 +16,8 @@ from pages_helpers import HOSTILE, open_page, words
 from runs_helpers import WORKER, start, wait_state
 from streamlit.testing.v1 import AppTest
 
-from core.backbone.presets import preset
-from core.config import DataConfig, PairsRunConfig
+from core.backbone.presets import PRESETS, preset
+from core.config import DataConfig, DoctorRunConfig, PairsRunConfig
 from core.errors import DataError
 from core.files import write_json
 from core.fit.defaults import complete
@@ -88,10 +88,13 @@ def test_first_open_offers_the_demo_and_a_click_starts_it(cache: Path, monkeypat
     at = fine(open_page("overview"))
     assert "See why a response scored low" in words(at) and not at.metric
     started: list[Any] = []
-    monkeypatch.setattr(launching, "launch", lambda kind, config, **_: started.append((kind, config.backbone.model, config.selection.k)) or "id")
+    monkeypatch.setattr(launching, "launch", lambda kind, config, **more: started.append((kind, config, more["prepare_pages"])) or "id")
     button(at, "Build the demo").click().run()
+    assert at.checkbox[0].label == "and prepare the pages" and at.code[-1].value == "sparserm fit --prepare-pages --detach"
+    fine(at.checkbox[0].uncheck().run())
+    assert at.code[-1].value == "sparserm fit --detach"
     button(at, "Build a toy instead").click().run()
-    assert started == [("fit", "smollm2-135m", 32), ("fit", "tiny", 16)]
+    assert started == [("fit", PRESETS["smollm2-135m"], True), ("fit", PRESETS["tiny"], False)]
 
 
 def test_first_open_that_can_not_start_says_why(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +301,7 @@ def test_uploads_have_limits(cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_runs_without_any_show_the_form(cache: Path) -> None:
     at = fine(open_page("runs"))
-    assert "No runs yet" in words(at) and at.code[-1].value == "sparserm fit --detach" and not button(at, "Start").disabled
+    assert "No runs yet" in words(at) and at.code[-1].value == "sparserm fit --prepare-pages --detach" and not button(at, "Start").disabled
 
 
 def test_the_form_marks_what_is_wrong_and_starts_what_is_right(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,14 +313,16 @@ def test_the_form_marks_what_is_wrong_and_starts_what_is_right(cache: Path, monk
     fine(k().set_value(0).run())
     assert button(at, "Start").disabled and any("k is too small" in m.value for m in at.markdown)
     fine(k().set_value(9).run())
-    assert at.code[-1].value == "sparserm fit --k 9 --detach"
+    assert at.code[-1].value == "sparserm fit --k 9 --prepare-pages --detach"
     link = in_url(at, "runs_draft")
     again = fine(open_page("runs", runs_draft=link))  # a reload loses nothing
     assert again.code[-1].value == at.code[-1].value
     started: list[Any] = []
-    monkeypatch.setattr(launching, "launch", lambda kind, config, **_: started.append((kind, config.selection.k)) or "the-run")
+    monkeypatch.setattr(launching, "launch", lambda kind, config, **more: started.append((kind, config.selection.k, more)) or "the-run")
+    fine(at.checkbox[0].uncheck().run())
+    assert at.code[-1].value == "sparserm fit --k 9 --detach"
     fine(button(at, "Start").click().run())
-    assert started == [("fit", 9)] and in_url(at, "runs_open") == "the-run" and not in_url(at, "runs_draft")
+    assert started == [("fit", 9, {"parent": None, "prepare_pages": False})] and in_url(at, "runs_open") == "the-run" and not in_url(at, "runs_draft")
 
 
 def test_runs_are_listed_opened_cancelled_and_removed(cache: Path) -> None:
@@ -337,6 +342,29 @@ def test_runs_are_listed_opened_cancelled_and_removed(cache: Path) -> None:
     assert not failed.path.exists()
     at = fine(open_page("runs", runs_open="nobody", runs_other="../.."))
     assert "nobody" not in words(at)
+
+
+def test_a_form_from_a_run_prepares_the_pages_where_that_run_did(cache: Path) -> None:
+    for prepares in (True, False):
+        run, lock = new_run("fit", preset("tiny").to_dict(), cache, None, prepares_pages=prepares)
+        run.write(Status(state="cancelled", attempt=1, queued=1.0, ended=3.0))
+        lock.release()
+        at = fine(open_page("runs", runs_open=run.id))
+        fine(button(at, "Rerun with changes").click().run())
+        box = next(box for box in at.checkbox if box.label == "and prepare the pages")
+        assert box.value == prepares and any("--prepare-pages --detach" in code.value for code in at.code) == prepares
+
+
+def test_a_run_that_follows_a_fit_says_for_which(cache: Path) -> None:
+    fit_run, lock = new_run("fit", preset("tiny").to_dict(), cache, None, prepares_pages=True)
+    lock.release()
+    run, lock = new_run("doctor", DoctorRunConfig(model="/nowhere").to_dict(), cache, None, prepared_for=fit_run.id)
+    lock.release()
+    at = fine(open_page("runs", runs_open=run.id))
+    short = fit_run.id.rpartition("_")[2]
+    assert f"Prepared for fit {short}" in words(at) and at.dataframe[0].value.iloc[0]["Prepared for"] == short
+    at = fine(open_page("runs", runs_open=fit_run.id))
+    assert "Then follow by themselves: Doctor, Spaces, Latents' pages" in words(at)
 
 
 def test_two_runs_beside_one_another(cache: Path) -> None:

@@ -11,7 +11,7 @@ from core.config import Config, SAEConfig
 from core.jobs.kinds import kind_of, model_of
 
 
-def equal_command(kind: str, config: Config, preset: str = "") -> str:
+def equal_command(kind: str, config: Config, preset: str = "", *, prepare_pages: bool = False) -> str:
     """The command, from this preset where options can turn it into `config`, else from the one that needs the fewest words."""
     entry = kind_of(kind)
     words = {name: options_of(config, base) for name in ("", *entry.presets) if _can_become(base := _base(kind, config, name), config)}
@@ -19,7 +19,8 @@ def equal_command(kind: str, config: Config, preset: str = "") -> str:
         words = {preset: words[preset]}
     nearest = min(words, key=lambda name: len(words[name]) + 2 * bool(name))
     argument = [str(getattr(config, entry.argument))] if entry.argument else []
-    return shlex.join(["sparserm", *entry.command, *argument, *(["--preset", nearest] if nearest else []), *words[nearest], "--detach"])
+    preset_words, prepare = ["--preset", nearest] if nearest else [], ["--prepare-pages"] if prepare_pages else []
+    return shlex.join(["sparserm", *entry.command, *argument, *preset_words, *words[nearest], *prepare, "--detach"])
 
 
 def _base(kind: str, config: Config, preset: str) -> Config:

@@ -22,7 +22,8 @@ from core.cli.options import HelpAll, add_command, add_config_options, override,
 from core.cli.outcomes import outcome_json, print_outcome
 from core.config import Config
 from core.errors import Cancelled, ConfigError, SparseRMError
-from core.jobs.kinds import EMBEDDED, config_of, kind_of, load_job
+from core.jobs.follow_up import PREPARES, follow_up_names, follow_up_runs
+from core.jobs.kinds import EMBEDDED, asked_config, config_of, kind_of, load_job
 from core.jobs.start import launch
 from core.runs.launch import cancel, wait_started
 from core.runs.progress import Display
@@ -30,6 +31,7 @@ from core.runs.registry import Run, Status, find_run
 from core.runs.store import Store, cache_root
 
 DETACH_HELP = "only start the run, and print its id"
+PREPARE_HELP = "afterwards make the doctor's report, the spaces and the latents' pages, by runs in the background"
 LOG_TAIL = 8000  # characters of a run's log that --debug shows
 Save = Callable[[Run, argparse.Namespace, Display], Mapping[str, Any]]
 
@@ -40,7 +42,9 @@ def add_run_command(
     """Adds the command of a kind of run with all its options. `run` stands for `run_command` where a command does more."""
     entry = kind_of(kind)
     parser = add_command(parent, " ".join(entry.command), run or run_command, help, examples)
-    parser.set_defaults(kind=kind, save=None)
+    parser.set_defaults(kind=kind, save=None, prepare_pages=False)
+    if kind in PREPARES:
+        parser.add_argument("--prepare-pages", action="store_true", help=PREPARE_HELP)
     if entry.first_fields:
         parser.add_argument("--help-all", action=HelpAll, help="show every option and exit")
     if entry.presets:
@@ -78,10 +82,11 @@ def run_command(arguments: argparse.Namespace, display: Display) -> int:
     elif arguments.estimate:
         print_estimate(arguments.kind, config, arguments, display)
     elif arguments.detach:
-        detach(arguments.kind, config, arguments, display)
+        detach(arguments.kind, config, arguments, display, prepare_pages=arguments.prepare_pages)
     else:
         load_job(arguments.kind).check(config, Store())
-        return follow_and_print(find_run(launch(arguments.kind, config)), arguments, display)
+        run_id = launch(arguments.kind, config, prepare_pages=arguments.prepare_pages)
+        return follow_and_print(find_run(run_id), arguments, display)
     return 0
 
 
@@ -96,9 +101,11 @@ def print_estimate(kind: str, config: Config, arguments: argparse.Namespace, dis
         print(estimate)
 
 
-def detach(kind: str, config: Config, arguments: argparse.Namespace, display: Display, parent: str | None = None) -> None:
+def detach(
+    kind: str, config: Config, arguments: argparse.Namespace, display: Display, *, parent: str | None = None, prepare_pages: bool = False
+) -> None:
     """Starts a run and prints its id."""
-    print_started(find_run(launch(kind, config, parent=parent)), arguments, display)
+    print_started(find_run(launch(kind, config, parent=parent, prepare_pages=prepare_pages)), arguments, display)
 
 
 def print_started(run: Run, arguments: argparse.Namespace, display: Display) -> None:
@@ -107,7 +114,7 @@ def print_started(run: Run, arguments: argparse.Namespace, display: Display) -> 
     if arguments.json:
         print_json(run.summary())
     else:
-        display.say(f"started; sparserm runs follow {short(run)}")
+        display.say(f"started; sparserm runs follow {short(run)}" + (f"; then {following(run)} by themselves" if run.prepares_pages else ""))
         print(run.id)
 
 
@@ -129,10 +136,32 @@ def follow_and_print(run: Run, arguments: argparse.Namespace, display: Display) 
     result = run.result() or {}
     result = {**result, "outcome": {**result["outcome"], **changes}}
     if arguments.json:
-        print_json(outcome_json(run.kind, result))
+        follow_ups = {"follow_ups": {each.kind: each.id for each in follow_up_runs(run)}} if run.prepares_pages else {}
+        print_json({**outcome_json(run.kind, result), **follow_ups})
     else:
         print_outcome(run.kind, result, config_of(run))
+        if run.prepares_pages:
+            print(follow_up_text(run))
     return exit_code(run.kind, result)
+
+
+def following(run: Run) -> str:
+    """`Doctor, Spaces and Latents' pages follow`: what will follow a fit."""
+    return f"{' and '.join(', '.join(follow_up_names(asked_config(run))).rsplit(', ', 1))} follow"
+
+
+def follow_up_text(run: Run) -> str:
+    """What goes on in the background after a fit that prepares pages, and how to follow or end it."""
+    runs = follow_up_runs(run)
+    if not runs:
+        return "pages: nothing follows; what they need stands in the cache already"
+    names = ", ".join(f"{kind_of(each.kind).name} ({short(each)})" for each in runs)
+    return (
+        f"pages: prepared in the background by runs of their own, one after another: {names}\n"
+        "  sparserm runs list         how far each is\n"
+        f"  sparserm runs follow {short(runs[0])}   watch one\n"
+        f"  sparserm runs cancel {short(runs[0])}   end one; the others go on"
+    )
 
 
 def exit_code(kind: str, result: Mapping[str, Any]) -> int:

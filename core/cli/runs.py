@@ -16,7 +16,8 @@ from core.cli.outcomes import print_outcome
 from core.cli.run_command import detach, print_started
 from core.config import Config
 from core.errors import error_from_dict
-from core.jobs.kinds import SECTIONS, asked_config, config_of, resolved_config
+from core.jobs.follow_up import PREPARES, preparation
+from core.jobs.kinds import SECTIONS, asked_config, config_of, kind_of, resolved_config
 from core.jobs.start import resume
 from core.runs.launch import cancel, remove, run_size
 from core.runs.progress import Display, date, duration, size
@@ -79,7 +80,8 @@ def list_command(arguments: argparse.Namespace, display: Display) -> None:
 def _cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
     progress, seconds = row["progress"], row["seconds"]
     at = "" if progress is None or row["state"] == "succeeded" else f"{progress['step']} {progress['fraction'] or 0:.0%}"
-    return at, "" if seconds is None else duration(seconds), (row["parent"] or "").rpartition("_")[2]
+    parent, prepared_for = ((row[name] or "").rpartition("_")[2] for name in ("parent", "prepared_for"))
+    return at, "" if seconds is None else duration(seconds), f"prepared for {prepared_for}" if prepared_for else parent
 
 
 def show_command(arguments: argparse.Namespace, display: Display) -> None:
@@ -88,7 +90,8 @@ def show_command(arguments: argparse.Namespace, display: Display) -> None:
     summary, made_with = run.summary(), run.provenance()
     if arguments.json:
         more = {"path": str(run.path), "bytes": run_size(run), "asked": run.config(), "provenance": made_with, "result": run.result()}
-        print_json({**summary, **more, "config": config.to_dict()})
+        prepared = {"preparation": preparation(run)} if run.prepares_pages else {}
+        print_json({**summary, **more, **prepared, "config": config.to_dict()})
         return
     tables.table(run.id, ("what", "value"), _head(run, summary))
     for title, part in (("configuration", config.to_dict()), ("made with", made_with or {})):
@@ -105,8 +108,19 @@ def _head(run: Run, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     seconds = [("estimated time", duration(estimate["seconds"]))] if estimate.get("seconds") else []
     at, took, _ = _cells(summary)
     state = [("state", f"{summary['state']}, attempt {summary['attempt']}"), ("progress", at), ("time", took), ("made from", summary["parent"] or "")]
+    state += [("prepared for", summary["prepared_for"] or ""), *_prepared(run)]
     places = [("devices", ", ".join(summary["devices"] or ())), ("result", summary["artefact"] or ""), ("folder", str(run.path))]
     return [(name, value) for name, value in (*state, *moments, *seconds, *expected, *memory, *places) if value]
+
+
+def _prepared(run: Run) -> list[tuple[str, str]]:
+    """Of a fit that prepares pages: what follows it, and how long it took from asking for the fit to the pages."""
+    if not run.prepares_pages:
+        return []
+    prepared = preparation(run)
+    rows = [(f"prepares {kind_of(row['kind']).name}", f"{row['run'].rpartition('_')[2]}, {row['state']}") for row in prepared["runs"]]
+    names = {"first_explanation": "first explanation after", "all_pages": "all pages after"}
+    return [*rows, *((name, duration(prepared[key])) for key, name in names.items() if prepared[key] is not None)]
 
 
 def log_command(arguments: argparse.Namespace, display: Display) -> None:
@@ -174,10 +188,14 @@ def rerun_command(arguments: argparse.Namespace, display: Display) -> None:
     parser = Parser(prog=f"sparserm runs rerun {arguments.id}", add_help=True)
     parser.add_argument("--json", action="store_true", default=arguments.json)
     parser.add_argument("--debug", action="store_true", default=arguments.debug)
+    if run.kind in PREPARES:
+        parser.add_argument("--prepare-pages", action=argparse.BooleanOptionalAction, default=run.prepares_pages)
+    else:
+        parser.set_defaults(prepare_pages=False)
     for path, part in parts_of(config_of(run)):
         add_options(parser, part, SECTIONS[path.rpartition(".")[2]])
     given = parser.parse_args(arguments.options)
-    detach(run.kind, changed(run, vars(given)), given, display, parent=run.id)
+    detach(run.kind, changed(run, vars(given)), given, display, parent=run.id, prepare_pages=given.prepare_pages)
 
 
 def changed(run: Run, given: Mapping[str, Any]) -> Config:

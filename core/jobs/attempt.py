@@ -2,7 +2,8 @@
 
 1. Write the state "queued" and the process's id.
 2. Fill in what was left out (`resolved.json`, once), find the device, wait in the queue for it: the oldest live queued run goes first.
-3. Note provenance and estimate, refuse a full disk, write "running", do the job, write `result.json`, write how it ended.
+3. Note provenance and estimate, refuse a full disk, write "running", do the job, write `result.json`, start what follows the run by itself
+   (core.jobs.follow_up), write how it ended.
 
 A thread watches for the cancel mark. The job's next progress report raises `Cancelled`; if none comes in time (a long matrix product, a download,
 foreign code), the thread writes the status and kills this process with its children. Artefacts are whole or absent, so that hurts nothing.
@@ -25,6 +26,7 @@ from core.backbone.estimate import check_disk
 from core.config import Config
 from core.errors import Cancelled, StoreError, error_to_dict
 from core.files import file_sha256, write_json
+from core.jobs.follow_up import start_follow_ups
 from core.jobs.job import Job, devices_of, input_hashes
 from core.jobs.kinds import asked_config, load_job, resolved_config
 from core.runs.events import EventLog
@@ -82,6 +84,8 @@ class Attempt:
         self._estimate(job, config, store)
         result = job.run(config, store, self.progress)
         write_json(self.run.path / "result.json", {**result, **_files(result, store)})
+        if self.run.prepares_pages and not self.run.cancel_mark.exists():
+            start_follow_ups(self.run, Path(result["artefact"]), _own_command(), self.say, self.warn)
 
     def _resolved(self, job: Job, store: RecordingStore) -> Config:
         """The config that every attempt uses: filled in by the first, with no relative path left."""
@@ -193,6 +197,12 @@ def _earlier(other: Run, run: Run, status: Status) -> bool:
     except StoreError:
         return False
     return theirs.state == "queued" and (theirs.queued, other.id) < (status.queued, run.id)
+
+
+def _own_command() -> list[str]:
+    """The command that started this worker, without its arguments."""
+    n_arguments = len(sys.argv) - 1
+    return [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - n_arguments]]
 
 
 def _files(result: Mapping[str, Any], store: RecordingStore) -> dict[str, Any]:

@@ -15,17 +15,25 @@ from core.runs.store import cache_root
 WORKER = [sys.executable, "-m", "core.jobs.worker"]
 
 
-def launch(kind: str, config: Config, *, root: Path | None = None, parent: str | None = None) -> str:
+def launch(
+    kind: str,
+    config: Config,
+    *,
+    root: Path | None = None,
+    parent: str | None = None,
+    prepare_pages: bool = False,
+) -> str:
     """Starts a run and returns its id at once. Raises ConfigError for a wrong kind or config, StoreError where the disk is too full.
 
     `root` is the cache; `parent` the id of the run that this one changes. Paths in `config` are relative to the present working folder.
+    With `prepare_pages`, a fit's worker starts the runs of core.jobs.follow_up at its end.
     """
     root = (root or cache_root()).resolve()
     expected = kind_of(kind).config
     if type(config).__name__ != expected.__name__:  # by name: a server that reloads its modules has the class twice
         raise ConfigError(f"a run of kind {kind} needs another config", expected=expected.__name__, found=type(config).__name__)
     disk = load_job(kind).disk(config, root)
-    return start(kind, config.to_dict(), WORKER, root=root, parent=parent, disk=disk).id
+    return start(kind, config.to_dict(), WORKER, root=root, parent=parent, disk=disk, prepares_pages=prepare_pages).id
 
 
 def resume(run: Run) -> None:

@@ -30,13 +30,24 @@ CANCEL_WITHIN = 1.9
 SPARE_DISK = 200e6  # bytes left free beside what the run is known to write
 
 
-def start(kind: str, config: Mapping[str, Any], worker: Sequence[str], *, root: Path, parent: str | None, disk: float) -> Run:
+def start(
+    kind: str,
+    config: Mapping[str, Any],
+    worker: Sequence[str],
+    *,
+    root: Path,
+    disk: float,
+    parent: str | None = None,
+    prepares_pages: bool = False,
+    prepared_for: str | None = None,
+) -> Run:
     """Makes the folder of a new run and starts `worker` on it.
 
-    `disk`: bytes that the run will write. Raises StoreError where the disk is too full.
+    `disk`: bytes that the run will write. `prepares_pages` and `prepared_for`: what follows the run, and what it follows (core.jobs.follow_up).
+    Raises StoreError where the disk is too full.
     """
     _check_disk(disk, root)
-    run, launching = new_run(kind, config, root, parent)
+    run, launching = new_run(kind, config, root, parent, prepares_pages=prepares_pages, prepared_for=prepared_for)
     start_worker(run, worker, launching)
     return run
 
@@ -133,7 +144,9 @@ def _check_disk(disk: float, root: Path) -> None:
         )
 
 
-def new_run(kind: str, config: Mapping[str, Any], root: Path, parent: str | None) -> tuple[Run, InheritedLock]:
+def new_run(
+    kind: str, config: Mapping[str, Any], root: Path, parent: str | None, *, prepares_pages: bool = False, prepared_for: str | None = None
+) -> tuple[Run, InheritedLock]:
     """The folder, its launch lock held. `config.json` comes last: before it, no list shows the run."""
     now = datetime.now(UTC)
     run = Run(runs_root(root) / f"{now:%Y%m%dT%H%M%S}.{now.microsecond:06d}Z_{kind}_{secrets.token_hex(3)}")
@@ -141,7 +154,8 @@ def new_run(kind: str, config: Mapping[str, Any], root: Path, parent: str | None
     lock = _take_launch(run)
     run.write(Status(state="queued", attempt=1, queued=now.timestamp()))
     asked = {"kind": kind, "config": dict(config), "parent": parent, "folder": os.getcwd(), "created": now.timestamp()}
-    write_json(run.path / "config.json", {"schema": SCHEMA, **asked})
+    follows = {"prepares_pages": prepares_pages, "prepared_for": prepared_for}
+    write_json(run.path / "config.json", {"schema": SCHEMA, **asked, **follows})
     return run, lock
 
 

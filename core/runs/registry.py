@@ -2,7 +2,7 @@
 
 A run is a folder `<root>/runs/<UTC time>_<kind>_<random>/`:
 
-    config.json      what was asked: kind, config, parent; written once
+    config.json      what was asked: kind, config, parent, what it prepares or is prepared for; written once
     resolved.json    the config with everything filled in (the newest SAE, absolute paths): every later attempt uses it
     status.json      state, attempt, times, pid, device, estimate, error; replaced whole, only by who holds `run.lock`
     events.jsonl     progress (core.runs.events)            log.txt          what the worker printed
@@ -124,6 +124,17 @@ class Run:
         parent = self.asked["parent"]
         return None if parent is None else str(parent)
 
+    @property
+    def prepares_pages(self) -> bool:
+        """Whether the runs that prepare the pages of what it makes follow it (core.jobs.follow_up)."""
+        return bool(self.asked.get("prepares_pages"))
+
+    @property
+    def prepared_for(self) -> str | None:
+        """The fit's run that this one follows by itself, to prepare pages."""
+        run_id = self.asked.get("prepared_for")
+        return None if run_id is None else str(run_id)
+
     def config(self) -> Mapping[str, Any]:
         """The values of the config that was asked for; core.jobs.kinds makes a config of them."""
         values: Mapping[str, Any] = self.asked["config"]
@@ -181,7 +192,7 @@ class Run:
         """One JSON object about the run: status, newest progress, where the result lies."""
         status, progress, result = self.status(), self.progress() or {}, self.result() or {}
         shown = {name: progress.get(name) for name in ("step", "fraction", "left", "rate", "rss", "peak")}
-        head = {"run": self.id, "kind": self.kind, "parent": self.parent, **status.to_json()}
+        head = {"run": self.id, "kind": self.kind, "parent": self.parent, "prepared_for": self.prepared_for, **status.to_json()}
         return {**head, "seconds": status.seconds, "progress": shown if progress else None, "artefact": result.get("artefact")}
 
 
@@ -206,7 +217,7 @@ def _summary(run: Run) -> dict[str, Any]:
         return run.summary()
     except (StoreError, ConfigError, TypeError, KeyError) as error:  # unreadable, or from another version
         problem = error.problem if isinstance(error, SparseRMError) else str(error)
-        known = dict.fromkeys(("parent", "seconds", "progress", "artefact", "queued", "started", "ended", "attempt"))
+        known = dict.fromkeys(("parent", "prepared_for", "seconds", "progress", "artefact", "queued", "started", "ended", "attempt"))
         remedy = f"sparserm runs remove {run.id}"
         error_values = {"problem": problem, "expected": "", "found": "", "remedy": remedy, "exit_code": StoreError.exit_code}
         return {**known, "run": run.id, "kind": run.id.split("_")[1], "state": "damaged", "error": error_values}

@@ -31,8 +31,9 @@ def need_report(model: FittedModel) -> Report:
     if run is not None and run.status().state != "succeeded":
         run_panel.show(run)
     if not artefacts:
-        layout.empty("This reward model has not been examined yet.")
-        run_panel.start_button_or_progress("doctor", DoctorRunConfig(model=str(model.path)), "Examine this reward model", sentence=OFFER)
+        config = DoctorRunConfig(model=str(model.path))
+        layout.absent("doctor", config, "This reward model has not been examined yet.", "The doctor's report is being prepared.")
+        run_panel.start_button_or_progress("doctor", config, "Examine this reward model", sentence=OFFER)
         st.stop()
     chosen = state.get("doctor_made") if state.get("doctor_made") in artefacts else next(iter(artefacts))
     state.shows(doctor_made=chosen)

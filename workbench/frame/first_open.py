@@ -5,10 +5,12 @@ from __future__ import annotations
 import streamlit as st
 
 from core.backbone.presets import PRESETS
+from core.cli.equal_command import equal_command
 from core.runs.registry import all_runs
-from workbench.frame import run_panel, state
+from workbench.frame import forms, run_panel, state
 
 DEMO, TOY = "smollm2-135m", "tiny"
+PREPARES = "overview_prepares"  # in the URL: whether the pages are prepared after the fit
 
 
 def first_open() -> None:
@@ -29,16 +31,18 @@ def first_open() -> None:
             "939 preference pairs about truthfulness, safety and helpfulness, read by a small language model on this machine."
         )
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.button("Build the demo", type="primary", icon=":material/play_arrow:", on_click=run_panel.begin, args=("fit", PRESETS[DEMO]))
+            demo = PRESETS[DEMO]
+            st.button("Build the demo", type="primary", icon=":material/play_arrow:", on_click=_begin, args=(DEMO,))
+            st.checkbox(forms.PREPARE_LABEL, help=forms.prepare_help(demo), **state.url_widget("first open prepare", _prepares(), _take_prepares))
             st.button(
                 "Build a toy instead",
                 key="toy",
-                on_click=run_panel.begin,
-                args=("fit", PRESETS[TOY]),
+                on_click=_begin,
+                args=(TOY,),
                 help="A random model of two layers that is made here: seconds, no download, no sense.",
             )
             with st.popover("As a command", type="tertiary", icon=":material/terminal:"):
-                st.code("sparserm fit --detach", language="bash")
+                st.code(equal_command("fit", demo, DEMO, prepare_pages=_prepares()), language="bash")
         st.caption(
             "The demo takes some minutes on two cores. Its language model, SmolLM2-135M, comes once from PyPI (110 MB); "
             "nothing you type leaves this machine."
@@ -46,3 +50,15 @@ def first_open() -> None:
     with st.container(horizontal=True):
         state.link("Bring your own pairs", "preferences")
         state.link("All settings", "runs")
+
+
+def _begin(preset: str) -> None:
+    run_panel.start("fit", PRESETS[preset], prepare_pages=_prepares())
+
+
+def _prepares() -> bool:
+    return state.get(PREPARES) != "no"
+
+
+def _take_prepares(on: bool) -> None:
+    state.choose(**{PREPARES: None if on else "no"})

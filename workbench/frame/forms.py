@@ -4,6 +4,7 @@ A form's state is a draft: what it starts from (a preset, or an earlier run's co
 id in the URL, so a reload, the back button and a copied link show the same form. The config, its errors and the equal command follow from it.
 
     filled = forms.form("fit")          draws it
+    forms.prepare_box(filled)           the box "and prepare the pages"
     filled.config, filled.errors        errors by field path; only without any can it be launched
     forms.fill(kind, config, parent)    for callbacks: a form that starts from a run's config
 """
@@ -23,10 +24,13 @@ from core.cli.equal_command import equal_command
 from core.cli.options import as_text, reader
 from core.config import Config, from_dict
 from core.errors import ConfigError, SparseRMError
+from core.jobs.follow_up import PREPARES, follow_up_names, seconds_after
 from core.jobs.kinds import kind_of
-from workbench.frame import state
+from core.runs.progress import duration
+from workbench.frame import run_panel, state
 
 DRAFT, ALL = "runs_draft", "runs_all"
+PREPARE_LABEL = "and prepare the pages"
 GROUPS = {
     "data": "Preference pairs",
     "backbone": "Language model",
@@ -71,13 +75,17 @@ PLACEHOLDERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A form's state. `changes`: field path -> text. `base` is an earlier run's config, or None where `preset` names the start."""
+    """A form's state. `changes`: field path -> text. `base` is an earlier run's config, or None where `preset` names the start.
+
+    `prepare_pages`: whether the pages of a fit's reward model are prepared after it.
+    """
 
     kind: str
     preset: str = ""
     base: Mapping[str, Any] | None = None
     changes: Mapping[str, str] = field(default_factory=dict)
     parent: str | None = None
+    prepare_pages: bool = True
 
     def start(self) -> Config:
         """The config before any change. Raises ConfigError for a base of another version."""
@@ -108,7 +116,13 @@ class Filled:
     @property
     def command(self) -> str:
         """The `sparserm` command that does the same."""
-        return equal_command(self.draft.kind, self.config, "" if self.draft.base is not None else self.draft.preset or first_preset(self.draft.kind))
+        preset = "" if self.draft.base is not None else self.draft.preset or first_preset(self.draft.kind)
+        return equal_command(self.draft.kind, self.config, preset, prepare_pages=self.prepare_pages)
+
+    @property
+    def prepare_pages(self) -> bool:
+        """Whether runs that prepare pages follow the run."""
+        return self.draft.prepare_pages and self.draft.kind in PREPARES
 
 
 def download_config(kind: str, config: Config) -> None:
@@ -160,8 +174,9 @@ def _choose(draft: Draft, **ids: str | None) -> None:
 
 
 def fill(kind: str, config: Config, parent: str | None = None, **ids: str | None) -> None:
-    """A form that starts from this config, for callbacks. `ids` are chosen with it."""
-    _choose(Draft(kind=kind, base=config.to_dict(), parent=parent), **ids)
+    """A form that starts from this config, for callbacks; pages are prepared where those of `parent`, a run's id, were. `ids` are chosen with it."""
+    run = run_panel.find_id(parent or "")
+    _choose(Draft(kind=kind, base=config.to_dict(), parent=parent, prepare_pages=run is None or run.prepares_pages), **ids)
 
 
 def take_value(draft: Draft, path: str, before: str, value: Any) -> None:
@@ -210,10 +225,25 @@ def _preset(draft: Draft) -> None:
     first = first_preset(draft.kind)
 
     def take(chosen: str) -> None:
-        _choose(Draft(kind=draft.kind, preset="" if chosen == first else chosen))
+        _choose(Draft(kind=draft.kind, preset="" if chosen == first else chosen, prepare_pages=draft.prepare_pages))
 
     widget = state.url_widget(f"form {draft.kind} preset", draft.preset or first, take)
     st.segmented_control("Start from", list(kind_of(draft.kind).presets), required=True, help="Changes below are laid over this preset.", **widget)
+
+
+def prepare_box(filled: Filled) -> None:
+    """The box "and prepare the pages" of a form, where the kind of run makes a reward model."""
+    if filled.draft.kind in PREPARES:
+        widget = state.url_widget(
+            f"form {filled.draft.kind} prepare", filled.draft.prepare_pages, lambda on: _choose(replace(filled.draft, prepare_pages=on))
+        )
+        st.checkbox(PREPARE_LABEL, help=prepare_help(filled.config), **widget)
+
+
+def prepare_help(config: Config) -> str:
+    """What "and prepare the pages" adds to a fit of this config."""
+    names = ", ".join(follow_up_names(config))
+    return f"{names}: made after the fit in the background, one after another, in about {duration(seconds_after(config))}"
 
 
 Row = tuple[str, Config, Any]  # path, the config that the field is of, its dataclass field

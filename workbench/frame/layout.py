@@ -17,9 +17,10 @@ from urllib.parse import urlencode
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from core.config import Config
 from core.errors import SparseRMError
 from core.text_safety import visible
-from workbench.frame import left_out, models, state
+from workbench.frame import left_out, models, run_panel, state
 from workbench.frame.first_open import first_open
 from workbench.frame.models import OWN, FittedModel
 from workbench.frame.page_list import PageSpec, pages
@@ -168,6 +169,16 @@ def empty(title: str, next_step: str = "") -> None:
         st.markdown(f"#### {title}")
         if next_step:
             st.markdown(next_step)
+
+
+def absent(kind: str, config: Config, title: str, coming: str) -> None:
+    """The empty state of what a run makes: `title`, or `coming` while such a run is queued or works. Draw the way to it below
+    (run_panel.start_button_or_progress).
+    """
+    if run_panel.being_made(kind, config):
+        empty(coming, "It will stand here by itself as soon as it is ready. The other pages can be used meanwhile.")
+    else:
+        empty(title)
 
 
 def failed(error: SparseRMError | Any) -> None:

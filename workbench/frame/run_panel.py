@@ -3,6 +3,7 @@
     run_panel.start_button_or_progress("doctor", DoctorRunConfig(model=str(model.path)), "Examine this model", sentence="Takes about a minute.")
         where a page lacks something that a run makes: the button that starts it, then its progress, or why it failed and the way on. Call it where
         what it makes was looked for and not found; when the run ends, the page is drawn again.
+    run_panel.being_made(kind, config)  whether a run that makes it is queued or works now
     run_panel.show(run)                 one run: state, steps, time left, figures, cancel or resume
     run_panel.start("fit", config)      starts one and returns its id; "" where it could not, which `complaint()` then returns
     run_panel.ticker()                  for app.py
@@ -22,30 +23,35 @@ from core.cli.equal_command import equal_command
 from core.config import Config
 from core.errors import SparseRMError, StoreError
 from core.jobs import start as job_start
+from core.jobs.follow_up import follow_up_names, runs_asked
 from core.jobs.kinds import asked_config
 from core.runs.launch import cancel
 from core.runs.progress import duration
 from core.runs.registry import Run, Status, all_runs, runs_root
 from workbench.frame import progress, run_words, state
 
+FIRST_NAMES = 4  # runs that are named of those before a queued one
 POLL, IDLE_POLL = 1.0, 4.0  # seconds between two looks at live runs, and at whether one was started elsewhere
 
 
 # --- starting, stopping ------------------------------------------------------------------------------------------------
 
 
-def start(kind: str, config: Config, parent: str | None = None) -> str:
-    """Starts a run and returns its id; "" where it could not be started (see `complaint`)."""
+def start(kind: str, config: Config, parent: str | None = None, *, prepare_pages: bool = False) -> str:
+    """Starts a run and returns its id; "" where it could not be started (see `complaint`).
+
+    With `prepare_pages`, the runs of core.jobs.follow_up follow a fit.
+    """
     try:
-        return job_start.launch(kind, config, parent=parent)
+        return job_start.launch(kind, config, parent=parent, prepare_pages=prepare_pages)
     except SparseRMError as error:
         _complain(error)
         return ""
 
 
-def begin(kind: str, config: Config, parent: str | None = None) -> None:
+def begin(kind: str, config: Config, **options: Any) -> None:
     """As `start`, for a button's on_click."""
-    start(kind, config, parent)
+    start(kind, config, **options)
 
 
 def act(action: Callable[[Run], object], run_id: str) -> None:
@@ -69,14 +75,13 @@ def complaint() -> Mapping[str, Any] | None:
 
 def find(kind: str, config: Config) -> Run | None:
     """The newest run that was asked just this."""
-    wanted = config.to_dict()
-    for run in reversed(all_runs()):
-        try:
-            if run.kind == kind and asked_config(run).to_dict() == wanted:
-                return run
-        except (SparseRMError, TypeError, KeyError):  # unreadable, or another version's
-            continue
-    return None
+    return next(iter(runs_asked(kind, config)), None)
+
+
+def being_made(kind: str, config: Config) -> bool:
+    """Whether the newest run that was asked just this is queued or works now."""
+    run = find(kind, config)
+    return run is not None and run.live()
 
 
 def find_id(run_id: str) -> Run | None:
@@ -115,6 +120,7 @@ def _live(run: Run, head: bool) -> None:
     follower = progress.follow(run)
     with st.container(border=True, key=f"live {run.id}"):
         run_head(run, status, head)
+        prepared_for(run)
         steps = follower.steps
         if status.state == "queued":
             st.caption(waiting_text(run, status))
@@ -137,11 +143,25 @@ def run_head(run: Run, status: Status, head: bool) -> None:
             st.button("Cancel", key=f"cancel {run.id}", on_click=act, args=(cancel, run.id), help="Finished steps are kept.")
 
 
+def prepared_for(run: Run) -> None:
+    """Which fit a run follows by itself, and what follows a fit."""
+    if run.prepared_for:
+        fit = find_id(run.prepared_for)
+        st.caption(f"Prepared for fit {fit.id.rpartition('_')[2]}" if fit else "Prepared for a fit whose run has been deleted")
+    elif run.prepares_pages:
+        names = ", ".join(follow_up_names(asked_config(run)))
+        st.caption(f"Then follow by themselves: {names}")
+
+
 def waiting_text(run: Run, status: Status) -> str:
     if status.devices is None:
         return "Starting; the engine takes some seconds to load."
-    ahead = [other for other in live_runs() if other.id != run.id and other.id < run.id]
-    return f"Waits for {', '.join(status.devices)}: {len(ahead)} run{'s' * (len(ahead) != 1)} before it." if ahead else "Its turn comes next."
+    ahead = [other for other in live_runs() if other.id < run.id]
+    if not ahead:
+        return "Its turn comes next."
+    names = [run_words.kind_words(other.kind) for other in ahead]
+    first = ", ".join(names[:FIRST_NAMES]) + (f" and {len(names) - FIRST_NAMES} more" if len(names) > FIRST_NAMES else "")
+    return f"Waits for {', '.join(status.devices)}. Before it: {first}."
 
 
 def _done_steps(steps: list[progress.Step]) -> None:
@@ -153,6 +173,7 @@ def _done_steps(steps: list[progress.Step]) -> None:
 def _ended(run: Run, status: Status, head: bool) -> None:
     with st.container(border=True, key=f"ended {run.id}"):
         run_head(run, status, head)
+        prepared_for(run)
         if status.error:
             _say_error(status.error)
         elif status.state == "interrupted":

@@ -274,6 +274,9 @@ def missing(model: FittedModel, latent: int, pages: LatentPages | None) -> None:
     selected = latent in model.latents
     offer = "Reads texts through the language model, and keeps where each selected latent is active. Takes some minutes; you can go on meanwhile."
     config = LatentsRunConfig(model=str(model.path), latent=() if selected else (latent,))
+    if run_panel.being_made("latents", config):
+        st.markdown("##### The page of this latent is being prepared")
+        st.caption("It will stand here by itself as soon as it is ready. What the latent does to the reward stands below already.")
     run_panel.start_button_or_progress(
         "latents", config, "Make the pages of all selected latents" if selected else "Make this latent's page, too", sentence=offer
     )

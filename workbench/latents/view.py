@@ -8,9 +8,10 @@ from typing import Any
 
 import streamlit as st
 
+from core.config import LatentsRunConfig
 from core.errors import MissingError
 from core.statistics.significance import TOO_RARE
-from workbench.frame import state
+from workbench.frame import run_panel, state
 from workbench.frame.accuracy import accuracy_curve
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.frame.models import FittedModel
@@ -21,6 +22,14 @@ from workbench.latents.values import SelectedLatents
 VIEWS = {"frequency": "Frequencies", "significance": "Significance"}
 SIDES = {"both": "Both sides", "chosen": "Chosen side", "rejected": "Rejected side"}
 POINTS = 100.0
+
+
+def being_prepared(model: FittedModel) -> None:
+    """How far the run is that makes the pages of the selected latents, while it is queued or works."""
+    run = run_panel.find("latents", LatentsRunConfig(model=str(model.path)))
+    if run is not None and run.live():
+        st.caption("The pages of these latents are being prepared: texts that each is active on, promoted tokens, closest latents.")
+        run_panel.show(run)
 
 
 def chosen_k(model: FittedModel) -> int | None:

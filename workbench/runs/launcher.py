@@ -7,7 +7,6 @@ from typing import Any
 
 import streamlit as st
 
-from core.config import Config
 from core.runs.progress import duration, size
 from core.runs.registry import all_runs
 from workbench.align import form as align_form
@@ -42,11 +41,12 @@ def _form() -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(f"Made from run {label_text(filled.draft.parent.rpartition('_')[2])}.")
             st.button("Start from a preset instead", type="tertiary", on_click=state.clear, args=(forms.DRAFT,))
+    forms.prepare_box(filled)
     st.code(filled.command, language="bash", wrap_lines=True)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
             "Start", type="primary", icon=":material/play_arrow:", key="start run", disabled=bool(filled.errors),
-            on_click=_start, args=(kind, filled.config, filled.draft.parent), help="Mend what is marked first." if filled.errors else None,
+            on_click=_start, args=(kind, filled), help="Mend what is marked first." if filled.errors else None,
         )  # fmt: skip
         if not filled.errors:
             show_estimate(kind, filled.config, filled.command, _estimated)
@@ -56,8 +56,8 @@ def _form() -> None:
             st.button("Close", type="tertiary", on_click=state.clear, args=(NEW, KIND, forms.DRAFT, forms.ALL))
 
 
-def _start(kind: str, config: Config, parent: str | None) -> None:
-    run_id = run_panel.start(kind, config, parent)
+def _start(kind: str, filled: forms.Filled) -> None:
+    run_id = run_panel.start(kind, filled.config, filled.draft.parent, prepare_pages=filled.prepare_pages)
     if run_id:
         state.choose(**{OPEN: run_id, OTHER: None, NEW: None, forms.DRAFT: None, KIND: None})
 

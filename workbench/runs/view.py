@@ -116,6 +116,7 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
         "Time": "" if row["seconds"] is None else duration(row["seconds"]),
         "Started": "" if not row["queued"] else date(row["queued"]),
         "Made from": (row["parent"] or "").rpartition("_")[2],
+        "Prepared for": (row["prepared_for"] or "").rpartition("_")[2],
         "Size": size(launching.run_size(run)),
     }
 
@@ -204,7 +205,7 @@ def _actions(run: Run, live: bool, state_: str) -> None:
                 also = st.checkbox(f"Remove the {len(only)} artefacts that no other run uses", key=f"also {run.id}", disabled=not only)
                 st.button("Delete the run", key=f"delete {run.id}", type="primary", on_click=run_panel.act, args=(_removal(also), run.id))
         with st.popover("As a command", type="tertiary", icon=":material/terminal:"):
-            st.code(equal_command(run.kind, config_of(run)), language="bash", wrap_lines=True)
+            st.code(equal_command(run.kind, config_of(run), prepare_pages=run.prepares_pages), language="bash", wrap_lines=True)
         st.space("stretch")
         st.button("Close", type="tertiary", key=f"close {run.id}", on_click=state.clear, args=(OPEN, OTHER))
 

@@ -26,8 +26,9 @@ def need_pictures(model: FittedModel) -> SpacePoints:
     artefacts = spaces.artefacts(model)
     _show_unfinished_run()
     if not artefacts:
-        layout.empty("No pictures of this model's spaces yet.")
-        run_panel.start_button_or_progress("spaces", SpacesRunConfig(model=str(model.path)), "Make the pictures", sentence=OFFER)
+        config = SpacesRunConfig(model=str(model.path))
+        layout.absent("spaces", config, "No pictures of this model's spaces yet.", "The pictures are being prepared.")
+        run_panel.start_button_or_progress("spaces", config, "Make the pictures", sentence=OFFER)
         st.stop()
     chosen = state.get("spaces_made") if state.get("spaces_made") in artefacts else next(iter(artefacts))
     state.shows(spaces_made=chosen)
