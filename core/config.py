@@ -116,6 +116,7 @@ class BackboneConfig(Config):
         "what is read: the last token of the response (the paper), the mean over its own tokens, or the end-of-turn token",
         choices=("response_end", "response_mean", "turn_end"),
     )
+    also_read: tuple[str, ...] = option((), "other positions to read in the same pass, so that a later fit finds them", result=False)
     dtype: str = option(
         "auto", "arithmetic; auto: bfloat16 where the device is fast at it, else float32", choices=("auto", "bfloat16", "float16", "float32")
     )
@@ -168,6 +169,11 @@ class SelectionConfig(Config):
     """Which latents become directions, and the statistics that are shown of them."""
 
     k: int = option(128, "latents a side (the paper: 128)", minimum=1)
+    selection: str = option(
+        "frequency",
+        "rank latents by how much more often they are active on one side (the paper), or by the paired difference of mean activation over prompts",
+        choices=("frequency", "effect"),
+    )
     min_active: int = option(10, "a latent active in fewer training responses is not live", minimum=1)
     resamples: int = option(200, "bootstrap resamples of the prompts for intervals and stability", minimum=10)
     seed: int = option(0, "seed of the bootstrap")

@@ -179,42 +179,6 @@ class RefusedRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiddenStates:
-    """Hidden states z after one decoder layer, each distinct (prompt, response) once (METHOD.md section 2).
-
-    `states` may be a read-only memory map, so slice it; `chosen_rows[i]` and `rejected_rows[i]` are the rows of pair
-    i's responses, and `pair_rows[i]` is the pair's index in the `PreferencePairs` it came from (over-long pairs can be
-    refused). `n_tokens` counts each response's own tokens.
-    """
-
-    states: Float[np.ndarray, "n_responses d_model"]
-    chosen_rows: Int[np.ndarray, " n_pairs"]
-    rejected_rows: Int[np.ndarray, " n_pairs"]
-    pair_rows: Int[np.ndarray, " n_pairs"]
-    n_tokens: Int[np.ndarray, " n_responses"]
-    layer: int
-    position: str
-
-    @property
-    def n_pairs(self) -> int:
-        return len(self.pair_rows)
-
-    @property
-    def d_model(self) -> int:
-        return int(self.states.shape[1])
-
-    @property
-    def chosen(self) -> Float[np.ndarray, "n_pairs d_model"]:
-        """z_w of every pair. Copies: for 100,000 pairs use `states` in slices."""
-        return np.asarray(self.states[self.chosen_rows], dtype=np.float32)
-
-    @property
-    def rejected(self) -> Float[np.ndarray, "n_pairs d_model"]:
-        """z_l of every pair."""
-        return np.asarray(self.states[self.rejected_rows], dtype=np.float32)
-
-
-@dataclass(frozen=True, kw_only=True)
 class LatentFrequencies:
     """How often each latent is active in chosen and in rejected training responses (METHOD.md section 3, step 1 and
     statistics).
@@ -223,7 +187,9 @@ class LatentFrequencies:
     `prompts_for` and `prompts_against` count prompts whose summed activity difference is positive or negative;
     `p_value` is the exact two-sided sign test over those votes, `q_value` Benjamini-Hochberg over live latents (NaN for
     the others). `held_out` is the separation nabla on validation pairs (the winner's curse shows there). `low`, `high`:
-    95 % bootstrap interval of nabla over prompts, for the latents that were asked for (NaN for the others).
+    95 % bootstrap interval of nabla over prompts, for the latents that were asked for (NaN for the others). `effect`,
+    where latents are selected by it: mean over prompts of the difference of mean activation divided by its standard
+    error, 0 for latents that are too rare to be ranked.
     """
 
     FINITE: ClassVar[tuple[str, ...]] = ("chosen", "rejected", "p_value")
@@ -241,6 +207,12 @@ class LatentFrequencies:
     n_pairs: int
     n_prompts: int
     n_pairs_held_out: int
+    effect: Float[np.ndarray, " d_sae"] | None = None
+
+    @property
+    def ranking(self) -> Float[np.ndarray, " d_sae"]:
+        """What latents are selected by: the largest values mark chosen responses, the smallest rejected ones."""
+        return self.separation if self.effect is None else self.effect
 
     @property
     def separation(self) -> Float[np.ndarray, " d_sae"]:

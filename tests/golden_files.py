@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -89,7 +90,7 @@ def _round_of_long_answers() -> dict[str, Any]:
 def extraction_shards(_artefacts: FitArtefacts, scratch: Path) -> Figures:
     """Forty pairs, in batches so small that there are several shards."""
     every, _ = load_pairs(DataConfig(pairs=preset("tiny").data.pairs), no_progress)
-    backbone = load_backbone(BackboneConfig(**{**preset("tiny").backbone.to_dict(), "tokens_per_batch": 128}), depth=2)
+    backbone = load_backbone(replace(preset("tiny").backbone, tokens_per_batch=128), depth=2)
     out, parts = scratch / "states", scratch / "shards"
     out.mkdir()
     parts.mkdir()
@@ -217,7 +218,7 @@ def _fields(value: Any, depth: int = 2) -> Any:
 
 FIGURES: Mapping[str, Callable[[FitArtefacts, Path], Figures]] = {
     "sae-train": sae_train,
-    "reward.extraction.VERSION": extraction_shards,
+    "reward.shards.VERSION": extraction_shards,
     "backbone.tiny.FOLDER": toy_world,
     "backbone.source.CHECKED": gguf_copy,
     "align.records.SCHEMA": alignment_ledger,

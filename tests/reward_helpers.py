@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.types import HeadInputs, HiddenStates, PreferencePair, PreferencePairs
+from core.reward.hidden_states import HiddenStates
+from core.types import HeadInputs, PreferencePair, PreferencePairs
 
 
 @dataclass

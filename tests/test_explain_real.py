@@ -24,6 +24,7 @@ from core.fit.defaults import complete, known_sae
 from core.fit.steps import Steps, pairs_of
 from core.reward.fit_responses import FitResponses, collect_responses
 from core.reward.fitting import SparseFit, fit_sparserm
+from core.reward.hidden_states import HiddenStates
 from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
 from core.reward.parts_from_fit import PartsFromFit
@@ -31,7 +32,7 @@ from core.reward.projection import activations, project
 from core.reward.selection import latent_frequencies
 from core.runs.store import Store
 from core.sae.autoencoder import load_sae
-from core.types import HiddenStates, PreferencePairs, no_progress
+from core.types import PreferencePairs, no_progress
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,7 +74,7 @@ def real() -> Real:
         asked = replace(config, data=DataConfig(pairs=str(truthfulqa), protocol="truthfulqa"))
         work = Steps(config=complete(asked, store, lambda _: None), store=store, progress=no_progress)
         pairs = work.pairs()
-        states = work.extraction(pairs, [LAYER])[LAYER]
+        states = work.extraction(pairs, work.layer_sae)[LAYER]
         hidden, aligned = states.load(pairs_of(pairs.path))
         return Real(config=work.config, hidden=hidden, pairs=aligned, backbone=states.backbone)
 

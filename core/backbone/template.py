@@ -38,11 +38,12 @@ class Rendered:
 
     `content` marks tokens of the messages' own texts (never the first position, never the template's). For every
     assistant message: `response_starts` its first own token, `response_ends` the last token of its text without
-    trailing white space, `turn_ends` the token after its text (the end of turn), -1 where nothing follows. `answered`:
-    the last message is an assistant's and has a token of its own. `messages` are those that were rendered (a system
-    text may have been moved into the first user message, a closing token cut). `text` is the rendered dialogue, and
-    `starts` the character at which each token begins (-1 for a BOS that was added). `n_closing` control tokens were cut
-    after assistant messages; `thinking` is `KEPT` or `STRIPPED` (empty: there is no block).
+    trailing white space, `turn_ends` the token after its text (the end of turn), -1 where nothing follows,
+    `response_spans` the characters of its text in `text`, without trailing white space. `answered`: the last message is
+    an assistant's and has a token of its own. `messages` are those that were rendered (a system text may have been moved
+    into the first user message, a closing token cut). `text` is the rendered dialogue, and `starts` the character at
+    which each token begins (-1 for a BOS that was added). `n_closing` control tokens were cut after assistant messages;
+    `thinking` is `KEPT` or `STRIPPED` (empty: there is no block).
     """
 
     ids: Int32[np.ndarray, " t"]
@@ -50,6 +51,7 @@ class Rendered:
     response_starts: tuple[int, ...]
     response_ends: tuple[int, ...]
     turn_ends: tuple[int, ...]
+    response_spans: tuple[tuple[int, int], ...]
     answered: bool
     messages: tuple[Message, ...]
     text: str
@@ -257,7 +259,7 @@ class ChatTemplate:
         ids, starts, shift = self._with_one_bos(ids, places[:, 0])
         content = np.concatenate([np.zeros(max(shift, 0), dtype=bool), content[max(-shift, 0) :]])
         content[:1] = False
-        responses, answered = list[tuple[int, int, int]](), False
+        responses, answered = list[tuple[int, int, int, tuple[int, int]]](), False
         for span in sorted(layout.spans, key=lambda span: span.message):
             if layout.messages[span.message]["role"] != "assistant":
                 continue
@@ -266,13 +268,14 @@ class ChatTemplate:
             if answered:
                 following = _tokens_between(places, span.end, span.end + 1)
                 turn_end = int(following[0]) + shift if self.has_template and len(following) else -1
-                responses.append((int(tokens[0]) + shift, int(tokens[-1]) + shift, turn_end))
+                responses.append((int(tokens[0]) + shift, int(tokens[-1]) + shift, turn_end, (span.start, span.visible_end)))
         return Rendered(
             ids=ids,
             content=content,
-            response_starts=tuple(start for start, _, _ in responses),
-            response_ends=tuple(end for _, end, _ in responses),
-            turn_ends=tuple(turn for _, _, turn in responses),
+            response_starts=tuple(start for start, _, _, _ in responses),
+            response_ends=tuple(end for _, end, _, _ in responses),
+            turn_ends=tuple(turn for _, _, turn, _ in responses),
+            response_spans=tuple(span for _, _, _, span in responses),
             answered=answered and layout.messages[-1]["role"] == "assistant",
             messages=layout.messages,
             text=layout.text,

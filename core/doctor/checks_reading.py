@@ -20,7 +20,7 @@ from core.backbone.model import Backbone
 from core.doctor.report import FAIL, PASS, WARN, Check, interval_text, judge, listed
 from core.errors import DataError
 from core.reward.dialogues import Item
-from core.reward.extraction import as_read, read_position
+from core.reward.rendering import as_read, read_position
 from core.statistics.estimates import mean_over_prompts
 from core.types import Message, Progress, no_progress
 

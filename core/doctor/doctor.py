@@ -55,9 +55,10 @@ from core.reward.dialogues import Item
 from core.reward.extraction import response_states
 from core.reward.fit_responses import FitResponses
 from core.reward.folder import ModelFolder
+from core.reward.hidden_states import HiddenStates
 from core.reward.model import SparseRM
 from core.reward.pair_counts import LostPair
-from core.types import HiddenStates, PreferencePairs, Progress, no_progress
+from core.types import PreferencePairs, Progress, no_progress
 
 STATES = 5000  # held-out states that the SAE, and responses that the attribution, are measured on
 

@@ -22,8 +22,9 @@ from core.config import HeadConfig, SelectionConfig
 from core.doctor.report import FAIL, PASS, WARN, Check, judge
 from core.explain.spaces import sampled
 from core.reward.head_inputs import HeadTask, margins_of, sparse_task, train_tasks
+from core.reward.hidden_states import HiddenStates
 from core.reward.selection import DISCOVERY, Encoder, latent_frequencies, selected_directions
-from core.types import HiddenStates, PreferencePairs, Progress, no_progress
+from core.types import PreferencePairs, Progress, no_progress
 
 PAIRS = 3000  # pairs at most; more are thinned out by whole prompts
 RESAMPLES = 10  # as few as possible: the test does not use the bootstrap

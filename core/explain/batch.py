@@ -20,9 +20,11 @@ from core.data.pairs import load_pairs
 from core.errors import ConfigError, DataError
 from core.explain.explainer import Explainer
 from core.explain.explanation import Explanation, PairExplanation
+from core.explain.features import ResponseFeatures
 from core.explain.sentence import MOST_NAMED, Why
 from core.reward.dialogues import Item
 from core.reward.fit_responses import FitResponses
+from core.reward.hidden_states import WHOLE
 from core.reward.parts import RewardParts
 from core.reward.responses import read_responses
 from core.reward.scoring import check_target, write_table
@@ -116,8 +118,8 @@ def explain_file(explainer: Explainer, source: Path, target: Path, progress: Pro
         raise ConfigError("the ending of the table's name must give its format", expected=" or ".join(SUFFIXES), found=target.name)
     check_target(target)
     rows = read_rows(source, progress)
-    z, reasons = states_of(explainer, rows.items(), progress)
-    table = list((_pair_rows if rows.pairs else _response_rows)(explainer, rows, z, reasons, progress))
+    reasons: dict[int, str] = {}
+    table = list((_pair_rows if rows.pairs else _response_rows)(explainer, rows, _features(explainer, rows.items(), reasons, progress), progress))
     late = [_refused(rows, number, reason) for number, reason in sorted(reasons.items())]
     if not table:
         raise DataError(f"no row of {source} can be explained", found=late[0]["reason"] if late else "nothing")
@@ -127,21 +129,36 @@ def explain_file(explainer: Explainer, source: Path, target: Path, progress: Pro
     return {"table": str(target), "n_explained": len(table), "refused": sorted(refused, key=lambda row: row["row"])}
 
 
-def _pair_rows(explainer: Explainer, rows: Rows, z: np.ndarray, reasons: Mapping[int, str], progress: Progress) -> Iterator[dict[str, Any]]:
-    for number, pair in enumerate(rows.pairs):
+def _features(explainer: Explainer, items: Sequence[Item], reasons: dict[int, str], progress: Progress) -> Iterator[ResponseFeatures | None]:
+    """v and f of each response in turn; None, with a reason under its number, for each that can't be read. Where whole
+    responses are read their tokens are needed as well, and each is read for itself."""
+    whole = explainer.parts.position == WHOLE
+    z, unreadable = (np.zeros((0, 0)), dict[int, str]()) if whole else states_of(explainer, items, progress)
+    reasons.update(unreadable)
+    for number, item in enumerate(items):
+        if not whole:
+            yield None if number in reasons else explainer.state_features(item, z[number : number + 1])
+            continue
+        try:
+            yield explainer.features(*item)
+        except DataError as error:
+            reasons[number] = error.found or error.problem
+            yield None
+
+
+def _pair_rows(explainer: Explainer, rows: Rows, features: Iterator[ResponseFeatures | None], progress: Progress) -> Iterator[dict[str, Any]]:
+    for number, (pair, chosen, rejected) in enumerate(zip(rows.pairs, features, features, strict=True)):
         progress("explain", number, len(rows.pairs))
-        if not {2 * number, 2 * number + 1} & set(reasons):
-            explanation = explainer.explain_pair_states((pair.prompt, pair.chosen), (pair.prompt, pair.rejected), z[2 * number : 2 * number + 2])
-            yield {"id": pair.pair_id, "row": pair.meta["row"], **_pair_row(explanation)}
+        if chosen is not None and rejected is not None:
+            yield {"id": pair.pair_id, "row": pair.meta["row"], **_pair_row(explainer.builder.pair(chosen, rejected, explainer.labels))}
     progress("explain", len(rows.pairs), len(rows.pairs))
 
 
-def _response_rows(explainer: Explainer, rows: Rows, z: np.ndarray, reasons: Mapping[int, str], progress: Progress) -> Iterator[dict[str, Any]]:
-    for number, (name, row, item) in enumerate(rows.responses):
+def _response_rows(explainer: Explainer, rows: Rows, features: Iterator[ResponseFeatures | None], progress: Progress) -> Iterator[dict[str, Any]]:
+    for number, ((name, row, _), response) in enumerate(zip(rows.responses, features, strict=True)):
         progress("explain", number, len(rows.responses))
-        if number not in reasons:
-            (explanation,) = explainer.explain_states([item], z[number : number + 1])
-            yield {"id": name, "row": row, **_response_row(explanation)}
+        if response is not None:
+            yield {"id": name, "row": row, **_response_row(explainer.builder.response(response, explainer.labels))}
     progress("explain", len(rows.responses), len(rows.responses))
 
 

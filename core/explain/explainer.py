@@ -14,18 +14,13 @@ this machine has of the SAE (core.latents.label_book), as they stand when someth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-from jaxtyping import Float
-
 from core.explain.edits import Edit
 from core.explain.explanation import Explanation, PairExplanation
 from core.explain.explanation_builder import ExplanationBuilder
 from core.explain.response_reader import ResponseReader
 from core.latents.label_book import book_of_sae
 from core.latents.labels import Labels
-from core.reward.dialogues import Dialogue, Item
+from core.reward.dialogues import Dialogue
 from core.reward.fit_responses import FitResponses
 from core.reward.folder import ModelFolder
 from core.reward.model import SparseRM
@@ -65,14 +60,6 @@ class Explainer(ResponseReader):
     def explain_known(self, number: int) -> PairExplanation:
         """A pair of the fit, by its number there. Raises as `ExplanationBuilder.known_pair`."""
         return self.builder.known_pair(number, self.labels)
-
-    def explain_states(self, items: Sequence[Item], z: Float[np.ndarray, "n d_model"]) -> list[Explanation]:
-        """Responses whose hidden states are at hand, each for itself: for whole files."""
-        return [self.builder.response(self.state_features(item, state), self.labels) for item, state in zip(items, z, strict=True)]
-
-    def explain_pair_states(self, chosen: Item, rejected: Item, z: Float[np.ndarray, "2 d_model"]) -> PairExplanation:
-        """A pair whose hidden states are at hand."""
-        return self.builder.pair(self.state_features(chosen, z[0]), self.state_features(rejected, z[1]), self.labels)
 
     def edit(self, prompt: Dialogue, response: Dialogue, parent: Edit | None = None) -> Edit:
         """A changed prompt or response with the change per latent against its parent; without one, a chain's root."""

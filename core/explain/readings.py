@@ -21,9 +21,10 @@ from core.backbone.template import Rendered
 from core.errors import BackboneError, DataError
 from core.explain.token_values import FIRST, PROMPT, RESPONSE, TEMPLATE
 from core.reward.dialogues import Item
-from core.reward.extraction import as_read, read_position
 from core.reward.forward import shares
+from core.reward.hidden_states import WHOLE
 from core.reward.packing import MIN_PREFIX, Sequences
+from core.reward.rendering import as_read, own_offsets, read_position
 from core.types import Message
 
 
@@ -31,20 +32,29 @@ from core.types import Message
 class Reading:
     """The tokens of a dialogue up to the one that is scored (the last here), each with its text, its kind and its
     hidden state. Kinds: `first` (whose state is out of all proportion), `template`, `prompt`, `response`. Texts join to
-    the rendered dialogue. `n_computed` tokens went through the model; `cache` holds keys and values by layer, None
-    where the model can't reuse them."""
+    the rendered dialogue. `own` are the tokens whose states are scored: the last one, or at `response_mean` all of the
+    response's own, with their characters in its text (`offsets`). `n_computed` tokens went through the model; `cache`
+    holds keys and values by layer, None where the model can't reuse them."""
 
     ids: Int32[np.ndarray, " t"]
     kinds: tuple[str, ...]
     texts: tuple[str, ...]
     states: Float[np.ndarray, "t d_model"]
+    own: slice
+    offsets: Int32[np.ndarray, "n_own 2"] | None
     n_computed: int
     cache: tuple[tuple[torch.Tensor, torch.Tensor], ...] | None
 
     @property
     def z(self) -> Float[np.ndarray, " d_model"]:
-        """The hidden state that is scored."""
-        return self.states[-1]
+        """The hidden state that is scored: at `response_mean` the mean over the response's own tokens."""
+        z: np.ndarray = self.states[self.own].mean(axis=0, dtype=np.float64).astype(np.float32)
+        return z
+
+    @property
+    def whole(self) -> bool:
+        """Whether the whole response is scored."""
+        return self.offsets is not None
 
 
 def read_tokens(backbone: Backbone, item: Item, *, layer: int, position: str, parent: Reading | None = None) -> Reading:
@@ -65,6 +75,8 @@ def read_tokens(backbone: Backbone, item: Item, *, layer: int, position: str, pa
         kinds=token_kinds(rendered)[:end],
         texts=token_texts(rendered)[:end],
         states=states,
+        own=slice(rendered.response_starts[-1], end) if position == WHOLE else slice(end - 1, end),
+        offsets=own_offsets(rendered) if position == WHOLE else None,
         n_computed=end - begin,
         cache=cache,
     )

@@ -14,12 +14,13 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from core.backbone.model import Backbone
 from core.errors import ConfigError, SparseRMError
@@ -30,6 +31,7 @@ from core.explain.token_values import Deletion, Span, TokenGradient, TokenView
 from core.explain.tokens import Gradients, deletions, token_view
 from core.reward.dialogues import Dialogue, Item, key_of
 from core.reward.model import BackboneReader, SparseRM
+from core.reward.response_tokens import ResponseTokens
 from core.sae.autoencoder import SparseAutoencoder
 
 READINGS = 4  # kept in memory
@@ -66,16 +68,26 @@ class ResponseReader:
         Raises DataError where prompt or response can't be read."""
         item = item_of(prompt, response)
         reading = self.read(item, None if parent is None else self.readings.get(key_of(parent)))
-        return self.state_features(item, reading.z, n_tokens=len(reading.ids), n_computed=reading.n_computed)
+        features = self.state_features(item, reading.states[reading.own], reading.offsets)
+        return replace(features, n_tokens=len(reading.ids), n_computed=reading.n_computed)
 
-    def state_features(self, item: Item, z: Float[np.ndarray, " d_model"], *, n_tokens: int = 0, n_computed: int = 0) -> ResponseFeatures:
-        """v and f of a response whose hidden state is at hand."""
-        directions, f = self.parts.directions, None
-        assert directions is not None and self.parts.latent_ids is not None  # check_explainable
-        if self.sae is not None:
-            f = self.sae.encode_latents(torch.from_numpy(z[None]), self.parts.latent_ids)[0].cpu().numpy().astype(np.float64)
-        v = z.astype(np.float64) @ directions.astype(np.float64).T
-        return ResponseFeatures(item=item, v=v, f=f, n_tokens=n_tokens, n_computed=n_computed)
+    def state_features(self, item: Item, states: Float[np.ndarray, "t d_model"], offsets: Int[np.ndarray, "t 2"] | None = None) -> ResponseFeatures:
+        """v and f of a response whose states are at hand: of the token that is read, or (with the tokens' `offsets`) of
+        all its own tokens, whose mean is read."""
+        directions = self.parts.directions
+        assert directions is not None  # check_explainable
+        projections = states.astype(np.float64) @ directions.astype(np.float64).T
+        f = self._activations(states)
+        tokens = None if offsets is None else ResponseTokens(offsets=offsets, projections=projections, activations=f)
+        return ResponseFeatures(item=item, v=projections.mean(axis=0), f=None if f is None else f.mean(axis=0), tokens=tokens)
+
+    def _activations(self, states: Float[np.ndarray, "t d_model"]) -> Float[np.ndarray, "t k"] | None:
+        """f of the selected latents at each token; None where no SAE is at hand."""
+        assert self.parts.latent_ids is not None  # check_explainable
+        if self.sae is None:
+            return None
+        f: np.ndarray = self.sae.encode_latents(torch.from_numpy(states), self.parts.latent_ids).cpu().numpy().astype(np.float64)
+        return f
 
     # --- token by token ---
 

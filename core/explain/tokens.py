@@ -3,6 +3,7 @@
 (a) Activation of each latent at each token, by the SAE's own encode. On first and template tokens no SAE was trained:
     they are marked by their kind.
 (b) Running reward: the head on each token's own z. Exploratory, since the head was trained on the last position only.
+    Where the whole response is read: the reward of the response up to and with this token.
 (c) Deletion: the response is scored again with a span left out. This one is causal.
 (d) Gradient of the reward to the embeddings, in float32 through the backbone up to layer L.
 """
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from core.backbone.model import Backbone, decoder_layers
 from core.errors import BackboneError, ConfigError
@@ -40,7 +42,16 @@ def token_view(model: SparseRM, reading: Reading, sae: SparseAutoencoder | None)
     ids = model.parts.latent_ids
     assert ids is not None  # an explainer takes only kinds with latents
     activation = None if sae is None else sae.encode_latents(torch.from_numpy(reading.states), ids).cpu().numpy()
-    return TokenView(texts=reading.texts, kinds=reading.kinds, latent_ids=ids, activation=activation, running=model.rewards_of(reading.states))
+    running = model.rewards_of(_states_so_far(reading) if reading.whole else reading.states)
+    return TokenView(texts=reading.texts, kinds=reading.kinds, latent_ids=ids, activation=activation, running=running)
+
+
+def _states_so_far(reading: Reading) -> Float[np.ndarray, "t d_model"]:
+    """Of each own token the mean of z up to it; of every other token its own z."""
+    states = reading.states.astype(np.float64)
+    own = states[reading.own]
+    states[reading.own] = np.cumsum(own, axis=0) / np.arange(1, len(own) + 1)[:, None]
+    return states
 
 
 def deletions(model: SparseRM, backbone: Backbone, item: Item, spans: Sequence[Span] | None = None) -> tuple[Deletion, ...]:
@@ -86,15 +97,15 @@ class Gradients:
         try:
             with torch.enable_grad():
                 embedded = self.model.get_input_embeddings()(ids).detach().requires_grad_()
-                reward = self._reward(self._state(embedded))
+                reward = self._reward(self._states(embedded)[reading.own].mean(dim=0))
                 (gradient,) = torch.autograd.grad(reward, embedded)
         except (torch.OutOfMemoryError, MemoryError) as error:
             problem = f"the gradient over {ids.shape[1]} tokens does not fit into memory"
             raise BackboneError(problem, found=str(error), remedy="shorten the text") from error
         return TokenGradient(norm=gradient[0].double().cpu().norm(dim=1).numpy(), reward=float(reward.detach()))
 
-    def _state(self, embedded: torch.Tensor) -> torch.Tensor:
-        """z of the last token, its graph attached; the model runs no further than layer L."""
+    def _states(self, embedded: torch.Tensor) -> torch.Tensor:
+        """The state of each token, its graph attached; the model runs no further than layer L."""
         states: list[torch.Tensor] = []
 
         def keep(_module: Any, _inputs: Any, output: Any) -> None:
@@ -109,7 +120,7 @@ class Gradients:
             pass
         finally:
             handle.remove()
-        return states[0][0, -1]
+        return states[0][0]
 
     def _reward(self, z: torch.Tensor) -> torch.Tensor:
         head, directions = self.parts.head, self.parts.directions

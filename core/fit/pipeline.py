@@ -71,7 +71,7 @@ def fit(config: FitConfig, store: Store, progress: Progress = no_progress) -> Fi
     work = Steps(config=config, store=store, progress=progress)
     pairs = work.pairs()
     work.check_sae()
-    states = work.extraction(pairs, [config.backbone.layer])[config.backbone.layer]
+    states = work.extraction(pairs, work.layer_sae)[config.backbone.layer]
     work.say_pair_counts(pairs, states)
     frequencies = work.frequencies(pairs, states, largest_k(config))
     heads = work.heads(pairs, states, frequencies)
@@ -96,7 +96,7 @@ def sweep(configs: Sequence[FitConfig], store: Store, progress: Progress = no_pr
     pairs = works[0].pairs()
     for work in works:
         work.check_sae()
-    states = works[0].extraction(pairs, [config.backbone.layer for config in configs])
+    states = works[0].extraction(pairs, {layer: sae for work in works for layer, sae in work.layer_sae.items()})
     counts = works[0].say_pair_counts(pairs, states[works[0].config.backbone.layer])
     points: list[dict[str, Any]] = []
     for work in works:

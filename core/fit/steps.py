@@ -31,24 +31,27 @@ from core.reward.extraction import extract, texts_as_read
 from core.reward.fit_responses import collect_responses, read_responses, write_responses
 from core.reward.fitting import Controls, HeadEnsemble, SparseFit, evaluate_fit, fit_controls, fit_sparserm
 from core.reward.head import Head, TrainedHead
-from core.reward.hidden_states import load_hidden_states
+from core.reward.hidden_states import WHOLE, HiddenStates, alone_readings, load_hidden_states
 from core.reward.pair_counts import brief, pair_counts, sentences, summed_rows
 from core.reward.parts_files import write_parts
 from core.reward.parts_from_fit import PartsFromFit
-from core.reward.projection import activations, project
+from core.reward.projection import project, response_activations
 from core.reward.ranking import Resamples
 from core.reward.reading_details import reading_details
-from core.reward.recorded_files import CURVE, EVALUATION, FAITHFULNESS, KNOWN, KNOWN_TEXTS
+from core.reward.recorded_files import CURVE, EVALUATION, FAITHFULNESS, KNOWN, KNOWN_TEXTS, TOKENS
+from core.reward.response_tokens import write_tokens
 from core.reward.selection import SelectionSummary, latent_frequencies
+from core.reward.token_projections import collect_tokens
 from core.runs.store import Artefact, Store
 from core.runs.values import load_value, save_value
 from core.runs.versions import VERSIONS
 from core.sae.autoencoder import SparseAutoencoder, check_sae_fits, load_sae
-from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, json_value, sha256_of
+from core.types import LatentFrequencies, PreferencePairs, Progress, SelectedDirections, json_value, sha256_of
 
 STEPS = ("pairs", "extraction", "frequencies", "heads", "controls", "curve", "evaluation", "known", "reward_model")
 CLASSES = (LatentFrequencies, Resamples, SparseFit, SelectedDirections, SelectionSummary, HeadEnsemble, TrainedHead, Head, Controls, Probe)
 log = logging.getLogger(__name__)
+LayerSAEs = Mapping[int, SparseAutoencoder | None]  # layers to read; None where no SAE is needed for it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,30 +130,42 @@ class Steps:
             log.warning("pairs: %s", note)
         return artefact
 
-    def extraction(self, pairs: Artefact, layers: Sequence[int]) -> dict[int, States]:
-        """Hidden states of these layers. Layers that no earlier pass read are read together, in one pass."""
+    def extraction(self, pairs: Artefact, saes: LayerSAEs) -> dict[int, States]:
+        """Hidden states of these layers, whose SAEs are needed where the whole response is read. Layers that no earlier
+        pass read are read together, in one pass, at every position that the config names."""
         with self._timed("extraction"):
-            missing = [layer for layer in layers if self._holding(pairs, layer) is None]
+            missing = {layer: sae for layer, sae in saes.items() if self._holding(pairs, layer, sae) is None}
             if missing:
-                reading, inputs = self._reading(missing), self._read_from(pairs)
+                reading, inputs = self._reading(missing, self._positions), self._read_from(pairs)
                 self.store.get_or_make("extraction", VERSIONS["extraction"], reading, inputs, self._extract(pairs, missing))
-            return {layer: self._states(pairs, layer) for layer in layers}
+            return {layer: self._states(pairs, layer, sae) for layer, sae in saes.items()}
 
-    def _extract(self, pairs: Artefact, layers: Sequence[int]) -> Callable[[Path, Path], Mapping[str, Any]]:
+    @property
+    def layer_sae(self) -> LayerSAEs:
+        """The layer of this fit and, where the whole response is read, its SAE."""
+        return {self.config.backbone.layer: self.sae if WHOLE in self._positions else None}
+
+    @property
+    def _positions(self) -> list[str]:
+        """The position that the fit reads, and the others to read in the same pass."""
+        return list(dict.fromkeys((self.config.backbone.position, *self.config.backbone.also_read)))
+
+    def _extract(self, pairs: Artefact, saes: LayerSAEs) -> Callable[[Path, Path], Mapping[str, Any]]:
         def make(folder: Path, scratch: Path) -> dict[str, Any]:
-            texts, position = pairs_of(pairs.path), self.config.backbone.position
+            texts, positions, layers = pairs_of(pairs.path), self._positions, list(saes)
+            given = {layer: sae for layer, sae in saes.items() if sae is not None}
             estimate = self._estimated(texts, layers)
             log.info("extraction of %d pairs: %s", len(texts), estimate)
             check_disk(estimate, self.store.root)  # refuses to start on a full disk
             backbone = load_backbone(self.config.backbone, depth=max(layers) + 1, progress=self.progress)
-            report = extract(texts, backbone, layers=layers, positions=[position], folder=folder, scratch=scratch, progress=self.progress)
-            return {"backbone": backbone.identity, **report, **reading_details(texts, backbone, [position], report, self.progress)}
+            report = extract(texts, backbone, layers=layers, positions=positions, folder=folder, scratch=scratch, saes=given, progress=self.progress)
+            return {"backbone": backbone.identity, **report, **reading_details(texts, backbone, positions, report, self.progress)}
 
         return make
 
-    def estimate(self, pairs: Artefact, layers: Sequence[int]) -> Estimate:
+    def estimate(self, pairs: Artefact, saes: LayerSAEs) -> Estimate:
         """What reading these layers will take: nothing where earlier passes have read them."""
-        missing = [layer for layer in layers if self._holding(pairs, layer) is None]
+        missing = [layer for layer, sae in saes.items() if self._holding(pairs, layer, sae) is None]
         return self._estimated(pairs_of(pairs.path), missing) if missing else Estimate(memory=0.0, disk=0.0, seconds=0.0)
 
     def _estimated(self, texts: PreferencePairs, layers: Sequence[int]) -> Estimate:
@@ -164,36 +179,49 @@ class Steps:
             n_states=2 * len(texts) * len(layers),
         )
 
-    def _reading(self, layers: Sequence[int]) -> dict[str, Any]:
-        reading = self.config.backbone
-        rules = {name: getattr(reading, name) for name in ("position", "max_length", "over_length", "control_tokens", "think")}
-        return {"layers": sorted(layers), **rules}
+    def _reading(self, saes: LayerSAEs, positions: Sequence[str]) -> dict[str, Any]:
+        """What an extraction's states follow from: the SAEs only where the whole response is read, whose activity is
+        kept, the further positions only where there are some."""
+        reading = {"layers": sorted(saes), "position": positions[0], **self._rules}
+        if len(positions) > 1:
+            reading["also_read"] = list(positions[1:])
+        if WHOLE in positions:
+            reading["saes"] = {str(layer): sae.identity["sha256"] for layer, sae in sorted(saes.items()) if sae is not None}
+        return reading
+
+    @property
+    def _rules(self) -> dict[str, Any]:
+        """How texts become tokens."""
+        return {name: getattr(self.config.backbone, name) for name in ("max_length", "over_length", "control_tokens", "think")}
 
     def _read_from(self, pairs: Artefact) -> list[str]:
         return [pairs.facts["texts"], sha256_of(self.identity)]
 
-    def _holding(self, pairs: Artefact, layer: int) -> Artefact | None:
-        """An extraction that holds this layer, whatever else it holds."""
-        wanted = (VERSIONS["extraction"], self._read_from(pairs), self._reading([layer]))
+    def _alone(self, layer: int, sae: SparseAutoencoder | None) -> dict[str, Any]:
+        """The reading of one layer at the fit's position alone, whatever else the same pass reads."""
+        return self._reading({layer: sae}, self._positions[:1])
+
+    def _holding(self, pairs: Artefact, layer: int, sae: SparseAutoencoder | None) -> Artefact | None:
+        """An extraction that holds this layer at the fit's position, whatever else it holds."""
+        wanted = (VERSIONS["extraction"], self._read_from(pairs), self._alone(layer, sae))
         for _, artefact in self.store.all("extraction"):
             if isinstance(artefact, Artefact):
-                held = artefact.manifest["config"]
-                alone = (artefact.manifest["version"], artefact.manifest["inputs"], {**held, "layers": [layer]})
-                if layer in held["layers"] and alone == wanted:
+                readings = alone_readings(artefact.manifest["config"], layer)
+                if wanted in [(artefact.manifest["version"], artefact.manifest["inputs"], reading) for reading in readings]:
                     return artefact
         return None
 
-    def _states(self, pairs: Artefact, layer: int) -> States:
-        held = self._holding(pairs, layer)
+    def _states(self, pairs: Artefact, layer: int, sae: SparseAutoencoder | None) -> States:
+        held = self._holding(pairs, layer, sae)
         assert held is not None  # just found or made
-        alone = self.store.fingerprint("extraction", VERSIONS["extraction"], self._reading([layer]), self._read_from(pairs))
+        alone = self.store.fingerprint("extraction", VERSIONS["extraction"], self._alone(layer, sae), self._read_from(pairs))
         position, report = self.config.backbone.position, held.facts
         return States(folder=held.path, layer=layer, position=position, fingerprint=alone, backbone=report["backbone"], report=report)
 
     def pair_counts(self, pairs: Artefact, states: States) -> dict[str, Any]:
         """How many pairs left the computation so far, where and why (core.reward.pair_counts)."""
         data = read_json(pairs.file("report.json"))["data"]
-        return pair_counts(pairs_of(pairs.path), data, states.report, self._reading([states.layer]))
+        return pair_counts(pairs_of(pairs.path), data, states.report, self._rules)
 
     def say_pair_counts(self, pairs: Artefact, states: States) -> dict[str, Any]:
         """The counts, logged (and so in a run's events) where pairs were refused or prompts cut. DataError: nothing
@@ -211,6 +239,8 @@ class Steps:
     def frequencies(self, pairs: Artefact, states: States, keep: int) -> Artefact:
         """`frequencies.*` (LatentFrequencies) and `resamples.*`, for every K up to `keep`."""
         asked = {**self.config.selection.result_fields(), "k": keep}
+        if asked["selection"] == "frequency":  # the only rule there was when caches of version 1 were made
+            del asked["selection"]
 
         def make(folder: Path, _scratch: Path) -> dict[str, Any]:
             hidden, aligned = states.load(pairs_of(pairs.path))
@@ -280,8 +310,11 @@ class Steps:
         def make(folder: Path, _scratch: Path) -> dict[str, Any]:
             hidden, aligned = states.load(pairs_of(pairs.path))
             selected = value_of(heads.path, "heads").selected
-            seen = project(hidden.states, selected.directions), activations(hidden.states, selected.latent_ids, self.sae)
-            write_responses(collect_responses(hidden, aligned, *seen), folder, texts=True)
+            seen = project(hidden.states, selected.directions), response_activations(hidden, selected.latent_ids, self.sae)
+            responses = collect_responses(hidden, aligned, *seen)
+            write_responses(responses, folder, texts=True)
+            if hidden.tokens is not None:
+                write_tokens(collect_tokens(hidden, responses, selected, self.sae), folder / TOKENS)
             return {}
 
         return self.step("known", {}, [heads.fingerprint], make)
@@ -315,6 +348,7 @@ class Steps:
             maker = PartsFromFit(config=config, backbone=states.backbone, sae=self.sae, frequencies=measured, method=method)
             parts = maker.sparserm(sparse, table["sparserm"])
             beside = [known.file(KNOWN), known.file(KNOWN_TEXTS), evaluation.file(EVALUATION), curve.file(CURVE)]
+            beside += [known.file(TOKENS)] if (known.path / TOKENS).is_file() else []
             kept = read_responses(known.path, parts.k)
             if kept is not None:
                 write_json(scratch / FAITHFULNESS, faithfulness(parts, kept, self.progress).to_json())

@@ -21,7 +21,7 @@ def _disk(config: FitConfig, root: Path) -> float:
 
 def _plan(config: FitConfig, store: Store, progress: Progress) -> Estimate:
     work = load("core.fit.steps:Steps")(config=config, store=store, progress=progress)
-    estimate: Estimate = work.estimate(work.pairs(), [config.backbone.layer])
+    estimate: Estimate = work.estimate(work.pairs(), work.layer_sae)
     return estimate
 
 

@@ -31,8 +31,8 @@ def _configs(config: SweepConfig, store: Store) -> tuple[FitConfig, ...]:
 
 def _plan(config: SweepConfig, store: Store, progress: Progress) -> Estimate:
     configs = _configs(config, store)
-    work = load("core.fit.steps:Steps")(config=configs[0], store=store, progress=progress)
-    estimate: Estimate = work.estimate(work.pairs(), [fit.backbone.layer for fit in configs])
+    works = [load("core.fit.steps:Steps")(config=fit, store=store, progress=progress) for fit in configs]
+    estimate: Estimate = works[0].estimate(works[0].pairs(), {layer: sae for work in works for layer, sae in work.layer_sae.items()})
     return estimate
 
 

@@ -15,8 +15,9 @@ from scipy import sparse
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from core.reward.hidden_states import HiddenStates
 from core.reward.training import standardisation
-from core.types import HeadInputs, HiddenStates, PreferencePairs
+from core.types import HeadInputs, PreferencePairs
 
 Rows = Int[np.ndarray, " _"]
 # Inverse strengths of L2, strongest first: of equal validation accuracies the strongest is taken (our choice).

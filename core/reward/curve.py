@@ -15,10 +15,11 @@ from jaxtyping import Float
 from core.config import FitConfig
 from core.reward.evaluation import accuracy_of
 from core.reward.head_inputs import HeadTask, activation_task, margins_of, random_tasks, sparse_task, train_tasks
+from core.reward.hidden_states import HiddenStates
 from core.reward.projection import top_columns
 from core.reward.ranking import Resamples
 from core.reward.selection import Encoder, selected_directions
-from core.types import Accuracy, HiddenStates, LatentFrequencies, PreferencePairs, Progress, no_progress
+from core.types import Accuracy, LatentFrequencies, PreferencePairs, Progress, no_progress
 
 CURVE_KINDS = ("sparserm", "random-isotropic", "random-rows", "activations")
 

@@ -27,8 +27,9 @@ from safetensors.numpy import load_file, save
 
 from core.data.pairs_file import read_pairs, write_pairs
 from core.errors import StoreError
+from core.reward.hidden_states import HiddenStates
 from core.reward.recorded_files import KNOWN, KNOWN_TEXTS, remedy_for
-from core.types import SPLITS, HiddenStates, Message, PreferencePairs, sha256_of
+from core.types import SPLITS, Message, PreferencePairs, sha256_of
 
 UNUSED = len(SPLITS)
 

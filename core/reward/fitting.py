@@ -23,11 +23,12 @@ from core.reward.controls import Probe, difference_of_means, length_only, linear
 from core.reward.evaluation import Evaluation, ScoredMethod, evaluate
 from core.reward.head import TrainedHead, fit_margin_scale, shipped_index
 from core.reward.head_inputs import HeadTask, activation_task, dense_task, margins_of, random_tasks, sparse_task, train_tasks
-from core.reward.projection import activations, detection_auroc
+from core.reward.hidden_states import HiddenStates
+from core.reward.projection import detection_auroc, response_activations
 from core.reward.ranking import Resamples
 from core.reward.selection import Encoder, SelectionSummary, selected_directions, selection_summary
 from core.reward.training import LOSSES, standardisation
-from core.types import HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, no_progress
+from core.types import LatentFrequencies, PreferencePairs, Progress, SelectedDirections, no_progress
 
 HEAD_CONTROLS = ("random-isotropic", "random-rows", "activations", "dense")
 
@@ -107,7 +108,7 @@ def fit_sparserm(
     selected = selected_directions(frequencies, resamples, sae, config.selection.k)
     tasks = sparse_task(hidden, selected).seeds(config.head.seeds)
     heads = train_tasks(tasks * len(LOSSES), pairs, config.head, [loss for loss in LOSSES for _ in tasks], progress, "heads")
-    active = activations(hidden.states, selected.latent_ids, sae) > 0
+    active = response_activations(hidden, selected.latent_ids, sae) > 0
     seen = _responses(hidden, pairs.rows_of("train"))
     return SparseFit(
         selected=selected,

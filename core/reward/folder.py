@@ -33,7 +33,7 @@ from core.errors import ConfigError, MissingError
 from core.files import read_json
 from core.reward.fit_responses import FitResponses
 from core.reward.folder_content import FIT_AGAIN, FolderContent
-from core.reward.hidden_states import load_hidden_states
+from core.reward.hidden_states import HiddenStates, alone_readings, load_hidden_states
 from core.reward.pair_counts import LostPair, lost_pairs
 from core.reward.parts import RewardParts
 from core.reward.ranking import Resamples
@@ -246,10 +246,13 @@ class ModelFolder:
             return None
         return self.frequencies
 
+    def hidden_states(self) -> HiddenStates:
+        """The extraction that the fit was made from, with its own rows (`states` has those of `responses`)."""
+        return load_hidden_states(self._extraction().path, self.config["layer"], self.config["position"])
+
     def states(self) -> Float[np.ndarray, "n_responses d_model"]:
         """z of each response of `responses`, in their order: a memory map where the extraction has just these."""
-        responses = self.responses
-        hidden = load_hidden_states(self._extraction().path, self.config["layer"], self.config["position"])
+        responses, hidden = self.responses, self.hidden_states()
         if hidden.n_pairs != len(responses.chosen_rows):
             problem = "the hidden states in this cache are not of this reward model's pairs"
             raise MissingError(problem, found=f"{hidden.n_pairs} pairs", remedy=FIT_AGAIN)
@@ -278,10 +281,11 @@ class ModelFolder:
         """The extraction that holds the fit's layer, whichever other layers it holds."""
         layer = self.config["layer"]
         for _, artefact in self.store.all("extraction"):
-            if isinstance(artefact, Artefact) and layer in artefact.manifest["config"]["layers"]:
-                alone, inputs = {**artefact.manifest["config"], "layers": [layer]}, artefact.manifest["inputs"]
-                if self.store.fingerprint("extraction", artefact.manifest["version"], alone, inputs) == self._fingerprint("extraction"):
-                    return artefact
+            if isinstance(artefact, Artefact):
+                for alone in alone_readings(artefact.manifest["config"], layer):
+                    inputs = artefact.manifest["inputs"]
+                    if self.store.fingerprint("extraction", artefact.manifest["version"], alone, inputs) == self._fingerprint("extraction"):
+                        return artefact
         raise MissingError("the hidden states this reward model was fitted on are not in this cache", found=str(self.root), remedy=FIT_AGAIN)
 
     # --- what is computed of it afterwards ---

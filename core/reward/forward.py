@@ -7,6 +7,7 @@ masks keep the branches apart, for models that take them; the others are run pla
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,20 +18,43 @@ from transformers import DynamicCache
 from core.backbone.model import Backbone
 from core.errors import BackboneError
 from core.reward.packing import PackedBatch, Sequences, Tree, pack, row_size
+from core.reward.whole_response import WholeResponseReader, WholeResponses
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchReading:
+    """What a batch gave: the sequences that were read, the states of each layer at their positions, and, where whole
+    responses are read, those of each layer (empty elsewhere)."""
+
+    members: Int[np.ndarray, " m"]
+    states: dict[int, Float[np.ndarray, "m n_positions d_model"]]
+    whole: dict[int, WholeResponses]
 
 
 class BatchRunner:
-    """Runs planned rows through a backbone, caches the common prefix, and halves a batch that exceeds the memory."""
+    """Runs planned rows through a backbone, caches the common prefix, and halves a batch that exceeds the memory.
 
-    def __init__(self, backbone: Backbone, sequences: Sequences, layers: Sequence[int], *, prefix: int, share: bool) -> None:
+    `whole` reads whole responses; the sequences must then say which tokens are the responses' own.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        sequences: Sequences,
+        layers: Sequence[int],
+        *,
+        prefix: int,
+        share: bool,
+        whole: WholeResponseReader | None = None,
+    ) -> None:
         self.backbone, self.sequences, self.layers, self.prefix, self.share = backbone, sequences, list(layers), prefix, share
+        self.whole = whole
         self._prefix_cache: list[tuple[Any, Any]] | None = None
 
-    def run(self, rows: Sequence[Sequence[Tree]]) -> Iterable[tuple[Int[np.ndarray, " m"], dict[int, Float[np.ndarray, "m n_positions d_model"]]]]:
-        """Yields (members, {layer: states}) of a batch, halved if memory runs out. BackboneError: a row is too big."""
+    def run(self, rows: Sequence[Sequence[Tree]]) -> Iterable[BatchReading]:
+        """Yields the reading of a batch, of its halves if memory runs out. BackboneError: a row is too big."""
         try:
-            batch = pack(self.sequences, rows, self.prefix)
-            yield batch.members, self._forward(batch)
+            yield self._forward(pack(self.sequences, rows, self.prefix))
             return
         except (torch.OutOfMemoryError, MemoryError) as error:
             if len(rows) == 1:
@@ -45,7 +69,7 @@ class BatchRunner:
         yield from self.run(rows[:middle])
         yield from self.run(rows[middle:])
 
-    def _forward(self, batch: PackedBatch) -> dict[int, Float[np.ndarray, "m n_positions d_model"]]:
+    def _forward(self, batch: PackedBatch) -> BatchReading:
         tensors = [torch.from_numpy(array) for array in (batch.ids, batch.positions, batch.tree, batch.branch)]
         ids, positions, tree, branch = (t.to(self.backbone.device) for t in tensors)
         mask = tree_mask(tree, branch, self.prefix, self.backbone.dtype) if self.share else (tree >= 0).long()
@@ -53,7 +77,11 @@ class BatchRunner:
         states_of_layer = self.backbone.states(ids, mask, self.layers, position_ids=positions, past=past)
         row = torch.from_numpy(batch.row)[:, None].to(self.backbone.device)
         column = torch.from_numpy(batch.column).to(self.backbone.device)
-        return {layer: states.to(row.device)[row, column].float().cpu().numpy() for layer, states in states_of_layer.items()}
+        return BatchReading(
+            members=batch.members,
+            states={layer: states.to(row.device)[row, column].float().cpu().numpy() for layer, states in states_of_layer.items()},
+            whole={layer: self.whole.read(states, batch, layer) for layer, states in states_of_layer.items()} if self.whole else {},
+        )
 
     def _compute_prefix(self) -> list[tuple[Any, Any]]:
         cache = DynamicCache()
@@ -101,10 +129,10 @@ def _probe(backbone: Backbone) -> bool:
     layer = len(backbone.layers) - 1
     rows = ((Tree(members=(0, 1), trunk=8, size=12),),)
     try:
-        ((_, packed),) = BatchRunner(backbone, sequences, [layer], prefix=4, share=True).run(rows)
+        (reading,) = BatchRunner(backbone, sequences, [layer], prefix=4, share=True).run(rows)
     except (TypeError, ValueError, RuntimeError, IndexError, BackboneError):
         return False
     both = torch.from_numpy(np.stack([sequences.ids(0), sequences.ids(1)]).astype(np.int64))
     plain = backbone.states(both, torch.ones_like(both), [layer])[layer][:, 11].float().cpu().numpy()
-    error = np.abs(packed[layer][:, 0] - plain).max() / max(float(np.abs(plain).max()), 1e-30)
+    error = np.abs(reading.states[layer][:, 0] - plain).max() / max(float(np.abs(plain).max()), 1e-30)
     return bool(error < (1e-3 if backbone.dtype == torch.float32 else 5e-2))

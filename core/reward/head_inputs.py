@@ -10,10 +10,11 @@ from jaxtyping import Float, Int
 
 from core.config import HeadConfig
 from core.reward.head import TrainedHead
-from core.reward.projection import activations, isotropic_directions, project, random_live_latents
+from core.reward.hidden_states import HiddenStates
+from core.reward.projection import isotropic_directions, project, random_live_latents, response_activations
 from core.reward.selection import Encoder
 from core.reward.training import HeadJob, identical_inputs, train_heads
-from core.types import HeadInputs, HiddenStates, LatentFrequencies, PreferencePairs, Progress, SelectedDirections
+from core.types import HeadInputs, LatentFrequencies, PreferencePairs, Progress, SelectedDirections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ def sparse_task(hidden: HiddenStates, selected: SelectedDirections) -> HeadTask:
 def activation_task(hidden: HiddenStates, selected: SelectedDirections, sae: Encoder) -> HeadTask:
     """SAE activations f_j of the selected latents."""
     return HeadTask(
-        kind="activations", seed=0, inputs=_inputs(hidden, activations(hidden.states, selected.latent_ids, sae)), latent_ids=selected.latent_ids
+        kind="activations", seed=0, inputs=_inputs(hidden, response_activations(hidden, selected.latent_ids, sae)), latent_ids=selected.latent_ids
     )
 
 

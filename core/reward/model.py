@@ -20,7 +20,8 @@ config.json, written last
     k, hidden                       inputs and hidden units of the head
     backbone                        of the language model: name, revision, sha256, d_model, n_layers, dtype, ...
     template_sha256                 of its chat template
-    layer, position                 0-based, the output of decoder layer L; response_end or turn_end (METHOD.md section 2)
+    layer, position                 0-based, the output of decoder layer L; response_end, response_mean or turn_end
+                                    (METHOD.md section 2)
     reading                         the other fields of BackboneConfig: where and how the language model was read
     sae, sae_config                 identity of the SAE and where it is read; null without one
     seeds                           one a head in heads.safetensors
@@ -52,10 +53,12 @@ git, zip and the Hub keep the record valid; who adds a file or writes the format
 `recorded_files.record_files`. README.md, notes and whatever else people put beside the model are not recorded and not
 read; labels of latents lie in the cache. A folder without the two fields (of an older version) is read with a warning.
 
-With z [d_model] the hidden state at the position after layer L, reward = head(directions @ z), head(v) = W2 relu(W1 v +
+With z [d_model] the hidden state at the position after layer L (at response_mean the mean over the response's own
+tokens), reward = head(directions @ z), head(v) = W2 relu(W1 v +
 b1) + b2: no SAE is needed. Kinds: `sparserm`; the controls `random-rows` and `random-isotropic` (the latter without
 latent_ids, its table empty); `dense` (without directions and latent_ids: reward = head(z)); `activations` (without
-directions: reward = head(f(z)[latent_ids]), so the SAE is read from `sae_config`).
+directions: reward = head(f(z)[latent_ids]), so the SAE is read from `sae_config`; at response_mean the mean of f over
+the own tokens).
 """
 
 from __future__ import annotations
@@ -79,14 +82,16 @@ from core.data.hub import one_question
 from core.errors import DataError, MismatchError, StoreError
 from core.reward.card import model_card
 from core.reward.dialogues import Dialogue, Item, items_of, key_of
-from core.reward.extraction import read_items, response_states
+from core.reward.extraction import response_activity, response_states
 from core.reward.fit_responses import FitResponses
 from core.reward.folder import ModelFolder
+from core.reward.hidden_states import WHOLE
 from core.reward.parts import RewardParts
 from core.reward.parts_files import read_parts, save_parts, write_parts
 from core.reward.projection import activations
 from core.reward.reading_details import shortened_items
 from core.reward.recorded_files import CONFIG, KNOWN_TEXTS, MODEL_FILES, OPTIONAL_FILES, read_config
+from core.reward.rendering import read_items
 from core.sae.autoencoder import SparseAutoencoder, load_sae
 from core.types import PreferencePair
 
@@ -193,19 +198,18 @@ class SparseRM(ModelHubMixin, library_name="sparserm-workbench"):
         return self.parts.head.reward(self.inputs_of(z))
 
     def inputs_of(self, z: Float[np.ndarray, "n d_model"]) -> Float[np.ndarray, "n k"]:
-        """What the head sees of hidden states, in float64: projections, the latents' activations, or z itself."""
+        """What the head sees of hidden states, in float64: projections, the latents' activations, or z itself. Where an
+        `activations` model reads whole responses, its reader gives the activations instead of z, and so must a caller."""
         if self.parts.kind == "activations" and self.parts.latent_ids is not None:
+            if self.parts.position == WHOLE:
+                return z.astype(np.float64)
             return activations(z, self.parts.latent_ids, self.sae).astype(np.float64)
         return z.astype(np.float64) if self.parts.directions is None else z.astype(np.float64) @ self.parts.directions.astype(np.float64).T
 
     @cached_property
     def sae(self) -> SparseAutoencoder:
         """The SAE named in the folder. MismatchError: another one stands there; SAEError: none does."""
-        if self.parts.sae_config is None:
-            raise StoreError(f"this reward model ({self.parts.kind}) names no SAE")
-        sae = load_sae(self.parts.sae_config)
-        check_same_sae(self.parts.sae or {}, sae.identity)
-        return sae
+        return sae_of(self.parts)
 
     @cached_property
     def known(self) -> FitResponses | None:
@@ -289,14 +293,31 @@ class BackboneReader:
             self.backbone = backbone
 
     def __call__(self, items: Sequence[Item]) -> tuple[Float[np.ndarray, "n d_model"], dict[int, str]]:
-        layer, position = self.parts.layer, self.parts.position
         try:
-            return response_states(self.backbone, items, layer=layer, position=position), {}
+            return self._read(items), {}
         except DataError:
-            refused = read_items(self.backbone, items, [position]).refused
+            refused = read_items(self.backbone, items, [self.parts.position]).refused
             kept = [item for number, item in enumerate(items) if number not in refused]
-            nothing = np.zeros((0, self.parts.d_model), dtype=np.float32)
-            return response_states(self.backbone, kept, layer=layer, position=position) if kept else nothing, refused
+            return self._read(kept) if kept else np.zeros((0, self._width), dtype=np.float32), refused
+
+    @property
+    def _reads_activity(self) -> bool:
+        """Whether the head sees the mean of activations, which can't be had from the mean of z."""
+        return self.parts.kind == "activations" and self.parts.position == WHOLE
+
+    @property
+    def _width(self) -> int:
+        return self.parts.k if self._reads_activity else self.parts.d_model
+
+    def _read(self, items: Sequence[Item]) -> np.ndarray:
+        layer, latents = self.parts.layer, self.parts.latent_ids
+        if self._reads_activity and latents is not None:
+            return response_activity(self.backbone, items, layer=layer, sae=self._sae, latent_ids=latents)
+        return response_states(self.backbone, items, layer=layer, position=self.parts.position)
+
+    @cached_property
+    def _sae(self) -> SparseAutoencoder:
+        return sae_of(self.parts)
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -304,6 +325,15 @@ class BackboneReader:
         backbone = load_backbone(self._config, depth=self.parts.layer + 1)
         check_backbone(self.parts, backbone.identity, layer=self._config.layer, position=self._config.position)
         return backbone
+
+
+def sae_of(parts: RewardParts) -> SparseAutoencoder:
+    """The SAE that a folder names, loaded. Raises StoreError where it names none, MismatchError where another stands there."""
+    if parts.sae_config is None:
+        raise StoreError(f"this reward model ({parts.kind}) names no SAE")
+    sae = load_sae(parts.sae_config)
+    check_same_sae(parts.sae or {}, sae.identity)
+    return sae
 
 
 def check_backbone(parts: RewardParts, identity: Mapping[str, Any], *, layer: int, position: str) -> None:

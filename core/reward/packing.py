@@ -24,12 +24,16 @@ BATCHES_PER_SHARD = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """Token ids of many sequences in one flat array, the prompt of each, and the positions to read [n_positions]."""
+    """Token ids of many sequences in one flat array, the prompt of each, and the positions to read [n_positions].
+
+    `own` is needed where whole responses are read: the first own token of each response, and the one behind its last.
+    """
 
     flat: Int32[np.ndarray, " total"]
     starts: Int[np.ndarray, " n_plus_1"]
     prompts: Int[np.ndarray, " n"]
     reads: Int[np.ndarray, "n n_positions"]
+    own: Int[np.ndarray, "n 2"] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -69,6 +73,9 @@ class Plan:
 def plan_batches(sequences: Sequences, *, tokens_per_batch: int, share: bool = True) -> Plan:
     """The plan for these sequences. `share=False` (attention that takes no mask of ours): one sequence a row."""
     prefix = _common_prefix(sequences, range(len(sequences))) if share else 0
+    # What is computed once leaves no states behind, so it ends before the first token that is read.
+    first_read = min((int(places.min()) for places in (sequences.reads, sequences.own) if places is not None and places.size), default=0)
+    prefix = min(prefix, first_read)
     prefix = prefix if prefix >= MIN_PREFIX else 0
     trees = [tree for members in _by_prompt(sequences, share) for tree in _trees(sequences, members, prefix)]
     rows = _fill_rows(trees, ROW_TOKENS if share else 0)
@@ -150,7 +157,9 @@ def _batches(rows: list[tuple[Tree, ...]], tokens_per_batch: int) -> list[tuple[
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
     """A batch ready for the model, the common prefix left out: ids, positions, tree (-1: padding), branch (0: trunk) of
-    each token, [b, t]. `members` are the sequences read, `row` and `column[:, p]` the place of their p-th position."""
+    each token, [b, t]. `members` are the sequences read, `row` and `column[:, p]` the place of their p-th position.
+    Where whole responses are read, the own tokens of `members[i]` stand at the places `own[own_starts[i] :
+    own_starts[i + 1]]` of the flattened [b, t] arrays; branches of one trunk share places."""
 
     ids: Int[np.ndarray, "b t"]
     positions: Int[np.ndarray, "b t"]
@@ -159,6 +168,8 @@ class PackedBatch:
     members: Int[np.ndarray, " m"]
     row: Int[np.ndarray, " m"]
     column: Int[np.ndarray, "m n_positions"]
+    own: Int[np.ndarray, " n_own"]
+    own_starts: Int[np.ndarray, " m_plus_1"]
 
 
 def pack(sequences: Sequences, rows: Sequence[Sequence[Tree]], prefix: int) -> PackedBatch:
@@ -168,6 +179,7 @@ def pack(sequences: Sequences, rows: Sequence[Sequence[Tree]], prefix: int) -> P
     ids, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     tree_of, branch_of = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     members, row_of, columns = [], [], []
+    own = [np.zeros(0, dtype=np.int64)]
     for r, row in enumerate(rows):
         at = 0
         for number, tree in enumerate(row):
@@ -180,9 +192,20 @@ def pack(sequences: Sequences, rows: Sequence[Sequence[Tree]], prefix: int) -> P
                 branch_of[r, place] = np.where(positions[r, place] < tree.trunk, 0, branch)
                 reads = sequences.reads[member]
                 columns.append(np.where(reads < tree.trunk, trunk_at + reads - prefix, at + reads - begin))
+                if sequences.own is not None:
+                    tokens = np.arange(*sequences.own[member])
+                    own.append(r * width + np.where(tokens < tree.trunk, trunk_at + tokens - prefix, at + tokens - begin))
                 members.append(member)
                 row_of.append(r)
                 at += len(rest)
     return PackedBatch(
-        ids=ids, positions=positions, tree=tree_of, branch=branch_of, members=np.array(members), row=np.array(row_of), column=np.array(columns)
+        ids=ids,
+        positions=positions,
+        tree=tree_of,
+        branch=branch_of,
+        members=np.array(members),
+        row=np.array(row_of),
+        column=np.array(columns),
+        own=np.concatenate(own),
+        own_starts=np.concatenate([[0], np.cumsum([len(places) for places in own[1:]], dtype=np.int64)]),
     )

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
+from core.reward.hidden_states import HiddenStates
 from core.reward.selection import Encoder, kth_values, states_on_device
 from core.statistics.significance import TOO_RARE
 from core.types import LatentFrequencies, SelectedDirections
@@ -42,6 +43,13 @@ def activations(
         z, own_kth = states_on_device(states, rows[part], sae), None if kth is None else kth[part].to(sae.device)
         values[part] = sae.encode_latents(z, latent_ids, own_kth).cpu().numpy()
     return values
+
+
+def response_activations(hidden: HiddenStates, latent_ids: Int[np.ndarray, " k"], sae: Encoder) -> Float[np.ndarray, "n_responses k"]:
+    """f_j of every response at the token that is read; its mean over the own tokens where the whole response is read."""
+    if hidden.activity is not None:
+        return hidden.activity.columns(latent_ids, len(hidden.states))
+    return activations(hidden.states, latent_ids, sae)
 
 
 def top_columns(selected: SelectedDirections, k: int) -> Int[np.ndarray, " n"]:

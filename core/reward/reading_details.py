@@ -11,8 +11,8 @@ from typing import Any
 
 from core.backbone.model import Backbone
 from core.reward.dialogues import Item
-from core.reward.extraction import read_items
 from core.reward.pair_counts import BOTH, SIDES
+from core.reward.rendering import read_items
 from core.types import PreferencePairs, Progress, no_progress
 
 

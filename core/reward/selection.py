@@ -2,10 +2,13 @@
 
 Everything is read from the training split; validation pairs only show how much of a separation was luck.
 
-1. Encode each distinct response once per chunk of latents and keep only "active or not".
+1. Encode each distinct response once per chunk of latents and keep only "active or not"; where the whole response is
+   read, activity was reduced while it was read (core.reward.hidden_states.LatentActivity) and nothing is encoded.
 2. Count: mu_w, mu_l, each prompt's summed activity difference and vote, and the sums in bootstrap resamples of prompts.
 3. Test: exact sign test over prompts, Benjamini-Hochberg over live latents.
-4. Select: I_w by falling nabla, I_l by falling Delta; strictly positive, ties to the lower index.
+4. Rank and select: I_w by the largest, I_l by the smallest values; strictly positive or negative, ties to the lower
+   index. `frequency` ranks by nabla, the paper's rule; `effect` by the mean over prompts of the difference of mean
+   activation, divided by its standard error, among latents active in at least EFFECT_SHARE of the training responses.
 
 Memory, for n pairs, G prompts and R resamples: 4 R (G + d_sae) bytes all along (100,000 prompts, 131,072 latents, 200
 resamples: 185 MB); a byte per distinct response and latent of a chunk, whose width keeps that under CHUNK_BYTES (512
@@ -22,15 +25,16 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from core.config import SelectionConfig
 from core.errors import DataError
+from core.reward.hidden_states import HiddenStates
 from core.reward.ranking import Resamples, select, stability
 from core.statistics.bootstrap import percentile_interval, prompt_sums, resample_weights
 from core.statistics.significance import benjamini_hochberg, sign_test
-from core.types import HiddenStates, JsonFields, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, no_progress
+from core.types import JsonFields, LatentFrequencies, PreferencePairs, Progress, SelectedDirections, no_progress
 
 CHUNK_BYTES = 2**29
 COUNT_BYTES = 2**28
@@ -39,7 +43,9 @@ BATCH_BYTES = 2**26
 BLOCK = 1024
 # While a latent is counted, a pair costs both activities (2), difference (1), sorted copy (1), sums int32, float32 (8).
 BYTES_PER_PAIR = 16
+EFFECT_BYTES_PER_PAIR = 64  # beside it activations (8), their differences, sums and squares in float64
 DISCOVERY = 0.05
+EFFECT_SHARE = 0.02  # `effect` ranks latents that are active in at least this share of the training responses
 
 Sides = tuple[np.ndarray, np.ndarray]
 
@@ -80,24 +86,32 @@ def latent_frequencies(
     used = np.concatenate([train, held_out])
     rows = np.unique(np.concatenate([hidden.chosen_rows[used], hidden.rejected_rows[used]]))
     sides = [(np.searchsorted(rows, hidden.chosen_rows[part]), np.searchsorted(rows, hidden.rejected_rows[part])) for part in (train, held_out)]
+    dtype = np.dtype(np.float32 if config.selection == "effect" else np.bool_)
     tally = _Tally(sae.d_sae, pairs.take(train).prompt_groups(), config)
-    for latents, active in _active_chunks(hidden.states, rows, sae, progress):
+    for latents, active in _activity_chunks(hidden, rows, sae, dtype, progress):
         tally.count(latents, active, *sides)
     return tally.frequencies(keep, len(held_out)), tally.resamples(keep)
 
 
-def _active_chunks(states: np.ndarray, rows: np.ndarray, sae: Encoder, progress: Progress) -> Iterator[tuple[slice, Bool[np.ndarray, "n_rows c"]]]:
-    """For each chunk of latents, which are active (f_j > 0) in each response; TopK's k-th values come first."""
-    kth = kth_values(states, rows, sae)
-    width = max(BLOCK, CHUNK_BYTES // len(rows) // BLOCK * BLOCK)
+def _activity_chunks(
+    hidden: HiddenStates, rows: np.ndarray, sae: Encoder, dtype: np.dtype[Any], progress: Progress
+) -> Iterator[tuple[slice, Shaped[np.ndarray, "n_rows c"]]]:
+    """For each chunk of latents, which are active (f_j > 0) in each response, or with a float `dtype` f_j itself (its mean
+    where the whole response is read); TopK's k-th values come first."""
+    states, kth = hidden.states, None if hidden.activity else kth_values(hidden.states, rows, sae)
+    width = max(BLOCK, CHUNK_BYTES // dtype.itemsize // len(rows) // BLOCK * BLOCK)
     n_rows = max(1, BATCH_BYTES // (4 * max(states.shape[1], min(width, sae.d_sae))))
     for first in range(0, sae.d_sae, width):
         latents = slice(first, min(first + width, sae.d_sae))
-        active = np.empty((len(rows), latents.stop - first), dtype=np.bool_)
+        if hidden.activity is not None:
+            yield latents, hidden.activity.block(latents, rows, len(states), dtype)
+            progress("selection", latents.stop, sae.d_sae)
+            continue
+        active = np.empty((len(rows), latents.stop - first), dtype=dtype)
         for start in range(0, len(rows), n_rows):
             part = slice(start, start + n_rows)
             f = sae.encode_chunk(states_on_device(states, rows[part], sae), latents, None if kth is None else kth[part].to(sae.device))
-            active[part] = (f > 0).cpu().numpy()
+            active[part] = (f if dtype.kind == "f" else f > 0).cpu().numpy()
             progress("selection", first + active.shape[1] * min(1.0, (start + n_rows) / len(rows)), sae.d_sae)
         yield latents, active
 
@@ -130,15 +144,23 @@ class _Tally:
         self.chosen, self.rejected, self.n_active, self.votes_for, self.votes_against = (np.zeros(d_sae, dtype=np.int64) for _ in range(5))
         self.held_out = np.zeros(d_sae, dtype=np.int64)
         self.resampled = np.zeros((config.resamples, d_sae), dtype=np.float32)
+        self.n_responses = 0
+        effect = config.selection == "effect"
+        self.effect = np.zeros(d_sae) if effect else None
+        self.resampled_effect = np.zeros((config.resamples, d_sae), dtype=np.float32) if effect else None
 
-    def count(self, latents: slice, active: Bool[np.ndarray, "n_rows c"], train: Sides, held_out: Sides) -> None:
-        """Adds a chunk. `train` and `held_out`: rows of `active` of each pair's chosen and rejected response."""
-        step = max(1, COUNT_BYTES // (BYTES_PER_PAIR * len(self.groups)))
+    def count(self, latents: slice, active: Shaped[np.ndarray, "n_rows c"], train: Sides, held_out: Sides) -> None:
+        """Adds a chunk of activations, or of which are active. `train` and `held_out`: rows of `active` of each pair's
+        chosen and rejected response."""
+        step = max(1, COUNT_BYTES // ((BYTES_PER_PAIR if self.effect is None else EFFECT_BYTES_PER_PAIR) * len(self.groups)))
         seen = np.unique(np.concatenate(train))
+        self.n_responses = len(seen)
         for start in range(0, active.shape[1], step):
             part = active[:, start : start + step]
-            first = latents.start + start
-            self._count(slice(first, first + part.shape[1]), part, seen, train, held_out)
+            these = slice(latents.start + start, latents.start + start + part.shape[1])
+            self._count(these, part > 0, seen, train, held_out)
+            if self.effect is not None:
+                self._measure(these, part, train)
 
     def _count(self, latents: slice, active: np.ndarray, seen: np.ndarray, train: Sides, held_out: Sides) -> None:
         self.chosen[latents], self.rejected[latents] = (active[side].sum(axis=0) for side in train)
@@ -149,10 +171,21 @@ class _Tally:
         # Whole numbers below 2^24 in float32: exact in any order of summation.
         self.resampled[:, latents] = self.weights @ by_prompt.astype(np.float32)
 
+    def _measure(self, latents: slice, activity: Float[np.ndarray, "n_rows c"], train: Sides) -> None:
+        """The paired effect: of each prompt the mean over its pairs of f_w - f_l, over prompts mean / standard error."""
+        assert self.effect is not None and self.resampled_effect is not None
+        by_prompt = prompt_sums(activity[train[0]].astype(np.float64) - activity[train[1]], self.groups) / np.bincount(self.groups)[:, None]
+        self.effect[latents] = _standardised(np.ones((1, len(by_prompt))), by_prompt)[0]
+        self.resampled_effect[:, latents] = _standardised(self.weights.astype(np.float64), by_prompt)
+
+    def _eligible(self) -> np.ndarray:
+        return self.n_active >= max(EFFECT_SHARE * self.n_responses, 1)
+
     def frequencies(self, keep: int, n_held_out: int) -> LatentFrequencies:
         n_pairs = len(self.groups)
         p_value = sign_test(self.votes_for, self.votes_against)
-        low, high = self._intervals(select(self.chosen - self.rejected, keep)[0])
+        effect = None if self.effect is None else np.where(self._eligible(), self.effect, 0.0)
+        low, high = self._intervals(select(self.chosen - self.rejected if effect is None else effect, keep)[0])
         return LatentFrequencies(
             chosen=self.chosen / n_pairs,
             rejected=self.rejected / n_pairs,
@@ -167,6 +200,7 @@ class _Tally:
             n_pairs=n_pairs,
             n_prompts=self.weights.shape[1],
             n_pairs_held_out=n_held_out,
+            effect=effect,
         )
 
     def _intervals(self, ids: Int[np.ndarray, " n"]) -> Float[np.ndarray, "2 d_sae"]:
@@ -177,16 +211,26 @@ class _Tally:
 
     def resamples(self, keep: int) -> Resamples:
         ranked = np.full((2, len(self.resampled), keep), -1, dtype=np.int32)
-        for number, separation in enumerate(self.resampled):
-            ids, side = select(separation, keep)
+        ranked_by = self.resampled if self.resampled_effect is None else np.where(self._eligible(), self.resampled_effect, 0)
+        for number, values in enumerate(ranked_by):
+            ids, side = select(values, keep)
             for place, sign in enumerate((1, -1)):
                 ranked[place, number, : (side == sign).sum()] = ids[side == sign]
         return Resamples(chosen=ranked[0], rejected=ranked[1])
 
 
+def _standardised(weights: Float[np.ndarray, "r g"], by_prompt: Float[np.ndarray, "g c"]) -> Float[np.ndarray, "r c"]:
+    """Mean over prompts divided by its standard error, for each resample's weights; 0 where nothing varies."""
+    n = weights.sum(axis=1, keepdims=True)
+    mean = weights @ by_prompt / n
+    variance = np.maximum(weights @ by_prompt**2 / n - mean**2, 0) * n / np.maximum(n - 1, 1)
+    error = np.sqrt(variance / n)
+    return np.divide(mean, error, out=np.zeros_like(mean), where=error > 1e-12)
+
+
 def selected_directions(frequencies: LatentFrequencies, resamples: Resamples, sae: Encoder, k: int) -> SelectedDirections:
     """The top K of each side, with decoder rows and stability. DataError: no latent separates the sides."""
-    ids, side = select(frequencies.separation, k)
+    ids, side = select(frequencies.ranking, k)
     if not len(ids):
         raise DataError(
             "no latent is more often active on one side than on the other: there is nothing to select",

@@ -62,7 +62,7 @@ def selection(model: FittedModel, k: int | None = None) -> SelectedLatents:
         frequencies = model.frequencies
     except MissingError:
         return _without_frequencies(model, fitted, labels)
-    ids, sides = (np.array(model.latents), selected_sides(model)) if k == fitted else select(frequencies.separation, k)
+    ids, sides = (np.array(model.latents), selected_sides(model)) if k == fitted else select(frequencies.ranking, k)
     side = np.zeros(len(frequencies.chosen), dtype=np.int64)
     side[ids] = sides
     rows = _fitted_rows(model, labels) if k == fitted else rows_at(model, ids, sides, k, labels)
