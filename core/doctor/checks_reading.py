@@ -20,11 +20,12 @@ from core.backbone.model import Backbone
 from core.doctor.report import FAIL, PASS, WARN, Check, interval_text, judge, listed
 from core.errors import DataError
 from core.reward.dialogues import Item
+from core.reward.hidden_states import WHOLE
 from core.reward.rendering import as_read, read_position
 from core.statistics.estimates import mean_over_prompts
 from core.types import Message, Progress, no_progress
 
-POSITIONS = ("response_end", "turn_end")
+POSITIONS = ("response_end", "turn_end", WHOLE)
 ROWS = 8  # responses a padded batch
 ALONE = "alone"
 # METHOD.md section 2: in units of the reward's standard deviation.
@@ -38,12 +39,12 @@ DATES = ("%Y-%m-%d", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%d/%m/%Y
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """A dialogue's tokens up to its last end of turn, the place of each position among them (-1: none), and the
-    response's text up to `response_end`.
+    """A dialogue's tokens up to its last end of turn, the tokens (first, last) that each position reads among them (-1:
+    none), and the response's text up to `response_end`.
     """
 
     ids: Int32[np.ndarray, " t"]
-    at: Mapping[str, int]
+    at: Mapping[str, tuple[int, int]]
     tail: str
 
 
@@ -58,9 +59,11 @@ def _reading(backbone: Backbone, item: Item) -> Tokens:
     if isinstance(read, str):
         raise DataError("a response of the fit can't be read any more", found=read, remedy="read it with the fit's own --max-length")
     rendered, _ = read
-    at = {name: read_position(rendered, name) for name in POSITIONS}
-    response_ids = rendered.ids[rendered.response_starts[-1] : at["response_end"] + 1]
-    return Tokens(ids=rendered.ids[: max(at.values()) + 1], at=at, tail=str(backbone.tokenizer.decode(response_ids.tolist())))
+    last = {name: read_position(rendered, name) for name in POSITIONS}
+    start = rendered.response_starts[-1]
+    at = {name: (start if name == WHOLE else place, place) for name, place in last.items()}
+    response_ids = rendered.ids[start : last["response_end"] + 1]
+    return Tokens(ids=rendered.ids[: max(last.values()) + 1], at=at, tail=str(backbone.tokenizer.decode(response_ids.tolist())))
 
 
 # --- layer and position --------------------------------------------------------------------------------------------
@@ -84,7 +87,7 @@ def find_placement(
     kept: Float[np.ndarray, "n d_model"],
     progress: Progress = no_progress,
 ) -> tuple[Placement, dict[tuple[int, str], Float[np.ndarray, "n d_model"]]]:
-    """Reads each response alone, at every loaded layer and both positions; also returns these states, NaN where a
+    """Reads each response alone, at every loaded layer and position; also returns these states, NaN where a
     template lacks the position.
     """
     layers = range(len(backbone.layers))
@@ -93,8 +96,9 @@ def find_placement(
         progress("read alone", number, len(readings))
         by_layer = backbone.states(torch.from_numpy(reading.ids.astype(np.int64))[None], None, list(layers))
         for (layer, name), rows in states.items():
-            if reading.at[name] >= 0:
-                rows[number] = by_layer[layer][0, reading.at[name]].float().cpu().numpy()
+            first, last = reading.at[name]
+            if last >= 0:
+                rows[number] = by_layer[layer][0, first : last + 1].float().mean(dim=0).cpu().numpy()
     spread = float(np.sqrt(np.square(kept - kept.mean(axis=0)).sum())) or float(np.sqrt(np.square(kept).sum())) or 1.0
     distance = {key: float(np.sqrt(np.square(rows.astype(np.float64) - kept).sum())) / spread for key, rows in states.items()}
     cut = sum(_folded(reading.tail) != _folded(item[1]) for item, reading in zip(items, readings, strict=True))
@@ -117,7 +121,7 @@ def layer_and_position(placement: Placement, sae: Mapping[str, Any], *, layer: i
     problems = {
         "the kept states are of " + (f"layer {nearest[0]} at {nearest[1]}" if nearest else "another place"): elsewhere,
         "the kept states are not of this place": not elsewhere and not distance_here <= bound,
-        f"{placement.n_cut} of {placement.n} responses don't end on the token read": placement.n_cut > 0 and position == "response_end",
+        f"{placement.n_cut} of {placement.n} responses don't end on the token read": placement.n_cut > 0 and position in ("response_end", WHOLE),
         f"the SAE is of layer {of_layer}": of_layer is not None and of_layer != layer,
         "the SAE never saw end-of-turn tokens": unseen,
         "the SAE does not say its layer": of_layer is None,
@@ -207,17 +211,17 @@ def padded_states(
     """
     z = np.zeros((len(readings), backbone.d_model), dtype=np.float32)
     for rows in (list(order[at : at + ROWS]) for at in range(0, len(order), ROWS)):
-        lengths = [readings[i].at[position] + 1 for i in rows]
+        lengths = [readings[i].at[position][1] + 1 for i in rows]
         width = max(lengths)
         ids = torch.full((len(rows), width), int(backbone.tokenizer.pad_token_id or 0))
-        mask, last = torch.zeros_like(ids), []
+        mask, read = torch.zeros_like(ids), []
         for row, (i, length) in enumerate(zip(rows, lengths, strict=True)):
             place = slice(width - length, width) if side == "left" else slice(0, length)
             ids[row, place] = torch.from_numpy(readings[i].ids[:length].astype(np.int64))
             mask[row, place] = 1
-            last.append(width - 1 if side == "left" else length - 1)
+            read.append(slice(place.start + readings[i].at[position][0], place.stop))
         states = backbone.states(ids, mask, [layer])[layer]
-        z[rows] = states[torch.arange(len(rows)), torch.tensor(last)].float().cpu().numpy()
+        z[rows] = torch.stack([states[row, tokens].float().mean(dim=0) for row, tokens in enumerate(read)]).cpu().numpy()
     return z
 
 

@@ -34,6 +34,7 @@ RARE_WARN, RARE_FAIL = 0.1, 0.5
 RESAMPLES, CHUNK = 1000, 4096
 REMEDIES = {
     "turn_end": "read where the SAE was trained: --position response_end",
+    "response_mean": "an SAE that was trained on texts like these: sae train --corpus",
     "response_end": "an SAE that saw more response-final tokens, of texts like these: sae train --response-end-share, --corpus",
 }
 

@@ -74,8 +74,15 @@ def doctor_report(folder: ModelFolder, config: DoctorConfig, *, device: str = "a
     def make(target: Path, _scratch: Path) -> dict[str, Any]:
         model = SparseRM.load(folder.path, device=device)
         _ = folder.responses_with_texts
-        states, left_out = folder.states(), folder.lost_pairs()
-        report = Doctor(model=model, z=states, table=folder.evaluation, left_out=left_out, config=config, progress=progress).examine()
+        report = Doctor(
+            model=model,
+            z=folder.states(),
+            hidden=folder.hidden_states(),
+            table=folder.evaluation,
+            left_out=folder.lost_pairs(),
+            config=config,
+            progress=progress,
+        ).examine()
         save_report(target, report)
         return {"status": report.status, "counts": report.counts, **report.about}
 
@@ -86,8 +93,9 @@ def doctor_report(folder: ModelFolder, config: DoctorConfig, *, device: str = "a
 @dataclass(kw_only=True)
 class Doctor:
     """Examines one SparseRM on the responses of its fit. Row i of `z` (may be a memory map) is the hidden state of row
-    i of `model.known`, as the fit kept it; `table` is the fit's evaluation; `left_out` are the pairs that it could not
-    read (None: the cache no longer holds them).
+    i of `model.known`, as the fit kept it, and `hidden` the extraction it came from, with rows of its own (needed where
+    whole responses are read); `table` is the fit's evaluation; `left_out` are the pairs that it could not read (None:
+    the cache no longer holds them).
 
     Raises ConfigError for a control, MissingError if the responses of the fit or their texts are not kept with the
     model.
@@ -96,6 +104,7 @@ class Doctor:
     model: SparseRM
     z: Float[np.ndarray, "n d_model"]
     table: Mapping[str, Any]
+    hidden: HiddenStates | None = None
     left_out: Sequence[LostPair] | None = None
     config: DoctorConfig = field(default_factory=DoctorConfig)
     progress: Progress = no_progress
@@ -157,13 +166,11 @@ class Doctor:
     def autoencoder(self) -> Iterator[Check]:
         """The SAE on content tokens, and on the held-out states that are read."""
         pairs = self.pairs.take(spread(self.known.held_out_pairs, max(self.config.dialogues // 2, 1)))
-        rows = spread(self.known.held_out, STATES)
         figures = measure_sae(
             self.model.sae,
             self.backbone,
             pairs,
-            np.asarray(self.z[rows], dtype=np.float32),
-            self.known.groups[rows],
+            *self._states_read(),
             layer=self.parts.layer,
             position=self.parts.position,
             card=self._card(),
@@ -172,6 +179,21 @@ class Doctor:
         yield l0_on_our_tokens(figures)
         yield fvu_on_our_tokens(figures)
         yield dead_latents(figures, self.parts.selection)
+
+    def _states_read(self) -> tuple[Float[np.ndarray, "n d_model"], Int[np.ndarray, " n"]]:
+        """Held-out states that the SAE read, and the prompt of each: of whole responses those of single tokens, of which
+        at most STATES spread over all that are kept."""
+        if self.hidden is None or self.hidden.tokens is None:
+            rows = spread(self.known.held_out, STATES)
+            return np.asarray(self.z[rows], dtype=np.float32), self.known.groups[rows]
+        tokens = self.hidden.tokens
+        row_in_hidden = np.unique(np.concatenate([self.hidden.chosen_rows, self.hidden.rejected_rows]))
+        places = tokens.places(row_in_hidden[self.known.held_out])
+        kept = [(int(row), tokens.tokens(int(place))) for row, place in zip(self.known.held_out, places, strict=True) if place >= 0]
+        numbers = np.concatenate([np.arange(part.start, part.stop) for _, part in kept])
+        groups = np.concatenate([np.full(part.stop - part.start, self.known.groups[row]) for row, part in kept])
+        few = spread(np.arange(len(numbers)), STATES)
+        return np.asarray(tokens.states[numbers[few]], dtype=np.float32), groups[few]
 
     def data(self) -> Iterator[Check]:
         """The pairs: which are missing, which occur twice, and how much their words and lengths predict."""
@@ -235,6 +257,8 @@ class Doctor:
 
     @property
     def _hidden(self) -> HiddenStates:
+        if self.hidden is not None:
+            return self.hidden
         return HiddenStates(
             states=self.z,
             chosen_rows=self.known.chosen_rows,
