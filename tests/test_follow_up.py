@@ -63,7 +63,7 @@ def seeds(runs: list[Run]) -> list[int]:
 # --- the worker ----------------------------------------------------------------------------------------------------
 
 
-def test_they_work_one_after_another_and_one_that_fails_stops_no_other(cache: Path) -> None:
+def test_they_work_in_a_row_and_one_that_fails_stops_no_other(cache: Path) -> None:
     fit = nap(cache)
     assert fit.prepares_pages and fit.prepared_for is None
     wait_state(fit, "succeeded")
@@ -233,7 +233,6 @@ def as_naps(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
     from core.cli import run_command
 
     monkeypatch.setattr(run_command, "launch", lambda kind, config, **more: launch("nap", NapConfig(**fields), **more))
-    monkeypatch.setattr("core.cli.long_commands._copy_model", lambda *_: {})
 
 
 def test_the_command_prints_the_outcome_and_what_goes_on(cli: Any, cache: Path, nap_table: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +255,7 @@ def test_the_command_prints_the_outcome_and_what_goes_on(cli: Any, cache: Path, 
     assert fit.id in cli("runs", "show", first.id)[1] and json.loads(cli("runs", "show", first.id, "--json")[1])["prepared_for"] == fit.id
 
 
-def test_machines_get_the_ids_and_a_second_fit_says_that_nothing_follows(
+def test_machines_get_the_ids_and_a_second_fit_starts_nothing(
     cli: Any, cache: Path, nap_table: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FOLLOWING, json.dumps([{"seed": 11}]))
