@@ -255,9 +255,7 @@ def test_the_command_prints_the_outcome_and_what_goes_on(cli: Any, cache: Path, 
     assert fit.id in cli("runs", "show", first.id)[1] and json.loads(cli("runs", "show", first.id, "--json")[1])["prepared_for"] == fit.id
 
 
-def test_machines_get_the_ids_and_a_second_fit_starts_nothing(
-    cli: Any, cache: Path, nap_table: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_machines_get_the_ids_and_a_second_fit_starts_nothing(cli: Any, cache: Path, nap_table: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FOLLOWING, json.dumps([{"seed": 11}]))
     as_naps(monkeypatch)
     code, out, _ = cli("fit", "--prepare-pages", "--json")
