@@ -4,8 +4,8 @@ and until every page is filled.
     python benchmarks/demo.py [--preset tiny] [--models CACHE] [--keep CACHE]
 
 The figures come from the records of the runs (`core.jobs.follow_up.preparation`), in seconds since the click; `seen` is the first explanation
-drawn in the browser. `--models` copies the language models of another cache, so that nothing is fetched; without it the fetching is part of the time, and its
-seconds stand among the steps. `--keep` builds in this new folder and leaves it there. The last line is one JSON object.
+drawn in the browser. `--models` copies the language models of another cache, so that nothing is fetched; without it the fetching is part of the
+time, and its seconds stand among the steps. `--keep` builds in this new folder and leaves it there. The last line is one JSON object.
 """
 
 from __future__ import annotations

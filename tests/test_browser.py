@@ -76,7 +76,8 @@ def journey(chrome: Browser, server: Server, cache: Path, button: str) -> None:
     with chrome.new_context(viewport={"width": 1440, "height": 900}) as first, chrome.new_context(viewport={"width": 1440, "height": 900}) as second:
         tab = Tab(first, server).open()
         tab.says("See why a response scored low")
-        tab.press(button)
+        tab.page.get_by_text("and prepare the pages").click()  # test_pages_fill_by_themselves leaves it on
+        tab.settled().press(button)
         tab.says("Your first reward model is being built")
         tab.page.locator('[data-testid="stPlotlyChart"]').first.wait_for(timeout=3_600_000)  # the page shows it by itself
         tab.settled()
@@ -119,6 +120,28 @@ def journey(chrome: Browser, server: Server, cache: Path, button: str) -> None:
 
 def test_the_whole_journey(chrome: Browser, server: Server, cache: Path) -> None:
     journey(chrome, server, cache, "Build a toy instead")
+
+
+def test_pages_fill_by_themselves(context: BrowserContext, tmp_path: Path) -> None:
+    """One click: the doctor's report and the pictures appear on pages that stand open, without another click or a reload."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    server = Server(cache, tmp_path / "server.log")
+    server.start()
+    try:
+        doctor, spaces = Tab(context, server).open("doctor"), Tab(context, server).open("spaces")
+        doctor.press("Build a toy instead")
+        doctor.says("Then follow by themselves: Doctor, Spaces, Latents' pages")
+        doctor.says("The doctor's report is being prepared")
+        doctor.says("Examined in")
+        spaces.says("Do chosen and rejected lie apart?")
+        spaces.menu("Latents").says("The pages of these latents are being prepared")
+        harmless(doctor, spaces)
+    finally:
+        server.stop()
+        for run in all_runs(cache):
+            if run.live():
+                cancel(run)
 
 
 @pytest.mark.slow

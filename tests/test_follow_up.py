@@ -277,3 +277,14 @@ def test_detached_and_run_again(cli: Any, cache: Path, nap_table: None, monkeypa
     for words, prepares in ([], True), (["--no-prepare-pages"], False):
         code, out, _ = cli("runs", "rerun", fits[0], *words)
         assert code == 0 and Run(cache / "runs" / out.strip()).prepares_pages == prepares
+
+
+def test_a_model_that_stands_beside_another_is_not_opened_first(cache: Path) -> None:
+    fit_run, lock = run_launch.new_run("fit", PRESETS["tiny"].to_dict(), cache, None, prepares_pages=True)
+    lock.release()
+    control, lock = run_launch.new_run("fit", PRESETS["tiny"].to_dict(), cache, None, prepared_for=fit_run.id)
+    lock.release()
+    assert follow_up.models_beside() == []
+    for run, name in ((fit_run, "first"), (control, "beside")):
+        (run.path / "result.json").write_text(json.dumps({"artefact": str(cache / name)}))
+    assert follow_up.models_beside() == [cache / "beside"]

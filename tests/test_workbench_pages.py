@@ -344,7 +344,7 @@ def test_runs_are_listed_opened_cancelled_and_removed(cache: Path) -> None:
     assert "nobody" not in words(at)
 
 
-def test_a_form_from_a_run_prepares_the_pages_where_that_run_did(cache: Path) -> None:
+def test_a_form_from_a_run_prepares_pages_as_that_run_did(cache: Path) -> None:
     for prepares in (True, False):
         run, lock = new_run("fit", preset("tiny").to_dict(), cache, None, prepares_pages=prepares)
         run.write(Status(state="cancelled", attempt=1, queued=1.0, ended=3.0))
@@ -362,7 +362,7 @@ def test_a_run_that_follows_a_fit_says_for_which(cache: Path) -> None:
     lock.release()
     at = fine(open_page("runs", runs_open=run.id))
     short = fit_run.id.rpartition("_")[2]
-    assert f"Prepared for fit {short}" in words(at) and at.dataframe[0].value.iloc[0]["Prepared for"] == short
+    assert f"Prepared for fit {short}" in words(at) and at.dataframe[0].value.iloc[0]["Of"] == f"of nowhere, prepared for {short}"
     at = fine(open_page("runs", runs_open=fit_run.id))
     assert "Then follow by themselves: Doctor, Spaces, Latents' pages" in words(at)
 

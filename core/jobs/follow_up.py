@@ -129,6 +129,18 @@ def follow_up_runs(fit: Run) -> list[Run]:
     return runs
 
 
+def models_beside() -> list[Path]:
+    """The folders of the reward models whose fits have followed other fits."""
+    folders = []
+    for run in all_runs():
+        try:
+            if run.kind in PREPARES and run.prepared_for and (result := run.result()):
+                folders.append(Path(result["artefact"]))
+        except (StoreError, KeyError):
+            continue
+    return folders
+
+
 def newest_runs(model: Path) -> dict[str, Run]:
     """By kind, the newest run that makes of this reward model just what would follow its fit, in the order of FOLLOW_UPS."""
     configs = {follow_up.kind: follow_up.config(str(model)).to_dict() for follow_up in FOLLOW_UPS if follow_up.kind not in PREPARES}

@@ -19,6 +19,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from core.config import Config
 from core.errors import SparseRMError
+from core.jobs.follow_up import models_beside
 from core.text_safety import visible
 from workbench.frame import left_out, models, run_panel, state
 from workbench.frame.first_open import first_open
@@ -34,10 +35,16 @@ def label_text(text: object, longest: int = 60) -> str:
 
 
 def settle_model() -> None:
-    """Settles the reward model of this session: the URL's, else the one it showed last, else the newest."""
+    """Settles the reward model of this session: the URL's, else the one it showed last, else the newest that a person asked for."""
     known = [model.id for model in models.models()]
     if known:
-        state.settle("model", known, known[0])
+        state.settle("model", known, known[0] if state.get("model") else _newest_asked(known))
+
+
+def _newest_asked(known: list[str]) -> str:
+    """The newest reward model, unless it stands beside another one by itself, as a control does."""
+    beside = {folder.name[: models.ID_LENGTH] for folder in models_beside()}
+    return next((model for model in known if model not in beside), known[0])
 
 
 def menu(root: st.Page | None) -> None:
@@ -176,7 +183,7 @@ def absent(kind: str, config: Config, title: str, coming: str) -> None:
     (run_panel.start_button_or_progress).
     """
     if run_panel.being_made(kind, config):
-        empty(coming, "It will stand here by itself as soon as it is ready. The other pages can be used meanwhile.")
+        empty(coming, "This page fills by itself as soon as that is done. The other pages can be used meanwhile.")
     else:
         empty(title)
 

@@ -98,4 +98,6 @@ def times(status: Status) -> str:
     """How long a run has taken, and of how long where that was estimated."""
     took = "" if status.seconds is None else duration(status.seconds)
     about = (status.estimate or {}).get("seconds") or 0.0
-    return f"{took} of about {duration(about)}" if took and status.live and about > 10 else took
+    if not (took and status.live and about > 10):
+        return took
+    return f"{took} of about {duration(about)}" if (status.seconds or 0.0) <= about else f"{took}; about {duration(about)} were expected"

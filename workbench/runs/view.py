@@ -103,20 +103,24 @@ def _select(name: str, key: str, ids: list[str]) -> None:
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     run = Run(cache_root().resolve() / "runs" / row["run"])
     at = row["progress"] or {}
-    done = "" if row["state"] not in ("running", "queued") else f"{run_words.step_words(str(at.get('step') or ''))} {at.get('fraction') or 0:.0%}"
+    prepared_for = f", prepared for {row['prepared_for'].rpartition('_')[2]}" if row["prepared_for"] else ""
+    done = (
+        ""
+        if not at or row["state"] not in ("running", "queued")
+        else f"{run_words.step_words(str(at.get('step') or ''))} {at.get('fraction') or 0:.0%}"
+    )
     mean = _accuracy(run.path) if row["kind"] == "fit" and row["state"] == "succeeded" else None
     return {
         "Run": row["run"].rpartition("_")[2],
         "Kind": run_words.kind_words(row["kind"]),
         "State": row["state"],
-        "Of": visible(run_words.title(run), 120) if row["state"] != "damaged" else "",
+        "Of": visible(run_words.title(run), 120) + prepared_for if row["state"] != "damaged" else "",
         "Now": done,
         ACCURACY: None if mean is None else 100 * mean["accuracy"],
         WITHIN: "" if mean is None else f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f}, {counted_pairs(mean['n'])}, {mean['of']}",
         "Time": "" if row["seconds"] is None else duration(row["seconds"]),
         "Started": "" if not row["queued"] else date(row["queued"]),
         "Made from": (row["parent"] or "").rpartition("_")[2],
-        "Prepared for": (row["prepared_for"] or "").rpartition("_")[2],
         "Size": size(launching.run_size(run)),
     }
 
