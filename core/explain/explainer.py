@@ -33,8 +33,9 @@ class Explainer(ResponseReader):
     def __init__(self, model: SparseRM, *, labels: Labels | None = None) -> None:
         super().__init__(model)
         self._labels, self._book = labels, book_of_sae(model.parts.sae)
-        faithfulness = None if model.folder is None else ModelFolder(model.folder).faithfulness
-        self.builder = ExplanationBuilder(model.parts, model.known, faithfulness)
+        folder = None if model.folder is None else ModelFolder(model.folder)
+        beside = (None, None) if folder is None else (folder.faithfulness, folder.tokens)
+        self.builder = ExplanationBuilder(model.parts, model.known, *beside)
 
     @property
     def labels(self) -> Labels:

@@ -14,6 +14,7 @@ from core.explain.curves import Curves
 from core.explain.neighbours import Neighbour
 from core.explain.sentence import Why
 from core.explain.stability import PromptShare, Stability
+from core.explain.words import PairWords, WordTable
 from core.types import Message, json_value
 
 INACTIVE = "inactive: nothing to remove"
@@ -44,6 +45,7 @@ class Explanation:
     `at_mean` is how the reward changes where a projection is set to its training mean, `removed` how it changes where
     the latent is taken out of the residual stream (NaN: inactive, nothing to remove; None: no SAE at hand).
     `percentile` is among held-out ones. `curves` is this explanation's own faithfulness, None for too few latents.
+    `words` is the exact split over the response's words; None with the reason in `no_words`.
     """
 
     prompt: tuple[Message, ...]
@@ -60,6 +62,8 @@ class Explanation:
     neighbours: tuple[Neighbour, ...]
     why: Why
     figures: ModelFigures
+    words: WordTable | None = None
+    no_words: str = ""
 
     @property
     def reward(self) -> float:
@@ -86,6 +90,8 @@ class Explanation:
             "groups": named_groups(self.attribution, self.figures.groups),
             "curves": None if self.curves is None else self.curves.to_json(),
             "neighbours": [neighbour.to_json() for neighbour in self.neighbours],
+            "words": None if self.words is None else self.words.to_json(),
+            "no_words": self.no_words,
             "model": self.figures.to_json(),
         }
 
@@ -93,7 +99,8 @@ class Explanation:
 @dataclass(frozen=True, kw_only=True)
 class PairExplanation:
     """Two responses to one prompt. `margin` runs from v_l to v_w, so its contributions sum to s_w - s_l; the prompt's
-    offset cancels in it. `at_mean`, `removed`: changes of the margin, a latent held or removed in both."""
+    offset cancels in it. `at_mean`, `removed`: changes of the margin, a latent held or removed in both. `words` splits the
+    margin over the words of both texts; None with the reason in `no_words`."""
 
     chosen: Explanation
     rejected: Explanation
@@ -103,6 +110,8 @@ class PairExplanation:
     removed: Float[np.ndarray, " k"] | None
     curves: Curves | None
     why: Why
+    words: PairWords | None = None
+    no_words: str = ""
 
     @property
     def attribution(self) -> Attribution:
@@ -126,6 +135,8 @@ class PairExplanation:
             "residual": self.margin.residual,
             "rank_correlation": self.margin.rank_correlation,
             "latents": self.latents,
+            "words": None if self.words is None else self.words.to_json(),
+            "no_words": self.no_words,
             **sides,
             "groups": named_groups(self.margin, self.chosen.figures.groups),
             "curves": None if self.curves is None else self.curves.to_json(),

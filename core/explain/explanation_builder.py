@@ -25,9 +25,12 @@ from core.explain.neighbours import neighbours, percentile
 from core.explain.removal import removal_effects
 from core.explain.sentence import Evidence, why_pair, why_response
 from core.explain.stability import prompt_share, stability
+from core.explain.words import AT_RESPONSE_END, NOT_KEPT, PairWords, WordTable, pair_words, response_words
 from core.latents.labels import Labels
 from core.reward.fit_responses import FitResponses
+from core.reward.hidden_states import WHOLE
 from core.reward.parts import RewardParts
+from core.reward.response_tokens import KeptTokens
 
 KINDS = ("sparserm", "random-rows")
 
@@ -41,10 +44,12 @@ def check_explainable(parts: RewardParts) -> None:
 class ExplanationBuilder:
     """Explains the responses of one reward model. Raises ConfigError for a control without latent directions."""
 
-    def __init__(self, parts: RewardParts, known: FitResponses | None, faithfulness: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, parts: RewardParts, known: FitResponses | None, faithfulness: Mapping[str, Any] | None = None, tokens: KeptTokens | None = None
+    ) -> None:
         check_explainable(parts)
         assert parts.directions is not None and parts.latent_ids is not None
-        self.parts, self.known, self._faithfulness = parts, known, faithfulness
+        self.parts, self.known, self._faithfulness, self.tokens = parts, known, faithfulness, tokens
         self.latent_ids: Int[np.ndarray, " k"] = parts.latent_ids
         self.directions: Float[np.ndarray, "k d_model"] = parts.directions.astype(np.float64)
         self.mean: Float[np.ndarray, " k"] = parts.projection_mean.astype(np.float64)
@@ -74,13 +79,15 @@ class ExplanationBuilder:
         active = None if this.f is None else np.where(moved > 0, this.f, np.nan)
         evidence = self._evidence(attribution, labels, value=split[0][0], by_head=split[1][:, 0], moved=moved, activation=active)
         rank = percentile(self.parts.reward_quantiles, attribution.reward)
+        parts = (shipped.mean(axis=0), by_head.mean(axis=1))
+        words = self._response_words(this, *parts) if len(v) > 1 else self._response_words(this, np.zeros_like(parts[0]), np.zeros_like(parts[1]))
         return Explanation(
             prompt=this.item[0],
             response=this.item[1],
             attribution=attribution,
-            prompt_part=shipped.mean(axis=0),
-            response_part=shipped[0] - shipped.mean(axis=0),
-            prompt_by_head=by_head.mean(axis=1),
+            prompt_part=parts[0],
+            response_part=shipped[0] - parts[0],
+            prompt_by_head=parts[1],
             n_known=n_known,
             percentile=rank,
             at_mean=at_mean(self.parts.head, this.v, self.mean),
@@ -89,6 +96,8 @@ class ExplanationBuilder:
             neighbours=() if self.known is None else neighbours(self.known, self.parts, this.v, response_id=this.response_id),
             why=why_response(evidence, reward=attribution.reward, percentile=rank, n_known=n_known),
             figures=self.figures,
+            words=words,
+            no_words=self._no_words(this),
         )
 
     def pair(self, chosen: ResponseFeatures, rejected: ResponseFeatures, labels: Labels) -> PairExplanation:
@@ -100,6 +109,7 @@ class ExplanationBuilder:
         evidence = self._evidence(margin, labels, value=value, by_head=margin.by_head, moved=moved, activation=higher)
         difference = margin.reward - margin.baseline_reward
         probability = float(1 / (1 + np.exp(-self.parts.margin_scale * difference)))
+        words = self._pair_words(chosen, rejected)
         return PairExplanation(
             chosen=sides[0],
             rejected=sides[1],
@@ -109,6 +119,8 @@ class ExplanationBuilder:
             removed=_difference(sides[0].removed, sides[1].removed),
             curves=self._curves(margin, chosen, rejected),
             why=why_pair(evidence, margin=difference, probability=probability),
+            words=words,
+            no_words=self._no_words(chosen, rejected),
         )
 
     def known_pair(self, number: int, labels: Labels) -> PairExplanation:
@@ -121,7 +133,12 @@ class ExplanationBuilder:
         pair = known.pairs[number]
         sides = ((known.chosen_rows[number], pair.chosen), (known.rejected_rows[number], pair.rejected))
         chosen, rejected = (
-            ResponseFeatures(item=(pair.prompt, text), v=known.projections[row].astype(np.float64), f=known.activations[row].astype(np.float64))
+            ResponseFeatures(
+                item=(pair.prompt, text),
+                v=known.projections[row].astype(np.float64),
+                f=known.activations[row].astype(np.float64),
+                tokens=None if self.tokens is None else self.tokens.of(int(row)),
+            )
             for row, text in sides
         )
         return self.pair(chosen, rejected, labels)
@@ -164,6 +181,29 @@ class ExplanationBuilder:
             baseline_reward=float(before),
         )
         return attribution, shipped, by_head
+
+    def _response_words(self, this: ResponseFeatures, prompt: Float[np.ndarray, " k"], by_head: Float[np.ndarray, "heads k"]) -> WordTable | None:
+        """The exact split over a response's words; None where its tokens are not at hand."""
+        if this.tokens is None:
+            return None
+        heads: dict[str, Any] = {"head": self.parts.head, "heads": self.parts.heads, "latent_ids": self.latent_ids}
+        parts = {"baseline": self.mean, "prompt_part": prompt, "prompt_by_head": by_head}
+        return response_words(this.item[1], this.tokens, this.v, **heads, **parts)
+
+    def _pair_words(self, chosen: ResponseFeatures, rejected: ResponseFeatures) -> PairWords | None:
+        """The exact split of the margin, measured from the mean of the known responses to the prompt."""
+        if chosen.tokens is None or rejected.tokens is None:
+            return None
+        heads: dict[str, Any] = {"head": self.parts.head, "heads": self.parts.heads, "latent_ids": self.latent_ids}
+        middle = np.concatenate([np.stack([chosen.v, rejected.v]), self._rivals([chosen, rejected])]).mean(axis=0)
+        texts, tokens = (chosen.item[1], rejected.item[1]), (chosen.tokens, rejected.tokens)
+        return pair_words(texts, tokens, (chosen.v, rejected.v), **heads, baseline=middle)
+
+    def _no_words(self, *responses: ResponseFeatures) -> str:
+        """Why there is no split over words; empty where there is one."""
+        if all(features.tokens is not None for features in responses):
+            return ""
+        return NOT_KEPT if self.parts.position == WHOLE else AT_RESPONSE_END
 
     def _rivals(self, responses: Sequence[ResponseFeatures]) -> Float[np.ndarray, "m k"]:
         """v of the other known responses to their prompt, without `responses` themselves, which count already."""

@@ -24,7 +24,7 @@ def builder_of(folder: ModelFolder) -> ExplanationBuilder:
 
 @lru_cache(maxsize=KEPT)
 def _builder(content: FolderContent) -> ExplanationBuilder:
-    return ExplanationBuilder(content.parts, content.responses, content.faithfulness)
+    return ExplanationBuilder(content.parts, content.responses, content.faithfulness, content.tokens)
 
 
 def explain_pair(folder: ModelFolder, number: int) -> PairExplanation:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from jaxtyping import Float
 from core.backbone.model import Backbone, decoder_layers
 from core.errors import BackboneError, ConfigError
 from core.explain.readings import Reading
+from core.explain.text_units import tiles
 from core.explain.token_values import Deletion, Span, TokenGradient, TokenView
 from core.reward.dialogues import Item
 from core.reward.extraction import response_states
@@ -30,10 +30,6 @@ from core.reward.model import SparseRM
 from core.reward.parts import RewardParts
 from core.sae.autoencoder import SparseAutoencoder
 
-# Ends of sentences: their marks with closing quotes or brackets before white space, the full stops of scripts without
-# spaces, and line ends.
-SENTENCE = re.compile(r".+?(?:[.!?…]+[\"'”’»)\]]*(?=\s)|[。！？]+[」』”]*|\n+|$)\s*", re.DOTALL)
-WORD = re.compile(r"\S+\s*")
 MOST_SPANS = 64
 
 
@@ -73,10 +69,9 @@ def deletions(model: SparseRM, backbone: Backbone, item: Item, spans: Sequence[S
 
 def spans_of(text: str) -> Iterator[Span]:
     """Its sentences with the white space behind them; of a single one its words. At most 64: neighbours merge."""
-    for pattern in (SENTENCE, WORD):
-        spans = [match.span() for match in pattern.finditer(text) if match.group().strip()]
-        if len(spans) > 1:
-            break
+    spans = tiles(text, "sentence")
+    if len(spans) < 2:
+        spans = tiles(text, "word")
     edges = np.linspace(0, len(spans), min(len(spans), MOST_SPANS) + 1).astype(int)
     return ((spans[a][0], spans[b - 1][1]) for a, b in itertools.pairwise(edges))
 
