@@ -182,22 +182,24 @@ class ExplanationBuilder:
         )
         return attribution, shipped, by_head
 
+    @property
+    def _heads(self) -> dict[str, Any]:
+        return {"head": self.parts.head, "heads": self.parts.heads, "latent_ids": self.latent_ids}
+
     def _response_words(self, this: ResponseFeatures, prompt: Float[np.ndarray, " k"], by_head: Float[np.ndarray, "heads k"]) -> WordTable | None:
         """The exact split over a response's words; None where its tokens are not at hand."""
         if this.tokens is None:
             return None
-        heads: dict[str, Any] = {"head": self.parts.head, "heads": self.parts.heads, "latent_ids": self.latent_ids}
-        parts = {"baseline": self.mean, "prompt_part": prompt, "prompt_by_head": by_head}
-        return response_words(this.item[1], this.tokens, this.v, **heads, **parts)
+        parts: dict[str, Any] = {"baseline": self.mean, "prompt_part": prompt, "prompt_by_head": by_head}
+        return response_words(this.item[1], this.tokens, this.v, **self._heads, **parts)
 
     def _pair_words(self, chosen: ResponseFeatures, rejected: ResponseFeatures) -> PairWords | None:
         """The exact split of the margin, measured from the mean of the known responses to the prompt."""
         if chosen.tokens is None or rejected.tokens is None:
             return None
-        heads: dict[str, Any] = {"head": self.parts.head, "heads": self.parts.heads, "latent_ids": self.latent_ids}
         middle = np.concatenate([np.stack([chosen.v, rejected.v]), self._rivals([chosen, rejected])]).mean(axis=0)
         texts, tokens = (chosen.item[1], rejected.item[1]), (chosen.tokens, rejected.tokens)
-        return pair_words(texts, tokens, (chosen.v, rejected.v), **heads, baseline=middle)
+        return pair_words(texts, tokens, (chosen.v, rejected.v), **self._heads, baseline=middle)
 
     def _no_words(self, *responses: ResponseFeatures) -> str:
         """Why there is no split over words; empty where there is one."""
