@@ -71,7 +71,8 @@ class Cancelled(Exception):
     exit_code = 130
 
 
-BUG = "this is a bug; the log shows where, please report it"
+WHERE = "the log shows where"  # replaced by `error_from_dict` where a reader can be told a command
+BUG = f"this is a bug; {WHERE}, please report it"
 LESS_MEMORY = "close other programs, or take a smaller model, --dtype bfloat16, or a smaller --tokens-per-batch"
 # The operating system's error number -> what to do.
 SYSTEM_REMEDIES = {
@@ -114,12 +115,17 @@ def error_to_dict(error: Exception) -> dict[str, Any]:
 def _of_system(error: OSError) -> tuple[str, str, str]:
     """An error of the operating system or the network: the problem, the paths it concerns, and what to do."""
     paths = [str(path) for path in (error.filename, error.filename2) if path is not None]
-    remedy = SYSTEM_REMEDIES.get(error.errno or 0, "refused by the system, the network or a library; the log shows where")
+    remedy = SYSTEM_REMEDIES.get(error.errno or 0, f"refused by the system, the network or a library; {WHERE}")
     return error.strerror or str(error) or type(error).__name__, " and ".join(paths) or type(error).__name__, remedy
 
 
-def error_from_dict(values: Mapping[str, Any]) -> SparseRMError:
-    """The error that `error_to_dict` turned into JSON values, to be raised again."""
+def error_from_dict(values: Mapping[str, Any], where: str = "") -> SparseRMError:
+    """The error that `error_to_dict` turned into JSON values, to be raised again.
+
+    `where`: the option or command that shows where the error arose; the remedy names it in place of the log.
+    """
     kinds = {kind.exit_code: kind for kind in SparseRMError.__subclasses__()}
     texts = {name: str(values.get(name) or "") for name in ("expected", "found", "remedy")}
+    if where:
+        texts["remedy"] = texts["remedy"].replace(WHERE, f"{where} shows where")
     return kinds.get(values.get("exit_code", 1), SparseRMError)(str(values.get("problem") or "something went wrong"), **texts)

@@ -40,11 +40,21 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def strict_json(text: str) -> Any:
+def strict_json(text: str, *, unique_keys: bool = False) -> Any:
     """The value of a JSON text. Raises ValueError where the text is no JSON, or holds NaN or an infinity, which JSON
-    lacks.
+    lacks; with `unique_keys` also where an object gives a key twice.
     """
-    return json.loads(text, parse_constant=_no_number, parse_float=_finite_float)
+    checked = _unique if unique_keys else None
+    return json.loads(text, parse_constant=_no_number, parse_float=_finite_float, object_pairs_hook=checked)
+
+
+def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in items:
+        if key in values:
+            raise ValueError(f"the key {key} stands twice")
+        values[key] = value
+    return values
 
 
 def _no_number(name: str) -> Any:

@@ -89,15 +89,6 @@ class FakeLive:
         self.name = "starting" if self.name == "off" or again else self.name
         return self.state()
 
-    def keep_pair(self, prompt: str, chosen: str, rejected: str) -> str:
-        return self.texts.keep_pair(prompt, chosen, rejected)
-
-    def kept_pair(self, pair_id: str) -> dict[str, str]:
-        return self.texts.pair(pair_id)
-
-    def edit_texts(self, edit_id: str) -> list[dict[str, Any]]:
-        return self.texts.chain(edit_id)
-
     def features(self, prompt: Any, response: str, *, parent: Any = None) -> ResponseFeatures:
         self.asked.append(("features", response))
         v, f = self.vectors(response)

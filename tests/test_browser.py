@@ -246,7 +246,7 @@ def test_hostile_texts_read_by_a_model_show_as_plain_text(context: BrowserContex
     found = models.find(toy, cache)
     assert found is not None
     texts = "\n".join(text for name, text in HOSTILE.items() if name not in ("long", "null", "rtl"))
-    own = "own-" + Live(found.path, cache).keep_pair(HOSTILE["script"] + HOSTILE["image"], texts, HOSTILE["rtl"] + HOSTILE["long"][:200])
+    own = "own-" + Live(found.path, cache).texts.keep_pair(HOSTILE["script"] + HOSTILE["image"], texts, HOSTILE["rtl"] + HOSTILE["long"][:200])
     tab = Tab(context, server)
     for section in ("words", "delete", "similar"):
         tab.open("response", model=toy, pair=own, response_tab=section)
@@ -258,7 +258,7 @@ def test_hostile_texts_read_by_a_model_show_as_plain_text(context: BrowserContex
     dialog.get_by_role("button", name="Explain").click()
     tab.page.wait_for_function("old => !location.search.includes(old)", arg=own)
     pasted = query(tab.draws().page.url)["pair"][0].removeprefix("own-")
-    assert Live(found.path, cache).kept_pair(pasted) == {
+    assert Live(found.path, cache).texts.pair(pasted) == {
         "prompt": HOSTILE["script"] + HOSTILE["image"],
         "chosen": texts,
         "rejected": "Nothing of the kind.",

@@ -88,7 +88,8 @@ def test_options_override_the_file_and_the_file_the_preset(tmp_path: Path) -> No
         ("data = 3", "data has another type(.|\n)*a table of fields"),
         ('curve = "4"', r"curve has another type(.|\n)*a list"),
         ("[data]\ncolumns = [1]", r"data.columns has another type(.|\n)*a table of texts"),
-        ("k = ", "holds no TOML"),
+        ("k = ", "holds no valid TOML"),
+        ("[data]\nseed = 1\nseed = 2", "holds no valid TOML(.|\n)*overwrite a value"),
     ],
 )
 def test_a_wrong_field_names_its_place_and_the_nearest(tmp_path: Path, text: str, message: str) -> None:
@@ -106,6 +107,25 @@ def test_files_that_can_not_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ConfigError, match="holds no table of fields"):
         asked("fit", "--config", tmp_path / "list.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"random_draws": 1, "random_draws": 2}', "the key random_draws stands twice"),
+        ('{"data": {"seed": 1, "seed": 1}}', "the key seed stands twice"),
+        ('{"data": {"seed": 1}, "data": {"pairs": "x"}}', "the key data stands twice"),
+        ('{"head": {"lr": NaN}}', "NaN is no JSON number"),
+        ('{"head": {"lr": 1e999}}', "1e999 is too large a number"),
+        ('{"head": ', "Expecting value"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_json_that_is_not_strict_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "my.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"my.json holds no valid JSON(.|\n)*{message}"):
+        asked("fit", "--config", path)
 
 
 def test_toml_is_what_python_reads_back() -> None:

@@ -301,7 +301,7 @@ def test_the_latents_that_the_sentence_names_are_one_click_away(cache: Path, mod
 
 def test_ones_own_single_answer_is_explained(cache: Path, model: str, live: FakeLive) -> None:
     live.name = "ready"
-    name = live.keep_pair("Is the Earth flat?", "No, it is round.", "")
+    name = live.texts.keep_pair("Is the Earth flat?", "No, it is round.", "")
     at = no_error(open_page("response", pair=f"own-{name}"))
     v, _ = live.vectors("No, it is round.")
     of = kept_at(cache, model)
@@ -311,7 +311,7 @@ def test_ones_own_single_answer_is_explained(cache: Path, model: str, live: Fake
 
 def test_ones_own_pair_has_a_margin(cache: Path, model: str, live: FakeLive) -> None:
     live.name = "ready"
-    name = live.keep_pair("Is the Earth flat?", "No.", "Yes, quite.")
+    name = live.texts.keep_pair("Is the Earth flat?", "No.", "Yes, quite.")
     at = no_error(open_page("response", pair=f"own-{name}"))
     rewards = kept_at(cache, model).parts.head.reward(np.stack([live.vectors("No.")[0], live.vectors("Yes, quite.")[0]]))
     assert metrics(at)["Margin"] == f"{rewards[0] - rewards[1]:+.2f}"
@@ -320,7 +320,7 @@ def test_ones_own_pair_has_a_margin(cache: Path, model: str, live: FakeLive) -> 
 def test_pasting_ones_own_begins_with_what_is_looked_at(model: str, live: FakeLive) -> None:
     """Sending the form is tested in a browser: AppTest closes a dialog at the next run."""
     live.name = "ready"
-    at = open_page("response", pair=f"own-{live.keep_pair('Why?', 'Because.', '')}")
+    at = open_page("response", pair=f"own-{live.texts.keep_pair('Why?', 'Because.', '')}")
     at.button(key="response own").click().run()
     assert [at.text_area(key=f"own {name}").value for name in ("prompt", "chosen", "rejected")] == ["Why?", "Because.", ""]
 
@@ -352,7 +352,7 @@ def test_an_edit_is_kept_as_the_model_reads_it(cache: Path, model: str, live: Fa
     assert "Nothing was changed." in words(no_error(at)) and "response_edit" not in at.query_params
     at.text_area[0].set_value("A better answer. \n")
     next(button for button in at.button if button.label == "Score again").click().run()
-    chain = live.edit_texts(no_error(at).query_params["response_edit"])
+    chain = live.texts.chain(no_error(at).query_params["response_edit"])
     assert [text["response"] for text in chain] == [before, "A better answer."]
 
 
@@ -390,7 +390,7 @@ def test_a_text_kept_with_outer_white_space_can_be_a_parent(cache: Path, model: 
 
 def test_an_error_of_the_model_is_shown_with_its_way_out(model: str, live: FakeLive) -> None:
     live.name = "ready"
-    name = live.keep_pair("Why?", "It is unreadable.", "")
+    name = live.texts.keep_pair("Why?", "It is unreadable.", "")
     at = open_page("response", pair=f"own-{name}", response_tab="delete")
     assert "leave it out" in words(at)
     assert not at.exception

@@ -15,6 +15,7 @@ import pytest
 from cli_helpers import COMMAND, wait_for
 from runs_helpers import WORKER, NapConfig, start, wait_state
 
+from core.cli import run_command
 from core.cli import runs as runs_cli
 from core.cli.options import override
 from core.config import BackboneConfig, FitConfig, SAEConfig, SelectionConfig, SweepConfig
@@ -39,6 +40,26 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SPARSERM_CACHE", str(tmp_path))
     monkeypatch.setattr(launching, "WORKER", WORKER)
     return tmp_path
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("words", [(), ("--detach",)])
+def test_an_interrupt_during_the_launch_cancels_the_run(
+    cli: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], number: signal.Signals
+) -> None:
+    """The run has started, and the command has not got its id yet."""
+
+    def interrupted(kind: str, config: Any, **options: Any) -> str:
+        run = start(cache, looks=2000, pause=0.05)
+        signal.raise_signal(number)
+        return run.id
+
+    monkeypatch.setattr(run_command, "launch", interrupted)
+    code, out, err = cli("fit", "--preset", "tiny", *words)
+    assert (code, out) == (130, "") and "stopped; finished steps are kept" in err
+    (run,) = all_runs(cache)
+    assert run.status().state == "cancelled" and not run.live()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 # --- looking -------------------------------------------------------------------------------------------------------
@@ -95,6 +116,7 @@ def test_follow_ends_with_the_runs_exit_code(cli: Any, cache: Path, deed: str, c
         assert "slept" in out and "20" in out and "nap: done in" in err
     else:
         assert run.status().error["problem"] in out
+        assert (f"this is a bug; sparserm runs log {run.id[-6:]} shows where" in out) == (deed == "stumble")
     assert cli("runs", "follow")[0] == code, "a run that is over is told at once"
 
 

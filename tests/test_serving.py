@@ -211,8 +211,8 @@ def test_the_latents_of_an_answer_are_those_of_its_tokens(live: Live, model: Spa
         (lambda live: live.features(QUESTION, "egg " * 20_000), DataError, "tokens, at most"),
         (lambda live: live.activations("egg", [256]), ConfigError, "from 0 to 255"),
         (lambda live: live.activations(" "), DataError, "empty"),
-        (lambda live: live.edit_texts("0123456789abcdef"), MissingError, "not kept"),
-        (lambda live: live.edit_texts("../../etc/passwd"), MissingError, "not kept"),
+        (lambda live: live.texts.chain("0123456789abcdef"), MissingError, "not kept"),
+        (lambda live: live.texts.chain("../../etc/passwd"), MissingError, "not kept"),
         (lambda live: live.score([QUESTION], []), DataError, "equal length"),
     ],
 )
@@ -234,14 +234,14 @@ def test_an_edit_is_that_of_the_model(live: Live, model: SparseRM) -> None:
 
 
 def test_kept_texts_are_found_by_id_only(live: Live) -> None:
-    name = live.keep_pair(QUESTION, "<script>", "\u202e🙂")
-    assert live.kept_pair(name) == {"prompt": QUESTION, "chosen": "<script>", "rejected": "\u202e🙂"}
-    assert live.keep_pair(QUESTION, "<script>", "\u202e🙂") == name
+    name = live.texts.keep_pair(QUESTION, "<script>", "\u202e🙂")
+    assert live.texts.pair(name) == {"prompt": QUESTION, "chosen": "<script>", "rejected": "\u202e🙂"}
+    assert live.texts.keep_pair(QUESTION, "<script>", "\u202e🙂") == name
     (file,) = live.texts.folder.rglob(f"{name}.json")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     for wrong in ("../x", "", "0" * 16, name.upper(), name + "\n"):
         with pytest.raises(MissingError):
-            live.kept_pair(wrong)
+            live.texts.pair(wrong)
 
 
 # --- who may ask ------------------------------------------------------------------------------------------------------

@@ -21,20 +21,21 @@ from typing import Any
 from core.config import Config, SAEConfig
 from core.errors import ConfigError
 from core.files import write_text
+from core.types import strict_json
 
 SUFFIXES = (".toml", ".json")
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The values in a file. Raises ConfigError where it can't be read."""
+    """The values in a file. Raises ConfigError where it can't be read, or gives a field twice."""
     _check_suffix(path)
     try:
         text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        values = tomllib.loads(text) if path.suffix == ".toml" else strict_json(text, unique_keys=True)
     except OSError as error:
         raise ConfigError(f"{path} can't be read", found=error.strerror or str(error), remedy="check the path of --config") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} holds no {path.suffix[1:].upper()}", found=str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} holds no valid {path.suffix[1:].upper()}", found=str(error)) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no table of fields", found=type(values).__name__)
     return values

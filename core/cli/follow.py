@@ -69,11 +69,13 @@ def _last_attempt(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return events[starts[-1] if starts else 0 :]
 
 
-def error_of(run: Run, status: Status) -> SparseRMError:
-    """Why a run that failed or was interrupted gave no result, as the error that it met."""
+def error_of(run: Run, status: Status, where: str) -> SparseRMError:
+    """Why a run that failed or was interrupted gave no result, as the error that it met.
+
+    `where`: the option or command that shows where the error arose.
+    """
     if status.error:
-        error = dict(status.error)
-        return error_from_dict({**error, "remedy": error["remedy"].replace("the log shows where", f"sparserm runs log {short(run)} shows where")})
+        return error_from_dict(status.error, where)
     problem = f"the process of run {run.id} has ended without a word: the machine was switched off, or somebody killed it"
     return StoreError(problem, remedy=f"give the same command again (finished steps are found), or sparserm runs resume {short(run)}")
 

@@ -22,7 +22,7 @@ from core.cli.runs import add_runs
 from core.cli.sae import add_sae
 from core.cli.score import add_score
 from core.cli.serve import add_serving
-from core.errors import Cancelled, SparseRMError, error_to_dict
+from core.errors import Cancelled, SparseRMError, error_from_dict, error_to_dict
 from core.runs.progress import Display, log_to
 from core.text_safety import for_terminal
 
@@ -52,16 +52,9 @@ def _run(arguments: argparse.Namespace, display: Display) -> tuple[int, str]:
     except Exception as error:
         if arguments.debug:
             traceback.print_exc()
-        return _error_message(error)
+        mendable = error if isinstance(error, SparseRMError) else error_from_dict(error_to_dict(error), "--debug")
+        return mendable.exit_code, str(mendable)
     return 0, ""
-
-
-def _error_message(error: Exception) -> tuple[int, str]:
-    if isinstance(error, SparseRMError):
-        return error.exit_code, str(error)
-    texts = error_to_dict(error)
-    remedy = texts["remedy"].replace("the log shows where", "--debug shows where")
-    return 1, f"{texts['problem']}\n  found: {texts['found']}\n  to do: {remedy}"
 
 
 def build_parser() -> argparse.ArgumentParser:

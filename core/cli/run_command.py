@@ -1,7 +1,8 @@
 """Every long command is a run: it is launched and followed, and its outcome is printed when it has succeeded.
 
-`--detach` does not follow. Ctrl-C cancels the run; a second Ctrl-C leaves at once. A command whose terminal is closed or that is killed leaves the
-run alone: `sparserm runs follow` shows it, as does the page Runs.
+`--detach` does not follow. Ctrl-C cancels the run, from the moment at which it is launched; a second Ctrl-C leaves at
+once. A command whose terminal is closed or that is killed leaves the run alone: `sparserm runs follow` shows it, as
+does the page Runs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,13 @@ from core.cli.follow import Follower, error_of, short
 from core.cli.options import HelpAll, add_command, add_config_options, override, print_json
 from core.cli.outcomes import outcome_json, print_outcome
 from core.config import Config
-from core.errors import Cancelled, ConfigError, SparseRMError
+from core.errors import Cancelled, ConfigError
 from core.jobs.follow_up import PREPARES, follow_up_names, follow_up_runs
 from core.jobs.kinds import EMBEDDED, asked_config, config_of, kind_of, load_job
 from core.jobs.start import launch
 from core.runs.launch import cancel, wait_started
 from core.runs.progress import Display
-from core.runs.registry import Run, Status, find_run
+from core.runs.registry import Run, find_run
 from core.runs.store import Store, cache_root
 
 DETACH_HELP = "only start the run, and print its id"
@@ -85,8 +87,7 @@ def run_command(arguments: argparse.Namespace, display: Display) -> int:
         detach(arguments.kind, config, arguments, display, prepare_pages=arguments.prepare_pages)
     else:
         load_job(arguments.kind).check(config, Store())
-        run_id = launch(arguments.kind, config, prepare_pages=arguments.prepare_pages)
-        return follow_and_print(find_run(run_id), arguments, display)
+        return follow_and_print(arguments.kind, config, arguments, display)
     return 0
 
 
@@ -104,8 +105,10 @@ def print_estimate(kind: str, config: Config, arguments: argparse.Namespace, dis
 def detach(
     kind: str, config: Config, arguments: argparse.Namespace, display: Display, *, parent: str | None = None, prepare_pages: bool = False
 ) -> None:
-    """Starts a run and prints its id."""
-    print_started(find_run(launch(kind, config, parent=parent, prepare_pages=prepare_pages)), arguments, display)
+    """Starts a run and prints its id. Ctrl-C before the id is printed cancels the run."""
+    _with_launched(
+        lambda: find_run(launch(kind, config, parent=parent, prepare_pages=prepare_pages)), lambda run: print_started(run, arguments, display)
+    )
 
 
 def print_started(run: Run, arguments: argparse.Namespace, display: Display) -> None:
@@ -121,15 +124,21 @@ def print_started(run: Run, arguments: argparse.Namespace, display: Display) -> 
 # --- following one's own run ---------------------------------------------------------------------------------------
 
 
-def follow_and_print(run: Run, arguments: argparse.Namespace, display: Display) -> int:
-    """Follows the run to its end, copies and prints its outcome. Returns the exit code; raises the error that the run met, and Cancelled."""
-    status = _follow(run, display)
+def follow_and_print(kind: str, config: Config, arguments: argparse.Namespace, display: Display) -> int:
+    """Launches a run, follows it to its end, copies and prints its outcome.
+
+    Returns the exit code; raises the error that the run met, and Cancelled.
+    """
+    run = _with_launched(
+        lambda: find_run(launch(kind, config, prepare_pages=arguments.prepare_pages)), partial(_follow, display=display)
+    )
+    status = run.status()
     if status.state == "cancelled":
         raise Cancelled
     if status.state != "succeeded":
         if arguments.debug:
             print(run.log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:], file=sys.stderr)
-        raise _as_of_a_command(error_of(run, status), run)
+        raise error_of(run, status, "--debug")
     save: Save | None = arguments.save
     changes = save(run, arguments, display) if save else {}
     display.close()
@@ -169,38 +178,54 @@ def exit_code(kind: str, result: Mapping[str, Any]) -> int:
     return 9 if kind == "doctor" and result["outcome"]["status"] == "fail" else 0
 
 
-def _follow(run: Run, display: Display) -> Status:
-    """Shows the run until it ends. Ctrl-C and SIGTERM cancel it; a closed standard error does not matter to it."""
+def _follow(run: Run, display: Display) -> None:
+    """Shows the run until it ends. A closed standard error does not matter to the run."""
     try:
-        with _terminated_as_interrupted():
-            return Follower(run, display).until_the_end()
-    except KeyboardInterrupt:
-        with contextlib.suppress(ConfigError):  # it ended just now
-            cancel(run)
-        return run.status()
+        Follower(run, display).until_the_end()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-        return _follow(run, display)
+        _follow(run, display)
+
+
+def _with_launched(start: Callable[[], Run], use: Callable[[Run], None]) -> Run:
+    """The run that `start` launches, after `use` of it. Ctrl-C and SIGTERM from the launch on cancel the run.
+
+    SIGTERM, by which supervisors end a command, is taken as Ctrl-C: nobody would look for a run that goes on. Raises KeyboardInterrupt where the
+    run was cancelled before `use` ended.
+    """
+    run = None
+    try:
+        with _handled(signal.default_int_handler, signal.SIGTERM):
+            noted: list[int] = []
+            # An interrupt during the launch would leave a run that nobody can name; it acts as soon as the run is known.
+            with _handled(lambda number, _: noted.append(number), signal.SIGINT, signal.SIGTERM):
+                run = start()
+            if noted:
+                raise KeyboardInterrupt
+            use(run)
+    except KeyboardInterrupt:
+        if run is None:
+            raise
+        with contextlib.suppress(ConfigError):  # it ended just now
+            cancel(run)
+        if run.status().state == "cancelled":
+            raise
+    return run
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, by which supervisors end a command, is taken as Ctrl-C: nobody would look for a run that goes on."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+def _handled(handler: Callable[[int, Any], Any], *numbers: int) -> Iterator[None]:
+    """These signals are taken by `handler`, but for those that the process ignores. Outside the main thread nothing changes."""
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
     try:
+        for number in before:
+            signal.signal(number, handler)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _as_of_a_command(error: SparseRMError, run: Run) -> SparseRMError:
-    log = f"sparserm runs log {short(run)} shows where"
-    error.remedy = error.remedy.replace(log, "--debug shows where")
-    error.args = (error.args[0].replace(log, "--debug shows where"),)
-    return error
+        for number, handled in before.items():
+            signal.signal(number, handled)
 
 
 def check_new_folder(arguments: argparse.Namespace, remedy: str) -> None:

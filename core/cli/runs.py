@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.cli import tables
-from core.cli.follow import Follower, short
+from core.cli.follow import Follower, error_of, short
 from core.cli.options import Parser, add_command, add_options, override, parts_of, print_json
 from core.cli.outcomes import print_outcome
 from core.cli.run_command import detach, print_started
 from core.config import Config
-from core.errors import error_from_dict
 from core.jobs.follow_up import PREPARES, preparation
 from core.jobs.kinds import SECTIONS, asked_config, config_of, kind_of, resolved_config
 from core.jobs.start import resume
@@ -152,7 +151,7 @@ def _print_end(run: Run) -> None:
     if status.state == "succeeded" and result:
         print_outcome(run.kind, result, config_of(run))
     elif status.error:
-        print(for_terminal(str(error_from_dict(status.error))))
+        print(for_terminal(str(error_of(run, status, f"sparserm runs log {short(run)}"))))
     else:
         print(f"{run.id}: {status.state}")
 

@@ -35,14 +35,17 @@ class KeptTexts:
         self._write(edit_id, {"edit_id": edit_id, "parent_id": parent_id, "prompt": list(prompt), "response": response})
 
     def chain(self, edit_id: str) -> list[dict[str, Any]]:
-        """The edits from the root to this one. Raises MissingError where one is not kept here."""
+        """{edit_id, parent_id, prompt (messages), response} of each edit from the root to this one.
+
+        Raises MissingError where one is not kept here.
+        """
         chain = [self._read(edit_id, "edit_id")]
         while chain[-1]["parent_id"] is not None and len(chain) < LONGEST_CHAIN:
             chain.append(self._read(chain[-1]["parent_id"], "edit_id"))
         return chain[::-1]
 
     def keep_pair(self, prompt: str, chosen: str, rejected: str) -> str:
-        """Keeps a person's own pair (`rejected` may be empty: one response) and returns its id."""
+        """Keeps a person's own pair (`rejected` may be empty: one response) and returns its id for links."""
         value = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
         name = sha256_of(["pair", prompt, chosen, rejected])[:16]
         self._write(name, value)

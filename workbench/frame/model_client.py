@@ -152,22 +152,6 @@ class Live:
         gradient: dict[str, Any] = self._ask("gradient", {"prompt": _plain(prompt), "response": response})["gradient"]
         return gradient
 
-    def edit_texts(self, edit_id: str) -> list[dict[str, Any]]:
-        """{edit_id, parent_id, prompt (messages), response} of each edit from the root to this one. Needs no process.
-        Raises MissingError.
-        """
-        return self.texts.chain(edit_id)
-
-    def keep_pair(self, prompt: str, chosen: str, rejected: str) -> str:
-        """Keeps a person's own pair (`rejected` may be empty: one response) and returns an id for links. Needs no
-        process.
-        """
-        return self.texts.keep_pair(prompt, chosen, rejected)
-
-    def kept_pair(self, pair_id: str) -> dict[str, str]:
-        """{prompt, chosen, rejected} of `keep_pair`. Raises MissingError."""
-        return self.texts.pair(pair_id)
-
     def activations(self, text: str, latents: Sequence[int] = (), *, prompt: Dialogue | None = None, top: int = 10) -> dict[str, Any]:
         """Latents of the whole SAE on any text: as a user's message, or with `prompt` as the answer to it.
 

@@ -17,6 +17,7 @@ from core.backbone.presets import neuronpedia_source
 from core.config import LatentsConfig
 from core.errors import MissingError
 from core.explain.latent_effect import head_weights, response_curve
+from core.explain.sentence import DETECTION
 from core.latents import find_pages as latent_pages
 from core.latents.label_book import labels_of
 from core.latents.labels import Label, Labels, Score
@@ -30,7 +31,6 @@ from workbench.frame.chart_base import interval
 from workbench.frame.models import FittedModel
 from workbench.frame.tokens import TokenRow
 
-AUROC_BOUND = 0.8  # METHOD.md section 1: below it, the projection shows little of the label
 # A page waits for its intervals: so many responses are drawn in all resamples together, within these numbers of
 # resamples.
 DRAWN, RESAMPLES = 4_000_000, (200, 2000)
@@ -209,7 +209,7 @@ def detection(row: Mapping[str, Any]) -> tuple[str, str]:
         return "–", ""
     figure = f"{auroc:.2f}"
     weak = f"the projection tells only poorly ({figure}) whether the latent is active, so its label may not describe what moves the reward"
-    return figure, weak if auroc < AUROC_BOUND else ""
+    return figure, weak if auroc < DETECTION else ""
 
 
 def detection_interval(model: FittedModel, latent: int) -> tuple[float, float, int] | None:

@@ -108,7 +108,7 @@ def _own_texts(model: FittedModel) -> None:
         rejected = right.text_area("Another answer (may stay empty)", held["rejected"], height=180, max_chars=LONGEST_TEXT, key="own rejected")
         sent = st.form_submit_button("Explain", type="primary", icon=":material/troubleshoot:")
     if sent and prompt.strip() and chosen.strip():
-        state.choose(pair=OWN + live.keep_pair(prompt.strip(), chosen.strip(), rejected.strip()))
+        state.choose(pair=OWN + live.texts.keep_pair(prompt.strip(), chosen.strip(), rejected.strip()))
         st.rerun()
     elif sent:
         st.warning("A prompt and at least one answer are needed.")

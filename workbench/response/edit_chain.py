@@ -82,6 +82,6 @@ def change_bars(model: FittedModel, before: Explanation, after: Explanation) -> 
 def _kept_chain(model: FittedModel, edit_id: str) -> list[dict[str, Any]]:
     """The texts from the root to this edit; none where it is not kept here."""
     try:
-        return live_model(str(model.path), model.root).edit_texts(edit_id) if edit_id else []
+        return live_model(str(model.path), model.root).texts.chain(edit_id) if edit_id else []
     except MissingError:
         return []

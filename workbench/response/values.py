@@ -85,7 +85,7 @@ def subject_of(model: FittedModel, pair_id: str) -> Subject | None:
     """The pair of the fit, or the own pair of the person, with this id; None for an unknown id."""
     if pair_id.startswith(OWN):
         try:
-            pair = live_model(str(model.path), model.root).kept_pair(pair_id.removeprefix(OWN))
+            pair = live_model(str(model.path), model.root).texts.pair(pair_id.removeprefix(OWN))
         except MissingError:
             return None
         texts = {"response": pair["chosen"]} if not pair["rejected"] else {side: pair[side] for side in SIDES}
