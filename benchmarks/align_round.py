@@ -23,7 +23,7 @@ from typing import Any
 from align_generation import plain
 
 from core.align.policy import new_lora, quiet
-from core.align.presets import align_preset
+from core.align.presets import ALIGN_PRESETS
 from core.align.records import CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, SHIFT
 from core.align.templates import instructed, templates_of
 from core.backbone.model import Backbone, load_backbone
@@ -40,7 +40,7 @@ RECIPE = (CANDIDATES, REWARDS, FILTER, DPO)
 
 def fresh(n_prompts: int) -> AlignConfig:
     """One round of the demo preset, with the present second as seed."""
-    demo, seed = align_preset("demo"), int(time.time())
+    demo, seed = ALIGN_PRESETS["demo"], int(time.time())
     candidates, dpo = replace(demo.candidates, seed=seed), replace(demo.dpo, seed=seed)
     return replace(demo, rounds=1, prompts_limit=n_prompts, candidates=candidates, dpo=dpo)
 

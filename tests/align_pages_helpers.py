@@ -17,7 +17,7 @@ from core.align.evaluation import PolicyEvaluation, save_evaluation
 from core.align.figures import Measure, figure_of
 from core.align.filtering import counts_of
 from core.align.overoptimisation import CHOICE, RULE, Drift, warnings_of
-from core.align.presets import align_preset
+from core.align.presets import ALIGN_PRESETS
 from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, STEPS, Ledger, key_of
 from core.align.values import Candidate, Decision
 from core.config import AlignConfig
@@ -151,7 +151,7 @@ def shift_of(round: int, pairs: int = PAIRS, matched: bool = True) -> Shift:
 
 
 def some_config(**changes: Any) -> AlignConfig:
-    return replace(align_preset("tiny"), **changes)
+    return replace(ALIGN_PRESETS["tiny"], **changes)
 
 
 def add_alignment(

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from core.align.inputs import PolicyRef
 from core.align.loop import AlignOutcome, align
 from core.align.overoptimisation import choose_round
-from core.align.presets import align_preset
+from core.align.presets import ALIGN_PRESETS
 from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, ROUND, SHIFT, Ledger
 from core.align.steps import AlignSteps
 from core.backbone.generation import Spent
@@ -95,7 +95,7 @@ def make_world(model: Path, fit: FitConfig, store: Store, scratch: Path) -> Alig
     questions = scratch / "golden-mc.json"
     questions.write_text(json.dumps(QUESTIONS), encoding="utf-8")
     config = replace(
-        align_preset("tiny"),
+        ALIGN_PRESETS["tiny"],
         fit=fit,
         model=str(model),
         prompts_limit=8,

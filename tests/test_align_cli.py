@@ -14,7 +14,7 @@ from left_out_helpers import counts_of
 from runs_helpers import wait_state
 
 from core.align.left_out import sentences
-from core.align.presets import ALIGN_PRESETS, align_preset
+from core.align.presets import ALIGN_PRESETS
 from core.backbone.presets import PRESETS, preset
 from core.cli import run_command, tables
 from core.cli.main import build_parser
@@ -22,7 +22,6 @@ from core.cli.options import options_of, override
 from core.cli.outcomes import print_outcome
 from core.cli.run_command import config_from
 from core.config import AlignConfig, DataConfig, from_dict
-from core.errors import ConfigError
 from core.jobs import start as launching
 from core.jobs.align import ALIGN, completed
 from core.jobs.kinds import asked_config
@@ -104,7 +103,7 @@ def test_options_reach_their_configs() -> None:
 def test_a_config_comes_back_from_its_own_options() -> None:
     """As the form's command line and a rerun need it."""
     config = asked("--preset", "tiny", "--gradient-checkpointing", "true", "--dpo-seed", "3", "--evaluation-prompts", "5", "--arm", "none")
-    words = options_of(config, align_preset("tiny"))
+    words = options_of(config, ALIGN_PRESETS["tiny"])
     assert asked("--preset", "tiny", *words) == config and len(words) == 8
     assert from_dict(AlignConfig, json.loads(json.dumps(config.to_dict()))) == config
 
@@ -125,12 +124,10 @@ def test_values_of_the_embedded_model_hold_only_for_it() -> None:
 def test_the_presets_are_the_papers_and_small_ones() -> None:
     assert set(ALIGN_PRESETS) == {*PRESETS, "demo"}
     for name in ("gemma-2-2b", "gemma-2-9b", "llama-3.1-8b"):
-        config = align_preset(name)
+        config = ALIGN_PRESETS[name]
         assert config.fit == PRESETS[name] and (config.rounds, config.dpo.epochs, config.dpo.beta, config.dpo.reference) == (5, 3, 0.1, "base")
         assert (config.dpo.lora_r, config.dpo.lora_alpha, config.candidates.mode, config.arm) == (16, 32, "two_prompts", "sparserm")
-    assert align_preset("demo").prompts_limit <= 48 and align_preset("demo").rounds == 2 and align_preset("demo").fit == PRESETS["smollm2-135m"]
-    with pytest.raises(ConfigError, match=r"(?s)no such preset.*demo.*'gemma'"):
-        align_preset("gemma")
+    assert ALIGN_PRESETS["demo"].prompts_limit <= 48 and ALIGN_PRESETS["demo"].rounds == 2 and ALIGN_PRESETS["demo"].fit == PRESETS["smollm2-135m"]
 
 
 # --- refused before anything is computed ------------------------------------------------------------------------------

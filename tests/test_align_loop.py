@@ -18,14 +18,15 @@ from safetensors.numpy import load_file
 from core.align import audit
 from core.align.filtering import AT_RANDOM, MARGIN
 from core.align.policy import adapter_hash
-from core.align.presets import align_preset
-from core.align.records import ALIGNMENT, DPO, EVALUATION, ROUND, SHIFT, STEPS, AlignmentRecord, RoundRecord, find_alignment, key_of
+from core.align.presets import ALIGN_PRESETS
+from core.align.records import ALIGNMENT, CANDIDATES, DPO, EVALUATION, ROUND, SHIFT, STEPS, AlignmentRecord, RoundRecord, alignments, key_of
 from core.align.round import NO_PAIR
 from core.align.steps import SEED_DISTANCE, round_seed, split_kept
 from core.config import AlignConfig, DPOConfig, FitConfig, HeadConfig, PolicyEvaluationConfig, SelectionConfig
 from core.data.pairs_file import read_pairs
 from core.errors import Cancelled, ConfigError, MissingError
 from core.explain.shift import load_shift
+from core.files import read_json_lines
 from core.jobs.align import completed
 from core.jobs.align_work import run_alignment
 from core.reward.model import SparseRM
@@ -38,10 +39,15 @@ COUNTS = ("generated", "parsed", "kept", "dropped")
 
 def quick(**changes: Any) -> AlignConfig:
     """The tiny preset with a smaller fit and evaluation."""
-    tiny = align_preset("tiny")
+    tiny = ALIGN_PRESETS["tiny"]
     fit: FitConfig = replace(tiny.fit, head=HeadConfig(epochs=3, seeds=2), selection=SelectionConfig(k=8, resamples=20), curve=(4, 8), random_draws=2)
     small = {"fit": fit, "evaluation": PolicyEvaluationConfig(pairs=10, prompts=24, max_new_tokens=200), "dpo": DPOConfig(lr=1e-3, epochs=1)}
     return replace(tiny, **{**small, **changes})
+
+
+def alignment_of(config: AlignConfig, store: Store) -> AlignmentRecord:
+    (record,) = (record for record in alignments(store.root) if record.key == key_of(config))
+    return record
 
 
 class FinishedRun:
@@ -55,9 +61,7 @@ class FinishedRun:
 
     @property
     def record(self) -> AlignmentRecord:
-        record = find_alignment(self.store.root, key_of(self.config))
-        assert record is not None
-        return record
+        return alignment_of(self.config, self.store)
 
     @property
     def rounds(self) -> list[RoundRecord]:
@@ -238,8 +242,8 @@ def test_a_cancelled_run_goes_on(store: Store, run: FinishedRun) -> None:
     with pytest.raises(Cancelled):
         run_alignment(config, store, stop)
     assert artefacts(store)["align-filter"] == before["align-filter"] + 1 and artefacts(store)[DPO] == before[DPO]
-    record = find_alignment(store.root, key_of(config))
-    assert record is not None and [round.finished for round in record.rounds] == [True, False] and record.result is None
+    record = alignment_of(config, store)
+    assert [round.finished for round in record.rounds] == [True, False] and record.result is None
     assert set(record.rounds[1].steps) == {"align-candidates", "align-rewards", "align-filter"}
 
 
@@ -315,11 +319,12 @@ def test_the_shift_compares_answers_to_training_prompts(store: Store, tmp_path: 
     assert record.manifest and (record.manifest["prompts"]["n"], record.manifest["prompts"]["n_held_out"]) == (2, 1)
     assert {candidate.prompt[0]["content"] for candidate in record.candidates} == {"How do I grow leeks?", "Is it hard to ski?"}
     train = {pair.prompt_id for pair, split in zip(held_out.pairs, held_out.pairs.split, strict=True) if split == "train"}
-    assert {candidate.candidate_id[:16] for candidate in record.shift_candidates} == train and len(record.shift_candidates) == 48
+    beside = [row["candidate_id"] for row in read_json_lines(record.steps[CANDIDATES] / "beside.jsonl")]
+    assert {candidate_id[:16] for candidate_id in beside} == train and len(beside) == 48
     shift = load_shift(record.steps[SHIFT])
-    assert shift.ids and set(shift.ids) <= {candidate.candidate_id for candidate in record.shift_candidates}
+    assert shift.ids and set(shift.ids) <= set(beside)
     assert any(row.measure == "matched" and row.figure for row in shift.rows)
-    assert run.rounds[1].shift_candidates == []
+    assert read_json_lines(run.rounds[1].steps[CANDIDATES] / "beside.jsonl") == []
 
 
 def test_what_cannot_go_together_is_refused_at_once(store: Store) -> None:

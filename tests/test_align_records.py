@@ -17,7 +17,7 @@ from core.align import audit
 from core.align.filtering import AT_RANDOM, MARGIN
 from core.align.presets import ALIGN_PRESETS
 from core.align.prompts import choose_prompts
-from core.align.records import ALIGNMENT, LEDGER, ROUND, Ledger, alignments, find_alignment, key_of
+from core.align.records import ALIGNMENT, LEDGER, ROUND, AlignmentRecord, Ledger, alignments, key_of
 from core.align.values import Candidate, Decision
 from core.config import AlignConfig, DPOConfig
 from core.errors import ConfigError, DataError, StoreError
@@ -102,11 +102,11 @@ def stands(store: Store, step: str, fingerprint: str, **files: Any) -> str:
 
 def test_a_ledger_is_read_while_it_is_written(tmp_path: Path) -> None:
     store, config = Store(tmp_path), ALIGN_PRESETS["demo"]
-    assert find_alignment(tmp_path, key_of(config)) is None and alignments(tmp_path) == []
+    assert alignments(tmp_path) == []
     ledger = Ledger(tmp_path, config)
     ledger.add_facts(model="/models/a", judge="/models/a/controls/dense")
-    record = find_alignment(tmp_path, key_of(config))
-    assert record is not None and record.config == config and record.rounds == [] and record.result is None
+    (record,) = alignments(tmp_path)
+    assert record.key == key_of(config) and record.config == config and record.rounds == [] and record.result is None
     assert (record.model, record.judge) == (Path("/models/a"), Path("/models/a/controls/dense"))
 
     candidate = Candidate(candidate_id="c", prompt=asked("q"), chosen="a", rejected="b", raw=("a", "b"), meta={"n": 1})
@@ -130,13 +130,13 @@ def test_a_ledger_is_read_while_it_is_written(tmp_path: Path) -> None:
 def test_removed_and_foreign_artefacts_are_left_out(tmp_path: Path) -> None:
     config = ALIGN_PRESETS["demo"]
     Ledger(tmp_path, config).add_step(1, "align-filter", "f" * 64)
-    assert find_alignment(tmp_path, key_of(config)).rounds[0].steps == {}  # type: ignore[union-attr]
+    assert [record.rounds[0].steps for record in alignments(tmp_path)] == [{}]
     other = tmp_path / "alignments" / "0123456789abcdef"
     other.mkdir()
     (other / LEDGER).write_text(json.dumps({"schema": 99}))
     assert [record.key for record in alignments(tmp_path)] == [key_of(config)]
     with pytest.raises(StoreError, match="this version reads"):
-        _ = find_alignment(tmp_path, other.name).rounds  # type: ignore[union-attr]
+        _ = AlignmentRecord(folder=other).rounds
 
 
 def test_the_key_is_of_what_changes_the_result() -> None:

@@ -102,6 +102,14 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_labels_check_options_before_anything_heavy_is_loaded() -> None:
+    commands = [["ask", "M"], ["ask", "M", "--endpoint", "http://localhost:1/v1"], ["auto", "M", "--tokens", "0"], ["score", "M", "--snippets", "0"]]
+    code = f"import sys\nfrom core.cli.main import main\nprint([main(['labels', *words]) for words in {commands!r}])\n"
+    code += f"print(sorted(set(sys.modules) & {HEAVY!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines() == ["[2, 2, 2, 2]", "[]"]
+
+
 def test_every_command_has_an_example_that_parses() -> None:
     seen = 0
     for parser in [build_parser(), *parsers(build_parser())]:

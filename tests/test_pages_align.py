@@ -22,8 +22,8 @@ from streamlit.testing.v1 import AppTest
 from core.align import audit
 from core.align.figures import MEANING, read_measures
 from core.align.overoptimisation import RULE
-from core.align.presets import ALIGN_PRESETS, align_preset
-from core.align.records import CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, STEPS, find_alignment, key_of
+from core.align.presets import ALIGN_PRESETS
+from core.align.records import CANDIDATES, DPO, EVALUATION, FILTER, REWARDS, STEPS, alignments, key_of
 from core.cli.equal_command import equal_command
 from core.cli.main import build_parser
 from core.cli.run_command import config_from
@@ -149,7 +149,7 @@ def test_what_is_wrong_is_marked_and_cannot_start(empty: Path) -> None:
     fine(rounds.set_value(0).run())
     assert button(at, "Start").disabled and any("rounds is too small" in one.value for one in at.markdown)
     draft = state.keep(
-        "draft", vars(Draft(kind="align", base=align_preset("demo").to_dict(), changes={"arm": "none", "candidates.mode": "best_of_n"}))
+        "draft", vars(Draft(kind="align", base=ALIGN_PRESETS["demo"].to_dict(), changes={"arm": "none", "candidates.mode": "best_of_n"}))
     )
     at = fine(open_page("align", runs_draft=draft))
     assert button(at, "Start").disabled and "best_of_n selects by the reward itself" in words(at)
@@ -176,10 +176,10 @@ def test_a_click_on_the_chosen_preset_is_back_to_it(empty: Path) -> None:
     "config",
     [
         *ALIGN_PRESETS.values(),
-        replace(align_preset("demo"), arm="/tmp/a folder", rounds=3, prompts="my file.jsonl", model="/cache/a model", seed=5),
-        replace(align_preset("tiny"), dpo=replace(align_preset("tiny").dpo, lr=2e-4, gradient_checkpointing=True, batch_size=2)),
-        replace(align_preset("gemma-2-2b"), fit=replace(align_preset("gemma-2-2b").fit, sae=align_preset("demo").fit.sae)),
-        replace(align_preset("gemma-2-2b"), candidates=replace(align_preset("demo").candidates, mode="best_of_n", min_margin=0.5, seed=9)),
+        replace(ALIGN_PRESETS["demo"], arm="/tmp/a folder", rounds=3, prompts="my file.jsonl", model="/cache/a model", seed=5),
+        replace(ALIGN_PRESETS["tiny"], dpo=replace(ALIGN_PRESETS["tiny"].dpo, lr=2e-4, gradient_checkpointing=True, batch_size=2)),
+        replace(ALIGN_PRESETS["gemma-2-2b"], fit=replace(ALIGN_PRESETS["gemma-2-2b"].fit, sae=ALIGN_PRESETS["demo"].fit.sae)),
+        replace(ALIGN_PRESETS["gemma-2-2b"], candidates=replace(ALIGN_PRESETS["demo"].candidates, mode="best_of_n", min_margin=0.5, seed=9)),
     ],
 )
 def test_the_command_says_what_the_form_holds(config: AlignConfig) -> None:
@@ -197,7 +197,7 @@ def test_every_field_of_the_config_has_a_widget(empty: Path) -> None:
         return sum(count(value) if isinstance(value, dict) and value else 1 for value in values.values())
 
     columns = 1  # a mapping, in one box
-    assert shown >= count(align_preset("demo").to_dict()) - columns
+    assert shown >= count(ALIGN_PRESETS["demo"].to_dict()) - columns
 
 
 def test_a_reward_model_of_the_cache_can_be_taken(cache: Path) -> None:
@@ -420,8 +420,7 @@ def test_the_audit_is_blind_until_judged_and_counts_judgements(empty: Path) -> N
     add_model(empty, seed=3)
     key = add_alignment(empty, model=models.models(empty)[0].path)
     at = fine(open_page("align", align_open=key, align_show="audit", align_round="1"))
-    record = find_alignment(empty, key)
-    assert record is not None
+    (record,) = (record for record in alignments(empty) if record.key == key)
     cases = audit.cases(1, record.rounds[1].candidates, record.rounds[1].decisions, n=20, seed=0)
     spoken = ("intended", "reward +", "reward -", "Latent 10")
     right = {"first": "second", "second": "first"}

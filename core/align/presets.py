@@ -12,7 +12,6 @@ from typing import Any
 
 from core.backbone.presets import PRESETS
 from core.config import AlignConfig, CandidatesConfig, DPOConfig, PolicyEvaluationConfig
-from core.errors import ConfigError
 
 DEMO, TINY = "demo", "tiny"
 # For models of billions of weights, which fit on a GPU for training only in bfloat16.
@@ -44,10 +43,3 @@ ALIGN_PRESETS: Mapping[str, AlignConfig] = {
         evaluation=PolicyEvaluationConfig(pairs=40, prompts=24, max_new_tokens=200),
     ),
 }
-
-
-def align_preset(name: str) -> AlignConfig:
-    """The preset of this name. Raises ConfigError on an unknown one."""
-    if name not in ALIGN_PRESETS:
-        raise ConfigError("there is no such preset", expected=" | ".join(ALIGN_PRESETS), found=repr(name))
-    return ALIGN_PRESETS[name]

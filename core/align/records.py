@@ -91,11 +91,6 @@ class RoundRecord:
         return [Candidate.from_json(row) for row in self._rows(CANDIDATES, "candidates.jsonl")]
 
     @property
-    def shift_candidates(self) -> list[Candidate]:
-        """Answers to training prompts, generated for the shift where the round has other prompts; else empty."""
-        return [Candidate.from_json(row) for row in self._rows(CANDIDATES, "beside.jsonl")]
-
-    @property
     def rewards(self) -> list[Mapping[str, Any]]:
         """`candidate_id`, `reward_chosen` and `reward_rejected` (null for an unreadable text) of each parsed pair."""
         return self._rows(REWARDS, "rewards.jsonl")
@@ -198,9 +193,3 @@ def alignments(root: Path) -> list[AlignmentRecord]:
         except (StoreError, KeyError):  # written by another version
             continue
     return [record for _, record in sorted(dated, key=lambda pair: pair[0], reverse=True)]
-
-
-def find_alignment(root: Path, key: str) -> AlignmentRecord | None:
-    """The alignment with this key; None if it has not begun."""
-    folder = root / FOLDER / key
-    return AlignmentRecord(folder=folder) if (folder / LEDGER).is_file() else None

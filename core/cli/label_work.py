@@ -1,4 +1,7 @@
-"""The commands of `sparserm labels` that read the latents' pages, and make them where they do not stand: auto, ask, score."""
+"""The commands of `sparserm labels` that read the latents' pages, and make them where they are missing: auto, ask, score.
+
+The options are checked first, and torch is only loaded where pages are made or labels are scored.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from core.by_name import load
 from core.cli import tables
 from core.cli.label_commands import opened, print_figures
 from core.cli.options import override, print_json
 from core.config import EndpointConfig, LatentsConfig
 from core.errors import MissingError
 from core.jobs.job import hold_device
-from core.latents import label_scores
 from core.latents.find_pages import find_pages, selected_latents
 from core.latents.label_auto import automatic_label
 from core.latents.label_endpoint import ask_labels, check_endpoint
 from core.latents.labels import AUTOMATIC, POOR, SOURCES, Label, Score
-from core.latents.make_pages import make_pages
 from core.latents.pages import LatentPages
 from core.reward.folder import ModelFolder
 from core.runs.progress import Display
@@ -27,8 +29,9 @@ from core.statistics.bootstrap import RESAMPLES, SEED, percentile_interval
 
 
 def auto_command(arguments: argparse.Namespace, display: Display) -> None:
+    pages_config: LatentsConfig = override(LatentsConfig(), vars(arguments))
     book = opened(arguments.model)[1]
-    pages, latents = _pages(arguments, display)
+    pages, latents = _pages(arguments, pages_config, display)
     labels: list[Label] = []
     for number, latent in enumerate(latents):
         display("label", number, len(latents))
@@ -42,21 +45,23 @@ def auto_command(arguments: argparse.Namespace, display: Display) -> None:
 def ask_command(arguments: argparse.Namespace, display: Display) -> None:
     config: EndpointConfig = override(EndpointConfig(), vars(arguments))
     check_endpoint(config)
+    pages_config: LatentsConfig = override(LatentsConfig(), vars(arguments))
     book = opened(arguments.model)[1]
-    pages, latents = _pages(arguments, display)
+    pages, latents = _pages(arguments, pages_config, display)
     done = ask_labels(book, (pages.page(latent) for latent in latents), config, total=len(latents), progress=display)
     print_figures(arguments, display, dict(done.__dict__))
 
 
 def score_command(arguments: argparse.Namespace, display: Display) -> None:
+    pages_config: LatentsConfig = override(LatentsConfig(), vars(arguments))
     book = opened(arguments.model)[1]
-    embed = label_scores.SentenceModel()
-    pages, latents = _pages(arguments, display)
+    embed = load("core.latents.label_scores:SentenceModel")()
+    pages, latents = _pages(arguments, pages_config, display)
     labels = [(label, latent) for latent in latents for label in book.all(latent)]
     if not labels:
         raise MissingError("there is no label to score", remedy="sparserm labels auto MODEL; or by hand: sparserm labels set MODEL LATENT TEXT")
     pairs = ((label, pages.page(latent)) for label, latent in labels)
-    scores = label_scores.score_labels(pairs, pages.snippets, embed, total=len(labels), progress=display)
+    scores = load("core.latents.label_scores:score_labels")(pairs, pages.snippets, embed, total=len(labels), progress=display)
     book.add_scores(scores)
     display.close()
     sources, few = scores_by_source(scores), len(labels) - len(scores)
@@ -81,12 +86,12 @@ def scores_by_source(scores: Sequence[tuple[Label, Score]]) -> dict[str, dict[st
     return figures
 
 
-def _pages(arguments: argparse.Namespace, display: Display) -> tuple[LatentPages, list[int]]:
+def _pages(arguments: argparse.Namespace, config: LatentsConfig, display: Display) -> tuple[LatentPages, list[int]]:
     """The latents' pages of the reward model, made where they do not stand, and the latents that are meant."""
     folder = ModelFolder(arguments.model)
-    config: LatentsConfig = override(LatentsConfig(), vars(arguments))
     pages = find_pages(folder, config, arguments.latent, every=arguments.all)
     if pages is None:
         with hold_device(folder.parts.backbone_config, folder.store, display.say):
+            make_pages = load("core.latents.make_pages:make_pages")
             pages = make_pages(folder, config, arguments.latent, every=arguments.all, device=arguments.device, progress=display)
     return pages, list(pages) if arguments.all else arguments.latent or selected_latents(folder)

@@ -6,7 +6,7 @@ Its draft is one of workbench.frame.forms, whose start is always a config: a pre
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
@@ -14,7 +14,6 @@ import streamlit as st
 from core.align.filtering import NONE, RANDOM, SPARSERM
 from core.align.presets import ALIGN_PRESETS, DEMO, TINY
 from core.by_name import load
-from core.cli.equal_command import equal_command
 from core.config import AlignConfig, Config
 from core.errors import ConfigError
 from core.jobs.kinds import KINDS
@@ -23,7 +22,7 @@ from core.text_safety import visible
 from workbench.align import values as align
 from workbench.frame import forms, models, run_panel, state
 from workbench.frame.estimate_view import show_estimate
-from workbench.frame.forms import Draft
+from workbench.frame.forms import Draft, Filled, Row
 from workbench.frame.layout import label_text
 
 ORDER = (DEMO, TINY, *(name for name in ALIGN_PRESETS if name not in (DEMO, TINY)))
@@ -35,41 +34,12 @@ PRESET_SENTENCES = {
 PAPER = "The paper's cell, for a GPU."
 MAIN = KINDS[align.KIND].first_fields
 ARMS = (SPARSERM, NONE, RANDOM, "dense", "activations", "random-rows", "random-isotropic")
-# Title of a group of settings -> the config that holds them.
-GROUPS = {"This alignment": "", "Candidates": "candidates", "Training": "dpo", "Evaluation": "evaluation"}
-FIT_GROUPS = {
-    "Reward model: preference pairs": "fit.data",
-    "Reward model: language model": "fit.backbone",
-    "Reward model: sparse autoencoder": "fit.sae",
-    "Reward model: selection": "fit.selection",
-    "Reward model: head": "fit.head",
-    "Reward model: controls": "fit",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Filled:
-    """What the form holds now: only without errors can it be launched."""
-
-    draft: Draft
-    config: AlignConfig
-    errors: Mapping[str, str]
-
-    @property
-    def command(self) -> str:
-        return equal_command(align.KIND, self.config, preset_of(self.draft))
 
 
 def draft_of() -> Draft:
     """The draft that the URL names, else a fresh one of the demo."""
     draft = forms.draft_of(align.KIND)
     return draft if draft.base is not None else replace(draft, base=ALIGN_PRESETS[DEMO].to_dict())
-
-
-def preset_of(draft: Draft) -> str:
-    """The preset that a draft starts from; empty where it starts from an earlier alignment."""
-    start = draft.start()
-    return next((name for name in ORDER if draft.parent is None and ALIGN_PRESETS[name] == start), "")
 
 
 def fill(config: AlignConfig, parent: str | None = None, **ids: str | None) -> None:
@@ -89,13 +59,14 @@ def form() -> Filled:
     _first(draft, config, errors)
     wrong = sum(path not in MAIN for path in errors)
     if forms.all_settings_switch(f"All settings{f', {wrong} to mend' if wrong else ''}") or wrong:
-        for title, path in (GROUPS | ({} if config.model else FIT_GROUPS)).items():
-            _group(title, path, draft, errors)
+        for title, rows in _groups(draft.start(), with_fit=not config.model).items():
+            st.markdown(f"###### {title}")
+            forms.field_grid(rows, draft, errors)
     return Filled(draft=draft, config=config, errors=errors)
 
 
 def _preset(draft: Draft) -> None:
-    name = preset_of(draft)
+    name = draft.start_preset()
     # A click on the chosen preset goes back to it.
     widget = state.url_widget("align preset", name or None, lambda chosen: fill(ALIGN_PRESETS[chosen or name]))
     st.segmented_control("Start from", ORDER, help="Changes below are laid over this preset.", **widget)
@@ -146,19 +117,12 @@ def _take(draft: Draft, path: str, value: str) -> None:
     forms.take_value(draft, path, str(getattr(draft.start(), path)), value)
 
 
-def _group(title: str, path: str, draft: Draft, errors: Mapping[str, str]) -> None:
-    """The fields of one config, without those that stand above and those of the configs in it."""
-    config: Any = draft.start()
-    for part in path.split(".") if path else ():
-        config = getattr(config, part)
-    rows = [
-        (name, config, spec)
-        for spec in fields(config)
-        if not is_dataclass(getattr(config, spec.name)) and (name := f"{path}.{spec.name}" if path else spec.name) not in (*MAIN, "model")
-    ]
-    if rows:
-        st.markdown(f"###### {title}")
-        forms.field_grid(rows, draft, errors)
+def _groups(start: Config, *, with_fit: bool) -> dict[str, list[Row]]:
+    """The fields that do not stand above, under their titles; those of the reward model that is fitted come last."""
+    groups = {title: [row for row in rows if row[0] not in (*MAIN, "model")] for title, rows in forms.field_groups(start).items()}
+    of_fit = {title: rows for title, rows in groups.items() if rows and rows[0][0].startswith("fit.")}
+    of_alignment = {title: rows for title, rows in groups.items() if rows and title not in of_fit}
+    return of_alignment | ({f"Reward model: {title.lower()}": rows for title, rows in of_fit.items()} if with_fit else {})
 
 
 # --- starting --------------------------------------------------------------------------------------------------------
@@ -186,7 +150,7 @@ def launcher(*, first: bool, shows: str = "align_open", asked: tuple[str, ...] =
             st.button("Close", type="tertiary", key="close form", on_click=state.clear, args=(*asked, forms.DRAFT, forms.ALL))
 
 
-def _impossible(config: AlignConfig) -> str:
+def _impossible(config: Config) -> str:
     """Which settings exclude one another, in the words of the run's own check; empty where none do."""
     try:
         load("core.jobs.align:checked")(config)

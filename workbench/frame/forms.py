@@ -38,6 +38,9 @@ GROUPS = {
     "selection": "Selection",
     "head": "Head",
     "fit": "Controls",
+    "candidates": "Candidates",
+    "dpo": "Training",
+    "evaluation": "Evaluation",
     "": "This run",
 }
 LABELS = {
@@ -94,6 +97,13 @@ class Draft:
             return config
         return kind_of(self.kind).base(self.preset or first_preset(self.kind))
 
+    def start_preset(self) -> str:
+        """The preset that it starts from; empty where it starts from an earlier run's config."""
+        if self.base is None:
+            return self.preset or first_preset(self.kind)
+        start = self.start()
+        return next((name for name, preset in kind_of(self.kind).presets.items() if self.parent is None and preset == start), "")
+
     def built(self) -> tuple[Config, dict[str, str]]:
         """The config with every change that it takes, and what is wrong with the others."""
         config, errors = self.start(), {}
@@ -107,7 +117,7 @@ class Draft:
 
 @dataclass(frozen=True, kw_only=True)
 class Filled:
-    """What a form holds now."""
+    """What a form holds now: only without errors can it be launched."""
 
     draft: Draft
     config: Config
@@ -116,8 +126,7 @@ class Filled:
     @property
     def command(self) -> str:
         """The `sparserm` command that does the same."""
-        preset = "" if self.draft.base is not None else self.draft.preset or first_preset(self.draft.kind)
-        return equal_command(self.draft.kind, self.config, preset, prepare_pages=self.prepare_pages)
+        return equal_command(self.draft.kind, self.config, self.draft.start_preset(), prepare_pages=self.prepare_pages)
 
     @property
     def prepare_pages(self) -> bool:
