@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -509,6 +509,22 @@ def launch(folder: Path, n_processes: int, cancel_at: int = -1) -> subprocess.Co
     )
 
 
+def assert_same_training(alone: Mapping[str, torch.Tensor], together: Mapping[str, torch.Tensor]) -> None:
+    """Two adapters are the same but for the order in which float32 gradients were summed.
+
+    AdamW's first step moves a weight by lr * g / (|g| + eps), so the rounding of a gradient g near eps = 1e-8 shows in full: one weight in 45,056 has
+    g = 3.6e-8 at the start of the second round (the median is 8.6e-4), and another order of the sum, which moves g by 3e-9, moves this weight by
+    1.5e-4. No such weight can move by more than lr to either side. All the others, and each tensor as a whole, must agree closely.
+    """
+    assert set(alone) == set(together)
+    for name, tensor in alone.items():
+        assert (together[name] - tensor).norm() <= 2e-4 * tensor.norm(), name
+    weights, others = (torch.cat([adapter[name].flatten() for name in alone]) for adapter in (alone, together))
+    apart = (others - weights).abs()
+    assert apart.max() <= 2 * CONFIG.lr
+    assert (apart > 1e-4 + 1e-3 * weights.abs()).sum() <= len(weights) / 10_000 and apart.median() < 1e-6
+
+
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     for n_processes in (1, 2):
@@ -523,9 +539,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
             np.testing.assert_allclose([row[name] for row in together["curve"]], [row[name] for row in alone["curve"]], rtol=1e-4, atol=1e-5)
         assert [epoch["accuracy"] for epoch in together["epochs"]] == [epoch["accuracy"] for epoch in alone["epochs"]]
         assert together["adapter_after"] == adapter_hash(together_folder / f"adapter-{number}")
-        tensors = load_adapter(alone_folder / f"adapter-{number}", CONFIG)
-        for name, tensor in load_adapter(together_folder / f"adapter-{number}", CONFIG).items():
-            torch.testing.assert_close(tensor, tensors[name], rtol=1e-3, atol=1e-4)
+        assert_same_training(*(load_adapter(folder / f"adapter-{number}", CONFIG) for folder in (alone_folder, together_folder)))
     # All files of both processes are here: those of the first process, each once.
     written = sorted(
         file.relative_to(together_folder).as_posix() for file in together_folder.rglob("*") if file.is_file() and file.name != "follower-ended"
