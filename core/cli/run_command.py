@@ -129,9 +129,7 @@ def follow_and_print(kind: str, config: Config, arguments: argparse.Namespace, d
 
     Returns the exit code; raises the error that the run met, and Cancelled.
     """
-    run = _with_launched(
-        lambda: find_run(launch(kind, config, prepare_pages=arguments.prepare_pages)), partial(_follow, display=display)
-    )
+    run = _with_launched(lambda: find_run(launch(kind, config, prepare_pages=arguments.prepare_pages)), partial(_follow, display=display))
     status = run.status()
     if status.state == "cancelled":
         raise Cancelled
