@@ -26,7 +26,7 @@ from core.doctor.checks_reward import attribution_residual, faithful_explanation
 from core.doctor.checks_sae import SAEFigures, dead_latents, fvu_on_our_tokens, l0_on_our_tokens, measure_sae
 from core.doctor.doctor import Doctor, doctor_report
 from core.doctor.null_test import NullTest, label_swap_null, null_check, swapped
-from core.doctor.report import STEP, Check, Report, load_report, save_report
+from core.doctor.report import Check, Report, find_report, load_report, save_report
 from core.errors import ConfigError, MissingError, StoreError
 from core.explain.cues import Correlation, LengthCue
 from core.explain.faithfulness import faithfulness
@@ -609,9 +609,9 @@ def test_every_check_can_fail(name: str) -> None:
 def test_a_report_is_found_again_without_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     found = report()
     monkeypatch.setattr(SparseRM, "load", lambda *_, **__: pytest.fail("computed again"))
-    kept = fitted().find_result(STEP, CONFIG)
-    assert kept is not None and load_report(kept.path).to_json() == found.to_json() == doctor_report(fitted(), CONFIG)[0].to_json()
-    assert fitted().find_result(STEP, replace(CONFIG, seed=5)) is None
+    again_ = find_report(fitted(), CONFIG)
+    assert again_ is not None and again_.to_json() == found.to_json() == doctor_report(fitted(), CONFIG)[0].to_json()
+    assert find_report(fitted(), replace(CONFIG, seed=5)) is None
 
 
 def test_a_copy_of_the_folder_has_the_same_report(tmp_path: Any) -> None:
@@ -619,10 +619,10 @@ def test_a_copy_of_the_folder_has_the_same_report(tmp_path: Any) -> None:
 
     report()
     copy = copy_out(fitted().path, tmp_path / "copy")
-    assert replace_folder(copy).find_result(STEP, CONFIG) is not None
+    assert find_report(replace_folder(copy), CONFIG) is not None
     (copy / "selection.jsonl").write_text("")
     with pytest.raises(StoreError, match=r"selection\.jsonl is damaged"):
-        replace_folder(copy).find_result(STEP, CONFIG)
+        find_report(replace_folder(copy), CONFIG)
 
 
 def replace_folder(folder: Any) -> ModelFolder:

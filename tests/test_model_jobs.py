@@ -11,7 +11,7 @@ import pytest
 from core.backbone.presets import preset
 from core.cli.main import main
 from core.config import Config, DoctorConfig, DoctorRunConfig, LatentsConfig, LatentsRunConfig, SpacesConfig, SpacesRunConfig
-from core.doctor.report import STEP, load_report
+from core.doctor.report import find_report
 from core.errors import MissingError
 from core.explain.spaces import NAME, load_spaces
 from core.fit.defaults import complete
@@ -55,10 +55,8 @@ def test_what_a_run_makes_is_found(model: tuple[Path, Store], kind: str) -> None
     json.dumps(result)
     fitted = ModelFolder(folder, store)
     if kind == "doctor":
-        artefact = fitted.find_result(STEP, DOCTOR)
-        assert artefact is not None
-        report = load_report(artefact.path)
-        assert result["outcome"]["status"] == report.status and result["outcome"]["counts"] == report.counts
+        report = find_report(fitted, DOCTOR)
+        assert report is not None and result["outcome"]["status"] == report.status and result["outcome"]["counts"] == report.counts
     elif kind == "spaces":
         artefact = fitted.find_result(NAME, SPACES)
         assert artefact is not None and result["outcome"]["points"] == len(load_spaces(artefact.path).rows)

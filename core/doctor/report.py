@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core.config import DoctorConfig
 from core.errors import StoreError
 from core.files import read_json, write_json
+from core.reward.folder import ModelFolder
 from core.types import JsonFields, json_value
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
@@ -85,6 +87,12 @@ def load_report(folder: Path) -> Report:
         return Report(checks=tuple(Check(**check) for check in content["checks"]), about=content["about"], seconds=content["seconds"])
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} can't be read", found=f"{type(error).__name__}: {error}", remedy="sparserm cache verify") from error
+
+
+def find_report(folder: ModelFolder, config: DoctorConfig) -> Report | None:
+    """The report on a reward model that was made with this config; None if there is none."""
+    artefact = folder.find_result(STEP, config)
+    return None if artefact is None else load_report(artefact.path)
 
 
 def judge(*verdicts: tuple[bool, str]) -> str:
