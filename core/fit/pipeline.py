@@ -10,6 +10,7 @@
     (pair counts)  how many pairs were left out, where and why: shown beside every figure   core.reward.pair_counts
     known          what explaining needs of every response                                  core.reward.fit_responses
     reward_model   the folder that scores, each control beside it, faithfulness            core.reward.parts_files
+    (evidence)     pages of the selected latents, where whole responses were read          core.latents.fit_evidence
 
 The steps are pure functions of inputs, config and progress. `core.fit.steps` wraps each with the store, so results are
 computed once, and a killed run continues where it was.
@@ -80,6 +81,7 @@ def fit(config: FitConfig, store: Store, progress: Progress = no_progress) -> Fi
     evaluation = work.evaluation(pairs, states, heads, controls)
     known = work.known(pairs, states, heads)
     reward_model = work.reward_model(pairs, states, frequencies, heads, controls, curve, evaluation, known)
+    work.evidence(pairs, states, heads)
     return FitOutcome(
         artefact=reward_model.path,
         evaluation=read_json(evaluation.file("evaluation.json")),

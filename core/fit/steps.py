@@ -18,13 +18,14 @@ from typing import Any
 from core.backbone.estimate import CHARACTERS_PER_TOKEN, Estimate, check_disk, estimate_extraction
 from core.backbone.model import load_backbone
 from core.backbone.source import backbone_identity, find_model, resolve_device
-from core.config import FitConfig
+from core.config import FitConfig, LatentsConfig
 from core.data.pairs import load_pairs
 from core.data.pairs_file import read_pairs, write_pairs
 from core.data.splits import split_pairs, split_report
 from core.errors import DataError
 from core.explain.faithfulness import faithfulness
 from core.files import file_sha256, read_json, write_json
+from core.latents.fit_evidence import evidence_config, evidence_inputs, make_evidence
 from core.reward.controls import Probe
 from core.reward.curve import accuracy_curve
 from core.reward.extraction import extract, texts_as_read
@@ -362,6 +363,19 @@ class Steps:
             return {**names, "layer": states.layer, "position": states.position, **counted}
 
         return self.step("reward_model", asked, [artefact.fingerprint for artefact in before], make)
+
+    def evidence(self, pairs: Artefact, states: States, heads: Artefact) -> Artefact | None:
+        """Pages of the selected latents from the training responses; None where the whole response is not read."""
+        if states.position != WHOLE:
+            return None
+        latents, config = value_of(heads.path, "heads").selected.latent_ids, LatentsConfig()
+        inputs = evidence_inputs(self.sae.identity, states.backbone, states.fingerprint, pairs.facts["content"])
+
+        def make(folder: Path, scratch: Path) -> Mapping[str, Any]:
+            hidden, aligned = states.load(pairs_of(pairs.path))
+            return make_evidence(hidden, aligned, self.sae, self.config.backbone, config, latents, folder, scratch, self.progress)
+
+        return self.step("latents", evidence_config(config, states.layer, latents), inputs, make)
 
 
 # Values are read back even in the run that made them, so that a resumed run takes the same path as an undisturbed one.

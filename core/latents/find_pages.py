@@ -22,7 +22,9 @@ from core.sae.corpus import CHITCHAT_SHA256
 from core.types import sha256_of
 
 STEP = "latents"
-PAIRS, CHITCHAT = "pairs", "chitchat"  # parts of a corpus: the texts kept beside the reward model, and the embedded dialogues
+# Parts of a corpus: the texts kept beside the reward model, the embedded dialogues; and what a fit leaves by itself, the
+# training responses that it read whole (core.latents.fit_evidence).
+PAIRS, CHITCHAT, FIT = "pairs", "chitchat", "fit"
 
 
 def selected_latents(folder: ModelFolder) -> list[int]:
@@ -49,11 +51,16 @@ def find_pages(folder: ModelFolder, config: LatentsConfig, latents: Sequence[int
 
 
 def find_any_pages(folder: ModelFolder, latents: Sequence[int] = ()) -> LatentPages | None:
-    """The newest pages of the selected latents and these, from whatever text they were made; None without."""
-    wanted, identities = {*selected_latents(folder), *latents}, _identities(folder)
+    """The newest pages of the selected latents and these, from whatever text they were made, those of a fit's own
+    responses last; None without."""
+    wanted, identities = {*selected_latents(folder), *latents}, identities_of(folder.parts.sae or {}, folder.parts.backbone)
     artefacts = [artefact for _, artefact in folder.store.all(STEP) if isinstance(artefact, Artefact)]
     same = [artefact for artefact in artefacts if artefact.manifest["inputs"][:2] == identities]
-    for artefact in sorted(same, key=lambda artefact: float(artefact.manifest["time_created"]), reverse=True):
+
+    def rank(artefact: Artefact) -> tuple[bool, float]:
+        return artefact.manifest["config"]["corpus"] != [FIT], float(artefact.manifest["time_created"])
+
+    for artefact in sorted(same, key=rank, reverse=True):
         held = artefact.manifest["config"]
         if artefact.manifest["version"] == VERSIONS[STEP] and (held["every"] or set(held["latents"]) >= wanted):
             return load_pages(artefact.path)
@@ -84,11 +91,15 @@ def corpus_inputs(folder: ModelFolder, names: Sequence[str]) -> list[str] | None
     files = {name: folder.path / KNOWN_TEXTS if name == PAIRS else Path(name).expanduser() for name in names if name != CHITCHAT}
     if not all(file.is_file() for file in files.values()):
         return None
-    return [*_identities(folder), *(sha256_of_file(files[name]) if name in files else CHITCHAT_SHA256 for name in names)]
+    return [
+        *identities_of(folder.parts.sae or {}, folder.parts.backbone),
+        *(sha256_of_file(files[name]) if name in files else CHITCHAT_SHA256 for name in names),
+    ]
 
 
-def _identities(folder: ModelFolder) -> list[str]:
-    return [str((folder.parts.sae or {}).get("sha256")), sha256_of(dict(folder.parts.backbone))]
+def identities_of(sae: Mapping[str, Any], backbone: Mapping[str, Any]) -> list[str]:
+    """SAE and language model, as the first inputs of the artefact name them."""
+    return [str(sae.get("sha256")), sha256_of(dict(backbone))]
 
 
 def _serves(artefact: Artefact, asked: Mapping[str, Any], inputs: list[str]) -> bool:

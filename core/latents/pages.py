@@ -131,16 +131,32 @@ def build(
     columns = read_columns(corpus, backbone, sae, layer=layer, latents=None if every else chosen, scratch=scratch, progress=progress)
     maker = PageMaker(corpus=corpus, tokenizer=backbone.tokenizer, sae=sae, unembedding=unembedding, config=config, names=names)
     shown = (columns.counts > 0) | np.isin(read, chosen)
-    offsets = _write_pages(maker, columns, read, shown, folder, scratch, progress)
+    return write_pages(maker, columns, read, shown, folder, scratch, every=every, progress=progress)
+
+
+def write_pages(
+    maker: PageMaker,
+    columns: Columns,
+    latents: Int[np.ndarray, " n"],
+    shown: Bool[np.ndarray, " n"],
+    folder: Path,
+    scratch: Path,
+    *,
+    every: bool,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Writes the pages of the `shown` ones of these latents, whose columns these are, and all other files of the folder.
+    Returns the manifest's facts."""
+    offsets = _write_features(maker, columns, latents, shown, folder, scratch, progress)
     write_json_lines(folder / SNIPPETS, [maker.snippet(*span) for span in maker.windows.snippets])
-    facts = {**corpus.to_json(), "latents": int(shown.sum()), "live": int((columns.counts > 0).sum()), "every": every}
+    facts = {**maker.corpus.to_json(), "latents": int(shown.sum()), "live": int((columns.counts > 0).sum()), "every": every}
     write_json(folder / CORPUS, facts)
-    index = {"latent": read[shown].astype(np.int64), "offset": np.array(offsets, dtype=np.int64)}
+    index = {"latent": latents[shown].astype(np.int64), "offset": np.array(offsets, dtype=np.int64)}
     write_bytes(folder / INDEX, save(index))
     return facts
 
 
-def _write_pages(
+def _write_features(
     maker: PageMaker, columns: Columns, latents: Int[np.ndarray, " n"], shown: Bool[np.ndarray, " n"], folder: Path, scratch: Path, progress: Progress
 ) -> list[int]:
     """Makes the pages part by part, joins the parts, and returns where each row begins, and the end."""

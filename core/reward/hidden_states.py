@@ -77,11 +77,13 @@ class LatentActivity:
 class TokenStates:
     """Hidden states of the own tokens of some responses: those of response `rows[i]` are `starts[i]` to `starts[i + 1]`.
 
-    `offsets` are the first and last character (exclusive) of each token in the response's text. `states` is a memory map.
+    `ids` are the tokens, `offsets` the first and last character (exclusive) of each in the response's text. `states` is a
+    memory map.
     """
 
     rows: Int[np.ndarray, " m"]
     starts: Int[np.ndarray, " m_plus_1"]
+    ids: Int[np.ndarray, " n_tokens"]
     offsets: Int[np.ndarray, "n_tokens 2"]
     states: Float[np.ndarray, "n_tokens d_model"]
 

@@ -43,6 +43,12 @@ class Read:
     n_thinking: dict[str, int]
     offsets: Int32[np.ndarray, "n_own 2"]
 
+    def own_ids(self, row: int) -> Int32[np.ndarray, " t"]:
+        """The own tokens of a response, where whole responses are read."""
+        assert self.sequences.own is not None
+        begin, end = self.sequences.own[row]
+        return self.sequences.ids(row)[begin:end]
+
 
 def read_items(backbone: Backbone, items: Sequence[Item], positions: Sequence[str], progress: Progress = no_progress) -> Read:
     """Renders items and finds the tokens to read. Unreadable items have a reason in `refused`. Over-long prompts lose

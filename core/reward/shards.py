@@ -83,7 +83,7 @@ class Shards:
         self._open_scratch()
         reader = WholeResponseReader(self.saes, kept=self.kept) if self.whole else None
         runner: BatchRunner | None = None
-        total, done, fresh, started = self.plan.n_tokens, self.plan.prefix, 0, time.monotonic()
+        total, done, computed, started = self.plan.n_tokens, self.plan.prefix, 0, time.monotonic()
         for number, (begin, end) in enumerate(self.plan.shards):
             path = self._path(number)
             size = sum(row_size(row) for batch in self.plan.batches[begin:end] for row in batch)
@@ -92,12 +92,12 @@ class Shards:
                     self.backbone, self.read.sequences, self.layers, prefix=self.plan.prefix, share=self.plan.share, whole=reader
                 )
                 readings: list[BatchReading] = []
+                at = done
                 for batch in self.plan.batches[begin:end]:
                     readings += runner.run(batch)
-                    at = done + fresh
-                    fresh += sum(row_size(row) for row in batch)
-                    progress("extraction", at, total, tokens_per_s=fresh / max(time.monotonic() - started, 1e-9))
-                fresh -= size
+                    n = sum(row_size(row) for row in batch)
+                    at, computed = at + n, computed + n
+                    progress("extraction", at, total, tokens_per_s=computed / max(time.monotonic() - started, 1e-9))
                 save_arrays(path, self._arrays(readings))
             done += size
             progress("extraction", done, total)
@@ -165,7 +165,8 @@ class Shards:
         own = np.concatenate([[0], np.cumsum(lengths)])
         places = [np.arange(own[row], own[row + 1]) for row in rows.tolist()]
         offsets = self.read.offsets[np.concatenate([np.zeros(0, dtype=np.int64), *places])]
-        save_arrays(folder / TOKEN_INDEX, {"rows": rows.astype(np.int64), "starts": starts, "offsets": offsets})
+        ids = np.concatenate([np.zeros(0, dtype=np.int32), *(self.read.own_ids(row) for row in rows.tolist())])
+        save_arrays(folder / TOKEN_INDEX, {"rows": rows.astype(np.int64), "starts": starts, "ids": ids, "offsets": offsets})
         shape = (int(starts[-1]), self.backbone.d_model)
         out = {layer: new_tensors(folder / tokens_name(layer), {"states": ("F32", shape)})["states"] for layer in self.layers}
         for number in range(len(self.plan.shards)):
