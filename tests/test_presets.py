@@ -69,7 +69,7 @@ def test_releases_and_their_l0_are_in_sae_lens_list() -> None:
 
 
 def test_unknown_preset_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match=r"(?s)no such preset.*smollm2-135m \| tiny.*'gemma'"):
+    with pytest.raises(ConfigError, match=r"(?s)no such preset.*smollm2-135m \| smollm2-135m-paper \| tiny.*'gemma'"):
         preset("gemma")
 
 

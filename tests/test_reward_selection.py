@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from reward_helpers import FakeSAE, World, make_hidden, make_pairs, noise_world
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -21,12 +21,14 @@ from statsmodels.stats.multitest import multipletests
 from core.config import SelectionConfig
 from core.errors import Cancelled, DataError
 from core.reward import selection
+from core.reward.hidden_states import LatentActivity
 from core.reward.projection import (
     activations,
     detection_auroc,
     isotropic_directions,
     project,
     random_live_latents,
+    response_activations,
     top_columns,
 )
 from core.reward.selection import Resamples, latent_frequencies, select, selected_directions, selection_summary, stability
@@ -127,6 +129,67 @@ def test_bootstrap_intervals_and_stability_agree_with_loops() -> None:
             again[place] += latent in (ranked if side > 0 else falling) and side * separation[latent] > 1e-9
     np.testing.assert_allclose(selected.stability, again / CONFIG.resamples, atol=1e-9)
     assert 0 < selected.stability.min() < selected.stability.max() <= 1
+
+
+EFFECT = replace(CONFIG, selection="effect")
+
+
+def activities(world: World) -> np.ndarray:
+    return np.maximum(world.hidden.states @ world.sae.rows.T - world.sae.threshold, 0)
+
+
+def test_effect_is_the_t_statistic_over_prompts() -> None:
+    world = uneven_world()
+    measured, resamples = latent_frequencies(world.hidden, world.pairs, world.sae, EFFECT, keep=6)
+    f, train = activities(world), world.pairs.rows_of("train")
+    groups = world.pairs.take(train).prompt_groups()
+    difference = f[world.hidden.chosen_rows[train]] - f[world.hidden.rejected_rows[train]]
+    by_prompt = np.array([difference[groups == g].mean(axis=0) for g in range(groups.max() + 1)])
+    responses = np.unique(np.concatenate([world.hidden.chosen_rows[train], world.hidden.rejected_rows[train]]))
+    common = (f[responses] > 0).sum(axis=0) >= selection.EFFECT_SHARE * len(responses)
+    varies = by_prompt.std(axis=0) > 0
+    expected = np.where(common & varies, ttest_1samp(by_prompt, 0.0).statistic, 0.0)
+    assert measured.effect is not None and common.any()
+    np.testing.assert_allclose(measured.effect, expected, atol=1e-4)
+    assert (selected_directions(measured, resamples, world.sae, 6).latent_ids == select(expected, 6)[0]).all()
+    weights = np.concatenate(list(resample_weights(len(by_prompt), EFFECT.resamples, EFFECT.seed)))
+    drawn = np.repeat(by_prompt, weights[0].astype(int), axis=0)
+    again = np.where(common & (drawn.std(axis=0) > 1e-9), ttest_1samp(drawn, 0.0).statistic, 0.0)
+    assert resamples.chosen[0].tolist() == [*select(again, 6)[0][select(again, 6)[1] > 0].tolist(), *[-1] * 6][:6]
+    plain, _ = latent_frequencies(world.hidden, world.pairs, world.sae, CONFIG, keep=6)
+    for name in ("chosen", "rejected", "n_active", "p_value", "q_value", "held_out"):
+        np.testing.assert_array_equal(getattr(measured, name), getattr(plain, name), err_msg=f"{name} does not depend on the rule")
+
+
+def test_a_rare_latent_is_not_ranked_by_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = uneven_world()
+    monkeypatch.setattr(selection, "EFFECT_SHARE", 0.2)
+    measured, _ = latent_frequencies(world.hidden, world.pairs, world.sae, EFFECT, keep=6)
+    train = world.pairs.rows_of("train")
+    n = len(np.unique(np.concatenate([world.hidden.chosen_rows[train], world.hidden.rejected_rows[train]])))
+    assert measured.effect is not None
+    rare = measured.n_active < 0.2 * n
+    assert rare.any() and (measured.effect[rare] == 0).all() and (measured.effect[~rare] != 0).any()
+
+
+@pytest.mark.parametrize("config", [CONFIG, EFFECT])
+def test_activity_that_was_kept_counts_as_if_it_were_encoded(config: SelectionConfig) -> None:
+    """The same activations, once encoded from z and once given sparse, as where whole responses are read."""
+    world = uneven_world()
+    f = activities(world).astype(np.float32)
+    latents, rows = np.nonzero(f.T)
+    starts = np.concatenate([[0], np.cumsum((f > 0).sum(axis=0))])
+    values = f.T[latents, rows]
+    sparse = LatentActivity(latent_starts=starts, rows=rows.astype(np.int32), mean=values, peak=values, peak_token=np.zeros_like(rows))
+    encoded = latent_frequencies(world.hidden, world.pairs, world.sae, config, keep=6)
+    world.sae.seen.clear()
+    given = latent_frequencies(replace(world.hidden, activity=sparse), world.pairs, world.sae, config, keep=6)
+    assert not world.sae.seen, "nothing is encoded again"
+    for mine, other in zip(encoded, given, strict=True):
+        for name, value in vars(mine).items():
+            if value is not None:
+                np.testing.assert_allclose(getattr(other, name), value, atol=1e-4, err_msg=name)
+    np.testing.assert_allclose(response_activations(replace(world.hidden, activity=sparse), np.array([3, 0]), world.sae), f[:, [3, 0]], atol=1e-5)
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
