@@ -252,6 +252,7 @@ def test_the_command_prints_the_outcome_and_what_goes_on(cli: Any, cache: Path, 
     ended(fit, 2)
     figures = json.loads(cli("runs", "show", fit.id, "--json")[1])["preparation"]
     assert [row["state"] for row in figures["runs"]] == ["cancelled", "succeeded"] and figures["first_explanation"] > 0
+    assert f"pages: Nap ({short}) cancelled, Nap (" in cli("runs", "follow", fit.id)[1]
     assert fit.id in cli("runs", "show", first.id)[1] and json.loads(cli("runs", "show", first.id, "--json")[1])["prepared_for"] == fit.id
 
 

@@ -158,17 +158,17 @@ def following(run: Run) -> str:
 
 
 def follow_up_text(run: Run) -> str:
-    """What goes on in the background after a fit that prepares pages, and how to follow or end it."""
+    """What goes on in the background after a fit that prepares pages and how to follow or end it; or how it ended."""
     runs = follow_up_runs(run)
+    live = [each for each in runs if each.live()]
     if not runs:
         return "pages: nothing follows; what they need stands in the cache already"
-    names = ", ".join(f"{kind_of(each.kind).name} ({short(each)})" for each in runs)
-    return (
-        f"pages: prepared in the background by runs of their own, one after another: {names}\n"
-        "  sparserm runs list         how far each is\n"
-        f"  sparserm runs follow {short(runs[0])}   watch one\n"
-        f"  sparserm runs cancel {short(runs[0])}   end one; the others go on"
-    )
+    if not live:
+        return "pages: " + ", ".join(f"{kind_of(each.kind).name} ({short(each)}) {each.status().state}" for each in runs)
+    names, first = ", ".join(f"{kind_of(each.kind).name} ({short(each)})" for each in runs), short(live[0])
+    commands = {"runs list": "how far each is", f"runs follow {first}": "watch one", f"runs cancel {first}": "end one; the others go on"}
+    lines = [f"  sparserm {command:<{12 + len(first)}}  {what}" for command, what in commands.items()]
+    return "\n".join([f"pages: prepared in the background by runs of their own, one after another: {names}", *lines])
 
 
 def exit_code(kind: str, result: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ from core.cli import tables
 from core.cli.follow import Follower, error_of, short
 from core.cli.options import Parser, add_command, add_options, override, parts_of, print_json
 from core.cli.outcomes import print_outcome
-from core.cli.run_command import detach, print_started
+from core.cli.run_command import detach, follow_up_text, print_started
 from core.config import Config
 from core.jobs.follow_up import PREPARES, preparation
 from core.jobs.kinds import SECTIONS, asked_config, config_of, kind_of, resolved_config
@@ -150,6 +150,8 @@ def _print_end(run: Run) -> None:
     status, result = run.status(), run.result()
     if status.state == "succeeded" and result:
         print_outcome(run.kind, result, config_of(run))
+        if run.prepares_pages:
+            print(follow_up_text(run))
     elif status.error:
         print(for_terminal(str(error_of(run, status, f"sparserm runs log {short(run)}"))))
     else:

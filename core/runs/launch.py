@@ -154,7 +154,7 @@ def new_run(
     lock = _take_launch(run)
     run.write(Status(state="queued", attempt=1, queued=now.timestamp()))
     asked = {"kind": kind, "config": dict(config), "parent": parent, "folder": os.getcwd(), "created": now.timestamp()}
-    follows = {"prepares_pages": prepares_pages, "prepared_for": prepared_for}
+    follows = {name: value for name, value in (("prepares_pages", prepares_pages), ("prepared_for", prepared_for)) if value}
     write_json(run.path / "config.json", {"schema": SCHEMA, **asked, **follows})
     return run, lock
 
