@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from core.explain.latent_names import name_in_sentence
-from core.explain.sentence import NOTHING_KEPT, ONE_KNOWN, Evidence, choose, rank_in_words, why_pair, why_response
+from core.explain.sentence import NOTHING_KEPT, ONE_KNOWN, Evidence, Why, choose, no_better_than_chance, rank_in_words, why_pair, why_response
 from core.explain.stability import Stability
-from core.latents.labels import Label
+from core.explain.text_units import tiles, unit_spans
+from core.explain.words import PairWords, WordTable
+from core.latents.labels import Label, Score
 
 STABLE = Stability(overlap=0.94, rank_correlation=0.85, n=100)
 GOOD: dict[str, Any] = {"detection_auroc": 0.93, "n_active": 120}
@@ -54,7 +56,7 @@ def test_a_high_score_says_first_what_weighs_most() -> None:
 
 
 def test_at_most_three_and_the_strongest_first() -> None:
-    named = choose(evidence([0.1, -0.5, 0.3, 0.2, -0.4]))
+    named = choose(evidence([0.1, -0.5, 0.3, 0.2, -0.4]), -1)
     assert [(one.latent_id, one.value) for one in named] == [(11, -0.5), (14, -0.4), (12, 0.3)]
     assert "high on latent 11 (-0.50) and high on latent 14 (-0.40), and gained" in explained(evidence([0.1, -0.5, 0.3, 0.2, -0.4]))
     assert "high on latent 10 (+0.30), high on latent 11 (+0.20) and high on latent 12 (+0.10)" in explained(evidence([0.3, 0.2, 0.1]))
@@ -74,7 +76,7 @@ def test_a_latent_whose_sign_differs_between_heads_is_not_named() -> None:
     by_head[1, 0] = -0.01
     whole[2, 1] = -0.01
     by_head[0, 2] = 0.0
-    named = choose(evidence(value.tolist(), by_head=by_head, contribution_by_head=whole))
+    named = choose(evidence(value.tolist(), by_head=by_head, contribution_by_head=whole), 1)
     assert [one.latent_id for one in named] == [13]
     nobody = evidence([0.5], by_head=np.array([[0.5], [0.5], [-0.5]]))
     assert explained(nobody) == (
@@ -84,23 +86,23 @@ def test_a_latent_whose_sign_differs_between_heads_is_not_named() -> None:
 
 
 def test_the_shipped_head_must_agree_too() -> None:
-    assert choose(evidence([-0.5], by_head=np.array([[0.5], [0.4]]), contribution_by_head=np.array([[-0.5], [-0.4]]))) == ()
+    assert choose(evidence([-0.5], by_head=np.array([[0.5], [0.4]]), contribution_by_head=np.array([[-0.5], [-0.4]])), -1) == ()
 
 
 def test_collinear_latents_count_as_one() -> None:
     """0.3 + 0.3 beats 0.5. In the second group the members cancel, in the third the heads agree on each latent but not on their sum."""
     grouped = evidence([0.3, 0.3, 0.5, -0.4, 0.4], groups=((0, 1), (2,), (3, 4)))
-    named = choose(grouped)
+    named = choose(grouped, 1)
     assert [(one.latent_id, one.value, one.collinear) for one in named] == [(10, 0.6, (11,)), (12, 0.5, ())]
     assert "high on latent 10, with 1 nearly collinear latent (+0.60) and high on latent 12 (+0.50)" in explained(grouped)
     assert "with 2 nearly collinear latents (+0.60)" in explained(evidence([0.3, 0.2, 0.1], groups=((0, 1, 2),)))
     by_head = np.array([[0.5, -0.3], [0.5, -0.6]])
-    assert choose(evidence([0.5, -0.3], groups=((0, 1),), by_head=by_head, contribution_by_head=by_head)) == ()
+    assert choose(evidence([0.5, -0.3], groups=((0, 1),), by_head=by_head, contribution_by_head=by_head), 1) == ()
 
 
 def test_a_group_is_named_by_its_strongest_sure_member() -> None:
     by_head = np.array([[0.9, 0.3, -0.5], [-0.1, 0.3, -0.1]])
-    named = choose(evidence([0.9, 0.3, -0.5], groups=((0, 1, 2),), by_head=by_head, contribution_by_head=by_head))
+    named = choose(evidence([0.9, 0.3, -0.5], groups=((0, 1, 2),), by_head=by_head, contribution_by_head=by_head), 1)
     assert [(one.latent_id, one.value) for one in named] == [(11, pytest.approx(0.7))]
 
 
@@ -128,6 +130,123 @@ def test_with_one_known_response_it_says_what_it_can_not_tell(n_known: int, said
 )
 def test_places(percentile: float, said: str) -> None:
     assert rank_in_words(percentile) == f"{said} of held-out responses"
+
+
+def test_it_never_begins_with_what_pulls_the_other_way() -> None:
+    """The largest contribution is +0.5, but all together are -0.1: what lowered the reward stands first, though it is fourth."""
+    against = evidence([0.5, 0.45, 0.4, -0.39, -0.36, -0.35, -0.35])
+    assert explained(against).split("prompt, ")[1] == (
+        "it lost by being high on latent 13 (-0.39), and gained by being high on latent 10 (+0.50) and high on latent 11 (+0.45)."
+    )
+    margin = str(why_pair(evidence([0.5, -0.6]), margin=0.3, probability=0.6))
+    assert "it gained by being higher on latent 10 (+0.50), and lost" in margin
+    only = str(why_pair(evidence([-0.6]), margin=0.3, probability=0.6))
+    assert "no latent that all heads agree on explains that way; it lost by being higher on latent 10" in only
+
+
+def test_a_latent_that_is_off_or_has_a_label_by_chance_is_marked_where_it_stands() -> None:
+    labels = {10: Label(text="thanks", source="person", score=0.5), 11: Label(text="sea", source="person", score=0.7)}
+    text = explained(evidence([0.5, 0.3, 0.2], labels=labels, active=np.array([False, True, False])))
+    assert 'high on "thanks" [not active in this text, its label is no better than chance] (+0.50), high on "sea" (+0.30)' in text
+    assert "high on latent 12 [not active in this text] (+0.20)" in text
+    unsure = Label(text="x", source="person", score=0.6, scores=(Score(value=0.6, method="embedding", low=0.45, high=0.7),))
+    assert no_better_than_chance(unsure) and not no_better_than_chance(None)
+
+
+# --- quoted words ------------------------------------------------------------------------------------------------------
+
+TEXT = "Good point, and I was careless. The Earth is round. Many people know that by now, as ships show."
+
+
+def words_of(text: str, by_sentence: list[float], *, start: float = 0.0, prompt: float = 0.0, active: bool = True) -> WordTable:
+    """A token a word. The first of three latents has 80 % of what each sentence adds, the second 20 %; the third pulls back."""
+    tokens, sentences = np.array(tiles(text, "word")), unit_spans(text, "sentence")
+    of = [max(i for i, (begin, _) in enumerate(sentences) if begin <= a or i == 0) for a, _ in tokens.tolist()]
+    table = np.stack([np.array([0.9, 0.2, -0.1]) * by_sentence[i] / of.count(i) for i in of])
+    part = np.array([prompt, 0, 0])
+    return WordTable(
+        text=text,
+        latent_ids=np.arange(10, 13),
+        offsets=tokens,
+        table=table,
+        by_head=np.stack([table.sum(axis=1)] * 2),
+        activations=np.full(table.shape, float(active)),
+        agreed=np.ones(3, dtype=bool),
+        prompt_part=part,
+        start=start,
+        end=start + float(table.sum()) + prompt,
+    )
+
+
+def quoted(words: WordTable, **changes: Any) -> Why:
+    return why_response(evidence([0.1, 0.1, 0.1], **changes), reward=words.end, percentile=2.5, n_known=4, words=words)
+
+
+def test_the_words_stand_first_then_their_latents_the_prompt_and_the_share() -> None:
+    why = quoted(words_of(TEXT, [-1.2, -0.1, 0.05], prompt=-0.3), labels={10: Label(text="agreeing at once", source="person")})
+    assert why.text == (
+        "Scored -1.55, in the lowest 3 % of held-out responses and 1.55 below the average training response: "
+        '“Good point, and I was careless.” (-1.20), read by "agreeing at once" (-1.08) and latent 11 (-0.24); '
+        "the prompt itself gives -0.30. These words carry 0.77 of it, with the prompt 0.97."
+    )
+    assert why.share == pytest.approx(1.5 / 1.55)
+    (quote,) = why.quotes
+    assert (quote.start, quote.stop, quote.side) == (0, 31, "response")
+    assert [latent.latent_id for latent in why.named] == [10, 11]
+
+
+def test_more_is_quoted_until_enough_is_carried_and_what_pulls_back_is_told() -> None:
+    why = quoted(words_of(TEXT, [-0.4, -0.5, -0.3]))
+    assert [quote.value for quote in why.quotes] == pytest.approx([-0.5, -0.4])
+    assert why.text.endswith("These words carry 0.75 of it, with the prompt 0.75.")
+    mixed = quoted(words_of(TEXT, [-1.0, 0.7, -0.1]))
+    assert [quote.value for quote in mixed.quotes] == pytest.approx([-1.0])
+    assert mixed.text.endswith("These words and the prompt together carry 2.50 of it: the other words pull back by +0.60.")
+
+
+def test_quotes_never_pull_against_the_reward() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        words = words_of(TEXT, draw.normal(size=3).tolist(), prompt=float(draw.normal()), start=float(draw.normal()))
+        why, total = quoted(words), words.end - words.start
+        assert all(quote.value * total > 0 for quote in why.quotes) and len(why.quotes) <= 3
+        assert all(latent.value * total > 0 for latent in why.named)
+        assert why.share is not None and why.share == pytest.approx((sum(quote.value for quote in why.quotes) + words.prompt_share) / total)
+
+
+def test_long_sentences_are_quoted_in_part_and_a_single_one_too() -> None:
+    text = " ".join(f"w{i}" for i in range(60)) + "."
+    words = words_of(text, [0.0])
+    table = words.table.copy()
+    table[20:35, 0], table[:, 1] = 1.0, -0.05
+    why = quoted(replace(words, table=table, end=float(table.sum())))
+    (quote,) = why.quotes
+    assert text[quote.start : quote.stop].split() == [f"w{i}" for i in range(20, 35)]
+    assert quote.text == " ".join(f"w{i}" for i in range(20, 32)) + " …"
+
+
+def test_an_active_latent_is_named_before_an_inactive_one_of_up_to_twice_its_size() -> None:
+    words = words_of(TEXT, [1.0, 0, 0])
+    table = words.table * np.array([1, 3, 1.0])  # 0.9 and 0.6
+    activations = np.zeros_like(table)
+    activations[2, 1] = 2.0
+    why = quoted(replace(words, table=table, activations=activations, end=float(table.sum())))
+    assert [(latent.latent_id, latent.marks) for latent in why.quotes[0].named] == [(11, ()), (10, ("not active in these words",))]
+
+
+def test_a_pair_quotes_both_texts() -> None:
+    chosen, rejected = words_of("It is round. Ships show it.", [0.4, -0.1]), words_of(TEXT, [0.3, 0.0, 0.0])
+    margin = chosen.total + rejected.total
+    words = PairWords(chosen=replace(chosen, start=0.3, end=margin), rejected=replace(rejected, start=0.0, end=0.3))
+    why = why_pair(evidence([0.1, 0.1, 0.1]), margin=margin, probability=0.7, words=words)
+    assert why.text == (
+        "The chosen response wins by 0.60 (P(chosen wins) = 0.70): the chosen response's “It is round.” (+0.40), "
+        "read by latent 10 (+0.36) and latent 11 (+0.08). These words carry 0.67 of it."
+    )
+    lost = replace(words, chosen=replace(chosen, start=-0.9, end=-0.6), rejected=replace(rejected, table=-3 * rejected.table, start=0.0, end=-0.9))
+    why = why_pair(evidence([0.1, 0.1, 0.1]), margin=-0.6, probability=0.3, words=lost)
+    assert "so the pair is mis-ranked (P(chosen wins) = 0.30): the rejected response's “Good point, and I was careless.” (-0.90)" in why.text
+    assert why.text.endswith("These words carry 1.50 of it: the other words pull back by +0.30.")
 
 
 # --- weaknesses ----------------------------------------------------------------------------------------------------
@@ -220,5 +339,5 @@ def test_a_tie_and_a_pair_nobody_can_explain() -> None:
 
 def test_json() -> None:
     found = why_response(evidence([0.3, 0.3], groups=((0, 1),)), reward=1.0, percentile=50.0, n_known=1).to_json()
-    assert found["named"] == [{"latent_id": 10, "name": "latent 10", "level": "high", "value": 0.6, "collinear": [11]}]
+    assert found["named"] == [{"latent_id": 10, "name": "latent 10", "level": "high", "value": 0.6, "collinear": [11], "marks": []}]
     assert found["weaknesses"] == [ONE_KNOWN]

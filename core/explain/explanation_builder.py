@@ -77,7 +77,15 @@ class ExplanationBuilder:
         split = (shipped - shipped.mean(axis=0), by_head - by_head.mean(axis=1, keepdims=True)) if len(v) > 1 else (shipped, by_head)
         moved = this.v - (v.mean(axis=0) if len(v) > 1 else self.mean)
         active = None if this.f is None else np.where(moved > 0, this.f, np.nan)
-        evidence = self._evidence(attribution, labels, value=split[0][0], by_head=split[1][:, 0], moved=moved, activation=active)
+        evidence = self._evidence(
+            attribution,
+            labels,
+            value=split[0][0],
+            by_head=split[1][:, 0],
+            moved=moved,
+            activation=active,
+            active=None if this.f is None else this.f > 0,
+        )
         rank = percentile(self.parts.reward_quantiles, attribution.reward)
         parts = (shipped.mean(axis=0), by_head.mean(axis=1))
         words = self._response_words(this, *parts) if len(v) > 1 else self._response_words(this, np.zeros_like(parts[0]), np.zeros_like(parts[1]))
@@ -94,7 +102,7 @@ class ExplanationBuilder:
             removed=None if this.f is None else removal_effects(self.parts.head, this.v[None], this.f[None], self.overlaps)[0],
             curves=self._curves(attribution, this),
             neighbours=() if self.known is None else neighbours(self.known, self.parts, this.v, response_id=this.response_id),
-            why=why_response(evidence, reward=attribution.reward, percentile=rank, n_known=n_known),
+            why=why_response(evidence, reward=attribution.reward, percentile=rank, n_known=n_known, words=words),
             figures=self.figures,
             words=words,
             no_words=self._no_words(this),
@@ -105,8 +113,9 @@ class ExplanationBuilder:
         sides = self.response(chosen, labels, [rejected]), self.response(rejected, labels, [chosen])
         margin = self.path(sides[1].attribution, sides[0].attribution)
         higher = None if chosen.f is None or rejected.f is None else np.where(chosen.v > rejected.v, chosen.f, rejected.f)
+        either = None if chosen.f is None or rejected.f is None else (chosen.f > 0) | (rejected.f > 0)
         moved, value = chosen.v - rejected.v, margin.contribution
-        evidence = self._evidence(margin, labels, value=value, by_head=margin.by_head, moved=moved, activation=higher)
+        evidence = self._evidence(margin, labels, value=value, by_head=margin.by_head, moved=moved, activation=higher, active=either)
         difference = margin.reward - margin.baseline_reward
         probability = float(1 / (1 + np.exp(-self.parts.margin_scale * difference)))
         words = self._pair_words(chosen, rejected)
@@ -118,7 +127,7 @@ class ExplanationBuilder:
             at_mean=sides[0].at_mean - sides[1].at_mean,
             removed=_difference(sides[0].removed, sides[1].removed),
             curves=self._curves(margin, chosen, rejected),
-            why=why_pair(evidence, margin=difference, probability=probability),
+            why=why_pair(evidence, margin=difference, probability=probability, words=words),
             words=words,
             no_words=self._no_words(chosen, rejected),
         )
