@@ -75,8 +75,8 @@ def hand_made(n_prompts: int = 6, answers: int = 4, seed: int = 0, **changes: An
     return parts, known
 
 
-@lru_cache(maxsize=1)
-def tiny_explainer() -> Explainer:
+@lru_cache(maxsize=2)
+def tiny_explainer(position: str = "response_end") -> Explainer:
     """The tiny preset fitted with fewer and shorter heads, loaded with all that the fit kept beside it."""
     from core.backbone.presets import preset
     from core.fit.pipeline import fit
@@ -84,5 +84,6 @@ def tiny_explainer() -> Explainer:
 
     config = preset("tiny")
     head, selection = replace(config.head, seeds=3, epochs=20), replace(config.selection, resamples=20)
-    outcome = fit(replace(config, head=head, selection=selection, random_draws=1, curve=(8,)), Store(cache_root() / "explain"))
+    backbone = replace(config.backbone, position=position)
+    outcome = fit(replace(config, backbone=backbone, head=head, selection=selection, random_draws=1, curve=(8,)), Store(cache_root() / "explain"))
     return SparseRM.load(outcome.artefact).explainer

@@ -16,7 +16,7 @@ EXAMPLES = {
     "explain": "examples:\n"
     '  sparserm explain my_reward_model --prompt "Is the Earth flat?" --response "No, it is round."\n'
     "  sparserm explain my_reward_model --pairs pairs.jsonl --most-misranked\n"
-    "  sparserm explain my_reward_model --worst\n"
+    "  sparserm explain my_reward_model --worst --csv words.csv\n"
     "  sparserm explain my_reward_model --pairs pairs.jsonl --out explained.csv",
 }
 
@@ -39,6 +39,9 @@ def add_explain(commands: Any) -> None:
     which.add_argument("--most-misranked", action="store_true", help="the pair whose rejected response wins by most")
     which.add_argument("--out", metavar="FILE", type=Path, help="all rows of the file, as a table (.jsonl or .csv)")
     how = parser.add_argument_group("what is tried and shown")
+    how.add_argument(
+        "--csv", metavar="FILE", type=Path, help="write what each word adds by each latent as a table (models that read whole responses)"
+    )
     how.add_argument("--latent", metavar="N", type=int, help="mark the text by this latent (default: the first one the sentence names)")
     how.add_argument(
         "--span", metavar="FROM:TO", action="append", default=[], help="delete these characters of the response (default: its sentences)"
@@ -61,6 +64,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError("a prompt alone has no reward", remedy="give --response")
     if not texts and (arguments.response is not None or arguments.rejected is not None):
         raise ConfigError("a response alone has no reward", remedy="give --prompt")
+    if arguments.csv and arguments.out:
+        raise ConfigError("--csv and --out can't be given together", remedy="--csv is about one response or pair, --out about a whole file")
     if not texts and not chosen:
         remedy = "give --prompt and --response, or --pairs with --row, --worst, --most-misranked or --out"
         raise ConfigError("nothing to explain", remedy=remedy)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
@@ -13,15 +14,18 @@ from rich.text import Text
 
 from core.cli import explanation_view as view
 from core.cli.options import print_json
+from core.errors import ConfigError
 from core.explain.batch import explain_file, pick, pick_known, read_rows
 from core.explain.explainer import Explainer
 from core.explain.explanation import Explanation
 from core.explain.features import item_of
 from core.explain.full_explanation import FullExplanation, ResponseDetail, explain_fully
 from core.explain.token_values import Span
+from core.explain.word_bars import table_lines
 from core.latents.labels import Labels
 from core.reward.dialogues import Item
 from core.reward.model import SparseRM
+from core.reward.scoring import check_target, write_table
 from core.runs.progress import Display
 from core.types import PreferencePair
 
@@ -32,9 +36,13 @@ def explain(arguments: argparse.Namespace, spans: Sequence[Span], display: Displ
         _print_table(explain_file(explainer, arguments.pairs, arguments.out, display), arguments, display)
         return
     subject = _subject(explainer, arguments, display)
+    if arguments.csv:
+        check_target(arguments.csv)
     full = explain_fully(explainer, subject, spans=spans, edits=arguments.edit, off=arguments.off)
     if arguments.latent is not None:
         full.sides[0].tokens.of_latent(arguments.latent)  # an unknown latent is an error before anything is printed
+    if arguments.csv:
+        _write_words(full, arguments.csv)
     display.close()
     if arguments.json:
         print_json(full.to_json())
@@ -57,6 +65,13 @@ def _subject(explainer: Explainer, arguments: argparse.Namespace, display: Displ
     assert explainer.known is not None and explainer.known.pairs is not None  # pick_known has looked
     pair = explainer.known.pairs[number]
     return (pair.prompt, (pair.chosen, pair.rejected)[side]) if arguments.worst else pair
+
+
+def _write_words(full: FullExplanation, target: Path) -> None:
+    """The table of words x latents. Raises ConfigError where the reward does not split over words."""
+    if full.explanation.words is None:
+        raise ConfigError("this explanation has no table of words", found=full.explanation.no_words)
+    write_table(table_lines(full.explanation.words), target)
 
 
 def _print_table(report: dict[str, Any], arguments: argparse.Namespace, display: Display) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from core.cli.word_view import MarkedTexts
 from core.explain.curves import Curves
 from core.explain.edits import Edit
 from core.explain.explanation import INACTIVE, NO_SAE, Explanation, PairExplanation
@@ -27,6 +28,7 @@ from core.explain.switch import SwitchedOff
 from core.explain.token_values import RESPONSE, Deletion, TokenGradient, TokenView
 from core.explain.trust import trust_rows
 from core.explain.waterfall import Bar, change_steps, residual_of, waterfall_steps
+from core.explain.word_bars import texts_of, word_bars
 from core.explain.word_rows import TEXT, deletion_bars, gradient_words, latent_words, strongest, word_rows
 from core.latents.labels import Labels
 from core.text_safety import for_terminal
@@ -69,24 +71,38 @@ def sentence(why: Why) -> RenderableType:
 
 
 def response_parts(explanation: Explanation, labels: Labels) -> Iterator[RenderableType]:
-    """One response: its sentence, its waterfall and its latents."""
+    """One response: its sentence, its marked words, its waterfalls and its latents."""
     yield sentence(explanation.why)
-    yield heading("From the average training response to this one")
+    yield from words(explanation)
+    yield heading("From the average training response to this one, by latent")
     yield waterfall(waterfall_steps(explanation, labels, most=MOST_BARS))
     yield heading("Latents")
     yield latents(explanation.latents, "response_part", labels)
 
 
 def pair_parts(pair: PairExplanation, labels: Labels) -> Iterator[RenderableType]:
-    """A pair: its sentence, its margin by latent, and where either response stands."""
+    """A pair: its sentence, its marked words, its margin by latent, and where either response stands."""
     yield sentence(pair.why)
-    yield heading("From the rejected to the chosen response")
+    yield from words(pair)
+    yield heading("From the rejected to the chosen response, by latent")
     yield waterfall(waterfall_steps(pair, labels, most=MOST_BARS))
     yield heading("Latents")
     yield latents(pair.latents, "contribution", labels)
     for name, explanation in (("Chosen", pair.chosen), ("Rejected", pair.rejected)):
         yield heading(name)
         yield sentence(explanation.why)
+
+
+def words(explanation: Explanation | PairExplanation) -> Iterator[RenderableType]:
+    """The texts with their words marked and the bars by sentence; or why there is no such split."""
+    yield heading("Words")
+    if explanation.words is None:
+        yield Text(explanation.no_words)
+        return
+    yield MarkedTexts(texts=texts_of(explanation.words))
+    start, end = ("rejected", "the chosen response") if isinstance(explanation, PairExplanation) else ("average training", "this one")
+    yield heading(f"From the {start} response to {end}, by sentence")
+    yield waterfall(word_bars(explanation))
 
 
 def waterfall(steps: Sequence[Bar]) -> Table:

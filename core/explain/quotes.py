@@ -116,7 +116,7 @@ def _passage(side: str, table: WordTable, run: Run, direction: float) -> Passage
         quote=_quote(table.text, spans, words.values[part] * direction),
         value=float(words.values[part].sum()),
         row=words.table[part].sum(axis=0),
-        active=None if words.activations is None else (words.activations[part] > 0).any(axis=0),
+        active=None if words.activations is None else np.asarray((words.activations[part] > 0).any(axis=0)),
     )
 
 
