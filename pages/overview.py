@@ -22,7 +22,10 @@ preparation.being_prepared(model)
 left, right = st.columns(2, gap="medium")
 with left, st.container(border=True, height="stretch"):
     st.markdown("##### Beside its controls")
-    show_chart(charts.accuracy_bars(model.evaluation), key="accuracy", name=model.id)
+    paper = overview.as_the_paper_reads(model)
+    show_chart(charts.accuracy_bars(model.evaluation, [paper.row] if paper else []), key="accuracy", name=model.id)
+    if paper:
+        st.caption(paper.sentence)
 with right, st.container(border=True, height="stretch"):
     st.markdown("##### More or fewer latents")
     latents_view.curve(model, int(model.about["selection"]["k"]))

@@ -21,7 +21,7 @@ from core.cli.main import build_parser
 from core.config import Config, DoctorRunConfig, LatentsRunConfig, SpacesRunConfig
 from core.jobs import follow_up
 from core.jobs import start as launching
-from core.jobs.follow_up import FOLLOW_UPS, fit_as_well, follow_up_names, follow_up_runs, follow_ups_after, preparation, seconds_after
+from core.jobs.follow_up import FOLLOW_UPS, follow_up_names, follow_up_runs, follow_ups_after, preparation, seconds_after
 from core.jobs.start import launch, resume
 from core.runs import launch as run_launch
 from core.runs.launch import cancel
@@ -181,16 +181,16 @@ def test_two_fits_queue_with_what_follows_them(cache: Path, monkeypatch: pytest.
 
 
 def test_what_follows_every_fit() -> None:
-    assert [line.kind for line in FOLLOW_UPS] == ["doctor", "spaces", "latents"]
+    assert [line.kind for line in FOLLOW_UPS] == ["doctor", "spaces", "latents", "fit"]
     configs = [line.config("/model") for line in follow_ups_after(PRESETS["tiny"])]
     assert configs == [DoctorRunConfig(model="/model"), SpacesRunConfig(model="/model"), LatentsRunConfig(model="/model")]
     assert follow_up_names(PRESETS["tiny"]) == ["Doctor", "Spaces", "Latents' pages"] and seconds_after(PRESETS["tiny"]) > 60
 
 
-def test_a_control_fit_follows_one_preset_by_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_control_fit_follows_the_demo() -> None:
     """It follows the preset itself, and not a fit that was changed."""
-    demo, control = PRESETS["smollm2-135m"], replace(PRESETS["smollm2-135m"], curve=(4, 8))
-    monkeypatch.setattr(follow_up, "FOLLOW_UPS", (*FOLLOW_UPS, fit_as_well(control, after=demo)))
+    demo, control = PRESETS["smollm2-135m"], PRESETS["smollm2-135m-paper"]
+    assert len(follow_ups_after(replace(demo, curve=(4, 8)))) == 3
     assert [line.kind for line in follow_ups_after(demo)] == ["doctor", "spaces", "latents", "fit"]
     assert follow_ups_after(demo)[3].config("/model") == control
     assert len(follow_ups_after(PRESETS["tiny"])) == 3 and seconds_after(demo) == seconds_after(PRESETS["tiny"])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.backbone.presets import PRESETS
 from core.by_name import load
 from core.config import Config, DoctorRunConfig, LatentsRunConfig, SpacesRunConfig
 from core.errors import SparseRMError, StoreError
@@ -69,6 +70,7 @@ FOLLOW_UPS: tuple[FollowUp, ...] = (
     FollowUp(kind="doctor", config=lambda model: DoctorRunConfig(model=model), present=has_report),
     FollowUp(kind="spaces", config=lambda model: SpacesRunConfig(model=model), present=has_spaces),
     FollowUp(kind="latents", config=lambda model: LatentsRunConfig(model=model), present=has_pages),
+    fit_as_well(PRESETS["smollm2-135m-paper"], after=PRESETS["smollm2-135m"]),
 )
 
 

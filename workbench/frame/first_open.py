@@ -28,7 +28,7 @@ def first_open() -> None:
         st.markdown("#### See why a response scored low")
         st.markdown(
             "A reward model from a sparse autoencoder says which features of a text move its score. Build the demo to look at one: "
-            "939 preference pairs about truthfulness, safety and helpfulness, read by a small language model on this machine."
+            "our own preference pairs about truthfulness, safety and helpfulness, read by a small language model on this machine."
         )
         with st.container(horizontal=True, vertical_alignment="center"):
             demo = PRESETS[DEMO]
@@ -39,7 +39,8 @@ def first_open() -> None:
                 key="toy",
                 on_click=_begin,
                 args=(TOY,),
-                help="A random model of two layers that is made here: seconds, no download, no sense.",
+                help="A model of two layers with random weights, made on this machine in seconds and without a download. "
+                "Its scores mean nothing; it shows what the pages look like.",
             )
             with st.popover("As a command", type="tertiary", icon=":material/terminal:"):
                 st.code(equal_command("fit", demo, DEMO, prepare_pages=_prepares()), language="bash")

@@ -15,12 +15,13 @@ from workbench.frame.chart_base import CHOSEN, LINE, NEUTRAL, Chart, new_figure,
 MOST_KINDS = 12  # kinds of pairs in a figure; its table has all
 
 
-def accuracy_bars(evaluation: Mapping[str, Any]) -> Chart:
+def accuracy_bars(evaluation: Mapping[str, Any], beside: Sequence[Mapping[str, Any]] = ()) -> Chart:
     """Test accuracy of SparseRM and each control, from `evaluation.json`, means over seeds or draws: bars from chance,
-    whiskers for the 95 % interval.
+    whiskers for the 95 % interval. `beside`: rows of other fits of the same pairs.
     """
     entries = {"sparserm": evaluation["sparserm"], **evaluation["controls"]}
     rows = [_accuracy_row(kind, entry) for kind, entry in entries.items() if entry["mean"]["accuracy"] is not None]
+    rows += [dict(row) for row in beside]
     rows.sort(key=lambda row: (row["kind"] == "sparserm", row["accuracy"]))
     figure = new_figure(x=accuracy_axis(max((row["n"] for row in rows), default=0)), y="", height=90 + 30 * max(len(rows), 2))
     shares = [100 * row["accuracy"] for row in rows]

@@ -8,14 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from core.reward.evaluation import accuracy_difference
 from core.reward.head_words import counted_pairs, mean_of, shipped_head, shipped_seed
 from core.reward.recorded_files import FILES, has_record
 from core.runs.progress import date, duration
 from core.runs.store import Artefact, Store
 from workbench.frame.accuracy import accuracy_text, interval_text, method_name
 from workbench.frame.left_out import NO_RECORD, counted
-from workbench.frame.models import FittedModel
+from workbench.frame.models import FittedModel, models
 
+PAPER = "paper"
 STEPS_TIMED = ("pairs", "extraction", "frequencies", "heads", "controls", "curve", "evaluation", "known")
 
 
@@ -56,6 +60,56 @@ def shipped(model: FittedModel) -> str:
     """`shipped head, seed 3: 70.4 % of the same pairs`: the accuracy of the head that gives the rewards."""
     seed = shipped_seed(model.config["method"])
     return f"{shipped_head(seed)}: {accuracy_text(model.evaluation['sparserm'])} of the same pairs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperReading:
+    """A fit of the same pairs and split that reads and selects as the paper does: its row for the chart of accuracies, and
+    SparseRM's lead over it as a sentence."""
+
+    row: dict[str, Any]
+    sentence: str
+
+
+def as_the_paper_reads(model: FittedModel) -> PaperReading | None:
+    """The control that reads the last token and selects by frequency; None where the cache holds none, or for itself."""
+    if _reads_as_the_paper(model):
+        return None
+    for other in models(model.root):
+        if _reads_as_the_paper(other) and _same_pairs(model, other):
+            return _paper_reading(model, other)
+    return None
+
+
+def _reads_as_the_paper(model: FittedModel) -> bool:
+    selection = model.config["method"]["config"]["selection"]
+    return bool(model.config["position"] == "response_end" and selection.get("selection", "frequency") == "frequency")
+
+
+def _same_pairs(model: FittedModel, other: FittedModel) -> bool:
+    mine, theirs = (each.config for each in (model, other))
+    sae = [(config["sae"] or {}).get("sha256") for config in (mine, theirs)]
+    content = [config["method"]["data"].get("content") for config in (mine, theirs)]
+    return sae[0] == sae[1] and content[0] == content[1] and mine["k"] == theirs["k"]
+
+
+def _paper_reading(model: FittedModel, other: FittedModel) -> PaperReading | None:
+    """The two on the test pairs that both could read, paired by prompt."""
+    kept = model.responses
+    numbers = [(i, other.content.numbers.get(model.pairs[i].pair_id)) for i in kept.pairs_of_split("test").tolist()]
+    both = [(i, j) for i, j in numbers if j is not None]
+    mine, theirs = (np.array(rows, dtype=np.int64) for rows in zip(*both, strict=True)) if both else (np.zeros(0, dtype=np.int64),) * 2
+    groups = kept.groups[kept.chosen_rows[mine]]
+    lead = accuracy_difference(model.content.margins_by_head[:, mine], other.content.margins_by_head[:, theirs], groups)
+    if lead is None:
+        return None
+    entry = other.evaluation["sparserm"]
+    row = {"kind": PAPER, "name": "As the paper reads it", **entry["mean"], "heads": len(entry["heads"]), "parameters": entry["n_parameters"]}
+    sentence = (
+        f"As the paper reads it (the last token, latents by frequency): {accuracy_text(entry['mean'])} ({interval_text(entry['mean'])}); "
+        f"this reward model is {100 * lead.difference:+.1f} points from it ({100 * lead.low:+.1f} to {100 * lead.high:+.1f}, paired by prompt)."
+    )
+    return PaperReading(row=row, sentence=sentence)
 
 
 def verdict(model: FittedModel) -> str:
@@ -102,7 +156,8 @@ def facts(model: FittedModel) -> list[tuple[str, str]]:
 
 
 def _position(name: str) -> str:
-    return {"response_end": "end of the response", "turn_end": "end of the turn"}.get(name, name)
+    places = {"response_end": "end of the response", "response_mean": "whole response (the mean over its tokens)", "turn_end": "end of the turn"}
+    return places.get(name, name)
 
 
 def seconds(model: FittedModel) -> float:
