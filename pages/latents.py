@@ -7,5 +7,5 @@ from workbench.latents import view as latents_view
 model = layout.need_model()
 selected = latents.selection(model, latents_view.chosen_k(model))
 latents_view.overview(model, selected)
-latents_view.being_prepared(model)
 latents_view.table(model, selected)
+latents_view.being_prepared(model)
