@@ -82,7 +82,9 @@ def build(chrome: Browser, server: Server, root: Path, preset: str) -> dict[str,
     for page, text in FILLED.items():
         tab.open(page).says(text)
     context.close()
-    steps = {run.kind: {step.name: round(step.seconds, 1) for step in progress.follow(run).steps} for run in (fit, *follow_up_runs(fit))}
+    steps = {
+        run.id.partition("_")[2]: {step.name: round(step.seconds, 1) for step in progress.follow(run).steps} for run in (fit, *follow_up_runs(fit))
+    }
     return {**preparation(fit), "seen": seen, "steps": steps}
 
 

@@ -192,6 +192,7 @@ def test_a_control_fit_follows_the_demo() -> None:
     demo, control = PRESETS["smollm2-135m"], PRESETS["smollm2-135m-paper"]
     assert len(follow_ups_after(replace(demo, curve=(4, 8)))) == 3
     assert [line.kind for line in follow_ups_after(demo)] == ["doctor", "spaces", "latents", "fit"]
+    assert follow_up_names(demo)[3] == "Control fit"
     assert follow_ups_after(demo)[3].config("/model") == control
     assert len(follow_ups_after(PRESETS["tiny"])) == 3 and seconds_after(demo) == seconds_after(PRESETS["tiny"])
 

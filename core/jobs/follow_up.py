@@ -185,4 +185,4 @@ def seconds_after(config: Config) -> float:
 
 def follow_up_names(config: Config) -> list[str]:
     """The names for people of what follows a fit of this config."""
-    return [kind_of(follow_up.kind).name for follow_up in follow_ups_after(config)]
+    return ["Control fit" if follow_up.kind in PREPARES else kind_of(follow_up.kind).name for follow_up in follow_ups_after(config)]
