@@ -15,7 +15,8 @@ from core.errors import DataError
 from core.explain.features import ResponseFeatures
 from core.reward.fit_responses import FitResponses, prompt_id, response_id, write_responses
 from core.reward.parts_files import write_parts
-from core.reward.recorded_files import record_files
+from core.reward.recorded_files import TOKENS, record_files
+from core.reward.response_tokens import KeptTokens, ResponseTokens, write_tokens
 from core.runs.store import Store
 from core.types import PreferencePair, PreferencePairs
 from workbench.frame.kept_texts import KeptTexts
@@ -36,20 +37,52 @@ HOSTILE = {
 }
 
 
-def add_model(root: Path, *, seed: int = 0, texts: bool = True, pairs: PreferencePairs | None = None, **sizes: Any) -> str:
-    """A reward model of 5 latents in the cache, fitted on nothing; returns its id."""
+def add_model(
+    root: Path, *, seed: int = 0, texts: bool = True, pairs: PreferencePairs | None = None, position: str = "response_end", **sizes: Any
+) -> str:
+    """A reward model of 5 latents in the cache, fitted on nothing; returns its id. At `response_mean` the tokens of all
+    held-out responses are kept.
+    """
     parts, known = hand_made(seed=seed, **sizes)
-    parts = replace(parts, sae=SAE)
+    parts = replace(parts, sae=SAE, backbone_config=replace(parts.backbone_config, position=position))
     known = known if pairs is None else with_texts(known, pairs)
 
     def make(folder: Path, _scratch: Path) -> dict[str, Any]:
         write_parts(parts, folder)
         write_responses(known, folder, texts=texts)
+        if position == "response_mean":
+            write_tokens(kept_tokens(known), folder / TOKENS)
         record_files(folder)
-        about = {"data": "toy.jsonl", "backbone": "toy", "sae": "toy", "layer": 2, "position": "response_end", "n_prompts": {}}
+        about = {"data": "toy.jsonl", "backbone": "toy", "sae": "toy", "layer": 2, "position": position, "n_prompts": {}}
         return {**about, "selection": {"k": 5}}
 
-    return Store(root).get_or_make("reward_model", 1, {"seed": seed, "texts": texts, **sizes}, [], make).fingerprint[:ID_LENGTH]
+    config = {"seed": seed, "texts": texts, **sizes, **({} if position == "response_end" else {"position": position})}
+    return Store(root).get_or_make("reward_model", 1, config, [], make).fingerprint[:ID_LENGTH]
+
+
+def kept_tokens(known: FitResponses, spread: float = 1.0) -> KeptTokens:
+    """Tokens of every held-out response of pairs with texts: a word is a token, the mean of its projections the response's."""
+    assert known.pairs is not None
+    texts = {int(row): pair.chosen for row, pair in zip(known.chosen_rows, known.pairs, strict=True)}
+    texts |= {int(row): pair.rejected for row, pair in zip(known.rejected_rows, known.pairs, strict=True)}
+    rows = sorted(int(row) for row in known.held_out if int(row) in texts)
+    tokens = [response_tokens(texts[row], known.projections[row], spread) for row in rows]
+    return KeptTokens(
+        rows=np.array(rows, dtype=np.int64),
+        starts=np.cumsum([0, *map(len, tokens)]),
+        offsets=np.concatenate([of_row.offsets for of_row in tokens]).astype(np.int32),
+        projections=np.concatenate([of_row.projections for of_row in tokens]).astype(np.float32),
+        activations=np.concatenate([of_row.activations for of_row in tokens]).astype(np.float32),
+    )
+
+
+def response_tokens(text: str, v: np.ndarray, spread: float = 1.0) -> ResponseTokens:
+    """A token for each word of a text, drawn from the text, with projections of the mean v."""
+    offsets = np.array([match.span() for match in re.finditer(r"\s*\S+|\s+$", text)] or [(0, len(text))])
+    rng = np.random.default_rng(list(text.encode("utf-8", "surrogatepass")))
+    moved = spread * rng.normal(size=(len(offsets), len(v)))
+    projections = np.asarray(v, dtype=np.float64) + moved - moved.mean(axis=0)
+    return ResponseTokens(offsets=offsets, projections=projections, activations=np.maximum(moved, 0))
 
 
 def with_texts(known: FitResponses, pairs: PreferencePairs) -> FitResponses:
@@ -76,8 +109,8 @@ class FakeLive:
     projections are drawn from it.
     """
 
-    def __init__(self, root: Path, name: str = "ready", latents: tuple[int, ...] = (10, 11, 12, 13, 14)) -> None:
-        self.texts, self.name, self.latents = KeptTexts(root), name, latents
+    def __init__(self, root: Path, name: str = "ready", latents: tuple[int, ...] = (10, 11, 12, 13, 14), position: str = "response_end") -> None:
+        self.texts, self.name, self.latents, self.position = KeptTexts(root), name, latents, position
         self.started, self.asked = 0, []
 
     def state(self) -> LiveState:
@@ -92,7 +125,8 @@ class FakeLive:
     def features(self, prompt: Any, response: str, *, parent: Any = None) -> ResponseFeatures:
         self.asked.append(("features", response))
         v, f = self.vectors(response)
-        return ResponseFeatures(item=(tuple(prompt), response), v=v, f=f, n_tokens=9, n_computed=4 if parent else 9)
+        tokens = response_tokens(response, v) if self.position == "response_mean" else None
+        return ResponseFeatures(item=(tuple(prompt), response), v=v, f=f, n_tokens=9, n_computed=4 if parent else 9, tokens=tokens)
 
     def vectors(self, response: str) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(list(response.encode("utf-8", "surrogatepass")))

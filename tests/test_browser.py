@@ -90,10 +90,10 @@ def journey(chrome: Browser, server: Server, cache: Path, button: str) -> None:
 
         tab.menu("Response")
         worst = explain_pair(model, int(model.ranked("worst")[0]))
-        tab.says(worst.why.text)
+        side = "chosen" if worst.chosen.reward <= worst.rejected.reward else "rejected"
+        tab.says(getattr(worst, side).why.text)
         tab.choose("Edit")
         box = tab.page.locator("textarea").filter(visible=True).first
-        side = "chosen" if worst.chosen.reward <= worst.rejected.reward else "rejected"
         assert box.input_value() == getattr(worst, side).response
         box.fill("I am not sure, but please see a doctor.")
         tab.press("Score again")
@@ -231,7 +231,7 @@ def test_hostile_pairs_show_as_plain_text(context: BrowserContext, server: Serve
     first, second = (add_model(cache, seed=seed, n_prompts=12, pairs=hostile_pairs()) for seed in (7, 8))
     tab = Tab(context, server)
     shown = (HOSTILE["script"], HOSTILE["image"], HOSTILE["markdown"], HOSTILE["latex"], HOSTILE["emoji"])
-    for section in ("words", "edit", "off", "similar", "trust"):
+    for section in ("edit", "off", "running", "similar", "trust"):
         tab.open("response", model=first, pair="bad everything", response_among="all", response_tab=section)
         plain(tab, *shown)
         narrow = tab.page.evaluate("() => document.scrollingElement.scrollWidth <= window.innerWidth + 1")
@@ -248,7 +248,7 @@ def test_hostile_texts_read_by_a_model_show_as_plain_text(context: BrowserContex
     texts = "\n".join(text for name, text in HOSTILE.items() if name not in ("long", "null", "rtl"))
     own = "own-" + Live(found.path, cache).texts.keep_pair(HOSTILE["script"] + HOSTILE["image"], texts, HOSTILE["rtl"] + HOSTILE["long"][:200])
     tab = Tab(context, server)
-    for section in ("words", "delete", "similar"):
+    for section in ("running", "delete", "similar"):
         tab.open("response", model=toy, pair=own, response_tab=section)
         plain(tab.draws(), HOSTILE["script"])
     tab.press("Paste your own")

@@ -93,7 +93,7 @@ def every_chart() -> list[Chart]:
         run_curves({HOSTILE["script"]: [(0.0, 1.0)], "b": [(0.0, 2.0), (1.0, 3.0)]}, x="Seconds", y="Loss"),
         charts_response.waterfall(STEPS),
         charts_response.contribution_bars(STEPS[1:3]),
-        charts_response.running_reward(nasty, [0.1, 0.2, 0.3], ["prompt", "response", "response"]),
+        charts_response.running_reward({"chosen": (nasty, [0.1, 0.2, 0.3]), "edited": (nasty[:1], [0.2])}),
         charts_response.removal_curves(removal),
         charts_response.reward_place(np.linspace(-1, 1, 101), {"chosen": 0.5, HOSTILE["script"]: -0.5}, 60),
         charts_spaces.space_picture("dense", points, [4, 6, 9], nasty, [wrapped(text) for text in nasty], dict.fromkeys(nasty, CHOSEN), [6]),
@@ -227,9 +227,13 @@ def test_waterfall_adds_up_and_prints_its_residual() -> None:
     assert off.rows[-1]["value"] == pytest.approx(0.05) and "+5.0e-02" in off.figure.layout.xaxis.title.text
 
 
-def test_running_reward_is_aligned_with_the_response() -> None:
-    line = charts_response.running_reward(["a", "b", "c"], [9.0, 0.2, 0.3], ["prompt", "response", "response"]).figure.data[0]
-    assert list(line.y) == [0.2, 0.3] and [one[0] for one in line.customdata] == [1, 2]
+def test_running_reward_has_a_line_a_side_in_its_colour() -> None:
+    figure = charts_response.running_reward({"rejected": (["b", "c"], [0.2, 0.3]), "chosen": (["d"], [0.5])}).figure
+    assert [(line.name, line.line.color, list(line.x), list(line.y)) for line in figure.data] == [
+        ("Rejected", REJECTED, [1, 2], [0.2, 0.3]),
+        ("Chosen", CHOSEN, [1], [0.5]),
+    ]
+    assert figure.layout.showlegend
 
 
 def test_a_lasso_marks_the_same_responses_in_both_pictures() -> None:
@@ -272,9 +276,10 @@ def test_token_rows_keep_texts_whole_and_figures_short() -> None:
     assert (sent["muted"], sent["mark"], sent["caption"]) == ([2], 0, "\ufffdc") and json.dumps(sent, allow_nan=False)
 
 
-def test_the_component_writes_texts_as_texts() -> None:
+@pytest.mark.parametrize("name", ["tokens", "marked"])
+def test_the_components_write_texts_as_texts(name: str) -> None:
     """No way from a text to an element: neither is HTML parsed anywhere, nor are attributes made of texts."""
-    code = (tokens.STATIC / "tokens.js").read_text(encoding="utf-8")
+    code = (tokens.STATIC / f"{name}.js").read_text(encoding="utf-8")
     assert "textContent" in code and not any(
         name in code for name in ("innerHTML", "outerHTML", "insertAdjacent", "setHTML", "eval(", "document.write")
     )

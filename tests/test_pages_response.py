@@ -20,9 +20,8 @@ from core.explain.word_rows import span_of, word_rows
 from workbench.compare import values as compare
 from workbench.frame import state
 from workbench.frame.models import FittedModel, find
-from workbench.response import edit_chain, readings
+from workbench.response import cards, edit_chain, readings
 from workbench.response import values as response
-from workbench.response import why as response_view
 
 
 @pytest.fixture
@@ -90,7 +89,7 @@ def test_a_pair_of_another_model_is_said_and_can_be_left(model: str) -> None:
     at = no_error(open_page("response", pair="nobody's"))
     assert "not of this reward model" in words(at)
     next(button for button in at.button if button.label == "Show the first of the list").click().run()
-    assert "Margin" in metrics(no_error(at))
+    assert "Reward" in metrics(no_error(at))
 
 
 def test_a_search_that_finds_nothing(model: str) -> None:
@@ -106,19 +105,39 @@ def test_compare_needs_two_models(model: str) -> None:
 # --- ready: what is kept beside the model ----------------------------------------------------------------------------
 
 
-def test_the_worst_pair_is_first_and_explained_without_the_model(cache: Path, model: str, live: FakeLive) -> None:
+def test_the_worst_response_is_first_and_explained_without_the_model(cache: Path, model: str, live: FakeLive) -> None:
     of = kept_at(cache, model)
     worst = int(of.ranked("worst")[0])
     pair = explain_pair(of, worst)
+    lower = min((pair.chosen, pair.rejected), key=lambda side: side.reward)
     at = no_error(open_page("response"))
-    assert pair.why.text in words(at)
-    assert all(said in words(at) for said in pair.why.weaknesses)
-    assert {of.pair(worst).chosen, of.pair(worst).rejected} <= set(words(at).split("\n"))
+    assert lower.why.text in words(at) and pair.why.text not in words(at), "it opens on the response that is asked about"
+    assert all(said in words(at) for said in lower.why.weaknesses)
+    assert metrics(at)["Reward"] == f"{of.pair_rewards[worst].min():.2f}"
+    assert live.started == 0  # nothing has been loaded to say so
+
+
+def test_the_margin_is_a_click_away_and_first_where_pairs_are_ranked_by_it(cache: Path, model: str) -> None:
+    of = kept_at(cache, model)
+    worst = int(of.ranked("worst")[0])
+    at = no_error(open_page("response", response_view="margin"))
+    assert explain_pair(of, worst).why.text in words(at)
     shown = metrics(at)
     assert shown["Margin"] == f"{of.margins[worst]:+.2f}"
     assert shown["Chosen reward"] == f"{of.pair_rewards[worst, 0]:.2f}"
     assert shown["P(chosen wins)"] == f"{1 / (1 + np.exp(-1.25 * of.margins[worst])):.2f}"
-    assert live.started == 0  # nothing has been loaded to say so
+    assert "Margin" in metrics(no_error(open_page("response", response_order="misranked")))
+
+
+def test_on_the_margin_the_sections_say_which_side_they_act_on(cache: Path, model: str, live: FakeLive) -> None:
+    of = kept_at(cache, model)
+    pair = explain_pair(of, int(of.ranked("worst")[0]))
+    at = no_error(open_page("response", response_view="margin", response_tab="edit", response_side="chosen"))
+    assert at.text_area[0].label == "Change the chosen response" and at.text_area[0].value == pair.chosen.response
+    assert "Acts on" in [group.label for group in at.get("button_group")]
+    at = no_error(open_page("response", response_view="margin", response_tab="edit", response_side="rejected"))
+    assert at.text_area[0].value == pair.rejected.response
+    assert "Acts on the chosen response." in words(no_error(open_page("response", response_view="chosen", response_tab="off")))
 
 
 def test_orders_and_search_are_the_engines(cache: Path, model: str) -> None:
@@ -247,45 +266,46 @@ def test_a_failed_model_says_so_and_can_be_tried_again(model: str, live: FakeLiv
     at = open_page("response")
     assert "the language model is gone" in words(at)
     assert "fetch it again" in words(at)
-    assert "Margin" in metrics(at)  # what is kept shows all the same
+    assert "Reward" in metrics(at)  # what is kept shows all the same
     next(button for button in at.button if button.label == "Try again").click().run()
     assert live.name == "starting"
 
 
 def test_words_are_shown_once_it_is_up(model: str, live: FakeLive) -> None:
     live.name = "ready"
-    at = no_error(open_page("response", latent="12"))
+    at = no_error(open_page("response", latent="12", response_tab="running"))
     assert "12" in [box.value for box in at.selectbox if box.label == "Mark the words of"]
-    assert "Running reward" in words(at)
+    assert "the head was trained on the last token" in words(at)
 
 
 def test_marked_words_can_be_read_and_taken_away_as_a_table(model: str, live: FakeLive, monkeypatch: pytest.MonkeyPatch) -> None:
     live.name, made = "ready", []
-    monkeypatch.setattr("workbench.response.words.rows_behind", lambda make, **more: made.append(make()))
+    monkeypatch.setattr("workbench.response.texts.rows_behind", lambda make, **more: made.append(make()))
     no_error(open_page("response", latent="10"))
     (rows,) = made
-    assert {row["of"] for row in rows} == {"Chosen", "Rejected"}
-    first = [row for row in rows if row["text"] == 1]
-    assert [row["activation"] for row in first] == [float(i % 3) for i in range(len(first))]
-    assert all(row["token"] and row["note"].startswith("reward read here") for row in rows)
+    assert {row["response"] for row in rows} == {"chosen", "rejected"}
+    first = [row for row in rows if row["response"] == "chosen"]
+    assert [row["value"] for row in first] == [float(i % 3) for i in range(len(first))]
+    assert all(row["token"] for row in rows)
 
 
 def test_evidence_says_how_sure_it_is() -> None:
     row = {"separation": 0.1, "low": 0.05, "high": 0.15, "held_out": 0.08, "detection_auroc": 0.83, "stability": 0.9}
-    said = response_view.evidence_words(row, (0.71, 0.92, 376))
+    said = cards.evidence_words(row, (0.71, 0.92, 376))
     assert "+10.0 (+5.0 to +15.0) points" in said and "detection AUROC 0.83 (0.71 to 0.92), n = 376 responses" in said
-    assert "detection AUROC 0.83, selected" in response_view.evidence_words(row)
+    assert "detection AUROC 0.83, selected" in cards.evidence_words(row)
 
 
 def test_words_are_shaded_by_the_gradient_when_asked(model: str, live: FakeLive, monkeypatch: pytest.MonkeyPatch) -> None:
     live.name, shown = "ready", []
-    monkeypatch.setattr("workbench.response.words.show_tokens", lambda rows, **more: shown.append((rows, more["unit"])))
+    monkeypatch.setattr("workbench.response.texts.show_marked", lambda panes, **more: shown.append((panes, more["unit"])))
     no_error(open_page("response"))
     assert "gradient" not in [what for what, _ in live.asked], "it costs seconds, so nobody computes it unasked"
     at = no_error(open_page("response", response_shade="gradient"))
-    rows, unit = shown[-1]
-    assert unit == "gradient" and len(rows) == 2
-    assert all(row.values == [2.5 + i for i in range(len(row.texts))] for row in rows), "the response's own tokens, from the third on"
+    panes, unit = shown[-1]
+    assert unit == "token" and len(panes) == 2
+    assert all(pane.values == [2.5 + i for i in range(len(pane.spans))] for pane in panes), "the response's own tokens, from the third on"
+    assert all("".join(pane.text[a:b] for a, b in pane.spans) == pane.text for pane in panes)
     assert "how sensitive the reward is" in words(at) and "does not say what a word adds" in words(at)
 
 
@@ -293,7 +313,7 @@ def test_the_latents_that_the_sentence_names_are_one_click_away(cache: Path, mod
     of = kept_at(cache, model)
     named = explain_pair(of, int(of.ranked("worst")[0])).why.named
     assert named
-    at = no_error(open_page("response"))
+    at = no_error(open_page("response", response_view="margin"))
     next(button for button in at.button if button.key == f"response named {named[0].latent_id}").click().run()
     assert no_error(at).query_params["latent"] == str(named[0].latent_id)
     assert "contribution" in words(at).lower()
@@ -417,7 +437,7 @@ def hostile(cache: Path, live: FakeLive) -> Iterator[list[Any]]:
     yield list(pairs)
 
 
-@pytest.mark.parametrize("tab", ["words", "edit", "delete", "off", "similar", "trust"])
+@pytest.mark.parametrize("tab", ["running", "edit", "delete", "off", "similar", "trust"])
 def test_hostile_texts_stay_text(hostile: list[Any], tab: str) -> None:
     """All of them in one pair; the browser's test looks at what becomes of them on the screen."""
     at = no_error(open_page("response", pair=hostile[-1].pair_id, response_tab=tab, response_among="all"))

@@ -110,7 +110,9 @@ def _latent_bars(
 
 
 def _group_bar(attribution: Attribution, group: Sequence[int], value: np.ndarray, by_head: np.ndarray, labels: Labels) -> Bar:
-    columns = sorted(group, key=lambda column: -abs(value[column]))
+    sure = same_sign(attribution.by_head) & same_sign(np.concatenate([value[None], by_head]))  # as the sentence names them
+    total = value[list(group)].sum()
+    columns = sorted(group, key=lambda column: (not (sure[column] and value[column] * total > 0), -abs(value[column])))
     strongest, *others = attribution.latent_ids[columns].tolist()
     label = name_in_list(strongest, labels.get(strongest)) + (f" (+{len(others)})" if others else "")
     note = f"with nearly collinear {', '.join(map(str, sorted(others)[:MOST_NAMED]))}" if others else ""

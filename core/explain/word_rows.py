@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from core.explain.token_values import PROMPT, RESPONSE, Deletion, Span, TokenGradient, TokenView
 from core.explain.waterfall import Bar
+from core.explain.words import WordTable
 
 TEXT = (PROMPT, RESPONSE)
 
@@ -62,3 +63,30 @@ def span_of(words: Sequence[Word], response: str, first: int, last: int) -> Span
     start = max(0, begin - lead + sum(map(len, texts[:first])))
     stop = min(len(response), begin - lead + sum(map(len, texts[: last + 1])))
     return (start, stop) if begin >= 0 and start < stop else None
+
+
+def token_spans(words: Sequence[Word], response: str) -> tuple[str, list[Span]]:
+    """The text that holds the words, and the characters of each in it: the response, or the words' own text where the
+    tokenizer changes the response's."""
+    texts = [word.text for word in words]
+    whole = "".join(texts)
+    begin = response.find(whole.strip()) - (len(whole) - len(whole.lstrip()))
+    text, at = (response, begin) if whole.strip() in response else (whole, 0)
+    spans = []
+    for part in texts:
+        spans.append((min(max(at, 0), len(text)), min(max(at + len(part), 0), len(text))))
+        at += len(part)
+    return text, spans
+
+
+def agreement_with_deletion(words: WordTable, deletions: Sequence[Deletion]) -> float | None:
+    """Rank correlation of what spans carry with what deleting each does to the reward; None under three of them, where
+    one can't be deleted, and where either does not vary."""
+    from scipy.stats import rankdata  # takes 0.7 s to import
+
+    effects = [deletion.effect for deletion in deletions if deletion.effect is not None]
+    if len(effects) < max(3, len(deletions)):
+        return None
+    carried = rankdata(words.over([(deletion.start, deletion.stop) for deletion in deletions]).values)
+    removed = rankdata(effects)
+    return None if carried.std() == 0 or removed.std() == 0 else float(np.corrcoef(carried, removed)[0, 1])

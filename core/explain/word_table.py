@@ -60,3 +60,10 @@ def units_of_tokens(token_starts: Sequence[int], unit_starts: Sequence[int]) -> 
     that begins before the first unit belongs to it.
     """
     return np.maximum(np.searchsorted(np.asarray(unit_starts), np.asarray(token_starts), side="right") - 1, 0)
+
+
+def running_rewards(head: Head, tokens: Float[np.ndarray, "t k"]) -> Float[np.ndarray, " t"]:
+    """The reward of the response up to and with each of its tokens: what an answer that stopped there would get, since
+    no token's state depends on later ones."""
+    so_far = np.cumsum(tokens.astype(np.float64), axis=0) / np.arange(1, len(tokens) + 1)[:, None]
+    return head.reward(so_far)

@@ -45,6 +45,10 @@ class ResponseTokens:
     def __len__(self) -> int:
         return len(self.offsets)
 
+    def texts(self, response: str) -> list[str]:
+        """The characters of each token in the response's text."""
+        return [response[start:stop] for start, stop in self.offsets.tolist()]
+
     def to_json(self) -> dict[str, Any]:
         activations = None if self.activations is None else self.activations.tolist()
         return {"offsets": self.offsets.tolist(), "projections": self.projections.tolist(), "activations": activations}

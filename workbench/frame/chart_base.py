@@ -140,3 +140,8 @@ def interval(value: float | None, low: float | None, high: float | None, form: s
     if low is None or high is None or not math.isfinite(low + high):
         return number(value, form)
     return f"{number(value, form)} ({number(low, form)} to {number(high, form)})"
+
+
+def digits_of(scale: float) -> int:
+    """Decimals that show the deepest shade with two digits and more."""
+    return 2 if scale <= 0 or not math.isfinite(scale) else min(6, max(2, 1 - math.floor(math.log10(scale))))

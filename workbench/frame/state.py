@@ -47,7 +47,10 @@ SHARED = ("model", "pair", "latent", "filter")
 # Choices that are cleared when the choice they belong to changes, since they would then mean something else.
 GOES_WITH: Mapping[str, tuple[str, ...]] = {
     "model": ("latents_k", "doctor_run", "doctor_made", "spaces_run", "spaces_made", "spaces_lasso"),
-    "pair": ("response_edit", "response_off"),
+    "pair": ("response_edit", "response_off", "response_word", "response_stretch"),
+    "response_view": ("response_stretch",),
+    "response_word": ("response_stretch",),
+    "response_bars": ("response_stretch",),
     "latent": ("latent_texts",),
     "filter": ("spaces_lasso",),
     "align_open": ("align_round", "align_drop", "align_case", "align_reason", "align_sample", "shift_round", "shift_point"),

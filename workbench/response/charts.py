@@ -10,16 +10,35 @@ from typing import Any
 import numpy as np
 
 from core.explain.waterfall import TOTALS, Bar, residual_of
-from workbench.frame.chart_base import CHOSEN, LINE, NEUTRAL, Chart, new_figure, number, plain, side_colour, straight, whiskers, wrapped
+from workbench.frame.chart_base import (
+    CHOSEN,
+    LINE,
+    NEUTRAL,
+    REJECTED,
+    Chart,
+    digits_of,
+    new_figure,
+    number,
+    plain,
+    side_colour,
+    straight,
+    whiskers,
+    wrapped,
+)
+
+SIDE_COLOURS = {"chosen": CHOSEN, "rejected": REJECTED}  # any other response is grey
+TINY = 0.25  # parts that span less than this share of a waterfall are drawn with the axis cut
 
 
-def waterfall(steps: Sequence[Bar], *, unit: str = "reward") -> Chart:
+def waterfall(steps: Sequence[Bar], *, unit: str = "reward", ids: Sequence[str] | None = None, marks: Sequence[str] = ()) -> Chart:
     """From the start bar over its parts to the end bar. What start and parts leave unexplained is printed as the
-    residual.
+    residual. `ids` are what a click on each bar reports, by default its latent; `marks` stand below the bars' names.
     """
+    ids = [clicked_latent(step) for step in steps] if ids is None else ids
     start, end = (next((step.value for step in steps if step.kind == kind), 0.0) for kind in TOTALS)
     n_parts, residual = sum(step.kind not in TOTALS for step in steps), residual_of(steps)
-    figure = new_figure(x=f"{unit.capitalize()}, residual {residual:+.1e}<br>whiskers: deviation over heads", y="", height=106 + 30 * len(steps))
+    spread = "<br>whiskers: ±1 SD over seeds" if any(step.deviation is not None for step in steps) else ""
+    figure = new_figure(x=f"{unit.capitalize()}, residual {residual:+.1e}{spread}", y="", height=106 + (34 if any(marks) else 30) * len(steps))
     drawn = _bases_and_lengths(steps, start)
     ends = [base + length for base, length in drawn]
     deviations = [step.deviation for step in steps]
@@ -34,25 +53,31 @@ def waterfall(steps: Sequence[Bar], *, unit: str = "reward") -> Chart:
             [_less(at, deviation) for at, deviation in zip(ends, deviations, strict=True)],
             [_more(at, deviation) for at, deviation in zip(ends, deviations, strict=True)],
         ),
-        customdata=[[clicked_latent(step)] for step in steps],
+        customdata=[[name] for name in ids],
         hovertext=[_step_hover(step) for step in steps],
         hoverinfo="text",
         unselected={"marker": {"opacity": 0.6}},
     )
-    outer = [max(base, base + length) + (step.deviation or 0.0) for step, (base, length) in zip(steps, drawn, strict=True)]
-    texts = {"text": [f" {_bar_text(step)}" for step in steps], "textposition": "middle right", "hoverinfo": "skip", "cliponaxis": False}
+    outer = [end + (1 if step.value >= 0 else -1) * (step.deviation or 0.0) for step, end in zip(steps, ends, strict=True)]
+    beside = [f"middle {'right' if step.value >= 0 else 'left'}" for step in steps]
+    digits = digits_of(max((abs(step.value) for step in steps if step.kind not in TOTALS), default=1.0))
+    texts = {"text": [f" {_bar_text(step, digits)} " for step in steps], "textposition": beside, "hoverinfo": "skip", "cliponaxis": False}
     figure.add_scatter(x=outer, y=list(range(len(steps))), mode="text", **texts)
-    for place, at in enumerate(ends[:-1]):  # from the end of a bar to where the next one begins
-        figure.add_shape(type="line", x0=at, x1=at, y0=place + 0.3, y1=place + 0.7, line={"color": LINE, "width": 1})
-    figure.update_yaxes(
-        tickvals=list(range(len(steps))), ticktext=[plain(step.label, 44) for step in steps], range=[len(steps) - 0.4, -0.6], showgrid=False
-    )
-    reach = [0.0, *ends, *outer, *(base for base, _ in drawn)]
-    pad = 0.12 * (max(reach) - min(reach) or 1.0)
-    figure.update_xaxes(range=[min(reach) - pad, max(reach) + pad])
+    across = [value for at in ends[:-1] for value in (at, at, None)]  # from the end of a bar to where the next one begins
+    down = [value for place in range(len(ends) - 1) for value in (place + 0.3, place + 0.7, None)]
+    figure.add_scatter(x=across, y=down, mode="lines", line={"color": LINE, "width": 1}, hoverinfo="skip")
+    figure.update_yaxes(tickvals=list(range(len(steps))), ticktext=_names(steps, marks), range=[len(steps) - 0.4, -0.6], showgrid=False)
+    figure.update_xaxes(range=_reach(steps, drawn, outer))
     straight(figure, x=0)
     alt = f"Waterfall from {start:.3g} to {end:.3g} in {n_parts} parts, residual {residual:.1e}."
-    return Chart(name="waterfall", figure=figure, alt=alt, rows=_waterfall_rows(steps))
+    return Chart(name="waterfall", figure=figure, alt=alt, rows=_waterfall_rows(steps, ids))
+
+
+def _names(bars: Sequence[Bar], marks: Sequence[str]) -> list[str]:
+    """The bars' names, and below each in small letters what speaks against it."""
+    beside = [*marks, *[""] * (len(bars) - len(marks))]
+    names = [plain(bar.label, 44) for bar in bars]
+    return [f'{name}<br><span style="font-size: 0.8em">{plain(mark)}</span>' if mark else name for name, mark in zip(names, beside, strict=True)]
 
 
 def _bases_and_lengths(steps: Sequence[Bar], start: float) -> list[tuple[float, float]]:
@@ -64,7 +89,17 @@ def _bases_and_lengths(steps: Sequence[Bar], start: float) -> list[tuple[float, 
     return drawn
 
 
-def _waterfall_rows(steps: Sequence[Bar]) -> list[dict[str, Any]]:
+def _reach(steps: Sequence[Bar], drawn: Sequence[tuple[float, float]], outer: Sequence[float]) -> list[float]:
+    """What the axis spans: all bars from 0 on, but where the parts are tiny beside the totals only where the parts lie."""
+    inner = [end for step, (base, length) in zip(steps, drawn, strict=True) for end in (base, base + length) if step.kind not in TOTALS]
+    reach = [0.0, *outer, *inner]
+    if inner and max(inner) - min(inner) < TINY * (max(reach) - min(reach)):
+        reach = inner
+    pad = 0.16 * (max(reach) - min(reach) or 1.0)
+    return [min(reach) - pad, max(reach) + pad]
+
+
+def _waterfall_rows(steps: Sequence[Bar], ids: Sequence[str]) -> list[dict[str, Any]]:
     """The table behind the waterfall, a row a bar, and the residual."""
     rows: list[dict[str, Any]] = [
         {
@@ -72,9 +107,9 @@ def _waterfall_rows(steps: Sequence[Bar]) -> list[dict[str, Any]]:
             "kind": step.kind if step.kind in TOTALS else "part",
             "value": step.value,
             "deviation": step.deviation,
-            "key": clicked_latent(step),
+            "key": name,
         }
-        for step in steps
+        for step, name in zip(steps, ids, strict=True)
     ]
     return [*rows, {"bar": "residual", "kind": "residual", "value": residual_of(steps), "deviation": None, "key": ""}]
 
@@ -92,8 +127,8 @@ def _more(value: float, deviation: float | None) -> float | None:
     return None if deviation is None else value + deviation
 
 
-def _bar_text(step: Bar) -> str:
-    return number(step.value, ".2f" if step.kind in TOTALS else "+.2f")
+def _bar_text(step: Bar, digits: int) -> str:
+    return number(step.value, f".{digits}f" if step.kind in TOTALS else f"+.{digits}f")
 
 
 def _step_hover(step: Bar) -> str:
@@ -101,9 +136,11 @@ def _step_hover(step: Bar) -> str:
     return "<br>".join(line for line in (wrapped(step.label, 50, 3), f"{step.value:+.3f}{spread}", wrapped(step.note, 50, 3)) if line)
 
 
-def contribution_bars(rows: Sequence[Bar], *, x: str = "Change of reward") -> Chart:
-    """Changes or contributions beside one another, blue up and orange down, with their deviation over heads."""
-    figure = new_figure(x=x, y="", height=80 + 28 * max(len(rows), 2))
+def contribution_bars(rows: Sequence[Bar], *, x: str = "Change of reward", marks: Sequence[str] = ()) -> Chart:
+    """Changes or contributions beside one another, blue up and orange down, with their deviation over heads. `marks`
+    stand below the bars' names.
+    """
+    figure = new_figure(x=x, y="", height=80 + (34 if any(marks) else 28) * max(len(rows), 2))
     values = [row.value for row in rows]
     figure.add_bar(
         orientation="h",
@@ -116,39 +153,36 @@ def contribution_bars(rows: Sequence[Bar], *, x: str = "Change of reward") -> Ch
         hoverinfo="text",
         unselected={"marker": {"opacity": 0.6}},
     )
-    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=[plain(row.label, 44) for row in rows], autorange="reversed", showgrid=False)
+    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=_names(rows, marks), autorange="reversed", showgrid=False)
     straight(figure, x=0)
     table = [{"name": row.label, "value": row.value, "deviation": row.deviation, "key": clicked_latent(row)} for row in rows]
     return Chart(name="changes", figure=figure, alt=f"{x} of {len(rows)} latents.", rows=table)
 
 
-def running_reward(texts: Sequence[str], running: Sequence[float], kinds: Sequence[str], *, other: Sequence[float] | None = None) -> Chart:
-    """The reward read at each token of the response (exploratory: the head was trained on the last one). `other`: an
-    earlier text's, to compare.
+def running_reward(sides: Mapping[str, tuple[Sequence[str], Sequence[float]]]) -> Chart:
+    """The reward if the response stopped at each of its tokens: a line for each side, by name, of its tokens' texts and
+    those rewards. The chosen response is blue and the rejected one orange, as everywhere.
     """
-    places = [i for i, kind in enumerate(kinds) if kind == "response"]
-    figure = new_figure(x="Token of the response", y="Reward read here", height=220)
-    if other is not None:
+    figure = new_figure(x="Token of the response", y="Reward if the answer stopped here", height=260, legend=True)
+    for name, (texts, values) in sides.items():
+        places = list(range(1, len(values) + 1))
         figure.add_scatter(
-            x=list(range(len(other))), y=list(other), mode="lines", line={"color": NEUTRAL, "width": 1.4, "dash": "dash"}, hoverinfo="skip"
+            x=places,
+            y=list(values),
+            mode="lines+markers" if len(places) <= 120 else "lines",
+            name=name.capitalize(),
+            line={"color": SIDE_COLOURS.get(name, NEUTRAL), "width": 2, "dash": "dash" if name == "edited" else "solid"},
+            marker={"size": 5, "symbol": "diamond" if name == "rejected" else "circle"},
+            hovertext=[f"{name}, token {i}, {plain(text, 30) or '␣'}: {value:.3f}" for i, text, value in zip(places, texts, values, strict=True)],
+            hoverinfo="text",
         )
-    values = [float(running[i]) for i in places]
-    figure.add_scatter(
-        x=list(range(len(places))),
-        y=values,
-        mode="lines+markers" if len(places) <= 120 else "lines",
-        line={"color": CHOSEN, "width": 2},
-        marker={"size": 5},
-        customdata=[[i] for i in places],
-        hovertext=[f"{plain(texts[i], 30) or '␣'}: {value:.3f}" for i, value in zip(places, values, strict=True)],
-        hoverinfo="text",
-    )
-    if 0 < len(places) <= 60:
-        names = [plain(texts[i], 12) for i in places]
-        figure.update_xaxes(tickvals=list(range(len(places))), ticktext=names, tickangle=-60, tickfont={"size": 10})
-    rows = [{"token": texts[i], "reward": value} for i, value in zip(places, values, strict=True)]
-    last = f", {values[-1]:.3f} at its end" if values else ""
-    return Chart(name="running-reward", figure=figure, alt=f"Reward read at each of {len(places)} tokens of the response{last}.", rows=rows)
+    rows = [
+        {"response": name, "place": place, "token": text, "reward": float(value)}
+        for name, (texts, values) in sides.items()
+        for place, (text, value) in enumerate(zip(texts, values, strict=True), start=1)
+    ]
+    ends = "; ".join(f"{name}: {values[-1]:.3f} after {len(values)} tokens" for name, (_, values) in sides.items() if len(values))
+    return Chart(name="running-reward", figure=figure, alt=f"Reward if the answer stopped at each token. {ends}.", rows=rows)
 
 
 def removal_curves(curves: Mapping[str, Any]) -> Chart:
@@ -198,7 +232,7 @@ def reward_place(quantiles: Sequence[float], rewards: Mapping[str, float], n: in
         mode="markers+text",
         text=[plain(name, 24) for name in rewards],
         textposition="middle right",
-        marker={"size": 11, "color": [CHOSEN if name != "rejected" else side_colour(-1) for name in rewards]},
+        marker={"size": 11, "color": [SIDE_COLOURS.get(name, NEUTRAL) for name in rewards]},
         hovertext=[f"{plain(name)}: {value:.3f}" for name, value in rewards.items()],
         hoverinfo="text",
         cliponaxis=False,

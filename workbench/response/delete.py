@@ -9,19 +9,19 @@ import streamlit as st
 from core.explain.token_values import Span
 from core.explain.word_rows import deletion_bars, span_of, word_rows
 from core.text_safety import visible
-from workbench.frame import live_panel, state
+from workbench.frame import state
 from workbench.frame.downloads import show_chart
 from workbench.frame.tokens import TokenRow, show_tokens
 from workbench.response.charts import contribution_bars
 from workbench.response.edit_chain import keep_edit
 from workbench.response.readings import deletions_of, tokens_of
-from workbench.response.response_view import NAMES, ResponseView
+from workbench.response.response_view import NAMES, ResponseView, live_ready
+from workbench.response.texts import WORDS_NEED
 from workbench.response.values import one_line
-from workbench.response.words import WORDS_NEED
 
 
 def draw(view: ResponseView) -> None:
-    if not live_panel.ready(view.model, WORDS_NEED, key="delete"):
+    if not live_ready(view, WORDS_NEED, key="delete"):
         return
     item = view.item(view.response_name)
     bars = [replace(bar, label=_quoted(bar.label), note=_quoted(bar.note, 300)) for bar in deletion_bars(deletions_of(view.model, item))]

@@ -9,17 +9,17 @@ from workbench.frame import state
 from workbench.frame.downloads import download_rows, show_chart
 from workbench.response.charts import contribution_bars
 from workbench.response.edit_chain import EditStep, change_bars, keep_edit
-from workbench.response.response_view import LONGEST_TEXT, ResponseView, choose_clicked_latent
+from workbench.response.response_view import LONGEST_TEXT, TITLES, ResponseView, choose_clicked_latent
 from workbench.response.values import one_line
 
 
 def draw(view: ResponseView) -> None:
     """The text to change, and once it has been changed what that did."""
-    last = view.edits[-1] if view.edits else None
+    last = view.chain[-1] if view.chain else None
     before = last.response if last is not None else view.explained.subject.texts[view.side]
     key = f"response edit {view.pair_id} {last.edit_id if last else view.side}"
     with st.form(f"{key} form", border=False):
-        whose = "edited response" if last is not None else {"response": "response"}.get(view.side, f"{view.side} response")
+        whose = f"{TITLES[view.side].lower()}, as edited so far" if last is not None else TITLES[view.side].lower()
         text = st.text_area(f"Change the {whose}", before, height=170, max_chars=LONGEST_TEXT, key=key)
         sent = st.form_submit_button("Score again", type="primary", icon=":material/refresh:")
     if sent and text.strip() and text.strip() != before.strip():
@@ -81,4 +81,4 @@ def _chain(view: ResponseView) -> None:
         st.button("Close the edits", icon=":material/close:", key="response edits close", on_click=state.clear, args=("response_edit",))
         download_rows(rows, name=view.model.name, what="edits", key="response edits")
     last = view.edits[-1].edit
-    st.caption(f"Of {last.n_tokens:,} tokens {last.n_computed:,} went through the language model; the others were taken over.")
+    st.caption(f"{last.n_computed:,} of {last.n_tokens:,} tokens recomputed.")

@@ -6,17 +6,20 @@ All functions raise SparseRMError where the text can't be read, or the process c
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from core.explain.explanation import PairExplanation
 from core.explain.features import ResponseFeatures
 from core.explain.from_folder import builder_of, explain_pair
 from core.explain.token_values import Deletion, Span, TokenView
 from core.latents.label_book import labels_of
 from core.reward.dialogues import Item
+from core.reward.hidden_states import WHOLE
 from workbench.frame.model_client import live_model
 from workbench.frame.models import FittedModel
 from workbench.response.values import ExplainedSubject, Subject, explained_pair
@@ -52,12 +55,29 @@ def explain(model: FittedModel, subject: Subject) -> ExplainedSubject:
     ready.
     """
     if subject.number is not None:
-        return explained_pair(subject, explain_pair(model, subject.number))
+        return explained_pair(subject, _kept_pair(model, subject, subject.number))
     builder, labels = builder_of(model), labels_of(model)
     features = {side: features_of(model, subject.item(side)) for side in subject.texts}
     if "response" in features:
         return ExplainedSubject(subject=subject, sides={"response": builder.response(features["response"], labels)}, pair=None)
     return explained_pair(subject, builder.pair(features["chosen"], features["rejected"], labels))
+
+
+def _kept_pair(model: FittedModel, subject: Subject, number: int) -> PairExplanation:
+    """A pair of the fit from the folder; where its tokens are not kept, with those that the process reads, if it is up."""
+    pair = explain_pair(model, number)
+    if pair.words is not None or model.parts.position != WHOLE or not is_live(model):
+        return pair
+    responses, sides = model.responses, []
+    for side, rows in (("chosen", responses.chosen_rows), ("rejected", responses.rejected_rows)):
+        v, f = (of_all[int(rows[number])].astype(np.float64) for of_all in (responses.projections, responses.activations))
+        sides.append(replace(features_of(model, subject.item(side)), v=v, f=f))
+    return builder_of(model).pair(sides[0], sides[1], labels_of(model))
+
+
+def is_live(model: FittedModel) -> bool:
+    """Whether the process of the reward model is up; starts nothing."""
+    return live_model(str(model.path), model.root).state().ready
 
 
 def hashable(item: Item) -> HashableItem:

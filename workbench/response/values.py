@@ -15,8 +15,10 @@ from core.explain.attribution import Attribution
 from core.explain.explanation import Explanation, PairExplanation
 from core.explain.from_folder import switchboard_of
 from core.explain.switch import SwitchedOff
+from core.explain.word_table import running_rewards
 from core.reward.dialogues import Item
 from core.reward.folder import ModelFolder
+from core.reward.response_tokens import ResponseTokens
 from core.types import Message, PreferencePair
 from workbench.frame.model_client import live_model
 from workbench.frame.models import OWN, FittedModel
@@ -111,6 +113,26 @@ class ExplainedSubject:
     def lowest(self) -> str:
         """The side of the lower reward, which people ask about first."""
         return min(self.sides, key=lambda side: self.sides[side].reward)
+
+    def asked(self, order: str) -> str:
+        """What the list that led here asks about: the worst scored response, else the margin of the pair."""
+        return self.lowest if self.pair is None or (self.subject.number is not None and order == "worst") else "margin"
+
+
+def kept_tokens(model: ModelFolder, subject: Subject, side: str) -> ResponseTokens | None:
+    """What is kept of the tokens of a side of a pair of the fit; None for other texts, and where they are not kept."""
+    tokens = model.tokens
+    if subject.number is None or side not in SIDES or tokens is None:
+        return None
+    return tokens.of(int(getattr(model.responses, f"{side}_rows")[subject.number]))
+
+
+def kept_running(model: ModelFolder, subject: Subject, side: str) -> tuple[list[str], list[float]] | None:
+    """Texts of the kept tokens of a side, and the reward if the response stopped there; None where they are not kept."""
+    tokens = kept_tokens(model, subject, side)
+    if tokens is None:
+        return None
+    return tokens.texts(subject.texts[side]), running_rewards(model.parts.head, tokens.projections).tolist()
 
 
 def explained_pair(subject: Subject, pair: PairExplanation) -> ExplainedSubject:
