@@ -7,7 +7,12 @@ Seconds for the same pairs, medians of three interleaved repetitions:
           each prompt and each response counts once
 The last line is one JSON object: vs_plain (plain / ours), of_limit (limit / ours), and the arms' disagreement.
 
+`--whole` times whole extractions of embedded pairs at layer 19, files included: reading the end of each response, and
+reading whole responses with the activity of all latents of the embedded SAE (whole_of_end = whole / end).
+`--memory-whole` measures peak memory of whole responses with an SAE of 131,072 latents by number of pairs.
+
   python benchmarks/extraction.py --pairs ../shared/data/truthfulqa/TruthfulQA.csv
+  python benchmarks/extraction.py --whole
   python benchmarks/extraction.py --memory
 """
 
@@ -34,12 +39,19 @@ def main() -> None:
     parser.add_argument("--pairs", default="../shared/data/truthfulqa/TruthfulQA.csv")
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--whole", action="store_true", help="whole responses against their ends")
+    parser.add_argument("--memory-whole", action="store_true", help="peak memory of whole responses with 131,072 latents")
+    parser.add_argument("--latents", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--memory", action="store_true", help="peak memory at 1,000, 10,000 and 50,000 pairs")
     parser.add_argument("--memory-of", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--memory-model", default="tiny", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
-        print(json.dumps(peak_memory(options.memory_of, options.memory_model)))
+        print(json.dumps(peak_memory(options.memory_of, options.memory_model, options.latents)))
+    elif options.whole:
+        whole_of_end(options.prompts, options.repetitions)
+    elif options.memory_whole:
+        memory(sizes=(("tiny", 500), ("tiny", 2_000), ("tiny", 8_000)), latents=131_072)
     elif options.memory:
         memory()
     else:
@@ -144,20 +156,53 @@ def ideal_tokens(backbone: Any, items: list[Any]) -> int:
     return int(total)
 
 
-def memory() -> None:
+def whole_of_end(prompts: int, repetitions: int) -> None:
+    """Seconds of extractions of the embedded pairs, the two readings in turn."""
+    from core.backbone.model import load_backbone
+    from core.config import BackboneConfig, DataConfig, SAEConfig
+    from core.data.pairs import load_pairs
+    from core.fit.defaults import DEMO_PAIRS, DEMO_SAE
+    from core.reward.extraction import extract
+    from core.sae.autoencoder import load_sae
+
+    pairs, _ = load_pairs(DataConfig(pairs=str(DEMO_PAIRS), limit=prompts))
+    config = BackboneConfig(layer=19)
+    backbone, sae = load_backbone(config, depth=20), load_sae(SAEConfig(path=str(DEMO_SAE)))
+    times: dict[str, list[float]] = {"response_end": [], "response_mean": []}
+    for number in range(repetitions + 1):  # the first round warms up
+        for position, seconds in times.items():
+            with tempfile.TemporaryDirectory() as folder:
+                out = Path(folder) / "out"
+                out.mkdir()
+                started = time.perf_counter()
+                report = extract(pairs, backbone, layers=[19], positions=[position], folder=out, scratch=out / "scratch", saes={19: sae})
+                if number:
+                    seconds.append(time.perf_counter() - started)
+    medians = {position: statistics.median(seconds) for position, seconds in times.items()}
+    for position, seconds in times.items():
+        print(f"{position:14} {medians[position]:8.2f} s   ({', '.join(f'{t:.2f}' for t in seconds)})")
+    ratio = medians["response_mean"] / medians["response_end"]
+    print(json.dumps({"whole_of_end": round(ratio, 3), "pairs": len(pairs), "tokens": report["n_tokens_computed"], "latents": sae.d_sae}))
+
+
+SIZES = (("embedded", 1_000), ("tiny", 1_000), ("tiny", 10_000), ("tiny", 50_000))
+
+
+def memory(sizes: tuple[tuple[str, int], ...] = SIZES, latents: int = 0) -> None:
     """Peak resident memory of extractions in separate processes: of the embedded model, then of the tiny random one."""
-    peaks = {}
-    for model, n in (("embedded", 1_000), ("tiny", 1_000), ("tiny", 10_000), ("tiny", 50_000)):
-        command = [sys.executable, __file__, "--memory-of", str(n), "--memory-model", model]
+    peaks: dict[str, dict[str, float]] = {}
+    for model, n in sizes:
+        command = [sys.executable, __file__, "--memory-of", str(n), "--memory-model", model, "--latents", str(latents)]
         result = subprocess.run(command, check=True, capture_output=True, text=True)
-        sizes = peaks[f"{model} {n}"] = json.loads(result.stdout.splitlines()[-1])
-        print(f"{model} {n:>6} pairs: {sizes['before_mb']} MB when loaded, peak {sizes['peak_mb']} MB, {sizes['states_mb']} MB of states")
-    growth = {name: sizes["peak_mb"] - sizes["before_mb"] for name, sizes in peaks.items()}
-    per_pair = (growth["tiny 50000"] - growth["tiny 1000"]) / 49_000 * 1024
-    print(json.dumps({"peak_mb": {name: sizes["peak_mb"] for name, sizes in peaks.items()}, "growth_mb": growth, "kb_per_pair": round(per_pair, 2)}))
+        peak = peaks[f"{model} {n}"] = json.loads(result.stdout.splitlines()[-1])
+        print(f"{model} {n:>6} pairs: {peak['before_mb']} MB when loaded, peak {peak['peak_mb']} MB, {peak['states_mb']} MB on disk")
+    growth = {name: peak["peak_mb"] - peak["before_mb"] for name, peak in peaks.items()}
+    counts = [n for model, n in sizes if model == "tiny"]
+    per_pair = (growth[f"tiny {counts[-1]}"] - growth[f"tiny {counts[0]}"]) / (counts[-1] - counts[0]) * 1024
+    print(json.dumps({"peak_mb": {name: peak["peak_mb"] for name, peak in peaks.items()}, "growth_mb": growth, "kb_per_pair": round(per_pair, 2)}))
 
 
-def peak_memory(n: int, model: str) -> dict[str, float]:
+def peak_memory(n: int, model: str, latents: int) -> dict[str, float]:
     import resource
 
     import psutil
@@ -186,10 +231,26 @@ def peak_memory(n: int, model: str) -> dict[str, float]:
         out = Path(folder) / "out"
         out.mkdir()
         before = psutil.Process().memory_info().rss / 2**20
-        report = extract(pairs, backbone, layers=[config.layer], positions=["response_end"], folder=out, scratch=out / "scratch")
-        states = (out / f"L{config.layer:02d}-response_end.safetensors").stat().st_size / 2**20
+        position, saes = ("response_mean", {config.layer: random_sae(backbone.d_model, latents)}) if latents else ("response_end", None)
+        report = extract(pairs, backbone, layers=[config.layer], positions=[position], folder=out, scratch=out / "scratch", saes=saes)
+        states = sum(file.stat().st_size for file in out.glob("*.safetensors")) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return {"before_mb": round(before), "peak_mb": round(peak), "states_mb": round(states), "n_responses": report["n_responses"]}
+
+
+def random_sae(d_model: int, latents: int) -> Any:
+    """A JumpReLU SAE of random weights, about 60 of whose latents are active on a token."""
+    import torch
+
+    from core.sae.autoencoder import SparseAutoencoder
+    from core.sae.formats import StoredSAE
+
+    generator = torch.Generator().manual_seed(0)
+    decoder = torch.nn.functional.normalize(torch.randn(latents, d_model, generator=generator), dim=1)
+    rest = {"b_enc": torch.zeros(latents), "b_dec": torch.zeros(d_model), "threshold": torch.full((latents,), 3.3 * 0.03 * d_model**0.5)}
+    config = {"architecture": "jumprelu", "apply_b_dec_to_input": False}
+    tensors = {"W_enc": decoder.T.contiguous(), "W_dec": decoder, **rest}
+    return SparseAutoencoder(StoredSAE(config=config, tensors=tensors, source={"source": "random", "name": "random"}))
 
 
 if __name__ == "__main__":
