@@ -193,14 +193,13 @@ def marked(tokens: TokenView, latent: int, side: str, labels: Labels) -> Rendera
 
 
 def running(tokens: TokenView) -> Text:
-    """The head on each of the response's own tokens, as a line of blocks. Exploratory: it was trained on the last one
-    only.
-    """
+    """The running reward at each of the response's own tokens, as a line of blocks."""
     values = np.array([word.running for word in word_rows(tokens, None)])
     low, high = float(values.min()), float(values.max())
     levels = np.round((values - low) / max(high - low, 1e-12) * (len(SPARK) - 1)).astype(int)
     line = "".join(SPARK[level] for level in levels[-LONGEST:])
-    return Text(f"{line}  from {low:.2f} to {high:.2f} (exploratory: the head was trained on the last token only)")
+    what = "the reward of the response up to each token" if tokens.so_far else "exploratory: the head was trained on the last token only"
+    return Text(f"{line}  from {low:.2f} to {high:.2f} ({what})")
 
 
 def deleted(deletions: Sequence[Deletion]) -> Table:

@@ -21,13 +21,15 @@ Span = tuple[int, int]
 @dataclass(frozen=True, kw_only=True)
 class TokenView:
     """The tokens up to the one that is scored. `activation` is f of the selected latents, None where no SAE is at hand;
-    `running` is the head's reward at each token, exploratory, since the head was trained on the last position only."""
+    `running` is the head's reward at each token: with `so_far`, where whole responses are read, that of the response up
+    to the token; else of the token's own state, exploratory, since the head was trained on the last position only."""
 
     texts: tuple[str, ...]
     kinds: tuple[str, ...]
     latent_ids: Int[np.ndarray, " k"]
     activation: Float[np.ndarray, "t k"] | None
     running: Float[np.ndarray, " t"]
+    so_far: bool = False
 
     def of_latent(self, latent_id: int) -> Float[np.ndarray, " t"]:
         """Activation of one latent. Raises ConfigError where it is not selected, or no SAE is at hand."""
@@ -43,7 +45,13 @@ class TokenView:
         """Latents that are active nowhere are left out."""
         activation = {} if self.activation is None else dict(zip(self.latent_ids.tolist(), self.activation.T, strict=True))
         active = {str(latent): values.tolist() for latent, values in activation.items() if values.any()}
-        return {"texts": list(self.texts), "kinds": list(self.kinds), "activation": active, "running_reward": self.running.tolist()}
+        return {
+            "texts": list(self.texts),
+            "kinds": list(self.kinds),
+            "activation": active,
+            "running_reward": self.running.tolist(),
+            "so_far": self.so_far,
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], latent_ids: Int[np.ndarray, " k"]) -> TokenView:
@@ -52,7 +60,14 @@ class TokenView:
         columns = [value["activation"].get(str(latent), silent) for latent in latent_ids.tolist()]
         activation = np.array(columns, dtype=np.float64).reshape(len(columns), len(silent)).T
         running = np.array(value["running_reward"], dtype=np.float64)
-        return cls(texts=tuple(value["texts"]), kinds=tuple(value["kinds"]), latent_ids=latent_ids, activation=activation, running=running)
+        return cls(
+            texts=tuple(value["texts"]),
+            kinds=tuple(value["kinds"]),
+            latent_ids=latent_ids,
+            activation=activation,
+            running=running,
+            so_far=value["so_far"],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

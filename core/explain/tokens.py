@@ -39,7 +39,7 @@ def token_view(model: SparseRM, reading: Reading, sae: SparseAutoencoder | None)
     assert ids is not None  # an explainer takes only kinds with latents
     activation = None if sae is None else sae.encode_latents(torch.from_numpy(reading.states), ids).cpu().numpy()
     running = model.rewards_of(_states_so_far(reading) if reading.whole else reading.states)
-    return TokenView(texts=reading.texts, kinds=reading.kinds, latent_ids=ids, activation=activation, running=running)
+    return TokenView(texts=reading.texts, kinds=reading.kinds, latent_ids=ids, activation=activation, running=running, so_far=reading.whole)
 
 
 def _states_so_far(reading: Reading) -> Float[np.ndarray, "t d_model"]:
