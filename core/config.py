@@ -281,6 +281,8 @@ class DoctorConfig(Config):
     swaps: int = option(10, "label swaps of the null test; METHOD.md's test takes 100", minimum=3)
     responses: int = option(64, "responses scored again alone, padded and shuffled", minimum=4)
     dialogues: int = option(100, "dialogues whose tokens the SAE is measured on", minimum=2)
+    deleted: int = option(100, "held-out responses whose sentences are deleted one by one, where whole responses are read", minimum=2)
+    refits: int = option(10, "refits on resampled prompts that words are compared over, where whole responses are read", minimum=2)
     seed: int = option(0, "seed of the choices and of the swaps")
 
 

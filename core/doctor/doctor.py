@@ -6,6 +6,7 @@
     split leakage, duplicates                                  core.doctor.checks_data       counted over all pairs that were read
     wording and length shortcut, attribution residual,
     faithfulness, stability of the top K, prompt share         core.doctor.checks_reward     from what the fit kept
+    sentences against deletions, words' stability              core.doctor.checks_words      where whole responses are read
     label-swap null                                            core.doctor.null_test        10 fits on swapped labels (METHOD.md's test: 100)
 
 Each check gives a figure, its bound, the bound's reason and a remedy. Bounds that are not in METHOD.md are our choice,
@@ -44,21 +45,24 @@ from core.doctor.checks_reading import (
 )
 from core.doctor.checks_reward import attribution_residual, faithful_explanations, length_shortcut, prompt_variance, top_k_stability, wording_shortcut
 from core.doctor.checks_sae import dead_latents, fvu_on_our_tokens, l0_on_our_tokens, measure_sae
-from core.doctor.null_test import label_swap_null, null_check
+from core.doctor.checks_words import word_causes, words_stable
+from core.doctor.null_test import PAIRS, label_swap_null, null_check, thinned
 from core.doctor.report import STEP, Check, Report, load_report, save_report
 from core.errors import ConfigError, MissingError
 from core.explain.cues import length_cue
 from core.explain.faithfulness import faithfulness
 from core.explain.stability import prompt_share, spread, stability
+from core.explain.word_causes import deletion_agreement
+from core.explain.word_stability import held_out_responses, refit_on_resamples, word_stability
 from core.files import read_json
 from core.reward.dialogues import Item
 from core.reward.extraction import response_states
 from core.reward.fit_responses import FitResponses
 from core.reward.folder import ModelFolder
-from core.reward.hidden_states import HiddenStates
+from core.reward.hidden_states import WHOLE, HiddenStates
 from core.reward.model import SparseRM
 from core.reward.pair_counts import LostPair
-from core.types import PreferencePairs, Progress, no_progress
+from core.types import PreferencePair, PreferencePairs, Progress, no_progress
 
 STATES = 5000  # held-out states that the SAE, and responses that the attribution, are measured on
 
@@ -214,6 +218,34 @@ class Doctor:
         yield faithful_explanations(faithfulness(self.parts, self.known, self.progress))
         yield top_k_stability(stability(self.parts, self.known))
         yield prompt_variance(prompt_share(self.rewards, self.known.groups[self.known.held_out]))
+        if self.parts.position == WHOLE:
+            yield from self.words()
+
+    def words(self) -> Iterator[Check]:
+        """Whether sentences cause what they carry, and whether other draws of the training prompts mark the same words."""
+        rows = spread(self.known.held_out, self.config.deleted)
+        texts = {int(row): (pair.prompt, text) for pair, sides in self._held_out_sides() for row, text in sides}
+        items = [texts[int(row)] for row in rows]
+        groups = self.known.groups[rows]
+        yield word_causes(deletion_agreement(self.model.explainer, items, groups, seed=self.config.seed, progress=self.progress))
+        yield self._words_stable()
+
+    def _held_out_sides(self) -> Iterator[tuple[PreferencePair, tuple[tuple[int, str], tuple[int, str]]]]:
+        for number in self.known.held_out_pairs.tolist():
+            pair = self.pairs[number]
+            yield pair, ((int(self.known.chosen_rows[number]), pair.chosen), (int(self.known.rejected_rows[number]), pair.rejected))
+
+    def _words_stable(self) -> Check:
+        method, n_all = self.parts.method["config"], len(self.pairs.rows_of("train"))
+        if self.hidden is None or self.hidden.tokens is None:
+            return words_stable(None, refits=self.config.refits, n_pairs=0, n_all=n_all)
+        hidden, pairs = thinned(self.hidden, self.pairs, PAIRS, self.config.seed)
+        selection, head = from_dict(SelectionConfig, method["selection"]), from_dict(HeadConfig, method["head"])
+        refits = refit_on_resamples(
+            hidden, pairs, self.model.sae, selection, head, refits=self.config.refits, seed=self.config.seed, progress=self.progress
+        )
+        measured = word_stability(refits, held_out_responses(self.hidden, self.known))
+        return words_stable(measured, refits=len(refits), n_pairs=len(pairs.rows_of("train")), n_all=n_all)
 
     def null(self) -> Iterator[Check]:
         """Fits on swapped labels."""

@@ -136,7 +136,7 @@ class WordTable:
     def over(self, spans: Sequence[Span]) -> Units:
         """The tokens added up over these spans, which rise. A token belongs to the span that its first character other
         than white space begins in or follows; white space alone to what stands before it."""
-        of_token = units_of_tokens(self._places.tolist(), [start for start, _ in spans])
+        of_token = units_of_tokens(self._places, [start for start, _ in spans])
         activations = None
         if self.activations is not None:
             activations = np.zeros((len(spans), len(self.latent_ids)), dtype=np.float64)
@@ -149,10 +149,8 @@ class WordTable:
         return {}
 
     @cached_property
-    def _places(self) -> Int[np.ndarray, " t"]:
-        """The character that decides which unit each token belongs to."""
-        lead = [len(part) - len(part.lstrip()) if part.strip() else 0 for part in (self.text[a:b] for a, b in self.offsets.tolist())]
-        return self.offsets[:, 0].astype(np.int64) + np.array(lead, dtype=np.int64)
+    def _places(self) -> list[int]:
+        return token_places(self.text, self.offsets)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values: the exact table by token, and spans and sums of each level."""
@@ -289,6 +287,12 @@ def with_mean(projections: Float[np.ndarray, "t k"], v: Float[np.ndarray, " k"])
         problem = "the tokens that are kept are not of this response: their mean is another projection"
         raise DataError(problem, expected=f"at most {ROUNDING * largest:.2g} apart", found=f"{np.abs(moved).max():.2g}", remedy="fit the model again")
     return exact + moved
+
+
+def token_places(text: str, offsets: Int[np.ndarray, "t 2"]) -> list[int]:
+    """The character that decides which unit each token belongs to: its first one other than white space."""
+    parts = ((start, text[start:stop]) for start, stop in offsets.tolist())
+    return [start + len(part) - len(part.lstrip()) if part.strip() else start for start, part in parts]
 
 
 def _agreed(head: Head, heads: Sequence[Head], start: Float[np.ndarray, " k"], end: Float[np.ndarray, " k"]) -> Bool[np.ndarray, " k"]:

@@ -20,7 +20,7 @@ VERSIONS = {
     # of a file of pairs alone, core/fit/pairs_check.py
     "pairs_check": 2,
     # of a reward model's folder: core/doctor/doctor.py, core/explain/model_spaces.py, core/latents/make_pages.py
-    "doctor": 4,
+    "doctor": 5,
     "spaces": 1,
     "latents": 2,
     # core/align/steps.py and core/align/loop.py
