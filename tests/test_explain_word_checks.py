@@ -14,6 +14,7 @@ from reward_helpers import make_hidden, make_pairs
 from core.config import DoctorConfig, HeadConfig, SelectionConfig
 from core.doctor.checks_words import word_causes, words_stable
 from core.doctor.doctor import doctor_report
+from core.doctor.word_figures import NOT_MEASURED, word_trust_rows
 from core.explain.explainer import Explainer
 from core.explain.text_units import unit_spans
 from core.explain.word_causes import DeletionAgreement, deletion_agreement, spearman
@@ -154,7 +155,12 @@ def test_bounds_of_the_words_stability(value: float, status: str) -> None:
 
 
 def test_the_doctor_has_both_where_whole_responses_are_read() -> None:
+    assert [row.value for row in word_trust_rows(folder())] == [NOT_MEASURED, NOT_MEASURED]
     report, _ = doctor_report(folder(), DoctorConfig(swaps=3, responses=8, dialogues=10, deleted=30, refits=2))
     checks = {check.name: check for check in report.checks}
     assert checks["words' stability"].value is not None and checks["words' stability"].details["refits"] == 2
     assert "words against deletions" in checks
+    beside = word_trust_rows(folder())
+    assert format(checks["words' stability"].value, ".2f") in beside[1].value and beside[0].value != NOT_MEASURED
+    at_end = tiny_explainer().model.folder
+    assert at_end is not None and word_trust_rows(ModelFolder(at_end, Store(cache_root() / "explain"))) == []

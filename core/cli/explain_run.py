@@ -14,6 +14,7 @@ from rich.text import Text
 
 from core.cli import explanation_view as view
 from core.cli.options import print_json
+from core.doctor.word_figures import word_trust_rows
 from core.errors import ConfigError
 from core.explain.batch import explain_file, pick, pick_known, read_rows
 from core.explain.explainer import Explainer
@@ -24,6 +25,7 @@ from core.explain.token_values import Span
 from core.explain.word_bars import table_lines
 from core.latents.labels import Labels
 from core.reward.dialogues import Item
+from core.reward.folder import ModelFolder
 from core.reward.model import SparseRM
 from core.reward.scoring import check_target, write_table
 from core.runs.progress import Display
@@ -107,7 +109,8 @@ def _report(explainer: Explainer, full: FullExplanation, latent: int | None) -> 
         yield view.similar(response.neighbours)
     yield view.heading("Can this be believed?")
     yield view.removals(explanation.curves)
-    yield view.trust(explanation)
+    folder = explainer.model.folder
+    yield view.trust(explanation, word_trust_rows(ModelFolder(folder)) if folder is not None else ())
 
 
 def _side(explainer: Explainer, side: ResponseDetail, latent: int, labels: Labels) -> Iterator[RenderableType]:

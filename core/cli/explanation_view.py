@@ -26,7 +26,7 @@ from core.explain.neighbours import Neighbour
 from core.explain.sentence import Why
 from core.explain.switch import SwitchedOff
 from core.explain.token_values import RESPONSE, Deletion, TokenGradient, TokenView
-from core.explain.trust import trust_rows
+from core.explain.trust import TrustRow, trust_rows
 from core.explain.waterfall import Bar, change_steps, residual_of, waterfall_steps
 from core.explain.word_bars import texts_of, word_bars
 from core.explain.word_rows import TEXT, deletion_bars, gradient_words, latent_words, strongest, word_rows
@@ -150,11 +150,11 @@ def latents(rows: Sequence[Mapping[str, Any]], part: str, labels: Labels) -> Ren
     return Group(table, Text(f"{LEGEND} ({NO_SAE})" if no_sae else LEGEND, style="dim"))
 
 
-def trust(explanation: Explanation | PairExplanation) -> RenderableType:
-    """Whether the explanation can be believed, a line a figure."""
+def trust(explanation: Explanation | PairExplanation, more: Sequence[TrustRow] = ()) -> RenderableType:
+    """Whether the explanation can be believed, a line a figure; `more` figures stand at the end."""
     verdict = (explanation.chosen if isinstance(explanation, PairExplanation) else explanation).figures.stability.verdict
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for row in trust_rows(explanation):
+    for row in (*trust_rows(explanation), *more):
         table.add_row(row.name, row.value, row.expected and f"should be {row.expected}")
     return Group(Text(f"explanations of this reward model: {verdict}"), table)
 

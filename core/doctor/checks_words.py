@@ -5,11 +5,11 @@ of training prompts mark the same words.
 from __future__ import annotations
 
 from core.doctor.report import FAIL, PASS, WARN, Check, interval_text, judge
+from core.doctor.word_figures import CAUSES, STABLE
 from core.explain.word_causes import DeletionAgreement
 from core.statistics.estimates import Estimate
 from core.types import json_value
 
-CAUSES, STABLE = "words against deletions", "words' stability"
 # [C] Measured on the embedded pairs: 0.45 at K = 32 with 560 training pairs, and rising with pairs; 0 is chance. Half of that
 # is still read as information, with a warning.
 WORD_STABILITY = 0.25
