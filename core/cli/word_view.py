@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
 from core.explain.words import WordTable
@@ -29,7 +29,7 @@ class MarkedTexts:
 
     texts: Mapping[str, WordTable]
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         colours = console.color_system is not None and not console.no_color
         top = max((float(np.abs(table.units("word").values).max(initial=0.0)) for table in self.texts.values()), default=0.0)
         for side, table in self.texts.items():
