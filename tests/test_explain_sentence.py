@@ -225,9 +225,9 @@ def test_long_sentences_are_quoted_in_part_and_a_single_one_too() -> None:
     assert quote.text == " ".join(f"w{i}" for i in range(20, 32)) + " …"
 
 
-def test_an_active_latent_is_named_before_an_inactive_one_of_up_to_twice_its_size() -> None:
+def test_an_active_latent_is_named_before_an_inactive_one_of_up_to_four_times_its_size() -> None:
     words = words_of(TEXT, [1.0, 0, 0])
-    table = words.table * np.array([1, 3, 1.0])  # 0.9 and 0.6
+    table = words.table * np.array([1, 3, 1.0])  # 0.9 against 0.6
     activations = np.zeros_like(table)
     activations[2, 1] = 2.0
     why = quoted(replace(words, table=table, activations=activations, end=float(table.sum())))

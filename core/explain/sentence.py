@@ -32,7 +32,7 @@ from core.types import JsonFields
 
 MOST_NAMED = 3
 MOST_READERS = 2  # latents named behind the first quote; one behind each further one
-INACTIVE = 0.5  # an inactive latent is named only where it adds so much more than an active one: halved before they are ranked
+INACTIVE = 0.25  # an inactive latent is named before an active one only where it adds more than four times as much
 CHANCE = 0.5  # of a label's score
 NOT_ACTIVE, NOT_ACTIVE_THERE, CHANCE_LABEL = "not active in this text", "not active in these words", "its label is no better than chance"
 DETECTION = 0.8  # below this AUROC a projection is a weak sign of the latent's activity (METHOD.md section 1)
