@@ -29,6 +29,28 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 install_import_hook("core", "typechecker.typed")
 
+# The files that take longest, longest first. Each file runs in one process, so a long one that began last would be waited for.
+LONGEST = (
+    "test_browser_choices.py",
+    "test_kill.py",
+    "test_align_kill.py",
+    "test_align_loop.py",
+    "test_pages_align.py",
+    "test_browser.py",
+    "test_browser_align.py",
+    "test_serving.py",
+    "test_explain_latents.py",
+    "test_align_dpo.py",
+    "test_cli.py",
+    "test_explain_doctor.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests of the longest files first; the order is kept otherwise."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Adds one line that states how many tests were skipped because real data is missing."""
@@ -43,6 +65,15 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
     from cli_helpers import run_here  # imports core, whose shapes are checked only if the hook above stands
 
     return partial(run_here, capsys)
+
+
+@pytest.fixture(autouse=True)
+def _estimates_stay_open(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test draws pages in this process, their forms wait for their estimate: each would start a command that
+    loads the engine and computes for 20 s, beside the tests, and nobody would look at it.
+    """
+    if hasattr(request.module, "open_page"):
+        monkeypatch.setattr("workbench.frame.estimates.estimate", lambda words: None)
 
 
 @pytest.fixture(scope="session", autouse=True)

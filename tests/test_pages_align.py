@@ -41,7 +41,7 @@ from workbench.align import figures as align_figures
 from workbench.align import values as align
 from workbench.align.pairs import pairs_of
 from workbench.align.samples import change_text
-from workbench.frame import models, state
+from workbench.frame import estimates, models, state
 from workbench.frame.forms import Draft
 from workbench.shift import values as shift
 
@@ -285,6 +285,18 @@ def test_an_alignment_is_live_while_a_run_works_on_it(unfinished: Any, empty: Pa
     drawn = align.signature(other)
     add_alignment(empty, steps=(CANDIDATES, REWARDS), **shared)
     assert align.signature(other) != drawn, "the page is drawn again when a step is done"
+
+
+def test_the_form_shows_its_estimate_or_why_there_is_none(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    measured: dict[str, Any] = {"seconds": 61.0, "disk": 2e9, "memory": 1e9}
+    monkeypatch.setattr(estimates, "estimate", lambda words: asked.append(words) or measured)
+    assert "Takes about 1 min 01 s, 2.0 GB on disk and 1.0 GB of memory;" in words(fine(open_page("align")))
+    assert asked[0] == ["align", "--preset", "demo"]
+    monkeypatch.setattr(estimates, "estimate", lambda words: {"problem": "no such file"})
+    assert "no such file" in words(fine(open_page("align")))
+    monkeypatch.setattr(estimates, "estimate", lambda words: None)
+    assert "Estimating the time; " in words(fine(open_page("align")))
 
 
 def test_runs_and_the_sidebar_know_alignments(unfinished: Any) -> None:

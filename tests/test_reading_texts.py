@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from backbone_helpers import NEMO_LIKE, QWEN_LIKE, tiny_backbone, tiny_folder
+from model_helpers import quick_tiny
 
-from core.backbone.presets import preset
 from core.backbone.tiny import tiny_pairs
 from core.config import BackboneConfig, DataConfig
 from core.data.pairs import load_pairs
@@ -47,8 +47,8 @@ def states_of(pairs: PreferencePairs, folder: Path, **rules: Any) -> tuple[Any, 
 
 
 def fitted(path: Path, tmp_path: Path, **backbone: Any) -> FitOutcome:
-    config = preset("tiny")
-    config = replace(config, data=replace(config.data, pairs=str(path)), backbone=replace(config.backbone, **backbone), curve=(4,))
+    config = quick_tiny()
+    config = replace(config, data=replace(config.data, pairs=str(path)), backbone=replace(config.backbone, **backbone))
     return fit(config, Store(tmp_path / "store"))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from backbone_helpers import DATED, GEMMA_LIKE, LLAMA2_LIKE, NEMO_LIKE, QWEN_LIKE, R1_LIKE, tiny_tokenizer
-from model_helpers import FakeReader, make_parts
+from model_helpers import FakeReader, make_parts, quick_tiny
 
 from core.backbone.model import Backbone, load_backbone
 from core.backbone.presets import preset
@@ -281,7 +281,7 @@ def test_only_our_own_faults_are_called_bugs(error: Exception, problem: str, fou
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return fit(preset("tiny"), Store()).artefact
+    return fit(quick_tiny(), Store()).artefact
 
 
 def test_a_kept_pair_is_explained_as_the_model_explains_it(folder: Path) -> None:
