@@ -5,9 +5,6 @@ Two reward models of the tiny preset; the older one is chosen, so that a page wh
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,9 +12,12 @@ from urllib.parse import urlsplit
 import pytest
 
 pytest.importorskip("playwright", reason="Playwright is not installed (pip install -e .[dev])")
-from browser_helpers import ROOT, Server, Tab, browser, chromium, query
+from browser_helpers import Server, Tab, browser, chromium, query
+from model_helpers import quick_tiny
 from playwright.sync_api import BrowserContext, Page
 
+from core.fit import pipeline
+from core.runs.store import Store
 from workbench.frame import models
 from workbench.frame.models import FittedModel
 from workbench.frame.page_list import PageSpec, pages
@@ -28,9 +28,7 @@ OTHERS = [spec for spec in pages() if spec.name != "overview"]
 
 def fit(cache: Path, k: int) -> FittedModel:
     """A tiny reward model of this K, the newest of the cache."""
-    environment = {**os.environ, "SPARSERM_CACHE": str(cache)}
-    command = [sys.executable, "-m", "core.cli.main", "fit", "--preset", "tiny", "--k", str(k)]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    pipeline.fit(quick_tiny(k), Store(cache))
     return models.models(cache)[0]
 
 
