@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pages_helpers import HOSTILE, FakeLive, add_model, hostile_pairs, open_page, words
 from streamlit.testing.v1 import AppTest
@@ -181,6 +182,45 @@ def test_an_open_edit_stands_beside_what_it_was_made_of(model: FittedModel, live
     no_error(open_page("response", pair="w0", response_edit=at.query_params["response_edit"], response_view="edited"))
     panes, how = shown[-1]
     assert panes[1].text == "No. It is round." and panes[1].spans and how["unit"] == "word"
+
+
+def test_an_edit_shows_its_change_by_word(model: FittedModel, live: FakeLive, monkeypatch: pytest.MonkeyPatch) -> None:
+    live.name, drawn = "ready", []
+    monkeypatch.setattr("workbench.response.edit.show_marked", lambda panes, **how: drawn.append(panes))
+    own = f"own-{live.texts.keep_pair('Is it?', 'No. Never.', '')}"
+    at = open_page("response", pair=own, response_tab="edit")
+    at.text_area[0].set_value("No. It is round.")
+    next(button for button in at.button if button.label == "Score again").click().run()
+    panes = drawn[-1]
+    assert [pane.text for pane in panes] == ["No. Never.", "No. It is round."]
+    rewards = model.parts.head.reward(np.stack([live.vectors(pane.text)[0] for pane in panes]))
+    assert sum(sum(pane.values) for pane in panes) == pytest.approx(rewards[1] - rewards[0], abs=1e-9)
+    assert "The change by word" in words(no_error(at))
+
+
+def test_a_quote_of_the_sentence_is_a_click_away(model: FittedModel) -> None:
+    pair = pair_of(model, "w0")
+    at = no_error(open_page("response", pair="w0", response_view="margin"))
+    quotes = [button for button in at.button if button.label.startswith("Quote ")]
+    assert len(quotes) == len(pair.why.quotes) > 0 and pair.why.text in words(at)
+    quotes[0].click().run()
+    assert no_error(at).query_params["response_word"] == f"{pair.why.quotes[0].side}-{pair.why.quotes[0].start}"
+    one = open_page("response", pair="w0", response_view="rejected")
+    next(button for button in one.button if button.label == "Quote 1").click().run()
+    assert no_error(one).query_params["response_word"].startswith("rejected-")
+
+
+def test_deletions_stand_beside_where_the_reward_is_read(model: FittedModel, live: FakeLive, monkeypatch: pytest.MonkeyPatch) -> None:
+    live.name = "ready"
+    spans = [(0, 5), (6, 40), (40, 50)]
+
+    def deletions(prompt: Any, response: str, asked: Any = None) -> list[dict[str, Any]]:
+        return [{"start": a, "stop": b, "text": response[a:b], "effect": float(i)} for i, (a, b) in enumerate(spans)]
+
+    monkeypatch.setattr(live, "deletions", deletions)
+    at = no_error(open_page("response", pair="w0", response_view="chosen", response_tab="delete"))
+    assert "Rank agreement with where the reward is read, over these 3 parts" in words(at)
+    assert "of the chosen response adds" in words(at)
 
 
 def test_at_the_end_of_the_response_the_page_says_why_there_is_no_split(cache: Path, live: FakeLive, shown: list[Any]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import streamlit as st
 
 from core.explain.token_values import Span
-from core.explain.word_rows import deletion_bars, span_of, word_rows
+from core.explain.word_rows import agreement_with_deletion, deletion_bars, span_of, word_rows
 from core.text_safety import visible
 from workbench.frame import state
 from workbench.frame.downloads import show_chart
@@ -15,7 +15,7 @@ from workbench.frame.tokens import TokenRow, show_tokens
 from workbench.response.charts import contribution_bars
 from workbench.response.edit_chain import keep_edit
 from workbench.response.readings import deletions_of, tokens_of
-from workbench.response.response_view import NAMES, ResponseView, live_ready
+from workbench.response.response_view import TITLES, ResponseView, live_ready
 from workbench.response.texts import WORDS_NEED
 from workbench.response.values import one_line
 
@@ -24,16 +24,21 @@ def draw(view: ResponseView) -> None:
     if not live_ready(view, WORDS_NEED, key="delete"):
         return
     item = view.item(view.response_name)
-    bars = [replace(bar, label=_quoted(bar.label), note=_quoted(bar.note, 300)) for bar in deletion_bars(deletions_of(view.model, item))]
-    whose = NAMES[view.response_name].lower()
-    st.caption(f"What each sentence (of one sentence, each word) of the {whose} response adds: the reward less the reward without it.")
+    deletions = deletions_of(view.model, item)
+    bars = [replace(bar, label=_quoted(bar.label), note=_quoted(bar.note, 300)) for bar in deletion_bars(deletions)]
+    whose = TITLES[view.response_name].lower()
+    st.caption(f"What each sentence (of one sentence, each word) of the {whose} adds: the reward less the reward without it. This is causal.")
+    words = view.response.words
+    agreement = None if words is None else agreement_with_deletion(words, deletions)
+    if agreement is not None:
+        st.caption(f"Rank agreement with where the reward is read, over these {len(deletions)} parts: {agreement:+.2f} (1 is the same order).")
     if bars:
         show_chart(contribution_bars(bars, x="Reward that it adds"), key=f"response sentences {view.key}", name=view.model.name)
-    words = word_rows(tokens_of(view.model, item), None)
-    row = TokenRow(texts=[word.text for word in words], values=[None] * len(words), caption="Drag over words to take them out")
+    tokens = word_rows(tokens_of(view.model, item), None)
+    row = TokenRow(texts=[token.text for token in tokens], values=[None] * len(tokens), caption="Drag over words to take them out")
     pick = show_tokens([row], key=f"response mark {view.key}", selectable=True, unit="", height=220)
     if pick is not None:
-        _marked(view, span_of(words, item[1], pick.first, pick.last))
+        _marked(view, span_of(tokens, item[1], pick.first, pick.last))
 
 
 def _marked(view: ResponseView, span: Span | None) -> None:

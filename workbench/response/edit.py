@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import streamlit as st
 
+from core.explain.explanation import Explanation
+from core.latents.label_book import labels_of
 from core.text_safety import visible
 from workbench.frame import state
 from workbench.frame.downloads import download_rows, show_chart
+from workbench.frame.marked_text import Pane, show_marked
 from workbench.response.charts import contribution_bars
 from workbench.response.edit_chain import EditStep, change_bars, keep_edit
+from workbench.response.readings import change_of
 from workbench.response.response_view import LONGEST_TEXT, TITLES, ResponseView, choose_clicked_latent
+from workbench.response.splits import latent_names, scale_of, unit_readers
 from workbench.response.values import one_line
 
 
@@ -40,10 +46,35 @@ def _result(view: ResponseView) -> None:
         st.metric("New reward", f"{after.reward:.3f}", f"{after.reward - before.reward:+.3f}", border=True)
         st.metric("Percentile", f"{after.percentile:.0f}", f"{after.percentile - before.percentile:+.0f}", border=True)
         st.metric("Before", f"{before.reward:.3f}", f"percentile {before.percentile:.0f}", delta_color="off", delta_arrow="off", border=True)
+    _by_word(view, before, after)
     steps = change_bars(view.model, before, after)
     key = f"response change {view.edits[-1].edit_id} {against.edit_id}"
     choose_clicked_latent(key, show_chart(contribution_bars(steps), key=key, name=view.model.name, select=("points",)))
     _chain(view)
+
+
+def _by_word(view: ResponseView, before: Explanation, after: Explanation) -> None:
+    """The change by word, where the whole response is read: both texts, coloured by what each word adds to it."""
+    words = change_of(view.model, (before.prompt, before.response), (after.prompt, after.response))
+    if words is None:
+        return
+    st.caption("The change by word: words of both texts together sum to it. Blue raised the reward, orange lowered it.")
+    latent_ids, panes = after.attribution.latent_ids, []
+    for name, title, table in (("before", "Before", words.rejected), ("after", "After the edit", words.chosen)):
+        units = table.units("word")
+        readers = unit_readers(units, latent_ids)
+        panes.append(Pane(name=name, title=title, text=table.text, spans=units.spans, values=units.values.tolist(), readers=readers))
+    scale = scale_of({pane.name: np.array(pane.values) for pane in panes})
+    show_marked(
+        panes,
+        key=f"response change words {view.key}",
+        place=f"change {view.key}",
+        on_point=lambda point: None,
+        scale=scale,
+        legend=("lowered the reward", "raised it"),
+        names=latent_names(latent_ids, labels_of(view.model)),
+        height=220,
+    )
 
 
 def _compared(edits: list[EditStep]) -> EditStep:

@@ -17,6 +17,7 @@ from core.explain.explanation import PairExplanation
 from core.explain.features import ResponseFeatures
 from core.explain.from_folder import builder_of, explain_pair
 from core.explain.token_values import Deletion, Span, TokenView
+from core.explain.words import PairWords
 from core.latents.label_book import labels_of
 from core.reward.dialogues import Item
 from core.reward.hidden_states import WHOLE
@@ -61,6 +62,12 @@ def explain(model: FittedModel, subject: Subject) -> ExplainedSubject:
     if "response" in features:
         return ExplainedSubject(subject=subject, sides={"response": builder.response(features["response"], labels)}, pair=None)
     return explained_pair(subject, builder.pair(features["chosen"], features["rejected"], labels))
+
+
+def change_of(model: FittedModel, before: Item, after: Item) -> PairWords | None:
+    """The change of the reward from one text to another, split over the words of both; None where nothing is split."""
+    first, second = (features_of(model, item) for item in (before, after))
+    return builder_of(model).pair(second, first, labels_of(model)).words
 
 
 def _kept_pair(model: FittedModel, subject: Subject, number: int) -> PairExplanation:

@@ -42,6 +42,16 @@ def scale_of(values: Mapping[str, np.ndarray]) -> float:
     return max((float(np.abs(of_side).max()) for of_side in values.values() if len(of_side)), default=0.0)
 
 
+def latent_names(latent_ids: np.ndarray, labels: Labels) -> dict[int, str]:
+    """What each latent is called."""
+    return {int(latent): name_in_list(int(latent), labels.get(int(latent))) for latent in latent_ids}
+
+
+def unit_readers(units: Units, latent_ids: np.ndarray) -> list[list[tuple[int, float]]]:
+    """Of each unit the latents that read it most."""
+    return [units.readers(number, latent_ids, READERS) for number in range(len(units.spans))]
+
+
 def chosen_unit(view: ResponseView, units: Mapping[str, Units], point: Point | None) -> tuple[str, int] | None:
     """The side and number of the unit at a point; without a point the strongest one of what is in view."""
     if point is not None:

@@ -21,7 +21,7 @@ from workbench.frame.marked_text import Pane, show_marked
 from workbench.frame.text_points import Point, Spans, point_of
 from workbench.response.readings import gradient_of, tokens_of
 from workbench.response.response_view import TITLES, ResponseView
-from workbench.response.splits import READERS, scale_of, units_of, words_of
+from workbench.response.splits import latent_names, scale_of, unit_readers, units_of, words_of
 from workbench.response.values import ranked_latents
 
 EXACT = {"word": "Words", "sentence": "Sentences", "line": "Lines", "latent": "One latent"}
@@ -76,7 +76,7 @@ def _exact(view: ResponseView, shade: str, latent: str) -> None:
     what = "margin" if view.name == "margin" else "reward"
     legend = (f"lowers the {what}", f"raises the {what}") if column is None else (f"this latent lowers the {what}", "raises it")
     panes = [
-        _pane(view, side, of_side.spans, values[side].tolist(), [of_side.readers(i, latent_ids, READERS) for i in range(len(of_side.spans))])
+        _pane(view, side, of_side.spans, values[side].tolist(), unit_readers(of_side, latent_ids))
         for side, of_side in sorted(units.items(), key=lambda unit: view.panes.index(unit[0]))
     ]
     _show(view, panes, "word" if shade == "latent" else shade, scale_of(values), legend)
@@ -105,8 +105,6 @@ def _gradient(view: ResponseView, side: str, tokens: TokenView) -> list[Word]:
 
 
 def _show(view: ResponseView, panes: Sequence[Pane], unit: str, scale: float, legend: tuple[str, str]) -> None:
-    labels = labels_of(view.model)
-    names = {int(latent): name_in_list(int(latent), labels.get(int(latent))) for latent in view.explanation.attribution.latent_ids}
     show_marked(
         panes,
         key=f"response texts {view.pair_id}",
@@ -115,7 +113,7 @@ def _show(view: ResponseView, panes: Sequence[Pane], unit: str, scale: float, le
         unit=unit,
         scale=scale,
         legend=legend,
-        names=names,
+        names=latent_names(view.explanation.attribution.latent_ids, labels_of(view.model)),
         chosen=point_of(state.get("response_word")),
         height=HEIGHT,
     )

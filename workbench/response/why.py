@@ -14,6 +14,7 @@ from core.latents.label_book import labels_of
 from core.text_safety import visible
 from workbench.frame import state
 from workbench.frame.downloads import file_name
+from workbench.frame.text_points import Point
 from workbench.response.response_view import ResponseView, choose_latent
 from workbench.response.values import SIDES
 
@@ -54,14 +55,26 @@ def sentence(view: ResponseView) -> None:
     with st.container(border=True, gap="xsmall", key="response why"):
         st.text(visible(why.text))
         with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
+            for number, quote in enumerate(why.quotes, start=1):
+                side = view.response_name if quote.side == "response" else quote.side
+                shown: Any = {
+                    "type": "tertiary",
+                    "icon": ":material/format_quote:",
+                    "help": "Shows these words in the text and which latents read them",
+                }
+                st.button(f"Quote {number}", key=f"response quote {number}", on_click=_show_quote, args=(side, quote.start), **shown)
             for latent_id in (named.latent_id for named in why.named):
-                shown: Any = {"type": "primary" if state.get("latent") == str(latent_id) else "secondary", "on_click": choose_latent}
+                shown = {"type": "primary" if state.get("latent") == str(latent_id) else "secondary", "on_click": choose_latent}
                 with st.container(horizontal=True, vertical_alignment="center", gap="xsmall", width="content", wrap=False):
                     st.button(f"Latent {latent_id}", key=f"response named {latent_id}", args=(view, latent_id), **shown)
                     st.markdown(marks_of(view, latent_id), width="content")
             weaknesses(why)
             st.space("stretch")
             download(view)
+
+
+def _show_quote(side: str, start: int) -> None:
+    state.choose(response_word=str(Point(pane=side, at=start)))
 
 
 def marks_of(view: ResponseView, latent_id: int) -> str:
