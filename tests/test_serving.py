@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from model_helpers import quick_tiny
 
 from core.backbone.presets import preset
 from core.errors import BackboneError, ConfigError, DataError, MissingError, StoreError
@@ -43,7 +44,7 @@ CLOSE = {"rtol": 0, "atol": 1e-5}  # the tiny model computes in float32
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return fit(preset("tiny"), Store()).artefact
+    return fit(quick_tiny(), Store()).artefact
 
 
 @pytest.fixture(scope="module")
