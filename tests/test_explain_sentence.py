@@ -144,7 +144,7 @@ def test_it_never_begins_with_what_pulls_the_other_way() -> None:
     assert "no latent that all heads agree on explains that way; it lost by being higher on latent 10" in only
 
 
-def test_a_latent_that_is_off_or_has_a_label_by_chance_is_marked_where_it_stands() -> None:
+def test_a_doubtful_latent_is_marked_where_it_stands() -> None:
     labels = {10: Label(text="thanks", source="person", score=0.5), 11: Label(text="sea", source="person", score=0.7)}
     text = explained(evidence([0.5, 0.3, 0.2], labels=labels, active=np.array([False, True, False])))
     assert 'high on "thanks" [not active in this text, its label is no better than chance] (+0.50), high on "sea" (+0.30)' in text
@@ -182,7 +182,7 @@ def quoted(words: WordTable, **changes: Any) -> Why:
     return why_response(evidence([0.1, 0.1, 0.1], **changes), reward=words.end, percentile=2.5, n_known=4, words=words)
 
 
-def test_the_words_stand_first_then_their_latents_the_prompt_and_the_share() -> None:
+def test_words_stand_first_then_latents_prompt_and_share() -> None:
     why = quoted(words_of(TEXT, [-1.2, -0.1, 0.05], prompt=-0.3), labels={10: Label(text="agreeing at once", source="person")})
     assert why.text == (
         "Scored -1.55, in the lowest 3 % of held-out responses and 1.55 below the average training response: "
@@ -195,7 +195,7 @@ def test_the_words_stand_first_then_their_latents_the_prompt_and_the_share() -> 
     assert [latent.latent_id for latent in why.named] == [10, 11]
 
 
-def test_more_is_quoted_until_enough_is_carried_and_what_pulls_back_is_told() -> None:
+def test_more_is_quoted_until_enough_is_carried() -> None:
     why = quoted(words_of(TEXT, [-0.4, -0.5, -0.3]))
     assert [quote.value for quote in why.quotes] == pytest.approx([-0.5, -0.4])
     assert why.text.endswith("These words carry 0.75 of it, with the prompt 0.75.")
@@ -225,7 +225,7 @@ def test_long_sentences_are_quoted_in_part_and_a_single_one_too() -> None:
     assert quote.text == " ".join(f"w{i}" for i in range(20, 32)) + " …"
 
 
-def test_an_active_latent_is_named_before_an_inactive_one_of_up_to_four_times_its_size() -> None:
+def test_an_active_latent_goes_before_a_larger_inactive_one() -> None:
     words = words_of(TEXT, [1.0, 0, 0])
     table = words.table * np.array([1, 3, 1.0])  # 0.9 against 0.6
     activations = np.zeros_like(table)

@@ -62,7 +62,7 @@ def test_short_responses_and_single_refits_say_nothing() -> None:
     assert word_stability([refit_of(1)], responses_of(np.random.default_rng(1))) is None
 
 
-def test_a_resample_draws_whole_prompts_and_counts_one_drawn_twice_as_two() -> None:
+def test_a_resample_draws_whole_prompts_and_counts_each_draw() -> None:
     pairs = make_pairs([1, 2, 3] * 10, ["train", "train", "validation", "train", "test"] * 6)
     n = len(pairs)
     hidden = make_hidden(np.zeros((2 * n, 3), dtype=np.float32), np.arange(n), np.arange(n, 2 * n))

@@ -110,7 +110,7 @@ def response_case(seed: int, k: int = 16, n_heads: int = 3) -> dict[str, Any]:
     return {"head": heads[0], "heads": heads, "latent_ids": np.arange(k), "baseline": draw.normal(size=k) * 10}
 
 
-def test_words_prompt_and_start_sum_to_the_reward_of_a_thousand_responses() -> None:
+def test_words_prompt_and_start_sum_to_a_thousand_rewards() -> None:
     shared, draw = response_case(0), np.random.default_rng(1)
     for _ in range(1000):
         text, k = words_text(draw), 16
@@ -123,7 +123,7 @@ def test_words_prompt_and_start_sum_to_the_reward_of_a_thousand_responses() -> N
         assert abs(words.residual) < 1e-9
 
 
-def test_words_of_a_pair_sum_to_the_margin_and_run_from_one_reward_to_the_other() -> None:
+def test_words_of_a_pair_sum_to_the_margin() -> None:
     shared, draw = response_case(2), np.random.default_rng(3)
     for _ in range(200):
         texts = words_text(draw), words_text(draw)
@@ -175,7 +175,7 @@ def test_a_planted_word_carries_the_margin() -> None:
     assert units.activations is not None and units.activations[strongest, 1] > 0
 
 
-def test_tokens_belong_to_the_unit_of_their_first_character_that_is_no_space() -> None:
+def test_tokens_belong_where_their_first_sign_stands() -> None:
     text = "One two.\n\nThree"
     offsets = np.array([[0, 3], [3, 5], [5, 8], [8, 10], [10, 12], [12, 15]])  # "One", " t", "wo.", "\n\n", "Th", "ree"
     k = 2

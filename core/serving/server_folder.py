@@ -30,7 +30,7 @@ from core.runs.locks import is_held
 from core.runs.store import cache_root
 from core.types import sha256_of
 
-PROTOCOL = 4  # raised when requests or answers change: a process that speaks another one is replaced
+PROTOCOL = 5  # raised when requests or answers change: a process that speaks another one is replaced
 HOST = "127.0.0.1"
 UNSTABLE, WITHIN = 3, 120.0  # after so many starts in so many seconds that ended in no good order it is not started again by itself
 UNKNOWN: dict[str, Any] = {"pid": 0, "port": 0, "secret": "", "protocol": 0, "signature": "", "started": 0.0}
