@@ -10,7 +10,7 @@ const made = (tag, name, text) => {
   if (text !== undefined) element.textContent = text;
   return element;
 };
-const shown = (value, data) => (value > 0 ? "+" : value < 0 ? "−" : "") + Math.abs(value).toFixed(data.digits);
+const shown = (value, data, more = 0) => (value > 0 ? "+" : value < 0 ? "−" : "") + Math.abs(value).toFixed(data.digits + more);
 
 function paint(span, value, scale) {
   if (!value || !scale) return;
@@ -21,7 +21,8 @@ function paint(span, value, scale) {
 
 function legend(data) {
   const bar = made("div", "legend");
-  bar.append(made("span", "takes word", data.legend.low), made("span", "number", shown(-data.scale, data)), made("span", "ramp"));
+  if (data.legend.low) bar.append(made("span", "takes word", data.legend.low), made("span", "number", shown(-data.scale, data)));
+  bar.append(made("span", data.legend.low ? "ramp" : "ramp half"));
   bar.append(made("span", "number", shown(data.scale, data)), made("span", "adds word", data.legend.high));
   return bar;
 }
@@ -62,7 +63,7 @@ function describe(box, data, number, unit) {
   box.append(head);
   readers.forEach(([latent, part]) => {
     const row = made("div", "reader");
-    row.append(made("span", "", data.names[latent] ?? `Latent ${latent}`), made("span", part < 0 ? "minus" : "plus", shown(part, data)));
+    row.append(made("span", "", data.names[latent] ?? `Latent ${latent}`), made("span", part < 0 ? "minus" : "plus", shown(part, data, 1)));
     box.append(row);
   });
   return `${pane.quotes[unit]} ${value === null ? "not measured" : shown(value, data)}`;
