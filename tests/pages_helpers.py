@@ -136,7 +136,8 @@ class FakeLive:
         words = re.findall(r"\s*\S+|\s+$", response)
         texts, kinds = ["<s>", "asked", *words], ["first", "prompt", *(["response"] * len(words))]
         active = {str(self.latents[0]): [0.0] * 2 + [float(i % 3) for i in range(len(words))]}
-        return {"texts": texts, "kinds": kinds, "activation": active, "running_reward": [0.1 * i for i in range(len(texts))]}
+        running = [0.1 * i for i in range(len(texts))]
+        return {"texts": texts, "kinds": kinds, "activation": active, "running_reward": running, "so_far": self.position == "response_mean"}
 
     def gradient(self, prompt: Any, response: str) -> dict[str, Any]:
         self.asked.append(("gradient", response))

@@ -110,6 +110,17 @@ def test_a_latent_colours_every_word_by_its_share(model: FittedModel, shown: lis
     assert share == pytest.approx(pair.margin.contribution[LATENTS.index(12)], abs=1e-9)
 
 
+def test_activations_of_kept_tokens_need_no_model(model: FittedModel, live: FakeLive, shown: list[Any]) -> None:
+    pair = pair_of(model, "w0")
+    no_error(open_page("response", pair="w0", response_view="margin", response_shade="activation", latent="12"))
+    panes, how = shown[-1]
+    assert pair.words is not None
+    for pane in panes:
+        activations = pair.words.texts[pane.name].units("word").activations
+        assert activations is not None and pane.values == pytest.approx(activations[:, LATENTS.index(12)].tolist())
+    assert how["legend"] == ("", "more active") and live.started == 0
+
+
 def test_the_chosen_word_shows_the_latents_that_read_it(model: FittedModel, shown: list[Any]) -> None:
     pair = pair_of(model, "w0")
     assert pair.words is not None

@@ -48,6 +48,8 @@ def draw(view: ResponseView) -> bool:
     if shade in EXACT:
         _exact(view, shade, latent)
         return True
+    if shade == "activation" and _kept_activation(view, latent):
+        return True
     if live_panel.ready(view.model, NOT_KEPT if view.whole and not split else WORDS_NEED, key="words"):
         _by_token(view, shade, latent)
         return True
@@ -80,6 +82,22 @@ def _exact(view: ResponseView, shade: str, latent: str) -> None:
         for side, of_side in sorted(units.items(), key=lambda unit: view.panes.index(unit[0]))
     ]
     _show(view, panes, "word" if shade == "latent" else shade, scale_of(values), legend)
+
+
+def _kept_activation(view: ResponseView, latent: str) -> bool:
+    """Each word with the latent's largest activation at its tokens, where these are kept or read already; else False."""
+    units = units_of(view, "word")
+    column = view.explanation.attribution.latent_ids.tolist().index(int(latent))
+    values = {side: of_side.activations[:, column] for side, of_side in units.items() if of_side.activations is not None}
+    if not values or len(values) < len(units):
+        return False
+    panes = [
+        _pane(view, side, units[side].spans, values[side].tolist(), more="" if values[side].any() else "not active here")
+        for side in view.panes
+        if side in values
+    ]
+    _show(view, panes, "word", scale_of(values), ("", "more active"))
+    return True
 
 
 def _by_token(view: ResponseView, shade: str, latent: str) -> None:
