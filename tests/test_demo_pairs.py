@@ -67,14 +67,14 @@ def test_fields_ids_and_turns() -> None:
     assert Counter(key for row in rows() for key in row) == dict.fromkeys(("id", "subset", "prompt", "chosen", "rejected", "why"), len(rows()))
     assert len({row["id"] for row in rows()}) == len(rows())
     turns = Counter(tuple(m["role"] for m in row["prompt"]) for row in rows())
-    assert set(turns) == {("user",), ("user", "assistant", "user")} and turns["user", "assistant", "user"] >= 60
+    assert set(turns) == {("user",), ("user", "assistant", "user")} and turns["user", "assistant", "user"] >= 0.15 * len(rows())
     assert all(m["content"].strip() == m["content"] != "" for row in rows() for m in (*row["prompt"], *row["chosen"], *row["rejected"]))
     assert all("\n" not in row["why"] and 3 <= len(row["why"].split()) <= 30 for row in rows())
 
 
 def test_subsets_and_their_sizes() -> None:
     sizes = Counter(row["subset"] for row in rows())
-    assert set(sizes) == set(SUBSETS) and min(sizes.values()) >= 180 and sum(sizes.values()) >= 600
+    assert set(sizes) == set(SUBSETS) and min(sizes.values()) >= 700 and sum(sizes.values()) >= 2400
 
 
 def test_lengths() -> None:
@@ -95,7 +95,7 @@ def test_no_answer_occurs_twice_and_hardly_any_opening() -> None:
     assert len({" ".join(words(text)) for text in answers()}) == 2 * len(rows())
     openings = Counter(" ".join(words(text)[:5]) for text in answers())
     assert max(openings.values()) <= 0.02 * 2 * len(rows())
-    assert sum(n > 1 for n in openings.values()) <= 10  # far below the bound: openings are varied
+    assert sum(n > 1 for n in openings.values()) <= 0.006 * 2 * len(rows())  # far below the bound: openings are varied
 
 
 def test_no_two_pairs_share_a_sentence_frame() -> None:
