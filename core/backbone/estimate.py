@@ -36,15 +36,16 @@ class Estimate:
 
 
 def estimate_extraction(
-    config: BackboneConfig, source: ModelSource, identity: dict[str, Any], *, depth: int, n_tokens: float, n_states: int
+    config: BackboneConfig, source: ModelSource, identity: dict[str, Any], *, depth: int, n_tokens: float, n_states: float, more_bytes: float = 0.0
 ) -> Estimate:
-    """An extraction of `n_tokens` tokens through `depth` layers that keeps `n_states` vectors of d_model float32."""
+    """An extraction of `n_tokens` tokens through `depth` layers that keeps `n_states` vectors of d_model float32 and
+    `more_bytes` of something else."""
     parameters, in_layers = count_parameters(source.folder, depth)
     per_weight = QUANTIZED_BYTES.get(config.quantization, BYTES[str(identity["dtype"])])
     batch = config.tokens_per_batch * int(identity["d_model"]) * 32 * BYTES[str(identity["dtype"])]  # activations of a layer, attention masks
     return Estimate(
         memory=parameters * per_weight + batch,
-        disk=n_states * int(identity["d_model"]) * 4 * 2,  # for a moment the shards and the merged file both exist
+        disk=(n_states * int(identity["d_model"]) * 4 + more_bytes) * 2,  # for a moment the shards and the merged file both exist
         seconds=2 * in_layers * n_tokens / (EFFICIENCY * matmul_speed(config)),
     )
 

@@ -42,6 +42,7 @@ from core.reward.reading_details import reading_details
 from core.reward.recorded_files import CURVE, EVALUATION, FAITHFULNESS, KNOWN, KNOWN_TEXTS, TOKENS
 from core.reward.response_tokens import write_tokens
 from core.reward.selection import SelectionSummary, latent_frequencies
+from core.reward.shards import TOKEN_BYTES
 from core.reward.token_projections import collect_tokens
 from core.runs.store import Artefact, Store
 from core.runs.values import load_value, save_value
@@ -52,6 +53,7 @@ from core.types import LatentFrequencies, PreferencePairs, Progress, SelectedDir
 STEPS = ("pairs", "extraction", "frequencies", "heads", "controls", "curve", "evaluation", "known", "reward_model")
 CLASSES = (LatentFrequencies, Resamples, SparseFit, SelectedDirections, SelectionSummary, HeadEnsemble, TrainedHead, Head, Controls, Probe)
 log = logging.getLogger(__name__)
+ACTIVITY_BYTES = 300.0  # of a token's active latents, once reduced to responses: 200 to 300 on the embedded pairs and TruthfulQA; for estimates only
 LayerSAEs = Mapping[int, SparseAutoencoder | None]  # layers to read; None where no SAE is needed for it
 
 
@@ -171,13 +173,16 @@ class Steps:
 
     def _estimated(self, texts: PreferencePairs, layers: Sequence[int]) -> Estimate:
         characters = sum(len(message["content"]) for pair in texts for message in pair.prompt) + sum(len(p.chosen) + len(p.rejected) for p in texts)
+        n_tokens, whole = characters / CHARACTERS_PER_TOKEN, WHOLE in self._positions
+        kept_tokens = min(len(layers) * n_tokens, TOKEN_BYTES / (4 * int(self.identity["d_model"])))
         return estimate_extraction(
             self.config.backbone,
             find_model(self.config.backbone),
             self.identity,
             depth=max(layers) + 1,
-            n_tokens=characters / CHARACTERS_PER_TOKEN,
-            n_states=2 * len(texts) * len(layers),
+            n_tokens=n_tokens,
+            n_states=2 * len(texts) * len(layers) * len(self._positions) + (kept_tokens if whole else 0),
+            more_bytes=len(layers) * n_tokens * ACTIVITY_BYTES if whole else 0.0,
         )
 
     def _reading(self, saes: LayerSAEs, positions: Sequence[str]) -> dict[str, Any]:
