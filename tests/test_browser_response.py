@@ -68,7 +68,7 @@ def wait_for(tab: Tab, name: str, value: str) -> Tab:
     return tab.settled()
 
 
-def test_pointing_shows_a_word_and_choosing_keeps_it_through_levels_and_latents(tab: Tab) -> None:
+def test_a_chosen_word_stays_through_levels_and_latents(tab: Tab) -> None:
     opened(tab, "code")
     tab.page.locator(unit("Use")).hover()
     box = tab.page.locator(".box").filter(visible=True)

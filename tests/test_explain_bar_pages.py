@@ -104,7 +104,7 @@ def test_tokens_become_characters_of_the_response() -> None:
     assert token_spans(words, "Something else") == ("\nOne two.", [(0, 4), (4, 8), (8, 9)]), "the tokenizer changed the text"
 
 
-def test_a_latent_is_marked_where_it_is_inactive_or_its_label_is_poor() -> None:
+def test_an_inactive_or_poorly_labelled_latent_is_marked() -> None:
     def label(value: float, low: float | None = None) -> Label:
         scores = () if low is None else (Score(value=value, method=EMBEDDING, low=low, high=value + 0.1),)
         return Label(text="of the sea", source=SHIPPED, score=value, scores=scores)

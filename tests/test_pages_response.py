@@ -105,7 +105,7 @@ def test_compare_needs_two_models(model: str) -> None:
 # --- ready: what is kept beside the model ----------------------------------------------------------------------------
 
 
-def test_the_worst_response_is_first_and_explained_without_the_model(cache: Path, model: str, live: FakeLive) -> None:
+def test_the_worst_response_is_explained_without_the_model(cache: Path, model: str, live: FakeLive) -> None:
     of = kept_at(cache, model)
     worst = int(of.ranked("worst")[0])
     pair = explain_pair(of, worst)
@@ -117,7 +117,7 @@ def test_the_worst_response_is_first_and_explained_without_the_model(cache: Path
     assert live.started == 0  # nothing has been loaded to say so
 
 
-def test_the_margin_is_a_click_away_and_first_where_pairs_are_ranked_by_it(cache: Path, model: str) -> None:
+def test_the_margin_is_first_where_pairs_are_ranked_by_it(cache: Path, model: str) -> None:
     of = kept_at(cache, model)
     worst = int(of.ranked("worst")[0])
     at = no_error(open_page("response", response_view="margin"))

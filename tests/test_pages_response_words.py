@@ -159,7 +159,7 @@ def test_the_running_reward_of_kept_tokens_needs_no_model(model: FittedModel, li
 # --- with the language model -------------------------------------------------------------------------------------------
 
 
-def test_pairs_whose_tokens_are_not_kept_need_the_model_and_then_split(
+def test_pairs_without_kept_tokens_need_the_model(
     model: FittedModel, live: FakeLive, shown: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at = no_error(open_page("response", pair="p0", response_among="all"))
@@ -234,7 +234,7 @@ def test_deletions_stand_beside_where_the_reward_is_read(model: FittedModel, liv
     assert "of the chosen response adds" in words(at)
 
 
-def test_at_the_end_of_the_response_the_page_says_why_there_is_no_split(cache: Path, live: FakeLive, shown: list[Any]) -> None:
+def test_at_response_end_the_page_gives_the_reason(cache: Path, live: FakeLive, shown: list[Any]) -> None:
     add_model(cache, seed=5)
     live.position = "response_end"
     at = no_error(open_page("response"))

@@ -71,7 +71,7 @@ def test_means_activity_and_tokens_equal_a_plain_loop(tmp_path: Path) -> None:
     np.testing.assert_allclose(ends.states[hidden.chosen_rows[0]], plain_tokens(backbone, (pairs[0].prompt, pairs[0].chosen))[0][-1], atol=2e-5)
 
 
-def test_answers_that_begin_alike_share_tokens_and_keep_their_own_means() -> None:
+def test_answers_that_begin_alike_keep_their_own_means() -> None:
     """Of one prompt alone, prompt and common beginning are the longest common prefix: its states must not be lost."""
     backbone, prompt = tiny_backbone(), user("How do I boil an egg?")
     items: list[Item] = [(prompt, "Ask a friend to swim"), (prompt, "Ask a friend"), (prompt, "Ask a friend to swim and read bread")]
@@ -90,7 +90,7 @@ def test_latents_asked_for_by_number_are_the_means_of_all(tmp_path: Path) -> Non
     np.testing.assert_allclose(few, hidden.activity.columns(latents, len(hidden.states))[hidden.chosen_rows], atol=2e-4)
 
 
-def test_a_killed_extraction_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_extraction_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs, backbone = make_pairs(60), tiny_backbone(tokens_per_batch=128)
     read(pairs, backbone, tmp_path / "whole")
     calls = 0
@@ -108,7 +108,7 @@ def test_a_killed_extraction_goes_on_and_ends_with_the_same_bytes(tmp_path: Path
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 
 
-def test_tokens_are_kept_up_to_a_size_and_activity_is_sorted_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_up_to_a_size_and_activity_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs, backbone = make_pairs(60), tiny_backbone(tokens_per_batch=128)
     every = read(pairs, backbone, tmp_path / "all")
     monkeypatch.setattr(shards, "TOKEN_BYTES", 4 * backbone.d_model * 100)
