@@ -159,9 +159,7 @@ def test_the_running_reward_of_kept_tokens_needs_no_model(model: FittedModel, li
 # --- with the language model -------------------------------------------------------------------------------------------
 
 
-def test_pairs_without_kept_tokens_need_the_model(
-    model: FittedModel, live: FakeLive, shown: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pairs_without_kept_tokens_need_the_model(model: FittedModel, live: FakeLive, shown: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     at = no_error(open_page("response", pair="p0", response_among="all"))
     assert "the tokens of this response are not kept" in words(at).lower() and not shown[-1][0][0].spans
     assert "Start the live model" in [button.label for button in at.button]
