@@ -8,6 +8,7 @@ import streamlit as st
 
 from core.config import DoctorConfig, DoctorRunConfig
 from core.doctor.report import FAIL, PASS, STATUSES, WARN, Check, Report
+from core.reward.hidden_states import WHOLE
 from core.runs.progress import duration
 from workbench.doctor import values as doctor
 from workbench.frame import layout, run_panel, state
@@ -59,9 +60,15 @@ def _again(model: FittedModel) -> None:
         usual = DoctorConfig()
         swaps = st.number_input("Label swaps", 3, 1000, usual.swaps, key="doctor swaps", help="100 take ten times as long, and say it more surely")
         responses = st.number_input("Responses scored again", 4, 10_000, usual.responses, key="doctor responses")
+        words = {}
+        if model.config["position"] == WHOLE:
+            help_ = "Sentences are deleted one by one and the rest is scored again; those with fewer than three sentences don't count"
+            words["deleted"] = st.number_input("Responses with deletions", 2, 10_000, usual.deleted, key="doctor deleted", help=help_)
+            help_ = "Selection and head made anew on resampled prompts, to compare the words that each would mark"
+            words["refits"] = st.number_input("Refits for words", 2, 100, usual.refits, key="doctor refits", help=help_)
         seed = st.number_input("Seed", 0, 10**6, usual.seed, key="doctor seed")
         if st.form_submit_button("Start"):
-            asked = DoctorConfig(swaps=int(swaps), responses=int(responses), seed=int(seed))
+            asked = DoctorConfig(swaps=int(swaps), responses=int(responses), seed=int(seed), **{name: int(n) for name, n in words.items()})
             state.choose(doctor_run=run_panel.start("doctor", DoctorRunConfig(model=str(model.path), doctor=asked)), doctor_made=None)
             st.rerun()
 

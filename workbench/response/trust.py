@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core.doctor.word_figures import word_trust_rows
 from core.explain.trust import trust_rows
 from workbench.frame.downloads import show_chart
 from workbench.response.charts import removal_curves
@@ -17,7 +18,8 @@ def draw(view: ResponseView) -> None:
     explanation = view.explanation
     icon, verdict = VERDICTS.get(view.response.figures.stability.verdict, ("help", "of unknown stability"))
     st.markdown(f":material/{icon}: Explanations of this reward model are **{verdict}**.")
-    rows = [f"| {row.name} | {row.value} | {row.expected or '–'} |" for row in trust_rows(explanation)]
+    figures = (*trust_rows(explanation), *word_trust_rows(view.model))
+    rows = [f"| {row.name} | {row.value} | {row.expected or '–'} |" for row in figures]
     st.markdown("\n".join(["| Figure | Here | Should be |", "|---|---|---|", *rows]))
     if explanation.curves is None:
         st.caption("Fewer than three selected latents are active here, so there is nothing to remove one by one.")
