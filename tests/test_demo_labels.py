@@ -28,7 +28,7 @@ from core.sae.autoencoder import load_sae
 
 ROWS: list[dict[str, Any]] = [json.loads(line) for line in SHIPPED_FILE.read_text(encoding="utf-8").splitlines()]
 PRESET = preset("smollm2-135m")
-BLIND, N_BLIND, TEXTS = "blind reading", 30, 20
+BLIND, N_BLIND, TEXTS = "blind reading of tokens", 30, 20
 
 
 def scores(method: str) -> dict[int, dict[str, Any]]:
