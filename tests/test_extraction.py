@@ -149,6 +149,11 @@ def test_plan_places_every_sequence_once_within_the_budget() -> None:
         assert all(len(row) == 1 or row_size(row) <= ROW_TOKENS for row in batch)
 
 
+def test_no_item_gives_no_state() -> None:
+    for position in ("response_end", "response_mean"):
+        assert response_states(tiny_backbone(), [], layer=1, position=position).shape == (0, tiny_backbone().d_model)
+
+
 def test_a_response_does_not_feel_its_neighbours() -> None:
     backbone, pairs = tiny_backbone(), make_pairs(30, seed=5)
     items: list[Item] = [(pair.prompt, pair.chosen) for pair in pairs]

@@ -113,6 +113,8 @@ def response_activity(
 
 def _read_responses(backbone: Backbone, items: Sequence[Item], layer: int, position: str, reader: WholeResponseReader | None) -> np.ndarray:
     """z of each item, or the latents' activity where `reader` asks for some; each distinct item once."""
+    if not items:
+        return np.zeros((0, backbone.d_model if reader is None or reader.latent_ids is None else len(reader.latent_ids)), dtype=np.float32)
     numbers: dict[str, int] = {}
     where = [numbers.setdefault(sha256_of([list(prompt), text]), len(numbers)) for prompt, text in items]
     first = {number: i for i, number in reversed(list(enumerate(where)))}
