@@ -67,6 +67,16 @@ def test_encode_and_decode_equal_sae_lens(kind: tuple[str, dict[str, Any]], tmp_
         torch.testing.assert_close(sae.decode(sae.encode(z)), reference.decode(f), atol=1e-4, rtol=1e-5)
 
 
+def test_active_entries_are_those_of_encode_bit_for_bit(kind: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    architecture, config = kind
+    sae, z = loaded(write_folder(tmp_path / "sae", arrays(architecture), architecture, **config)), torch.from_numpy(states())
+    row, latent, value = sae.active(z)
+    dense = torch.zeros(len(z), sae.d_sae)
+    dense[row, latent] = value
+    assert (value > 0).all() and len(value) == int((sae.encode(z) > 0).sum()) > 0
+    assert torch.equal(dense, sae.encode(z))
+
+
 def test_chunks_are_the_columns_of_encode_bit_for_bit(kind: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     architecture, config = kind
     sae, z = loaded(write_folder(tmp_path / "sae", arrays(architecture), architecture, **config)), torch.from_numpy(states())

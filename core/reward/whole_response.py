@@ -2,8 +2,8 @@
 
 Activity of all latents is computed for each token once (branches of a trunk share tokens) and reduced at once to each
 response: mean, peak and the token of the peak, of the latents that are active somewhere in it (METHOD.md section 2).
-Memory: `ACTIVATIONS` activations at a time, and 40 bytes for each active latent of each token of a batch (2,048 tokens
-with 90 active latents: 7 MB).
+Memory: 40 bytes for each active latent of each token of a batch (2,048 tokens with 90 active latents: 7 MB), and 16 bytes
+for each latent of each response of a batch (131,072 latents and 60 responses: 126 MB).
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ def _activity(sae: SparseAutoencoder, tokens: torch.Tensor, token_of_own: np.nda
     token_parts, latent_parts, value_parts = [], [], []
     at = 0
     for rows in row_chunks(sae, tokens):
-        f = sae.encode(rows)
-        places = f.nonzero()
-        token_parts.append(places[:, 0].cpu().numpy() + at)
-        latent_parts.append(places[:, 1].cpu().numpy())
-        value_parts.append(f[places[:, 0], places[:, 1]].cpu().numpy())
+        token, latent, value = (part.cpu().numpy() for part in sae.active(rows))
+        order = np.argsort(token, kind="stable")
+        token_parts.append(token[order] + at)
+        latent_parts.append(latent[order])
+        value_parts.append(value[order])
         at += len(rows)
     entries = np.concatenate(token_parts), np.concatenate(latent_parts), np.concatenate(value_parts)
     return _by_response(*entries, token_of_own, starts, len(tokens), sae.d_sae)
@@ -107,15 +107,17 @@ def _by_response(
     n_own = np.diff(starts)
     member_of_own, number_of_own = np.repeat(np.arange(len(n_own)), n_own), np.arange(len(token_of_own)) - np.repeat(starts[:-1], n_own)
     key, value, token = np.repeat(member_of_own, counts) * d_sae + latents[entry], values[entry], np.repeat(number_of_own, counts)
-    order = np.lexsort((-value, key))  # stable: of equal peaks the first token stands first
-    key, value, token = key[order], value[order], token[order]
-    begins = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.zeros(0, dtype=np.int64)
-    members = key[begins] // d_sae
-    sums = np.add.reduceat(value.astype(np.float64), begins) if len(key) else np.zeros(0)
+    sums = np.bincount(key, weights=value, minlength=len(n_own) * d_sae)
+    peak, first_token = np.zeros(len(sums), dtype=np.float32), np.full(len(sums), len(token_of_own), dtype=np.int32)
+    np.maximum.at(peak, key, value)
+    at_peak = value == peak[key]
+    np.minimum.at(first_token, key[at_peak], token[at_peak].astype(np.int32))
+    active = np.flatnonzero(sums)
+    members = active // d_sae
     return Activity(
-        members=members.astype(np.int64),
-        latents=(key[begins] % d_sae).astype(np.int32),
-        mean=(sums / n_own[members]).astype(np.float32),
-        peak=value[begins].astype(np.float32),
-        peak_token=token[begins].astype(np.int32),
+        members=members,
+        latents=(active % d_sae).astype(np.int32),
+        mean=(sums[active] / n_own[members]).astype(np.float32),
+        peak=peak[active],
+        peak_token=first_token[active],
     )

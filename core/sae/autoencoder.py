@@ -82,6 +82,25 @@ class SparseAutoencoder:
             kth = self._cut(products) if stop - start == self.d_sae else self.kth_value(z)
         return self._activate(products, slice(start, stop), kth)
 
+    def active(self, z: Float[Tensor, "n d_model"]) -> tuple[Int[Tensor, " e"], Int[Tensor, " e"], Float[Tensor, " e"]]:
+        """Row, latent and activation of everything above 0: the entries of `encode(z)`, bit for bit, in no order.
+
+        A JumpReLU or standard SAE never fills the matrix: where 1 % of the latents is active, that is most of the time.
+        """
+        if self.architecture not in ("jumprelu", "standard"):
+            f = self.encode(z)
+            row, latent = f.nonzero(as_tuple=True)
+            return row, latent, f[row, latent]
+        x, parts = self._input(z), []
+        for at in range(0, self.d_sae, BLOCK):
+            latents = slice(at, at + BLOCK)
+            pre = self._products(x, latents)
+            above = pre > (self.tensors["threshold"][latents].clamp(min=0) if self.architecture == "jumprelu" else 0)
+            row, latent = above.nonzero(as_tuple=True)
+            parts.append((row, latent + at, pre[row, latent]))
+        rows, columns, values = (torch.cat(part) for part in zip(*parts, strict=True))
+        return rows, columns, values
+
     def encode_latents(
         self, z: Float[Tensor, "n d_model"], latent_ids: Sequence[int] | Int[np.ndarray, " k"], kth: Float[Tensor, " n"] | None = None
     ) -> Float[Tensor, "n k"]:
