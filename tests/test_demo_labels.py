@@ -20,7 +20,7 @@ from core.data.pairs import load_pairs
 from core.data.splits import split_pairs
 from core.fit.defaults import DEMO, DEMO_PAIRS, DEMO_SAE
 from core.latents.label_book import SHIPPED_FILE, LabelBook
-from core.latents.labels import EMBEDDING, SHIPPED
+from core.latents.labels import EMBEDDING, SHIPPED, TOKENS
 from core.reward.extraction import extract
 from core.reward.hidden_states import load_hidden_states
 from core.reward.selection import EFFECT_SHARE
@@ -28,7 +28,7 @@ from core.sae.autoencoder import load_sae
 
 ROWS: list[dict[str, Any]] = [json.loads(line) for line in SHIPPED_FILE.read_text(encoding="utf-8").splitlines()]
 PRESET = preset("smollm2-135m")
-BLIND, N_BLIND, TEXTS = "blind reading of tokens", 30, 20
+BLIND, N_BLIND, TEXTS = TOKENS, 30, 20
 
 
 def scores(method: str) -> dict[int, dict[str, Any]]:

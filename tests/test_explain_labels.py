@@ -16,7 +16,7 @@ from labels_helpers import OTHER, SAE, SHA
 from core.errors import ConfigError, MissingError
 from core.explain.explainer import Explainer
 from core.latents.label_book import LabelBook, book_of_sae
-from core.latents.labels import BY_HAND, EMBEDDING, LONGEST, SOURCES, Label, Score, label_from_row, one_line, with_scores
+from core.latents.labels import BY_HAND, EMBEDDING, LONGEST, SOURCES, TOKENS, Label, Score, label_from_row, one_line, with_scores
 from core.reward.model import SparseRM
 
 
@@ -114,6 +114,7 @@ def test_the_score_is_the_newest_by_embedding() -> None:
     both = with_scores(one, [Score(value=0.7, method=EMBEDDING, model="new", date="2026")])
     assert both.score == 0.7 and len(both.scores) == 3
     assert with_scores(both, [Score(value=0.8, method=EMBEDDING, model="new", date="2027")]).score == 0.8
+    assert with_scores(both, [Score(value=0.9, method=TOKENS, date="2020")]).score == 0.9, "what saw the tokens goes before"
     assert with_scores(label(1, "x"), [Score(value=0.99, method="fuzz")]).score is None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from core.explain.sentence import CHANCE, no_better_than_chance
-from core.latents.labels import EMBEDDING, POOR, Label, Score
+from core.latents.labels import POOR, Label, Score, shown_score
 
 NOT_ACTIVE = "not active here"
 NO_LABEL = "no label"
@@ -50,4 +50,4 @@ def _interval(label: Label, form: str) -> str:
 
 def _score(label: Label) -> Score | None:
     """The score that is shown with the label, with its interval."""
-    return next((score for score in label.scores if score.method == EMBEDDING and score.value == label.score), None)
+    return shown_score(label.scores)

@@ -26,7 +26,7 @@ from core.explain.latent_names import name_in_sentence
 from core.explain.quotes import Passage, passages
 from core.explain.stability import BOUND, Stability
 from core.explain.words import PairWords, WordTable
-from core.latents.labels import Label, Labels
+from core.latents.labels import Label, Labels, shown_score
 from core.statistics.significance import TOO_RARE
 from core.types import JsonFields
 
@@ -246,8 +246,8 @@ def no_better_than_chance(label: Label | None) -> bool:
     """Whether a label is scored and its score, or the low end of the score's interval, is not above chance."""
     if label is None or label.score is None:
         return False
-    low = next((score.low for score in label.scores if score.value == label.score and score.low is not None), label.score)
-    return low <= CHANCE
+    score = shown_score(label.scores)
+    return (label.score if score is None or score.low is None else score.low) <= CHANCE
 
 
 def rank_in_words(percentile: float) -> str:

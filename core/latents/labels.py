@@ -32,7 +32,11 @@ PERSON = "person"
 SHIPPED, WRITTEN, NEURONPEDIA, ENDPOINT, AUTOMATIC = "shipped", "written", "neuronpedia", "endpoint", "automatic"
 SOURCES = (PERSON, SHIPPED, WRITTEN, NEURONPEDIA, ENDPOINT, AUTOMATIC)
 BY_HAND = (PERSON, SHIPPED, WRITTEN)
-EMBEDDING = "embedding"  # the kind of score that is shown with a label: AUROC of its similarity to texts (core.latents.label_scores)
+# Scores that are shown with a label, the better one first: whether somebody who saw the label alone could tell at which
+# tokens the latent is active, and the AUROC of its similarity to texts (core.latents.label_scores), which sees no tokens:
+# a right label about commas scores low there.
+TOKENS, EMBEDDING = "blind reading of tokens", "embedding"
+SHOWN = (TOKENS, EMBEDDING)
 POOR = 0.7  # a label that detects its latent's activity no better than this is poorly scored (our choice; 0.5 is chance)
 NOT_STATED = "not stated"  # `madeFor` of a label whose file names no SAE
 LONGEST = 300  # characters of a label that are kept
@@ -164,11 +168,20 @@ def label_from_row(row: Mapping[str, Any], source: str = "") -> Label:
 
 
 def with_scores(label: Label, scores: Sequence[Score]) -> Label:
-    """The label with these scores, replacing those of the same method and model; `score`: the newest by embedding."""
+    """The label with these scores, replacing those of the same method and model; `score`: the newest of the first of SHOWN
+    that there is."""
     kept = {(score.method, score.model): score for score in (*label.scores, *scores)}
-    by_embedding = [score for score in kept.values() if score.method == EMBEDDING]
-    newest = max(by_embedding, key=lambda score: score.date, default=None)
+    newest = shown_score(tuple(kept.values()))
     return replace(label, scores=tuple(kept.values()), score=newest.value if newest else None)
+
+
+def shown_score(scores: Sequence[Score]) -> Score | None:
+    """The score that is shown with a label; None where it has none of SHOWN."""
+    for method in SHOWN:
+        of_method = [score for score in scores if score.method == method]
+        if of_method:
+            return max(of_method, key=lambda score: score.date)
+    return None
 
 
 def one_line(text: object, longest: int = LONGEST) -> str:

@@ -12,7 +12,7 @@ import streamlit as st
 from core.config import LatentsRunConfig
 from core.errors import SparseRMError
 from core.latents.label_book import book_of, labels_of
-from core.latents.labels import EMBEDDING, PERSON, Label, Score
+from core.latents.labels import EMBEDDING, PERSON, TOKENS, Label, Score
 from core.latents.pages import Feature, LatentPages
 from workbench.frame import layout, live_panel, run_panel, state
 from workbench.frame.chart_base import interval, number, percent
@@ -114,7 +114,11 @@ def _origin(label: Label) -> str:
 def _measured(score: Score) -> str:
     """What a score of a label means, who measured it, and on which texts."""
     what = (
-        "AUROC of its likeness to active against silent texts; 0.5 is chance" if score.method == EMBEDDING else "From 0 to 1, the higher the better"
+        "AUROC of its likeness to active against silent texts; 0.5 is chance"
+        if score.method == EMBEDDING
+        else "Share of tokens told right, active or not, by somebody who saw the label alone; 0.5 is chance"
+        if score.method == TOKENS
+        else "From 0 to 1, the higher the better"
     )
     about = (("by", score.model), ("texts", score.windows), ("on", score.date[:10]))
     return ", ".join([what, *(f"{word} {layout.label_text(value)}" for word, value in about if value)]) + "."
