@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core.latents.labels import Label
 
-LONGEST_NAMED, LONGEST_LISTED = 112, 40
+LONGEST_NAMED, LONGEST_LISTED = 80, 40
 
 
 def name_in_sentence(latent: int, label: Label | None) -> str:
