@@ -18,6 +18,7 @@ from typing import Any
 from core.errors import SparseRMError
 from core.files import read_json
 from core.reward.folder import ModelFolder
+from core.reward.hidden_states import WHOLE
 from core.reward.recorded_files import CONFIG
 from core.runs.store import Artefact, Store, cache_root
 from workbench.frame import uploads
@@ -62,7 +63,8 @@ class FittedModel(ModelFolder):
     def name(self) -> str:
         """For a person. Two models can have one name; `title` tells them apart."""
         about = self.about
-        return f"{self.data_name} · {self.backbone_name} · layer {about['layer']} · K {about['selection']['k']}"
+        whole = " · whole" if about["position"] == WHOLE else ""
+        return f"{self.data_name} · {self.backbone_name} · layer {about['layer']} · K {about['selection']['k']}{whole}"
 
     @property
     def title(self) -> str:
