@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from core.backbone.presets import preset
 from core.config import FitConfig, LatentsConfig
 from core.fit.pipeline import FitOutcome, fit
 from core.latents.find_pages import find_any_pages, find_pages
+from core.reward import shards
 from core.reward.model import SparseRM
 from core.runs.store import Store
 from workbench.frame.models import FittedModel, models
@@ -107,3 +109,19 @@ def test_overview_shows_the_papers_reading_beside(cache: Path, whole: FitOutcome
     assert f"{100 * (mine - theirs):+.1f} points" in reading.sentence
     bars = accuracy_bars(folder.evaluation, [reading.row])
     assert "As the paper reads it" in [row["name"] for row in bars.rows]
+
+
+def test_a_damaged_model_beside_breaks_nothing(cache: Path, whole: FitOutcome, paper: FitOutcome, tmp_path: Path) -> None:
+    copy = tmp_path / "cache"
+    shutil.copytree(cache, copy, ignore=shutil.ignore_patterns("alone"))
+    damaged = next(copy.glob(f"artefacts/reward_model/*/{paper.artefact.name}/config.json"))
+    damaged.write_text("{}")
+    assert as_the_paper_reads(next(model for model in models(copy) if model.path.name == whole.artefact.name)) is None
+
+
+def test_a_fit_that_keeps_no_tokens_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(shards, "TOKEN_BYTES", 0)
+    outcome = fit(config("response_mean", "effect"), Store(tmp_path.resolve()))
+    assert "kept single tokens of no training response" in caplog.text
+    folder = model_of(tmp_path.resolve(), outcome)
+    assert find_any_pages(folder) is None and folder.tokens is not None and len(folder.tokens.rows) == 0

@@ -194,6 +194,10 @@ class Doctor:
         row_in_hidden = np.unique(np.concatenate([self.hidden.chosen_rows, self.hidden.rejected_rows]))
         places = tokens.places(row_in_hidden[self.known.held_out])
         kept = [(int(row), tokens.tokens(int(place))) for row, place in zip(self.known.held_out, places, strict=True) if place >= 0]
+        if not kept:
+            raise MissingError(
+                "the extraction kept single tokens of no held-out response", remedy="fit shorter responses, or read --position response_end"
+            )
         numbers = np.concatenate([np.arange(part.start, part.stop) for _, part in kept])
         groups = np.concatenate([np.full(part.stop - part.start, self.known.groups[row]) for row, part in kept])
         few = spread(np.arange(len(numbers)), STATES)

@@ -15,6 +15,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from core.backbone.estimate import CHARACTERS_PER_TOKEN, Estimate, check_disk, estimate_extraction
 from core.backbone.model import load_backbone
 from core.backbone.source import backbone_identity, find_model, resolve_device
@@ -370,14 +372,20 @@ class Steps:
         return self.step("reward_model", asked, [artefact.fingerprint for artefact in before], make)
 
     def evidence(self, pairs: Artefact, states: States, heads: Artefact) -> Artefact | None:
-        """Pages of the selected latents from the training responses; None where the whole response is not read."""
+        """Pages of the selected latents from the training responses; None, with a warning, where no single tokens were
+        kept, and where the whole response is not read."""
         if states.position != WHOLE:
+            return None
+        hidden, aligned = states.load(pairs_of(pairs.path))
+        train = aligned.rows_of("train")
+        rows = np.unique(np.concatenate([hidden.chosen_rows[train], hidden.rejected_rows[train]]))
+        if hidden.tokens is None or (hidden.tokens.places(rows) < 0).all():
+            log.warning("no pages of latents come with this fit: the extraction kept single tokens of no training response")
             return None
         latents, config = value_of(heads.path, "heads").selected.latent_ids, LatentsConfig()
         inputs = evidence_inputs(self.sae.identity, states.backbone, states.fingerprint, pairs.facts["content"])
 
         def make(folder: Path, scratch: Path) -> Mapping[str, Any]:
-            hidden, aligned = states.load(pairs_of(pairs.path))
             return make_evidence(hidden, aligned, self.sae, self.config.backbone, config, latents, folder, scratch, self.progress)
 
         return self.step("latents", evidence_config(config, states.layer, latents), inputs, make)

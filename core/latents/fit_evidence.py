@@ -31,6 +31,7 @@ from core.sae.autoencoder import SparseAutoencoder, row_chunks
 from core.types import PreferencePairs, Progress, no_progress
 
 CORPUS = "training responses"
+NOT_KEPT = "its tokens were not kept"  # why a training response is left out
 
 
 def evidence_inputs(sae: Mapping[str, Any], backbone: Mapping[str, Any], extraction: str, pairs: str) -> list[str]:
@@ -66,8 +67,7 @@ def make_evidence(
     tokenizer = load_tokenizer(source.folder, source.name)
     unembedding = load_unembedding(backbone, progress=progress)
     maker = PageMaker(corpus=corpus, tokenizer=tokenizer, sae=sae, unembedding=unembedding, config=config, names=source_names(sae.identity))
-    facts = {"responses": len(corpus), "responses_without_tokens": len(rows) - len(corpus)}
-    return {**write_pages(maker, columns, chosen, np.ones(len(chosen), dtype=bool), folder, scratch, every=False, progress=progress), **facts}
+    return write_pages(maker, columns, chosen, np.ones(len(chosen), dtype=bool), folder, scratch, every=False, progress=progress)
 
 
 def _corpus(kept: TokenStates, rows: Int[np.ndarray, " n"]) -> tuple[TokenisedCorpus, Int[np.ndarray, " t"]]:
@@ -81,7 +81,9 @@ def _corpus(kept: TokenStates, rows: Int[np.ndarray, " n"]) -> tuple[TokenisedCo
         starts=np.concatenate([[0], np.cumsum([part.stop - part.start for part in parts])]).astype(np.int64),
         source=np.zeros(len(parts), dtype=np.int64),
         names=(CORPUS,),
-        counts=(SourceCounts(n_dialogues=len(rows), n_read=len(parts)),),
+        counts=(
+            SourceCounts(n_dialogues=len(parts), n_read=len(parts), left_out={NOT_KEPT: len(rows) - len(parts)} if len(parts) < len(rows) else {}),
+        ),
     )
     return corpus, tokens
 

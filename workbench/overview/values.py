@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from core.errors import SparseRMError
 from core.reward.evaluation import accuracy_difference
 from core.reward.head_words import counted_pairs, mean_of, shipped_head, shipped_seed
 from core.reward.recorded_files import FILES, has_record
@@ -76,8 +77,11 @@ def as_the_paper_reads(model: FittedModel) -> PaperReading | None:
     if _reads_as_the_paper(model):
         return None
     for other in models(model.root):
-        if _reads_as_the_paper(other) and _same_pairs(model, other):
-            return _paper_reading(model, other)
+        try:
+            if _reads_as_the_paper(other) and _same_pairs(model, other):
+                return _paper_reading(model, other)
+        except (SparseRMError, KeyError, TypeError):  # another model that is damaged or of an older version is no reason to show nothing
+            continue
     return None
 
 
