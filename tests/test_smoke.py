@@ -62,6 +62,7 @@ def outcome(smollm2: Path, inputs: tuple[Path, Path]) -> dict[str, Any]:
     import io
 
     words = ["fit", "--pairs", inputs[0], "--sae", inputs[1], "--layer", LAYER, "--k", K, "--curve", f"4,{K}", "--dtype", "float32"]
+    words += ["--ratios", "0.4,0.1,0.5"]
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         code = main([*map(str, words), "--seeds", "2", "--random-draws", "2", "--epochs", "30", "--resamples", "20", "--json"])
@@ -105,7 +106,7 @@ def test_the_table_is_whole_and_says_something(outcome: dict[str, Any]) -> None:
     entries = [outcome["sparserm"], *outcome["controls"].values(), *outcome["losses"].values()]
     assert len(entries) == 1 + 8 + 3
     for entry in entries:
-        assert 0 <= entry["low"] <= entry["accuracy"] <= entry["high"] <= 1 and entry["n"] == outcome["sparserm"]["n"] > 15
+        assert 0 <= entry["low"] <= entry["accuracy"] <= entry["high"] <= 1 and entry["n"] == outcome["sparserm"]["n"] > 20
     # Kind words against rude ones: easy for a real model, on any directions.
     assert outcome["controls"]["dense"]["accuracy"] > 0.8
     assert outcome["about"]["selection"]["k_chosen"] > 0
