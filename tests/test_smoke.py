@@ -1,4 +1,4 @@
-"""The whole chain on the real embedded language model: 60 pairs, SmolLM2-135M-Instruct from its wheel, a small SAE that the test writes."""
+"""The whole chain on the real embedded language model: 80 pairs, SmolLM2-135M-Instruct from its wheel, a small SAE that the test writes."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """60 pairs, and a random TopK SAE in sae-lens' format: its latents mean nothing, but real states switch them on and off."""
+    """80 pairs, and a random TopK SAE in sae-lens' format: its latents mean nothing, but real states switch them on and off."""
     folder = tmp_path_factory.mktemp("smoke")
-    rows = [row for row, _ in zip(tiny_pairs(), range(60), strict=False)]
+    rows = [row for row, _ in zip(tiny_pairs(), range(80), strict=False)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     draw = torch.Generator().manual_seed(0)
     decoder = torch.nn.functional.normalize(torch.randn(D_SAE, D_MODEL, generator=draw), dim=1)
@@ -62,7 +62,6 @@ def outcome(smollm2: Path, inputs: tuple[Path, Path]) -> dict[str, Any]:
     import io
 
     words = ["fit", "--pairs", inputs[0], "--sae", inputs[1], "--layer", LAYER, "--k", K, "--curve", f"4,{K}", "--dtype", "float32"]
-    words += ["--ratios", "0.4,0.1,0.5"]
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         code = main([*map(str, words), "--seeds", "2", "--random-draws", "2", "--epochs", "30", "--resamples", "20", "--json"])
@@ -88,7 +87,7 @@ def test_hidden_states_are_those_of_the_whole_model(outcome: dict[str, Any], smo
 
     hidden = load_hidden_states(artefact(outcome, "extraction").path, LAYER, "response_end")
     pairs = read_pairs(artefact(outcome, "pairs").file("pairs.jsonl"))
-    assert hidden.states.shape == (120, D_MODEL) and hidden.n_pairs == len(pairs) == 60
+    assert hidden.states.shape == (160, D_MODEL) and hidden.n_pairs == len(pairs) == 80
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     for number in (0, 17, 59):
